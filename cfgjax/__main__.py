@@ -1,0 +1,3 @@
+from cfgjax.cli import main
+
+main()

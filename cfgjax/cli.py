@@ -1,0 +1,138 @@
+"""The commands: `cfgjax train`, `cfgjax sample`."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+import cfgjax
+from cfgjax.errors import UsageError, choose
+
+DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
+
+
+def train(argv):
+    """--config=FILE --workdir=DIR [--config.key=value …]: trains, or goes on with, the run in DIR."""
+    from cfgjax.config import define_flag, parse_flags
+    from cfgjax.training import loop
+
+    given = flags.FlagValues()
+    define_flag(given, argv)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    no_arguments(parse_flags(given, argv))
+    required(given, "config", "workdir")
+    return DONE if loop.train(given.config, given.workdir) else PREEMPTED
+
+
+def sample(argv):
+    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws rows of labels by columns of w."""
+    from cfgjax.config import parse_flags
+
+    given = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
+    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
+    flags.DEFINE_list("guidance", None, "Weights w of (1+w) ε(z,c) − w ε(z), a column each.", flag_values=given)
+    flags.DEFINE_list("scale", None, "Scales s = 1 + w, in place of guidance.", flag_values=given)
+    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer("num_steps", None, "Network calls T.", flag_values=given, lower_bound=2)
+    flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
+    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
+    flags.DEFINE_float("eta", None, "Noise of ddim, 0 … 1.", flag_values=given)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
+    no_arguments(parse_flags(given, argv))
+    required(given, "workdir")
+    check_picture(given.out)
+
+    from cfgjax.evaluation.figures import sample_figure
+
+    model = cfgjax.load(given.workdir, step=given.step, ema=given.ema)
+    if given.guidance is not None and given.scale is not None:
+        raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
+    weights = given.guidance and numbers("guidance", given.guidance, float)
+    if given.scale:
+        weights = [s - 1 for s in numbers("scale", given.scale, float)]
+    pictures = model.config.sample
+    picture = sample_figure(
+        model,
+        labels=numbers("labels", given.labels, int) if given.labels else range(model.num_classes),
+        guidance=weights or pictures.guidance,
+        per_cell=given.per_cell or pictures.per_cell,
+        seed=given.seed,
+        **{name: given[name].value for name in ("num_steps", "sampler", "v", "eta")},
+    )
+    picture.save(given.out)
+    print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {given.workdir}")
+    return DONE
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "sample": sample}
+
+
+def main():
+    """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure told on one line."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except UsageError as e:
+        print(f"cfgjax: error: {e}", file=sys.stderr)
+        sys.exit(BAD_USAGE)
+    except (OSError, ArithmeticError) as e:
+        print(f"cfgjax: failed: {e}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def run(arguments):
+    """The exit code of `cfgjax ARGUMENTS`."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return DONE if arguments else BAD_USAGE
+    if arguments[0] == "--version":
+        print(f"cfgjax {cfgjax.__version__}")
+        return DONE
+    command = choose("command", arguments[0], COMMANDS)
+    return command([f"cfgjax {arguments[0]}", *arguments[1:]])
+
+
+def usage():
+    """The commands with their first lines."""
+    lines = [f"  cfgjax {name} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(["cfgjax: classifier-free guidance in JAX", "", *lines])
+
+
+def no_arguments(rest):
+    """Raises UsageError for words that are not flags."""
+    if rest[1:]:
+        raise UsageError(f"{rest[0]} takes flags only; {rest[1]!r} is none (a flag is --name=value)")
+
+
+def required(given, *names):
+    """Raises UsageError naming the flags that must be given and are not."""
+    if missing := [f"--{name}" for name in names if given[name].value is None]:
+        raise UsageError(f"{' and '.join(missing)} must be given")
+
+
+def numbers(name, words, kind):
+    """The words of a comma-separated flag as numbers."""
+    try:
+        return [kind(word) for word in words]
+    except ValueError:
+        raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas") from None
+
+
+def check_picture(path):
+    """Raises UsageError where a picture cannot be written to path."""
+    from PIL import Image
+
+    known = sorted(Image.registered_extensions())
+    if Path(path).suffix.lower() not in known:
+        raise UsageError(f"--out={path}: the ending must be that of a picture, such as .png")
+    if not os.access(Path(path).absolute().parent, os.W_OK):
+        raise UsageError(f"--out={path}: the folder {Path(path).absolute().parent} cannot be written")

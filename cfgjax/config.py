@@ -1,0 +1,118 @@
+"""Experiment configs: reading, overriding, comparing, and handing each section to the callable it belongs to.
+
+`ConfigDict` stops here and in the training loop: what lies below takes plain keyword arguments.
+"""
+
+import inspect
+import json
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from cfgjax.errors import UsageError, nearest
+
+SECTIONS = (
+    ["seed", "data", "model", "diffusion", "optimizer", "ema", "train", "checkpoint", "sample", "mesh"]
+)  # fmt: skip
+
+# What may differ between a run and its resumption: run length, cadence, and where the arrays lie.
+RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "mesh.")
+
+
+def define_flag(flag_values, argv):
+    """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file; override a value with --config.key=value.", flag_values=flag_values,
+        sys_argv=argv,
+    )  # fmt: skip
+
+
+def parse_flags(flag_values, argv):
+    """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one."""
+    try:
+        return flag_values(argv)
+    except (AttributeError, KeyError) as e:
+        path = next((a for a in argv if a.startswith("--config=")), None)
+        if path is None:
+            raise
+        known = flatten(load_file(path.removeprefix("--config=")))
+        for arg in argv:
+            key = arg.partition("=")[0].removeprefix("--config.")
+            if arg.startswith("--config.") and key not in known:
+                raise UsageError(f"unknown config key {key!r}{nearest(key, known)}") from e
+        raise
+    except (flags.Error, OSError, SyntaxError, ValueError) as e:
+        raise UsageError(" ".join(str(e).split())) from e
+
+
+def load_file(path):
+    """The ConfigDict of an experiment file's get_config()."""
+    flag_values, argv = flags.FlagValues(), ["cfgjax", f"--config={path}"]
+    define_flag(flag_values, argv)
+    parse_flags(flag_values, argv)
+    return flag_values.config
+
+
+def flatten(config):
+    """{"train.batch_size": 64, …} of a nested config."""
+    flat: dict = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def check_sections(config):
+    """Raises UsageError unless config has exactly the known sections."""
+    for name in config:
+        if name not in SECTIONS:
+            raise UsageError(f"unknown config section {name!r}{nearest(name, SECTIONS)}")
+    if missing := [name for name in SECTIONS if name not in config]:
+        raise UsageError(f"config lacks the sections {', '.join(missing)}")
+
+
+def call(function, section, config, **arguments):
+    """function(**config[section], **arguments), with unknown and missing keys reported by their config names."""
+    parameters = inspect.signature(function).parameters
+    given = dict(config[section])
+    known = [name for name in parameters if name not in arguments]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return function(**given, **arguments)
+    for key in given:
+        if key not in known:
+            raise UsageError(f"unknown config key '{section}.{key}'{nearest(key, known)}")
+    required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in given]:
+        raise UsageError(f"config.{section} lacks {', '.join(missing)}")
+    return function(**given, **arguments)
+
+
+def to_json(config):
+    """The config as JSON text, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text):
+    """The ConfigDict of `to_json`'s text, with lists as tuples."""
+
+    def tuples(value):
+        if isinstance(value, dict):
+            return {key: tuples(v) for key, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ml_collections.ConfigDict(tuples(json.loads(text)))
+
+
+def check_resumable(saved, given):
+    """Raises UsageError naming the keys in which a run's saved config and the given one differ, beyond RESUMABLE."""
+    saved, given = flatten(saved), flatten(from_json(to_json(given)))
+    differing = [
+        f"{key} is {given.get(key, 'absent')!r}, the run has {saved.get(key, 'absent')!r}"
+        for key in sorted(saved.keys() | given.keys())
+        if saved.get(key, "absent") != given.get(key, "absent") and not key.startswith(RESUMABLE)
+    ]
+    if differing:
+        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")

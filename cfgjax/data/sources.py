@@ -1,0 +1,122 @@
+"""Sources: functions that return a whole labelled data set in memory, checked before anything is done with it."""
+
+import dataclasses
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfgjax.diffusion.mixture import GaussianMixture
+from cfgjax.errors import UsageError, choose
+
+HOLDOUT_EVERY = 6  # every sixth example by index is held out, where a source has no split of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """image [N, H, W, C], uint8 in 0 … 255 or float32 in [−1, 1], or unbounded float32 points [N, D]; label int32 [N].
+
+    random_flip: whether training may mirror the images.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    random_flip: bool = False
+
+    def __len__(self):
+        return len(self.label)
+
+
+def digits(*, split):
+    """scikit-learn's 1,797 handwritten digits, 8×8×1. split: "train", "holdout" (every sixth by index) or "all"."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UsageError("the digits come with scikit-learn: pip install 'cfgjax[digits]'") from None
+    bunch = load_digits()
+    image = (bunch.images[..., None] / 8 - 1).astype(np.float32)  # 0 … 16 there
+    return select_split(image, bunch.target.astype(np.int32), split)
+
+
+def mixture(*, means, stds, weights, num_examples, seed=0):
+    """num_examples draws of a Gaussian mixture, component k as class k; unbounded points, not images."""
+    image, label = toy_mixture(means, stds, weights).sample(jax.random.key(seed), num_examples)
+    return np.asarray(image), np.asarray(label)
+
+
+def toy_mixture(means, stds, weights):
+    """The GaussianMixture that a config of source `mixture` describes."""
+    try:
+        return GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in (means, stds, weights)))
+    except ValueError as e:
+        raise UsageError(f"config.data: {e}") from e
+
+
+def npz(*, path, split="all"):
+    """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"image", "label"} - set(arrays.files)
+            if missing:
+                raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays.files)}")
+            image, label = arrays["image"], arrays["label"]
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        if isinstance(e, UsageError):
+            raise
+        raise UsageError(f"cannot read {path}: {e}") from e
+    return select_split(image, label, split)
+
+
+SOURCES = {"digits": digits, "mixture": mixture, "npz": npz}
+
+
+def open_source(*, source, num_classes, image_shape, random_flip=False, **options):
+    """The checked Dataset of config.data: SOURCES[source](**options), to have num_classes and image_shape.
+
+    Raises UsageError, naming the first offending index, for labels outside [0, num_classes), NaN, values outside
+    [−1, 1] (images), and wrong dtypes or shapes.
+    """
+    image, label = choose("data source", source, SOURCES)(**options)
+    check_images(image, tuple(image_shape))
+    check_labels(label, num_classes)
+    if len(image) != len(label):
+        raise UsageError(f"{len(image)} images but {len(label)} labels")
+    return Dataset(image, label.astype(np.int32), random_flip)
+
+
+def select_split(image, label, split):
+    """The train or holdout part of (image, label), or all of it; see HOLDOUT_EVERY."""
+    held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
+    masks = {"train": ~held_out, "holdout": held_out, "all": np.ones_like(held_out)}
+    mask = choose("split", split, masks)
+    return image[mask], label[mask]
+
+
+def check_images(image, image_shape):
+    """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, images within [−1, 1]."""
+    if image.shape[1:] != image_shape or not len(image):
+        raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for (N, {image_shape})")
+    if image.dtype not in (np.uint8, np.float32):
+        raise UsageError(f"image has dtype {image.dtype}; need uint8 in 0 … 255 or float32 in [-1, 1]")
+    if image.dtype == np.float32:
+        flat = image.reshape(len(image), -1)
+        if (bad := ~np.isfinite(flat).all(axis=1)).any():
+            raise UsageError(f"image {first(bad)} has a value that is not finite")
+        if len(image_shape) == 3 and (bad := (np.abs(flat) > 1).any(axis=1)).any():
+            worst = flat[first(bad)][np.abs(flat[first(bad)]).argmax()]
+            raise UsageError(f"image {first(bad)} has the value {worst:g}, outside [-1, 1]")
+
+
+def check_labels(label, num_classes, what="label"):
+    """Raises UsageError unless label is integer [N], all in [0, num_classes)."""
+    label = np.asarray(label)
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        raise UsageError(f"{what} has dtype {label.dtype} and shape {label.shape}; need integers [N]")
+    if (bad := (label < 0) | (label >= num_classes)).any():
+        raise UsageError(f"{what} {first(bad)} is {label[first(bad)]}; need 0 … {num_classes - 1}")
+
+
+def first(mask):
+    """The first index at which mask is true."""
+    return int(np.flatnonzero(mask)[0])

@@ -1,0 +1,1 @@
+"""The mathematics: process, guidance, samplers, losses. Knows nothing of networks, files or devices."""

@@ -1,0 +1,1 @@
+"""Training: state, optimizer, averages, the step, checkpoints and the loop that joins them."""

@@ -1,0 +1,192 @@
+"""Checkpoints: Orbax's CheckpointManager, plus a manifest of hashes, since a flipped bit restores without a word.
+
+A step directory is whole or absent: Orbax renames it into place, and the manifest is written just before that. What
+fails its manifest later is reported, passed over, and moved aside to `<workdir>/damaged/` once an older step has
+been restored; it is never deleted or overwritten.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
+
+from cfgjax.errors import UsageError
+
+log = logging.getLogger("cfgjax")
+
+MANIFEST = "manifest.json"
+REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the manifest is made
+
+
+class Checkpoints:
+    """The checkpoints of a run, in directory. Saving is asynchronous; `close` waits.
+
+    every_steps: cadence, read by the training loop. keep_last: newest steps kept. keep_every_steps: steps that are
+    multiples of it are kept for good.
+    """
+
+    def __init__(self, directory, *, every_steps, keep_last=3, keep_every_steps=None):
+        if every_steps < 1 or keep_last < 1:
+            raise UsageError(f"checkpoint.every_steps {every_steps} and keep_last {keep_last} must be at least 1")
+        self.directory, self.every_steps = Path(directory).absolute(), every_steps
+        policies = [LatestN(keep_last)] + ([EveryNSteps(keep_every_steps)] if keep_every_steps else [])
+        self._saving = None
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            ),
+        )
+
+    def save(self, step, state, history):
+        """Begins to save state and history (a JSON value) as `step`, unless it is there; waits for the save before.
+
+        Raises OSError where this or the save before it failed, naming the last whole step.
+        """
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        self._saving = step
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
+        self._waited(lambda: self._manager.save(step, args=items, force=True))
+
+    def restore(self, like):
+        """(state, history) of the newest whole step, or None where there is no step at all.
+
+        like: the state's shapes, dtypes and shardings. Raises UsageError where no step is whole; then nothing has
+        been changed.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for step in steps:
+            if problem := damage(self.directory / str(step)):
+                log.warning("checkpoint step %d is damaged (%s); trying the one before", step, problem)
+                damaged.append((step, problem))
+                continue
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=items)
+            self._set_aside([step for step, _ in damaged])
+            return restored.state, restored.history
+        if damaged:
+            told = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
+            raise UsageError(f"no checkpoint in {self.directory} is whole, nothing was overwritten ({told})")
+        return None
+
+    def wait(self):
+        """Waits for the save in progress. Raises OSError where it failed."""
+        self._waited(self._manager.wait_until_finished)
+
+    def close(self):
+        """Waits for the save in progress and releases Orbax's threads. Raises OSError where the save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _waited(self, wait):
+        """wait(), with a failed save as one OSError."""
+        try:
+            return wait()
+        except (OSError, ValueError, RuntimeError) as e:
+            whole = [step for step in whole_steps(self.directory) if step != self._saving]
+            kept = f"step {max(whole)} is whole" if whole else "no earlier step exists"
+            reason = " ".join(str(e).split())
+            raise OSError(f"saving step {self._saving} in {self.directory} failed, {kept}: {reason}") from e
+
+    def _write_manifest(self):
+        """Orbax's last call before it renames the directory of the step into place."""
+        if jax.process_index() != 0:
+            return
+        for directory in self.directory.glob(f"{self._saving}*"):
+            if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
+                (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
+
+    def _set_aside(self, steps):
+        """Moves damaged steps out of the way, so that they can be saved again."""
+        for step in steps:
+            aside = unused_path(self.directory.parent / "damaged" / str(step))
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(self.directory / str(step), aside)
+            log.warning("moved the damaged step %d to %s", step, aside)
+        if steps:
+            self._manager.reload()
+
+
+def restore_params(directory, rate, step=None):
+    """(parameters averaged at rate, their step) of a run's newest whole step, or of `step`; the rest is not read.
+
+    rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
+    """
+    directory = Path(directory).absolute()
+    steps = sorted(step_directories(directory), reverse=True) if step is None else [step]
+    problems = []
+    for candidate in steps:
+        path = directory / str(candidate)
+        if problem := damage(path):
+            problems.append(f"step {candidate}: {problem}")
+            log.warning("checkpoint step %d is damaged (%s)", candidate, problem)
+            continue
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path / "state").item_metadata.tree
+            if rate is not None and rate not in tree["ema"]:
+                raise UsageError(f"no EMA of rate {rate} in {path}; it has {', '.join(tree['ema'])}")
+            wanted = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+            args = ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True)
+            restored = checkpointer.restore(path / "state", args=args)
+        return (restored["params"] if rate is None else restored["ema"][rate]), candidate
+    raise UsageError(f"no whole checkpoint in {directory}" + (f" ({'; '.join(problems)})" if problems else ""))
+
+
+def step_directories(directory):
+    """The steps that have a directory, whole or not."""
+    return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and path.name.isdecimal()]
+
+
+def whole_steps(directory):
+    """The steps whose files are as their manifest says."""
+    return [step for step in step_directories(directory) if not damage(Path(directory) / str(step))]
+
+
+def damage(path):
+    """What is wrong with the step directory at path, in a few words; None if it is whole."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        return "it has no manifest" if path.is_dir() else "there is no such step"
+    except (OSError, ValueError) as e:
+        return f"its manifest cannot be read: {e}"
+    for name, digest in manifest.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if sha256(file) != digest:
+            return f"{name} has changed since it was saved"
+    return None
+
+
+def hashes(directory):
+    """{relative path: SHA-256} of every file below directory that a later commit does not rewrite."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, REWRITTEN))
+    return {str(path.relative_to(directory)): sha256(path) for path in files}
+
+
+def sha256(path):
+    """The hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unused_path(path):
+    """path, or path.1, path.2, … : the first that does not exist."""
+    candidates = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, 1000))]
+    return next(candidate for candidate in candidates if not candidate.exists())

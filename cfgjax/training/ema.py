@@ -1,0 +1,26 @@
+"""Exponential moving averages of the parameters, at several rates at once."""
+
+import jax
+import jax.numpy as jnp
+
+from cfgjax.errors import UsageError
+
+
+def init(params, rates):
+    """{str(rate): copy of params}. Started as a copy, not at zero, so no bias has to be corrected."""
+    if bad := [rate for rate in rates if not 0 <= rate < 1]:
+        raise UsageError(f"ema.rates has {bad[0]}; rates lie in [0, 1)")
+    return {str(float(rate)): jax.tree.map(jnp.copy, params) for rate in rates}
+
+
+def update(ema, params, step, *, warmup):
+    """e ← r e + (1−r) params for each rate r; with warmup, r is at most (1+n)/(10+n) after n updates.
+
+    step: number of updates made before this one, int scalar.
+    """
+
+    def average(rate, old):
+        r = jnp.minimum(rate, (1.0 + step) / (10.0 + step)) if warmup else rate
+        return jax.tree.map(lambda e, p: e + (1 - r) * (p - e), old, params)
+
+    return {rate: average(float(rate), old) for rate, old in ema.items()}

@@ -1,0 +1,129 @@
+"""What a run says: metrics.jsonl, TensorBoard events, and a line or a bar of progress."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+import tqdm
+from tensorboardX import SummaryWriter
+
+# Metrics that hold only for some examples of a step, and the share of examples they hold for.
+SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
+LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
+
+
+def summarise(steps):
+    """One {name: float} for a list of per-step metrics: means over the steps that were not skipped.
+
+    Names without a value (no unconditional example, no step that was not skipped) are left out.
+    """
+    kept = [m for m in steps if not m["skipped"]]
+    summary = {name: steps[-1][name] for name in LAST}
+    for name in steps[0].keys() - {"skipped", *LAST}:
+        share = SHARES.get(name, lambda m: 1.0)
+        weight = math.fsum(share(m) for m in kept)
+        if weight > 0:
+            summary[name] = math.fsum(m[name] * share(m) for m in kept if share(m)) / weight
+    return dict(sorted(summary.items()))
+
+
+class RunLog:
+    """Writes metrics of a run that starts (again) at start_step; lines of later steps, from before, are removed.
+
+    write=False makes every method do nothing: for processes other than the first.
+    """
+
+    def __init__(self, workdir, start_step, num_steps, batch_size, write=True):
+        self._write, self._batch_size, self._num_steps = write, batch_size, num_steps
+        self._since = time.monotonic(), start_step
+        if not write:
+            return
+        self._path = workdir / "metrics.jsonl"
+        keep_lines(self._path, start_step)
+        self._file = open(self._path, "a")
+        self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+        self._bar = tqdm.tqdm(
+            total=num_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr
+        )
+
+    def advance(self, step):
+        """Moves the bar to step."""
+        if self._write:
+            self._bar.update(step - self._bar.n)
+
+    def write(self, step, metrics):
+        """One line of metrics at step everywhere, with images/s since the line before."""
+        if not self._write:
+            return
+        now, (then, step_then) = time.monotonic(), self._since
+        rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
+        self._since = now, step
+        self._file.write(json.dumps({"step": step, **metrics, "images_per_second": round(rate, 1)}) + "\n")
+        self._file.flush()
+        for name, value in {**metrics, "images_per_second": rate}.items():
+            self._events.add_scalar(name, value, step)
+        shown = {"loss": "loss", "loss_cond": "cond", "loss_uncond": "uncond"}
+        losses = {short: f"{metrics[name]:.4f}" for name, short in shown.items() if name in metrics}
+        if metrics["skipped_total"]:
+            losses["skipped"] = f"{metrics['skipped_total']:.0f}"
+        if self._bar.disable:
+            eta = (self._num_steps - step) * self._batch_size / rate
+            told = "  ".join(f"{name} {value}" for name, value in losses.items())
+            self.say(f"step {step}/{self._num_steps}  {told}  {rate:,.0f} images/s  ETA {clock(eta)}")
+        else:
+            self._bar.set_postfix({**losses, "images/s": f"{rate:,.0f}"})
+
+    @contextlib.contextmanager
+    def paused(self):
+        """For work that is not training: its time does not count against images/s."""
+        start = time.monotonic()
+        yield
+        then, step = self._since
+        self._since = then + time.monotonic() - start, step
+
+    def say(self, text):
+        """A line to the user, above the bar if there is one."""
+        if self._write:
+            tqdm.tqdm.write(text)
+            sys.stdout.flush()
+
+    def image(self, step, name, picture):
+        """picture, uint8 [H, W, C], as a TensorBoard image."""
+        if self._write:
+            self._events.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def close(self):
+        """Flushes and closes everything."""
+        if self._write:
+            self._bar.close()
+            self._file.close()
+            self._events.close()
+
+
+def keep_lines(path, last_step):
+    """Rewrites a metrics.jsonl, in one move, without lines of steps after last_step and without a torn last line."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if step_of(line) <= last_step]
+    new = path.with_suffix(".tmp")
+    new.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(new, path)
+
+
+def step_of(line):
+    """The step of a metrics line, infinite for a torn one."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def clock(seconds):
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

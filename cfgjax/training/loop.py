@@ -1,0 +1,254 @@
+"""The training loop: everything is built and checked first, then it reads top to bottom."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from cfgjax.config import call, check_sections
+from cfgjax.data.batches import batch_at
+from cfgjax.data.sources import check_labels, open_source
+from cfgjax.diffusion.schedules import SCHEDULES
+from cfgjax.errors import UsageError, choose
+from cfgjax.evaluation.figures import sample_figure
+from cfgjax.model import Model, guidance_weights
+from cfgjax.network import check_network, init_params, make_network
+from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
+from cfgjax.training.checkpoint import Checkpoints
+from cfgjax.training.interrupt import StopRequest
+from cfgjax.training.log import RunLog, summarise
+from cfgjax.training.optim import make_optimizer
+from cfgjax.training.state import abstract_state, create_state, make_state
+from cfgjax.training.step import make_dispatch, make_train_step
+from cfgjax.workdir import Claim
+
+
+class Diverged(ArithmeticError):
+    """Too many steps in a row without a finite loss and gradient."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """config.train: how long, how much at a time, how often it is told.
+
+    batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
+    per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
+    max_skipped_in_row: non-finite steps in a row after which the run stops.
+    """
+
+    batch_size: int
+    num_steps: int
+    log_every_steps: int
+    steps_per_dispatch: int = 1
+    accumulate_steps: int = 1
+    max_skipped_in_row: int = 10
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise UsageError(f"train.{name} is {value}; need at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """config.sample: the sample grids drawn while training, and the defaults of `Model.sample`."""
+
+    every_steps: int
+    labels: tuple
+    guidance: tuple
+    per_cell: int
+    num_steps: int
+    sampler: str
+    v: float
+    eta: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Averages:
+    """config.ema: rates of the averages of the parameters; warmup lowers them in the first steps."""
+
+    rates: tuple
+    warmup: bool = False
+
+
+class Run:
+    """Everything a config describes, built and checked against each other before any long work."""
+
+    def __init__(self, config):
+        check_sections(config)
+        self.config = config
+        self.length = call(Length, "train", config)
+        self.averages = call(Averages, "ema", config)
+        self.pictures = call(Pictures, "sample", config)
+        self.mesh = call(make_mesh, "mesh", config, devices=jax.devices())
+        check_batch_size(self.length.batch_size, self.mesh, self.length.accumulate_steps)
+        self._check_cadence()
+        objective = call(check_objective, "diffusion", config)
+        self.net = make_network(config)
+        image_shape = tuple(config.data.image_shape)
+        check_network(self.net, image_shape)
+        self.optimizer = call(make_optimizer, "optimizer", config)
+        self.dataset = open_source(**config.data)
+        check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
+        guidance_weights(self.pictures.guidance, None, len(self.pictures.guidance))
+
+        init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
+        self.build_state = make_state(
+            lambda: init_params(self.net, init_key, image_shape), self.optimizer, self.averages.rates
+        )
+        self.like = abstract_state(self.build_state, self.mesh)
+        train_step = make_train_step(
+            self.net,
+            self.optimizer,
+            num_classes=config.data.num_classes,
+            objective=objective,
+            ema_warmup=self.averages.warmup,
+            accumulate_steps=self.length.accumulate_steps,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
+        self.dispatch = make_dispatch(train_step, shardings)
+
+    def _check_cadence(self):
+        """Every cadence is a whole number of dispatches."""
+        k = self.length.steps_per_dispatch
+        cadences = {
+            "train.num_steps": self.length.num_steps,
+            "train.log_every_steps": self.length.log_every_steps,
+            "checkpoint.every_steps": self.config.checkpoint.every_steps,
+            "sample.every_steps": self.pictures.every_steps,
+        }
+        for name, value in cadences.items():
+            if value % k:
+                use = f"{value // k * k} or {value // k * k + k}" if value > k else f"{k}"
+                raise UsageError(f"{name} {value} is not a multiple of train.steps_per_dispatch {k}; use {use}")
+
+    def batches(self, step):
+        """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
+        place = {"process": jax.process_index(), "num_processes": jax.process_count()}
+        steps = range(step, step + self.length.steps_per_dispatch)
+        parts = [batch_at(self.dataset, self.config.seed, s, self.length.batch_size, **place) for s in steps]
+        return place_batch(self.mesh, jax.tree.map(lambda *arrays: np.stack(arrays), *parts), leading=1)
+
+
+def check_objective(*, p_uncond, schedule, logsnr_min, logsnr_max):
+    """config.diffusion as keyword arguments of `losses.draw`."""
+    choose("schedule", schedule, SCHEDULES)
+    if not 0 <= p_uncond <= 1:
+        raise UsageError(f"diffusion.p_uncond is {p_uncond}; need a probability")
+    if not logsnr_min < logsnr_max:
+        raise UsageError(f"diffusion.logsnr_min {logsnr_min} is not below diffusion.logsnr_max {logsnr_max}")
+    return dict(p_uncond=p_uncond, schedule=schedule, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+
+
+def train(config, workdir):
+    """Trains config's run in workdir, going on where it stopped. True: done. False: asked to stop, and saved.
+
+    The run is a function of the config alone: stopped and started again at any point it goes through the same
+    states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
+    OSError where something cannot be written.
+    """
+    with StopRequest() as stop:
+        run = Run(config)
+        claim = Claim(workdir, config)
+        try:
+            return fit(run, claim, stop)
+        finally:
+            claim.close()
+
+
+def fit(run, claim, stop):
+    """The loop itself, in a workdir that is ours; see `train`."""
+    length, first = run.length, jax.process_index() == 0
+    checkpoints = call(lambda **given: Checkpoints(claim.path / "checkpoints", **given), "checkpoint", run.config)
+    try:
+        restored = checkpoints.restore(run.like)
+        state, history = restored or (create_state(run.build_state, run.mesh), [])
+        step = int(state.step)
+        claim.write_config()
+        runlog = RunLog(claim.path, step, length.num_steps, length.batch_size, write=first)
+    except BaseException:
+        checkpoints.close()
+        raise
+    try:
+        runlog.say(f"{claim.path}: {describe(run, state)}, " + (f"resumed at step {step}" if restored else "new run"))
+        if step >= length.num_steps:
+            runlog.say(f"step {step} of {length.num_steps}: nothing left to do")
+            return True
+        with runlog.paused():
+            dispatch = compiled(run, state, step, runlog)
+        model = Model(run.config, None, mesh=run.mesh)
+        running: list = []  # metrics of the dispatch that the devices may still be at work on
+        while step < length.num_steps:
+            state, metrics = dispatch(state, run.batches(step), run.step_key)
+            step += length.steps_per_dispatch
+            history, running = history + fetch(running), [metrics]
+            runlog.advance(step)
+
+            stopping, done = stop.signal, step >= length.num_steps
+            logging_now = step % length.log_every_steps == 0 or done
+            saving_now = step % checkpoints.every_steps == 0 or done or stopping
+            if logging_now or saving_now:
+                history, running = history + fetch(running), []
+            check_finite(history, length.max_skipped_in_row, step)
+            if logging_now:
+                runlog.write(step, summarise(history))
+                history = []
+            if saving_now:
+                checkpoints.save(step, state, history)
+            if done or (step % run.pictures.every_steps == 0 and not stopping):
+                with runlog.paused():
+                    model.params = state.ema[next(iter(state.ema))] if state.ema else state.params
+                    draw(run.pictures, model, step, claim.path, runlog)
+            if stopping and not done:
+                checkpoints.wait()
+                runlog.say(f"{stopping}: saved step {step}; the same command goes on from there")
+                return False
+        return True
+    finally:
+        runlog.close()
+        checkpoints.close()
+
+
+def compiled(run, state, step, runlog):
+    """The dispatch, compiled ahead of time."""
+    start = time.monotonic()
+    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key).compile()
+    runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
+    return dispatch
+
+
+def describe(run, state):
+    """What is being trained, on what, in a few words."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    devices = f"{run.mesh.size} × {jax.devices()[0].device_kind}"
+    return f"{parameters:,} parameters, {len(run.dataset):,} examples, {devices}"
+
+
+def fetch(running):
+    """[{name: float}] of every step in a list of dispatches' metrics, each {name: [k]}."""
+    steps = []
+    for metrics in jax.device_get(running):
+        length = len(metrics["loss"])
+        steps += [{name: float(values[i]) for name, values in metrics.items()} for i in range(length)]
+    return steps
+
+
+def check_finite(history, most, step):
+    """Raises Diverged where the last steps' loss or gradients were not finite, `most` or more in a row."""
+    if history and (count := int(history[-1]["skipped_in_row"])) >= most:
+        raise Diverged(
+            f"{count} steps in a row before step {step} had a loss or gradient that is not finite and were skipped; "
+            f"train.max_skipped_in_row is {most}. Lower optimizer.learning_rate, or set optimizer.clip_norm"
+        )
+
+
+def draw(pictures, model, step, workdir, runlog):
+    """Writes samples/step_*.png."""
+    options = {"labels": pictures.labels, "guidance": pictures.guidance, "per_cell": pictures.per_cell}
+    picture = sample_figure(model, **options)
+    path = workdir / "samples" / f"step_{step:08}.png"
+    path.parent.mkdir(exist_ok=True)
+    picture.save(path)
+    runlog.image(step, "samples", picture)
+    runlog.say(f"wrote {path}")

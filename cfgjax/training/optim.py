@@ -1,0 +1,54 @@
+"""Optimizers and learning-rate schedules, by optax."""
+
+import optax
+
+from cfgjax.errors import UsageError, choose
+
+NEVER = 2**31 - 1  # non-finite steps in a row after which optax would apply them; the loop stops long before
+
+
+def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):
+    """optimizer step → learning rate: linear warm-up over warmup_steps, then constant or cosine to 0 at decay_steps."""
+    if schedule == "cosine":
+        if not decay_steps or decay_steps <= warmup_steps:
+            raise UsageError(
+                f"optimizer.decay_steps is {decay_steps}; cosine needs more than warmup_steps {warmup_steps}"
+            )
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps - warmup_steps)
+    elif schedule == "constant":
+        after = optax.constant_schedule(learning_rate)
+    else:
+        raise UsageError(f"unknown optimizer.schedule {schedule!r}; known: constant, cosine")
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
+
+
+def make_optimizer(
+    *,
+    name,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    schedule="constant",
+    warmup_steps=0,
+    decay_steps=None,
+    clip_norm=None,
+):
+    """Adam or AdamW that leaves its state as it is, and counts, when the gradients are not finite.
+
+    weight_decay: decoupled (AdamW only). clip_norm: global norm to which the gradients of the whole batch, after
+    their mean over devices, are clipped; None for no clipping.
+    """
+    rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, decay_steps)
+    if name == "adam" and weight_decay:
+        raise UsageError(f"optimizer.weight_decay is {weight_decay}, which adam does not apply; use adamw")
+    makers = {
+        "adam": lambda: optax.adam(rate, b1, b2, eps),
+        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
+    }
+    optimizer = choose("optimizer", name, makers)()
+    if clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    return optax.apply_if_finite(optimizer, max_consecutive_errors=NEVER)

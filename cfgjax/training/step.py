@@ -1,0 +1,98 @@
+"""The optimizer step, CFG algorithm 1, as a pure function."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cfgjax.diffusion import losses
+from cfgjax.network import bind
+from cfgjax.training import ema
+from cfgjax.training.state import TrainState
+
+
+def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False, accumulate_steps=1):
+    """train_step(state, batch, key) → (state, {name: float32 scalar}), pure.
+
+    batch: {"image": float32 [B, …], "label": int32 [B]}. key: the run's; the step draws from fold_in(key, state.step).
+    objective: keyword arguments of `losses.draw` (p_uncond, schedule, …).
+    accumulate_steps: parts of the batch whose gradients are computed one after the other and averaged.
+
+    A step whose loss or gradients are not finite changes nothing but `step` and the optimizer's count of such steps.
+    Metrics: loss; loss_cond and loss_uncond over the examples that kept and lost their label (NaN if none did);
+    drop_rate; grad_norm before clipping; skipped, 0 or 1; skipped_in_row; skipped_total.
+    """
+
+    def mean_loss(params, part, dropout_key):
+        eps_fn = bind(net, params, train=True, dropout_key=dropout_key)
+        per_example = losses.eps_loss(eps_fn, part["image"], part["label"], part["eps"], part["logsnr"])
+        return jnp.mean(per_example), per_example
+
+    def gradients(params, batch, dropout_key):
+        grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
+        if accumulate_steps == 1:
+            return grad_fn(params, batch, dropout_key)
+        parts = jax.tree.map(lambda a: split_batch(a, accumulate_steps), batch)
+
+        def accumulate(total, indexed):
+            i, part = indexed
+            out = grad_fn(params, part, jax.random.fold_in(dropout_key, i))
+            (loss, per_example), grads = out
+            return jax.tree.map(lambda t, g: t + g / accumulate_steps, total, (loss, grads)), per_example
+
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        (loss, grads), per_example = jax.lax.scan(accumulate, zeros, (jnp.arange(accumulate_steps), parts))
+        return (loss, join_batch(per_example)), grads
+
+    def train_step(state, batch, key):
+        draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        eps, logsnr, label = losses.draw(draw_key, batch["image"], batch["label"], null_label=num_classes, **objective)
+        drawn = {"image": batch["image"], "label": label, "eps": eps, "logsnr": logsnr}
+        (loss, per_example), grads = gradients(state.params, drawn, dropout_key)
+        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
+        averages = jax.tree.map(lambda new, old: jnp.where(opt_state.last_finite, new, old), averages, state.ema)
+        metrics = {
+            "loss": loss,
+            **split_loss(per_example, label == num_classes),
+            "grad_norm": optax.global_norm(grads),
+            "skipped": 1.0 - opt_state.last_finite,
+            "skipped_in_row": opt_state.notfinite_count,
+            "skipped_total": opt_state.total_notfinite,
+        }
+        metrics = {name: jnp.float32(value) for name, value in metrics.items()}
+        return TrainState(state.step + 1, params, averages, opt_state), metrics
+
+    return train_step
+
+
+def make_dispatch(train_step, mesh_shardings):
+    """The jitted, donated dispatch(state, batches, key) → (state, {name: [k]}) of k steps on batches [k, B, …].
+
+    mesh_shardings: (state's, metrics') output shardings.
+    """
+
+    def dispatch(state, batches, key):
+        if jax.tree.leaves(batches)[0].shape[0] == 1:  # a scan of one would only cost compile time
+            state, metrics = train_step(state, jax.tree.map(lambda a: a[0], batches), key)
+            return state, jax.tree.map(lambda m: m[None], metrics)
+        return jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
+
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings)
+
+
+def split_loss(per_example, dropped):
+    """Mean loss of the examples that kept their label and of those that lost it, and the share that lost it."""
+    mean = lambda mask: jnp.sum(jnp.where(mask, per_example, 0)) / jnp.sum(mask)
+    return {"loss_cond": mean(~dropped), "loss_uncond": mean(dropped), "drop_rate": jnp.mean(dropped)}
+
+
+def split_batch(a, parts):
+    """[B, …] → [parts, B / parts, …], each part taking an equal share of every device's examples."""
+    return a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1)
+
+
+def join_batch(a):
+    """The inverse of `split_batch`."""
+    return a.swapaxes(0, 1).reshape(-1, *a.shape[2:])
