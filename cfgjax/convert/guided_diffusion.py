@@ -1,4 +1,4 @@
-"""Networks of openai/guided-diffusion (ADM): their constructor arguments and state dicts → our networks and parameters."""
+"""Networks of openai/guided-diffusion (ADM): constructor arguments and state dicts → our networks and parameters."""
 
 import re
 

@@ -48,7 +48,7 @@ class GaussianMixture:
         z: [N, …]. logsnr: a scalar or [N]. Returns [N, …].
         """
         responsibility = jax.nn.softmax(self._log_joint(z, logsnr, label), axis=-1)
-        alpha, sigma, offset, variance = self._components_at(z, logsnr)
+        sigma, offset, variance = self._components_at(z, logsnr)
         eps = broadcast_left(sigma[:, None] / variance, offset) * offset
         return jnp.sum(broadcast_left(responsibility, eps) * eps, axis=1)
 
@@ -62,10 +62,10 @@ class GaussianMixture:
         return jax.nn.log_softmax(self._log_joint(z, logsnr, None), axis=-1)
 
     def _components_at(self, z, logsnr):
-        """α [N], σ [N], z − α μ_k [N, K, …], and the variance α² s_k² + σ² of component k at λ, [N, K]."""
+        """σ [N], z − α μ_k [N, K, …], and the variance α² s_k² + σ² of component k at λ, [N, K]."""
         alpha, sigma = alpha_sigma(jnp.broadcast_to(jnp.asarray(logsnr, z.dtype), z.shape[:1]))
         offset = z[:, None] - broadcast_left(alpha, z[:, None]) * self.means
-        return alpha, sigma, offset, alpha[:, None] ** 2 * self.stds**2 + sigma[:, None] ** 2
+        return sigma, offset, alpha[:, None] ** 2 * self.stds**2 + sigma[:, None] ** 2
 
     def _log_weights(self, label):
         """log weights [K] or [N, K], −∞ for the components that label excludes."""
@@ -78,7 +78,7 @@ class GaussianMixture:
 
     def _log_joint(self, z, logsnr, label):
         """log weights[k] N(z; α μ_k, (α² s_k² + σ²) I), [N, K], −∞ where label excludes component k."""
-        _, _, offset, variance = self._components_at(z, logsnr)
+        _, offset, variance = self._components_at(z, logsnr)
         squares = jnp.sum(offset.reshape(*offset.shape[:2], -1) ** 2, axis=-1)
         dim = z[0].size
         return self._log_weights(label) - 0.5 * (squares / variance + dim * jnp.log(2 * jnp.pi * variance))

@@ -83,7 +83,7 @@ class UNet(nn.Module):
         if shape[1] % factor or shape[2] % factor:
             raise ValueError(
                 f"images of {shape[1]}×{shape[2]} cannot be halved {len(self.multipliers) - 1} times, as the "
-                f"{len(self.multipliers)} multipliers {tuple(self.multipliers)} ask; sizes must be multiples of {factor}"
+                f"{len(self.multipliers)} multipliers {tuple(self.multipliers)} ask; need multiples of {factor}"
             )
         if (self.num_heads is None) == (self.head_channels is None):
             raise ValueError(f"num_heads is {self.num_heads}, head_channels is {self.head_channels}: set exactly one")
