@@ -5,6 +5,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import ml_collections
 from absl import flags
@@ -12,9 +13,7 @@ from ml_collections import config_flags
 
 from cfgjax.errors import UsageError, nearest
 
-SECTIONS = (
-    ["seed", "data", "model", "diffusion", "optimizer", "ema", "train", "checkpoint", "sample", "mesh"]
-)  # fmt: skip
+SECTIONS = ("seed", "data", "model", "diffusion", "optimizer", "ema", "train", "checkpoint", "sample", "mesh")
 
 # What may differ between a run and its resumption: run length, cadence, and where the arrays lie.
 RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "mesh.")
@@ -22,28 +21,36 @@ RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.
 
 def define_flag(flag_values, argv):
     """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file; override a value with --config.key=value.", flag_values=flag_values,
-        sys_argv=argv,
-    )  # fmt: skip
+    what = "Experiment file; override a value with --config.key=value."
+    config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
 
 
 def parse_flags(flag_values, argv):
     """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one."""
+    path = config_path(argv)
+    if path is not None and not Path(path).is_file():
+        raise UsageError(f"there is no config file {path}")
     try:
         return flag_values(argv)
     except (AttributeError, KeyError) as e:
-        path = next((a for a in argv if a.startswith("--config=")), None)
-        if path is None:
-            raise
-        known = flatten(load_file(path.removeprefix("--config=")))
-        for arg in argv:
-            key = arg.partition("=")[0].removeprefix("--config.")
-            if arg.startswith("--config.") and key not in known:
+        known = flatten(load_file(path)) if path is not None else ()
+        overrides = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+        for key in overrides:
+            if key not in known:
                 raise UsageError(f"unknown config key {key!r}{nearest(key, known)}") from e
         raise
-    except (flags.Error, OSError, SyntaxError, ValueError) as e:
+    except flags.Error as e:
         raise UsageError(" ".join(str(e).split())) from e
+
+
+def config_path(argv):
+    """The FILE of --config=FILE or --config FILE in argv, or None."""
+    for arg, following in zip(argv, [*argv[1:], None], strict=True):
+        if arg.startswith("--config="):
+            return arg.removeprefix("--config=")
+        if arg == "--config":
+            return following
+    return None
 
 
 def load_file(path):
@@ -74,20 +81,17 @@ def check_sections(config):
         raise UsageError(f"config lacks the sections {', '.join(missing)}")
 
 
-def call(function, section, config, **arguments):
-    """function(**config[section], **arguments), with unknown and missing keys reported by their config names."""
+def call(function, section, given, **fixed):
+    """function(**given, **fixed), for the keys of a config section, with those unknown or missing told by name."""
     parameters = inspect.signature(function).parameters
-    given = dict(config[section])
-    known = [name for name in parameters if name not in arguments]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return function(**given, **arguments)
+    known = [name for name in parameters if name not in fixed]
     for key in given:
         if key not in known:
             raise UsageError(f"unknown config key '{section}.{key}'{nearest(key, known)}")
     required = [name for name in known if parameters[name].default is inspect.Parameter.empty]
     if missing := [name for name in required if name not in given]:
         raise UsageError(f"config.{section} lacks {', '.join(missing)}")
-    return function(**given, **arguments)
+    return function(**given, **fixed)
 
 
 def to_json(config):

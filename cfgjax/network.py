@@ -14,7 +14,7 @@ def make_network(config):
     section = dict(config.model)
     network = choose("network", section.pop("name", None), NETS)
     fixed = {"num_classes": config.data.num_classes, "out_channels": config.data.image_shape[-1]}
-    return call(network, "model", {"model": section}, **fixed, parent=None, name=None)
+    return call(network, "model", section, **fixed, parent=None, name=None)
 
 
 def init_params(net, key, image_shape):

@@ -9,69 +9,82 @@ from ml_collections.config_dict import placeholder
 
 def get_config():
     """The experiment, every value present."""
-    config = ConfigDict()
-    config.seed = 0
-    config.data = ConfigDict(
-        dict(source="digits", split="train", num_classes=10, image_shape=(8, 8, 1), random_flip=False)
-    )
-    config.model = ConfigDict(
+    return ConfigDict(
         dict(
-            name="unet",
-            channels=32,
-            multipliers=(1, 2),
-            depth=2,
-            attention_resolutions=(4,),
-            num_heads=placeholder(int),
-            head_channels=32,
-            legacy_attention_order=True,
-            scale_shift=True,
-            resblock_resample=True,
-            learned_resample=True,
-            rescale=False,
-            dropout=0.0,
-            null_label=True,
-            dtype="float32",
-            remat=False,
+            seed=0,
+            data=dict(
+                source="digits",
+                split="train",
+                num_classes=10,
+                image_shape=(8, 8, 1),
+                random_flip=False,
+            ),
+            model=dict(
+                name="unet",
+                channels=32,
+                multipliers=(1, 2),
+                depth=2,
+                attention_resolutions=(4,),
+                num_heads=placeholder(int),
+                head_channels=32,
+                legacy_attention_order=True,
+                scale_shift=True,
+                resblock_resample=True,
+                learned_resample=True,
+                rescale=False,
+                dropout=0.0,
+                null_label=True,
+                dtype="float32",
+                remat=False,
+            ),
+            diffusion=dict(
+                schedule="cosine",
+                logsnr_min=-20.0,
+                logsnr_max=20.0,
+                p_uncond=0.1,
+            ),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=1e-3,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                schedule="cosine",
+                warmup_steps=50,
+                decay_steps=1000,
+                clip_norm=1.0,
+            ),
+            ema=dict(
+                rates=(0.99,),
+                warmup=True,
+            ),
+            train=dict(
+                batch_size=64,
+                num_steps=1000,
+                log_every_steps=100,
+                steps_per_dispatch=10,
+                accumulate_steps=1,
+                max_skipped_in_row=10,
+            ),
+            checkpoint=dict(
+                every_steps=250,
+                keep_last=3,
+                keep_every_steps=placeholder(int),
+            ),
+            sample=dict(
+                every_steps=500,
+                labels=tuple(range(10)),
+                guidance=(0.0, 1.0, 3.0),
+                per_cell=4,
+                num_steps=64,
+                sampler="ancestral",
+                v=0.3,
+                eta=0.0,
+            ),
+            mesh=dict(
+                data=-1,
+                fsdp=1,
+            ),
         )
     )
-    config.diffusion = ConfigDict(dict(schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0, p_uncond=0.1))
-    config.optimizer = ConfigDict(
-        dict(
-            name="adamw",
-            learning_rate=1e-3,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            schedule="cosine",
-            warmup_steps=50,
-            decay_steps=1000,
-            clip_norm=1.0,
-        )
-    )
-    config.ema = ConfigDict(dict(rates=(0.99,), warmup=True))
-    config.train = ConfigDict(
-        dict(
-            batch_size=64,
-            num_steps=1000,
-            log_every_steps=100,
-            steps_per_dispatch=10,
-            accumulate_steps=1,
-            max_skipped_in_row=10,
-        )
-    )
-    config.checkpoint = ConfigDict(dict(every_steps=250, keep_last=3, keep_every_steps=placeholder(int)))
-    config.sample = ConfigDict(
-        dict(
-            every_steps=500,
-            labels=tuple(range(10)),
-            guidance=(0.0, 1.0, 3.0),
-            per_cell=4,
-            num_steps=64,
-            sampler="ancestral",
-            v=0.3,
-            eta=0.0,
-        )
-    )
-    config.mesh = ConfigDict(dict(data=-1, fsdp=1))
-    return config

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cfgjax.config import call
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.errors import UsageError, choose
 
@@ -77,7 +78,7 @@ def open_source(*, source, num_classes, image_shape, random_flip=False, **option
     Raises UsageError, naming the first offending index, for labels outside [0, num_classes), NaN, values outside
     [−1, 1] (images), and wrong dtypes or shapes.
     """
-    image, label = choose("data source", source, SOURCES)(**options)
+    image, label = call(choose("data source", source, SOURCES), "data", options)
     check_images(image, tuple(image_shape))
     check_labels(label, num_classes)
     if len(image) != len(label):
@@ -96,7 +97,7 @@ def select_split(image, label, split):
 def check_images(image, image_shape):
     """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, images within [−1, 1]."""
     if image.shape[1:] != image_shape or not len(image):
-        raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for (N, {image_shape})")
+        raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for {('N', *image_shape)}")
     if image.dtype not in (np.uint8, np.float32):
         raise UsageError(f"image has dtype {image.dtype}; need uint8 in 0 … 255 or float32 in [-1, 1]")
     if image.dtype == np.float32:

@@ -28,7 +28,8 @@ class GaussianMixture:
         if not (np.all(stds > 0) and np.all(weights > 0) and abs(weights.sum() - 1) < 1e-5):
             raise ValueError(f"stds {stds} must be positive, weights {weights} positive with sum 1")
         for name, value in (("means", means), ("stds", stds), ("weights", weights)):
-            object.__setattr__(self, name, jnp.asarray(value, jnp.promote_types(value.dtype, jnp.float32)))
+            array = jnp.asarray(value)  # float64 only where JAX has it enabled
+            object.__setattr__(self, name, array.astype(jnp.promote_types(array.dtype, jnp.float32)))
 
     @property
     def num_components(self):

@@ -5,6 +5,7 @@ fails its manifest later is reported, passed over, and moved aside to `<workdir>
 been restored; it is never deleted or overwritten.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -24,18 +25,30 @@ MANIFEST = "manifest.json"
 REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the manifest is made
 
 
-class Checkpoints:
-    """The checkpoints of a run, in directory. Saving is asynchronous; `close` waits.
-
-    every_steps: cadence, read by the training loop. keep_last: newest steps kept. keep_every_steps: steps that are
-    multiples of it are kept for good.
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """config.checkpoint: a step is saved every `every_steps`; the newest `keep_last` are kept, and for good every
+    step that is a multiple of keep_every_steps.
     """
 
-    def __init__(self, directory, *, every_steps, keep_last=3, keep_every_steps=None):
-        if every_steps < 1 or keep_last < 1:
-            raise UsageError(f"checkpoint.every_steps {every_steps} and keep_last {keep_last} must be at least 1")
-        self.directory, self.every_steps = Path(directory).absolute(), every_steps
-        policies = [LatestN(keep_last)] + ([EveryNSteps(keep_every_steps)] if keep_every_steps else [])
+    every_steps: int
+    keep_last: int = 3
+    keep_every_steps: int | None = None
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value is not None and value < 1:
+                raise UsageError(f"checkpoint.{name} is {value}; need at least 1")
+
+
+class Checkpoints:
+    """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits."""
+
+    def __init__(self, directory, cadence):
+        self.directory = Path(directory).absolute()
+        policies = [LatestN(cadence.keep_last)]
+        if cadence.keep_every_steps:
+            policies.append(EveryNSteps(cadence.keep_every_steps))
         self._saving = None
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -126,9 +139,11 @@ def restore_params(directory, rate, step=None):
     rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
     """
     directory = Path(directory).absolute()
-    steps = sorted(step_directories(directory), reverse=True) if step is None else [step]
+    steps = sorted(step_directories(directory), reverse=True)
+    if step is not None and step not in steps:
+        raise UsageError(f"there is no step {step} in {directory}; it has {', '.join(map(str, steps)) or 'none'}")
     problems = []
-    for candidate in steps:
+    for candidate in steps if step is None else [step]:
         path = directory / str(candidate)
         if problem := damage(path):
             problems.append(f"step {candidate}: {problem}")

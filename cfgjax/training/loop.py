@@ -1,5 +1,6 @@
 """The training loop: everything is built and checked first, then it reads top to bottom."""
 
+import contextlib
 import dataclasses
 import time
 
@@ -9,13 +10,14 @@ import numpy as np
 from cfgjax.config import call, check_sections
 from cfgjax.data.batches import batch_at
 from cfgjax.data.sources import check_labels, open_source
+from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.figures import sample_figure
 from cfgjax.model import Model, guidance_weights
 from cfgjax.network import check_network, init_params, make_network
 from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
-from cfgjax.training.checkpoint import Checkpoints
+from cfgjax.training.checkpoint import Cadence, Checkpoints
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.optim import make_optimizer
@@ -63,6 +65,17 @@ class Pictures:
     v: float
     eta: float
 
+    def __post_init__(self):
+        for name, least in {"every_steps": 1, "per_cell": 1, "num_steps": 2}.items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"sample.{name} is {value}; need at least {least}")
+        for name in ("v", "eta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"sample.{name} is {getattr(self, name)}; need a value in [0, 1]")
+        if not self.labels or not self.guidance:
+            raise UsageError(f"sample.labels {self.labels} and sample.guidance {self.guidance} must not be empty")
+        choose("sampler", self.sampler, SAMPLERS)
+
 
 @dataclasses.dataclass(frozen=True)
 class Averages:
@@ -78,17 +91,18 @@ class Run:
     def __init__(self, config):
         check_sections(config)
         self.config = config
-        self.length = call(Length, "train", config)
-        self.averages = call(Averages, "ema", config)
-        self.pictures = call(Pictures, "sample", config)
-        self.mesh = call(make_mesh, "mesh", config, devices=jax.devices())
+        self.length = call(Length, "train", config.train)
+        self.averages = call(Averages, "ema", config.ema)
+        self.pictures = call(Pictures, "sample", config.sample)
+        self.cadence = call(Cadence, "checkpoint", config.checkpoint)
+        self.mesh = call(make_mesh, "mesh", config.mesh, devices=jax.devices())
         check_batch_size(self.length.batch_size, self.mesh, self.length.accumulate_steps)
         self._check_cadence()
-        objective = call(check_objective, "diffusion", config)
+        objective = call(check_objective, "diffusion", config.diffusion)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
         check_network(self.net, image_shape)
-        self.optimizer = call(make_optimizer, "optimizer", config)
+        self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
         self.dataset = open_source(**config.data)
         check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
         guidance_weights(self.pictures.guidance, None, len(self.pictures.guidance))
@@ -115,7 +129,7 @@ class Run:
         cadences = {
             "train.num_steps": self.length.num_steps,
             "train.log_every_steps": self.length.log_every_steps,
-            "checkpoint.every_steps": self.config.checkpoint.every_steps,
+            "checkpoint.every_steps": self.cadence.every_steps,
             "sample.every_steps": self.pictures.every_steps,
         }
         for name, value in cadences.items():
@@ -158,56 +172,52 @@ def train(config, workdir):
 
 
 def fit(run, claim, stop):
-    """The loop itself, in a workdir that is ours; see `train`."""
-    length, first = run.length, jax.process_index() == 0
-    checkpoints = call(lambda **given: Checkpoints(claim.path / "checkpoints", **given), "checkpoint", run.config)
-    try:
+    """`train` in a workdir that is ours: restores or creates the state, and runs the loop."""
+    with contextlib.closing(Checkpoints(claim.path / "checkpoints", run.cadence)) as checkpoints:
         restored = checkpoints.restore(run.like)
         state, history = restored or (create_state(run.build_state, run.mesh), [])
-        step = int(state.step)
         claim.write_config()
-        runlog = RunLog(claim.path, step, length.num_steps, length.batch_size, write=first)
-    except BaseException:
-        checkpoints.close()
-        raise
-    try:
-        runlog.say(f"{claim.path}: {describe(run, state)}, " + (f"resumed at step {step}" if restored else "new run"))
-        if step >= length.num_steps:
-            runlog.say(f"step {step} of {length.num_steps}: nothing left to do")
-            return True
-        with runlog.paused():
-            dispatch = compiled(run, state, step, runlog)
-        model = Model(run.config, None, mesh=run.mesh)
-        running: list = []  # metrics of the dispatch that the devices may still be at work on
-        while step < length.num_steps:
-            state, metrics = dispatch(state, run.batches(step), run.step_key)
-            step += length.steps_per_dispatch
-            history, running = history + fetch(running), [metrics]
-            runlog.advance(step)
+        size, first = (run.length.num_steps, run.length.batch_size), jax.process_index() == 0
+        with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:
+            since = f"resumed at step {state.step}" if restored else "new run"
+            runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
+            return loop(run, state, history, checkpoints, runlog, claim.path / "samples", stop)
 
-            stopping, done = stop.signal, step >= length.num_steps
-            logging_now = step % length.log_every_steps == 0 or done
-            saving_now = step % checkpoints.every_steps == 0 or done or stopping
-            if logging_now or saving_now:
-                history, running = history + fetch(running), []
-            check_finite(history, length.max_skipped_in_row, step)
-            if logging_now:
-                runlog.write(step, summarise(history))
-                history = []
-            if saving_now:
-                checkpoints.save(step, state, history)
-            if done or (step % run.pictures.every_steps == 0 and not stopping):
-                with runlog.paused():
-                    model.params = state.ema[next(iter(state.ema))] if state.ema else state.params
-                    draw(run.pictures, model, step, claim.path, runlog)
-            if stopping and not done:
-                checkpoints.wait()
-                runlog.say(f"{stopping}: saved step {step}; the same command goes on from there")
-                return False
+
+def loop(run, state, history, checkpoints, runlog, samples, stop):
+    """Steps from state to the end (True) or to a request to stop (False); history: metrics not yet logged."""
+    length, step = run.length, int(state.step)
+    model = Model(run.config, None, mesh=run.mesh)
+    draw_if_due(run, model, state, step, samples, runlog)
+    if step >= length.num_steps:
+        runlog.say(f"step {step} of {length.num_steps}: nothing left to do")
         return True
-    finally:
-        runlog.close()
-        checkpoints.close()
+    with runlog.paused():
+        dispatch = compiled(run, state, step, runlog)
+    running: list = []  # metrics of the dispatch that the devices may still be at work on
+    while step < length.num_steps:
+        state, metrics = dispatch(state, run.batches(step), run.step_key)
+        step += length.steps_per_dispatch
+        history, running = history + fetch(running), [metrics]
+        runlog.advance(step)
+
+        stopping, done = stop.signal, step >= length.num_steps
+        logging_now = step % length.log_every_steps == 0 or done
+        saving_now = step % run.cadence.every_steps == 0 or done or stopping
+        if logging_now or saving_now:
+            history, running = history + fetch(running), []
+        check_finite(history, length.max_skipped_in_row, step)
+        if logging_now:
+            runlog.write(step, summarise(history))
+            history = []
+        if saving_now:
+            checkpoints.save(step, state, history)
+        if stopping:
+            checkpoints.wait()
+            runlog.say(f"{stopping}: saved step {step}; the same command goes on from there")
+            return False
+        draw_if_due(run, model, state, step, samples, runlog)
+    return True
 
 
 def compiled(run, state, step, runlog):
@@ -235,20 +245,29 @@ def fetch(running):
 
 
 def check_finite(history, most, step):
-    """Raises Diverged where the last steps' loss or gradients were not finite, `most` or more in a row."""
-    if history and (count := int(history[-1]["skipped_in_row"])) >= most:
+    """Raises Diverged where the loss or gradients were not finite in `most` or more steps in a row."""
+    count = int(max((metrics["skipped_in_row"] for metrics in history), default=0))
+    if count >= most:
         raise Diverged(
             f"{count} steps in a row before step {step} had a loss or gradient that is not finite and were skipped; "
             f"train.max_skipped_in_row is {most}. Lower optimizer.learning_rate, or set optimizer.clip_norm"
         )
 
 
-def draw(pictures, model, step, workdir, runlog):
-    """Writes samples/step_*.png."""
-    options = {"labels": pictures.labels, "guidance": pictures.guidance, "per_cell": pictures.per_cell}
-    picture = sample_figure(model, **options)
-    path = workdir / "samples" / f"step_{step:08}.png"
-    path.parent.mkdir(exist_ok=True)
-    picture.save(path)
-    runlog.image(step, "samples", picture)
-    runlog.say(f"wrote {path}")
+def draw_if_due(run, model, state, step, samples, runlog):
+    """Writes samples/step_*.png, whole or not at all, where step is one for a picture and it is not there yet."""
+    pictures, path = run.pictures, samples / f"step_{step:08}.png"
+    due = step % pictures.every_steps == 0 or step == run.length.num_steps
+    if step == 0 or not due or path.exists():
+        return
+    with runlog.paused():
+        model.params = state.ema[next(iter(state.ema))] if state.ema else state.params
+        picture = sample_figure(
+            model, labels=pictures.labels, guidance=pictures.guidance, per_cell=pictures.per_cell, seed=run.config.seed
+        )
+        samples.mkdir(exist_ok=True)
+        new = path.with_name(f".{path.name}")
+        picture.save(new)
+        new.replace(path)
+        runlog.image(step, "samples", picture)
+        runlog.say(f"wrote {path}")
