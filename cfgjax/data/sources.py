@@ -81,17 +81,16 @@ def open_source(*, source, num_classes, image_shape, random_flip=False, **option
     image, label = call(choose("data source", source, SOURCES), "data", options)
     check_images(image, tuple(image_shape))
     check_labels(label, num_classes)
-    if len(image) != len(label):
-        raise UsageError(f"{len(image)} images but {len(label)} labels")
     return Dataset(image, label.astype(np.int32), random_flip)
 
 
 def select_split(image, label, split):
     """The train or holdout part of (image, label), or all of it; see HOLDOUT_EVERY."""
+    if image.shape[:1] != label.shape[:1]:
+        raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
-    masks = {"train": ~held_out, "holdout": held_out, "all": np.ones_like(held_out)}
-    mask = choose("split", split, masks)
-    return image[mask], label[mask]
+    keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
+    return image[keep], label[keep]
 
 
 def check_images(image, image_shape):

@@ -86,16 +86,19 @@ class Averages:
 
 
 class Run:
-    """Everything a config describes, built and checked against each other before any long work."""
+    """Everything a config describes, built and checked against each other before any long work.
 
-    def __init__(self, config):
+    devices: for the mesh; by default all.
+    """
+
+    def __init__(self, config, devices=None):
         check_sections(config)
         self.config = config
         self.length = call(Length, "train", config.train)
         self.averages = call(Averages, "ema", config.ema)
         self.pictures = call(Pictures, "sample", config.sample)
         self.cadence = call(Cadence, "checkpoint", config.checkpoint)
-        self.mesh = call(make_mesh, "mesh", config.mesh, devices=jax.devices())
+        self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
         check_batch_size(self.length.batch_size, self.mesh, self.length.accumulate_steps)
         self._check_cadence()
         objective = call(check_objective, "diffusion", config.diffusion)

@@ -56,7 +56,7 @@ def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False,
         metrics = {
             "loss": loss,
             **split_loss(per_example, label == num_classes),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "skipped": 1.0 - opt_state.last_finite,
             "skipped_in_row": opt_state.notfinite_count,
             "skipped_total": opt_state.total_notfinite,

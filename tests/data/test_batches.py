@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from cfgjax.data.batches import batch_at, to_float, to_uint8
+from cfgjax.data.sources import Dataset, digits
+
+
+@pytest.fixture
+def numbered():
+    """Eleven 1×2 images that carry their index on the left, and its negative on the right."""
+    value = np.arange(11, dtype=np.float32) / 11
+    image = np.stack([value, -value], axis=1).reshape(11, 1, 2, 1)
+    return Dataset(image, np.arange(11, dtype=np.int32))
+
+
+def test_a_batch_is_a_function_of_seed_and_step(numbered):
+    again, other_step, other_seed = (
+        batch_at(numbered, seed, step, 4)["label"] for seed, step in [(0, 5), (0, 6), (1, 5)]
+    )
+    assert np.array_equal(batch_at(numbered, 0, 5, 4)["label"], again)
+    assert not np.array_equal(again, other_step)
+    assert not np.array_equal(again, other_seed)
+
+
+def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(numbered):
+    stream = np.concatenate([batch_at(numbered, 0, step, 4)["label"] for step in range(11)])
+    epochs = stream.reshape(4, 11)
+    assert all(np.array_equal(np.sort(epoch), np.arange(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_share_the_one_global_batch(numbered, num_processes):
+    flipped = Dataset(numbered.image, numbered.label, random_flip=True)
+    whole = batch_at(flipped, 3, 7, 8)
+    parts = [batch_at(flipped, 3, 7, 8, process, num_processes) for process in range(num_processes)]
+    for name in whole:
+        assert np.array_equal(whole[name], np.concatenate([part[name] for part in parts]))
+
+
+def test_flips_mirror_about_half_of_the_images_left_to_right(numbered):
+    flipped = Dataset(numbered.image, numbered.label, random_flip=True)
+    batch = batch_at(flipped, 0, 0, 2000)
+    expected = numbered.image[batch["label"]]
+    mirrored = (batch["image"] != expected).any(axis=(1, 2, 3))
+    assert np.array_equal(batch["image"][mirrored], expected[mirrored][:, :, ::-1])
+    assert 0.40 < mirrored.mean() < 0.51  # image 0 is its own mirror image
+
+
+def test_uint8_goes_to_unit_range_and_back_exactly():
+    pixels = np.arange(256, dtype=np.uint8)
+    assert to_float(pixels).min() == -1
+    assert to_float(pixels).max() == 1
+    assert np.array_equal(to_uint8(to_float(pixels)), pixels)
+    assert np.array_equal(to_uint8([-3.0, 3.0]), [0, 255])
+
+
+def test_digit_splits_are_disjoint_complete_and_hold_every_class():
+    (train, train_label), (holdout, holdout_label), (everything, _) = (
+        digits(split=s) for s in ("train", "holdout", "all")
+    )
+    assert len(train) + len(holdout) == len(everything) == 1797
+    assert set(train_label) == set(holdout_label) == set(range(10))
+    assert everything.min() == -1
+    assert everything.max() == 1

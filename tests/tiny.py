@@ -1,0 +1,64 @@
+"""A run small enough to be repeated in a test: points of three Gaussians and a little perceptron."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cfgjax.config import load_file
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def mixture_config(**overrides):
+    """experiments/mixture.py shrunk to 40 steps on one device; overrides as {"train.batch_size": 8, …}."""
+    config = load_file(EXPERIMENTS / "mixture.py")
+    shrunk = {
+        "data.num_examples": 256,
+        "model.width": 32,
+        "model.depth": 1,
+        "train.batch_size": 16,
+        "train.num_steps": 40,
+        "train.log_every_steps": 10,
+        "train.steps_per_dispatch": 1,
+        "optimizer.warmup_steps": 5,
+        "checkpoint.every_steps": 10,
+        "sample.every_steps": 40,
+        "sample.per_cell": 2,
+        "sample.num_steps": 4,
+        "mesh.data": 8,
+    }
+    return update(config, {**shrunk, **overrides})
+
+
+def digits_config(**overrides):
+    """experiments/digits.py with a small network and 4 steps."""
+    config = load_file(EXPERIMENTS / "digits.py")
+    shrunk = {
+        "model.depth": 1,
+        "model.multipliers": (1, 1),
+        "train.batch_size": 16,
+        "train.num_steps": 4,
+        "train.log_every_steps": 2,
+        "train.steps_per_dispatch": 2,
+        "checkpoint.every_steps": 2,
+        "sample.every_steps": 4,
+        "sample.per_cell": 1,
+        "sample.num_steps": 3,
+        "mesh.data": 8,
+    }
+    return update(config, {**shrunk, **overrides})
+
+
+def update(config, overrides):
+    """config with the values of flat keys replaced."""
+    config = ConfigDict(config.to_dict())
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def same_trees(a, b):
+    """Whether two trees of arrays are equal bit for bit, and of one structure and dtype."""
+    equal = lambda x, y: np.asarray(x).dtype == np.asarray(y).dtype and np.array_equal(x, y)
+    return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(jax.tree.map(equal, a, b))

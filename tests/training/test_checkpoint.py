@@ -1,0 +1,138 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import same_trees
+
+from cfgjax.errors import UsageError
+from cfgjax.sharding import make_mesh
+from cfgjax.training.checkpoint import Cadence, Checkpoints, restore_params, whole_steps
+from cfgjax.training.state import TrainState, abstract_state, create_state
+
+
+def state_at(step):
+    """A state that no two steps share."""
+    params = {"w": jnp.arange(6.0).reshape(2, 3) + step, "b": jnp.float32(step)}
+    return TrainState(jnp.int32(step), params, {"0.9": jax.tree.map(lambda a: a / 2, params)}, (jnp.int32(step),))
+
+
+def like():
+    return abstract_state(lambda: state_at(0), make_mesh())
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The directory of a run saved at 10, 20, 30."""
+    directory = tmp_path / "checkpoints"
+    save(directory, 10, 20, 30)
+    return directory
+
+
+def save(directory, *steps, keep_last=3, keep_every_steps=None):
+    checkpoints = Checkpoints(directory, Cadence(1, keep_last, keep_every_steps))
+    for step in steps:
+        checkpoints.save(step, state_at(step), [{"loss": 0.1 + step}])
+    checkpoints.close()
+
+
+def restore(directory):
+    checkpoints = Checkpoints(directory, Cadence(1))
+    try:
+        return checkpoints.restore(like())
+    finally:
+        checkpoints.close()
+
+
+def data_file(directory, step):
+    """The largest file of a step's arrays."""
+    return max((directory / str(step) / "state").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+
+
+def flip_a_bit(directory):
+    file = data_file(directory, 30)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def truncate(directory):
+    file = data_file(directory, 30)
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+DAMAGE = {
+    "a flipped bit": flip_a_bit,
+    "a truncated file": truncate,
+    "a missing file": lambda directory: data_file(directory, 30).unlink(),
+    "a missing item": lambda directory: shutil.rmtree(directory / "30" / "history"),
+    "a missing manifest": lambda directory: (directory / "30" / "manifest.json").unlink(),
+    "a torn manifest": lambda directory: (directory / "30" / "manifest.json").write_text('{"a'),
+    "an empty step": lambda directory: (directory / "40").mkdir(),
+}
+
+
+def test_what_is_restored_is_what_was_saved(saved):
+    state, history = restore(saved)
+    assert same_trees(state, state_at(30))
+    assert history == [{"loss": 30.1}]
+
+
+def test_a_directory_without_steps_restores_nothing(tmp_path):
+    assert restore(tmp_path / "checkpoints") is None
+
+
+def test_the_newest_steps_and_every_nth_are_kept(tmp_path):
+    save(tmp_path, *range(1, 12), keep_last=2, keep_every_steps=4)
+    assert sorted(whole_steps(tmp_path)) == [4, 8, 10, 11]
+
+
+@pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_newest_step_is_told_and_set_aside_and_the_one_before_used(saved, harm, caplog):
+    harm(saved)
+    expected = 30 if (saved / "40").exists() else 20
+    state, _ = restore(saved)
+    assert same_trees(state, state_at(expected))
+    assert f"checkpoint step {expected + 10} is damaged" in caplog.text
+    assert (saved.parent / "damaged" / str(expected + 10)).is_dir()
+    save(saved, expected + 10)  # the step can be saved anew
+    assert same_trees(restore(saved)[0], state_at(expected + 10))
+
+
+@pytest.mark.parametrize("harm", [flip_a_bit, truncate], ids=["a flipped bit", "a truncated file"])
+def test_a_damaged_step_is_never_loaded_for_sampling(saved, harm):
+    harm(saved)
+    params, step = restore_params(saved, "0.9")
+    assert step == 20
+    assert same_trees(params, state_at(20).ema["0.9"])
+    with pytest.raises(UsageError, match="step 30: .* has changed"):
+        restore_params(saved, "0.9", step=30)
+
+
+def test_with_no_whole_step_left_nothing_is_overwritten(saved):
+    for step in (10, 20, 30):
+        (saved / str(step) / "manifest.json").unlink()
+    before = sorted(saved.rglob("*"))
+    with pytest.raises(UsageError, match="no checkpoint in .* is whole, nothing was overwritten"):
+        restore(saved)
+    assert sorted(saved.rglob("*")) == before
+
+
+def test_a_state_restores_onto_another_mesh(tmp_path):
+    build = lambda: TrainState(jnp.int32(3), {"w": jnp.arange(2.0**16).reshape(256, 256)}, {}, ())
+    checkpoints = Checkpoints(tmp_path, Cadence(1))
+    checkpoints.save(3, create_state(build, make_mesh(data=8)), [])
+    checkpoints.wait()
+    state, _ = checkpoints.restore(abstract_state(build, make_mesh(data=2, fsdp=4)))
+    checkpoints.close()
+    assert same_trees(jax.device_get(state), jax.device_get(build()))
+    assert state.params["w"].addressable_shards[0].data.shape == (64, 256)
+
+
+def test_parameters_and_averages_are_read_alone(saved):
+    assert same_trees(restore_params(saved, None)[0], state_at(30).params)
+    assert same_trees(restore_params(saved, "0.9", step=10)[0], state_at(10).ema["0.9"])
+    with pytest.raises(UsageError, match="no EMA of rate 0.5 .* it has 0.9"):
+        restore_params(saved, "0.5")
+    with pytest.raises(UsageError, match="no step 7 in .* it has 30, 20, 10"):
+        restore_params(saved, "0.9", step=7)

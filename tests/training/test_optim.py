@@ -1,0 +1,77 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cfgjax.errors import UsageError
+from cfgjax.training import ema
+from cfgjax.training.optim import learning_rate_schedule, make_optimizer
+
+
+def test_warm_up_is_linear_and_cosine_ends_at_zero():
+    rate = learning_rate_schedule(2.0, "cosine", warmup_steps=10, decay_steps=110)
+    assert [float(rate(step)) for step in (0, 5, 10)] == [0, 1, 2]
+    assert np.isclose(rate(60), 1)  # half-way down
+    assert float(rate(110)) == float(rate(1000)) == 0
+
+
+def test_constant_stays():
+    assert float(learning_rate_schedule(2.0)(10**6)) == 2
+    assert float(learning_rate_schedule(2.0, warmup_steps=4)(10**6)) == 2
+
+
+def test_adamw_decays_weights_apart_from_the_gradient():
+    params = {"w": jnp.ones(3)}
+    optimizer = make_optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5)
+    updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params)
+    assert np.allclose(optax.apply_updates(params, updates)["w"], 1 - 0.1 * 0.5)
+
+
+def test_adams_first_step_is_the_learning_rate():
+    params = {"w": jnp.zeros(2)}
+    optimizer = make_optimizer(name="adam", learning_rate=0.1)
+    updates, _ = optimizer.update({"w": jnp.array([3.0, -0.01])}, optimizer.init(params), params)
+    assert np.allclose(updates["w"], [-0.1, 0.1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"name": "adm"}, "unknown optimizer 'adm', did you mean 'adam'"),
+        ({"name": "adam", "weight_decay": 0.1}, "which adam does not apply; use adamw"),
+        ({"name": "adam", "schedule": "linear"}, "unknown optimizer.schedule 'linear'"),
+        ({"name": "adam", "schedule": "cosine"}, "decay_steps is None"),
+        ({"name": "adam", "schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "decay_steps is 9"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(options, told):
+    with pytest.raises(UsageError, match=told):
+        make_optimizer(learning_rate=0.1, **options)
+
+
+def test_an_average_of_constant_parameters_is_constant():
+    params = {"w": jnp.full(3, 7.0)}
+    average = ema.init(params, (0.9, 0.999))
+    for step in range(5):
+        average = ema.update(average, params, step, warmup=True)
+    assert all(np.array_equal(tree["w"], params["w"]) for tree in average.values())
+
+
+def test_the_weight_of_the_start_falls_as_the_power_of_the_rate():
+    average = ema.init({"w": jnp.ones(1)}, (0.9, 0.5))
+    for step in range(10):
+        average = ema.update(average, {"w": jnp.zeros(1)}, step, warmup=False)
+    assert np.allclose([average["0.9"]["w"][0], average["0.5"]["w"][0]], [0.9**10, 0.5**10])
+
+
+def test_warm_up_forgets_the_start_sooner_and_ends_at_the_rate():
+    start, later = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
+    once = lambda step, warmup: float(ema.update({"0.99": start}, later, step, warmup=warmup)["0.99"]["w"][0])
+    assert np.isclose(once(0, True), 1 / 10)
+    assert once(0, True) < once(20, True) < once(0, False)
+    assert np.isclose(once(10_000, True), 0.99)
+
+
+def test_rates_outside_the_unit_interval_are_told():
+    with pytest.raises(UsageError, match=r"ema.rates has 1.0"):
+        ema.init({}, (0.5, 1.0))

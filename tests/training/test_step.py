@@ -1,0 +1,159 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import digits_config, mixture_config, same_trees
+
+from cfgjax.sharding import make_mesh, parameter_sharding, place_batch
+from cfgjax.training.loop import Run
+from cfgjax.training.state import create_state
+
+BIG = {"model.width": 256, "train.batch_size": 64}  # wide enough for fsdp to split something
+DAMPED = {"optimizer.eps": 1e-3}  # else Adam's first steps are signs of gradients, even of their rounding errors
+
+
+def advance(config, dispatches, devices=8):
+    """(state, metrics [steps]) after some dispatches from step 0, on the first so many devices."""
+    run = Run(config, jax.devices()[:devices])
+    state, seen = create_state(run.build_state, run.mesh), []
+    for i in range(dispatches):
+        state, metrics = run.dispatch(state, run.batches(i * run.length.steps_per_dispatch), run.step_key)
+        seen.append(metrics)
+    return jax.device_get(state), jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(seen))
+
+
+def close(a, b, rtol):
+    """Whether the trees agree to rtol of each array's largest entry."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.allclose(x, y, 0, rtol * max(np.nanmax(np.abs(x)), 1e-3), equal_nan=True) for x, y in pairs)
+
+
+@pytest.mark.parametrize("mesh", [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "mesh.fsdp": 8}])
+def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
+    one, metrics_one = advance(mixture_config(**BIG, **DAMPED, **{"mesh.data": 1}), 3, devices=1)
+    eight, metrics_eight = advance(mixture_config(**BIG, **DAMPED, **mesh), 3)
+    assert close(one.params, eight.params, 1e-5)
+    assert close(one.ema, eight.ema, 1e-5)
+    assert close(metrics_one, metrics_eight, 1e-5)
+
+
+def test_the_unet_step_on_eight_devices_is_the_step_on_one():
+    one, metrics_one = advance(digits_config(**DAMPED, **{"mesh.data": 1}), 1, devices=1)
+    eight, metrics_eight = advance(digits_config(**DAMPED), 1)
+    assert close(metrics_one, metrics_eight, 1e-5)
+    assert close(one.params, eight.params, 1e-5)
+
+
+def test_fsdp_splits_large_arrays_of_parameters_averages_and_optimizer_alike():
+    run = Run(mixture_config(**BIG, **{"mesh.data": 1, "mesh.fsdp": 8}))
+    state = create_state(run.build_state, run.mesh)
+    for tree in (state.params, state.ema["0.999"], state.opt_state.inner_state[1][0].mu):
+        kernel = tree["hidden_0_0"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // 8
+        assert tree["out"]["bias"].sharding.is_fully_replicated
+
+
+def test_several_steps_in_one_dispatch_are_the_same_steps():
+    single, metrics = advance(mixture_config(), 10)
+    several, metrics_several = advance(mixture_config(**{"train.steps_per_dispatch": 5}), 2)
+    assert close(single, several, 1e-6)
+    assert close(metrics, metrics_several, 1e-6)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    whole, metrics = advance(mixture_config(), 3)
+    parts, metrics_parts = advance(mixture_config(**{"train.accumulate_steps": 2}), 3)
+    assert close(whole.params, parts.params, 1e-5)
+    assert close(metrics, metrics_parts, 1e-5)
+
+
+def test_the_state_begins_with_averages_that_are_copies():
+    run = Run(mixture_config(**{"ema.rates": (0.5, 0.999)}))
+    state = create_state(run.build_state, run.mesh)
+    assert same_trees(state.ema["0.5"], state.params)
+    assert same_trees(state.ema["0.999"], state.params)
+    shared = {leaf.unsafe_buffer_pointer() for leaf in map(first_shard, jax.tree.leaves(state.params))}
+    assert not shared & {leaf.unsafe_buffer_pointer() for leaf in map(first_shard, jax.tree.leaves(state.ema))}
+
+
+def first_shard(array):
+    return array.addressable_shards[0].data
+
+
+def test_the_loss_splits_into_its_conditional_and_unconditional_parts():
+    _, m = advance(mixture_config(**{"diffusion.p_uncond": 0.5}), 4)
+    assert np.allclose(m["loss"], (1 - m["drop_rate"]) * m["loss_cond"] + m["drop_rate"] * m["loss_uncond"], rtol=1e-5)
+    assert 0.2 < m["drop_rate"].mean() < 0.8
+
+
+@pytest.mark.parametrize(("p_uncond", "without"), [(0.0, "loss_uncond"), (1.0, "loss_cond")])
+def test_without_examples_of_a_kind_its_loss_is_nan_and_the_other_is_the_loss(p_uncond, without):
+    _, m = advance(mixture_config(**{"diffusion.p_uncond": p_uncond}), 2)
+    other = {"loss_uncond": "loss_cond", "loss_cond": "loss_uncond"}[without]
+    assert np.isnan(m[without]).all()
+    assert np.allclose(m[other], m["loss"], rtol=1e-6)
+
+
+def test_noise_differs_between_steps_and_repeats_with_the_step():
+    run = Run(mixture_config(**{"optimizer.learning_rate": 0.0}))
+    fresh = lambda: create_state(run.build_state, run.mesh)
+    batch = run.batches(0)
+    at_0, again_0 = (run.dispatch(fresh(), batch, run.step_key)[1]["loss"] for _ in range(2))
+    at_1 = run.dispatch(fresh()._replace(step=jnp.int32(1)), batch, run.step_key)[1]["loss"]
+    assert at_0 == again_0
+    assert at_0 != at_1
+
+
+def poisoned(run, step):
+    """The batch of a step with one NaN in it."""
+    batch = jax.device_get(run.batches(step))
+    batch["image"] = batch["image"].copy()
+    batch["image"][0, 3, 1] = np.nan
+    return place_batch(run.mesh, batch, leading=1)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+    run = Run(mixture_config())
+    state, _ = run.dispatch(create_state(run.build_state, run.mesh), run.batches(0), run.step_key)
+    before = jax.device_get(state)
+    state, metrics = run.dispatch(state, poisoned(run, 1), run.step_key)
+    after = jax.device_get(state)
+    assert int(after.step) == 2
+    assert same_trees((before.params, before.ema), (after.params, after.ema))
+    assert same_trees(before.opt_state.inner_state, after.opt_state.inner_state)
+    assert [float(metrics[name][0]) for name in ("skipped", "skipped_in_row", "skipped_total")] == [1, 1, 1]
+    state, metrics = run.dispatch(state, run.batches(2), run.step_key)
+    assert [float(metrics[name][0]) for name in ("skipped", "skipped_in_row", "skipped_total")] == [0, 0, 1]
+    assert not same_trees(after.params, jax.device_get(state.params))
+
+
+def test_clipping_bounds_the_update_but_not_the_norm_that_is_told():
+    free = {
+        "optimizer.name": "adam",
+        "optimizer.eps": 1e6,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+    }
+    moved = {}
+    for clip in (1e-3, 2e-3):
+        run = Run(mixture_config(**free, **{"optimizer.clip_norm": clip}))
+        start = create_state(run.build_state, run.mesh)
+        before = jax.device_get(start.params)
+        state, metrics = run.dispatch(start, run.batches(0), run.step_key)
+        assert metrics["grad_norm"][0] > 0.1
+        moved[clip] = optax.tree.norm(jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before))
+    assert np.isclose(moved[2e-3] / moved[1e-3], 2, rtol=1e-2)  # at eps ≫ |g|, Adam's step is proportional to g
+
+
+def test_training_moves_the_loss_towards_the_exact_one():
+    config = mixture_config(**{"train.batch_size": 64, "model.width": 64, "train.steps_per_dispatch": 10})
+    _, m = advance(config, 40)
+    assert m["loss"][-100:].mean() < 0.6 * m["loss"][:20].mean()
+
+
+def test_sharding_rule_splits_the_largest_axis_that_divides():
+    mesh = make_mesh(data=2, fsdp=4)
+    shapes = [(1024, 64), (63, 1024), (4, 4), (333, 335)]
+    specs = [parameter_sharding(mesh, jax.ShapeDtypeStruct(shape, np.float32)).spec for shape in shapes]
+    assert [tuple(spec) for spec in specs] == [("fsdp",), (None, "fsdp"), (), ()]
