@@ -77,7 +77,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "sample": sam
 def main():
     """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure told on one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         sys.exit(run(sys.argv[1:]))
@@ -85,8 +85,8 @@ def main():
         print(f"cfgjax: error: {e}", file=sys.stderr)
         sys.exit(BAD_USAGE)
     except (OSError, ArithmeticError) as e:
-        print(f"cfgjax: failed: {e}", file=sys.stderr)
-        sys.exit(FAILED)
+        print(f"cfgjax: failed: {e}", file=sys.stderr, flush=True)
+        os._exit(FAILED)  # at a full disk the libraries' own clean-up would fail too, and have the last word
 
 
 def run(arguments):

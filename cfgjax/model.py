@@ -59,19 +59,36 @@ class Model:
         check_labels(label, self.num_classes + 1)
         return self._eps(self.params, z, logsnr, jnp.asarray(label, jnp.int32))
 
-    def sample(
-        self, labels, guidance=None, num_steps=None, sampler=None, seed=0, v=None, eta=None, *, scale=None,
+    def sample(self, labels, guidance=None, **options):
+        """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
+
+        labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
+        conditional model, −1 the unconditional one. options: as `sample_float` has them.
+        """
+        x = self.sample_float(labels, guidance, **options)
+        return to_uint8(x) if self.is_image else x
+
+    def sample_float(
+        self,
+        labels,
+        guidance=None,
+        *,
+        scale=None,
+        num_steps=None,
+        sampler=None,
+        seed=0,
+        v=None,
+        eta=None,
         batch_size=None,
-    ):  # fmt: skip
-        """Guided samples, uint8 [N, H, W, C] (float32 [N, D] for data that are not images), sample i for labels[i].
+    ):
+        """x̃ of guided samples before rounding, float32 [N, …], images in [−1, 1].
 
-        labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0 is the conditional model, −1
-        the unconditional one. scale: s = 1 + w in its place. num_steps: network calls T. sampler: "ancestral", which
-        takes v, or "ddim", which takes eta. What is not given is as in config.sample; w is then 0.
-        seed, i: all that the noise of sample i depends on. batch_size: samples per call of the compiled sampler,
-        by default all, at most 256.
+        scale: s = 1 + w in place of guidance. num_steps: network calls T. sampler: "ancestral", which takes v, or
+        "ddim", which takes eta. What is not given is as in config.sample. seed, i: all that the noise of sample i
+        depends on. batch_size: samples per call of the compiled sampler; by default all, at most 256.
 
-        Compiles once per (batch size, num_steps, sampler). Raises UsageError for labels or weights that do not fit.
+        Compiles once per (batch size, num_steps, sampler). Raises UsageError for labels, weights or options that do
+        not fit.
         """
         labels = np.atleast_1d(np.asarray(labels))
         check_labels(labels, self.num_classes)
@@ -91,8 +108,7 @@ class Model:
             batch = (index.astype(np.int32), labels[index].astype(np.int32), weights[index])
             batch = place_batch(self._mesh, batch)
             parts.append(self._sample(self.params, jax.random.key(seed), *batch, grid, noise, sampler=sampler))
-        x = np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
-        return to_uint8(x) if self.is_image else x
+        return np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
 
     def _noise_option(self, sampler, **given):
         """{option: value} for the sampler's own noise option, given or from the config."""

@@ -111,6 +111,8 @@ def check_images(image, image_shape):
 def check_labels(label, num_classes, what="label"):
     """Raises UsageError unless label is integer [N], all in [0, num_classes)."""
     label = np.asarray(label)
+    if not label.size:
+        raise UsageError(f"{what} has shape {label.shape}: there are none")
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise UsageError(f"{what} has dtype {label.dtype} and shape {label.shape}; need integers [N]")
     if (bad := (label < 0) | (label >= num_classes)).any():

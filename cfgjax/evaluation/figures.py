@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from cfgjax.data.sources import toy_mixture
+from cfgjax.data.sources import check_labels, toy_mixture
 from cfgjax.errors import UsageError
 from cfgjax.model import Model
 
@@ -18,6 +18,7 @@ def sample_figure(model, *, labels, guidance, per_cell, seed=0, **sampling):
     sampler, v, eta of `Model.sample`. For point data (config.data of source "mixture") the columns are scatter plots
     of all labels, drawn from the exact scores above and from the learned ones below.
     """
+    check_labels(labels, model.num_classes)
     repeated = np.repeat(np.asarray(labels), per_cell)
     columns = [model.sample(repeated, w, seed=seed, **sampling) for w in guidance]
     if not model.is_image:

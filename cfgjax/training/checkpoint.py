@@ -111,7 +111,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as e:
             whole = [step for step in whole_steps(self.directory) if step != self._saving]
             kept = f"step {max(whole)} is whole" if whole else "no earlier step exists"
-            reason = " ".join(str(e).split())
+            reason = " ".join(str(e).split()).rpartition(": ")[-1]  # the innermost of a chain of them
             raise OSError(f"saving step {self._saving} in {self.directory} failed, {kept}: {reason}") from e
 
     def _write_manifest(self):

@@ -1,0 +1,88 @@
+"""Training speed: images/s, compile seconds, peak memory and FLOPs per image of the optimizer step.
+
+python benchmarks/train_step.py --configs=digits,small8 --repeats=5 --json=train.json
+"""
+
+import sys
+import tempfile
+
+import harness
+from absl import flags
+
+from cfgjax.errors import UsageError
+
+COLUMNS = {
+    "configuration": lambda f: f["config"],
+    "parameters": lambda f: f"{f['parameters']:,}",
+    "batch": lambda f: str(f["batch_size"]),
+    "dtype": lambda f: f["dtype"],
+    "steps/dispatch": lambda f: str(f["steps_per_dispatch"]),
+    "ms/step": lambda f: f"{f['ms_per_step']:.1f}",
+}
+
+
+def measure(config, given):
+    """Figures of the dispatch that training compiles for config, on random images that are on the device already."""
+    import jax
+
+    from cfgjax.training.loop import Run
+    from cfgjax.training.state import create_state
+
+    k = given.steps_per_dispatch or config.train.steps_per_dispatch
+    steps = given.steps_per_repeat or -(-10 // k) * k
+    if steps % k:
+        raise UsageError(f"--steps_per_repeat={steps} is not a multiple of {k} steps per dispatch")
+    cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
+    config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))
+    with tempfile.TemporaryDirectory() as folder:
+        make_data_random(config, k * config.train.batch_size, f"{folder}/random.npz")
+        run = Run(config)
+    state, batches = create_state(run.build_state, run.mesh), run.batches(0)
+    dispatch, compile_seconds = harness.compile_timed(run.dispatch, state, batches, run.step_key)
+
+    def repeat():
+        nonlocal state
+        for _ in range(steps // k):
+            state, metrics = dispatch(state, batches, run.step_key)
+        return state, metrics
+
+    seconds = harness.time_repeats(repeat, given.repeats)
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=a.sharding), batches)
+    flops = run.dispatch.lower(run.like, one, run.step_key).cost_analysis()["flops"] / config.train.batch_size
+    shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops)
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        "steps_per_dispatch": k,
+        "steps_per_repeat": steps,
+        "ms_per_step": 1000 * config.train.batch_size / shared["images_per_second"],
+        **shared,
+    }
+
+
+def make_data_random(config, num_examples, path):
+    """Points config.data to random images and labels of its shape, written to path."""
+    import numpy as np
+
+    rng, data = np.random.default_rng(0), config.data
+    image = rng.integers(0, 256, (num_examples, *data.image_shape), np.uint8)
+    label = rng.integers(0, data.num_classes, num_examples, np.int32)
+    np.savez(path, image=image, label=label)
+    kept = {"num_classes": data.num_classes, "image_shape": data.image_shape}
+    config.data = type(data)({"source": "npz", "path": path, **kept})
+
+
+def main(argv):
+    """The exit code of `train_step.py FLAGS`."""
+    given = flags.FlagValues()
+    flags.DEFINE_integer(
+        "steps_per_repeat", None, "Optimizer steps in one timed repeat; 10, or what dispatches make of it, by default.",
+        flag_values=given, lower_bound=1,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "steps_per_dispatch", None, "In place of train.steps_per_dispatch.", flag_values=given, lower_bound=1
+    )
+    return harness.main(argv, __doc__, given, (), COLUMNS, measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,68 @@
+"""Imports point downwards only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "cfgjax"
+BELOW = {  # what the modules of a layer may import of cfgjax
+    "diffusion": {"diffusion"},
+    "nets": {"nets"},
+    "errors": set(),
+    "config": {"errors"},
+    "sharding": {"errors"},
+    "data": {"data", "diffusion", "config", "errors"},
+    "network": {"nets", "diffusion", "config", "errors"},
+    "workdir": {"config", "errors"},
+    "convert": {"convert", "nets"},
+    "model": {"data", "diffusion", "network", "sharding", "workdir", "training.checkpoint", "errors"},
+    "evaluation": {"data", "diffusion", "model", "errors", "evaluation"},
+}
+OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
+
+
+def imports(path):
+    """The dotted names that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def modules(layer):
+    return [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").exists() else sorted((PACKAGE / layer).glob("*.py"))
+
+
+@pytest.mark.parametrize("layer", BELOW)
+def test_imports_point_downwards(layer):
+    for path in modules(layer):
+        ours = [name.removeprefix("cfgjax.") for name in imports(path) if name.startswith("cfgjax.")]
+        wrong = [name for name in ours if not any(name == b or name.startswith(f"{b}.") for b in BELOW[layer])]
+        assert not wrong, f"{path.name} imports {wrong}"
+
+
+@pytest.mark.parametrize("layer", OUTSIDE)
+def test_the_mathematics_and_the_networks_need_few_libraries(layer):
+    for path in modules(layer):
+        names = {name.partition(".")[0] for name in imports(path)} - {"cfgjax"}
+        assert names - set(sys.stdlib_module_names) <= OUTSIDE[layer], path.name
+
+
+def test_flax_is_in_the_networks_only():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "nets":
+            assert not any(name.startswith("flax") for name in imports(path)), path
+
+
+def test_importing_the_package_does_no_work():
+    code = "import sys, cfgjax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_module_outgrows_its_noun():
+    long = {path.name: n for path in PACKAGE.rglob("*.py") if (n := len(path.read_text().splitlines())) > 300}
+    assert not long

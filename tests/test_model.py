@@ -1,0 +1,146 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import digits_config, mixture_config
+
+import cfgjax
+from cfgjax.data.sources import toy_mixture
+from cfgjax.errors import UsageError
+from cfgjax.evaluation.figures import exact_model, sample_figure
+from cfgjax.model import Model
+from cfgjax.network import bind, init_params, make_network
+from cfgjax.sharding import make_mesh
+from cfgjax.training.loop import train
+
+
+def stirred(params, seed=0):
+    """params with noise, so that zero-initialised layers matter."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def params():
+    config = digits_config()
+    net = make_network(config)
+    return stirred(jax.jit(lambda key: init_params(net, key, (8, 8, 1)))(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def model(params):
+    return Model(digits_config(), params, mesh=make_mesh(devices=jax.devices()[:1]))
+
+
+LABELS = np.arange(64) % 10
+
+
+@pytest.fixture(scope="module")
+def sixty_four(model):
+    return model.sample(LABELS, 1.5, num_steps=6, seed=3)
+
+
+def test_samples_are_uint8_images_of_the_data_shape(sixty_four):
+    assert sixty_four.shape == (64, 8, 8, 1)
+    assert sixty_four.dtype == np.uint8
+    assert sixty_four.std() > 5
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_sample_i_is_the_same_for_any_batch_size_and_number_of_devices(model, params, devices, batch_size):
+    other = Model(digits_config(), params, mesh=make_mesh(devices=jax.devices()[:devices]))
+    whole = model.sample_float(LABELS, 1.5, num_steps=6, seed=3)
+    some = other.sample_float(LABELS[:9], 1.5, num_steps=6, seed=3, batch_size=batch_size)
+    assert np.abs(some - whole[:9]).max() < 1e-4
+
+
+def test_nothing_but_shape_steps_and_sampler_compiles(params):
+    traces = []
+    net = make_network(digits_config())
+    model = Model(digits_config(), params, bind_params=lambda params: traces.append(1) or bind(net, params))
+    model.sample(LABELS[:8], 0.0, num_steps=4)
+    before = len(traces)
+    model.sample(LABELS[8:16], 2.0, num_steps=4, seed=9)
+    model.sample(LABELS[:8], [0, 1, 2, -1] * 2, num_steps=4, v=0.7)
+    model.sample(LABELS[:8], scale=3.0, num_steps=4)
+    assert len(traces) == before
+    model.sample(LABELS[:8], num_steps=5)
+    model.sample(LABELS[:8], num_steps=4, sampler="ddim")
+    assert len(traces) > before
+    before = len(traces)
+    model.sample(LABELS[:8], 1.0, num_steps=4, sampler="ddim", eta=0.5)
+    assert len(traces) == before
+
+
+def test_a_scale_is_a_weight_plus_one(model):
+    assert np.array_equal(model.sample([1, 2], 0.5, num_steps=4), model.sample([1, 2], scale=1.5, num_steps=4))
+
+
+def test_weights_per_label_are_those_of_separate_calls(model):
+    mixed = model.sample([1, 1, 1], [-1.0, 0.0, 2.0], num_steps=4, seed=5)
+    for i, w in enumerate([-1.0, 0.0, 2.0]):
+        assert np.array_equal(mixed[i], model.sample([1, 1, 1], w, num_steps=4, seed=5)[i])
+
+
+def test_at_w_minus_one_the_label_does_not_matter(model):
+    assert np.array_equal(model.sample([1, 2], -1.0, num_steps=4), model.sample([7, 8], -1.0, num_steps=4))
+    assert not np.array_equal(model.sample([1, 2], 0.0, num_steps=4), model.sample([7, 8], 0.0, num_steps=4))
+
+
+def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
+    z = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    one = model.eps(z, 0.5, 4)
+    assert one.shape == z.shape
+    assert np.allclose(one, model.eps(z, jnp.full(3, 0.5), [4, 4, 4]), atol=1e-6)
+    assert np.abs(one - model.eps(z, 0.5, model.num_classes)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"labels": [0, 10]}, "label 1 is 10; need 0 … 9"),
+        ({"labels": [0.5]}, "label has dtype float64"),
+        ({"labels": []}, r"label has shape \(0,\): there are none"),
+        ({"labels": [1, 2], "guidance": [1.0, 2.0, 3.0]}, r"guidance has shape \(3,\) for 2 labels"),
+        ({"labels": [1], "guidance": 1.0, "scale": 2.0}, "are both given; give one"),
+        ({"labels": [1], "guidance": "strong"}, "need a number or one per label"),
+        ({"labels": [1], "guidance": float("nan")}, "is not finite"),
+        ({"labels": [1], "sampler": "dim"}, "unknown sampler 'dim', did you mean 'ddim'"),
+        ({"labels": [1], "sampler": "ddim", "v": 0.3}, "sampler ddim takes no v"),
+        ({"labels": [1], "v": 1.3}, "v is 1.3"),
+        ({"labels": [1], "num_steps": 1}, "num_steps is 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_told(model, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        model.sample(**arguments)
+
+
+def test_the_exact_model_draws_the_mixture():
+    config = mixture_config(**{"data.means": ((0.0, 2.0), (2.0, 0.0), (-2.0, -2.0)), "sample.num_steps": 128})
+    labels = np.repeat([0, 1, 2], 400)
+    points = exact_model(Model(config, {})).sample(labels, seed=1)
+    mixture = toy_mixture(config.data.means, config.data.stds, config.data.weights)
+    for k in range(3):
+        assert np.allclose(points[labels == k].mean(axis=0), mixture.means[k], atol=0.1)
+        assert np.allclose(points[labels == k].std(axis=0), mixture.stds[k], rtol=0.15)
+
+
+def test_a_trained_run_loads_and_draws_and_knows_its_averages(tmp_path):
+    config = digits_config(**{"ema.rates": (0.05, 0.9)})
+    assert train(config, tmp_path)
+    first, second, raw = (cfgjax.load(tmp_path, ema=rate) for rate in (None, 0.9, 0))
+    assert first.step == 4
+    assert first.image_shape == (8, 8, 1)
+    assert first.num_classes == 10
+    kernels = [m.params["out_conv"]["kernel"] for m in (first, second, raw)]
+    assert not np.array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[1], kernels[2])
+    assert cfgjax.load(tmp_path, step=2).step == 2
+    picture = sample_figure(first, labels=[3, 4], guidance=[0.0, 1.0], per_cell=2, num_steps=3)
+    assert picture.width > 2 * 2 * 32
+    assert picture.height > 2 * 32
+    with pytest.raises(UsageError, match=r"no EMA of rate 0.7 .* it has 0.05, 0.9"):
+        cfgjax.load(tmp_path, ema=0.7)
