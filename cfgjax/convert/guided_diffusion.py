@@ -31,7 +31,7 @@ TOP_LEVEL: dict[str, tuple[str, ...]] = {
 BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)|(middle)_block\.(\d+)\.(.+)")
 
 # Constructor arguments that change no parameter and no output here.
-IGNORED = {"use_checkpoint", "use_fp16", "num_heads_upsample", "dims"}
+IGNORED = {"use_checkpoint", "use_fp16", "dims"}
 
 
 def unet(config, state_dict):
@@ -46,6 +46,9 @@ def unet(config, state_dict):
     size, in_channels = config.pop("image_size"), config.pop("in_channels")
     head_channels = config.pop("num_head_channels", -1)
     num_heads = config.pop("num_heads", 1)
+    num_heads_up = config.pop("num_heads_upsample", -1)
+    if head_channels == -1 and num_heads_up not in (-1, num_heads):
+        raise ValueError(f"num_heads_upsample is {num_heads_up}, num_heads is {num_heads}; ours are the same both ways")
     net = UNet(
         out_channels=config.pop("out_channels"),
         num_classes=config.pop("num_classes", None) or 0,

@@ -149,17 +149,22 @@ def restore_params(directory, rate, step=None):
             problems.append(f"step {candidate}: {problem}")
             log.warning("checkpoint step %d is damaged (%s)", candidate, problem)
             continue
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path / "state").item_metadata.tree
-            if rate is not None and rate not in tree["ema"]:
-                raise UsageError(f"no EMA of rate {rate} in {path}; it has {', '.join(tree['ema'])}")
-            wanted = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
-            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-            args = ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True)
-            restored = checkpointer.restore(path / "state", args=args)
-        return (restored["params"] if rate is None else restored["ema"][rate]), candidate
+        return read_params(directory, candidate, rate), candidate
     raise UsageError(f"no whole checkpoint in {directory}" + (f" ({'; '.join(problems)})" if problems else ""))
+
+
+def read_params(directory, step, rate):
+    """The parameters of `restore_params` out of one step, as numpy arrays."""
+    path, handler = directory / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    tree = handler.metadata(path).tree
+    if rate is not None and rate not in tree["ema"]:
+        raise UsageError(f"no EMA of rate {rate} in {path.parent}; it has {', '.join(tree['ema'])}")
+    wanted = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+    host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    restored = handler.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True))
+    handler.close()
+    return restored["params"] if rate is None else restored["ema"][rate]
 
 
 def step_directories(directory):

@@ -1,0 +1,59 @@
+"""Laws of the convolution with a hand-written gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfgjax.nets.conv import conv, conv_cpu, conv_general
+
+SHAPES = [((3, 5, 7, 2), 4), ((2, 1, 4, 3), 3)]  # x, and the number of output channels
+
+
+def operands(shape, features, dtype=jnp.float32):
+    """x, a kernel, and a gradient of the output."""
+    rng = np.random.default_rng(0)
+    sizes = shape, (3, 3, shape[-1], features), (*shape[:-1], features)
+    return [jnp.asarray(rng.standard_normal(size), dtype) for size in sizes]
+
+
+def gradients(convolve, x, kernel, grad):
+    return jax.jit(jax.grad(lambda x, kernel: jnp.vdot(convolve(x, kernel), grad), argnums=(0, 1)))(x, kernel)
+
+
+def in_scan(convolve):
+    """Three convolutions in a loop, each with the kernel of the last, changed; their sum."""
+
+    def looped(x, kernel):
+        step = lambda carry, scale: ((carry[0], carry[1] * scale), convolve(carry[0] * scale, carry[1]))
+        return jax.lax.scan(step, (x, kernel), jnp.array([1.0, 0.5, -2.0], x.dtype))[1].sum(axis=0)
+
+    return looped
+
+
+@pytest.mark.parametrize("loop", [lambda convolve: convolve, in_scan], ids=["plain", "scan"])
+@pytest.mark.parametrize(("shape", "features"), SHAPES)
+def test_the_written_gradient_is_the_convolutions(shape, features, loop):
+    x, kernel, grad = operands(shape, features)
+    outputs = [jax.jit(loop(convolve))(x, kernel) for convolve in (conv_cpu, conv)]
+    np.testing.assert_allclose(*outputs, atol=1e-5)
+    for ours, theirs in zip(*(gradients(loop(f), x, kernel, grad) for f in (conv_cpu, conv)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_gradients_are_the_float32_ones_rounded():
+    low = operands((3, 5, 7, 2), 4, jnp.bfloat16)
+    exact = gradients(conv, *(a.astype(jnp.float32) for a in low))
+    for ours, expected in zip(gradients(conv_cpu, *low), exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, 3), (2, 3), (1, 5)])
+def test_the_stand_in_for_lax_is_lax(stride, size):
+    x, kernel, _ = operands((2, 6, 8, 3), 4)
+    kernel = np.resize(kernel, (size, size, 3, 4))
+    arguments = x, kernel, (stride, stride), ((1, 1), (1, 1))
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    expected = jax.lax.conv_general_dilated(*arguments, **options)
+    np.testing.assert_allclose(conv_general(*arguments, **options), expected, atol=1e-5)

@@ -1,0 +1,31 @@
+import numpy as np
+
+from cfgjax.evaluation.figures import HEADER, grid, scatter, weight_name
+
+
+def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 2, 8, 8, 3), np.uint8)
+    picture = np.asarray(grid(images, ["0", "1"], ["w=0", "w=1", "w=3"]))
+    enlarged = images[1, 0, 0].repeat(4, axis=0).repeat(4, axis=1)
+    top = HEADER + 8 * 4 + 2
+    found = [x for x in range(picture.shape[1] - 32) if np.array_equal(picture[top : top + 32, x : x + 32], enlarged)]
+    assert len(found) == 1
+
+
+def test_grey_images_become_grey_rgb():
+    picture = np.asarray(grid(np.full((1, 1, 1, 8, 8, 1), 77, np.uint8), ["7"], [weight_name(1.0)]))
+    assert (picture == 77).all(axis=-1).sum() >= 32 * 32
+
+
+def test_points_are_drawn_where_they_are():
+    labels = np.zeros(50, int)
+    left, right = (np.tile([x, 0.0], (50, 1)) for x in (-1.0, 1.0))
+    picture = np.asarray(scatter({"exact": [left, right]}, labels, [0.0, 1.0]))
+    blue = (picture[..., 2] > picture[..., 0].astype(int) + 30).any(axis=0)
+    columns = np.flatnonzero(blue) / picture.shape[1]
+    assert columns.min() < 0.25  # left in the left plot
+    assert columns.max() > 0.75  # right in the right plot
+
+
+def test_names_of_weights_tell_both_conventions():
+    assert weight_name(0.5) == "w=0.5 (s=1.5)"

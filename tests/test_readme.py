@@ -1,0 +1,19 @@
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_ci_runs_the_readmes_test_command():
+    blocks = (ROOT / "README.md").read_text().split("```bash\n")[1:]
+    commands = [block.partition("\n```")[0] for block in blocks]
+    (test_command,) = [command for command in commands if command.endswith("pytest")]
+    assert f"\n{test_command}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_pictures_and_files_that_the_readme_links_exist():
+    import re
+
+    text = (ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
+    assert links
+    assert all((ROOT / link).exists() for link in links)

@@ -1,0 +1,60 @@
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from cfgjax.training.interrupt import StopRequest
+from cfgjax.training.log import clock, keep_lines, summarise
+from cfgjax.training.loop import Diverged, check_finite
+
+
+def step(loss, cond, uncond, drop_rate, skipped=0.0, in_row=0.0):
+    counts = {"skipped": skipped, "skipped_in_row": in_row, "skipped_total": in_row}
+    return {"loss": loss, "loss_cond": cond, "loss_uncond": uncond, "drop_rate": drop_rate, **counts}
+
+
+def test_losses_of_a_kind_are_weighted_by_their_examples():
+    summary = summarise([step(1.0, 1.0, np.nan, 0.0), step(3.0, 2.0, 4.0, 0.5), step(5.0, np.nan, 5.0, 1.0)])
+    assert summary["loss"] == 3
+    assert np.isclose(summary["loss_cond"], (1.0 * 1.0 + 0.5 * 2.0) / 1.5)
+    assert np.isclose(summary["loss_uncond"], (0.5 * 4.0 + 1.0 * 5.0) / 1.5)
+
+
+def test_skipped_steps_are_counted_and_not_averaged():
+    summary = summarise([step(2.0, 2.0, 2.0, 0.5), step(np.nan, np.nan, np.nan, 0.5, skipped=1.0, in_row=1.0)])
+    assert (summary["loss"], summary["loss_cond"], summary["skipped_total"]) == (2, 2, 1)
+
+
+def test_what_has_no_value_is_left_out():
+    assert "loss_uncond" not in summarise([step(1.0, 1.0, np.nan, 0.0)])
+    assert summarise([step(np.nan, np.nan, np.nan, 0.5, 1.0, 4.0)]).keys() == {"skipped_in_row", "skipped_total"}
+
+
+def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (10, 20, 30)) + '{"step": 2')
+    keep_lines(path, 20)
+    assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run():
+    history = [step(1.0, 1.0, 1.0, 0.1, in_row=n) for n in (1.0, 2.0, 3.0, 0.0)]
+    check_finite(history, 4, step=9)
+    with pytest.raises(Diverged, match="3 steps in a row before step 9"):
+        check_finite(history, 3, step=9)
+
+
+def test_the_first_signal_is_a_wish_and_the_second_is_what_it_was():
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest() as stop:
+        assert stop.signal is None
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_times_read_as_clocks():
+    assert [clock(s) for s in (5, 65, 3_661)] == ["0:05", "1:05", "1:01:01"]
