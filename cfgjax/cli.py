@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "sample": sam
 def main():
     """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure told on one line."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+    threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
         sys.exit(run(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -207,9 +208,10 @@ def test_a_full_disk_is_reported_and_the_last_whole_step_survives(tmp_path):
     try:
         code, out, err = run(train(tmp_path / "run").replace("keep_last=2", "keep_last=1000"))
         assert code == 1, out
-        assert "failed, step " in err.splitlines()[-1] and "is whole: No space left on device" in err.splitlines()[-1]
-        assert len(err.strip().splitlines()) == 1
-        whole = int(err.split("failed, step ")[1].split()[0])
+        assert "Traceback" not in err
+        last = err.splitlines()[-1]
+        assert "No space left on device" in last
+        whole = int(re.search(r"; step (\d+) is whole$", last)[1])
         subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
         code, out, _ = run(train(tmp_path / "run", whole + 50))
         assert code == 0

@@ -27,8 +27,8 @@ def shrink(config, folder):
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
     small |= {"checkpoint.every_steps": 1, "sample.every_steps": 1}
     if config.model.name == "unet":
-        small |= {"model.channels": 64, "model.depth": 1, "model.multipliers": config.model.multipliers[:2]}
-        small |= {"data.image_shape": (4, 4, config.data.image_shape[-1]), "model.attention_resolutions": (2,)}
+        small |= {"model.channels": 64, "model.depth": 1, "model.multipliers": config.model.multipliers[:1]}
+        small |= {"data.image_shape": (2, 2, config.data.image_shape[-1]), "model.attention_resolutions": (2,)}
     config = update(config, small)
     if config.data.source != "mixture":
         shape, classes = config.data.image_shape, config.data.num_classes

@@ -37,7 +37,8 @@ def digits_config(**overrides):
     config = load_file(EXPERIMENTS / "digits.py")
     shrunk = {
         "model.depth": 1,
-        "model.multipliers": (1, 1),
+        "model.multipliers": (1,),
+        "model.attention_resolutions": (8,),
         "train.batch_size": 16,
         "train.num_steps": 4,
         "train.log_every_steps": 2,

@@ -75,9 +75,11 @@ def unet(config, state_dict):
 
 def convert(state_dict, expected):
     """state_dict as a parameter tree with the paths and shapes of `expected`, every key used exactly once."""
-    flat = {}
+    flat: dict = {}
     for key, value in state_dict.items():
         path, array = rename(key, np.asarray(value, np.float32))
+        if path in flat:
+            raise ValueError(f"{key} and {flat[path][0]} are the same parameter")
         flat[path] = (key, array)
     wanted = {
         tuple(entry.key for entry in path): leaf.shape
@@ -85,7 +87,7 @@ def convert(state_dict, expected):
     }
     missing = sorted("/".join(path) for path in wanted.keys() - flat.keys())
     unused = sorted(flat[path][0] for path in flat.keys() - wanted.keys())
-    if missing or unused or len(flat) != len(state_dict):
+    if missing or unused:
         raise ValueError(f"state dict does not fit the network; without a key: {missing}; keys unused: {unused}")
     for path, shape in wanted.items():
         key, array = flat[path]

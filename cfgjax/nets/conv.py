@@ -36,7 +36,9 @@ conv_cpu.defvjp(_forward, _backward)
 
 def conv_general(x, kernel, strides, padding, **options):
     """In place of `lax.conv_general_dilated`, for `nn.Conv`: the CPU form for 3×3 at stride 1 on that platform."""
-    plain = tuple(strides) == (1, 1) and kernel.shape[:2] == (3, 3) and list(map(tuple, padding)) == [(1, 1), (1, 1)]
-    if plain and jax.default_backend() == "cpu":
+    unusual = [options.get("feature_group_count", 1) != 1, options.get("precision") is not None]
+    unusual += [set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation")]
+    padded = kernel.shape[:2] == (3, 3) and [*map(tuple, padding)] == [(1, 1), (1, 1)]
+    if padded and tuple(strides) == (1, 1) and not any(unusual) and jax.default_backend() == "cpu":
         return conv_cpu(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)

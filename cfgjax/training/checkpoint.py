@@ -41,6 +41,10 @@ class Cadence:
                 raise UsageError(f"checkpoint.{name} is {value}; need at least 1")
 
 
+class SaveError(OSError):
+    """A checkpoint that could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits."""
 
@@ -62,7 +66,7 @@ class Checkpoints:
     def save(self, step, state, history):
         """Begins to save state and history (a JSON value) as `step`, unless it is there; waits for the save before.
 
-        Raises OSError where this or the save before it failed, naming the last whole step.
+        Raises SaveError where this or the save before it failed.
         """
         if step in self._manager.all_steps():
             return
@@ -94,25 +98,23 @@ class Checkpoints:
         return None
 
     def wait(self):
-        """Waits for the save in progress. Raises OSError where it failed."""
+        """Waits for the save in progress. Raises SaveError where it failed."""
         self._waited(self._manager.wait_until_finished)
 
     def close(self):
-        """Waits for the save in progress and releases Orbax's threads. Raises OSError where the save failed."""
+        """Waits for the save in progress and releases Orbax's threads. Raises SaveError where the save failed."""
         try:
             self.wait()
         finally:
             self._manager.close()
 
     def _waited(self, wait):
-        """wait(), with a failed save as one OSError."""
+        """wait(), with a failed save as one SaveError."""
         try:
             return wait()
         except (OSError, ValueError, RuntimeError) as e:
-            whole = [step for step in whole_steps(self.directory) if step != self._saving]
-            kept = f"step {max(whole)} is whole" if whole else "no earlier step exists"
             reason = " ".join(str(e).split()).rpartition(": ")[-1]  # the innermost of a chain of them
-            raise OSError(f"saving step {self._saving} in {self.directory} failed, {kept}: {reason}") from e
+            raise SaveError(f"saving step {self._saving} failed: {reason}") from e
 
     def _write_manifest(self):
         """Orbax's last call before it renames the directory of the step into place."""

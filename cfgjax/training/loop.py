@@ -17,7 +17,7 @@ from cfgjax.evaluation.figures import sample_figure
 from cfgjax.model import Model, guidance_weights
 from cfgjax.network import check_network, init_params, make_network
 from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
-from cfgjax.training.checkpoint import Cadence, Checkpoints
+from cfgjax.training.checkpoint import Cadence, Checkpoints, SaveError, whole_steps
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.optim import make_optimizer
@@ -175,16 +175,33 @@ def train(config, workdir):
 
 
 def fit(run, claim, stop):
-    """`train` in a workdir that is ours: restores or creates the state, and runs the loop."""
-    with contextlib.closing(Checkpoints(claim.path / "checkpoints", run.cadence)) as checkpoints:
-        restored = checkpoints.restore(run.like)
-        state, history = restored or (create_state(run.build_state, run.mesh), [])
-        claim.write_config()
-        size, first = (run.length.num_steps, run.length.batch_size), jax.process_index() == 0
-        with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:
-            since = f"resumed at step {state.step}" if restored else "new run"
-            runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
-            return loop(run, state, history, checkpoints, runlog, claim.path / "samples", stop)
+    """`train` in a workdir that is ours: restores or creates the state, and runs the loop.
+
+    Raises OSError, naming the newest whole step, where something cannot be written.
+    """
+    directory = claim.path / "checkpoints"
+    try:
+        with contextlib.closing(Checkpoints(directory, run.cadence)) as checkpoints:
+            restored = checkpoints.restore(run.like)
+            state, history = restored or (create_state(run.build_state, run.mesh), [])
+            claim.write_config()
+            size, first = (run.length.num_steps, run.length.batch_size), jax.process_index() == 0
+            with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:
+                since = f"resumed at step {state.step}" if restored else "new run"
+                runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
+                return loop(run, state, history, checkpoints, runlog, claim.path / "samples", stop)
+    except OSError as e:
+        whole = max(whole_steps(directory), default=None)
+        kept = "no step is saved" if whole is None else f"step {whole} is whole"
+        raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
+
+
+def first_failure(error):
+    """The failed save among the errors that led to this one: closing files at a full disk fails once more."""
+    chain = [error]
+    while chain[-1].__context__ is not None:
+        chain.append(chain[-1].__context__)
+    return next((e for e in chain if isinstance(e, SaveError)), error)
 
 
 def loop(run, state, history, checkpoints, runlog, samples, stop):
