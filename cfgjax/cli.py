@@ -50,19 +50,23 @@ def sample(argv):
     required(given, "workdir")
     check_picture(given.out)
 
-    from cfgjax.evaluation.figures import sample_figure
+    labels = None if given.labels is None else numbers("labels", given.labels, int)
+    guidance, scale = (
+        None if given[f].value is None else numbers(f, given[f].value, float) for f in ("guidance", "scale")
+    )
 
+    from cfgjax.evaluation.figures import sample_figure
+    from cfgjax.model import guidance_weights
+
+    weights = None
+    if guidance is not None or scale is not None:
+        weights = guidance_weights(guidance, scale, len(guidance or scale or []))
     model = cfgjax.load(given.workdir, step=given.step, ema=given.ema)
-    if given.guidance is not None and given.scale is not None:
-        raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
-    weights = given.guidance and numbers("guidance", given.guidance, float)
-    if given.scale:
-        weights = [s - 1 for s in numbers("scale", given.scale, float)]
     pictures = model.config.sample
     picture = sample_figure(
         model,
-        labels=numbers("labels", given.labels, int) if given.labels else range(model.num_classes),
-        guidance=weights or pictures.guidance,
+        labels=range(model.num_classes) if labels is None else labels,
+        guidance=pictures.guidance if weights is None else weights,
         per_cell=given.per_cell or pictures.per_cell,
         seed=given.seed,
         **{name: given[name].value for name in ("num_steps", "sampler", "v", "eta")},
@@ -125,17 +129,19 @@ def required(given, *names):
 def numbers(name, words, kind):
     """The words of a comma-separated flag as numbers."""
     try:
-        return [kind(word) for word in words]
+        if words:
+            return [kind(word) for word in words]
     except ValueError:
-        raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas") from None
+        pass
+    raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas")
 
 
 def check_picture(path):
     """Raises UsageError where a picture cannot be written to path."""
     from PIL import Image
 
-    known = sorted(Image.registered_extensions())
-    if Path(path).suffix.lower() not in known:
+    written = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
+    if Path(path).suffix.lower() not in written:
         raise UsageError(f"--out={path}: the ending must be that of a picture, such as .png")
     if not os.access(Path(path).absolute().parent, os.W_OK):
         raise UsageError(f"--out={path}: the folder {Path(path).absolute().parent} cannot be written")

@@ -26,21 +26,35 @@ def define_flag(flag_values, argv):
 
 
 def parse_flags(flag_values, argv):
-    """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one."""
+    """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
+
+    --config.key=None sets None whatever the type of the value, which absl's parsers cannot.
+    """
     path = config_path(argv)
     if path is not None and not Path(path).is_file():
         raise UsageError(f"there is no config file {path}")
+    check_overrides(path, argv)
+    nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
     try:
-        return flag_values(argv)
-    except (AttributeError, KeyError) as e:
-        known = flatten(load_file(path)) if path is not None else ()
-        overrides = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
-        for key in overrides:
-            if key not in known:
-                raise UsageError(f"unknown config key {key!r}{nearest(key, known)}") from e
-        raise
+        rest = flag_values([arg for arg in argv if arg not in nones])
     except flags.Error as e:
         raise UsageError(" ".join(str(e).split())) from e
+    if nones:
+        keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
+        flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+    return rest
+
+
+def check_overrides(path, argv):
+    """Raises UsageError for a --config.key that the file at path does not have, or without a file."""
+    keys = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    if keys and path is None:
+        raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
+    known = flatten(load_file(path)) if keys else {}
+    sections = {name.partition(".")[0] for name in known}
+    for key in keys:
+        if key not in known and key not in sections:
+            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
 
 
 def config_path(argv):
@@ -57,7 +71,12 @@ def load_file(path):
     """The ConfigDict of an experiment file's get_config()."""
     flag_values, argv = flags.FlagValues(), ["cfgjax", f"--config={path}"]
     define_flag(flag_values, argv)
-    parse_flags(flag_values, argv)
+    try:
+        flag_values(argv)
+    except (flags.Error, AttributeError, KeyError, SyntaxError, NameError, ImportError) as e:
+        raise UsageError(f"config file {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+    if not isinstance(flag_values.config, ml_collections.ConfigDict):
+        raise UsageError(f"config file {path}: get_config() returns a {type(flag_values.config).__name__}")
     return flag_values.config
 
 

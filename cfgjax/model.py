@@ -93,12 +93,14 @@ class Model:
         labels = np.atleast_1d(np.asarray(labels))
         check_labels(labels, self.num_classes)
         weights = guidance_weights(guidance, scale, len(labels))
-        sampler = sampler or self.config.sample.sampler
+        sampler = self.config.sample.sampler if sampler is None else sampler
+        num_steps = self.config.sample.num_steps if num_steps is None else num_steps
+        for name, value, least in (("num_steps", num_steps, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value is not None and (not isinstance(value, (int, np.integer)) or not least <= value < 2**32):
+                raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
         noise = self._noise_option(sampler, v=v, eta=eta)
         diffusion = self.config.diffusion
-        grid = logsnr_grid(
-            num_steps or self.config.sample.num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max
-        ).astype(np.float32)
+        grid = logsnr_grid(num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max).astype(np.float32)
 
         size = min(batch_size or 256, len(labels))
         size += -size % self._mesh.size

@@ -12,6 +12,8 @@ from cfgjax.nets import NETS
 def make_network(config):
     """The network of config.model for the classes and channels of config.data."""
     section = dict(config.model)
+    if missing := {"num_classes", "image_shape"} - set(config.data):
+        raise UsageError(f"config.data lacks {', '.join(sorted(missing))}")
     network = choose("network", section.pop("name", None), NETS)
     fixed = {"num_classes": config.data.num_classes, "out_channels": config.data.image_shape[-1]}
     return call(network, "model", section, **fixed, parent=None, name=None)
@@ -25,10 +27,16 @@ def init_params(net, key, image_shape):
 
 def check_network(net, image_shape):
     """Parameter shapes of net at image_shape, without computing any; UsageError where they do not fit each other."""
+    batch = [jax.ShapeDtypeStruct((3, *shape), dtype) for shape, dtype in ((image_shape, "float32"), ((), "float32"))]
+    label = jax.ShapeDtypeStruct((3,), "int32")
     try:
-        return jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
-    except ValueError as e:
-        raise UsageError(f"config.model: {e}") from e
+        params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
+        eps = jax.eval_shape(lambda params, *inputs: net.apply({"params": params}, *inputs), params, *batch, label)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"config.model: {' '.join(str(e).split())}") from e
+    if eps.shape != (3, *image_shape):
+        raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {eps.shape[1:]}")
+    return params
 
 
 def bind(net, params, *, train=False, dropout_key=None):

@@ -1,6 +1,8 @@
 """A run's folder: its config, its lock, and errors in the user's terms when it cannot be used."""
 
 import fcntl
+import json
+import math
 import os
 from pathlib import Path
 
@@ -19,11 +21,19 @@ def read_config(workdir):
         raise UsageError(f"cannot read {path}: {e}") from e
 
 
+def step_of(line):
+    """The step of a line of metrics.jsonl, infinite for a torn one."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class Claim:
     """The workdir, made if need be, held by this process alone until closed or dead.
 
-    Raises UsageError, with nothing changed, where it cannot be written, is in use by another process, or holds a run
-    whose config differs in more than run length, cadence and mesh.
+    Raises UsageError where it cannot be written, is in use by another process, holds a run whose config differs in
+    more than run length, cadence and mesh, or a run whose checkpoints are gone; nothing of the run is changed then.
     """
 
     def __init__(self, workdir, config):
@@ -34,17 +44,42 @@ class Claim:
         except OSError as e:
             raise UsageError(f"workdir {workdir} cannot be written: {e.strerror}") from e
         try:
+            self._take_lock()
+            self._check_run()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_lock(self):
+        try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            raise UsageError(f"workdir {workdir} is in use by process {self._lock.read().strip()}") from None
+            raise UsageError(f"workdir {self.path} is in use by process {self._lock.read().strip()}") from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
-        if (self.path / "config.json").exists():
-            check_resumable(read_config(self.path), config)
-        elif any((self.path / "checkpoints").glob("*")):
-            raise UsageError(f"workdir {workdir} has checkpoints but no config.json; nothing was overwritten")
+
+    def _check_run(self):
+        """Compares the run that is here, if there is one, with the config and with its own traces."""
+        checkpoints = self.path / "checkpoints"
+        steps = [path for path in checkpoints.glob("*") if path.name.isdecimal()]
+        if not (self.path / "config.json").exists():
+            if steps:
+                raise UsageError(f"workdir {self.path} has checkpoints but no config.json; nothing was overwritten")
+            return
+        saved = read_config(self.path)
+        check_resumable(saved, self._config)
+        metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        logged = max((step for step in map(step_of, lines) if step < math.inf), default=0)
+        # a save waits for the one before it: past two cadences there was a checkpoint
+        expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
+        if expected and not steps:
+            raise UsageError(
+                f"workdir {self.path} has metrics up to step {logged} but no checkpoint; nothing was overwritten. "
+                "Put its checkpoints back, or take another workdir"
+            )
 
     def write_config(self):
         """Writes config.json, whole or not at all."""

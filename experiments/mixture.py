@@ -22,6 +22,7 @@ def get_config():
                 weights=(1 / 3, 1 / 3, 1 / 3),
                 num_examples=30000,
                 seed=0,
+                split="all",
                 num_classes=3,
                 image_shape=(2,),
                 random_flip=False,

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,10 @@ def test_another_config_is_refused_and_the_key_is_told(straight):
         ("--config.sample.labels=(0,3)", "sample.labels entry 1 is 3; need 0 … 2"),
         ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need a probability"),
         ("--config.mesh.data=3", "does not make up the 1 devices"),
+        ("--config.seed=-1", "seed is -1; need an integer in 0"),
+        ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0, outside its range"),
+        ("--config.data.random_flip=True", "data.random_flip mirrors images"),
+        ("--config.data.image_shape=(2,2,1)", "config.model: an MLP takes points"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     ],
 )
@@ -186,6 +191,31 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, override, tol
     assert told in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(straight, tmp_path):
+    for gone in ("checkpoints", "checkpoints/*"):
+        workdir = tmp_path / gone.replace("/*", "s")
+        shutil.copytree(straight, workdir)
+        for path in workdir.glob(gone):
+            shutil.rmtree(path)
+        before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
+        code, _, err = run(train(workdir, STEPS + 50))
+        assert code == 2
+        assert "but no checkpoint; nothing was overwritten" in err
+        assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_none_can_be_given_and_broken_config_files_are_told(tmp_path):
+    code, _, err = run(f"{train(tmp_path / 'run')} --config.data.means=None")
+    assert (code, len(err.strip().splitlines())) == (2, 1), err
+    for number, text in enumerate(["x = 1", "def get_config():\n    return {}['a']", "def get_config(:"]):
+        path = tmp_path / f"config{number}.py"
+        path.write_text(text)
+        code, _, err = run(f"train --config={path} --workdir={tmp_path / 'run'} --config.seed=1")
+        assert code == 2, err
+        assert f"config file {path}" in err
+        assert len(err.strip().splitlines()) == 1
 
 
 def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
@@ -199,7 +229,7 @@ def test_a_run_that_diverges_stops_with_the_reason(tmp_path):
     code, _, err = run(train(tmp_path / "run") + " --config.optimizer.learning_rate=1e30")
     assert code == 1
     assert "steps in a row" in err.strip().splitlines()[-1]
-    assert "Lower optimizer.learning_rate" in err
+    assert "lower optimizer.learning_rate" in err
 
 
 def test_a_full_disk_is_reported_and_the_last_whole_step_survives(tmp_path):
@@ -236,7 +266,10 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(straight, tmp_pat
     [
         ("--labels=0,7", "label 1 is 7; need 0 … 2"),
         ("--labels=a", "--labels=a: need ints"),
-        ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
+        ("--guidance=1 --scale=2", "guidance (w) [1.0] and scale (s = 1 + w) [2.0] are both given"),
+        ("--guidance=", "--guidance=: need floats"),
+        ("--seed=-1", "seed is -1; need an integer"),
+        ("--out=grid.fits", "the ending must be that of a picture"),
         ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),
         ("--out=grid.txt", "the ending must be that of a picture"),
         ("--step=7", "there is no step 7"),

@@ -89,6 +89,14 @@ def test_at_w_minus_one_the_label_does_not_matter(model):
     assert not np.array_equal(model.sample([1, 2], 0.0, num_steps=4), model.sample([7, 8], 0.0, num_steps=4))
 
 
+def test_at_w_zero_the_null_row_does_not_matter(model, params):
+    other = Model(
+        model.config, {**params, "label": params["label"].at[-1].add(1.0)}, mesh=make_mesh(devices=jax.devices()[:1])
+    )
+    assert np.array_equal(model.sample_float([1, 2], 0.0, num_steps=4), other.sample_float([1, 2], 0.0, num_steps=4))
+    assert not np.array_equal(model.sample([1, 2], 1.0, num_steps=4), other.sample([1, 2], 1.0, num_steps=4))
+
+
 def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
     z = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     one = model.eps(z, 0.5, 4)
@@ -110,6 +118,9 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "sampler": "dim"}, "unknown sampler 'dim', did you mean 'ddim'"),
         ({"labels": [1], "sampler": "ddim", "v": 0.3}, "sampler ddim takes no v"),
         ({"labels": [1], "v": 1.3}, "v is 1.3"),
+        ({"labels": [1], "batch_size": -5}, "batch_size is -5; need an integer of at least 1"),
+        ({"labels": [1], "num_steps": 0}, "num_steps is 0; need an integer of at least 2"),
+        ({"labels": [1], "seed": 2**64}, "seed is 18446744073709551616; need an integer"),
         ({"labels": [1], "num_steps": 1}, "num_steps is 1"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from cfgjax.config import call
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.errors import UsageError, choose
 
-HOLDOUT_EVERY = 6  # every sixth example by index is held out, where a source has no split of its own
+HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +30,15 @@ class Dataset:
         return len(self.label)
 
 
-def digits(*, split):
-    """scikit-learn's 1,797 handwritten digits, 8×8×1. split: "train", "holdout" (every sixth by index) or "all"."""
+def digits():
+    """scikit-learn's 1,797 handwritten digits, 8×8×1."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UsageError("the digits come with scikit-learn: pip install 'cfgjax[digits]'") from None
     bunch = load_digits()
     image = (bunch.images[..., None] / 8 - 1).astype(np.float32)  # 0 … 16 there
-    return select_split(image, bunch.target.astype(np.int32), split)
+    return image, bunch.target.astype(np.int32)
 
 
 def mixture(*, means, stds, weights, num_examples, seed=0):
@@ -54,43 +55,41 @@ def toy_mixture(means, stds, weights):
         raise UsageError(f"config.data: {e}") from e
 
 
-def npz(*, path, split="all"):
+def npz(*, path):
     """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"image", "label"} - set(arrays.files)
-            if missing:
-                raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays.files)}")
-            image, label = arrays["image"], arrays["label"]
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        if isinstance(e, UsageError):
-            raise
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("image", "label") if name in file.files}
+            names = file.files
+    except TypeError:
+        raise UsageError(f"cannot read {path}: it is one array, not an .npz with image and label") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise UsageError(f"cannot read {path}: {e}") from e
-    return select_split(image, label, split)
+    if missing := {"image", "label"} - arrays.keys():
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(names)}")
+    return arrays["image"], arrays["label"]
 
 
 SOURCES = {"digits": digits, "mixture": mixture, "npz": npz}
 
 
-def open_source(*, source, num_classes, image_shape, random_flip=False, **options):
+def open_source(*, source, num_classes, image_shape, split="all", random_flip=False, **options):
     """The checked Dataset of config.data: SOURCES[source](**options), to have num_classes and image_shape.
 
-    Raises UsageError, naming the first offending index, for labels outside [0, num_classes), NaN, values outside
-    [−1, 1] (images), and wrong dtypes or shapes.
+    split: "all", "holdout" (every sixth example by index) or "train" (the others).
+    Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
+    values outside [−1, 1] (images), and wrong dtypes or shapes.
     """
+    if random_flip and len(image_shape) != 3:
+        raise UsageError(f"data.random_flip mirrors images; data.image_shape {tuple(image_shape)} is none")
     image, label = call(choose("data source", source, SOURCES), "data", options)
-    check_images(image, tuple(image_shape))
-    check_labels(label, num_classes)
-    return Dataset(image, label.astype(np.int32), random_flip)
-
-
-def select_split(image, label, split):
-    """The train or holdout part of (image, label), or all of it; see HOLDOUT_EVERY."""
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
+    check_images(image, tuple(image_shape))
+    check_labels(label, num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
-    return image[keep], label[keep]
+    return Dataset(image[keep], label[keep].astype(np.int32), random_flip)
 
 
 def check_images(image, image_shape):

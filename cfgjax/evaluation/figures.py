@@ -1,5 +1,7 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
+import importlib.util
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,16 +17,18 @@ def sample_figure(model, *, labels, guidance, per_cell, seed=0, **sampling):
     """A picture, PIL RGB, of model's samples: rows are labels, columns are w, per_cell samples in each cell.
 
     Sample j of a label has the same noise in every column, so that a row shows what w does. sampling: num_steps,
-    sampler, v, eta of `Model.sample`. For point data (config.data of source "mixture") the columns are scatter plots
-    of all labels, drawn from the exact scores above and from the learned ones below.
+    sampler, v, eta of `Model.sample`. For point data the columns are scatter plots of all labels; of source
+    "mixture" the exact scores' are above and the learned ones' below.
     """
     check_labels(labels, model.num_classes)
     repeated = np.repeat(np.asarray(labels), per_cell)
     columns = [model.sample(repeated, w, seed=seed, **sampling) for w in guidance]
     if not model.is_image:
-        oracle = exact_model(model)
-        exact = [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance]
-        return scatter({"exact": exact, "learned": columns}, repeated, guidance)
+        rows = {"learned": columns}
+        if model.config.data.source == "mixture":
+            oracle = exact_model(model)
+            rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
+        return scatter(rows, repeated, guidance)
     images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(guidance), *model.image_shape)
     return grid(images.swapaxes(1, 2), [str(label) for label in labels], [weight_name(w) for w in guidance])
 
@@ -65,13 +69,18 @@ def exact_model(model):
     return Model(model.config, {}, bind_params=lambda params: mixture.eps)
 
 
+def require_matplotlib():
+    """Raises UsageError where matplotlib, an extra, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("pictures of points need matplotlib: pip install 'cfgjax[plots]'")
+
+
 def scatter(rows, labels, guidance):
     """PIL RGB picture of points, coloured by label: rows {name: [points [N, 2] for each w]}, columns w."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("scatter plots need matplotlib: pip install 'cfgjax[plots]'") from None
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(3 * len(guidance), 3.2 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(guidance), sharex=True, sharey=True, squeeze=False)
     for row, (name, columns) in enumerate(rows.items()):

@@ -19,6 +19,8 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, z, time, label, *, train=False):
+        if z.ndim != 2:
+            raise ValueError(f"an MLP takes points [B, D]; given an array of shape {z.shape}")
         table = self.param("label", nn.initializers.normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
         emb = nn.Dense(self.width, name="time")(time_embedding(time, self.width)) + table[label]
         h = nn.Dense(self.width, name="in")(z)

@@ -79,14 +79,21 @@ class UNet(nn.Module):
         return conv3(self.out_channels, dtype, name="out_conv", kernel_init=zero_init)(h).astype(jnp.float32)
 
     def _check(self, shape):
+        if len(shape) != 4:
+            raise ValueError(f"a U-Net takes images [B, H, W, C]; given an array of shape {shape}")
         factor = 2 ** (len(self.multipliers) - 1)
         if shape[1] % factor or shape[2] % factor:
             raise ValueError(
                 f"images of {shape[1]}×{shape[2]} cannot be halved {len(self.multipliers) - 1} times, as the "
                 f"{len(self.multipliers)} multipliers {tuple(self.multipliers)} ask; need multiples of {factor}"
             )
+        heights = [shape[1] >> level for level in range(len(self.multipliers))]
+        if unknown := set(self.attention_resolutions) - set(heights):
+            raise ValueError(f"attention_resolutions has {min(unknown)}; the maps are {heights} high")
         if (self.num_heads is None) == (self.head_channels is None):
             raise ValueError(f"num_heads is {self.num_heads}, head_channels is {self.head_channels}: set exactly one")
+        if self.depth < 1 or not 0 <= self.dropout <= 1:
+            raise ValueError(f"depth is {self.depth}, dropout is {self.dropout}: need at least 1, and one in [0, 1]")
 
     def _embedding(self, time, label):
         """MLP of the time sinusoid plus the label's row, [B, 4 · channels]."""

@@ -81,7 +81,7 @@ class Checkpoints:
         like: the state's shapes, dtypes and shardings. Raises UsageError where no step is whole; then nothing has
         been changed.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(step_directories(self.directory), reverse=True)
         damaged = []
         for step in steps:
             if problem := damage(self.directory / str(step)):
@@ -136,7 +136,7 @@ class Checkpoints:
 
 
 def restore_params(directory, rate, step=None):
-    """(parameters averaged at rate, their step) of a run's newest whole step, or of `step`; the rest is not read.
+    """(parameters averaged at rate, their step) of a run's newest whole step, or of `step`; the rest is not restored.
 
     rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
     """
@@ -171,7 +171,12 @@ def read_params(directory, step, rate):
 
 def step_directories(directory):
     """The steps that have a directory, whole or not."""
-    return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and path.name.isdecimal()]
+    return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and is_step(path.name)]
+
+
+def is_step(name):
+    """Whether Orbax could have given a step's directory this name."""
+    return name.isdecimal() and str(int(name)) == name
 
 
 def whole_steps(directory):
@@ -183,16 +188,17 @@ def damage(path):
     """What is wrong with the step directory at path, in a few words; None if it is whole."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not manifest or not isinstance(manifest, dict):
+            return "its manifest is empty"
+        for name, digest in manifest.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if sha256(path / name) != digest:
+                return f"{name} has changed since it was saved"
     except FileNotFoundError:
         return "it has no manifest" if path.is_dir() else "there is no such step"
     except (OSError, ValueError) as e:
-        return f"its manifest cannot be read: {e}"
-    for name, digest in manifest.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if sha256(file) != digest:
-            return f"{name} has changed since it was saved"
+        return f"it cannot be read: {e}"
     return None
 
 

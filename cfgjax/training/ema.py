@@ -14,9 +14,9 @@ def init(params, rates):
 
 
 def update(ema, params, step, *, warmup):
-    """e ← r e + (1−r) params for each rate r; with warmup, r is at most (1+n)/(10+n) after n updates.
+    """e ← r e + (1−r) params for each rate r; with warmup, r is at most (1+n)/(10+n) after n steps.
 
-    step: number of updates made before this one, int scalar.
+    step: optimizer steps taken before this one, skipped ones included, int scalar.
     """
 
     def average(rate, old):

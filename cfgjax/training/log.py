@@ -11,6 +11,8 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
+from cfgjax.workdir import step_of
+
 # Metrics that hold only for some examples of a step, and the share of examples they hold for.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
@@ -112,14 +114,6 @@ def keep_lines(path, last_step):
     new = path.with_suffix(".tmp")
     new.write_text("".join(f"{line}\n" for line in kept))
     os.replace(new, path)
-
-
-def step_of(line):
-    """The step of a metrics line, infinite for a torn one."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def clock(seconds):

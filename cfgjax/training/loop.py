@@ -13,7 +13,7 @@ from cfgjax.data.sources import check_labels, open_source
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.errors import UsageError, choose
-from cfgjax.evaluation.figures import sample_figure
+from cfgjax.evaluation.figures import require_matplotlib, sample_figure
 from cfgjax.model import Model, guidance_weights
 from cfgjax.network import check_network, init_params, make_network
 from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
@@ -31,7 +31,7 @@ class Diverged(ArithmeticError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Length:
+class Pace:
     """config.train: how long, how much at a time, how often it is told.
 
     batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
@@ -93,18 +93,22 @@ class Run:
 
     def __init__(self, config, devices=None):
         check_sections(config)
+        if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+            raise UsageError(f"seed is {config.seed}; need an integer in 0 … 2³²−1")
         self.config = config
-        self.length = call(Length, "train", config.train)
+        self.pace = call(Pace, "train", config.train)
         self.averages = call(Averages, "ema", config.ema)
         self.pictures = call(Pictures, "sample", config.sample)
         self.cadence = call(Cadence, "checkpoint", config.checkpoint)
         self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
-        check_batch_size(self.length.batch_size, self.mesh, self.length.accumulate_steps)
+        check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
         self._check_cadence()
         objective = call(check_objective, "diffusion", config.diffusion)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
         check_network(self.net, image_shape)
+        if len(image_shape) != 3:
+            require_matplotlib()
         self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
         self.dataset = open_source(**config.data)
         check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
@@ -121,17 +125,17 @@ class Run:
             num_classes=config.data.num_classes,
             objective=objective,
             ema_warmup=self.averages.warmup,
-            accumulate_steps=self.length.accumulate_steps,
+            accumulate_steps=self.pace.accumulate_steps,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
         self.dispatch = make_dispatch(train_step, shardings)
 
     def _check_cadence(self):
         """Every cadence is a whole number of dispatches."""
-        k = self.length.steps_per_dispatch
+        k = self.pace.steps_per_dispatch
         cadences = {
-            "train.num_steps": self.length.num_steps,
-            "train.log_every_steps": self.length.log_every_steps,
+            "train.num_steps": self.pace.num_steps,
+            "train.log_every_steps": self.pace.log_every_steps,
             "checkpoint.every_steps": self.cadence.every_steps,
             "sample.every_steps": self.pictures.every_steps,
         }
@@ -143,8 +147,8 @@ class Run:
     def batches(self, step):
         """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
         place = {"process": jax.process_index(), "num_processes": jax.process_count()}
-        steps = range(step, step + self.length.steps_per_dispatch)
-        parts = [batch_at(self.dataset, self.config.seed, s, self.length.batch_size, **place) for s in steps]
+        steps = range(step, step + self.pace.steps_per_dispatch)
+        parts = [batch_at(self.dataset, self.config.seed, s, self.pace.batch_size, **place) for s in steps]
         return place_batch(self.mesh, jax.tree.map(lambda *arrays: np.stack(arrays), *parts), leading=1)
 
 
@@ -185,7 +189,7 @@ def fit(run, claim, stop):
             restored = checkpoints.restore(run.like)
             state, history = restored or (create_state(run.build_state, run.mesh), [])
             claim.write_config()
-            size, first = (run.length.num_steps, run.length.batch_size), jax.process_index() == 0
+            size, first = (run.pace.num_steps, run.pace.batch_size), jax.process_index() == 0
             with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:
                 since = f"resumed at step {state.step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
@@ -206,27 +210,29 @@ def first_failure(error):
 
 def loop(run, state, history, checkpoints, runlog, samples, stop):
     """Steps from state to the end (True) or to a request to stop (False); history: metrics not yet logged."""
-    length, step = run.length, int(state.step)
+    pace, step = run.pace, int(state.step)
     model = Model(run.config, None, mesh=run.mesh)
     draw_if_due(run, model, state, step, samples, runlog)
-    if step >= length.num_steps:
-        runlog.say(f"step {step} of {length.num_steps}: nothing left to do")
+    if step >= pace.num_steps:
+        runlog.say(f"step {step} of {pace.num_steps}: nothing left to do")
         return True
     with runlog.paused():
         dispatch = compiled(run, state, step, runlog)
     running: list = []  # metrics of the dispatch that the devices may still be at work on
-    while step < length.num_steps:
+    while step < pace.num_steps:
         state, metrics = dispatch(state, run.batches(step), run.step_key)
-        step += length.steps_per_dispatch
+        step += pace.steps_per_dispatch
         history, running = history + fetch(running), [metrics]
         runlog.advance(step)
 
-        stopping, done = stop.signal, step >= length.num_steps
-        logging_now = step % length.log_every_steps == 0 or done
+        stopping, done = stop.signal, step >= pace.num_steps
+        logging_now = step % pace.log_every_steps == 0 or done
         saving_now = step % run.cadence.every_steps == 0 or done or stopping
         if logging_now or saving_now:
             history, running = history + fetch(running), []
-        check_finite(history, length.max_skipped_in_row, step)
+        check_finite(history, pace.max_skipped_in_row, step)
+        if history and history[-1]["skipped_in_row"] and not (done or stopping):
+            saving_now = False  # what may be about to diverge does not displace what did not
         if logging_now:
             runlog.write(step, summarise(history))
             history = []
@@ -270,14 +276,15 @@ def check_finite(history, most, step):
     if count >= most:
         raise Diverged(
             f"{count} steps in a row before step {step} had a loss or gradient that is not finite and were skipped; "
-            f"train.max_skipped_in_row is {most}. Lower optimizer.learning_rate, or set optimizer.clip_norm"
+            f"train.max_skipped_in_row is {most}. In a new workdir, "
+            "lower optimizer.learning_rate or set optimizer.clip_norm"
         )
 
 
 def draw_if_due(run, model, state, step, samples, runlog):
     """Writes samples/step_*.png, whole or not at all, where step is one for a picture and it is not there yet."""
     pictures, path = run.pictures, samples / f"step_{step:08}.png"
-    due = step % pictures.every_steps == 0 or step == run.length.num_steps
+    due = step % pictures.every_steps == 0 or step == run.pace.num_steps
     if step == 0 or not due or path.exists():
         return
     with runlog.paused():

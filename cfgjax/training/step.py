@@ -48,7 +48,9 @@ def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False,
         eps, logsnr, label = losses.draw(draw_key, batch["image"], batch["label"], null_label=num_classes, **objective)
         drawn = {"image": batch["image"], "label": label, "eps": eps, "logsnr": logsnr}
         (loss, per_example), grads = gradients(state.params, drawn, dropout_key)
-        grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), grads)
+        norm = optax.tree.norm(grads)  # finite only if the squares, which Adam keeps, are
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
@@ -56,7 +58,7 @@ def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False,
         metrics = {
             "loss": loss,
             **split_loss(per_example, label == num_classes),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
             "skipped": 1.0 - opt_state.last_finite,
             "skipped_in_row": opt_state.notfinite_count,
             "skipped_total": opt_state.total_notfinite,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cfgjax.data.batches import batch_at, to_float, to_uint8
-from cfgjax.data.sources import Dataset, digits
+from cfgjax.data.sources import Dataset, open_source
 
 
 @pytest.fixture
@@ -56,10 +56,9 @@ def test_uint8_goes_to_unit_range_and_back_exactly():
 
 
 def test_digit_splits_are_disjoint_complete_and_hold_every_class():
-    (train, train_label), (holdout, holdout_label), (everything, _) = (
-        digits(split=s) for s in ("train", "holdout", "all")
-    )
+    digits = {"source": "digits", "num_classes": 10, "image_shape": (8, 8, 1)}
+    train, holdout, everything = (open_source(split=split, **digits) for split in ("train", "holdout", "all"))
     assert len(train) + len(holdout) == len(everything) == 1797
-    assert set(train_label) == set(holdout_label) == set(range(10))
-    assert everything.min() == -1
-    assert everything.max() == 1
+    assert set(train.label) == set(holdout.label) == set(range(10))
+    assert everything.image.min() == -1
+    assert everything.image.max() == 1

@@ -39,6 +39,26 @@ def bad_value(value):
 LABELS = np.array([0, 1, 2, 0, 1])
 
 
+def test_the_index_told_is_that_of_the_file_whatever_the_split(write):
+    label = np.zeros(14, np.int32)
+    label[13] = 7
+    with pytest.raises(UsageError, match="label 13 is 7"):
+        open_source(**write(image=images(14), label=label), split="train")
+
+
+def test_a_corrupted_archive_and_a_single_array_are_told(write, tmp_path):
+    data = write(image=np.random.default_rng(0).random((500, *SHAPE), np.float32), label=np.zeros(500, np.int32))
+    np.savez_compressed(data["path"], image=np.zeros((500, *SHAPE), np.float32), label=np.zeros(500, np.int32))
+    content = bytearray((tmp_path / "data.npz").read_bytes())
+    content[60:90] = bytes(30)
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(UsageError, match="cannot read"):
+        open_source(**data)
+    np.save(tmp_path / "array.npy", images())
+    with pytest.raises(UsageError, match="it is one array"):
+        open_source(**{**data, "path": str(tmp_path / "array.npy")})
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
@@ -70,8 +90,8 @@ def test_files_that_are_no_archives_are_told(tmp_path):
 
 def test_options_of_another_source_are_told():
     digits = {"num_classes": 10, "image_shape": (8, 8, 1)}
-    with pytest.raises(UsageError, match=r"'data.splt', did you mean 'split'"):
-        open_source(source="digits", splt="train", **digits)
+    with pytest.raises(UsageError, match="unknown config key 'data.pth', did you mean 'path'"):
+        open_source(source="npz", pth="x", **digits)
     with pytest.raises(UsageError, match="config.data lacks path"):
         open_source(source="npz", **digits)
     with pytest.raises(UsageError, match="unknown data source 'digit', did you mean 'digits'"):

@@ -68,6 +68,7 @@ DAMAGE = {
     "a missing item": lambda directory: shutil.rmtree(directory / "30" / "history"),
     "a missing manifest": lambda directory: (directory / "30" / "manifest.json").unlink(),
     "a torn manifest": lambda directory: (directory / "30" / "manifest.json").write_text('{"a'),
+    "an empty manifest": lambda directory: (directory / "30" / "manifest.json").write_text("[]"),
     "an empty step": lambda directory: (directory / "40").mkdir(),
 }
 
