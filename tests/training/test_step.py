@@ -13,10 +13,10 @@ BIG = {"model.width": 256, "train.batch_size": 64}  # wide enough for fsdp to sp
 DAMPED = {"optimizer.eps": 1e-3}  # else Adam's first steps are signs of gradients, even of their rounding errors
 
 
-def advance(config, dispatches, devices=8, change=lambda run, state: state):
+def advance(config, dispatches, devices=8, change=lambda state: state):
     """(state, metrics [steps]) after some dispatches from step 0, changed, on the first so many devices."""
     run = Run(config, jax.devices()[:devices])
-    state, seen = change(run, create_state(run.build_state, run.mesh)), []
+    state, seen = change(create_state(run.build_state, run.mesh)), []
     for i in range(dispatches):
         state, metrics = run.dispatch(state, run.batches(i * run.pace.steps_per_dispatch), run.step_key)
         seen.append(metrics)
@@ -29,38 +29,37 @@ def close(a, b, rtol):
     return all(np.allclose(x, y, 0, rtol * max(np.abs(np.nan_to_num(x)).max(), 1e-3), equal_nan=True) for x, y in pairs)
 
 
-def gradients(state):
-    """The gradients of the one step that was taken, as Adam's first moment holds them (times 1 − b1)."""
-    assert int(state.step) == 1
+def moments(state):
+    """Adam's first moments: after one step the gradients, times 1 − b1."""
     return [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
 
 
 @pytest.mark.parametrize("mesh", [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "mesh.fsdp": 8}])
 def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
-    one, metrics_one = advance(mixture_config(**BIG, **DAMPED, **{"mesh.data": 1}), 3, devices=1)
-    eight, metrics_eight = advance(mixture_config(**BIG, **DAMPED, **mesh), 3)
+    one, metrics_one = advance(mixture_config(**BIG, **DAMPED, **{"mesh.data": 1}), 3, devices=1, change=stir)
+    eight, metrics_eight = advance(mixture_config(**BIG, **DAMPED, **mesh), 3, change=stir)
+    assert close(moments(one), moments(eight), 1e-5)
     assert close(one.params, eight.params, 1e-5)
     assert close(one.ema, eight.ema, 1e-5)
     assert close(metrics_one, metrics_eight, 1e-5)
 
 
-def test_the_unet_gradient_on_eight_devices_is_that_on_one():
+def test_the_unet_step_on_eight_devices_is_the_step_on_one():
     single = {"train.steps_per_dispatch": 1}
-    stirred = lambda run, state: state._replace(params=stir(state.params))
-    one, metrics_one = advance(digits_config(**single, **{"mesh.data": 1}), 1, devices=1, change=stirred)
-    eight, metrics_eight = advance(digits_config(**single), 1, change=stirred)
+    one, metrics_one = advance(digits_config(**single, **{"mesh.data": 1}), 1, devices=1, change=stir)
+    eight, metrics_eight = advance(digits_config(**single), 1, change=stir)
     assert close(metrics_one, metrics_eight, 1e-5)
-    sizes = [np.abs(leaf).max() for leaf in jax.tree.leaves(gradients(one))]
-    assert np.median(sizes) > 1e-4  # the biases before a GroupNorm and those of the keys have none
-    assert close(gradients(one), gradients(eight), 1e-5)
+    sizes = [np.abs(leaf).max() for leaf in jax.tree.leaves(moments(one))]
+    assert np.median(sizes) > 1e-4  # the biases before a GroupNorm and those of the keys have no gradient
+    assert close(moments(one), moments(eight), 1e-5)
 
 
-def stir(params):
-    """params with noise, so that zero-initialised layers pass gradients on."""
-    leaves, tree = jax.tree.flatten(params)
+def stir(state):
+    """state with noise in its parameters, so that zero-initialised layers pass gradients on."""
+    leaves, tree = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     add = lambda p, key: jax.device_put(p + 0.1 * jax.random.normal(key, p.shape), p.sharding)
-    return tree.unflatten(map(add, leaves, keys))
+    return state._replace(params=tree.unflatten(map(add, leaves, keys)))
 
 
 def test_fsdp_splits_large_arrays_of_parameters_averages_and_optimizer_alike():
