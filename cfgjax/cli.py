@@ -92,8 +92,19 @@ def main():
         print(f"cfgjax: error: {e}", file=sys.stderr)
         sys.exit(BAD_USAGE)
     except (OSError, ArithmeticError) as e:
-        print(f"cfgjax: failed: {e}", file=sys.stderr, flush=True)
-        os._exit(FAILED)  # at a full disk the libraries' own clean-up would fail too, and have the last word
+        fail(e)
+
+
+def fail(reason):
+    """Ends the process with the reason as the last line on stderr.
+
+    At a full disk the libraries' threads and exit handlers fail once more, later; what they say then is dropped.
+    """
+    sys.stdout.flush()
+    stderr = os.dup(sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.write(stderr, f"cfgjax: failed: {reason}\n".encode())
+    os._exit(FAILED)
 
 
 def run(arguments):
