@@ -1,5 +1,7 @@
-"""What the benchmarks share: named configurations, a process for each, and the figures of a compiled program."""
+"""What the benchmarks share: named configurations, a process for each case, and the figures of a compiled program."""
 
+import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -7,11 +9,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 
-from cfgjax.cli import BAD_USAGE, DONE, no_arguments
+from cfgjax.commands.common import BAD_USAGE, DONE, no_arguments
 from cfgjax.config import load_file, parse_flags
 from cfgjax.errors import UsageError, choose
 
@@ -56,78 +59,153 @@ def load_config(name, *, batch_size=None, dtype=None):
     return config
 
 
-def define_flags(given):
-    """The flags of both benchmarks."""
-    flags.DEFINE_list("configs", DEFAULT, f"Which to measure, of {', '.join(CONFIGS)}.", flag_values=given)
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Cases of one kind.
+
+    cases: flags → [[word, …], …], the flags that make each case of those given; [] leaves the table out. measure: flags
+    → [figures, …], the rows of one case, in a process of its own. columns: {heading: figures → cell}.
+    """
+
+    cases: Callable
+    measure: Callable
+    columns: dict
+
+
+def per_config(axes, columns, measure):
+    """The `Table` of a program per configuration, with the shared columns after its own.
+
+    axes: names of list flags whose product, with --configs, makes the cases. measure: (config, flags) → figures.
+    """
+
+    def rows(given):
+        config = load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
+        about = {"config": given.configs[0], "batch_size": config.train.batch_size, "dtype": config.model.dtype}
+        return [about | measure(config, given)]
+
+    return Table(lambda given: product(given, "configs", *axes), rows, columns | COLUMNS)
+
+
+def product(given, *axes):
+    """The cases of every combination of the values of list flags; UsageError for an unknown configuration."""
+    for name in given.configs:
+        choose("configuration", name, CONFIGS)
+    return [list(words) for words in itertools.product(*[[f"--{a}={v}" for v in given[a].value] for a in axes])]
+
+
+def define_flags(given, configs):
+    """The flags of all benchmarks."""
+    flags.DEFINE_list("configs", configs, f"Which to measure, of {', '.join(CONFIGS)}.", flag_values=given)
     flags.DEFINE_integer("repeats", 5, "Timed repeats; one more before them is not.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("batch_size", None, "Images, in place of train.batch_size.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "Images, in place of the configuration's.", flag_values=given, lower_bound=1
+    )
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In place of model.dtype.", flag_values=given)
-    flags.DEFINE_string("json", None, "File for the figures; - is stdout, the table then on stderr.", flag_values=given)
-    flags.DEFINE_bool("child", False, "Internal: measures one case in this process.", flag_values=given)
+    flags.DEFINE_string(
+        "json", None, "File for the figures; - is stdout, the tables then on stderr.", flag_values=given
+    )
+    flags.DEFINE_string("child", None, "Internal: the table of which one case is measured here.", flag_values=given)
 
 
-def main(argv, doc, given, axes, columns, measure):
+def main(argv, doc, given, tables, configs=DEFAULT):
     """The exit code of a benchmark's command line; each case is measured in a process of its own.
 
-    given: FlagValues with the benchmark's own flags. axes: names of list flags whose product, with --configs, makes
-    the cases. columns: {heading: figures → cell}, before the shared ones. measure: (config, flags) → figures.
+    given: FlagValues with the benchmark's own flags. tables: {name: `Table`}. configs: the default of --configs.
     """
     try:
-        define_flags(given)
+        define_flags(given, configs)
         if "--help" in argv:
             print(f"{doc}\n{given.get_help()}")
             return DONE
         no_arguments(parse_flags(given, argv))
-        return child(given, measure) if given.child else parent(argv, given, axes, columns | COLUMNS)
+        return child(given, tables[given.child]) if given.child else parent(argv, given, tables)
     except UsageError as e:
         print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
         return BAD_USAGE
 
 
-def child(given, measure):
-    """Measures the one configuration of --configs here and prints its figures."""
+def child(given, table):
+    """Measures one case here and prints its figures."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
-    config = load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
-    figures = measure(config, given)
+    rows = table.measure(given)
     device = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
-    about = {"config": given.configs[0], "batch_size": config.train.batch_size, "dtype": config.model.dtype}
-    print(json.dumps({"machine": device, "figures": about | figures}))
+    print(json.dumps({"machine": device, "rows": rows}))
     return DONE
 
 
-def parent(argv, given, axes, columns):
-    """Measures every case, prints the table row by row, and writes the JSON after each row."""
-    for name in given.configs:
-        choose("configuration", name, CONFIGS)
+def parent(argv, given, tables):
+    """Measures every case, prints the tables row by row, and writes the JSON after each case."""
+    cases = [(name, case) for name, table in tables.items() for case in table.cases(given)]
     if given.json not in (None, "-") and not os.access(Path(given.json).absolute().parent, os.W_OK):
         raise UsageError(f"--json={given.json}: the folder {Path(given.json).absolute().parent} cannot be written")
-    table = sys.stderr if given.json == "-" else sys.stdout
-    widths = [max(len(heading), CELL_WIDTH) for heading in columns]
-    row = lambda cells: print(*map(str.rjust, cells, widths), sep=" | ", file=table, flush=True)
-    cases = [[]]
-    for axis in ("configs", *axes):
-        cases = [[*case, f"--{axis}={value}"] for case in cases for value in given[axis].value]
-    results, text = [], "{}"
-    for case in cases:
-        ran = subprocess.run([sys.executable, *argv, *case, "--child"], stdout=subprocess.PIPE, text=True)
+    file = sys.stderr if given.json == "-" else sys.stdout
+    results, text, shown = [], "{}", None
+    for name, case in cases:
+        ran = subprocess.run([sys.executable, *argv, *case, f"--child={name}"], stdout=subprocess.PIPE, text=True)
         if ran.returncode:
             print(f"{' '.join(case)} ended with exit code {ran.returncode}", file=sys.stderr)
             return ran.returncode
         told = json.loads(ran.stdout.splitlines()[-1])
+        columns = tables[name].columns
         if not results:
-            print("device: {device} × {num_devices}, jax {jax}".format(**told["machine"]), file=table)
-            row(columns)
-        results.append(told["figures"])
-        row([cell(told["figures"]) for cell in columns.values()])
+            print("device: {device} × {num_devices}, jax {jax}".format(**told["machine"]), file=file)
+        if name != shown:
+            print_row(columns, columns, file)
+            shown = name
+        for figures in told["rows"]:
+            results.append({"table": name} | figures)
+            print_row(columns, [cell(figures) for cell in columns.values()], file)
         text = json.dumps({"benchmark": Path(argv[0]).stem, **told["machine"], "results": results}, indent=2)
         if given.json not in (None, "-"):
             Path(given.json).write_text(text + "\n")
     if given.json == "-":
         print(text)
     return DONE
+
+
+def print_row(columns, cells, file):
+    """Prints cells below the headings that are the keys of columns."""
+    widths = [max(len(heading), CELL_WIDTH) for heading in columns]
+    print(*map(str.rjust, cells, widths), sep=" | ", file=file, flush=True)
+
+
+def fresh_model(config):
+    """The `Model` of config on its own mesh, with fresh parameters."""
+    import jax
+
+    from cfgjax.model import Model
+    from cfgjax.network import init_params, make_network
+    from cfgjax.sharding import make_mesh, replicated
+
+    mesh = make_mesh(**config.mesh)
+    init = lambda: init_params(make_network(config), jax.random.key(0), tuple(config.data.image_shape))
+    return Model(config, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
+
+
+def compile_sampler(model, batch_size, *, num_steps, guided=True, **options):
+    """(program, compile seconds, FLOPs per image) of what `Model.sampler` runs; from here on, it runs this program.
+
+    The one use of a private name: the sampler that `Model` gives out shows neither its compile time nor its memory.
+    FLOPs are those of the network.
+    """
+    import jax
+    import numpy as np
+
+    index, jitted = np.arange(batch_size), model._sample
+    draw = model.sampler(num_steps=num_steps, guided=guided, **options)
+    model._sample = lambda *arguments, **static: (arguments, static)  # the call, in place of its result
+    arguments, static = draw(index, index % model.num_classes, np.ones(batch_size))
+    program, compile_seconds = compile_timed(jitted, *arguments, **static)
+    model._sample = lambda *arguments, **static: program(*arguments)
+
+    evaluated = (1 + guided) * batch_size
+    inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
+    forward = jax.jit(lambda params, *inputs: model.bind(params)(*inputs))
+    lowered = forward.lower(model.params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
+    return program, compile_seconds, num_steps * lowered.cost_analysis()["flops"] / batch_size
 
 
 def compile_timed(jitted, *arguments, **static):
@@ -149,8 +227,23 @@ def time_repeats(run, repeats):
     return seconds[1:]
 
 
+def resident_bytes():
+    """The process's peak resident set so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+
+
+def rate_figures(images, repeat_seconds):
+    """Images per second of repeats of `images` images each: of the median, the slowest and the fastest."""
+    return {
+        "images_per_second": images / statistics.median(repeat_seconds),
+        "images_per_second_min": images / max(repeat_seconds),
+        "images_per_second_max": images / min(repeat_seconds),
+        "repeat_seconds": repeat_seconds,
+    }
+
+
 def figures(program, compile_seconds, repeat_seconds, images, flops_per_image):
-    """What both benchmarks report of a program that made `images` images in each repeat.
+    """What is reported of a program that made `images` images in each repeat.
 
     program_bytes: its arguments, results and temporaries, on each device. device_bytes: the device's own peak, None
     where it keeps no count (CPU). resident_bytes: the process's peak, compiling included.
@@ -159,26 +252,25 @@ def figures(program, compile_seconds, repeat_seconds, images, flops_per_image):
 
     memory = program.memory_analysis()
     peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
-    rate = images / statistics.median(repeat_seconds)
-    return {
-        "images_per_second": rate,
-        "images_per_second_min": images / max(repeat_seconds),
-        "images_per_second_max": images / min(repeat_seconds),
-        "repeat_seconds": repeat_seconds,
+    rates = rate_figures(images, repeat_seconds)
+    return rates | {
         "compile_seconds": compile_seconds,
         "flops_per_image": flops_per_image,
-        "flops_per_second": rate * flops_per_image,
+        "flops_per_second": rates["images_per_second"] * flops_per_image,
         "program_bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes
         + memory.temp_size_in_bytes - memory.alias_size_in_bytes,
         "device_bytes": max(peaks, default=None),
-        "resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
+        "resident_bytes": resident_bytes(),
     }  # fmt: skip
 
 
 megabytes = lambda count: "-" if count is None else f"{count / 1e6:,.0f}"
-COLUMNS = {
+RATE_COLUMNS = {
     "images/s": lambda f: f"{f['images_per_second']:.4g}",
     "images/s min–max": lambda f: f"{f['images_per_second_min']:.4g}–{f['images_per_second_max']:.4g}",
+}
+COLUMNS = {
+    **RATE_COLUMNS,
     "compile s": lambda f: f"{f['compile_seconds']:.1f}",
     "GFLOP/image": lambda f: f"{f['flops_per_image'] / 1e9:.4g}",
     "GFLOP/s": lambda f: f"{f['flops_per_second'] / 1e9:,.0f}",

@@ -23,36 +23,19 @@ def measure(config, given):
     import jax
     import numpy as np
 
-    from cfgjax.diffusion.schedules import logsnr_grid
-    from cfgjax.model import Model
-    from cfgjax.network import init_params, make_network
-    from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
+    from cfgjax.sharding import check_batch_size
 
-    sampler, batch, diffusion = given.samplers[0], config.train.batch_size, config.diffusion
-    num_steps = given.num_steps or config.sample.num_steps
-    mesh = make_mesh(**config.mesh)
-    check_batch_size(batch, mesh)
-    init = lambda: init_params(make_network(config), jax.random.key(0), tuple(config.data.image_shape))
-    model = Model(config, None, mesh=mesh)
-    noise = model._noise_option(sampler, v=None, eta=None)
-    model.params = jax.jit(init, out_shardings=replicated(mesh))()
-
-    index = np.arange(batch, dtype=np.int32)
-    requests = place_batch(mesh, (index, index % model.num_classes, np.ones(batch, np.float32)))
-    grid = logsnr_grid(num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max).astype(np.float32)
-    arguments = (model.params, jax.random.key(0), *requests, grid, noise)
-    program, compile_seconds = harness.compile_timed(model._sample, *arguments, sampler=sampler)
-    seconds = harness.time_repeats(lambda: program(*arguments), given.repeats)
-
-    inputs = [((2 * batch, *model.image_shape), np.float32), ((2 * batch,), np.float32), ((2 * batch,), np.int32)]
-    both = model._eps.lower(model.params, *[jax.ShapeDtypeStruct(*of) for of in inputs])  # the branches' forward
-    flops = num_steps * both.cost_analysis()["flops"] / batch
+    options = {"sampler": given.samplers[0], "num_steps": given.num_steps or config.sample.num_steps}
+    batch, model = config.train.batch_size, harness.fresh_model(config)
+    check_batch_size(batch, model.mesh)
+    program, compile_seconds, flops = harness.compile_sampler(model, batch, **options)
+    draw, index = model.sampler(**options), np.arange(batch)
+    seconds = harness.time_repeats(lambda: draw(index, index % model.num_classes, np.ones(batch)), given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, batch, flops)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
-        "sampler": sampler,
-        "num_steps": num_steps,
-        "ms_per_network_call": 1000 * batch / shared["images_per_second"] / num_steps,
+        **options,
+        "ms_per_network_call": 1000 * batch / shared["images_per_second"] / options["num_steps"],
         **shared,
     }
 
@@ -64,7 +47,7 @@ def main(argv):
     flags.DEFINE_integer(
         "num_steps", None, "Network calls T, in place of sample.num_steps.", flag_values=given, lower_bound=2
     )
-    return harness.main(argv, __doc__, given, ("samplers",), COLUMNS, measure)
+    return harness.main(argv, __doc__, given, {"sampling": harness.per_config(("samplers",), COLUMNS, measure)})
 
 
 if __name__ == "__main__":

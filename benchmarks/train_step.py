@@ -81,7 +81,7 @@ def main(argv):
     flags.DEFINE_integer(
         "steps_per_dispatch", None, "In place of train.steps_per_dispatch.", flag_values=given, lower_bound=1
     )
-    return harness.main(argv, __doc__, given, (), COLUMNS, measure)
+    return harness.main(argv, __doc__, given, {"training": harness.per_config((), COLUMNS, measure)})
 
 
 if __name__ == "__main__":

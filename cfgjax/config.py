@@ -13,10 +13,11 @@ from ml_collections import config_flags
 
 from cfgjax.errors import UsageError, nearest
 
-SECTIONS = ("seed", "data", "model", "diffusion", "optimizer", "ema", "train", "checkpoint", "sample", "mesh")
+CLASSIFIER_SECTIONS = ("seed", "data", "model", "optimizer", "ema", "train", "checkpoint", "evaluate", "mesh")
+SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
 # What may differ between a run and its resumption: run length, cadence, and where the arrays lie.
-RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "mesh.")
+RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "evaluate.", "mesh.")
 
 
 def define_flag(flag_values, argv):
@@ -34,6 +35,7 @@ def parse_flags(flag_values, argv):
     if path is not None and not Path(path).is_file():
         raise UsageError(f"there is no config file {path}")
     check_overrides(path, argv)
+    argv = [underscored(arg) for arg in argv]
     nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
     try:
         rest = flag_values([arg for arg in argv if arg not in nones])
@@ -43,6 +45,12 @@ def parse_flags(flag_values, argv):
         keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
         flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
     return rest
+
+
+def underscored(arg):
+    """--make-reference=X as --make_reference=X; values as they are."""
+    name, equals, value = arg.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else arg
 
 
 def check_overrides(path, argv):
@@ -91,12 +99,12 @@ def flatten(config):
     return flat
 
 
-def check_sections(config):
-    """Raises UsageError unless config has exactly the known sections."""
+def check_sections(config, sections=SECTIONS):
+    """Raises UsageError unless config has exactly these sections."""
     for name in config:
-        if name not in SECTIONS:
-            raise UsageError(f"unknown config section {name!r}{nearest(name, SECTIONS)}")
-    if missing := [name for name in SECTIONS if name not in config]:
+        if name not in sections:
+            raise UsageError(f"unknown config section {name!r}{nearest(name, sections)}")
+    if missing := [name for name in sections if name not in config]:
         raise UsageError(f"config lacks the sections {', '.join(missing)}")
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources import check_labels
-from cfgjax.diffusion.guidance import classifier_free, scale_to_weight
+from cfgjax.diffusion.guidance import classifier_free, conditional, scale_to_weight
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise
 from cfgjax.diffusion.schedules import logsnr_grid
 from cfgjax.errors import UsageError, choose
-from cfgjax.network import bind, make_network
-from cfgjax.sharding import batch_sharding, make_mesh, place_batch, replicated
+from cfgjax.network import bind, is_classifier, make_network
+from cfgjax.processes import gather_rows
+from cfgjax.sharding import batch_sharding, make_mesh, place_global, replicated
 from cfgjax.training.checkpoint import restore_params
 from cfgjax.workdir import read_config
 
@@ -28,9 +29,16 @@ def load(workdir, step=None, ema=None):
     Raises UsageError where there is no such run, step or rate.
     """
     config = read_config(workdir)
-    rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
-    params, step = restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
+    if is_classifier(config):
+        raise UsageError(f"{workdir} holds a classifier ({config.model.name}), which draws no samples")
+    params, step = load_params(workdir, config, step, ema)
     return Model(config, params, step=step)
+
+
+def load_params(workdir, config, step=None, ema=None):
+    """(parameters, step) of a run as `load` chooses them, as numpy arrays."""
+    rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
+    return restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
 
 
 class Model:
@@ -38,18 +46,25 @@ class Model:
 
     params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
     devices. bind_params: params → eps_fn, where the ε-predictor is another than the config's network.
-    .config, .num_classes, .image_shape, .step (of the checkpoint) are as trained.
+    .config, .num_classes, .image_shape, .step (of the checkpoint) are as trained. .params may be replaced: what is
+    compiled stays. .bind(params): the ε-predictor itself, for programs of one's own.
     """
 
     def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
         self.config, self.step = config, step
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.is_image = len(self.image_shape) == 3
-        self._bind = bind_params or functools.partial(bind, make_network(config))
-        self._mesh = make_mesh() if mesh is None else mesh
-        self.params = jax.device_put(params, replicated(self._mesh)) if mesh is None else params
-        self._eps = jax.jit(lambda params, *inputs: self._bind(params)(*inputs))
-        self._sample = jax.jit(self._run, static_argnames=("sampler",))
+        self.bind = bind_params or functools.partial(bind, make_network(config))
+        self.mesh = make_mesh() if mesh is None else mesh
+        self.params = params
+        if mesh is None:
+            self.put(params)
+        self._eps = jax.jit(lambda params, *inputs: self.bind(params)(*inputs))
+        self._sample = jax.jit(self._run, static_argnames=("sampler", "guided"))
+
+    def put(self, params):
+        """Replaces the parameters by those given, whole on every device; what is compiled stays."""
+        self.params = jax.device_put(params, replicated(self.mesh))
 
     def eps(self, z, logsnr, label):
         """ε_θ(z, label) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "none"."""
@@ -80,39 +95,55 @@ class Model:
         v=None,
         eta=None,
         batch_size=None,
+        guided=None,
     ):
         """x̃ of guided samples before rounding, float32 [N, …], images in [−1, 1].
 
-        scale: s = 1 + w in place of guidance. num_steps: network calls T. sampler: "ancestral", which takes v, or
-        "ddim", which takes eta. What is not given is as in config.sample. seed, i: all that the noise of sample i
-        depends on. batch_size: samples per call of the compiled sampler; by default all, at most 256.
+        scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
+        most 256. seed, i: all that the noise of sample i depends on. The other options are `sampler`'s; guided is by
+        default whether a weight is not 0.
 
-        Compiles once per (batch size, num_steps, sampler). Raises UsageError for labels, weights or options that do
-        not fit.
+        Raises UsageError for labels, weights or options that do not fit.
         """
         labels = np.atleast_1d(np.asarray(labels))
         check_labels(labels, self.num_classes)
         weights = guidance_weights(guidance, scale, len(labels))
-        sampler = self.config.sample.sampler if sampler is None else sampler
-        num_steps = self.config.sample.num_steps if num_steps is None else num_steps
-        for name, value, least in (("num_steps", num_steps, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value is not None and (not isinstance(value, (int, np.integer)) or not least <= value < 2**32):
-                raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
-        noise = self._noise_option(sampler, v=v, eta=eta)
-        diffusion = self.config.diffusion
-        grid = logsnr_grid(num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max).astype(np.float32)
-
+        check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
+        guided = bool(weights.any()) if guided is None else guided
+        draw = self.sampler(num_steps=num_steps, sampler=sampler, seed=seed, v=v, eta=eta, guided=guided)
         size = min(batch_size or 256, len(labels))
-        size += -size % self._mesh.size
+        size += -size % self.mesh.size
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            batch = (index.astype(np.int32), labels[index].astype(np.int32), weights[index])
-            batch = place_batch(self._mesh, batch)
-            parts.append(self._sample(self.params, jax.random.key(seed), *batch, grid, noise, sampler=sampler))
-        return np.concatenate([np.asarray(part) for part in parts])[: len(labels)]
+            parts.append(draw(index, labels[index], weights[index]))
+        return np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
 
-    def _noise_option(self, sampler, **given):
+    def sampler(self, *, num_steps=None, sampler=None, seed=0, v=None, eta=None, guided=True):
+        """draw(index [B], labels [B], weights [B]) → x̃ [B, …] on the mesh, whose size divides B: the compiled sampler.
+
+        index: of the samples, with seed all that their noise depends on. num_steps: network calls T. sampler:
+        "ancestral", which takes v, or "ddim", which takes eta. What is not given is as in config.sample.
+        guided: False leaves out the unconditional branch; the weights are then without effect.
+
+        Compiles once per (B, num_steps, sampler, guided). Every process gives the same whole arrays.
+        """
+        sampler = self.config.sample.sampler if sampler is None else sampler
+        num_steps = self.config.sample.num_steps if num_steps is None else num_steps
+        check_whole_number("num_steps", num_steps, 2)
+        check_whole_number("seed", seed, 0)
+        noise = self.noise_option(sampler, v=v, eta=eta)
+        diffusion = self.config.diffusion
+        grid = logsnr_grid(num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max).astype(np.float32)
+
+        def draw(index, labels, weights):
+            batch = (index.astype(np.int32), labels.astype(np.int32), weights.astype(np.float32))
+            placed = [place_global(self.mesh, array) for array in batch]
+            return self._sample(self.params, jax.random.key(seed), *placed, grid, noise, sampler=sampler, guided=guided)
+
+        return draw
+
+    def noise_option(self, sampler, **given):
         """{option: value} for the sampler's own noise option, given or from the config."""
         takes = inspect.signature(choose("sampler", sampler, SAMPLERS)).parameters
         for name, value in given.items():
@@ -123,12 +154,20 @@ class Model:
         pick = lambda name: self.config.sample[name] if given[name] is None else given[name]
         return {name: np.float32(pick(name)) for name in NOISE_OPTIONS if name in takes}
 
-    def _run(self, params, key, index, labels, weights, logsnrs, noise, *, sampler):
+    def _run(self, params, key, index, labels, weights, logsnrs, noise, *, sampler, guided):
         """x̃ [B, …] for a batch of global indices, labels and weights, each [B]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
-        z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self._mesh))
-        denoise = classifier_free(self._bind(params), labels, weights, self.num_classes)
+        z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
+        eps_fn = self.bind(params)
+        guide = lambda: classifier_free(eps_fn, labels, weights, self.num_classes)
+        denoise = guide() if guided else conditional(eps_fn, labels)
         return SAMPLERS[sampler](keys, denoise, z, logsnrs, clip=self.is_image, **noise)
+
+
+def check_whole_number(name, value, least):
+    """Raises UsageError unless value is an integer in [least, 2³²)."""
+    if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
+        raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
 
 
 def guidance_weights(guidance, scale, length):

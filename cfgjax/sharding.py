@@ -64,3 +64,16 @@ def place_batch(mesh, batch, leading=0):
     """Global arrays from each process's slice of the batch (numpy), spread over the mesh."""
     sharding = batch_sharding(mesh, leading)
     return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+
+
+def place_global(mesh, array):
+    """The global array of a numpy array [B, …] that every process holds whole, spread over the mesh."""
+    array = np.asarray(array)
+    return jax.make_array_from_callback(array.shape, batch_sharding(mesh), lambda index: array[index])
+
+
+def local_rows(array):
+    """(rows [b], values [b, …]): this process's part of a global array [B, …] as numpy, in the order of the rows."""
+    parts = {shard.index[0].indices(len(array))[:2]: shard.data for shard in array.addressable_shards}
+    parts = dict(sorted(parts.items()))
+    return np.concatenate([np.arange(*span) for span in parts]), np.concatenate([np.asarray(a) for a in parts.values()])

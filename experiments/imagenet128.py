@@ -87,6 +87,19 @@ def get_config():
                 v=0.2,  # recalled from the paper, not checked against its text
                 eta=0.0,
             ),
+            evaluate=dict(
+                guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),
+                num_samples=50000,
+                num_steps=256,
+                batch_size=250,
+                label_policy="balanced",
+                features="inception",
+                classifier=placeholder(str),
+                reference=placeholder(str),
+                every_steps=placeholder(int),
+                every_num_samples=5000,
+                every_guidance=(0.0,),
+            ),
             mesh=dict(
                 data=-1,
                 fsdp=1,

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny import mixture_config
+
+from cfgjax.data.sources import toy_mixture
+from cfgjax.model import Model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {
@@ -40,9 +45,71 @@ def test_figures_are_positive_finite_and_ordered(name):
     assert "images/s" in ran.stderr  # the table makes way for the JSON
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, "evaluation"])
 def test_an_unknown_configuration_fails_with_the_nearest_name(name):
     ran = run(name, "--configs=digits,smal8")
     assert ran.returncode == 2
     assert ran.stderr == f"{name}.py: error: unknown configuration 'smal8', did you mean 'small8'?\n"
     assert not ran.stdout
+
+
+EVALUATION = [
+    "--configs=tiny", "--guidance=1", "--batch_size=4", "--num_steps=2",
+    "--networks=classifier", "--network_batch_sizes=4,8", "--num_images=8",
+    "--metrics=moments,knn_entropy", "--num_samples=20", "--num_features=3",
+]  # fmt: skip
+
+
+def test_every_part_of_evaluation_is_timed():
+    ran = run("evaluation", *EVALUATION, "--repeats=2", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)["results"]
+    assert [result["table"] for result in results] == ["generation", *["networks"] * 2, *["metrics"] * 2]
+    generation, *networks, moments, entropy = results
+    assert [generation[name] for name in ("config", "guidance_weight", "batch_size", "num_steps")] == ["tiny", 1, 4, 2]
+    assert generation["image_calls_per_second"] == pytest.approx(2 * generation["images_per_second"])
+    assert [result["batch_size"] for result in networks] == [4, 8]
+    assert max(result["share_of_best"] for result in networks) == 1
+    assert [(result["metric"], result["num_features"]) for result in (moments, entropy)] == [
+        ("moments", 3),
+        ("knn_entropy", 2),
+    ]
+    for result in results:
+        figures = [value for key, value in result.items() if "second" in key and key != "repeat_seconds"]
+        assert all(0 < value < math.inf for value in [*figures, *result["repeat_seconds"], result["resident_bytes"]])
+        assert len(result["repeat_seconds"]) == 2
+    assert all(heading in ran.stderr for heading in ("images/s × T", "of the best", "s min–max"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--parts=metric", "unknown part 'metric', did you mean 'metrics'?"),
+        ("--networks=inceptoin", "unknown network 'inceptoin', did you mean 'inception'?"),
+        ("--metrics=moment", "unknown metric 'moment', did you mean 'moments'?"),
+        ("--num_images=100", "100 images are not whole batches of 16; give another --num_images"),
+    ],
+)
+def test_what_evaluation_cannot_measure_is_told_before_anything_runs(flag, told):
+    ran = run("evaluation", flag)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == f"evaluation.py: error: {told}\n"
+
+
+def test_the_sampler_compiled_apart_draws_what_the_model_draws_at_twice_the_flops_where_guided(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import harness
+
+    config, index = mixture_config(), np.arange(8)
+    mixture = toy_mixture(config.data.means, config.data.stds, config.data.weights)
+
+    def flops(**options):
+        model = Model(config, {}, bind_params=lambda params: mixture.eps)
+        draw = lambda: np.asarray(model.sampler(**options)(index, index % model.num_classes, np.ones(8)))
+        before = draw()
+        program, _, flops_per_image = harness.compile_sampler(model, 8, **options)
+        assert np.array_equal(draw(), before)
+        assert program.memory_analysis().output_size_in_bytes == before.nbytes // model.mesh.size
+        return flops_per_image
+
+    assert flops(num_steps=3, guided=True) == pytest.approx(2 * flops(num_steps=3, guided=False), rel=0.05)

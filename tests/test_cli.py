@@ -1,22 +1,20 @@
 """The commands as processes, with real signals."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from command import finish, run, start
 from PIL import Image
 from tiny import same_trees
 
-ROOT = Path(__file__).parents[1]
 MIXTURE = (
     "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 "
     "--config.train.batch_size=16 --config.train.steps_per_dispatch=5 --config.train.num_steps={steps} "
@@ -24,23 +22,6 @@ MIXTURE = (
     "--config.sample.every_steps=1000 --config.sample.per_cell=2 --config.sample.num_steps=4 --workdir={workdir}"
 )
 STEPS = 3000
-
-
-def start(command, **options):
-    """`cfgjax COMMAND` as a process on one CPU device."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], cwd=ROOT, env=env, **pipes, **options)
-
-
-def finish(process):
-    """(exit code, stdout, stderr)"""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def run(command, **options):
-    return finish(start(command, **options))
 
 
 def train(workdir, steps=STEPS):
@@ -265,7 +246,7 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(straight, tmp_pat
     [
         ("--labels=0,7", "label 1 is 7; need 0 … 2"),
         ("--labels=a", "--labels=a: need ints"),
-        ("--guidance=1 --scale=2", "guidance (w) [1.0] and scale (s = 1 + w) [2.0] are both given"),
+        ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
         ("--guidance=", "--guidance=: need floats"),
         ("--seed=-1", "seed is -1; need an integer"),
         ("--out=grid.fits", "the ending must be that of a picture"),

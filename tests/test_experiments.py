@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import EXPERIMENTS, update
 
-from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
-from cfgjax.network import check_network, make_network
+from cfgjax.config import CLASSIFIER_SECTIONS, SECTIONS, check_sections, flatten, from_json, load_file, to_json
+from cfgjax.network import check_network, is_classifier, make_network
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
@@ -25,7 +25,8 @@ def name(request):
 def shrink(config, folder):
     """config with one small step on random data, everything else as it is."""
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
-    small |= {"checkpoint.every_steps": 1, "sample.every_steps": 1}
+    small |= {"checkpoint.every_steps": 1}
+    small |= {"evaluate.every_steps": 1} if is_classifier(config) else {"sample.every_steps": 1}
     if config.model.name == "unet":
         small |= {"model.channels": 64, "model.depth": 1, "model.multipliers": config.model.multipliers[:1]}
         small |= {"data.image_shape": (2, 2, config.data.image_shape[-1]), "model.attention_resolutions": (2,)}
@@ -36,7 +37,7 @@ def shrink(config, folder):
         arrays = {"image": rng.integers(0, 256, (8, *shape), np.uint8), "label": rng.integers(0, classes, 8)}
         np.savez(folder / "data.npz", **arrays)
         config.data = type(config)({"source": "npz", "path": str(folder / "data.npz"), "num_classes": classes})
-        config.data.image_shape = shape
+        config.data.update(image_shape=shape, split="train" if is_classifier(config) else "all")
     return config
 
 
@@ -53,7 +54,7 @@ def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path):
 
 def test_files_state_every_section_and_survive_json(name):
     config = load_file(EXPERIMENTS / f"{name}.py")
-    check_sections(config)
+    check_sections(config, CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS)
     assert flatten(from_json(to_json(config))) == flatten(config)
 
 

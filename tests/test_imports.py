@@ -8,18 +8,26 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
+TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
+TOOLS |= {"progress", "config", "errors", "targets"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
-    "nets": {"nets"},
     "errors": set(),
+    "files": {"errors"},
+    "weights": {"errors", "files"},
+    "nets": {"nets", "weights", "files", "errors"},
     "config": {"errors"},
     "sharding": {"errors"},
-    "data": {"data", "diffusion", "config", "errors"},
+    "data": {"data", "diffusion", "config", "files", "errors"},
     "network": {"nets", "diffusion", "config", "errors"},
     "workdir": {"config", "errors"},
     "convert": {"convert", "nets"},
-    "model": {"data", "diffusion", "network", "sharding", "workdir", "training.checkpoint", "errors"},
-    "evaluation": {"data", "diffusion", "model", "errors", "evaluation"},
+    "processes": set(),
+    "progress": set(),
+    "download": {"files", "errors"},
+    "model": {"data", "diffusion", "network", "processes", "sharding", "workdir", "training.checkpoint", "errors"},
+    "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
+    "training": {"training", "evaluation", "model", *TOOLS},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

@@ -60,14 +60,14 @@ def test_nothing_but_shape_steps_and_sampler_compiles(params):
     traces = []
     net = make_network(digits_config())
     model = Model(digits_config(), params, bind_params=lambda params: traces.append(1) or bind(net, params))
-    model.sample(LABELS[:8], 0.0, num_steps=4)
+    model.sample(LABELS[:8], 1.0, num_steps=4)
     before = len(traces)
     model.sample(LABELS[8:16], 2.0, num_steps=4, seed=9)
     model.sample(LABELS[:8], [0, 1, 2, -1] * 2, num_steps=4, v=0.7)
     model.sample(LABELS[:8], scale=3.0, num_steps=4)
     assert len(traces) == before
-    model.sample(LABELS[:8], num_steps=5)
-    model.sample(LABELS[:8], num_steps=4, sampler="ddim")
+    model.sample(LABELS[:8], 2.0, num_steps=5)
+    model.sample(LABELS[:8], 2.0, num_steps=4, sampler="ddim")
     assert len(traces) > before
     before = len(traces)
     model.sample(LABELS[:8], 1.0, num_steps=4, sampler="ddim", eta=0.5)

@@ -42,3 +42,8 @@ def to_float(image):
 def to_uint8(image):
     """float [−1, 1] → uint8 0 … 255, clipped and rounded to nearest."""
     return np.clip(np.rint((np.asarray(image) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def quantised(image):
+    """float [−1, 1] or uint8 → uint8: what is measured, of data as of samples."""
+    return to_uint8(to_float(image))

@@ -1,8 +1,6 @@
 """Sources: functions that return a whole labelled data set in memory, checked before anything is done with it."""
 
 import dataclasses
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import numpy as np
 from cfgjax.config import call
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.errors import UsageError, choose
+from cfgjax.files import read_npz
 
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
@@ -57,16 +56,9 @@ def toy_mixture(means, stds, weights):
 
 def npz(*, path):
     """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("image", "label") if name in file.files}
-            names = file.files
-    except TypeError:
-        raise UsageError(f"cannot read {path}: it is one array, not an .npz with image and label") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
+    arrays = read_npz(path)
     if missing := {"image", "label"} - arrays.keys():
-        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(names)}")
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
     return arrays["image"], arrays["label"]
 
 

@@ -24,6 +24,19 @@ def drop_labels(key, label, p_uncond, null_label):
     return jnp.where(dropped, null_label, label)
 
 
+def conditional(eps_fn, label):
+    """denoise(z, logsnr) → ε(z, c): no guidance, and half the work of `classifier_free` at w = 0.
+
+    eps_fn: (z [B, …], logsnr [B], label [B]) → ε [B, …]. label: int [B], or a scalar for the whole batch.
+    """
+
+    def denoise(z, logsnr):
+        batch = z.shape[:1]
+        return eps_fn(z, jnp.broadcast_to(logsnr, batch), jnp.broadcast_to(label, batch))
+
+    return denoise
+
+
 def classifier_free(eps_fn, label, w, null_label):
     """denoise(z, logsnr) → ε̃ = (1+w) ε(z, c) − w ε(z), CFG eq. (6).
 

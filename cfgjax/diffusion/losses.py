@@ -8,7 +8,7 @@ from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.schedules import SCHEDULES
 
 
-def draw(key, x, label, *, null_label, p_uncond, schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0):
+def draw(key, x, label, *, null_label, p_uncond, schedule, logsnr_min, logsnr_max):
     """The random part of CFG algorithm 1, lines 2–4: (eps, logsnr, label) for a batch x [B, …], label int [B].
 
     eps ~ N(0, I) has x's shape; logsnr [B] is the schedule at u ~ U[0, 1]; label [B] is null with probability

@@ -69,10 +69,10 @@ def exact_model(model):
     return Model(model.config, {}, bind_params=lambda params: mixture.eps)
 
 
-def require_matplotlib():
-    """Raises UsageError where matplotlib, an extra, is not installed."""
+def require_matplotlib(what="pictures of points need"):
+    """Raises UsageError where matplotlib, an extra, is not installed. what: needs it, with its verb."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("pictures of points need matplotlib: pip install 'cfgjax[plots]'")
+        raise UsageError(f"{what} matplotlib: pip install 'cfgjax[plots]'")
 
 
 def scatter(rows, labels, guidance):

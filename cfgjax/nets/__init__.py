@@ -1,10 +1,14 @@
 """The networks, in Flax linen: the only Flax code of the project. Knows nothing of schedules or guidance.
 
-Every network is called as `net.apply({"params": params}, z [B, …], time float32 [B], label int32 [B], train=…)` and
+An ε-predictor is called as `net.apply({"params": params}, z [B, …], time float32 [B], label int32 [B], train=…)` and
 returns ε float32 with z's shape (twice the channels with learned variance). The null label is `num_classes`.
+A classifier of clean images is called as `net.apply({"params": params}, x [B, …], train=…)` and returns a dict of
+logits, features and spatial features.
 """
 
+from cfgjax.nets.classifier import ConvNet
 from cfgjax.nets.mlp import MLP
 from cfgjax.nets.unet import UNet
 
 NETS = {"unet": UNet, "mlp": MLP}
+CLASSIFIERS = {"convnet": ConvNet}

@@ -6,7 +6,6 @@ been restored; it is never deleted or overwritten.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.errors import UsageError
+from cfgjax.files import sha256
 
 log = logging.getLogger("cfgjax")
 
@@ -81,21 +81,13 @@ class Checkpoints:
         like: the state's shapes, dtypes and shardings. Raises UsageError where no step is whole; then nothing has
         been changed.
         """
-        steps = sorted(step_directories(self.directory), reverse=True)
-        damaged = []
-        for step in steps:
-            if problem := damage(self.directory / str(step)):
-                log.warning("checkpoint step %d is damaged (%s); trying the one before", step, problem)
-                damaged.append((step, problem))
-                continue
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
-            restored = self._manager.restore(step, args=items)
-            self._set_aside([step for step, _ in damaged])
-            return restored.state, restored.history
-        if damaged:
-            told = "; ".join(f"step {step}: {problem}" for step, problem in damaged)
-            raise UsageError(f"no checkpoint in {self.directory} is whole, nothing was overwritten ({told})")
-        return None
+        if not (steps := step_directories(self.directory)):
+            return None
+        step = newest_whole(self.directory, steps)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        self._set_aside([newer for newer in steps if newer > step])
+        return restored.state, restored.history
 
     def wait(self):
         """Waits for the save in progress. Raises SaveError where it failed."""
@@ -141,18 +133,27 @@ def restore_params(directory, rate, step=None):
     rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
     """
     directory = Path(directory).absolute()
-    steps = sorted(step_directories(directory), reverse=True)
+    steps = step_directories(directory)
     if step is not None and step not in steps:
         raise UsageError(f"there is no step {step} in {directory}; it has {', '.join(map(str, steps)) or 'none'}")
+    step = newest_whole(directory, steps if step is None else [step])
+    return read_params(directory, step, rate), step
+
+
+def newest_whole(directory, steps):
+    """The newest of the steps whose files are as their manifest says; each newer one is told.
+
+    Raises UsageError where there is none; nothing is changed.
+    """
     problems = []
-    for candidate in steps if step is None else [step]:
-        path = directory / str(candidate)
-        if problem := damage(path):
-            problems.append(f"step {candidate}: {problem}")
-            log.warning("checkpoint step %d is damaged (%s)", candidate, problem)
-            continue
-        return read_params(directory, candidate, rate), candidate
-    raise UsageError(f"no whole checkpoint in {directory}" + (f" ({'; '.join(problems)})" if problems else ""))
+    for step in sorted(steps, reverse=True):
+        problem = damage(Path(directory) / str(step))
+        if not problem:
+            return step
+        problems.append(f"step {step}: {problem}")
+        log.warning("checkpoint step %d is damaged (%s); looking for one before it", step, problem)
+    told = f" ({'; '.join(problems)})" if problems else ""
+    raise UsageError(f"no checkpoint in {directory} is whole, nothing was overwritten{told}")
 
 
 def read_params(directory, step, rate):
@@ -177,6 +178,11 @@ def step_directories(directory):
 def is_step(name):
     """Whether Orbax could have given a step's directory this name."""
     return name.isdecimal() and str(int(name)) == name
+
+
+def manifest_digest(directory, step):
+    """The SHA-256 of a step's manifest, which has those of all its files."""
+    return sha256(Path(directory) / str(step) / MANIFEST)
 
 
 def whole_steps(directory):
@@ -206,12 +212,6 @@ def hashes(directory):
     """{relative path: SHA-256} of every file below directory that a later commit does not rewrite."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, REWRITTEN))
     return {str(path.relative_to(directory)): sha256(path) for path in files}
-
-
-def sha256(path):
-    """The hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unused_path(path):

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 
@@ -11,6 +10,8 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
+from cfgjax.files import writing
+from cfgjax.progress import clock
 from cfgjax.workdir import step_of
 
 # Metrics that hold only for some examples of a step, and the share of examples they hold for.
@@ -42,11 +43,15 @@ class RunLog:
     def __init__(self, workdir, start_step, num_steps, batch_size, write=True):
         self._write, self._batch_size, self._num_steps = write, batch_size, num_steps
         self._since = time.monotonic(), start_step
+        path = workdir / "metrics.jsonl"
+        lines = kept_lines(path, start_step)
+        self._kept = [json.loads(line) for line in lines]
         if not write:
             return
-        self._path = workdir / "metrics.jsonl"
-        keep_lines(self._path, start_step)
-        self._file = open(self._path, "a")
+        if path.exists():
+            with writing(path) as new:
+                new.write_text("".join(f"{line}\n" for line in lines))
+        self._file = open(path, "a")
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm.tqdm(
             total=num_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr
@@ -64,11 +69,8 @@ class RunLog:
         now, (then, step_then) = time.monotonic(), self._since
         rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
         self._since = now, step
-        self._file.write(json.dumps({"step": step, **metrics, "images_per_second": round(rate, 1)}) + "\n")
-        self._file.flush()
-        for name, value in {**metrics, "images_per_second": rate}.items():
-            self._events.add_scalar(name, value, step)
-        shown = {"loss": "loss", "loss_cond": "cond", "loss_uncond": "uncond"}
+        self._put(step, {**metrics, "images_per_second": round(rate, 1)})
+        shown = {"loss": "loss", "loss_cond": "cond", "loss_uncond": "uncond", "accuracy": "accuracy"}
         losses = {short: f"{metrics[name]:.4f}" for name, short in shown.items() if name in metrics}
         if metrics["skipped_total"]:
             losses["skipped"] = f"{metrics['skipped_total']:.0f}"
@@ -78,6 +80,22 @@ class RunLog:
             self.say(f"step {step}/{self._num_steps}  {told}  {rate:,.0f} images/s  ETA {clock(eta)}")
         else:
             self._bar.set_postfix({**losses, "images/s": f"{rate:,.0f}"})
+
+    def record(self, step, metrics):
+        """One line of what was measured at step, besides the training itself, everywhere and to the user."""
+        if self._write:
+            self._put(step, metrics)
+            self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def has(self, step, name):
+        """Whether the metric was there at step when the run was resumed."""
+        return any(line["step"] == step and name in line for line in self._kept)
+
+    def _put(self, step, metrics):
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
 
     @contextlib.contextmanager
     def paused(self):
@@ -106,18 +124,7 @@ class RunLog:
             self._events.close()
 
 
-def keep_lines(path, last_step):
-    """Rewrites a metrics.jsonl, in one move, without lines of steps after last_step and without a torn last line."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if step_of(line) <= last_step]
-    new = path.with_suffix(".tmp")
-    new.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(new, path)
-
-
-def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def kept_lines(path, last_step):
+    """The lines of a metrics.jsonl up to last_step; a torn last line is none."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if step_of(line) <= last_step]

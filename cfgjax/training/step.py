@@ -1,31 +1,27 @@
-"""The optimizer step, CFG algorithm 1, as a pure function."""
+"""The optimizer step as a pure function."""
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cfgjax.diffusion import losses
-from cfgjax.network import bind
 from cfgjax.training import ema
 from cfgjax.training.state import TrainState
 
 
-def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False, accumulate_steps=1):
+def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=1):
     """train_step(state, batch, key) → (state, {name: float32 scalar}), pure.
 
+    objective: an `objective.Objective`.
     batch: {"image": float32 [B, …], "label": int32 [B]}. key: the run's; the step draws from fold_in(key, state.step).
-    objective: keyword arguments of `losses.draw` (p_uncond, schedule, …).
     accumulate_steps: parts of the batch whose gradients are computed one after the other and averaged.
 
     A step whose loss or gradients are not finite changes nothing but `step` and the optimizer's count of such steps.
-    Metrics: loss; loss_cond and loss_uncond over the examples that kept and lost their label (NaN if none did);
-    drop_rate; grad_norm before clipping; skipped, 0 or 1; skipped_in_row; skipped_total.
+    Metrics: loss; the objective's own; grad_norm before clipping; skipped, 0 or 1; skipped_in_row; skipped_total.
     """
 
     def mean_loss(params, part, dropout_key):
-        eps_fn = bind(net, params, train=True, dropout_key=dropout_key)
-        per_example = losses.eps_loss(eps_fn, part["image"], part["label"], part["eps"], part["logsnr"])
-        return jnp.mean(per_example), per_example
+        terms = objective.terms(params, part, dropout_key)
+        return jnp.mean(terms["loss"]), terms
 
     def gradients(params, batch, dropout_key):
         grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
@@ -35,19 +31,17 @@ def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False,
 
         def accumulate(total, indexed):
             i, part = indexed
-            out = grad_fn(params, part, jax.random.fold_in(dropout_key, i))
-            (loss, per_example), grads = out
-            return jax.tree.map(lambda t, g: t + g / accumulate_steps, total, (loss, grads)), per_example
+            (loss, terms), grads = grad_fn(params, part, jax.random.fold_in(dropout_key, i))
+            return jax.tree.map(lambda t, g: t + g / accumulate_steps, total, (loss, grads)), terms
 
         zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-        (loss, grads), per_example = jax.lax.scan(accumulate, zeros, (jnp.arange(accumulate_steps), parts))
-        return (loss, join_batch(per_example)), grads
+        (loss, grads), terms = jax.lax.scan(accumulate, zeros, (jnp.arange(accumulate_steps), parts))
+        return (loss, jax.tree.map(join_batch, terms)), grads
 
     def train_step(state, batch, key):
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        eps, logsnr, label = losses.draw(draw_key, batch["image"], batch["label"], null_label=num_classes, **objective)
-        drawn = {"image": batch["image"], "label": label, "eps": eps, "logsnr": logsnr}
-        (loss, per_example), grads = gradients(state.params, drawn, dropout_key)
+        drawn = objective.draw(draw_key, batch)
+        (loss, terms), grads = gradients(state.params, drawn, dropout_key)
         norm = optax.tree.norm(grads)  # finite only if the squares, which Adam keeps, are
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
@@ -57,7 +51,7 @@ def make_train_step(net, optimizer, *, num_classes, objective, ema_warmup=False,
         averages = jax.tree.map(lambda new, old: jnp.where(opt_state.last_finite, new, old), averages, state.ema)
         metrics = {
             "loss": loss,
-            **split_loss(per_example, label == num_classes),
+            **objective.summary(terms, drawn),
             "grad_norm": norm,
             "skipped": 1.0 - opt_state.last_finite,
             "skipped_in_row": opt_state.notfinite_count,
@@ -82,12 +76,6 @@ def make_dispatch(train_step, mesh_shardings):
         return jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
 
     return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings)
-
-
-def split_loss(per_example, dropped):
-    """Mean loss of the examples that kept their label and of those that lost it, and the share that lost it."""
-    mean = lambda mask: jnp.sum(jnp.where(mask, per_example, 0)) / jnp.sum(mask)
-    return {"loss_cond": mean(~dropped), "loss_uncond": mean(dropped), "drop_rate": jnp.mean(dropped)}
 
 
 def split_batch(a, parts):

@@ -57,7 +57,8 @@ def test_each_example_has_its_own_loss_per_dimension():
 
 def draw_many(key, **options):
     """eps [N], logsnr [N] and labels [N], of which all were class 3 before some became 7."""
-    arguments = dict(null_label=7, p_uncond=0.2) | options
+    levels = dict(schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0)
+    arguments = dict(null_label=7, p_uncond=0.2) | levels | options
     eps, logsnr, label = draw(key, jnp.zeros((N, 1)), jnp.full(N, 3), **arguments)
     return eps[:, 0], logsnr, label
 

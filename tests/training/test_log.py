@@ -4,8 +4,9 @@ import signal
 import numpy as np
 import pytest
 
+from cfgjax.progress import clock
 from cfgjax.training.interrupt import StopRequest
-from cfgjax.training.log import clock, keep_lines, summarise
+from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.loop import Diverged, check_finite
 
 
@@ -34,8 +35,13 @@ def test_what_has_no_value_is_left_out():
 def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (10, 20, 30)) + '{"step": 2')
-    keep_lines(path, 20)
+    RunLog(tmp_path, 20, 30, 1, write=False).close()
+    assert len(path.read_text().splitlines()) == 4
+    log = RunLog(tmp_path, 20, 30, 1)
+    log.close()
     assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+    assert log.has(20, "step")
+    assert not log.has(30, "step")
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run():

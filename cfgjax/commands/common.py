@@ -1,0 +1,58 @@
+"""What the commands share: exit codes, and checks of flags."""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.errors import UsageError
+
+DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
+
+
+def define_sampling(given):
+    """The flags of `Model.sample` that have one value."""
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    flags.DEFINE_list("guidance", None, "Weights w of (1+w) ε(z,c) − w ε(z).", flag_values=given)
+    flags.DEFINE_list("scale", None, "Scales s = 1 + w, in place of guidance.", flag_values=given)
+    flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
+    flags.DEFINE_float("eta", None, "Noise of ddim, 0 … 1.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+
+
+def weights(given):
+    """The weights w of --guidance or --scale as floats, or None."""
+    if given.guidance is not None and given.scale is not None:
+        raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
+    if given.scale is not None:
+        return [float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float)]
+    return None if given.guidance is None else numbers("guidance", given.guidance, float)
+
+
+def no_arguments(rest):
+    """Raises UsageError for words that are not flags."""
+    if rest[1:]:
+        raise UsageError(f"{rest[0]} takes flags only; {rest[1]!r} is none (a flag is --name=value)")
+
+
+def required(given, *names):
+    """Raises UsageError naming the flags that must be given and are not."""
+    if missing := [f"--{name}" for name in names if given[name].value is None]:
+        raise UsageError(f"{' and '.join(missing)} must be given")
+
+
+def numbers(name, words, kind):
+    """The words of a comma-separated flag as numbers."""
+    try:
+        if words:
+            return [kind(word) for word in words]
+    except ValueError:
+        pass
+    raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas")
+
+
+def check_writable(flag, path):
+    """Raises UsageError where a file cannot be written to path, the value of a flag."""
+    folder = Path(path).absolute().parent
+    if not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")

@@ -1,0 +1,92 @@
+"""`cfgjax compare`."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.commands.common import DONE, check_writable
+from cfgjax.config import parse_flags
+from cfgjax.errors import UsageError
+
+ENDINGS = (".json", ".csv")
+
+
+def compare(argv):
+    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv]: frontiers side by side, and beside published rows."""
+    given = flags.FlagValues()
+    given.set_gnu_getopt(True)
+    flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
+    flags.DEFINE_string("out", None, "File for the joined table, .json or .csv.", flag_values=given)
+    _, *paths = parse_flags(given, argv)
+    if not paths:
+        raise UsageError("give at least one RUN: a workdir, an evaluation folder, or a frontier.json")
+    if given.out is not None:
+        check_out(given.out)
+
+    from cfgjax import targets
+    from cfgjax.evaluation import compare as side_by_side
+    from cfgjax.files import writing
+
+    published = None if given.targets is None else targets.load(given.targets)
+    files = [find_frontier(path) for path in paths]
+    runs = [side_by_side.make_run(label, read(file)) for label, file in zip(labels(files), files, strict=True)]
+    groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
+    print("\n".join([*side_by_side.facts_table(runs), "", *side_by_side.table(groups), "", *notes]).rstrip())
+    if given.out is not None:
+        record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
+        record["rows"] = side_by_side.joined(groups)
+        csv = Path(given.out).suffix.lower() == ".csv"
+        with writing(given.out) as new:
+            new.write_text(side_by_side.csv_text(groups) if csv else json.dumps(record, indent=1) + "\n")
+        print(f"wrote {given.out}")
+    return DONE
+
+
+def check_out(path):
+    """Raises UsageError where the joined table cannot be written to path."""
+    if Path(path).suffix.lower() not in ENDINGS:
+        raise UsageError(f"--out={path}: the ending must be {' or '.join(ENDINGS)}")
+    check_writable("out", path)
+
+
+def find_frontier(path):
+    """The frontier.json that path is, or that lies in it, a workdir or an evaluation folder."""
+    folder = Path(path)
+    if folder.is_file():
+        return folder
+    for file in (folder / "evaluation" / "frontier.json", folder / "frontier.json"):
+        if file.is_file():
+            return file
+    what = "has no frontier.json" if folder.is_dir() else "is no file or folder"
+    raise UsageError(f"{path} {what}; a run, evaluate it first: cfgjax evaluate --workdir={path}")
+
+
+def read(file):
+    """The content of a JSON file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UsageError(f"cannot read {file}: {e}") from e
+
+
+def labels(paths):
+    """A name for each frontier.json: the fewest trailing parts of its run's path that no other has.
+
+    The same path twice is numbered.
+    """
+    places, names = [place(path) for path in paths], []
+    for i, parts in enumerate(places):
+        others = [other for other in places if other != parts]
+        size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        number = f" ({places[: i + 1].count(parts)})" if places.count(parts) > 1 else ""
+        names.append(str(Path(*parts[-size:])) + number)
+    return names
+
+
+def place(path):
+    """The parts of the path of a frontier.json's run, or of its folder where that is not called evaluation."""
+    path = Path(path).resolve()
+    if path.name != "frontier.json":
+        return path.with_suffix("").parts
+    return (path.parent.parent if path.parent.name == "evaluation" else path.parent).parts

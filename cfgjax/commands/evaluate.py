@@ -1,0 +1,263 @@
+"""`cfgjax evaluate`: the guidance frontier of a run, reference statistics, bits per dimension."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.commands.common import (
+    DONE,
+    PREEMPTED,
+    check_writable,
+    define_sampling,
+    no_arguments,
+    numbers,
+    required,
+    weights,
+)
+from cfgjax.config import call, define_flag, parse_flags
+from cfgjax.errors import UsageError
+
+NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
+FLAGS_OF = {  # what each mode makes use of
+    "a frontier": NETWORK_FLAGS
+    | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
+    | {"label_policy", "reference", "neighbours", "keep_samples"},
+    "--make_reference": NETWORK_FLAGS | {"config", "split"},
+    "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
+    | {"images", "spacing", "logsnr_max"},
+}
+OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
+PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
+
+
+def evaluate(argv):
+    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: metrics for every w, their table, files and curve."""
+    given = define_flags(argv)
+    no_arguments(parse_flags(given, argv))
+    if given.make_reference and given.bits_per_dim:
+        raise UsageError("--make_reference and --bits_per_dim are both given; give one")
+    mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
+    for name in given:
+        if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
+            raise UsageError(f"--{name} is without meaning for {mode}")
+    if not given.make_reference:
+        required(given, "workdir")
+    return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
+
+
+def define_flags(argv):
+    """The flags of the command."""
+    given = flags.FlagValues()
+    define_sampling(given)
+    define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
+    text, several = define(flags.DEFINE_string), define(flags.DEFINE_list)
+    switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
+    count("num_samples", None, "Samples N of each setting.", lower_bound=2)
+    several("num_steps", None, "Network calls T, one or several.")
+    several("v", None, "Variance interpolations of ancestral, 0 … 1, one or several.")
+    several("ema", None, "Rates of averaged parameters, one or several; 0 for none.")
+    several("seeds", ["0"], "Seeds of noise and labels, one or several.")
+    count("batch_size", None, "Samples per call on each device.", lower_bound=1)
+    text("label_policy", None, "balanced or random.")
+    text("features", None, "classifier, inception, or mixture.")
+    text("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
+    text("inception", None, "Inception's weight file.")
+    text("resize", "tf1", "How images get Inception's size: tf1 or half_pixel.")
+    text("reference", None, "Reference statistics, .npz; by default of the training data.")
+    text("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
+    switch("neighbours", True, "Precision and recall, which keep all features in memory.")
+    switch("keep_samples", True, "Keep the samples when the metrics are known.")
+    switch("make_reference", False, "Write the reference statistics of the data to --out.")
+    switch("bits_per_dim", False, "The likelihood of held-out data in place of the frontier.")
+    text("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
+    text("spacing", "uniform", "With --bits_per_dim: of the levels λ, uniform or cosine.")
+    real("logsnr_max", None, "With --bits_per_dim: the last λ, where the decoder takes over.")
+    text("split", None, "With --make_reference: which data, train, holdout or all.")
+    define_flag(given, argv)
+    return given
+
+
+def plan_of(given, config):
+    """The `Plan` of config.evaluate with the flags over it."""
+    from cfgjax.evaluation.plan import Plan
+
+    section = dict(config.get("evaluate", {}))
+    section |= {name: given[name].value for name in PLAN_FLAGS if given[name].value is not None}
+    guidance = weights(given)
+    return call(Plan, "evaluate", section | ({} if guidance is None else {"guidance": tuple(guidance)}))
+
+
+def frontier(given):
+    """The exit code of an evaluation of the run in --workdir."""
+    import jax
+
+    from cfgjax import processes
+    from cfgjax.data.sources import open_source
+    from cfgjax.evaluation import report
+    from cfgjax.evaluation.figures import require_matplotlib
+    from cfgjax.evaluation.frontier import Stopped, find_reference
+    from cfgjax.evaluation.measure import warn_of_few
+    from cfgjax.progress import Progress
+    from cfgjax.training.interrupt import StopRequest
+
+    require_matplotlib("frontier.png needs")
+    work, plan, folder = planned(given)
+    network, model, first = work.network, work.model, jax.process_index() == 0
+    with contextlib.closing(work), StopRequest() as stop:
+
+        def check():
+            if processes.anywhere(stop.signal):
+                raise Stopped
+
+        def seen(images):
+            check()
+            progress.advance(images)
+
+        try:
+            with Progress("reference", "image", write=first) as progress:
+                dataset = lambda: open_source(**model.config.data)
+                reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
+            warn_of_few(plan.num_samples, network, reference)
+            rows = []
+            with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
+                for row in work.rows(reference, progress.advance, check):
+                    rows.append(row)
+                    progress.say(report.line(rows))
+        except Stopped:
+            progress.say(f"{stop.signal}: what is drawn is kept in {folder}; the same command goes on from there")
+            return PREEMPTED
+        if first:
+            finish(given, work, reference, rows, closed_form(work, plan), folder)
+    return DONE
+
+
+def finish(given, work, reference, rows, tilted, folder):
+    """Writes the frontier's files, prints its tables, and deletes the samples where asked to."""
+    from cfgjax.evaluation import report
+
+    written = report.write(folder, rows, work.record(reference), work.network, tilted)
+    if not given.keep_samples:
+        work.remove_samples()
+    lines = [*report.table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
+    print("\n".join(["", *lines, *report.findings(rows, work.network)]))
+    print(f"wrote {', '.join(written)} in {folder}")
+
+
+def planned(given):
+    """(the `Frontier`, its `Plan`, its folder) that the flags ask for, checked."""
+    kinds = {"num_steps": int, "v": float, "ema": float, "seeds": int}
+    several = {name: tuple(numbers(name, words, kind)) for name, kind in kinds.items() if (words := given[name].value)}
+
+    import cfgjax
+    from cfgjax.evaluation.features import load_networks
+    from cfgjax.evaluation.frontier import Frontier, Grid, make_settings
+
+    model = cfgjax.load(given.workdir, step=given.step)
+    plan = plan_of(given, model.config)
+    grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
+    settings = make_settings(grid, model, plan.label_policy)
+    network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
+    folder = Path(given.out or Path(given.workdir) / "evaluation")
+    work = Frontier(
+        model,
+        settings,
+        workdir=given.workdir,
+        folder=folder,
+        num_samples=plan.num_samples,
+        batch_size=plan.batch_size,
+        network=network,
+        judge=judge,
+        neighbours=given.neighbours,
+    )
+    return work, plan, folder
+
+
+def closed_form(work, plan):
+    """`tilted_frontier` for a run on a mixture of one or two dimensions, else nothing."""
+    from cfgjax.data.sources import toy_mixture
+    from cfgjax.evaluation.tilted import MOST_DIMENSIONS, tilted_frontier
+
+    data = work.model.config.data
+    if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
+        return ()
+    return tilted_frontier(toy_mixture(data.means, data.stds, data.weights), plan.guidance)
+
+
+def make_reference(given):
+    """The exit code of writing the reference statistics of a data source to --out."""
+    required(given, "out")
+    if (given.workdir is None) == (given.config is None):
+        raise UsageError("--make_reference needs --workdir or --config, one of them, whose data it is to be of")
+    if Path(given.out).suffix != ".npz":
+        raise UsageError(f"--out={given.out}: a reference is an .npz file")
+    check_writable("out", given.out)
+
+    from cfgjax.data.sources import open_source
+    from cfgjax.evaluation.features import load_networks
+    from cfgjax.evaluation.reference import of_dataset
+    from cfgjax.progress import Progress
+    from cfgjax.workdir import read_config
+
+    config = given.config or read_config(given.workdir)
+    network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
+    split = {} if given.split is None else {"split": given.split}
+    dataset = open_source(**{**config.data, **split})
+    origin = f"{len(dataset):,} examples of {config.data.source}, split {split.get('split', config.data.get('split'))}"
+    with Progress("reference", "image", len(dataset)) as seen:
+        reference = of_dataset(dataset, network, origin, seen.advance)
+    reference.save(given.out)
+    print(f"wrote {given.out}: {network.name}'s statistics of {origin}; digest {reference.digest[:16]}")
+    return DONE
+
+
+def bits_per_dim(given):
+    """The exit code of measuring the likelihood of held-out examples."""
+    one = {name: single(name, given[name].value, kind) for name, kind in
+           {"num_steps": int, "v": float, "ema": float, "seeds": int}.items()}  # fmt: skip
+
+    import cfgjax
+    from cfgjax.data.sources import open_source
+    from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
+    from cfgjax.evaluation.report import bits_lines, write_bits
+
+    check_guidance(weights(given) or 0.0)
+    model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
+    if not model.is_image:
+        raise UsageError(f"bits/dim is of 8-bit images; the run's data are points of shape {model.image_shape}")
+    data, plan = dict(model.config.data), plan_of(given, model.config)
+    if given.images is not None:
+        data |= {"source": "npz", "path": given.images, "split": "all"}
+    elif data.get("split") != "train":
+        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which leaves none out"
+        raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
+    else:
+        data |= {"split": "holdout"}
+    held_out = open_source(**data)
+    found = held_out_bits(
+        model,
+        held_out.image,
+        held_out.label,
+        num_steps=one["num_steps"] or plan.num_steps,
+        v=model.config.sample.v if one["v"] is None else one["v"],
+        seed=one["seeds"],
+        batch_size=plan.batch_size,
+        spacing=given.spacing,
+        logsnr_max=given.logsnr_max,
+    )
+    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.config.ema.rates or (0.0,)
+    rate = rates[0] if one["ema"] is None else one["ema"]
+    print("\n".join(bits_lines(found)))
+    print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
+    return DONE
+
+
+def single(name, words, kind):
+    """The one number of a flag that may be a list elsewhere, or None."""
+    if words is None:
+        return None
+    values = numbers(name, words, kind)
+    if len(values) > 1:
+        raise UsageError(f"--{name}={','.join(words)}: bits/dim takes one value")
+    return values[0]

@@ -1,0 +1,86 @@
+"""The weights of the Inception network: where they are, and how they get there."""
+
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cfgjax.errors import UsageError
+from cfgjax.files import sha256, writing
+
+log = logging.getLogger("cfgjax")
+
+INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_NAME}"
+INCEPTION_SHA256 = "6726825d"  # its first digits
+TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 1 << 20
+
+
+def default_inception_path():
+    """$CFGJAX_INCEPTION, or the file in the user's cache directory."""
+    if path := os.environ.get("CFGJAX_INCEPTION"):
+        return Path(path).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfgjax" / INCEPTION_NAME
+
+
+def find_inception(path=None):
+    """path, or the default one, if there is a file. Raises UsageError saying how to get it."""
+    found = Path(path).expanduser() if path else default_inception_path()
+    if not found.is_file():
+        raise UsageError(
+            f"no Inception weights at {found}: run `cfgjax download inception`, or name the file by "
+            "--inception=PATH or CFGJAX_INCEPTION"
+        )
+    return found
+
+
+def inception(out=None, url=INCEPTION_URL):
+    """The path, out or the default one, of the Inception weights, downloaded unless they are there.
+
+    The file is whole and its hash right, or nothing is written. Raises UsageError for a file with another hash, and
+    OSError for what the network or the disk refuse.
+    """
+    path = Path(out).expanduser() if out else default_inception_path()
+    if path.exists():
+        check_hash(path, path, "remove it or name another place with --out")
+        log.info("%s is there already", path)
+        return path
+    by_hand = f"fetch it by other means and put it at {path}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as temporary:
+            fetch(url, temporary)
+            check_hash(temporary, url, by_hand)
+    except (OSError, http.client.HTTPException) as e:
+        reason = str(e).removeprefix("<urlopen error ").removesuffix(">") or type(e).__name__
+        raise OSError(f"cannot download {url}: {reason}; {by_hand}") from e
+    return path
+
+
+def check_hash(path, origin, advice):
+    """Raises UsageError unless the file at path, which came from origin, is the network's."""
+    if not path.is_file():
+        raise UsageError(f"{origin} is not a file; {advice}")
+    if not (digest := sha256(path)).startswith(INCEPTION_SHA256):
+        begins = digest[: len(INCEPTION_SHA256)]
+        raise UsageError(
+            f"{origin} is not the Inception network: its SHA-256 begins with {begins}, not {INCEPTION_SHA256}; {advice}"
+        )
+
+
+def fetch(url, path):
+    """Writes what is at url to path. Raises OSError where the connection ends early."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
+        total = response.headers["Content-Length"]
+        total = int(total) if total else None
+        with tqdm(total=total, unit="B", unit_scale=True, desc="Inception", disable=None) as progress:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                progress.update(len(chunk))
+        if total is not None and file.tell() != total:
+            raise OSError(f"the connection ended after {file.tell()} of {total} bytes")

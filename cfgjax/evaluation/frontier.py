@@ -1,0 +1,227 @@
+"""Samples and metrics for every w, T, v, EMA rate and seed asked for.
+
+Everything lies in one folder: `samples/<digest>/` has the shards of one setting of one checkpoint and, once they are
+known, its metrics. What is there is not done again.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import cfgjax
+from cfgjax import processes
+from cfgjax.errors import UsageError
+from cfgjax.evaluation.figures import exact_model
+from cfgjax.evaluation.generate import SampleStore, Setting, draw_samples
+from cfgjax.evaluation.measure import measure
+from cfgjax.evaluation.reference import load_reference, of_dataset
+from cfgjax.files import writing
+from cfgjax.model import check_whole_number, guidance_weights, load_params
+from cfgjax.training.checkpoint import manifest_digest
+
+FORMAT = 1  # of what is kept; another one where the same settings come to give other samples or metrics
+
+
+class Stopped(Exception):
+    """The evaluation was asked to stop; what is drawn is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a frontier runs over: every combination of its tuples. None stands for what the run's config says."""
+
+    guidance: tuple
+    num_steps: tuple
+    v: tuple = (None,)
+    ema: tuple = (None,)
+    seeds: tuple = (0,)
+    sampler: str | None = None
+    eta: float | None = None
+
+
+def make_settings(grid, model, label_policy):
+    """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores."""
+    rates = [*map(float, model.config.ema.rates), 0.0]
+    check_grid(grid, rates)
+    sampler = grid.sampler or model.config.sample.sampler
+    averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
+    if model.config.data.source == "mixture":
+        averages["exact"] = averages["learned"][:1]  # without effect, and no curve of its own
+    settings = []
+    for scores, ema_rates in averages.items():
+        for ema, num_steps, v, seed, w in itertools.product(
+            ema_rates, grid.num_steps, grid.v, grid.seeds, grid.guidance
+        ):
+            noise = {name: float(f"{x:.7g}") for name, x in model.noise_option(sampler, v=v, eta=grid.eta).items()}
+            options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
+            settings.append(Setting(float(w), num_steps, sampler, **options, scores=scores))
+    return settings
+
+
+def check_grid(grid, rates):
+    """Raises UsageError unless every value of a Grid can be used, and none is there twice. rates: of EMAs."""
+    guidance_weights(grid.guidance, None, len(grid.guidance))
+    for name, values, least in (("num_steps", grid.num_steps, 2), ("seed", grid.seeds, 0)):
+        for value in values:
+            check_whole_number(name, value, least)
+    if unknown := [rate for rate in grid.ema if rate is not None and rate not in rates]:
+        raise UsageError(f"no EMA of rate {unknown[0]:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    for name in ("guidance", "num_steps", "v", "ema", "seeds"):
+        values = getattr(grid, name)
+        if len(set(values)) < len(values):
+            raise UsageError(f"{name} {', '.join(map(str, values))}: a value is there twice")
+
+
+class Frontier:
+    """The settings of one run's model, to be sampled and measured.
+
+    model: a `Model` of the run in workdir. num_samples: N. batch_size: of the sampler, on each device. folder:
+    where samples and metrics are kept; it is held by this process until `close`. network, judge, neighbours: as in
+    `measure`. Raises UsageError where another process works in the folder.
+    """
+
+    def __init__(self, model, settings, *, workdir, folder, num_samples, batch_size, network, judge, neighbours):
+        self.model, self.settings, self.num_samples = model, settings, num_samples
+        self.network, self.judge, self.neighbours = network, judge, neighbours
+        self._workdir, self._folder, self._batch_size, self._rate = workdir, Path(folder), batch_size, None
+        self._guided = any(setting.guidance_weight for setting in settings)
+        self._models = {"learned": model}
+        if any(setting.scores == "exact" for setting in settings):
+            self._models["exact"] = exact_model(model)
+        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        self._lock = claim(self._folder)
+        try:
+            self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
+            processes.barrier("the frontier's shards are found")
+        except BaseException:
+            self.close()
+            raise
+
+    def identity(self, setting):
+        """All that the samples of a setting depend on, as JSON values."""
+        learned = setting.scores == "learned"
+        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
+        config = {name: getattr(self.model.config, name).to_dict() for name in sections}
+        return {"format": FORMAT, **own, **config, **dataclasses.asdict(setting)}
+
+    def num_missing(self, reference):
+        """How many samples are still to be drawn. Raises UsageError where the disk has no space for them."""
+        unknown = [store for store in self._stores if not self._metrics_path(store, reference).exists()]
+        missing = sum(len(store.missing(self.num_samples)) for store in unknown)
+        size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
+        needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
+        if needed > free:
+            raise UsageError(
+                f"{missing:,} samples need {needed:.1f} GB in {self._folder}, which has {free:.1f} GB free; "
+                "take fewer, or another folder with --out"
+            )
+        return missing
+
+    def rows(self, reference, advance, check):
+        """Yields {setting, num_samples, metrics} of each setting in turn.
+
+        advance: told of each batch's samples as they are drawn. check: called between batches and blocks on every
+        process, to raise Stopped.
+        """
+        for setting, store in zip(self.settings, self._stores, strict=True):
+            path = self._metrics_path(store, reference)
+            if not path.exists():
+                self._draw(setting, store, advance, check)
+                options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
+                metrics = measure(store.read, self.num_samples, self.network, reference, **options)
+                if jax.process_index() == 0:
+                    with writing(path) as new:
+                        new.write_text(json.dumps(metrics, indent=1) + "\n")
+                processes.barrier("a setting is measured")
+            metrics = json.loads(path.read_text())
+            yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
+
+    def _draw(self, setting, store, advance, check):
+        """Draws the samples that the store lacks."""
+        missing, model = store.missing(self.num_samples), self._models[setting.scores]
+        left = len(missing)
+        if setting.scores == "learned" and setting.ema != self._rate and len(missing):
+            params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
+            model.put(params)
+            self._rate = setting.ema
+        for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, guided=self._guided):
+            store.write(index, labels, samples)
+            drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch
+            left -= drawn
+            advance(drawn)
+            check()
+        processes.barrier("a setting is drawn")
+        store.rescan()
+
+    def _metrics_path(self, store, reference):
+        """Where the metrics of a store's samples lie, by all that they depend on besides."""
+        judge = self.judge.digest if self.judge else ""
+        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
+        return store.folder / f"metrics-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.json"
+
+    def record(self, reference):
+        """What a result records besides its rows, as JSON values."""
+        named = lambda network: network and {"name": network.name, "digest": network.digest}
+        return {
+            "cfgjax": cfgjax.__version__,
+            "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
+            "features": named(self.network),
+            "judge": named(self.judge),
+            "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
+            "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
+            "config": self.model.config.to_dict(),
+        }
+
+    def remove_samples(self):
+        """Deletes the shards; metrics stay."""
+        for store in self._stores:
+            store.remove()
+
+    def close(self):
+        """Lets the folder go."""
+        self._lock.close()
+
+
+def claim(folder):
+    """An open lock file, by which the first process holds the folder, made if need be."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be written: {e.strerror}") from e
+    try:
+        if jax.process_index() == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f"another evaluation is at work in {folder}; wait for it, or take another --out") from None
+    return lock
+
+
+def find_reference(path, dataset, network, image_shape, folder, advance):
+    """The `Reference` in the file at path, or by default that of dataset, kept in folder from one time to the next.
+
+    dataset: () → a `Dataset`, opened only where path is None.
+    """
+    if path is not None:
+        return load_reference(path, network, image_shape, advance)
+    data = dataset()
+    digest = hashlib.sha256(f"{FORMAT} {network.digest}".encode())
+    for array in (data.image, data.label):
+        digest.update(np.ascontiguousarray(array).data)
+    kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
+    if not kept.exists():
+        reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
+        if jax.process_index() == 0:
+            reference.save(kept)
+        processes.barrier("the reference is made")
+    return load_reference(kept, network, image_shape)

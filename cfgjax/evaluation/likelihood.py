@@ -1,0 +1,116 @@
+"""Bits per dimension of held-out images: the variational bound of `cfgjax.diffusion.likelihood` for a `Model`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cfgjax.data.batches import quantised, to_float
+from cfgjax.data.sources import check_images, check_labels, first
+from cfgjax.diffusion.likelihood import bits_per_dim
+from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
+from cfgjax.errors import UsageError, choose
+from cfgjax.model import check_whole_number
+from cfgjax.processes import gather_rows
+from cfgjax.sharding import batch_sharding, place_global
+
+
+def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, spacing="uniform", logsnr_max=None):
+    """Mean bound on −log₂ p(x | label) in bits/dim over all images, under the ancestral chain of num_steps levels.
+
+    image: uint8 [N, H, W, C], or float32 in [−1, 1], which is rounded to 8 bits first. label: int [N]; num_classes
+    is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored where the model has learned it.
+    seed, i: all that the noise of image i depends on. batch_size: images per call of the one compiled function.
+    spacing: of the levels, a key of SCHEDULES. A step from λ to λ' costs ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0, so
+    that the long steps at the ends of a cosine grid cost most of all, and equal ones least.
+    logsnr_max: λ_T, where the decoder takes over; by default config.diffusion's.
+
+    Returns means over the images {"bits_per_dim", "prior", "transitions", "decoder"}, the first being the sum of the
+    others; "terms" [T], the T−1 transitions and the decoder, at "logsnr" [T]; "standard_error" of bits_per_dim, None
+    for one image; "num_examples", "num_steps", "seed", "spacing", "learned_variance"; "v", None where it is learned.
+    Raises UsageError for points, and for images, labels or options that do not fit; ArithmeticError where a bound is
+    not finite.
+    """
+    if not model.is_image:
+        raise UsageError(f"bits/dim is of 8-bit images; points of shape {model.image_shape} have none")
+    image, label = np.asarray(image), np.asarray(label)
+    check_images(image, model.image_shape)
+    check_labels(label, model.num_classes + 1)
+    if len(image) != len(label):
+        raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
+    for name, value, least in (("num_steps", num_steps, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        check_whole_number(name, value, least)
+    if not 0 <= v <= 1:
+        raise UsageError(f"v is {v}; need a value in [0, 1]")
+    grid = level_grid(model.config.diffusion, num_steps, spacing, logsnr_max)
+    learned = num_channels(model) != model.image_shape[-1]
+
+    total, prior, terms = np.zeros(0), 0.0, np.zeros(num_steps)
+    for bound in bound_batches(model, image, label, grid, v=v, seed=seed, batch_size=batch_size):
+        if not np.isfinite(bound["total"]).all():
+            bad = len(total) + first(~np.isfinite(bound["total"]))
+            raise ArithmeticError(f"image {bad} has a bound that is not finite; are the model's parameters?")
+        total = np.append(total, bound["total"])
+        prior += bound["prior"].sum()
+        terms += bound["terms"].sum(axis=0)
+    count = len(image)
+    return {
+        "bits_per_dim": float((prior + terms.sum()) / count),
+        "standard_error": float(total.std(ddof=1) / np.sqrt(count)) if count > 1 else None,
+        "prior": float(prior / count),
+        "transitions": float(terms[:-1].sum() / count),
+        "decoder": float(terms[-1] / count),
+        "logsnr": grid.tolist(),
+        "terms": (terms / count).tolist(),
+        "num_examples": count,
+        "num_steps": num_steps,
+        "seed": seed,
+        "spacing": spacing,
+        "learned_variance": learned,
+        "v": None if learned else float(v),
+    }
+
+
+def check_guidance(w):
+    """Raises UsageError unless every weight w, a number or an array, is 0: the guided ε̃ is no model's ε."""
+    if np.any(np.asarray(w) != 0):
+        weights = ", ".join(f"{x:g}" for x in np.unique(w))
+        raise UsageError(
+            f"bits/dim is a bound on the likelihood of the conditional model; "
+            f"guidance (w = {weights}) defines no likelihood"
+        )
+
+
+def level_grid(diffusion, num_steps, spacing, logsnr_max=None):
+    """λ grid float32 [num_steps] from config.diffusion's first level to its last, or to logsnr_max if given."""
+    choose("spacing", spacing, SCHEDULES)
+    end = diffusion.logsnr_max if logsnr_max is None else logsnr_max
+    if not diffusion.logsnr_min < end <= diffusion.logsnr_max:
+        trained = f"above {diffusion.logsnr_min} and up to {diffusion.logsnr_max}"
+        raise UsageError(f"logsnr_max is {end}; the model was trained {trained}")
+    return logsnr_grid(num_steps, spacing, diffusion.logsnr_min, end).astype(np.float32)
+
+
+def num_channels(model):
+    """Channels of the network's output: the image's, or twice as many where the variance is learned."""
+    one = jnp.zeros((1, *model.image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    return jax.eval_shape(lambda params: model.bind(params)(*one), model.params).shape[-1]
+
+
+def bound_batches(model, image, label, grid, *, v, seed, batch_size):
+    """Yields `bits_per_dim` of consecutive images, {"total": [B], "prior": [B], "terms": [B, T]} in float64 numpy."""
+    size = min(batch_size, len(image))
+    size += -size % model.mesh.size
+
+    @jax.jit
+    def bound(params, key, index, x, label, v):
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        keys = jax.lax.with_sharding_constraint(keys, batch_sharding(model.mesh))
+        eps_fn = model.bind(params)
+        return bits_per_dim(keys, lambda z, logsnr: eps_fn(z, logsnr, label), x, grid, v=v)
+
+    for start in range(0, len(image), size):
+        index = np.arange(start, start + size) % len(image)  # past the end: computed and thrown away
+        batch = index.astype(np.int32), to_float(quantised(image[index])), label[index].astype(np.int32)
+        placed = [place_global(model.mesh, array) for array in batch]
+        part = bound(model.params, jax.random.key(seed), *placed, np.float32(v))
+        yield {name: gather_rows(a)[: len(image) - start].astype(np.float64) for name, a in part.items()}

@@ -1,0 +1,51 @@
+"""Files that are whole or absent, their hashes, and arrays out of them without unpickling."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from cfgjax.errors import UsageError
+
+
+def sha256(path):
+    """The hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A temporary path beside path, with its ending, that takes its place when the block ends.
+
+    If the block raises, path is as it was and the temporary file is gone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_npz(path):
+    """{name: array} of an .npz file. Pickled objects are never loaded.
+
+    Raises UsageError where it cannot be read or holds anything but arrays.
+    """
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # which leaves bad ones open
+            arrays = {name: file[name] for name in file.files}
+    except (AttributeError, TypeError):  # np.load returned an array
+        raise UsageError(f"cannot read {path}: it is one array, not an .npz") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise UsageError(f"cannot read {path}: {' '.join(str(e).split())}") from e
+    if wrong := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise UsageError(f"cannot read {path}: its {wrong[0]} is not an array")  # np.load gives other files as bytes
+    return arrays

@@ -1,0 +1,50 @@
+"""Classifiers of clean images: what the embedded evaluation takes its features from."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from cfgjax.nets.blocks import GroupNorm, conv3, downsample
+
+SPATIAL_CHANNELS = 7  # as many as sFID takes from Inception's map
+
+
+class ConvNet(nn.Module):
+    """A residual convolutional network: x [B, H, W, C] → {"logits": [B, K], "features": [B, F], "spatial": [B, S]}.
+
+    channels: width of the first level; level l has int(multipliers[l] · channels), which 32 must divide, on maps
+    halved l times. depth: residual blocks per level. num_features: F, width of the layer before the logits.
+    spatial: the first seven channels of the last map, flattened. dropout: on the features, for the logits alone.
+    """
+
+    num_classes: int
+    channels: int
+    multipliers: Sequence[float]
+    depth: int
+    num_features: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        factor = 2 ** (len(self.multipliers) - 1)
+        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
+            raise ValueError(f"images [B, H, W, C] with H and W multiples of {factor}; given shape {x.shape}")
+        widths = [int(multiplier * self.channels) for multiplier in self.multipliers]
+        h = conv3(widths[0], jnp.float32, name="in")(x)
+        for level, width in enumerate(widths):
+            h = downsample(h) if level else h
+            for i in range(self.depth):
+                h = self._residual(h, width, f"block_{level}_{i}")
+        h = nn.silu(GroupNorm(name="out_norm")(h))
+        features = nn.silu(nn.Dense(self.num_features, name="features")(h.mean(axis=(1, 2))))
+        dropped = nn.Dropout(self.dropout, name="dropout")(features, deterministic=not train)
+        logits = nn.Dense(self.num_classes, name="logits")(dropped)
+        spatial = h[..., :SPATIAL_CHANNELS].reshape(len(h), -1)
+        return {"logits": logits, "features": features, "spatial": spatial}
+
+    def _residual(self, x, width, name):
+        """x + conv(silu(norm(conv(silu(norm(x)))))), x brought to width where it has another."""
+        h = conv3(width, jnp.float32, name=f"{name}_conv_0")(nn.silu(GroupNorm(name=f"{name}_norm_0")(x)))
+        h = conv3(width, jnp.float32, name=f"{name}_conv_1")(nn.silu(GroupNorm(name=f"{name}_norm_1")(h)))
+        return h + (x if x.shape[-1] == width else nn.Dense(width, name=f"{name}_skip")(x))

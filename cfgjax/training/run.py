@@ -1,0 +1,113 @@
+"""A training run, built from its config and checked before any long work."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from cfgjax.config import CLASSIFIER_SECTIONS, SECTIONS, call, check_sections
+from cfgjax.data.batches import batch_at
+from cfgjax.data.sources import open_source
+from cfgjax.errors import UsageError
+from cfgjax.network import check_network, init_params, is_classifier, make_network
+from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
+from cfgjax.training.checkpoint import Cadence
+from cfgjax.training.objective import classification, denoising
+from cfgjax.training.optim import make_optimizer
+from cfgjax.training.state import abstract_state, make_state
+from cfgjax.training.step import make_dispatch, make_train_step
+from cfgjax.training.watch import make_watchers
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """config.train: how long, how much at a time, how often it is told.
+
+    batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
+    per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
+    max_skipped_in_row: non-finite steps in a row after which the run stops.
+    """
+
+    batch_size: int
+    num_steps: int
+    log_every_steps: int
+    steps_per_dispatch: int = 1
+    accumulate_steps: int = 1
+    max_skipped_in_row: int = 10
+
+    def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if value < 1:
+                raise UsageError(f"train.{name} is {value}; need at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Averages:
+    """config.ema: rates of the averages of the parameters; warmup lowers them in the first steps."""
+
+    rates: tuple
+    warmup: bool = False
+
+
+class Run:
+    """Everything a config describes, built and checked against each other before any long work.
+
+    devices: for the mesh; by default all.
+    """
+
+    def __init__(self, config, devices=None):
+        check_sections(config, CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS)
+        if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+            raise UsageError(f"seed is {config.seed}; need an integer in 0 … 2³²−1")
+        self.config = config
+        self.pace = call(Pace, "train", config.train)
+        self.averages = call(Averages, "ema", config.ema)
+        self.cadence = call(Cadence, "checkpoint", config.checkpoint)
+        self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
+        check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
+        self.net = make_network(config)
+        image_shape = tuple(config.data.image_shape)
+        check_network(self.net, image_shape)
+        if is_classifier(config):
+            objective = classification(self.net)
+        else:
+            given = {"net": self.net, "num_classes": config.data.num_classes}
+            objective = call(denoising, "diffusion", config.diffusion, **given)
+        self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
+        self.dataset = open_source(**config.data)
+        self.watchers = make_watchers(config, self.mesh, self.dataset)
+        self._check_cadence()
+
+        init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
+        self.build_state = make_state(
+            lambda: init_params(self.net, init_key, image_shape), self.optimizer, self.averages.rates
+        )
+        self.like = abstract_state(self.build_state, self.mesh)
+        train_step = make_train_step(
+            objective,
+            self.optimizer,
+            ema_warmup=self.averages.warmup,
+            accumulate_steps=self.pace.accumulate_steps,
+        )
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
+        self.dispatch = make_dispatch(train_step, shardings)
+
+    def _check_cadence(self):
+        """Every cadence is a whole number of dispatches."""
+        k = self.pace.steps_per_dispatch
+        cadences = {
+            "train.num_steps": self.pace.num_steps,
+            "train.log_every_steps": self.pace.log_every_steps,
+            "checkpoint.every_steps": self.cadence.every_steps,
+        } | {f"{watcher.section}.every_steps": watcher.every_steps for watcher in self.watchers}
+        for name, value in cadences.items():
+            if value % k:
+                use = f"{value // k * k} or {value // k * k + k}" if value > k else f"{k}"
+                raise UsageError(f"{name} {value} is not a multiple of train.steps_per_dispatch {k}; use {use}")
+
+    def batches(self, step):
+        """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
+        place = {"process": jax.process_index(), "num_processes": jax.process_count()}
+        steps = range(step, step + self.pace.steps_per_dispatch)
+        parts = [batch_at(self.dataset, self.config.seed, s, self.pace.batch_size, **place) for s in steps]
+        return place_batch(self.mesh, jax.tree.map(lambda *arrays: np.stack(arrays), *parts), leading=1)

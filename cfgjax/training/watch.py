@@ -1,0 +1,168 @@
+"""What is drawn and measured while training, from the averaged parameters, at steps that are multiples of a cadence.
+
+A watcher does its part once per step, also where a run is resumed at that step.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from cfgjax import processes
+from cfgjax.config import call
+from cfgjax.data.batches import quantised
+from cfgjax.data.sources import check_labels, open_source
+from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.errors import UsageError, choose
+from cfgjax.evaluation.features import classifier, load_networks
+from cfgjax.evaluation.figures import require_matplotlib, sample_figure
+from cfgjax.evaluation.frontier import Grid, find_reference, make_settings
+from cfgjax.evaluation.generate import draw_samples
+from cfgjax.evaluation.measure import measure
+from cfgjax.evaluation.plan import Plan
+from cfgjax.evaluation.reference import load_reference
+from cfgjax.evaluation.sums import Verdict, feature_blocks
+from cfgjax.files import writing
+from cfgjax.model import Model, guidance_weights
+from cfgjax.network import is_classifier
+
+
+def make_watchers(config, mesh, dataset):
+    """The watchers of a run, checked against its config."""
+    if is_classifier(config):
+        return [call(HeldOut, "evaluate", config.evaluate, config=config)]
+    watchers: list = [SampleGrids(config, mesh)]
+    if call(Plan, "evaluate", config.evaluate).every_steps:
+        watchers.append(Frontier(config, mesh, dataset))
+    return watchers
+
+
+def averaged(state):
+    """The parameters of the first EMA, or those themselves where there is none."""
+    return state.ema[next(iter(state.ema))] if state.ema else state.params
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """config.sample: the sample grids drawn while training, and the defaults of `Model.sample`."""
+
+    every_steps: int
+    labels: tuple
+    guidance: tuple
+    per_cell: int
+    num_steps: int
+    sampler: str
+    v: float
+    eta: float
+
+    def __post_init__(self):
+        for name, least in {"every_steps": 1, "per_cell": 1, "num_steps": 2}.items():
+            if (value := getattr(self, name)) < least:
+                raise UsageError(f"sample.{name} is {value}; need at least {least}")
+        for name in ("v", "eta"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"sample.{name} is {getattr(self, name)}; need a value in [0, 1]")
+        if not self.labels or not self.guidance:
+            raise UsageError(f"sample.labels {self.labels} and sample.guidance {self.guidance} must not be empty")
+        choose("sampler", self.sampler, SAMPLERS)
+
+
+class SampleGrids:
+    """Draws samples/step_*.png, whole or not at all."""
+
+    section = "sample"
+
+    def __init__(self, config, mesh):
+        self.pictures = call(Pictures, "sample", config.sample)
+        self.every_steps = self.pictures.every_steps
+        check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
+        guidance_weights(self.pictures.guidance, None, len(self.pictures.guidance))
+        if len(config.data.image_shape) != 3:
+            require_matplotlib()
+        self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
+
+    def __call__(self, state, step, workdir, runlog):
+        path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
+        if path.exists():
+            return
+        self._model.params = averaged(state)
+        picture = sample_figure(
+            self._model,
+            labels=pictures.labels,
+            guidance=pictures.guidance,
+            per_cell=pictures.per_cell,
+            seed=self._seed,
+        )
+        path.parent.mkdir(exist_ok=True)
+        with writing(path) as new:
+            picture.save(new)
+        runlog.image(step, "samples", picture)
+        runlog.say(f"wrote {path}")
+
+
+class HeldOut:
+    """Writes a classifier's accuracy and cross-entropy on the held-out examples into the metrics."""
+
+    section = "evaluate"
+
+    def __init__(self, config, *, every_steps):
+        if config.data.get("split") != "train":
+            raise UsageError(f"data.split is {config.data.get('split')}; a classifier leaves out some: need 'train'")
+        if not isinstance(every_steps, int) or every_steps < 1:
+            raise UsageError(f"evaluate.every_steps is {every_steps!r}; need an integer of at least 1")
+        self.every_steps, self._config = every_steps, config
+        self._data = open_source(**{**config.data, "split": "holdout"})
+        self._network = None
+
+    def __call__(self, state, step, workdir, runlog):
+        if runlog.has(step, "holdout_accuracy"):
+            return
+        params = jax.device_get(averaged(state))
+        self._network = self._network.replace(params) if self._network else classifier(self._config, params)
+        images, verdict = quantised(self._data.image), Verdict(self._config.data.num_classes)
+        read = lambda start, stop: (images[start:stop], self._data.label[start:stop])
+        for _, labels, _, out in feature_blocks(read, len(images), self._network):
+            verdict.update(labels, out["logits"])
+        found = verdict.metrics()
+        runlog.record(step, {"holdout_accuracy": found["accuracy"], "holdout_loss": -found["log_posterior"]})
+
+
+class Frontier:
+    """Writes metrics of samples at a few weights into the metrics, as `cfgjax evaluate` finds them."""
+
+    section = "evaluate"
+
+    def __init__(self, config, mesh, dataset):
+        plan = call(Plan, "evaluate", config.evaluate)
+        self.every_steps, self._plan = plan.every_steps, plan
+        self._model = Model(config, None, mesh=mesh)
+        grid = Grid(plan.every_guidance, (plan.num_steps,), seeds=(config.seed,))
+        self._settings = [s for s in make_settings(grid, self._model, plan.label_policy) if s.scores == "learned"]
+        self._network, self._judge = load_networks(plan, config.data)
+        self._dataset, self._reference = dataset, None
+        if plan.reference is not None:
+            self._reference = load_reference(plan.reference, self._network, self._model.image_shape)
+
+    def __call__(self, state, step, workdir, runlog):
+        if self._reference is None:
+            folder = workdir / "evaluation"
+            folder.mkdir(exist_ok=True)
+            shape, silent = self._model.image_shape, lambda images: None
+            self._reference = find_reference(None, lambda: self._dataset, self._network, shape, folder, silent)
+        guided = any(self._plan.every_guidance)
+        self._model.params = averaged(state)
+        for setting in self._settings:
+            ending = f"w={setting.guidance_weight:g}"
+            if runlog.has(step, f"{self._network.metric('FD')}/{ending}"):
+                continue
+            index = np.arange(self._plan.every_num_samples)
+            parts = draw_samples(self._model, setting, index, self._plan.batch_size, guided=guided)
+            drawn = zip(*parts, strict=True)
+            index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
+            found = processes.concatenated({"index": index, "labels": labels, "samples": samples})
+            order = np.argsort(found["index"])
+            labels, samples = found["labels"][order], found["samples"][order]
+            read = lambda start, stop, samples=samples, labels=labels: (samples[start:stop], labels[start:stop])
+            metrics = measure(read, len(samples), self._network, self._reference, judge=self._judge)
+            scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+            runlog.record(step, {f"{name}/{ending}": value for name, value in scalars.items()})

@@ -1,0 +1,308 @@
+"""Runs side by side, and beside published rows: a difference is shown only where no setting is known to differ."""
+
+import copy
+import csv
+import json
+
+import pytest
+
+from cfgjax import cli, targets
+from cfgjax.errors import UsageError
+
+INCEPTION = "6726825d" + 56 * "0" + "-tf1"
+REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}
+COMMON = {"num_steps": 256, "sampler": "ancestral", "v": 0.3, "eta": None, "ema": 0.9999, "seed": 0}
+COMMON |= {"label_policy": "balanced", "scores": "learned", "num_samples": 50_000}
+SCORES = {0.0: (2.0, 50.0), 0.1: (1.5, 70.0)}  # w: (FID, IS)
+
+
+def record(network="inception", scores=SCORES, **changed):
+    """A frontier.json of the setting of cfg_imagenet64 with some of its values changed."""
+    data = {"source": "npz", "image_shape": [64, 64, 3], "num_classes": 1000}
+    config = {"data": data, "diffusion": {"p_uncond": changed.pop("p_uncond", 0.1)}}
+    data |= {key: changed.pop(key) for key in list(changed) if key in data}
+    names = ("FID", "IS") if network == "inception" else (f"FD-{network}", f"IS-{network}")
+    reference = REFERENCE | changed.pop("reference", {})
+    features = {"name": network, "digest": changed.pop("features", INCEPTION)}
+    rows = [{"guidance_weight": w, **COMMON, **changed, **dict(zip(names, pair, strict=True)), "IS_10": 1.0}
+            for w, pair in scores.items()]  # fmt: skip
+    known = {"features": features, "reference": reference, "config": config, "rows": rows}
+    return {"checkpoint": {"step": 400_000, "digest": "8c8b"}, **known}
+
+
+def write(folder, content):
+    """The workdir of a run of which nothing is left but its frontier."""
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "frontier.json").write_text(json.dumps(content))
+    return folder
+
+
+def table_of(out):
+    """[labels of the groups, names of the columns, cells of each w …] of a printed table."""
+    lines = [[part.split() for part in line.split("|")] for line in out.splitlines() if "|" in line]
+    return [[" ".join(part) for part in lines[0]], *lines[1:]]
+
+
+def compare(*words):
+    return cli.run(["compare", *map(str, words)])
+
+
+def published(**changed):
+    """Targets like cfg_imagenet64, of which everything is stated."""
+    content = copy.deepcopy(targets.load("cfg_imagenet64"))
+    content["setting"] |= {"label_policy": "balanced", "data": "npz", "reference": REFERENCE["origin"], **changed}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "row"),
+    [
+        ("cfg_imagenet64", 42, {"w": 0.1, "p_uncond": 0.1, "fid": 1.55, "inception_score": 66.11}),
+        ("cfg_imagenet64", 42, {"w": 0.0, "p_uncond": 0.5, "fid": 2.21, "inception_score": 47.61}),
+        ("cfg_imagenet64", 42, {"w": 4.0, "p_uncond": 0.2, "fid": 23.84, "inception_score": 248.97}),
+        ("cfg_imagenet128", 42, {"w": 0.3, "num_steps": 256, "fid": 2.43, "inception_score": 158.47}),
+        ("cfg_imagenet128", 42, {"w": 4.0, "num_steps": 128, "fid": 21.55, "inception_score": 422.29}),
+        ("adm_imagenet256", 6, {"w": 0.0, "fid": 10.94, "sfid": 6.02, "inception_score": 100.98, "recall": 0.63}),
+        ("adm_imagenet256", 6, {"classifier_scale": 10.0, "conditional": False, "fid": 12.0, "precision": 0.76}),
+    ],
+)
+def test_targets_are_the_papers_numbers(name, count, row):
+    content = targets.load(name)
+    assert content["name"] == name
+    assert len(content["rows"]) == count
+    assert any(row.items() <= found.items() for found in content["rows"])
+
+
+def test_every_weight_has_a_published_row_for_every_setting():
+    for name, key in [("cfg_imagenet64", "p_uncond"), ("cfg_imagenet128", "num_steps")]:
+        rows = targets.load(name)["rows"]
+        pairs = {(row["w"], row[key]) for row in rows}
+        assert len(pairs) == len(rows) == len({w for w, _ in pairs}) * len({value for _, value in pairs}) == 14 * 3
+
+
+def test_only_the_unguided_conditional_row_of_classifier_guidance_has_a_weight():
+    (row,) = [row for row in targets.load("adm_imagenet256")["rows"] if "w" in row]
+    assert row["w"] == 0
+    assert row["conditional"] and not row["classifier_guidance"]
+
+
+def test_recalled_settings_are_named_and_nothing_else_is_cited():
+    for name in targets.published():
+        content = targets.load(name)
+        assert {"sampler", "v"} <= set(content["recalled"]) <= set(targets.SETTINGS)
+        assert "arXiv:" in content["source"] and ".txt" not in content["source"]
+
+
+def test_where_nothing_differs_what_is_left_of_ours_less_the_published_is_shown(tmp_path, capsys):
+    assert compare(write(tmp_path / "a", record()), "--targets=cfg_imagenet64") == 0
+    out = capsys.readouterr().out
+    labels, names, *rows = table_of(out)
+    beside = "cfg_imagenet64, p_uncond=0.1"
+    assert labels == ["", "a", beside, f"a − {beside}"]
+    assert names == [["w", "s"], ["FID", "IS"], ["FID", "IS"], ["FID", "IS"]]
+    assert rows == [
+        [["0", "1"], ["2", "50"], ["1.8", "53.71"], ["+0.2", "-3.71"]],
+        [["0.1", "1.1"], ["1.5", "70"], ["1.55", "66.11"], ["-0.05", "+3.89"]],
+    ]
+    assert "a: not comparable" not in out
+    for told in (
+        "label_policy: balanced, published not stated",
+        "data: npz, published ImageNet (not checked)",
+        "recalled, not checked against the paper's text: sampler, num_steps, v",
+    ):
+        assert told in out
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_samples": 2000}, "num_samples is 2,000, published 50,000"),
+        ({"label_policy": "random"}, "label_policy is random, published balanced"),
+        ({"sampler": "ddim", "v": None, "eta": 0.0}, "sampler is ddim, published ancestral"),
+        ({"num_steps": 64}, "num_steps is 64, published 256"),
+        ({"v": 0.2}, "v is 0.2, published 0.3"),
+        ({"network": "classifier", "features": "a89337f91bcac558"}, "features are classifier, published inception"),
+        ({"features": "0123456789-tf1"}, "features are inception 01234567-tf1, published inception"),
+        (
+            {"features": INCEPTION.replace("tf1", "half_pixel")},
+            "features are inception 6726825d-half_pixel, published inception",
+        ),
+        ({"image_shape": [32, 32, 3]}, "image_shape is 32×32×3, published 64×64×3"),
+        ({"num_classes": 10}, "num_classes is 10, published 1,000"),
+        ({"source": "digits"}, "data is digits, published npz"),
+        ({"p_uncond": 0.3}, "p_uncond is 0.3, published 0.1 or 0.2 or 0.5"),
+    ],
+)
+def test_one_setting_that_differs_is_named_and_nothing_is_subtracted(tmp_path, capsys, changed, told):
+    (tmp_path / "stated.json").write_text(json.dumps(published()))
+    runs = [write(tmp_path / "same", record()), write(tmp_path / "other", record(**changed))]
+    assert compare(*runs, f"--targets={tmp_path / 'stated.json'}") == 0
+    out = capsys.readouterr().out
+    assert f"other: not comparable with cfg_imagenet64: {told}\n" in out
+    assert "same: not comparable" not in out
+    labels = table_of(out)[0]
+    assert "same − cfg_imagenet64, p_uncond=0.1" in labels
+    assert not any(label.startswith("other −") for label in labels)
+
+
+def test_every_difference_is_named(tmp_path, capsys):
+    run = write(tmp_path / "a", record("classifier", num_samples=500, num_classes=10))
+    compare(run, "--targets=cfg_imagenet64")
+    told = "num_samples is 500, published 50,000; features are classifier, published inception; num_classes is 10"
+    assert f"a: not comparable with cfg_imagenet64: {told}, published 1,000\n" in capsys.readouterr().out
+
+
+def test_distances_of_other_features_keep_their_names(tmp_path, capsys):
+    compare(write(tmp_path / "a", record("classifier", features="a893")), "--targets=cfg_imagenet64")
+    labels, names, *rows = table_of(capsys.readouterr().out)
+    assert labels == ["", "a", "cfg_imagenet64, p_uncond=0.1"]
+    assert names[1] == ["FD-classifier", "IS-classifier"]
+    assert rows[0][1:] == [["2", "50"], ["1.8", "53.71"]]
+
+
+def test_rows_are_matched_by_steps_and_equal_weights_only(tmp_path, capsys):
+    content = record(scores={0.3: (2.5, 150.0), 0.35: (2.6, 160.0)}, v=0.2, image_shape=[128, 128, 3])
+    content["rows"] += [{**row, "num_steps": 1024} for row in content["rows"]]
+    compare(write(tmp_path / "a", content), "--targets=cfg_imagenet128")
+    labels, _, first, second = table_of(capsys.readouterr().out)
+    assert labels[1:4] == ["a: num_steps=256"] + [f"{a}cfg_imagenet128, num_steps=256" for a in ("", labels[1] + " − ")]
+    assert first[2:4] == [["2.43", "158.47"], ["+0.07", "-8.47"]]
+    assert first[5:7] == [["2.43", "156"], ["+0.07", "-6"]]
+    assert second[2:4] == second[5:7] == [["-", "-"], ["-", "-"]]
+
+
+def test_weights_given_as_scales_match(tmp_path, capsys):
+    compare(write(tmp_path / "a", record(scores={1.1 - 1: (1.5, 70.0)})), "--targets=cfg_imagenet64")
+    assert table_of(capsys.readouterr().out)[2][3] == ["-0.05", "+3.89"]
+
+
+def test_without_a_row_of_its_weights_a_run_stands_alone_and_that_is_told(tmp_path, capsys):
+    compare(write(tmp_path / "a", record(scores={0.15: (1.5, 70.0)})), "--targets=cfg_imagenet64")
+    out = capsys.readouterr().out
+    assert table_of(out)[0] == ["", "a"]
+    assert "a: no row of cfg_imagenet64 has its w and setting" in out
+
+
+def test_classifier_guidance_is_listed_and_not_subtracted(tmp_path, capsys):
+    run = write(tmp_path / "a", record(image_shape=[256, 256, 3], num_steps=250))
+    compare(run, "--targets=adm_imagenet256")
+    out = capsys.readouterr().out
+    labels, names, first, second = table_of(out)
+    assert labels[2:] == ["adm_imagenet256, conditional=True"]
+    assert names[2] == ["FID", "sFID", "IS", "precision", "recall"]
+    assert first[2][0] == "10.94" and set(second[2]) == {"-"}
+    assert "a: not comparable with adm_imagenet256: v is 0.3, published learned\n" in out
+    assert out.count("adm_imagenet256: also lists conditional=") == 5
+
+
+def test_seeds_are_averaged_and_absent_weights_are_dashes(tmp_path, capsys):
+    several = record()
+    several["rows"] += [{**row, "seed": 1, "FID": row["FID"] + 2} for row in several["rows"]]
+    runs = [write(tmp_path / "a", several), write(tmp_path / "b", record(scores={4.0: (9.0, 99.0)}))]
+    compare(*runs, "--targets=cfg_imagenet64")
+    _, _, *rows = table_of(capsys.readouterr().out)
+    assert rows[0] == [
+        ["0", "1"],
+        ["3", "±", "1.4", "50", "±", "0"],
+        ["1.8", "53.71"],
+        ["+1.2", "±", "1.4", "-3.71", "±", "0"],
+        ["-", "-"],
+        ["-", "-"],
+    ]
+    assert rows[2][1] == ["-", "-"] and rows[2][4] == ["9", "99"]
+
+
+def test_the_runs_are_listed_with_what_they_were_made_with(tmp_path, capsys):
+    compare(write(tmp_path / "a", record(sampler="ddim", v=None, eta=0.5)))
+    head, line, *_ = capsys.readouterr().out.splitlines()
+    assert " ".join(head.split()) == "run step N labels sampler T v EMA p_uncond features reference"
+    told = "a 400000 50,000 balanced ddim, eta 0.5 256 none 0.9999 0.1 inception 6726825d-tf1 da6227e3, the 1,281,167"
+    assert " ".join(line.split()) == f"{told} training examples"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"num_samples": 500}, "num_samples (50,000; 500)"),
+        ({"label_policy": "random"}, "label_policy (balanced; random)"),
+        ({"features": "0123456789-tf1"}, "features (inception 6726825d-tf1; inception 01234567-tf1)"),
+        ({"reference": {"digest": "abcdefabcdef"}}, "reference (da6227e3; abcdefab)"),
+    ],
+)
+def test_what_makes_runs_incomparable_is_told(tmp_path, capsys, changed, told):
+    compare(write(tmp_path / "a", record()), write(tmp_path / "b", record(**changed)))
+    out = capsys.readouterr().out
+    assert f"a and b differ in {told}: their columns are not comparable\n" in out
+    assert out.count("differ in") == 1
+
+
+def test_labels_are_as_short_as_they_can_be_and_never_the_same(tmp_path, capsys):
+    for name in ("x/a", "y/a", "y/b"):
+        write(tmp_path / name, record())
+    files = [tmp_path / "x/a", tmp_path / "y/a/evaluation", tmp_path / "y/b/evaluation/frontier.json", tmp_path / "y/b"]
+    compare(*files)
+    assert table_of(capsys.readouterr().out)[0] == ["", "x/a", "y/a", "b (1)", "b (2)"]
+
+
+def test_the_joined_table_is_written(tmp_path, capsys):
+    run = write(tmp_path / "a", record())
+    for ending in ("csv", "json"):
+        assert compare(run, "--targets=cfg_imagenet64", f"--out={tmp_path / 'out'}.{ending}") == 0
+        assert f"wrote {tmp_path / 'out'}.{ending}" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["targets"] == "cfg_imagenet64" and content["runs"][0]["run"] == "a"
+    assert any("not stated" in note for note in content["notes"])
+    assert content["rows"][1]["a − cfg_imagenet64, p_uncond=0.1 FID"] == pytest.approx(-0.05)
+    with open(tmp_path / "out.csv") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == content["rows"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "give at least one RUN"),
+        (
+            "{tmp}/empty",
+            "{tmp}/empty has no frontier.json; a run, evaluate it first: cfgjax evaluate --workdir={tmp}/e",
+        ),
+        ("{tmp}/none", "{tmp}/none is no file or folder"),
+        ("{tmp}/broken.json", "cannot read {tmp}/broken.json"),
+        ("{tmp}/list.json", "list is not what cfgjax evaluate writes"),
+        ("{tmp}/rows.json", "rows is not what cfgjax evaluate writes: IndexError"),
+        ("{tmp}/a --targets=cfg_imagenet63", "unknown targets 'cfg_imagenet63', did you mean 'cfg_imagenet64'?"),
+        ("{tmp}/a --targets={tmp}/none.json", "cannot read {tmp}/none.json"),
+        ("{tmp}/a --targets={tmp}/list.json", "{tmp}/list.json holds no targets"),
+        ("{tmp}/a --target=x", "Unknown command line flag 'target'"),
+        ("{tmp}/a --out=table.txt", "--out=table.txt: the ending must be .json or .csv"),
+        ("{tmp}/a --out={tmp}/none/table.csv", "it cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, words, told):
+    write(tmp_path / "a", record())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text('{"rows": [')
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "rows.json").write_text(json.dumps({**record(), "rows": []}))
+    with pytest.raises(UsageError) as raised:
+        compare(*words.format(tmp=tmp_path).split())
+    assert told.format(tmp=tmp_path) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"rows": []}, "rows must be objects, one at least"),
+        ({"rows": [{"w": "0", "p_uncond": 0.1}]}, "a row has the w '0'; need a number"),
+        ({"rows": [{"w": 0, "p_uncond": 0.1, "fid": None}]}, "a row has the fid None"),
+        ({"rows": [{"w": 0, "fid": 1.0}]}, "setting lacks p_uncond; null stands for what is not stated"),
+        ({"setting": published(num_step=3)["setting"]}, "unknown setting 'num_step', did you mean 'num_steps'?"),
+        ({"setting": published(p_uncond=0.1)["setting"]}, "p_uncond is in setting and in rows"),
+        ({"setting": None}, "holds no targets"),
+    ],
+)
+def test_targets_of_another_form_are_refused(changed, told):
+    with pytest.raises(UsageError) as raised:
+        targets.check({**published(), **changed}, "file.json")
+    assert told in str(raised.value)

@@ -1,0 +1,355 @@
+import contextlib
+import csv
+import itertools
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from tiny import mixture_config
+
+import cfgjax
+from cfgjax.commands.evaluate import evaluate
+from cfgjax.data.sources import open_source
+from cfgjax.errors import UsageError
+from cfgjax.evaluation import report
+from cfgjax.evaluation.features import exact
+from cfgjax.evaluation.frontier import Frontier, Grid, Stopped, find_reference, make_settings
+from cfgjax.model import Model
+from cfgjax.training.loop import fit
+from cfgjax.training.run import Run
+from cfgjax.workdir import Claim
+
+OVERRIDES = {
+    "diffusion.logsnr_min": -4.0,
+    "diffusion.logsnr_max": 8.0,
+    "ema.rates": (0.5,),
+    "train.num_steps": 20,
+    "optimizer.learning_rate": 1e-2,
+    "mesh.data": 1,
+}
+NUM = 90
+
+
+def trained(workdir):
+    """workdir, with a run of twenty steps, saved at the tenth and the last."""
+    config = mixture_config(**OVERRIDES)
+    run = Run(config, devices=jax.devices()[:1])
+    run.watchers = []
+    with contextlib.closing(Claim(workdir, config)) as claim:
+        assert fit(run, claim, SimpleNamespace(signal=None))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("frontier") / "run")
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return cfgjax.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def network(model):
+    return exact(model.config.data)
+
+
+def frontier_of(workdir, folder, model, network, grid, *, batch_size=32, kinds=("learned", "exact"), neighbours=True):
+    settings = [s for s in make_settings(grid, model, "balanced") if s.scores in kinds]
+    sizes = {"num_samples": NUM, "batch_size": batch_size}
+    measured = {"network": network, "judge": None, "neighbours": neighbours}
+    return Frontier(model, settings, workdir=workdir, folder=folder, **sizes, **measured)
+
+
+class Ran:
+    """What a frontier did: its rows, how many samples it drew, and its files, where it was not stopped."""
+
+    def __init__(self, workdir, folder, model, network, grid, *, stop_after=None, **options):
+        work = frontier_of(workdir, folder, model, network, grid, **options)
+        self.rows, self.drawn, asked = [], [], itertools.count(1)
+        try:
+            dataset = lambda: open_source(**model.config.data)
+            reference = find_reference(None, dataset, network, model.image_shape, folder, lambda images: None)
+            for row in work.rows(reference, self.drawn.append, lambda: next(asked) == stop_after):
+                self.rows.append(row)
+            self.files = report.write(folder, self.rows, work.record(reference), network)
+        finally:
+            work.close()
+
+
+GRID = Grid((0.0, 1.0, 3.0), (4,))
+
+
+@pytest.fixture(scope="module")
+def straight(workdir, model, network, tmp_path_factory):
+    """The folder and the rows of an evaluation that was left alone."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, Ran(workdir, folder, model, network, GRID).rows
+
+
+def assert_close(rows, others, rtol=1e-6):
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in row.items():
+            if isinstance(value, float | list):
+                np.testing.assert_allclose(value, other[name], rtol=rtol, atol=rtol, err_msg=name)
+            else:
+                assert value == other[name]
+
+
+def spied(model):
+    """A model as the one given, and the batch sizes that its network is traced with."""
+    batches = []
+
+    def bind_params(params):
+        eps_fn = model.bind(params)
+        return lambda z, logsnr, label: batches.append(len(z)) or eps_fn(z, logsnr, label)
+
+    return Model(model.config, model.params, step=model.step, bind_params=bind_params), batches
+
+
+def test_all_weights_are_one_program(workdir, model, network, tmp_path):
+    spy, batches = spied(model)
+    rows = Ran(workdir, tmp_path, spy, network, GRID, kinds=["learned"]).rows
+    assert [row["guidance_weight"] for row in rows] == [0, 1, 3]
+    assert spy._sample._cache_size() == 1
+    assert set(batches) == {64}
+
+
+def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_computed(workdir, model, network, tmp_path):
+    spy, batches = spied(model)
+    rows = Ran(workdir, tmp_path, spy, network, Grid((0.0,), (4,)), kinds=["learned"]).rows
+    assert spy._sample._cache_size() == 1
+    assert set(batches) == {32}
+    guided = Ran(workdir, tmp_path / "guided", model, network, Grid((0.0, 1.0), (4,)), kinds=["learned"]).rows
+    assert_close(rows, guided[:1], 1e-4)
+
+
+def test_rows_are_complete(straight):
+    settings = {"guidance_weight", "num_steps", "sampler", "v", "eta", "ema", "seed", "label_policy", "scores"}
+    metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
+    named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
+    others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}
+    rows = straight[1]
+    assert [(row["scores"], row["guidance_weight"]) for row in rows] == [
+        (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
+    ]
+    for row in rows:
+        assert row.keys() == settings | {"num_samples"} | named | others
+        assert row["num_samples"] == NUM
+        numbers = [value for value in row.values() if isinstance(value, float)]
+        assert np.isfinite([*numbers, *row["accuracy_per_class"]]).all()
+
+
+def test_guidance_trades_entropy_for_certainty_with_exact_scores(straight):
+    rows = [row for row in straight[1] if row["scores"] == "exact"]
+    assert rows[0]["entropy"] > rows[1]["entropy"]
+    assert rows[0]["log_posterior"] < rows[1]["log_posterior"] < 0
+
+
+def test_the_files_say_what_was_measured_on_what(straight, model, network):
+    folder, rows = straight
+    found = json.loads((folder / "frontier.json").read_text())
+    assert found["rows"] == rows
+    assert found["cfgjax"] == cfgjax.__version__
+    assert found["features"] == {"name": "mixture", "digest": network.digest}
+    assert found["judge"] is None
+    assert found["quantisation"] == "none"
+    assert found["checkpoint"]["step"] == model.step == 20
+    assert len(found["checkpoint"]["digest"]) == len(found["reference"]["digest"]) == 64
+    assert found["reference"]["count"] == model.config.data.num_examples
+    assert found["config"]["diffusion"] == model.config.diffusion.to_dict()
+    first = found["rows"][0]
+    recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral", "num_steps": 4, "v": 0.3}
+    assert {name: first[name] for name in recorded} == recorded
+    assert (first["guidance_weight"], first["ema"], first["seed"], first["eta"]) == (0, 0.5, 0, None)
+
+
+def test_the_tables_have_a_row_of_each_setting_and_a_line_of_each_class(straight):
+    folder, rows = straight
+    lines = list(csv.DictReader((folder / "frontier.csv").read_text().splitlines()))
+    assert len(lines) == len(rows)
+    for line, row in zip(lines, rows, strict=True):
+        assert float(line["FD-mixture"]) == row["FD-mixture"]
+        assert float(line["scale"]) == 1 + row["guidance_weight"]
+        assert line["eta"] == ""
+    head, *classes = csv.reader((folder / "per_class.csv").read_text().splitlines())
+    assert [len(head), len(classes)] == [1 + len(rows), 3]
+    assert len(set(head)) == len(head)
+    assert (folder / "frontier.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def contents(folder, pattern="frontier.*"):
+    return {path.name: path.read_bytes() for path in folder.glob(pattern)}
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "samples").rglob("*") if path.is_file()}
+
+
+def test_what_is_known_is_not_done_again(straight, workdir, model, network):
+    folder, rows = straight
+    files, times = contents(folder), stamps(folder)
+    spy, batches = spied(model)
+    again = Ran(workdir, folder, spy, network, GRID)
+    assert (again.rows, again.drawn, batches) == (rows, [], [])
+    assert contents(folder) == files
+    assert stamps(folder) == times
+
+
+@pytest.mark.parametrize(("stop_after", "drawn"), [(1, 32), (5, 90 + 64)])
+def test_stopped_and_gone_on_is_straight_through(straight, workdir, model, network, tmp_path, stop_after, drawn):
+    with pytest.raises(Stopped):
+        Ran(workdir, tmp_path, model, network, GRID, stop_after=stop_after)
+    assert len(list(tmp_path.glob("samples/*/*.npz"))) == stop_after
+    assert not contents(tmp_path)
+    again = Ran(workdir, tmp_path, model, network, GRID)
+    assert sum(again.drawn) == 6 * NUM - drawn
+    assert contents(tmp_path) == contents(straight[0])
+    shards = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.glob("samples/*/*"))
+    assert shards(tmp_path) == shards(straight[0])
+
+
+@pytest.mark.parametrize("batch_size", [8, 1000])
+def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
+    assert_close(Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size).rows, straight[1])
+
+
+def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
+    flags = ["--guidance=0,1,3", f"--num_samples={NUM}", "--batch_size=32", "--num_steps=4"]
+    assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
+    files = contents(tmp_path, "*.*")
+    for pattern in ("frontier.csv", "per_class.csv"):
+        assert contents(tmp_path, pattern) == contents(straight[0], pattern)
+    found, own = (json.loads((folder / "frontier.json").read_text()) for folder in (tmp_path, straight[0]))
+    assert [point["guidance_weight"] for point in found.pop("tilted")] == [0, 1, 3]
+    assert found == own
+    told = capsys.readouterr().out
+    assert "FD-mixture is least at w = " in told
+    assert f"wrote frontier.json, frontier.csv, per_class.csv, frontier.png in {tmp_path}" in told
+    times = stamps(tmp_path)
+    assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--nokeep_samples", *flags]) == 0
+    assert {path for path in times if path.suffix == ".json"} == set(stamps(tmp_path))
+    assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
+    assert contents(tmp_path, "*.*") == files
+
+
+def test_without_neighbours_all_else_is_there(straight, workdir, model, network, tmp_path):
+    ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False)
+    assert straight[1][0].keys() - ran.rows[0].keys() == {"precision", "recall", "entropy"}
+    assert "frontier.png" in ran.files
+
+
+def test_a_folder_at_work_is_refused(workdir, model, network, tmp_path):
+    first = frontier_of(workdir, tmp_path, model, network, GRID)
+    with pytest.raises(UsageError, match=f"another evaluation is at work in {tmp_path}; wait for it"):
+        frontier_of(workdir, tmp_path, model, network, GRID)
+    first.close()
+    frontier_of(workdir, tmp_path, model, network, GRID).close()
+
+
+def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UsageError, match=rf"540 samples need 0.0 GB in {tmp_path}, which has 0.0 GB free"):
+        frontier_of(workdir, tmp_path, model, network, GRID)
+    monkeypatch.undo()
+    frontier_of(workdir, tmp_path, model, network, GRID).close()
+
+
+def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path):
+    grid, rows = Grid((1.0,), (2,)), []
+    for step in (10, 20):
+        ran = Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["learned"])
+        assert sum(ran.drawn) == NUM
+        rows += ran.rows
+    assert rows[0]["entropy"] != rows[1]["entropy"]
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+def test_exact_scores_are_the_same_at_every_step(workdir, network, tmp_path):
+    grid = Grid((1.0,), (2,))
+    first, second = (
+        Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["exact"]) for step in (10, 20)
+    )
+    assert second.drawn == []
+    assert second.rows == first.rows
+
+
+def test_more_samples_of_a_setting_begin_with_those_that_are_there(workdir, model, network, tmp_path, monkeypatch):
+    grid = Grid((1.0,), (4,))
+    Ran(workdir, tmp_path, model, network, grid, kinds=["learned"])
+    monkeypatch.setitem(globals(), "NUM", 120)
+    assert sum(Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).drawn) == 30
+
+
+def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_path):
+    grid = Grid((0.0, 1.0), (2, 3), v=(0.0, 1.0), ema=(0.0, 0.5), seeds=(0, 1))
+    rows = Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).rows
+    keys = ("ema", "num_steps", "v", "seed", "guidance_weight")
+    found = [tuple(row[key] for key in keys) for row in rows]
+    assert found == list(itertools.product((0.0, 0.5), (2, 3), (0.0, 1.0), (0, 1), (0.0, 1.0)))
+    assert len({row["FD-mixture"] for row in rows}) == len(rows) == 32
+    curves = report.curves(rows)
+    assert len(curves) == 8
+    assert all(len(same) == 2 for by_weight in curves.values() for same in by_weight.values())
+
+
+def test_rates_that_the_run_has_not_are_refused_before_any_work(model):
+    with pytest.raises(UsageError, match=r"EMA of rate 0.7"):
+        make_settings(Grid((0.0,), (4,), ema=(0.5, 0.7)), model, "balanced")
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        (Grid((float("nan"),), (4,)), "is not finite"),
+        (Grid((0.0,), (4,), sampler="ddim", v=(0.3,)), "sampler ddim takes no v"),
+        (Grid((0.0,), (4,), v=(1.5,)), "v is 1.5"),
+        (Grid((0.0,), (1,)), "num_steps is 1; need an integer of at least 2"),
+        (Grid((0.0,), (4,), seeds=(-1,)), "seed is -1"),
+    ],
+)
+def test_grids_that_cannot_be_drawn_are_refused_before_any_work(model, grid, told):
+    with pytest.raises(UsageError, match=told):
+        make_settings(grid, model, "balanced")
+
+
+def row(w, seed=0, distance=1.0, **others):
+    """A row of a frontier of images."""
+    setting = {"sampler": "ancestral", "v": 0.3, "eta": None, "ema": 0.5, "seed": seed, "label_policy": "balanced"}
+    metrics = {"FD-mixture": distance, "IS-mixture": 2.0 + seed, "KD-mixture_std": 0.1}
+    fixed = {"guidance_weight": w, "num_steps": 4, "scores": "learned", "num_samples": 9}
+    return {**fixed, **setting, **metrics, **others}
+
+
+def test_a_table_has_mean_and_deviation_over_the_seeds():
+    rows = [row(w, seed, w + seed) for w in (0.0, 1.0) for seed in (0, 2)]
+    head, *lines = report.table(rows)
+    assert head.split() == ["w", "s", "FD-mixture", "IS-mixture"]
+    assert lines[0].split() == ["0", "1", "1", "±", "1.4", "3", "±", "1.4"]
+    assert lines[1].split()[2:5] == ["2", "±", "1.4"]
+    assert "±" not in "".join(report.table(rows[::2]))
+
+
+def test_a_table_has_a_part_of_each_curve():
+    lines = report.table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
+    assert [line for line in lines if line.endswith(":")] == ["num_steps=4:", "num_steps=8:"]
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("distances", "told"),
+    [
+        ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
+        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: smaller w may be better still"),
+        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: larger w may be better still"),
+        ((1,), "FD-mixture is least at w = 0, 1"),
+    ],
+)
+def test_the_least_distance_at_an_end_of_the_list_is_told(network, distances, told):
+    rows = [row(float(w), distance=d) for w, d in enumerate(distances)]
+    assert report.findings(rows, network) == [told]
+    assert report.findings(rows[::-1], network) == [told]

@@ -1,0 +1,223 @@
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import digits_config, mixture_config
+
+from cfgjax.data.sources import toy_mixture
+from cfgjax.errors import UsageError
+from cfgjax.evaluation.generate import LABELS, SampleStore, Setting, draw_samples
+from cfgjax.model import Model
+from cfgjax.network import init_params, make_network
+from cfgjax.sharding import make_mesh
+
+CONFIG = mixture_config()
+MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
+SETTING = Setting(1.5, 3, "ancestral", v=0.3, eta=None, ema=0.0, seed=7, label_policy="random")
+
+
+def model_of(eps_fn=MIXTURE.eps, devices=1, config=CONFIG):
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    return Model(config, {}, mesh=mesh, bind_params=lambda params: eps_fn)
+
+
+def all_samples(model, setting, num_samples, batch_size):
+    """(index, labels, samples) of all batches, joined as they come."""
+    parts = draw_samples(model, setting, np.arange(num_samples), batch_size)
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of()
+
+
+@pytest.fixture(scope="module")
+def hundred(model):
+    return all_samples(model, SETTING, 100, 100)
+
+
+def test_a_thousand_samples_in_batches_of_96_are_each_index_once():
+    index, labels, samples = all_samples(model_of(), SETTING, 1000, 96)
+    assert np.array_equal(index, np.arange(1000))
+    assert (labels.shape, samples.shape, samples.dtype) == ((1000,), (1000, 2), np.float32)
+    assert len(np.unique(samples, axis=0)) == 1000
+
+
+@pytest.mark.parametrize("policy", LABELS)
+def test_labels_are_functions_of_seed_and_index_alone(policy):
+    make = LABELS[policy]
+    labels = make(np.arange(1000), 10, 3)
+    assert np.array_equal(make(np.arange(300), 10, 3), labels[:300])
+    order = np.random.default_rng(0).permutation(1000)
+    assert np.array_equal(make(order, 10, 3), labels[order])
+    assert set(labels) == set(range(10))
+
+
+def test_balanced_labels_are_as_many_of_each_class_whatever_the_seed():
+    for seed in (0, 2**31):
+        assert (np.bincount(LABELS["balanced"](np.arange(1000), 10, seed)) == 100).all()
+
+
+def test_random_labels_are_uniform_and_others_for_another_seed():
+    counts = np.bincount(LABELS["random"](np.arange(6000), 10, 0), minlength=10)
+    assert np.square(counts - 600).sum() / 600 < 27.9  # χ² of 9 degrees of freedom, 0.1 %
+    a, b = (LABELS["random"](np.arange(6000), 10, seed) for seed in (0, 1))
+    assert 0.05 < (a == b).mean() < 0.15
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (2, 15), (8, 8)])
+def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devices, batch_size):
+    index, labels, samples = all_samples(model_of(devices=devices), SETTING, 100, batch_size)
+    assert np.array_equal(index, hundred[0])
+    assert np.array_equal(labels, hundred[1])
+    assert np.abs(samples - hundred[2]).max() < 1e-5
+
+
+def test_the_noise_is_bit_for_bit_that_of_one_device():
+    setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
+    noise = lambda devices, size: all_samples(model_of(lambda z, *_: 0 * z, devices), setting, 50, size)[2]
+    whole = noise(1, 50)
+    for devices, size in [(2, 10), (8, 3)]:
+        assert np.array_equal(noise(devices, size), whole)
+
+
+def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_devices():
+    config = digits_config()
+    net, shape = make_network(config), config.data.image_shape
+    params = jax.jit(lambda: init_params(net, jax.random.key(0), shape))()
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    models = [Model(config, params, mesh=make_mesh(devices=jax.devices()[:n])) for n in (1, 2, 8)]
+    for model in models:
+        model.put(params)
+    one, *others = [all_samples(model, SETTING, 11, 3)[2] for model in models]
+    assert one.std() > 10
+    assert all(np.array_equal(one, other) for other in others)
+
+
+def test_an_index_has_the_same_sample_whatever_else_is_wanted(model, hundred):
+    wanted = np.array([3, 4, 60, 99])
+    ((index, labels, samples),) = draw_samples(model, SETTING, wanted, 100)
+    assert np.array_equal(index, wanted)
+    assert np.array_equal(labels, hundred[1][wanted])
+    assert np.array_equal(samples, hundred[2][wanted])
+
+
+def test_nothing_wanted_draws_nothing(model):
+    assert list(draw_samples(model, SETTING, np.arange(0), 16)) == []
+
+
+def test_images_come_as_bytes():
+    config = digits_config()
+    setting = dataclasses.replace(SETTING, num_steps=2)
+    images = all_samples(model_of(lambda z, logsnr, label: 0.5 * z, 8, config), setting, 20, 16)[2]
+    assert (images.shape, images.dtype) == ((20, 8, 8, 1), np.uint8)
+    assert images.std() > 5
+
+
+def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
+    model = model_of(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z))
+    setting = dataclasses.replace(SETTING, label_policy="balanced")
+    with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite"):
+        list(draw_samples(model, setting, np.arange(6, 40), 16))
+
+
+def shard(index):
+    """Labels and images that tell their index."""
+    return index, index % 7, np.stack([index, index + 0.5], axis=1).astype(np.float32)
+
+
+def test_what_is_written_is_read_back_in_order_whatever_the_order_of_the_shards(tmp_path):
+    store = SampleStore(tmp_path, {"w": 1.0})
+    for span in [(40, 60), (0, 15), (60, 61), (15, 40)]:
+        store.write(*shard(np.arange(*span)))
+    for start, stop in [(0, 61), (10, 45), (60, 61)]:
+        _, labels, images = shard(np.arange(start, stop))
+        for found in (store, SampleStore(tmp_path, {"w": 1.0})):
+            samples, read = found.read(start, stop)
+            assert np.array_equal(samples, images) and samples.dtype == np.float32
+            assert np.array_equal(read, labels)
+
+
+def test_a_store_knows_what_it_lacks(tmp_path):
+    store = SampleStore(tmp_path, {})
+    assert np.array_equal(store.missing(4), [0, 1, 2, 3])
+    store.write(*shard(np.arange(0)))
+    store.write(*shard(np.array([1, 2, 6])))
+    assert np.array_equal(store.missing(4), [0, 3])
+    assert np.array_equal(SampleStore(tmp_path, {}).missing(8), [0, 3, 4, 5, 7])
+
+
+def test_what_is_not_there_is_not_read(tmp_path):
+    store = SampleStore(tmp_path, {})
+    with pytest.raises(UsageError, match="lacks samples of 0 … 4; evaluate again"):
+        store.read(0, 5)
+    store.write(*shard(np.arange(0, 10)))
+    with pytest.raises(UsageError, match="lacks samples of 5 … 14; evaluate again"):
+        store.read(5, 15)
+    with pytest.raises(UsageError, match="lacks samples of 20 … 24; evaluate again"):
+        store.read(20, 25)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 400, -1])
+def test_a_damaged_shard_is_told_and_its_samples_are_missing(tmp_path, caplog, kept):
+    store = SampleStore(tmp_path, {})
+    for start in (0, 10):
+        store.write(*shard(np.arange(start, start + 10)))
+    path = sorted(store.folder.glob("*.npz"))[1]
+    path.write_bytes(path.read_bytes()[:kept])
+    with caplog.at_level(logging.WARNING, "cfgjax"):
+        found = SampleStore(tmp_path, {})
+    assert f"cannot read {path}" in caplog.text
+    assert path.with_suffix(".damaged").exists()
+    assert np.array_equal(found.missing(20), np.arange(10, 20))
+    found.write(*shard(np.arange(10, 20)))
+    assert not len(SampleStore(tmp_path, {}).missing(20))
+
+
+def test_shards_of_other_arrays_are_told(tmp_path, caplog):
+    store = SampleStore(tmp_path, {})
+    np.savez(store.folder / "a.npz", index=np.arange(3), label=np.arange(2), image=np.zeros((3, 2)))
+    np.savez(store.folder / "b.npz", index=np.arange(3))
+    np.savez(store.folder / "c.npz", index=np.arange(3), label=np.arange(3), image=np.array([{}, {}, {}]))
+    store.rescan()
+    assert caplog.text.count("cannot read") == 3
+    assert len(store.missing(3)) == 3
+
+
+def test_another_identity_is_another_folder(tmp_path):
+    stores = [
+        SampleStore(tmp_path, identity) for identity in ({"w": 1.0, "seed": 0}, {"seed": 0, "w": 1.0}, {"w": 2.0})
+    ]
+    assert stores[0].folder == stores[1].folder != stores[2].folder
+    stores[0].write(*shard(np.arange(5)))
+    assert not len(SampleStore(tmp_path, {"w": 1.0, "seed": 0}).missing(5))
+    assert len(SampleStore(tmp_path, {"w": 2.0}).missing(5)) == 5
+
+
+def test_removed_shards_are_missing(tmp_path):
+    store = SampleStore(tmp_path, {})
+    store.write(*shard(np.arange(5)))
+    store.remove()
+    assert len(store.missing(5)) == len(SampleStore(tmp_path, {}).missing(5)) == 5
+
+
+def test_stopped_between_batches_and_gone_on_is_straight_through(tmp_path, model):
+    def fill(folder, batches):
+        store = SampleStore(folder, {})
+        parts = draw_samples(model, SETTING, store.missing(200), 48)
+        for part, _ in zip(parts, range(batches), strict=False):
+            store.write(*part)
+        return {path.name: dict(np.load(path)) for path in store.folder.glob("*.npz")}
+
+    straight = fill(tmp_path / "straight", 9)
+    assert len(fill(tmp_path / "stopped", 2)) == 2
+    assert len(straight) == 5
+    gone_on = fill(tmp_path / "stopped", 9)
+    assert gone_on.keys() == straight.keys()
+    for name, arrays in straight.items():
+        assert all(np.array_equal(gone_on[name][key], array) for key, array in arrays.items())

@@ -1,0 +1,192 @@
+import importlib
+import logging
+import re
+import tracemalloc
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cfgjax.errors import UsageError
+from cfgjax.evaluation.features import FeatureNetwork
+from cfgjax.evaluation.manifold import knn_entropy, precision_recall
+from cfgjax.evaluation.metrics import frechet_distance, inception_score, kernel_distance
+from cfgjax.evaluation.reference import make_reference
+from cfgjax.evaluation.sums import FeatureMoments
+
+module = importlib.import_module("cfgjax.evaluation.measure")  # whose name the package's function has too
+RNG = np.random.default_rng(0)
+SIZES = {"features": 6, "logits": 5, "spatial": 3}
+WEIGHTS = {name: RNG.integers(-9, 10, (16, size)).astype(np.float32) for name, size in SIZES.items()}
+
+
+def linear(name="classifier", judges=True, weights=WEIGHTS):
+    """A network of whole-number weights, whose outputs float32 has exactly, whatever the order of summation."""
+    scale = {"features": 1, "logits": 2.0**-9, "spatial": 1}
+    flat = lambda images: images.reshape(len(images), -1).astype(jnp.float32)
+    apply = lambda params, images: {key: flat(images) @ params[key] * scale[key] for key in params}
+    return FeatureNetwork(name, name, apply, weights, judges=judges)
+
+
+def reader(count, seed):
+    """read of `count` images and labels, and these."""
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (count, 4, 4, 1), np.uint8), rng.integers(0, 5, count)
+    return (lambda start, stop: (images[start:stop], labels[start:stop])), images, labels
+
+
+NETWORK = linear()
+REFERENCE = make_reference(reader(300, 1)[0], 300, NETWORK, "noise")
+
+
+def in_memory(images, labels, reference_images):
+    """What `measure` finds, from whole arrays."""
+    own, real = NETWORK(images), NETWORK(reference_images)
+    gaussian = lambda a: (a.mean(axis=0, dtype=np.float64), np.cov(a.astype(np.float64), rowvar=False))
+    distance = lambda name: frechet_distance(*gaussian(real[name]), *gaussian(own[name]))
+    log_p = own["logits"].astype(np.float64)
+    log_p -= np.log(np.exp(log_p - log_p.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    log_p -= own["logits"].max(axis=1, keepdims=True)
+    right = own["logits"].argmax(axis=1) == labels
+    kid = kernel_distance(real["features"], own["features"])
+    ten = inception_score(own["logits"], splits=10)
+    near = precision_recall(real["features"], own["features"])
+    return {
+        "FD-classifier": distance("features"),
+        "sFD-classifier": distance("spatial"),
+        "IS-classifier": inception_score(own["logits"], split_size=5000)[0],
+        "IS-classifier_10": ten[0],
+        "IS-classifier_10_std": ten[1],
+        "KD-classifier": kid[0],
+        "KD-classifier_std": kid[1],
+        "precision": near[0],
+        "recall": near[1],
+        "accuracy": right.mean(),
+        "log_posterior": log_p[np.arange(len(labels)), labels].mean(),
+        "accuracy_per_class": [right[labels == c].mean() for c in range(5)],
+    }
+
+
+@pytest.mark.parametrize("count", [250, 600, 730])
+def test_blocks_add_up_to_what_whole_arrays_give(count):
+    read, images, labels = reader(count, 2)
+    found = module.measure(read, count, NETWORK, REFERENCE)
+    expected = in_memory(images, labels, reader(300, 1)[1])
+    assert found.keys() == expected.keys()
+    single = {"log_posterior"}  # of a float32 softmax
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6 if name in single else 1e-9, err_msg=name)
+
+
+def test_the_size_of_blocks_matters_to_the_kernel_distance_alone(monkeypatch):
+    read = reader(730, 2)[0]
+    whole = module.measure(read, 730, NETWORK, REFERENCE)
+    monkeypatch.setattr(module, "BLOCK", 64)
+    small = module.measure(read, 730, NETWORK, REFERENCE)
+    for name in whole.keys() - {"KD-classifier", "KD-classifier_std"}:
+        np.testing.assert_allclose(small[name], whole[name], rtol=1e-12, err_msg=name)
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    found = module.measure(reader(300, 1)[0], 300, NETWORK, REFERENCE)
+    assert abs(found["FD-classifier"]) < 1e-9 * np.trace(REFERENCE.cov)
+    assert abs(found["sFD-classifier"]) < 1e-9 * np.trace(REFERENCE.spatial_cov)
+    assert (found["precision"], found["recall"]) == (1, 1)
+
+
+def test_only_inceptions_distances_have_the_papers_names():
+    read = reader(100, 2)[0]
+    for name, judges in [("classifier", True), ("other", False)]:
+        network = linear(name, judges)
+        names = module.measure(read, 100, network, REFERENCE).keys()
+        assert not any("FID" in key or "KID" in key or key.partition("_")[0] == "IS" for key in names)
+        assert {f"{kind}-{name}" for kind in ("FD", "sFD", "IS", "KD")} < names
+        assert ("accuracy" in names) == judges
+    names = module.measure(read, 100, linear("inception", judges=False), REFERENCE).keys()
+    assert names == {"FID", "sFID", "IS", "IS_10", "IS_10_std", "KID", "KID_std", "precision", "recall"}
+
+
+def test_a_judge_beside_the_network_gives_the_verdict_alone():
+    read, images, labels = reader(130, 2)
+    judge = linear("judge", weights={"logits": WEIGHTS["logits"][:, ::-1]})
+    alone = module.measure(read, 130, linear("inception", judges=False), REFERENCE)
+    judged = module.measure(read, 130, linear("inception", judges=False), REFERENCE, judge=judge)
+    verdict = {"accuracy", "log_posterior", "accuracy_per_class"}
+    assert judged.keys() - alone.keys() == verdict
+    assert all(judged[name] == value for name, value in alone.items())
+    assert judged["accuracy"] == (judge(images)["logits"].argmax(axis=1) == labels).mean()
+    both = module.measure(read, 130, NETWORK, REFERENCE, judge=judge)
+    assert all(both[name] == judged[name] for name in verdict)
+
+
+def test_a_class_that_nothing_was_asked_of_has_no_accuracy():
+    images = reader(20, 2)[1]
+    read = lambda start, stop: (images[start:stop], np.full(stop - start, 3))
+    found = module.measure(read, 20, NETWORK, REFERENCE)["accuracy_per_class"]
+    assert [value is None for value in found] == [True, True, True, False, True]
+
+
+def test_without_neighbours_precision_and_recall_are_left_out_alone():
+    read = reader(130, 2)[0]
+    whole, less = (module.measure(read, 130, NETWORK, REFERENCE, neighbours=n) for n in (True, False))
+    assert whole.keys() - less.keys() == {"precision", "recall"}
+    assert all(whole[name] == value for name, value in less.items())
+
+
+def test_points_have_their_entropy():
+    points = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
+    apply = lambda params, x: {"features": x, "logits": x}
+    network = FeatureNetwork("mixture", "mixture", apply, {}, judges=True, points=True)
+    read = lambda start, stop: (points[start:stop], np.zeros(stop - start, int))
+    found = module.measure(read, 200, network, make_reference(read, 200, network, "itself"))
+    assert found["entropy"] == knn_entropy(points)
+    assert "sFD-mixture" not in found
+
+
+def test_progress_is_told_of_every_sample():
+    seen = []
+    module.measure(reader(730, 2)[0], 730, NETWORK, REFERENCE, advance=seen.append)
+    assert sum(seen) == 730
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_samples_are_refused(count):
+    with pytest.raises(UsageError, match=f"num_samples is {count}; metrics need at least 2"):
+        module.measure(reader(3, 2)[0], count, NETWORK, REFERENCE)
+
+
+def test_few_samples_are_warned_of_with_their_bias(caplog):
+    rng = np.random.default_rng(0)
+    dim, count = 40, 30
+    weights = {**WEIGHTS, "features": rng.integers(-9, 10, (16, dim)).astype(np.float32)}
+    network = linear("inception", weights=weights)
+    reference = make_reference(reader(2000, 1)[0], 2000, network, "noise")
+    biases = []
+    for seed in range(20):
+        moments = FeatureMoments({"features": dim})
+        moments.update(network(reader(count, 100 + seed)[1]))
+        biases.append(module.distances(moments.of, reference, network)["FID"])
+    with caplog.at_level(logging.WARNING, "cfgjax"):
+        module.warn_of_few(dim, network, reference)
+        assert not caplog.text
+        module.warn_of_few(count, network, reference)
+    told = re.search(r"30 samples for 40 features: FID is biased upwards; .* get (\S+)", caplog.text)
+    assert abs(float(told[1]) / np.mean(biases) - 1) < 0.3
+
+
+def test_without_neighbours_memory_does_not_grow_with_the_samples():
+    def peak(count):
+        def read(start, stop):
+            rng = np.random.default_rng(start)
+            return rng.integers(0, 256, (stop - start, 4, 4, 1), np.uint8), np.arange(start, stop) % 5
+
+        tracemalloc.start()
+        try:
+            module.measure(read, count, NETWORK, REFERENCE, neighbours=False)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2000)  # what is compiled and kept
+    few, many = peak(4000), peak(20_000)
+    assert many < 1.1 * few

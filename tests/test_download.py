@@ -1,0 +1,125 @@
+"""A download is whole and right, or there is no file."""
+
+import hashlib
+import http.server
+import pathlib
+import threading
+
+import pytest
+
+from cfgjax import download
+from cfgjax.errors import UsageError
+
+CONTENT = b"weights " * 300_000
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        body = {"/good": CONTENT, "/chunked": CONTENT, "/cut": CONTENT[:1000], "/wrong": b"other"}[self.path]
+        self.send_response(200)
+        if self.path != "/chunked":  # then the end of the connection is that of the file
+            self.send_header("Content-Length", str(len(CONTENT if self.path == "/cut" else body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server on this machine."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CFGJAX_INCEPTION", raising=False)
+    monkeypatch.setattr(download, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest()[:8])
+
+
+def files(path):
+    return [p for p in path.rglob("*") if not p.is_dir()]
+
+
+@pytest.mark.parametrize("page", ["good", "chunked"])
+def test_the_file_is_what_the_server_sent(server, tmp_path, page):
+    out = tmp_path / "new" / "weights.pth"
+    assert download.inception(out, f"{server}/{page}") == out
+    assert out.read_bytes() == CONTENT
+    assert files(tmp_path) == [out]
+
+
+def test_without_a_path_it_lies_where_it_is_looked_for(server, tmp_path):
+    path = download.inception(url=f"{server}/good")
+    assert path == tmp_path / "cache" / "cfgjax" / "pt_inception-2015-12-05-6726825d.pth"
+    assert download.find_inception() == path
+
+
+def test_the_default_place_is_that_of_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CFGJAX_INCEPTION", str(tmp_path / "mine.pth"))
+    assert download.default_inception_path() == tmp_path / "mine.pth"
+    monkeypatch.setenv("CFGJAX_INCEPTION", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert download.default_inception_path().parent == pathlib.Path.home() / ".cache" / "cfgjax"
+
+
+@pytest.mark.parametrize(
+    ("page", "error", "told"),
+    [
+        (
+            "wrong",
+            UsageError,
+            "/wrong is not the Inception network: its SHA-256 begins with d9298a10, not .*; fetch it",
+        ),
+        ("cut", OSError, "/cut: the connection ended after 1000 of 2400000 bytes; fetch it"),
+        ("missing", OSError, "/missing: HTTP Error 404: Not Found; fetch it"),
+    ],
+)
+def test_a_failure_is_one_line_and_leaves_nothing(server, tmp_path, page, error, told):
+    out = tmp_path / "weights.pth"
+    with pytest.raises(error, match=rf"\A[^\n]*{told} by other means and put it at {out}\Z"):
+        download.inception(out, f"{server}/{page}")
+    assert not files(tmp_path)
+
+
+def test_a_server_that_does_not_answer_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"cannot download http://127\.0\.0\.1:9/x: .*refused; fetch it by other means"):
+        download.inception(tmp_path / "weights.pth", "http://127.0.0.1:9/x")
+    assert not files(tmp_path)
+
+
+def test_a_file_that_is_there_is_kept_without_asking_the_network(tmp_path, caplog):
+    out = tmp_path / "weights.pth"
+    out.write_bytes(CONTENT)
+    with caplog.at_level("INFO", "cfgjax"):
+        assert download.inception(out, "http://127.0.0.1:9/x") == out
+    assert f"{out} is there already" in caplog.text
+
+
+def test_another_file_in_its_place_is_an_error_and_stays(tmp_path):
+    out = tmp_path / "weights.pth"
+    out.write_bytes(b"mine")
+    with pytest.raises(UsageError, match="weights.pth is not the Inception network: .*; remove it or name another"):
+        download.inception(out, "http://127.0.0.1:9/x")
+    assert out.read_bytes() == b"mine"
+    with pytest.raises(UsageError, match="is not a file; remove it or name another"):
+        download.inception(tmp_path, "http://127.0.0.1:9/x")
+
+
+def test_what_is_not_found_is_told_with_what_to_do(tmp_path):
+    (tmp_path / "weights.pth").touch()
+    assert download.find_inception(tmp_path / "weights.pth") == tmp_path / "weights.pth"
+    for path in [None, tmp_path / "none.pth", tmp_path]:
+        with pytest.raises(UsageError, match=r"\Ano Inception weights at .*: run `cfgjax download inception`, or .*\Z"):
+            download.find_inception(path)

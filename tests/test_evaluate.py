@@ -1,0 +1,165 @@
+"""`cfgjax evaluate` as a user meets it: whole, killed, stopped, out of space, and given bad input."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from command import finish, run, start
+from tiny import mixture_config
+
+from cfgjax.cli import run as run_here
+from cfgjax.errors import UsageError
+from cfgjax.training.loop import train
+
+EVALUATE = "evaluate --workdir={0} --out={1} --guidance=0,1,3 --num_samples=1000 --num_steps=300 --batch_size=96"
+FILES = ("frontier.csv", "frontier.json", "frontier.png", "per_class.csv")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run on three Gaussians, trained for a moment."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    assert train(mixture_config(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def whole(workdir, tmp_path_factory):
+    """The folder of an evaluation that was left alone."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    code, out, err = run(EVALUATE.format(workdir, folder))
+    assert code == 0, err
+    assert "FD-mixture is least at w = " in out
+    return folder
+
+
+def shards(folder):
+    """{path below folder: its arrays} of all samples."""
+    return {str(path.relative_to(folder)): dict(np.load(path)) for path in folder.glob("samples/*/*.npz")}
+
+
+def same(folder, other):
+    """Whether two evaluations left the same files: reports byte for byte, shards array for array."""
+    a, b = shards(folder), shards(other)
+    equal = a.keys() == b.keys() and all(np.array_equal(a[p][name], b[p][name]) for p in a for name in a[p])
+    return equal and all((folder / name).read_bytes() == (other / name).read_bytes() for name in FILES)
+
+
+def wait_for_shards(folder, count):
+    """Until so many shards are there."""
+    deadline = time.monotonic() + 100
+    while len(list(folder.glob("samples/*/*.npz"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_and_stopped_and_started_again_it_leaves_the_same_files(workdir, whole, tmp_path):
+    for count, number, expected in [(3, signal.SIGKILL, -9), (25, signal.SIGTERM, 75)]:
+        process = start(EVALUATE.format(workdir, tmp_path / "out"))
+        wait_for_shards(tmp_path / "out", count)
+        process.send_signal(number)
+        code, out, err = finish(process)
+        assert code == expected, err
+        if expected == 75:
+            assert "the same command goes on from there" in out
+        assert not (tmp_path / "out" / "frontier.csv").exists()
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("samples/*/*.npz")}
+    code, _, err = run(EVALUATE.format(workdir, tmp_path / "out"))
+    assert code == 0, err
+    assert same(tmp_path / "out", whole)
+    assert all(path.stat().st_mtime_ns == at for path, at in drawn.items())  # what was there was not drawn again
+
+
+def test_a_full_disk_is_one_line_and_what_was_drawn_is_kept(workdir, whole, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        code, _, err = run(EVALUATE.format(workdir, tmp_path / "out"))
+        assert code == 1
+        assert "No space left on device" in err.splitlines()[-1]
+        assert not list(tmp_path.rglob("*.part.*"))
+        subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
+        assert run(EVALUATE.format(workdir, tmp_path / "out"))[0] == 0
+        assert same(tmp_path / "out", whole)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_two_evaluations_in_one_folder_are_refused(workdir, tmp_path):
+    first = start(EVALUATE.format(workdir, tmp_path / "out"))
+    wait_for_shards(tmp_path / "out", 1)
+    code, _, err = run(EVALUATE.format(workdir, tmp_path / "out"))
+    first.kill()
+    finish(first)
+    assert code == 2
+    assert "another evaluation is at work" in err
+
+
+def test_the_report_is_whole(whole):
+    found = json.loads((whole / "frontier.json").read_text())
+    assert [(row["scores"], row["guidance_weight"]) for row in found["rows"]] == [
+        (scores, w) for scores in ("learned", "exact") for w in (0, 1, 3)
+    ]
+    assert [point["guidance_weight"] for point in found["tilted"]] == [0, 1, 3]
+    assert len((whole / "frontier.csv").read_text().splitlines()) == 7
+    assert (whole / "per_class.csv").read_text().startswith("class,w=0 scores=learned,")
+
+
+def test_samples_can_be_given_up(workdir, tmp_path):
+    command = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0 --num_samples=50 --num_steps=4"
+    assert run_here(f"{command} --nokeep_samples".split()) == 0
+    assert not list(tmp_path.rglob("samples/*/*.npz"))
+    before = (tmp_path / "frontier.json").read_bytes()
+    assert run_here(command.split()) == 0  # the metrics are known: nothing is drawn
+    assert not list(tmp_path.rglob("samples/*/*.npz"))
+    assert (tmp_path / "frontier.json").read_bytes() == before
+
+
+def test_a_reference_can_be_made_and_used(workdir, tmp_path):
+    path = tmp_path / "reference.npz"
+    assert run_here(["evaluate", "--make-reference", f"--workdir={workdir}", f"--out={path}"]) == 0
+    command = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0 --num_samples=50 --num_steps=4"
+    assert run_here([*command.split(), f"--reference={path}"]) == 0
+    own = json.loads((tmp_path / "frontier.json").read_text())
+    assert run_here(command.split()) == 0
+    again = json.loads((tmp_path / "frontier.json").read_text())
+    assert own["reference"]["digest"] == again["reference"]["digest"]
+    assert own["rows"] == again["rows"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--num_samples=1", "--num_samples=1"),
+        ("--guidance=nan", "is not finite"),
+        ("--guidance=0 --scale=1", "are both given"),
+        ("--guidance=", "--guidance=: need floats"),
+        ("--num_steps=8,1", "num_steps is 1; need an integer of at least 2"),
+        ("--seeds=0,-1", "seed is -1"),
+        ("--ema=0.999,0.5", "no EMA of rate 0.5; the run has 0.999, 0"),
+        ("--v=2", "v is 2"),
+        ("--sampler=ddim --v=0.1", "sampler ddim takes no v"),
+        ("--label_policy=balancd", "unknown label policy 'balancd', did you mean 'balanced'?"),
+        ("--features=classifier", "features of 'classifier' are of images"),
+        ("--features=clasifier", "features of 'clasifier' are of images"),
+        ("--reference=nowhere.npz", "cannot read nowhere.npz"),
+        ("--step=3", "there is no step 3"),
+        ("--bits_per_dim", "bits/dim is of 8-bit images"),
+        ("--bits_per_dim --guidance=1", "guidance (w = 1) defines no likelihood"),
+        ("--make_reference --bits_per_dim", "are both given"),
+        ("--config=experiments/mixture.py", "--config goes with --make_reference"),
+        ("--num-smaples=7", "Unknown command line flag 'num_smaples'. Did you mean: num_samples"),
+        ("now", "takes flags only"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_drawn(workdir, tmp_path, flags, told):
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    with pytest.raises(UsageError) as raised:
+        run_here(["evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", *flags.split()])
+    assert told in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.rglob("*.npz"))
