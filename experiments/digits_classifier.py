@@ -2,7 +2,8 @@
 
 cfgjax train --config=experiments/digits_classifier.py --workdir=runs/digits_classifier
 
-Measured on 2 CPU cores (x86-64, jax 0.10.2): CLASSIFIER_TIME. It is right on 99.3 % of the 299 held-out digits.
+Measured on 2 CPU cores (x86-64, jax 0.10.2): 24 s in all, 6 of them to compile the step. It is right
+on 99.3 % of the 299 held-out digits.
 """
 
 from ml_collections import ConfigDict
