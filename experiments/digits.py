@@ -7,9 +7,9 @@ examples, 0.135 conditional, 0.157 unconditional. Of 300 samples at each of w = 
 machine that is right on 98 % of held-out digits reads 99.3, 100 and 100 % as the digit asked for.
 
 cfgjax evaluate --workdir=runs/digits (after experiments/digits_classifier.py): seven weights of 2,000 samples in 4½
-minutes. FD-classifier is least at w = 0, 0.043 ± 0.005 over three seeds of noise; from w = −0.5 to 1 the inception score
-rises from 8.75 to 9.98, the accuracy from 72 to 100 %, and recall falls from 0.96 to 0.63. Twice as many network calls
-(T = 32, w = 0, seed 0) give 0.049 in place of 0.048, recall 0.917 in place of 0.903.
+minutes. FD-classifier is least at w = 0, 0.043 ± 0.005 over three seeds of noise; from w = −0.5 to 1 the inception
+score rises from 8.75 to 9.98, the accuracy from 72 to 100 %, and recall falls from 0.96 to 0.63. Twice as many network
+calls (T = 32, w = 0, seed 0) give 0.049 in place of 0.048, recall 0.917 in place of 0.903.
 """
 
 from ml_collections import ConfigDict
