@@ -1,8 +1,12 @@
 """Sampling speed: images/s, ms per network call, compile seconds, peak memory and FLOPs per image, with guidance.
 
 python benchmarks/sampling.py --configs=digits,small8 --samplers=ancestral,ddim --num_steps=64 --json=sampling.json
+
+Then what guidance itself costs over the network evaluations that it needs, with networks of a fixed cost.
 """
 
+import functools
+import statistics
 import sys
 
 import harness
@@ -40,6 +44,88 @@ def measure(config, given):
     }
 
 
+WIDTH, LAYERS, NUM_CLASSES = 3072, 3, 10  # of the networks of a fixed cost: dense layers on 32×32×3 pixels
+OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 24
+
+
+def fixed_cost(key, features):
+    """(z [B, 32, 32, 3]) → [B, features] of LAYERS dense layers, none of which XLA can leave out."""
+    import jax
+    import jax.numpy as jnp
+
+    weights = jax.random.normal(key, (LAYERS, WIDTH, WIDTH)) / WIDTH**0.5
+
+    def network(weights, z):
+        h = z.reshape(len(z), -1)
+        for layer in weights:
+            h = jnp.tanh(h @ layer)
+        return h[:, :features]
+
+    return weights, network
+
+
+def overhead(given):
+    """Rows of the guided samplers: seconds of the whole, and of a bare scan of the evaluations that they need.
+
+    The two are timed in turn, so that a busy spell meets both.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from cfgjax.diffusion import guidance, samplers
+    from cfgjax.diffusion.schedules import logsnr_grid
+
+    batch, grid = OVERHEAD_BATCH, logsnr_grid(OVERHEAD_STEPS)
+    eps_weights, eps_net = fixed_cost(jax.random.key(0), WIDTH)
+    class_weights, class_net = fixed_cost(jax.random.key(1), NUM_CLASSES)
+    keys, label = jax.random.split(jax.random.key(2), batch), jnp.arange(batch) % NUM_CLASSES
+    z = samplers.initial_noise(keys, (32, 32, 3))
+    eps_fn = lambda weights: lambda z, logsnr, label: eps_net(weights, z).reshape(z.shape)
+    score = lambda weights: guidance.classifier_score(lambda z, logsnr: class_net(weights, z), label)
+
+    def bare(evaluate):
+        """T evaluations, one after the other."""
+        return lambda z, *weights: jax.lax.scan(lambda z, _: (0.5 * evaluate(z, *weights), None), z, grid)[0]
+
+    def classifier_free(z, eps_weights, class_weights):
+        denoise = guidance.classifier_free(eps_fn(eps_weights), label, 1.0, NUM_CLASSES)
+        return samplers.ancestral(keys, denoise, z, grid, v=0.3, clip=True)
+
+    def by_gradient(z, eps_weights, class_weights):
+        denoise = guidance.conditional(eps_fn(eps_weights), label)
+        denoise = guidance.classifier_guided(denoise, score(class_weights), 1.0)
+        return samplers.ancestral(keys, denoise, z, grid, v=0.3, clip=True)
+
+    def by_shift(z, eps_weights, class_weights):
+        denoise, shift = guidance.conditional(eps_fn(eps_weights), label), guidance.classifier_shift
+        return samplers.ancestral(keys, denoise, z, grid, v=0.3, shift=shift(score(class_weights), 1.0), clip=True)
+
+    twice = lambda z: jnp.concatenate([z, z])
+    both = lambda z, eps, classes: eps_fn(eps)(twice(z), 0, label)[: len(z)]
+    one_and_gradient = lambda z, eps, classes: eps_fn(eps)(z, 0, label) + score(classes)(z, 0.0)
+    cases = {
+        "classifier-free": (classifier_free, bare(both)),
+        "classifier, in ε": (by_gradient, bare(one_and_gradient)),
+        "classifier, in the mean": (by_shift, bare(one_and_gradient)),
+    }
+    rows = []
+    for name, programs in cases.items():
+        runs = [functools.partial(jax.jit(program), z, eps_weights, class_weights) for program in programs]
+        timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
+        guided, needed = zip(*timed, strict=True)
+        ratio = statistics.median(g / n for g, n in timed) - 1
+        rows.append({"guidance": name, "guided_seconds": guided, "needed_seconds": needed, "overhead": ratio})
+    return rows
+
+
+OVERHEAD_COLUMNS = {
+    f"{'guidance':>24}": lambda f: f["guidance"],
+    "ms/step": lambda f: f"{1000 * statistics.median(f['guided_seconds']) / OVERHEAD_STEPS:.1f}",
+    "ms needed": lambda f: f"{1000 * statistics.median(f['needed_seconds']) / OVERHEAD_STEPS:.1f}",
+    "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
+}
+
+
 def main(argv):
     """The exit code of `sampling.py FLAGS`."""
     given = flags.FlagValues()
@@ -47,7 +133,10 @@ def main(argv):
     flags.DEFINE_integer(
         "num_steps", None, "Network calls T, in place of sample.num_steps.", flag_values=given, lower_bound=2
     )
-    return harness.main(argv, __doc__, given, {"sampling": harness.per_config(("samplers",), COLUMNS, measure)})
+    flags.DEFINE_bool("overhead", True, "Measure what guidance costs over its evaluations.", flag_values=given)
+    tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}
+    tables["overhead"] = harness.Table(lambda given: [[]] if given.overhead else [], overhead, OVERHEAD_COLUMNS)
+    return harness.main(argv, __doc__, given, tables)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import cfgjax
 from cfgjax.commands.common import BAD_USAGE, DONE, FAILED
 from cfgjax.commands.compare import compare
+from cfgjax.commands.convert import convert
 from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
 from cfgjax.commands.sample import sample
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "compare": compare,
     "download": download,
+    "convert": convert,
 }
 
 

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from cfgjax.errors import UsageError, nearest
 
 CLASSIFIER_SECTIONS = ("seed", "data", "model", "optimizer", "ema", "train", "checkpoint", "evaluate", "mesh")
+NOISY_CLASSIFIER_SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
 # What may differ between a run and its resumption: run length, cadence, and where the arrays lie.

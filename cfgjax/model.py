@@ -7,19 +7,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.data.batches import to_uint8
-from cfgjax.data.sources import check_labels
-from cfgjax.diffusion.guidance import classifier_free, conditional, scale_to_weight
-from cfgjax.diffusion.samplers import SAMPLERS, initial_noise
-from cfgjax.diffusion.schedules import logsnr_grid
+from cfgjax.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.classifier import ClassifierGuidance
+from cfgjax.data.batches import to_float, to_uint8
+from cfgjax.data.sources import check_images, check_labels
+from cfgjax.diffusion.guidance import (
+    classifier_free,
+    classifier_guided,
+    classifier_score,
+    classifier_shift,
+    conditional,
+)
+from cfgjax.diffusion.process import diffuse, split_variance
+from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
 from cfgjax.errors import UsageError, choose
-from cfgjax.network import bind, is_classifier, make_network
+from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
+from cfgjax.process import diffusion_of
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, replicated
-from cfgjax.training.checkpoint import restore_params
+from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
 NOISE_OPTIONS = ("v", "eta")  # how much noise a sampler adds; which one it takes is in its signature
+LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
 def load(workdir, step=None, ema=None):
@@ -35,44 +45,65 @@ def load(workdir, step=None, ema=None):
     return Model(config, params, step=step)
 
 
-def load_params(workdir, config, step=None, ema=None):
-    """(parameters, step) of a run as `load` chooses them, as numpy arrays."""
-    rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
-    return restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
-
-
 class Model:
     """A network with its parameters, and the samplers compiled for it.
 
     params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
     devices. bind_params: params → eps_fn, where the ε-predictor is another than the config's network.
-    .config, .num_classes, .image_shape, .step (of the checkpoint) are as trained. .params may be replaced: what is
-    compiled stays. .bind(params): the ε-predictor itself, for programs of one's own.
+    .config, .num_classes, .image_shape, .levels (the process), .step (of the checkpoint) are as trained. .params may be
+    replaced: what is compiled stays. .bind(params): the ε-predictor itself, for programs of one's own.
     """
 
     def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
         self.config, self.step = config, step
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.is_image = len(self.image_shape) == 3
-        self.bind = bind_params or functools.partial(bind, make_network(config))
+        diffusion = diffusion_of(config)
+        self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance and bind_params is None
+        network = make_network(config)
+        self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
+        self.has_null_label = bind_params is not None or has_null_label(network)
+        self.low_res_shape = None
+        if takes_low_res(network):
+            factor = self.image_shape[0] // config.data.low_res_size
+            self.low_res_shape = (*(side // factor for side in self.image_shape[:2]), self.image_shape[2])
+        self.low_res_noise = getattr(network, "low_res_noise", False)
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = params
         if mesh is None:
             self.put(params)
-        self._eps = jax.jit(lambda params, *inputs: self.bind(params)(*inputs))
-        self._sample = jax.jit(self._run, static_argnames=("sampler", "guided"))
+        self._eps = jax.jit(self._predict)
+        self._sample = jax.jit(self._run, static_argnames=("sampler", "guided", "classifier"))
 
     def put(self, params):
         """Replaces the parameters by those given, whole on every device; what is compiled stays."""
         self.params = jax.device_put(params, replicated(self.mesh))
 
-    def eps(self, z, logsnr, label):
-        """ε_θ(z, label) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "none"."""
+    def eps(self, z, logsnr, label, *, low_res=None):
+        """ε_θ(z, label) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "none".
+
+        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise.
+        """
         z = jnp.asarray(z, jnp.float32)
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.float32), z.shape[:1])
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
-        check_labels(label, self.num_classes + 1)
-        return self._eps(self.params, z, logsnr, jnp.asarray(label, jnp.int32))
+        check_labels(label, self.num_classes + self.has_null_label)
+        inputs = {}
+        if (low_res is not None) != (self.low_res_shape is not None):
+            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; {self._kind()}")
+        if low_res is not None:
+            inputs["low_res"] = jnp.asarray(low_res, jnp.float32)
+            inputs |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_noise else {}
+        return self._eps(self.params, z, logsnr, jnp.asarray(label, jnp.int32), inputs)
+
+    def _predict(self, params, z, logsnr, label, inputs):
+        return split_variance(self.bind(params, **inputs)(z, logsnr, label), z.shape[-1])[0]
+
+    def _kind(self):
+        """What the model does, in a few words."""
+        if self.low_res_shape is None:
+            return "the model is no upsampler"
+        return f"the model is an upsampler and needs low_res, images of shape {self.low_res_shape}"
 
     def sample(self, labels, guidance=None, **options):
         """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
@@ -96,55 +127,121 @@ class Model:
         eta=None,
         batch_size=None,
         guided=None,
+        classifier=None,
+        classifier_scale=None,
+        classifier_form="eps",
+        low_res=None,
+        low_res_logsnr=None,
     ):
         """x̃ of guided samples before rounding, float32 [N, …], images in [−1, 1].
 
         scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
-        most 256. seed, i: all that the noise of sample i depends on. The other options are `sampler`'s; guided is by
-        default whether a weight is not 0.
+        most 256. seed, i: all that the noise of sample i depends on. classifier, classifier_scale: a `Classifier` and
+        the scale of its gradient, a number or one per label. low_res: of an upsampler, images uint8 [N, h, w, C], or
+        float32 in [−1, 1]; low_res_logsnr: λ of the noise to add to them, where the network was trained with it;
+        none by default. The other options are `sampler`'s; guided is by default whether a weight is not 0.
 
         Raises UsageError for labels, weights or options that do not fit.
         """
         labels = np.atleast_1d(np.asarray(labels))
         check_labels(labels, self.num_classes)
         weights = guidance_weights(guidance, scale, len(labels))
+        scales = per_label("classifier_scale", 0.0 if classifier_scale is None else classifier_scale, len(labels))
+        if classifier is None and classifier_scale is not None:
+            raise UsageError(f"classifier_scale is {classifier_scale} with no classifier")
+        if classifier is not None and classifier_scale is None:
+            raise UsageError("a classifier is given without classifier_scale")
         check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         guided = bool(weights.any()) if guided is None else guided
-        draw = self.sampler(num_steps=num_steps, sampler=sampler, seed=seed, v=v, eta=eta, guided=guided)
+        options = dict(num_steps=num_steps, sampler=sampler, seed=seed, v=v, eta=eta, guided=guided)
+        guide = None if classifier is None else ClassifierGuidance(classifier, classifier_form)
+        draw = self.sampler(**options, classifier=guide, low_res_logsnr=low_res_logsnr)
+        given = self._check_low_res(low_res, len(labels))
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            parts.append(draw(index, labels[index], weights[index]))
+            parts.append(draw(index, labels[index], weights[index], scales[index], given and given[0][index]))
         return np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
 
-    def sampler(self, *, num_steps=None, sampler=None, seed=0, v=None, eta=None, guided=True):
-        """draw(index [B], labels [B], weights [B]) → x̃ [B, …] on the mesh, whose size divides B: the compiled sampler.
+    def _check_low_res(self, low_res, length):
+        """(low_res as float32,), or None for a model that takes none."""
+        if (low_res is not None) != (self.low_res_shape is not None):
+            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; {self._kind()}")
+        if low_res is None:
+            return None
+        low_res = np.asarray(low_res)
+        check_images(low_res, self.low_res_shape)
+        if len(low_res) != length:
+            raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
+        return (to_float(low_res),)
 
-        index: of the samples, with seed all that their noise depends on. num_steps: network calls T. sampler:
-        "ancestral", which takes v, or "ddim", which takes eta. What is not given is as in config.sample.
-        guided: False leaves out the unconditional branch; the weights are then without effect.
+    def sampler(
+        self,
+        *,
+        num_steps=None,
+        sampler=None,
+        seed=0,
+        v=None,
+        eta=None,
+        guided=True,
+        classifier=None,
+        low_res_logsnr=None,
+    ):
+        """draw(index [B], labels [B], weights [B], scales=None, low_res=None) → x̃ [B, …]: the compiled sampler.
 
-        Compiles once per (B, num_steps, sampler, guided). Every process gives the same whole arrays.
+        The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
+        on. scales [B]: of a classifier's gradient. low_res: float32 [B, h, w, C], of an upsampler.
+
+        num_steps: network calls T, or what `levels.Discrete.grid` takes. sampler: "ancestral", which takes v, or
+        "ddim", which takes eta. What is not given is as in config.sample; v None is the learned one.
+        guided: False leaves out the unconditional branch; the weights are then without effect. classifier: a
+        `ClassifierGuidance`. low_res_logsnr: as in `sample_float`.
+
+        Compiles once per (B, number of steps, sampler, guided, classifier). Every process gives the same whole arrays.
         """
         sampler = self.config.sample.sampler if sampler is None else sampler
         num_steps = self.config.sample.num_steps if num_steps is None else num_steps
-        check_whole_number("num_steps", num_steps, 2)
         check_whole_number("seed", seed, 0)
         noise = self.noise_option(sampler, v=v, eta=eta)
-        diffusion = self.config.diffusion
-        grid = logsnr_grid(num_steps, diffusion.schedule, diffusion.logsnr_min, diffusion.logsnr_max).astype(np.float32)
+        grid = self.grid(num_steps)
+        if guided and not self.has_null_label:
+            raise UsageError(
+                "guidance needs labels and a null label, which this network has not; its only weight is w = 0"
+            )
+        if classifier is not None:
+            classifier.check(self.config, sampler)
+        noisy = self._check_low_res_logsnr(low_res_logsnr)
 
-        def draw(index, labels, weights):
-            batch = (index.astype(np.int32), labels.astype(np.int32), weights.astype(np.float32))
-            placed = [place_global(self.mesh, array) for array in batch]
-            return self._sample(self.params, jax.random.key(seed), *placed, grid, noise, sampler=sampler, guided=guided)
+        def draw(index, labels, weights, scales=None, low_res=None):
+            batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
+            batch["weight"] = weights.astype(np.float32)
+            if classifier is not None:
+                batch["scale"] = scales.astype(np.float32)
+            if low_res is not None:
+                batch["low_res"] = low_res
+            placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
+            params = self.params, None if classifier is None else classifier.classifier.params_on(self.mesh)
+            options = dict(sampler=sampler, guided=guided, classifier=classifier and classifier.kind)
+            return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
 
         return draw
 
+    def grid(self, num_steps):
+        """λ of the levels of a sampler of num_steps, float32 [T], increasing."""
+        if isinstance(num_steps, (int, np.integer)):
+            check_whole_number("num_steps", num_steps, 2)
+        try:
+            grid = self.levels.grid(num_steps)
+        except ValueError as e:
+            raise UsageError(str(e)) from None
+        if len(grid) < 2:
+            raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
+        return grid.astype(np.float32)
+
     def noise_option(self, sampler, **given):
-        """{option: value} for the sampler's own noise option, given or from the config."""
+        """{option: value} for the sampler's own noise option, given or from the config; none where v is learned."""
         takes = inspect.signature(choose("sampler", sampler, SAMPLERS)).parameters
         for name, value in given.items():
             if value is not None and name not in takes:
@@ -152,35 +249,42 @@ class Model:
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}; need a value in [0, 1]")
         pick = lambda name: self.config.sample[name] if given[name] is None else given[name]
-        return {name: np.float32(pick(name)) for name in NOISE_OPTIONS if name in takes}
+        options = {name: pick(name) for name in NOISE_OPTIONS if name in takes}
+        if options.get("v", 0.0) is None and not self.learned_variance:
+            raise UsageError("v is None, in config.sample too, and the network has no learned variance; give --v")
+        return {name: np.float32(value) for name, value in options.items() if value is not None}
 
-    def _run(self, params, key, index, labels, weights, logsnrs, noise, *, sampler, guided):
-        """x̃ [B, …] for a batch of global indices, labels and weights, each [B]."""
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(index)
+    def _check_low_res_logsnr(self, logsnr):
+        """λ of the noise in low-resolution images as float32, or None for a network that takes none."""
+        if logsnr is not None and not self.low_res_noise:
+            raise UsageError(f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res")
+        if not self.low_res_noise:
+            return None
+        least = self.config.diffusion.low_res_logsnr_min
+        logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
+        if not least <= logsnr <= CLEAN_LOGSNR:
+            raise UsageError(f"low_res_logsnr is {logsnr}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
+        return np.float32(logsnr)
+
+    def _run(self, params, key, batch, logsnrs, noise, low_res_logsnr, *, sampler, guided, classifier):
+        """x̃ [B, …] for a batch of global indices, labels, weights and the like, each [B, …]."""
+        params, classifier_params = params
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
         z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
-        eps_fn = self.bind(params)
-        guide = lambda: classifier_free(eps_fn, labels, weights, self.num_classes)
+        labels, inputs, options = batch["label"], {}, dict(noise)
+        if "low_res" in batch:
+            inputs["low_res"] = batch["low_res"]
+        if low_res_logsnr is not None:
+            inputs["low_res_logsnr"] = jnp.full(len(labels), low_res_logsnr)
+            fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
+            inputs["low_res"] = diffuse(batch["low_res"], fresh, inputs["low_res_logsnr"])
+        eps_fn = self.bind(params, **inputs)
+        guide = lambda: classifier_free(eps_fn, labels, batch["weight"], self.num_classes)
         denoise = guide() if guided else conditional(eps_fn, labels)
-        return SAMPLERS[sampler](keys, denoise, z, logsnrs, clip=self.is_image, **noise)
-
-
-def check_whole_number(name, value, least):
-    """Raises UsageError unless value is an integer in [least, 2³²)."""
-    if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
-        raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
-
-
-def guidance_weights(guidance, scale, length):
-    """w as float32 [length], from w or from s = 1 + w, a number or one per label; 0 where neither is given."""
-    if guidance is not None and scale is not None:
-        raise UsageError(f"guidance (w) {guidance} and scale (s = 1 + w) {scale} are both given; give one")
-    try:
-        given = np.asarray(0.0 if guidance is None else guidance, np.float32)
-        weight = given if scale is None else scale_to_weight(np.asarray(scale, np.float32))
-    except (TypeError, ValueError):
-        raise UsageError(f"guidance {guidance}, scale {scale}: need a number or one per label") from None
-    if weight.ndim and weight.shape != (length,):
-        raise UsageError(f"guidance has shape {weight.shape} for {length} labels; give a number or one per label")
-    if not np.isfinite(weight).all():
-        raise UsageError(f"guidance {weight} is not finite")
-    return np.broadcast_to(weight, (length,)).astype(np.float32)
+        if classifier is not None:
+            score = classifier_score(classifier.bind(classifier_params), labels)
+            if classifier.form == "eps":
+                denoise = classifier_guided(denoise, score, batch["scale"])
+            else:
+                options["shift"] = classifier_shift(score, batch["scale"], classifier.form)
+        return SAMPLERS[sampler](keys, denoise, z, logsnrs, clip=self.is_image, **options)

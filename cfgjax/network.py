@@ -1,17 +1,32 @@
-"""Networks built from a config, and bound to parameters and to λ as ε-predictors."""
+"""Networks built from a config, and bound to parameters and to λ."""
 
 import jax
 import jax.numpy as jnp
 
-from cfgjax.config import call
+from cfgjax.config import CLASSIFIER_SECTIONS, NOISY_CLASSIFIER_SECTIONS, SECTIONS, call
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.errors import UsageError, choose
-from cfgjax.nets import CLASSIFIERS, NETS
+from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
+from cfgjax.process import diffusion_of
+
+CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
 
 
 def is_classifier(config):
-    """Whether config.model names a classifier of clean images; otherwise it is an ε-predictor."""
-    return config.get("model", {}).get("name") in CLASSIFIERS
+    """Whether config.model names a classifier, of clean or of noisy images; otherwise it is an ε-predictor."""
+    return config.get("model", {}).get("name") in CLASSIFIERS | NOISY_CLASSIFIERS
+
+
+def is_noisy_classifier(config):
+    """Whether config.model names a classifier that takes λ."""
+    return config.get("model", {}).get("name") in NOISY_CLASSIFIERS
+
+
+def sections(config):
+    """The sections that such a config has."""
+    if is_noisy_classifier(config):
+        return NOISY_CLASSIFIER_SECTIONS
+    return CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS
 
 
 def make_network(config):
@@ -19,43 +34,73 @@ def make_network(config):
     section = dict(config.model)
     if missing := {"num_classes", "image_shape"} - set(config.data):
         raise UsageError(f"config.data lacks {', '.join(sorted(missing))}")
-    network = choose("network", section.pop("name", None), NETS | CLASSIFIERS)
+    network = choose("network", section.pop("name", None), NETS | CLASSIFIERS | NOISY_CLASSIFIERS)
     fixed = {"num_classes": config.data.num_classes}
     if not is_classifier(config):
-        fixed["out_channels"] = config.data.image_shape[-1]
+        fixed["out_channels"] = config.data.image_shape[-1] * (1 + diffusion_of(config).learned_variance)
     return call(network, "model", section, **fixed, parent=None, name=None)
 
 
 def init_params(net, key, image_shape):
     """Fresh parameters, float32."""
-    return net.init(key, *inputs(net, 1, image_shape))["params"]
+    args, options = inputs(net, 1, image_shape)
+    return net.init(key, *args, **options)["params"]
 
 
 def inputs(net, batch, image_shape):
-    """Zeros of the shapes and dtypes that net is called with."""
-    image = jnp.zeros((batch, *image_shape))
+    """(arguments, keyword arguments) of zeros, of the shapes and dtypes that net is called with."""
+    image, time = jnp.zeros((batch, *image_shape)), jnp.zeros(batch)
     if isinstance(net, tuple(CLASSIFIERS.values())):
-        return (image,)
-    return image, jnp.zeros(batch), jnp.zeros(batch, jnp.int32)
+        return (image,), {}
+    if isinstance(net, tuple(NOISY_CLASSIFIERS.values())):
+        return (image, time), {}
+    options = {"low_res": image} if takes_low_res(net) else {}
+    options |= {"low_res_time": time} if getattr(net, "low_res_noise", False) else {}
+    return (image, time, jnp.zeros(batch, jnp.int32)), options
+
+
+def takes_low_res(net):
+    """Whether net is an upsampler."""
+    return getattr(net, "low_res", False)
+
+
+def has_null_label(net):
+    """Whether net, an ε-predictor, knows "no condition" and labels."""
+    return getattr(net, "conditional", True) and getattr(net, "null_label", True)
 
 
 def check_network(net, image_shape):
     """Parameter shapes of net at image_shape, without computing any; UsageError where they do not fit each other."""
+    args, options = inputs(net, 3, image_shape)
     try:
         params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
-        out = jax.eval_shape(lambda params: net.apply({"params": params}, *inputs(net, 3, image_shape)), params)
+        out = jax.eval_shape(lambda params: net.apply({"params": params}, *args, **options), params)
     except (TypeError, ValueError) as e:
         raise UsageError(f"config.model: {' '.join(str(e).split())}") from e
-    if not isinstance(out, dict) and out.shape != (3, *image_shape):
+    if hasattr(net, "out_channels") and out.shape != (3, *image_shape[:-1], net.out_channels):
         raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {out.shape[1:]}")
     return params
 
 
-def bind(net, params, *, train=False, dropout_key=None):
-    """eps_fn(z [B, …], logsnr [B], label [B]) → ε [B, …]: net with its parameters and time = `network_time(logsnr)`."""
+def bind(net, params, *, levels, train=False, dropout_key=None, low_res=None, low_res_logsnr=None):
+    """eps_fn(z [B, …], logsnr [B], label [B]) → ε [B, …]: net with its parameters and time = levels.time(λ).
+
+    low_res: [b, h, w, C], of an upsampler; B is a multiple of b, with the calls of one sample side by side, as guidance
+    stacks them. low_res_logsnr: [b], λ of the noise in it, where the network takes that.
+    """
 
     def eps_fn(z, logsnr, label):
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        return net.apply({"params": params}, z, network_time(logsnr), label, train=train, rngs=rngs)
+        options: dict = {"rngs": {} if dropout_key is None else {"dropout": dropout_key}}
+        if low_res is not None:
+            options["low_res"] = jnp.repeat(low_res, len(z) // len(low_res), axis=0)
+        if low_res_logsnr is not None:
+            options["low_res_time"] = network_time(jnp.repeat(low_res_logsnr, len(z) // len(low_res_logsnr)))
+        return net.apply({"params": params}, z, levels.time(logsnr), label, train=train, **options)
 
     return eps_fn
+
+
+def bind_classifier(net, params, *, levels, train=False, dropout_key=None):
+    """logits_fn(z [B, …], logsnr [B]) → [B, K]: a noise-aware classifier with its parameters."""
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    return lambda z, logsnr: net.apply({"params": params}, z, levels.time(logsnr), train=train, rngs=rngs)

@@ -1,7 +1,8 @@
-"""State dicts out of PyTorch's files and .npz, without PyTorch, and without running what a pickle asks for."""
+"""State dicts out of PyTorch's files, safetensors and .npz, without PyTorch, and without running what a pickle asks."""
 
 import collections
 import io
+import json
 import math
 import os
 import pickle
@@ -32,9 +33,23 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 
+# the same for safetensors (github.com/huggingface/safetensors, its README)
+SAFETENSORS = {
+    "F64": STORAGES["DoubleStorage"],
+    "F32": STORAGES["FloatStorage"],
+    "F16": STORAGES["HalfStorage"],
+    "BF16": STORAGES["BFloat16Storage"],
+    "I64": STORAGES["LongStorage"],
+    "I32": STORAGES["IntStorage"],
+    "I16": STORAGES["ShortStorage"],
+    "I8": STORAGES["CharStorage"],
+    "U8": STORAGES["ByteStorage"],
+    "BOOL": STORAGES["BoolStorage"],
+}
+
 
 def read_state_dict(path):
-    """{key: numpy array}, read-only, of a PyTorch file (.pth, .pt; zip or the older stream) or an .npz.
+    """{key: numpy array}, read-only, of a PyTorch file (.pth, .pt; zip or the older stream), safetensors or an .npz.
 
     What the file holds tells its kind, not its name. A dict below the key `state_dict` stands for the whole.
     Of a pickle only tensors in dicts are read. Raises UsageError for anything else, and for a damaged or missing file.
@@ -52,16 +67,18 @@ def read_state_dict(path):
 
 def read(path, file):
     """`read_state_dict` of an open file."""
-    begin = file.read(4)
+    begin = file.read(9)
     file.seek(0)
-    if begin == b"PK\x03\x04":
+    if begin[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(file) as archive:
             pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
             if pickles:
                 return arrays(path, *read_zip(path, archive, pickles[0]))
         return read_npz(path)
+    if begin[5:] == b"\0\0\0{":  # the length of a header of less than 2⁴⁰ bytes, and the header
+        return read_safetensors(path, file)
     if begin[:1] != b"\x80":  # how every pickle of protocol 2 and later begins
-        raise UsageError(f"{path} is neither a PyTorch file nor an .npz")
+        raise UsageError(f"{path} is neither a PyTorch file nor an .npz nor safetensors")
     return arrays(path, *read_legacy(path, file))
 
 
@@ -197,3 +214,34 @@ def view(tensor, buffer):
     strides = [stride * dtype.itemsize for stride in tensor.strides]
     flat = np.frombuffer(buffer, dtype)[tensor.offset :]
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
+
+
+def read_safetensors(path, file):
+    """{key: array} of a safetensors file: the header's length, the header in JSON, and the arrays without gaps."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    size = os.fstat(file.fileno()).st_size - 8 - length
+    if size < 0:
+        raise UsageError(f"{path} is damaged: its header has {size + length} bytes left of {length}")
+    header = json.loads(file.read(length), object_pairs_hook=no_repeats)
+    header.pop("__metadata__", None)
+    found, end = {}, 0
+    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = entry["data_offsets"]
+        if entry["dtype"] not in SAFETENSORS:
+            raise UsageError(f"{path} holds {key} as {entry['dtype']}, which is not read")
+        dtype, shape = SAFETENSORS[entry["dtype"]], tuple(entry["shape"])
+        if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != stop - start:
+            raise UsageError(f"{path} is damaged: {key} of shape {shape} has {stop - start} bytes")
+        if start != end or stop > size:
+            raise UsageError(f"{path} is damaged: {key} lies at {start} … {stop} of {size} bytes, not from {end} on")
+        found[key], end = np.frombuffer(file.read(stop - start), dtype).reshape(shape), stop
+    if end != size:
+        raise UsageError(f"{path} is damaged: it has {size} bytes of arrays, of which {end} are used")
+    return {key: found[key] for key in header}
+
+
+def no_repeats(pairs):
+    """dict(pairs), in which no key is twice."""
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a key of its header is there twice")
+    return found

@@ -38,7 +38,10 @@ def get_config():
                 learned_resample=True,
                 rescale=False,
                 dropout=0.0,
+                conditional=True,
                 null_label=True,
+                low_res=False,
+                low_res_noise=False,
                 dtype="bfloat16",
                 remat=False,
             ),
@@ -47,6 +50,8 @@ def get_config():
                 logsnr_min=-20.0,  # recalled from the paper, not checked against its text
                 logsnr_max=20.0,  # recalled from the paper, not checked against its text
                 p_uncond=0.1,
+                learned_variance=False,
+                time_sampler="uniform",
             ),
             optimizer=dict(
                 name="adamw",
@@ -71,6 +76,7 @@ def get_config():
                 steps_per_dispatch=1,
                 accumulate_steps=1,
                 max_skipped_in_row=10,
+                init_from=placeholder(str),
             ),
             checkpoint=dict(
                 every_steps=5000,

@@ -64,6 +64,7 @@ def get_config():
                 steps_per_dispatch=50,
                 accumulate_steps=1,
                 max_skipped_in_row=10,
+                init_from=placeholder(str),
             ),
             checkpoint=dict(
                 every_steps=1000,

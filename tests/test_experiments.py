@@ -1,6 +1,8 @@
 """Every experiment file constructs, and trains one shrunk step."""
 
+import importlib.util
 import inspect
+import json
 from pathlib import Path
 
 import jax
@@ -8,13 +10,41 @@ import numpy as np
 import pytest
 from tiny import EXPERIMENTS, update
 
-from cfgjax.config import CLASSIFIER_SECTIONS, SECTIONS, check_sections, flatten, from_json, load_file, to_json
-from cfgjax.network import check_network, is_classifier, make_network
+import cfgjax
+from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
+from cfgjax.data.sources import open_source
+from cfgjax.network import check_network, is_classifier, make_network, sections
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
 FILES = sorted(EXPERIMENTS.glob("*.py"))
-SIZES = {"imagenet64": 295_899_267 + 4 * 192, "imagenet128": 421_522_691 + 4 * 256}  # math of ADM, plus the null row
+DIGITS = sorted(EXPERIMENTS.glob("digits*.py"))
+SIZES = {  # ADM's published networks; CFG's are its ε-predictors with a null row
+    "imagenet64": 295_899_267 + 4 * 192,
+    "imagenet128": 421_522_691 + 4 * 256,
+    "adm_imagenet64": 295_904_454,
+    "adm_imagenet128": 421_529_606,
+    "adm_imagenet256": 553_838_086,
+    "adm_imagenet512": 558_997_638,
+    "adm_imagenet64_classifier": 65_438_568,
+    "adm_imagenet128_classifier": 42_568_040,
+    "adm_imagenet256_classifier": 54_096_360,
+    "adm_imagenet512_classifier": 54_448_360,
+    "adm_imagenet256_upsampler": 311_795_910,
+    "adm_imagenet512_upsampler": 308_835_270,
+}
+ABLATIONS = json.loads((Path(cfgjax.__file__).parent / "targets" / "adm_imagenet256.json").read_text())["ablations"]
+PRINTED = {  # the names of the paper's tables → ours
+    "channels": "model.channels",
+    "depth": "model.depth",
+    "heads": "model.num_heads",
+    "channels_per_head": "model.head_channels",
+    "attention": "model.attention_resolutions",
+    "biggan_updown": "model.resblock_resample",
+    "rescale_resblock": "model.rescale",
+}
+BASE_ROW = {"biggan_updown": False, "rescale_resblock": False} | ABLATIONS["rows"][0]
+HEADS_ROW = {"channels": 128, "depth": 2, "attention": [32, 16, 8], "biggan_updown": True, "rescale_resblock": False}
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -27,17 +57,24 @@ def shrink(config, folder):
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
     small |= {"checkpoint.every_steps": 1}
     small |= {"evaluate.every_steps": 1} if is_classifier(config) else {"sample.every_steps": 1}
-    if config.model.name == "unet":
-        small |= {"model.channels": 64, "model.depth": 1, "model.multipliers": config.model.multipliers[:1]}
-        small |= {"data.image_shape": (2, 2, config.data.image_shape[-1]), "model.attention_resolutions": (2,)}
+    if "attention_resolutions" in config.model:
+        small |= {
+            "model.channels": 64,
+            "model.depth": 1,
+            "model.multipliers": (1,),
+            "model.attention_resolutions": (2,),
+        }
+        small |= {"data.image_shape": (2, 2, config.data.image_shape[-1])}
     config = update(config, small)
     if config.data.source != "mixture":
         shape, classes = config.data.image_shape, config.data.num_classes
         rng = np.random.default_rng(0)
+        low_res_size = None if config.data.get("low_res_size") is None else 1
         arrays = {"image": rng.integers(0, 256, (8, *shape), np.uint8), "label": rng.integers(0, classes, 8)}
         np.savez(folder / "data.npz", **arrays)
-        config.data = type(config)({"source": "npz", "path": str(folder / "data.npz"), "num_classes": classes})
-        config.data.update(image_shape=shape, split="train" if is_classifier(config) else "all")
+        split = "train" if is_classifier(config) else "all"
+        given = dict(source="npz", path=str(folder / "data.npz"), split=split, num_classes=classes, image_shape=shape)
+        config.data = type(config)(dict(given, low_res_size=low_res_size))
     return config
 
 
@@ -54,7 +91,7 @@ def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path):
 
 def test_files_state_every_section_and_survive_json(name):
     config = load_file(EXPERIMENTS / f"{name}.py")
-    check_sections(config, CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS)
+    check_sections(config, sections(config))
     assert flatten(from_json(to_json(config))) == flatten(config)
 
 
@@ -75,6 +112,58 @@ def test_paper_networks_have_the_papers_size(name):
     config = load_file(EXPERIMENTS / f"{name}.py")
     shapes = check_network(make_network(config), config.data.image_shape)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == SIZES[name]
+
+
+@pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
+def test_models_and_classifiers_of_the_digits_leave_out_the_same_ones(path):
+    images = [open_source(**load_file(p).data, **{}).image for p in (path, EXPERIMENTS / "digits.py")]
+    assert np.array_equal(*images) and len(images[0]) == 1498
+
+
+def load_sweep(path):
+    """The module of a sweep file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+SWEEPS = {path.stem: load_sweep(path) for path in sorted((EXPERIMENTS / "sweeps").glob("*.py"))}
+SWEPT = [(sweep, name) for sweep, module in SWEEPS.items() for name, _ in module.get_sweep()]
+
+
+def swept(sweep, name):
+    """(the config of a sweep's base, the overrides of one of its runs by flat key)."""
+    overrides = dict(SWEEPS[sweep].get_sweep())[name]
+    assert all(key.startswith("config.") for key in overrides)
+    base = load_file(EXPERIMENTS.parent / SWEEPS[sweep].BASE)
+    return base, {key.removeprefix("config."): value for key, value in overrides.items()}
+
+
+def test_runs_of_a_sweep_have_names_of_their_own():
+    assert len(set(SWEPT)) == len(SWEPT)
+
+
+@pytest.mark.parametrize(("sweep", "name"), SWEPT)
+def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
+    base, overrides = swept(sweep, name)
+    assert overrides.keys() <= flatten(base).keys()
+    config = update(base, overrides)
+    config.unlock()
+    check_network(make_network(config), config.data.image_shape)
+
+
+@pytest.mark.parametrize("table", ["rows", "heads"])
+def test_the_ablation_has_the_rows_of_the_papers_tables(table):
+    """Table 1's rows are changes of its first one; table 2's of the architecture that section 3 tells."""
+    first, length = (BASE_ROW, 1_200_000) if table == "rows" else (HEADS_ROW, 700_000)
+    runs = [name for _, name in SWEPT if name.startswith("table_2") == (table == "heads")]
+    for row, name in zip(ABLATIONS[table], runs, strict=True):
+        printed = {PRINTED[key]: value for key, value in (first | row).items() if key in PRINTED}
+        base, overrides = swept("adm_ablation", name)
+        config = flatten(update(base, overrides))
+        made = {key: list(v) if isinstance(v := config[key], tuple) else v for key in printed}
+        assert made == printed and config["train.num_steps"] == length
 
 
 def test_readme_names_every_experiment():

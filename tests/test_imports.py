@@ -21,7 +21,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "data": {"data", "diffusion", "config", "files", "errors"},
     "network": {"nets", "diffusion", "config", "errors"},
     "workdir": {"config", "errors"},
-    "convert": {"convert", "nets"},
+    "convert": {"convert", "nets", "weights", "files", "errors"},
     "processes": set(),
     "progress": set(),
     "download": {"files", "errors"},

@@ -17,6 +17,9 @@ def define_sampling(given):
     flags.DEFINE_list("scale", None, "Scales s = 1 + w, in place of guidance.", flag_values=given)
     flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
     flags.DEFINE_float("eta", None, "Noise of ddim, 0 … 1.", flag_values=given)
+    flags.DEFINE_string("guide", None, "Workdir of a noise-aware classifier that guides.", flag_values=given)
+    flags.DEFINE_list("classifier_scale", None, "Scales of its gradient, with --guide.", flag_values=given)
+    flags.DEFINE_string("classifier_form", "eps", "How it guides: eps, z or mean.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
 
 
@@ -27,6 +30,21 @@ def weights(given):
     if given.scale is not None:
         return [float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float)]
     return None if given.guidance is None else numbers("guidance", given.guidance, float)
+
+
+def timesteps(word):
+    """A number of steps, or a word that says which timesteps are kept, as it is."""
+    return int(word) if word.lstrip("-").isdecimal() else word
+
+
+def classifier_scales(given):
+    """The scales of --classifier_scale as floats, or None without --guide; they go together."""
+    if (given.guide is None) != (given.classifier_scale is None):
+        one, other = (
+            ("--guide", "--classifier_scale") if given.classifier_scale is None else ("--classifier_scale", "--guide")
+        )
+        raise UsageError(f"{one} is given without {other}: classifier guidance needs a classifier and a scale")
+    return None if given.guide is None else numbers("classifier_scale", given.classifier_scale, float)
 
 
 def no_arguments(rest):
@@ -42,7 +60,7 @@ def required(given, *names):
 
 
 def numbers(name, words, kind):
-    """The words of a comma-separated flag as numbers."""
+    """The words of a comma-separated flag, each as kind makes it."""
     try:
         if words:
             return [kind(word) for word in words]

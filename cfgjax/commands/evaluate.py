@@ -10,10 +10,12 @@ from cfgjax.commands.common import (
     DONE,
     PREEMPTED,
     check_writable,
+    classifier_scales,
     define_sampling,
     no_arguments,
     numbers,
     required,
+    timesteps,
     weights,
 )
 from cfgjax.config import call, define_flag, parse_flags
@@ -23,7 +25,7 @@ NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resiz
 FLAGS_OF = {  # what each mode makes use of
     "a frontier": NETWORK_FLAGS
     | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
-    | {"label_policy", "reference", "neighbours", "keep_samples"},
+    | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"},
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
     | {"images", "spacing", "logsnr_max"},
@@ -72,7 +74,7 @@ def define_flags(argv):
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "The likelihood of held-out data in place of the frontier.")
     text("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
-    text("spacing", "uniform", "With --bits_per_dim: of the levels λ, uniform or cosine.")
+    text("spacing", "uniform", "With --bits_per_dim: of the levels λ: uniform, cosine, timesteps.")
     real("logsnr_max", None, "With --bits_per_dim: the last λ, where the decoder takes over.")
     text("split", None, "With --make_reference: which data, train, holdout or all.")
     define_flag(given, argv)
@@ -147,17 +149,29 @@ def finish(given, work, reference, rows, tilted, folder):
 
 def planned(given):
     """(the `Frontier`, its `Plan`, its folder) that the flags ask for, checked."""
-    kinds = {"num_steps": int, "v": float, "ema": float, "seeds": int}
-    several = {name: tuple(numbers(name, words, kind)) for name, kind in kinds.items() if (words := given[name].value)}
+    kinds = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}
+    several: dict = {
+        name: tuple(numbers(name, words, kind)) for name, kind in kinds.items() if (words := given[name].value)
+    }
+    scales = classifier_scales(given)
+    if scales is not None:
+        several |= {"classifier_scale": tuple(scales), "classifier_form": given.classifier_form}
 
     import cfgjax
+    from cfgjax.classifier import ClassifierGuidance, load_classifier
     from cfgjax.evaluation.features import load_networks
     from cfgjax.evaluation.frontier import Frontier, Grid, make_settings
 
     model = cfgjax.load(given.workdir, step=given.step)
+    if model.low_res_shape is not None:
+        raise UsageError(f"{given.workdir} holds an upsampler, which alone draws nothing to be measured")
     plan = plan_of(given, model.config)
     grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
-    settings = make_settings(grid, model, plan.label_policy)
+    guide = None
+    if scales is not None:
+        guide = ClassifierGuidance(load_classifier(given.guide), given.classifier_form)
+        guide.check(model.config, given.sampler or model.config.sample.sampler)
+    settings = make_settings(grid, model, plan.label_policy, guide and guide.classifier)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
@@ -170,6 +184,7 @@ def planned(given):
         network=network,
         judge=judge,
         neighbours=given.neighbours,
+        guide=guide,
     )
     return work, plan, folder
 

@@ -4,47 +4,103 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import DONE, check_writable, define_sampling, no_arguments, numbers, required, weights
+from cfgjax.commands.common import (
+    DONE,
+    check_writable,
+    classifier_scales,
+    define_sampling,
+    no_arguments,
+    numbers,
+    required,
+    timesteps,
+    weights,
+)
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 
 
 def sample(argv):
-    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws rows of labels by columns of w."""
+    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws rows of labels by columns of w.
+
+    --base=DIR --upsampler=DIR draws from a cascade instead.
+    """
     given = flags.FlagValues()
     define_sampling(given)
     flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
     flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("num_steps", None, "Network calls T.", flag_values=given, lower_bound=2)
+    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
     flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
+    flags.DEFINE_string("base", None, "Workdir of a cascade's model of small images.", flag_values=given)
+    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
+    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
     no_arguments(parse_flags(given, argv))
-    required(given, "workdir")
+    check_stages(given)
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
-    guidance = weights(given)
+    guidance, scales = weights(given), classifier_scales(given)
 
-    import cfgjax
+    from cfgjax.arguments import guidance_weights
     from cfgjax.evaluation.figures import sample_figure
-    from cfgjax.model import guidance_weights
 
     if guidance is not None:
         guidance = guidance_weights(guidance, None, len(guidance))
-    model = cfgjax.load(given.workdir, step=given.step, ema=given.ema)
+    model, options = load_stages(given)
+    if scales is not None:
+        from cfgjax.classifier import load_classifier
+
+        options |= {"classifier": load_classifier(given.guide), "classifier_form": given.classifier_form}
+    if given.num_steps is not None:
+        options["num_steps"] = timesteps(given.num_steps)
     pictures = model.config.sample
     picture = sample_figure(
         model,
         labels=range(model.num_classes) if labels is None else labels,
         guidance=pictures.guidance if guidance is None else guidance,
+        classifier_scale=(None,) if scales is None else scales,
         per_cell=given.per_cell or pictures.per_cell,
         seed=given.seed,
-        **{name: given[name].value for name in ("num_steps", "sampler", "v", "eta")},
+        **{name: given[name].value for name in ("sampler", "v", "eta")},
+        **options,
     )
     picture.save(given.out)
-    print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {given.workdir}")
+    source = given.workdir or f"{given.base} and {given.upsampler}"
+    print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
     return DONE
+
+
+def check_stages(given):
+    """Raises UsageError unless the flags name a model, or both stages of a cascade."""
+    if given.base is None and given.upsampler is None:
+        for name in ("upsampler_num_steps", "low_res_logsnr"):
+            if given[name].value is not None:
+                raise UsageError(f"--{name} is without meaning without --base and --upsampler")
+        return required(given, "workdir")
+    if given.workdir is not None:
+        raise UsageError(
+            "--workdir is of one model, --base and --upsampler are of a cascade; give the one or the others"
+        )
+    return required(given, "base", "upsampler")
+
+
+def load_stages(given):
+    """(what samples, the options of its `sample` that the flags set)"""
+    import cfgjax
+
+    if given.base is None:
+        return cfgjax.load(given.workdir, step=given.step, ema=given.ema), {}
+
+    from cfgjax.cascade import load_cascade
+
+    upsampling = {}
+    if given.upsampler_num_steps is not None:
+        upsampling["num_steps"] = timesteps(given.upsampler_num_steps)
+    if given.low_res_logsnr is not None:
+        upsampling["low_res_logsnr"] = given.low_res_logsnr
+    return load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema), {"upsampling": upsampling}
 
 
 def check_picture(path):

@@ -1,124 +1,184 @@
-"""Networks of openai/guided-diffusion (ADM): constructor arguments and state dicts → our networks and parameters."""
+"""Networks of openai/guided-diffusion (ADM): constructor arguments and state dicts → ours, and back.
 
-import re
+Their classes are `UNetModel`, `SuperResModel` and `EncoderUNetModel`, their arrays PyTorch's (NCHW layouts). Imported
+networks take the discrete t as time and have no null label.
+"""
 
-import jax
-import numpy as np
+from cfgjax.convert.layout import Slot, check, load, save, shapes_of
+from cfgjax.errors import UsageError, nearest
+from cfgjax.nets import NoisyClassifier, UNet
 
-from cfgjax.nets.unet import UNet
-
-# Their module names inside a block → ours; blocks themselves are numbered alike.
-RENAMED = {
-    "in_layers.0": "in_norm",
-    "in_layers.2": "in_conv",
-    "emb_layers.1": "emb",
-    "out_layers.0": "out_norm",
-    "out_layers.3": "out_conv",
-    "skip_connection": "skip",
+# Our module names → theirs: in a block, and outside of them. Blocks themselves are numbered alike.
+INSIDE = {
+    "in_norm": "in_layers.0",
+    "in_conv": "in_layers.2",
+    "emb": "emb_layers.1",
+    "out_norm": "out_layers.0",
+    "out_conv": "out_layers.3",
+    "skip": "skip_connection",
     "norm": "norm",
     "qkv": "qkv",
-    "proj_out": "proj",
-    "op": "conv",
+    "proj": "proj_out",
     "conv": "conv",
 }
-TOP_LEVEL: dict[str, tuple[str, ...]] = {
-    "time_embed.0": ("time_0",),
-    "time_embed.2": ("time_2",),
-    "input_blocks.0.0": ("input_0_0",),
-    "out.0": ("out_norm",),
-    "out.2": ("out_conv",),
+OUTSIDE = {"time_0": "time_embed.0", "time_2": "time_embed.2", "out_norm": "out.0", "out_conv": "out.2"}
+POOLED = {
+    "adaptive": {"pool": "out.3"},
+    "attention": {"pool": "out.2", "pool/qkv": "out.2.qkv_proj", "pool/proj": "out.2.c_proj"},
+    "spatial": {"pool_0": "out.0", "pool_1": "out.2"},
+    "spatial_v2": {"pool_0": "out.0", "pool_norm": "out.1", "pool_1": "out.3"},
 }
-BLOCK = re.compile(r"(input|output)_blocks\.(\d+)\.(\d+)\.(.+)|(middle)_block\.(\d+)\.(.+)")
+BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
+KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "position": "positional_embedding"}
+ONES = {"skip": 2, "pool": 2, "qkv": 1, "proj": 1}  # dense layers that are convolutions there
 
-# Constructor arguments that change no parameter and no output here.
-IGNORED = {"use_checkpoint", "use_fp16", "dims"}
+# Constructor arguments of all three classes. The last three change no parameter and no output here.
+REQUIRED = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
+DEFAULTS = {
+    "dropout": 0.0,
+    "channel_mult": (1, 2, 4, 8),
+    "conv_resample": True,
+    "dims": 2,
+    "num_heads": 1,
+    "num_head_channels": -1,
+    "num_heads_upsample": -1,
+    "use_scale_shift_norm": False,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "use_checkpoint": False,
+    "use_fp16": False,
+}
 
 
 def unet(config, state_dict):
     """(net, params) of guided-diffusion's `UNetModel`.
 
-    config: its constructor arguments; `attention_resolutions` there are downsampling rates.
-    state_dict: its key names → arrays (NCHW layouts), numpy or anything `numpy.asarray` takes.
-    The networks take the discrete t as time and have no null label.
-    Raises ValueError naming keys that are missing, left over, or of another shape, and arguments not understood.
+    config: its constructor arguments; `attention_resolutions` there are downsampling rates. Where `num_classes` is
+    None net is unconditional, with num_classes 1.
+    state_dict: its key names → arrays, numpy or anything `numpy.asarray` takes; float32 ones are not copied.
+    Raises UsageError for keys that are missing, left over or of another shape, and for arguments not understood.
     """
-    config = {k: v for k, v in config.items() if k not in IGNORED}
-    size, in_channels = config.pop("image_size"), config.pop("in_channels")
-    head_channels = config.pop("num_head_channels", -1)
-    num_heads = config.pop("num_heads", 1)
-    num_heads_up = config.pop("num_heads_upsample", -1)
-    if head_channels == -1 and num_heads_up not in (-1, num_heads):
-        raise ValueError(f"num_heads_upsample is {num_heads_up}, num_heads is {num_heads}; ours are the same both ways")
-    net = UNet(
-        out_channels=config.pop("out_channels"),
-        num_classes=config.pop("num_classes", None) or 0,
-        channels=config.pop("model_channels"),
-        multipliers=tuple(config.pop("channel_mult", (1, 2, 4, 8))),
-        depth=config.pop("num_res_blocks"),
-        attention_resolutions=tuple(size // rate for rate in config.pop("attention_resolutions")),
-        num_heads=num_heads if head_channels == -1 else None,
+    return with_params(*make_unet(config), state_dict)
+
+
+def upsampler(config, state_dict):
+    """(net, params) of `SuperResModel`, as `unet`; `in_channels` there are the image's, and the network joins two."""
+    return with_params(*make_upsampler(config), state_dict)
+
+
+def classifier(config, state_dict):
+    """(net, params) of `EncoderUNetModel`, as `unet`; `out_channels` there are the classes."""
+    return with_params(*make_classifier(config), state_dict)
+
+
+def with_params(net, image_shape, state_dict):
+    """(net, params) for a state dict of theirs; errors as in `unet`."""
+    return net, load(state_dict, shapes_of(net, image_shape), slots(net))
+
+
+def fits(preset, state_dict):
+    """Whether a state dict is of the network of a `presets.Preset`, by its keys and shapes."""
+    net, image_shape = MAKERS[preset.kind](preset.arguments)
+    try:
+        check(state_dict, shapes_of(net, image_shape), slots(net))
+    except UsageError:
+        return False
+    return True
+
+
+def state_dict(net, params):
+    """guided-diffusion's state dict of our network: {key: float32 array}, exactly inverse to the functions above.
+
+    A null label stays the last row of `label_emb.weight`, a class of its own there.
+    Raises UsageError for networks that guided-diffusion does not have.
+    """
+    if not isinstance(net, UNet | NoisyClassifier):
+        raise UsageError(f"guided-diffusion has no counterpart of the network {type(net).__name__}")
+    for name in ("rescale", "low_res_noise"):
+        if getattr(net, name, False):
+            raise UsageError(f"guided-diffusion has no network with model.{name}")
+    return save(params, slots(net))
+
+
+def slots(net):
+    """The function of a parameter's path that gives its `Slot` in a state dict."""
+    outside = OUTSIDE | POOLED.get(getattr(net, "pool", None), {})
+
+    def slot(path):
+        if path == ("label",):
+            return Slot(("label_emb.weight",))
+        *modules, kind = path
+        block, *numbers = modules[0].split("_")
+        if (name := outside.get("/".join(modules))) is None:
+            inner = ["op" if (block, m) == ("input", "conv") else INSIDE[m] for m in modules[1:]]
+            name = ".".join([BLOCKS[block], *numbers, *inner])
+        return Slot((f"{name}.{KINDS[kind]}",), ONES.get(modules[-1], 0) if kind == "kernel" else 0)
+
+    return slot
+
+
+def make_unet(config):
+    """(net, image shape) for the constructor arguments of `UNetModel`."""
+    given = arguments("UNetModel", config, num_classes=None)
+    conditional = given["num_classes"] is not None
+    own = dict(out_channels=given["out_channels"], conditional=conditional, null_label=False)
+    if given["num_head_channels"] == -1 and given["num_heads_upsample"] not in (-1, given["num_heads"]):
+        heads = f"num_heads_upsample is {given['num_heads_upsample']}, num_heads is {given['num_heads']}"
+        raise UsageError(f"{heads}; ours are the same both ways")
+    return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), image_shape(given)
+
+
+def make_upsampler(config):
+    """(net, image shape) for the constructor arguments of `SuperResModel`."""
+    net, shape = make_unet(config)
+    return net.clone(low_res=True), shape
+
+
+def make_classifier(config):
+    """(net, image shape) for the constructor arguments of `EncoderUNetModel`."""
+    given = arguments("EncoderUNetModel", config, pool="adaptive")
+    if given["pool"] not in POOLED:
+        raise UsageError(f"unknown pool {given['pool']!r}{nearest(given['pool'], POOLED)}")
+    net = NoisyClassifier(num_classes=given["out_channels"], pool=given["pool"], **backbone(given))
+    return net, image_shape(given)
+
+
+def arguments(name, config, **own):
+    """All constructor arguments of a class of theirs, the defaults filled in."""
+    known = DEFAULTS | own
+    for key in config:
+        if key not in known and key not in REQUIRED:
+            raise UsageError(f"guided-diffusion's {name} takes no {key}{nearest(key, [*REQUIRED, *known])}")
+    if missing := [key for key in REQUIRED if key not in config]:
+        raise UsageError(f"the arguments of guided-diffusion's {name} lack {', '.join(missing)}")
+    if config.get("dims", 2) != 2:
+        raise UsageError(f"dims is {config['dims']}; ours are networks of images, dims 2")
+    return known | config
+
+
+def backbone(given):
+    """The fields of `Backbone` but num_classes for their constructor arguments."""
+    head_channels, multipliers = given["num_head_channels"], tuple(given["channel_mult"])
+    rates = [rate for rate in given["attention_resolutions"] if rate in [2**level for level in range(len(multipliers))]]
+    return dict(
+        channels=given["model_channels"],
+        multipliers=multipliers,
+        depth=given["num_res_blocks"],
+        attention_resolutions=tuple(given["image_size"] // rate for rate in rates),
+        num_heads=given["num_heads"] if head_channels == -1 else None,
         head_channels=None if head_channels == -1 else head_channels,
-        legacy_attention_order=not config.pop("use_new_attention_order", False),
-        scale_shift=config.pop("use_scale_shift_norm", False),
-        resblock_resample=config.pop("resblock_updown", False),
-        learned_resample=config.pop("conv_resample", True),
-        dropout=config.pop("dropout", 0.0),
-        null_label=False,
+        legacy_attention_order=not given["use_new_attention_order"],
+        scale_shift=given["use_scale_shift_norm"],
+        resblock_resample=given["resblock_updown"],
+        learned_resample=given["conv_resample"],
+        dropout=given["dropout"],
     )
-    if config:
-        raise ValueError(f"arguments of guided-diffusion's UNetModel not understood: {', '.join(config)}")
-    image = jax.ShapeDtypeStruct((1, size, size, in_channels), np.float32)
-    time, label = jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((1,), np.int32)
-    expected = jax.eval_shape(net.init, jax.random.key(0), image, time, label)["params"]
-    return net, convert(state_dict, expected)
 
 
-def convert(state_dict, expected):
-    """state_dict as a parameter tree with the paths and shapes of `expected`, every key used exactly once."""
-    flat: dict = {}
-    for key, value in state_dict.items():
-        path, array = rename(key, np.asarray(value, np.float32))
-        if path in flat:
-            raise ValueError(f"{key} and {flat[path][0]} are the same parameter")
-        flat[path] = (key, array)
-    wanted = {
-        tuple(entry.key for entry in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]
-    }
-    missing = sorted("/".join(path) for path in wanted.keys() - flat.keys())
-    unused = sorted(flat[path][0] for path in flat.keys() - wanted.keys())
-    if missing or unused:
-        raise ValueError(f"state dict does not fit the network; without a key: {missing}; keys unused: {unused}")
-    for path, shape in wanted.items():
-        key, array = flat[path]
-        if array.shape != shape:
-            raise ValueError(f"{key} has shape {array.shape} in our layout, the network has {shape}")
-    tree: dict = {}
-    for path, (_, array) in flat.items():
-        node = tree
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = array
-    return tree
+def image_shape(given):
+    """[H, W, C] of the images."""
+    return (given["image_size"], given["image_size"], given["in_channels"])
 
 
-def rename(key, value):
-    """Their (key, array) → our (path, array): OIHW → HWIO, [out, in] → [in, out], 1×1 convolutions → dense."""
-    if key == "label_emb.weight":
-        return ("label",), value
-    module, _, kind = key.rpartition(".")
-    if module in TOP_LEVEL:
-        path = TOP_LEVEL[module]
-    elif match := BLOCK.fullmatch(module):
-        side, i, j, inner, middle, k, middle_inner = match.groups()
-        block = f"{side}_{i}_{j}" if side else f"{middle}_{k}"
-        path = (block, RENAMED.get(inner or middle_inner, inner or middle_inner))
-    else:
-        path = tuple(module.split("."))
-    if kind == "bias":
-        return (*path, "bias"), value
-    if value.ndim == 1:
-        return (*path, "scale"), value
-    if value.ndim > 2 and set(value.shape[2:]) == {1}:  # convolutions of width one are dense layers here
-        value = value.reshape(value.shape[:2])
-    return (*path, "kernel"), value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+# Preset.kind → what makes its network
+MAKERS = {"unet": make_unet, "upsampler": make_upsampler, "classifier": make_classifier}

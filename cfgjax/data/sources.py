@@ -18,12 +18,16 @@ HOLDOUT_EVERY = 6  # every sixth example by index is held out
 class Dataset:
     """image [N, H, W, C], uint8 in 0 … 255 or float32 in [−1, 1], or unbounded float32 points [N, D]; label int32 [N].
 
-    random_flip: whether training may mirror the images.
+    random_flip: whether training may mirror the images. random_crop: the least side of a crop that training takes of an
+    image and enlarges, as a share of its own; 1 for none. low_res_size: height of the small images that are to be
+    enlarged to these, None for none.
     """
 
     image: np.ndarray
     label: np.ndarray
     random_flip: bool = False
+    random_crop: float = 1.0
+    low_res_size: int | None = None
 
     def __len__(self):
         return len(self.label)
@@ -65,15 +69,31 @@ def npz(*, path):
 SOURCES = {"digits": digits, "mixture": mixture, "npz": npz}
 
 
-def open_source(*, source, num_classes, image_shape, split="all", random_flip=False, **options):
+def open_source(
+    *,
+    source,
+    num_classes,
+    image_shape,
+    split="all",
+    random_flip=False,
+    random_crop=1.0,
+    low_res_size=None,
+    **options,
+):
     """The checked Dataset of config.data: SOURCES[source](**options), to have num_classes and image_shape.
 
     split: "all", "holdout" (every sixth example by index) or "train" (the others).
     Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
     values outside [−1, 1] (images), and wrong dtypes or shapes.
     """
-    if random_flip and len(image_shape) != 3:
-        raise UsageError(f"data.random_flip mirrors images; data.image_shape {tuple(image_shape)} is none")
+    if (random_flip or random_crop != 1 or low_res_size is not None) and len(image_shape) != 3:
+        what = "data.random_flip, random_crop and low_res_size are for images"
+        raise UsageError(f"{what}; data.image_shape {tuple(image_shape)} is none")
+    if not 0 < random_crop <= 1:
+        raise UsageError(f"data.random_crop is {random_crop}; need a share of the side in (0, 1]")
+    height = image_shape[0]
+    if low_res_size is not None and (not 1 <= low_res_size < height or height % low_res_size):
+        raise UsageError(f"data.low_res_size is {low_res_size}; need a divisor of the height {height}, below it")
     image, label = call(choose("data source", source, SOURCES), "data", options)
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
@@ -81,7 +101,7 @@ def open_source(*, source, num_classes, image_shape, split="all", random_flip=Fa
     check_labels(label, num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
-    return Dataset(image[keep], label[keep].astype(np.int32), random_flip)
+    return Dataset(image[keep], label[keep].astype(np.int32), random_flip, random_crop, low_res_size)
 
 
 def check_images(image, image_shape):

@@ -11,7 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left, diffuse, posterior, x_from_eps
+from cfgjax.diffusion.process import (
+    alpha_sigma,
+    broadcast_left,
+    diffuse,
+    last_log_variances,
+    posterior,
+    reverse_log_variance,
+    split_variance,
+    x_from_eps,
+)
 from cfgjax.diffusion.samplers import noise_at
 
 
@@ -38,18 +47,6 @@ def discretised_gaussian_log_prob(x, mean, log_var):
     return jnp.where(x < -0.999, log_ndtr(above), jnp.where(x > 0.999, log_ndtr(-below), inside))
 
 
-def split_variance(out, channels):
-    """(eps, v) of a network's output [B, …, channels], where v is None, or [B, …, 2 channels], IDDPM eq. (15).
-
-    v = (out + 1)/2 of the second half of the channels is the fraction of the upper log-variance, not clipped.
-    """
-    if out.shape[-1] == channels:
-        return out, None
-    if out.shape[-1] != 2 * channels:
-        raise ValueError(f"network output has {out.shape[-1]} channels; need {channels}, or {2 * channels} with v")
-    return out[..., :channels], (out[..., channels:] + 1) / 2
-
-
 def prior_bits(x, logsnr_min):
     """KL(q(z_λ1 | x) ‖ N(0, I)) of each example in bits/dim, [B]. logsnr_min: λ1, a scalar or [B]."""
     logsnr_min = broadcast_left(logsnr_min, x)
@@ -66,18 +63,16 @@ def transition_bits(x, z, eps, v, logsnr, logsnr_next, *, clip):
     x_hat = _denoised(z, eps, logsnr, clip)
     # the posterior's mean is linear in z and x: the difference of the two means without its cancellation
     gap, log_var_lower, log_var_upper = posterior(jnp.zeros_like(z), x - x_hat, logsnr, logsnr_next)
-    return _mean_bits(gaussian_kl(gap, log_var_lower, 0.0, _interpolate(v, log_var_lower, log_var_upper)))
+    return _mean_bits(gaussian_kl(gap, log_var_lower, 0.0, reverse_log_variance(v, log_var_lower, log_var_upper)))
 
 
 def decoder_bits(x, z, eps, v, logsnr, logsnr_before, *, clip):
     """−log₂ p(x | z_λ) at the last λ of each example in bits/dim, [B], DDPM eq. (13).
 
-    A discretised Gaussian about x̃. As λ' = ∞ has r = 0, the upper variance is σ²_λ; the lower one would be 0, and is
-    that of the transition before, from logsnr_before to logsnr, as in IDDPM's code. Otherwise as `transition_bits`.
+    A discretised Gaussian about x̃ of variance between those of `last_log_variances`. Otherwise as `transition_bits`.
     """
     x_hat = _denoised(z, eps, logsnr, clip)
-    _, log_var_lower, _ = posterior(z, x, logsnr_before, logsnr)
-    log_var = _interpolate(v, log_var_lower, jax.nn.log_sigmoid(-broadcast_left(logsnr, z)))
+    log_var = reverse_log_variance(v, *last_log_variances(z, logsnr, logsnr_before))
     return _mean_bits(-discretised_gaussian_log_prob(x, x_hat, log_var))
 
 
@@ -112,11 +107,6 @@ def _denoised(z, eps, logsnr, clip):
     """x̃ = (z − σ ε)/α, clipped to [−1, 1] if clip."""
     x = x_from_eps(z, eps, logsnr)
     return jnp.clip(x, -1, 1) if clip else x
-
-
-def _interpolate(v, log_var_lower, log_var_upper):
-    """log((σ̃²)^{1−v} (σ²_{λ|λ'})^v), CFG section 2; IDDPM eq. (15)."""
-    return (1 - v) * log_var_lower + v * log_var_upper
 
 
 def _mean_bits(nats):

@@ -56,3 +56,30 @@ def posterior(z, x, logsnr, logsnr_next):
     log_var_lower = log_one_minus_r + jax.nn.log_sigmoid(-logsnr_next)
     log_var_upper = log_one_minus_r + jax.nn.log_sigmoid(-logsnr)
     return mean, log_var_lower, log_var_upper
+
+
+def last_log_variances(z, logsnr, logsnr_before):
+    """(log_var_lower, log_var_upper) of the step from the last λ to x itself, as `posterior` has them for the others.
+
+    As λ' = ∞ has r = 0, the upper variance is σ²_λ; the lower one would be 0, and is that of the transition before,
+    from logsnr_before to logsnr, as in IDDPM's code.
+    """
+    _, log_var_lower, _ = posterior(z, z, logsnr_before, logsnr)
+    return log_var_lower, jax.nn.log_sigmoid(-broadcast_left(logsnr, z))
+
+
+def reverse_log_variance(v, log_var_lower, log_var_upper):
+    """log((σ̃²)^{1−v} (σ²_{λ|λ'})^v), CFG section 2; IDDPM eq. (15). v: a number, or [B, …] where it is learned."""
+    return (1 - v) * log_var_lower + v * log_var_upper
+
+
+def split_variance(out, channels):
+    """(eps, v) of a network's output [B, …, channels], where v is None, or [B, …, 2 channels], IDDPM eq. (15).
+
+    v = (out + 1)/2 of the second half of the channels is the fraction of the upper log-variance, not clipped.
+    """
+    if out.shape[-1] == channels:
+        return out, None
+    if out.shape[-1] != 2 * channels:
+        raise ValueError(f"network output has {out.shape[-1]} channels; need {channels}, or {2 * channels} with v")
+    return out[..., :channels], (out[..., channels:] + 1) / 2

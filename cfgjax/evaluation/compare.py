@@ -44,7 +44,7 @@ def make_run(label, record):
     """The `Run` of a frontier.json's content. Raises UsageError where that is something else."""
     try:
         rows, features, reference = record["rows"], record["features"], record["reference"]
-        values = {key: " / ".join(dict.fromkeys(text(row[key]) for row in rows)) for key in report.KEYS}
+        values = {key: " / ".join(dict.fromkeys(text(row.get(key)) for row in rows)) for key in report.KEYS}
         facts = {
             "run": label,
             "step": str(record["checkpoint"]["step"]),
@@ -54,7 +54,7 @@ def make_run(label, record):
             "T": values["num_steps"],
             "v": values["v"],
             "EMA": values["ema"],
-            "p_uncond": text(record["config"]["diffusion"]["p_uncond"]),
+            "p_uncond": text(record["config"]["diffusion"].get("p_uncond", 0.0)),
             "features": f"{features['name']} {short(features['digest'])}",
             "reference": f"{short(reference['digest'])}, {reference['origin']}",
         }
@@ -64,7 +64,9 @@ def make_run(label, record):
             "reference": (reference["digest"], short(reference["digest"])),
             "judge": (record["judge"], short((record["judge"] or {}).get("digest", "none"))),
         }
-        curves = [make_curve(label, name, same, record) for name, same in report.curves(rows).items()]
+        curves = [
+            make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
+        ]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
         raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {e}") from e
     return Run(label, facts, compared, curves)
@@ -76,6 +78,7 @@ def make_curve(label, name, by_weight, record):
     for w, rows in by_weight.items():
         same.setdefault(rounded(w), []).extend(rows)
     row, config = next(iter(same.values()))[0], record["config"]
+    p_uncond = config["diffusion"].get("p_uncond", 0.0)
     cells = {
         metric: {w: (*report.spread(rows, metric), len(rows)) for w, rows in same.items()}
         for metric in report.shown_names([row])
@@ -87,8 +90,9 @@ def make_curve(label, name, by_weight, record):
         "num_classes": config["data"]["num_classes"],
         "data": config["data"]["source"],
         "reference": record["reference"]["origin"],
-        "conditional": config["diffusion"]["p_uncond"] < 1,
-        "p_uncond": config["diffusion"]["p_uncond"],
+        "conditional": config["model"].get("conditional", True) and p_uncond < 1,
+        "p_uncond": p_uncond,
+        "classifier_scale": row.get("classifier_scale", 0.0),
     }
     return Curve(setting, Group(f"{label}: {name}" if name else label, cells))
 
@@ -134,7 +138,12 @@ def unchecked(setting, targets):
 
 
 def matching(setting, targets, known):
-    """The published rows with one of the known w whose own settings, if any, are those given."""
+    """The published rows with one of the known w whose own settings, if any, are those given.
+
+    None for samples that a classifier guides as well, which the published rows with a w have not.
+    """
+    if setting["classifier_scale"]:
+        return []
     own = [name for name in SETTINGS if name not in targets["setting"]]
     rows = [row for row in targets["rows"] if "w" in row and rounded(row["w"]) in known]
     return [row for row in rows if all(row[name] == setting[name] for name in own)]

@@ -3,21 +3,21 @@
 import copy
 import functools
 import hashlib
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from cfgjax.classifier import params_digest
 from cfgjax.data.batches import to_float
 from cfgjax.data.sources import toy_mixture
 from cfgjax.download import find_inception
 from cfgjax.errors import UsageError, choose
 from cfgjax.files import sha256
-from cfgjax.model import load_params
 from cfgjax.nets import inception
-from cfgjax.network import is_classifier, make_network
+from cfgjax.network import is_classifier, is_noisy_classifier, make_network
 from cfgjax.sharding import batch_sharding, make_mesh, replicated
+from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
 BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU Inception runs faster, in less memory, on few
@@ -73,8 +73,8 @@ def load_classifier(workdir, data, hint):
     if not (Path(workdir) / "config.json").exists():
         raise UsageError(f"there is no classifier run in {workdir}; {hint}")
     config = read_config(workdir)
-    if not is_classifier(config):
-        raise UsageError(f"{workdir} holds no classifier but a {config.model.name}; {hint}")
+    if not is_classifier(config) or is_noisy_classifier(config):
+        raise UsageError(f"{workdir} holds no classifier of clean images but a {config.model.name}; {hint}")
     for key in ("source", "num_classes", "image_shape"):
         if config.data[key] != data[key]:
             raise UsageError(
@@ -87,11 +87,8 @@ def load_classifier(workdir, data, hint):
 def classifier(config, params):
     """The feature network of a classifier's config and parameters."""
     net = make_network(config)
-    digest = hashlib.sha256(json.dumps(config.model.to_dict(), sort_keys=True).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     apply = lambda params, images: net.apply({"params": params}, to_float(images))
-    return FeatureNetwork("classifier", digest.hexdigest(), apply, params, judges=True)
+    return FeatureNetwork("classifier", params_digest(config, params), apply, params, judges=True)
 
 
 def load_inception(path=None, resize="tf1"):

@@ -1,6 +1,7 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
 import importlib.util
+import itertools
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,24 +14,31 @@ CELL_PIXELS = 32  # smaller images are enlarged to about this, pixel by pixel
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 
-def sample_figure(model, *, labels, guidance, per_cell, seed=0, **sampling):
+def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale=(None,), **sampling):
     """A picture, PIL RGB, of model's samples: rows are labels, columns are w, per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column, so that a row shows what w does. sampling: num_steps,
-    sampler, v, eta of `Model.sample`. For point data the columns are scatter plots of all labels; of source
-    "mixture" the exact scores' are above and the learned ones' below.
+    Sample j of a label has the same noise in every column, so that a row shows what w does. classifier_scale: a column
+    for each as well. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
+    the columns are scatter plots of all labels; of source "mixture" the exact scores' are above and the learned ones'
+    below.
     """
     check_labels(labels, model.num_classes)
     repeated = np.repeat(np.asarray(labels), per_cell)
-    columns = [model.sample(repeated, w, seed=seed, **sampling) for w in guidance]
+    settings = list(itertools.product(guidance, classifier_scale))
+    columns = [model.sample(repeated, w, classifier_scale=s, seed=seed, **sampling) for w, s in settings]
     if not model.is_image:
         rows = {"learned": columns}
         if model.config.data.source == "mixture":
             oracle = exact_model(model)
             rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
         return scatter(rows, repeated, guidance)
-    images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(guidance), *model.image_shape)
-    return grid(images.swapaxes(1, 2), [str(label) for label in labels], [weight_name(w) for w in guidance])
+    images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(settings), *model.image_shape)
+    return grid(images.swapaxes(1, 2), [str(label) for label in labels], [column_name(*pair) for pair in settings])
+
+
+def column_name(w, classifier_scale):
+    """The weight, and the scale of a classifier's gradient where there is one, for a heading."""
+    return weight_name(w) if classifier_scale is None else f"w={w:g}, scale {classifier_scale:g}"
 
 
 def weight_name(w):

@@ -17,14 +17,14 @@ import numpy as np
 
 import cfgjax
 from cfgjax import processes
+from cfgjax.arguments import check_whole_number, guidance_weights, per_label
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.figures import exact_model
 from cfgjax.evaluation.generate import SampleStore, Setting, draw_samples
 from cfgjax.evaluation.measure import measure
 from cfgjax.evaluation.reference import load_reference, of_dataset
 from cfgjax.files import writing
-from cfgjax.model import check_whole_number, guidance_weights, load_params
-from cfgjax.training.checkpoint import manifest_digest
+from cfgjax.training.checkpoint import load_params, manifest_digest
 
 FORMAT = 1  # of what is kept; another one where the same settings come to give other samples or metrics
 
@@ -44,36 +44,49 @@ class Grid:
     seeds: tuple = (0,)
     sampler: str | None = None
     eta: float | None = None
+    classifier_scale: tuple = (0.0,)
+    classifier_form: str = "eps"
 
 
-def make_settings(grid, model, label_policy):
-    """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores."""
+def make_settings(grid, model, label_policy, classifier=None):
+    """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores.
+
+    classifier: the `Classifier` that guides, where a scale of the grid is not 0.
+    """
     rates = [*map(float, model.config.ema.rates), 0.0]
-    check_grid(grid, rates)
+    check_grid(grid, rates, model)
+    guide = {}
+    if classifier is not None:
+        guide = {"classifier": classifier.digest, "classifier_form": grid.classifier_form}
+    elif any(grid.classifier_scale):
+        raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
     sampler = grid.sampler or model.config.sample.sampler
     averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
     if model.config.data.source == "mixture":
         averages["exact"] = averages["learned"][:1]  # without effect, and no curve of its own
     settings = []
     for scores, ema_rates in averages.items():
-        for ema, num_steps, v, seed, w in itertools.product(
-            ema_rates, grid.num_steps, grid.v, grid.seeds, grid.guidance
+        for ema, num_steps, v, seed, scale, w in itertools.product(
+            ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
         ):
             noise = {name: float(f"{x:.7g}") for name, x in model.noise_option(sampler, v=v, eta=grid.eta).items()}
             options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
+            options |= {"classifier_scale": float(scale), **guide}
             settings.append(Setting(float(w), num_steps, sampler, **options, scores=scores))
     return settings
 
 
-def check_grid(grid, rates):
+def check_grid(grid, rates, model):
     """Raises UsageError unless every value of a Grid can be used, and none is there twice. rates: of EMAs."""
     guidance_weights(grid.guidance, None, len(grid.guidance))
-    for name, values, least in (("num_steps", grid.num_steps, 2), ("seed", grid.seeds, 0)):
-        for value in values:
-            check_whole_number(name, value, least)
+    per_label("classifier_scale", grid.classifier_scale, len(grid.classifier_scale))
+    for value in grid.seeds:
+        check_whole_number("seed", value, 0)
+    for value in grid.num_steps:
+        model.grid(value)
     if unknown := [rate for rate in grid.ema if rate is not None and rate not in rates]:
         raise UsageError(f"no EMA of rate {unknown[0]:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
-    for name in ("guidance", "num_steps", "v", "ema", "seeds"):
+    for name in ("guidance", "num_steps", "v", "ema", "seeds", "classifier_scale"):
         values = getattr(grid, name)
         if len(set(values)) < len(values):
             raise UsageError(f"{name} {', '.join(map(str, values))}: a value is there twice")
@@ -84,14 +97,17 @@ class Frontier:
 
     model: a `Model` of the run in workdir. num_samples: N. batch_size: of the sampler, on each device. folder:
     where samples and metrics are kept; it is held by this process until `close`. network, judge, neighbours: as in
-    `measure`. Raises UsageError where another process works in the folder.
+    `measure`. guide: the `ClassifierGuidance` of the settings, None without. Raises UsageError where another process
+    works in the folder.
     """
 
-    def __init__(self, model, settings, *, workdir, folder, num_samples, batch_size, network, judge, neighbours):
+    def __init__(
+        self, model, settings, *, workdir, folder, num_samples, batch_size, network, judge, neighbours, guide=None
+    ):
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size, self._rate = workdir, Path(folder), batch_size, None
-        self._guided = any(setting.guidance_weight for setting in settings)
+        self._guided, self._guide = any(setting.guidance_weight for setting in settings), guide
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
@@ -152,7 +168,8 @@ class Frontier:
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
-        for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, guided=self._guided):
+        options = {"guided": self._guided, "classifier": self._guide}
+        for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch
             left -= drawn

@@ -21,12 +21,14 @@ log = logging.getLogger("cfgjax")
 class Setting:
     """What samples are drawn with, besides the model: they are a function of both and of their index.
 
-    guidance_weight: w. num_steps: T. v, eta: as the sampler has one. ema: rate of the averaged parameters, 0 for
-    none. label_policy: a key of LABELS. scores: "learned", or "exact" for those of a mixture.
+    guidance_weight: w. num_steps: T, or how timesteps are kept. v, eta: as the sampler has one, v None where it is
+    learned. ema: rate of the averaged parameters, 0 for none. label_policy: a key of LABELS. scores: "learned", or
+    "exact" for those of a mixture. classifier: digest of the classifier that guides, None without. classifier_scale,
+    classifier_form: of its gradient.
     """
 
     guidance_weight: float
-    num_steps: int
+    num_steps: int | str
     sampler: str
     v: float | None
     eta: float | None
@@ -34,6 +36,9 @@ class Setting:
     seed: int
     label_policy: str
     scores: str = "learned"
+    classifier: str | None = None
+    classifier_scale: float = 0.0
+    classifier_form: str | None = None
 
 
 def balanced(index, num_classes, seed):
@@ -51,18 +56,18 @@ LABELS = {"balanced": balanced, "random": random}
 LABEL_STREAM = 2**32 - 1  # where the samplers have the step, which never gets there
 
 
-def draw_samples(model, setting, index, batch_size, *, guided=True):
+def draw_samples(model, setting, index, batch_size, *, guided=True, classifier=None):
     """Yields (index [b], labels [b], samples [b, …]) batch by batch, this process's part of each.
 
     index: int [N] of the wanted samples. samples: uint8 images, or float32 points. batch_size: of each
     device, so that a device does the same whatever their number, and sample i is the same to the bit. guided: False
-    leaves out the unconditional branch, where every w is 0.
+    leaves out the unconditional branch, where every w is 0. classifier: the setting's `ClassifierGuidance`.
     Raises ArithmeticError where a sample is not finite.
     """
     make_labels = choose("label policy", setting.label_policy, LABELS)
     options = {name: getattr(setting, name) for name in ("num_steps", "sampler", "seed", "v", "eta")}
-    draw, size = model.sampler(**options, guided=guided), batch_size * model.mesh.size
-    weights = np.full(size, setting.guidance_weight, np.float32)
+    draw, size = model.sampler(**options, guided=guided, classifier=classifier), batch_size * model.mesh.size
+    weights, scales = (np.full(size, x, np.float32) for x in (setting.guidance_weight, setting.classifier_scale))
     running = None  # the batch that the devices are at work on while the one before it is written
     for start in [*range(0, len(index), size), None]:
         before = running
@@ -70,7 +75,7 @@ def draw_samples(model, setting, index, batch_size, *, guided=True):
             wanted = index[start : start + size]
             padded = np.resize(wanted, size)
             labels = make_labels(padded, model.num_classes, setting.seed)
-            running = wanted, labels, draw(padded, labels, weights)
+            running = wanted, labels, draw(padded, labels, weights, scales)
         if before is not None:
             yield finished(*before, setting, model.is_image)
 

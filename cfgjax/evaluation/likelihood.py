@@ -1,15 +1,15 @@
 """Bits per dimension of held-out images: the variational bound of `cfgjax.diffusion.likelihood` for a `Model`."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from cfgjax.arguments import check_whole_number
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.sources import check_images, check_labels, first
+from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
 from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
 from cfgjax.errors import UsageError, choose
-from cfgjax.model import check_whole_number
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, place_global
 
@@ -20,8 +20,9 @@ def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, 
     image: uint8 [N, H, W, C], or float32 in [−1, 1], which is rounded to 8 bits first. label: int [N]; num_classes
     is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored where the model has learned it.
     seed, i: all that the noise of image i depends on. batch_size: images per call of the one compiled function.
-    spacing: of the levels, a key of SCHEDULES. A step from λ to λ' costs ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0, so
-    that the long steps at the ends of a cosine grid cost most of all, and equal ones least.
+    spacing: of the levels, a key of SCHEDULES, or "timesteps" of a process in discrete time. A step from λ to λ' costs
+    ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0, so that the long steps at the ends of a cosine grid cost most of all, and
+    equal ones least.
     logsnr_max: λ_T, where the decoder takes over; by default config.diffusion's.
 
     Returns means over the images {"bits_per_dim", "prior", "transitions", "decoder"}, the first being the sum of the
@@ -34,15 +35,17 @@ def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, 
         raise UsageError(f"bits/dim is of 8-bit images; points of shape {model.image_shape} have none")
     image, label = np.asarray(image), np.asarray(label)
     check_images(image, model.image_shape)
-    check_labels(label, model.num_classes + 1)
+    check_labels(label, model.num_classes + model.has_null_label)
     if len(image) != len(label):
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
     for name, value, least in (("num_steps", num_steps, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole_number(name, value, least)
-    if not 0 <= v <= 1:
+    learned = model.learned_variance
+    if not learned and (v is None or not 0 <= v <= 1):
         raise UsageError(f"v is {v}; need a value in [0, 1]")
-    grid = level_grid(model.config.diffusion, num_steps, spacing, logsnr_max)
-    learned = num_channels(model) != model.image_shape[-1]
+    if model.low_res_shape is not None:
+        raise UsageError("bits/dim of an upsampler would be given its low-resolution image: not measured")
+    grid = level_grid(model.levels, num_steps, spacing, logsnr_max)
 
     total, prior, terms = np.zeros(0), 0.0, np.zeros(num_steps)
     for bound in bound_batches(model, image, label, grid, v=v, seed=seed, batch_size=batch_size):
@@ -80,20 +83,23 @@ def check_guidance(w):
         )
 
 
-def level_grid(diffusion, num_steps, spacing, logsnr_max=None):
-    """λ grid float32 [num_steps] from config.diffusion's first level to its last, or to logsnr_max if given."""
+def level_grid(levels, num_steps, spacing, logsnr_max=None):
+    """λ grid float32 [num_steps] from the first of a process's levels to its last, or to logsnr_max if given.
+
+    spacing: "timesteps", those that `levels.Discrete.grid` keeps, is for discrete time.
+    """
+    if spacing == "timesteps":
+        if not isinstance(levels, Discrete) or logsnr_max is not None:
+            raise UsageError("spacing 'timesteps' is for a process in discrete time, and takes no logsnr_max")
+        if num_steps > levels.num_timesteps:
+            raise UsageError(f"num_steps is {num_steps}; the process has {levels.num_timesteps} timesteps")
+        return levels.grid(num_steps).astype(np.float32)
     choose("spacing", spacing, SCHEDULES)
-    end = diffusion.logsnr_max if logsnr_max is None else logsnr_max
-    if not diffusion.logsnr_min < end <= diffusion.logsnr_max:
-        trained = f"above {diffusion.logsnr_min} and up to {diffusion.logsnr_max}"
+    end = levels.logsnr_max if logsnr_max is None else logsnr_max
+    if not levels.logsnr_min < end <= levels.logsnr_max:
+        trained = f"above {levels.logsnr_min:g} and up to {levels.logsnr_max:g}"
         raise UsageError(f"logsnr_max is {end}; the model was trained {trained}")
-    return logsnr_grid(num_steps, spacing, diffusion.logsnr_min, end).astype(np.float32)
-
-
-def num_channels(model):
-    """Channels of the network's output: the image's, or twice as many where the variance is learned."""
-    one = jnp.zeros((1, *model.image_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    return jax.eval_shape(lambda params: model.bind(params)(*one), model.params).shape[-1]
+    return logsnr_grid(num_steps, spacing, levels.logsnr_min, end).astype(np.float32)
 
 
 def bound_batches(model, image, label, grid, *, v, seed, batch_size):
@@ -112,5 +118,5 @@ def bound_batches(model, image, label, grid, *, v, seed, batch_size):
         index = np.arange(start, start + size) % len(image)  # past the end: computed and thrown away
         batch = index.astype(np.int32), to_float(quantised(image[index])), label[index].astype(np.int32)
         placed = [place_global(model.mesh, array) for array in batch]
-        part = bound(model.params, jax.random.key(seed), *placed, np.float32(v))
+        part = bound(model.params, jax.random.key(seed), *placed, np.float32(0.0 if v is None else v))
         yield {name: gather_rows(a)[: len(image) - start].astype(np.float64) for name, a in part.items()}

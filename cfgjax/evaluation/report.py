@@ -10,8 +10,11 @@ import numpy as np
 from cfgjax.evaluation.figures import require_matplotlib
 from cfgjax.files import writing
 
-KEYS = ("scores", "ema", "num_steps", "sampler", "v", "eta", "label_policy", "num_samples")  # of a curve
-VARYING = ("scores", "ema", "num_steps", "v")  # those that one frontier can have several of
+KEYS = (  # of a curve
+    *("scores", "ema", "num_steps", "sampler", "v", "eta", "label_policy", "num_samples"),
+    *("classifier", "classifier_scale", "classifier_form"),
+)
+VARYING = ("scores", "ema", "num_steps", "v", "classifier_scale")  # those that one frontier can have several of
 LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point, in turn, so that neighbours do not hide each other
 MOST_CLASSES = 20  # of the table per class on the terminal
 DETAIL = ("_std", "_10")  # endings of metrics that only the files have
@@ -28,13 +31,30 @@ def shown_names(rows):
     return [name for name in metric_names(rows) if not name.endswith(DETAIL)]
 
 
-def curves(rows):
-    """{name: {w: [rows of all seeds]}}, w increasing: rows apart in nothing but w and seed make a curve."""
-    several = [key for key in VARYING if len({row[key] for row in rows}) > 1]
+def strength(rows):
+    """What the points of a curve are told apart by: the classifier's scale where that varies and w does not, else w."""
+    several = lambda name: len({row.get(name) for row in rows}) > 1
+    scales = several("classifier_scale") and not several("guidance_weight")
+    return "classifier_scale" if scales else "guidance_weight"
+
+
+def strength_name(rows):
+    """`strength` in short."""
+    return "w" if strength(rows) == "guidance_weight" else "scale of the classifier's gradient"
+
+
+def curves(rows, along=None):
+    """{name: {w: [rows of all seeds]}}, w increasing: rows apart in nothing but w and seed make a curve.
+
+    along: "guidance_weight", or what takes the place of w; by default `strength`.
+    """
+    along = along or strength(rows)
+    several = [key for key in VARYING if key != along and len({row.get(key) for row in rows}) > 1]
+    number = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
     found: dict = {}
-    for row in sorted(rows, key=lambda row: row["guidance_weight"]):
-        name = ", ".join(f"{row[key]}" if key == "scores" else f"{key}={row[key]:g}" for key in several)
-        found.setdefault(name, {}).setdefault(row["guidance_weight"], []).append(row)
+    for row in sorted(rows, key=lambda row: row[along]):
+        name = ", ".join(f"{row[key]}" if key == "scores" else f"{key}={number(row[key])}" for key in several)
+        found.setdefault(name, {}).setdefault(row[along], []).append(row)
     return found
 
 
@@ -49,20 +69,23 @@ def line(rows):
     row = rows[-1]
     names = shown_names(rows)
     where = f"w = {row['guidance_weight']:g}, T = {row['num_steps']}, seed {row['seed']}, {row['scores']} scores"
+    if row.get("classifier"):
+        where += f", classifier scale {row['classifier_scale']:g}"
     return f"{where}: " + "  ".join(f"{name} {row[name]:.4g}" for name in names)
 
 
 def table(rows):
     """The lines of a table, one for each w of each curve: mean ± standard deviation where there are several seeds."""
     names = shown_names(rows)
-    lines = [["w", "s", *names]]
+    by_w = strength(rows) == "guidance_weight"
+    lines = [[*(("w", "s") if by_w else ("scale",)), *names]]
     for curve, by_weight in curves(rows).items():
         if curve:
             lines.append([curve])
         for w, same in by_weight.items():
             cells = [f"{mean:.4g}" + (f" ± {std:.2g}" if len(same) > 1 else "")
                      for mean, std in (spread(same, name) for name in names)]  # fmt: skip
-            lines.append([f"{w:g}", f"{1 + w:g}", *cells])
+            lines.append([*((f"{w:g}", f"{1 + w:g}") if by_w else (f"{w:g}",)), *cells])
     columns = len(lines[0])
     widths = [max(len(line[i]) for line in lines if len(line) == columns) for i in range(columns)]
     row = lambda line: "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -74,9 +97,10 @@ def per_class_lines(rows):
     if not 0 < len(rows[0].get("accuracy_per_class", ())) <= MOST_CLASSES:
         return []
     percent = lambda values: "    -" if None in values else f"{100 * np.mean(values):5.1f}"
+    head = "     w  " if strength(rows) == "guidance_weight" else " scale  "
     lines = [
         "accuracy of each class, %:",
-        "     w  " + " ".join(f"{c:5}" for c in range(len(rows[0]["accuracy_per_class"]))),
+        head + " ".join(f"{c:5}" for c in range(len(rows[0]["accuracy_per_class"]))),
     ]
     for curve, by_weight in curves(rows).items():
         lines += [f"{curve}:"] if curve else []
@@ -94,7 +118,7 @@ def tilted_lines(tilted):
 
 def findings(rows, network):
     """Lines that say where each curve's distance is least, and where that is an end of the list, what that means."""
-    name, lines = network.metric("FD"), []
+    name, lines, what = network.metric("FD"), [], strength_name(rows)
     for curve, by_weight in curves(rows).items():
         weights = sorted(by_weight)
         means = [spread(by_weight[w], name)[0] for w in weights]
@@ -102,8 +126,9 @@ def findings(rows, network):
         end = ""
         if len(weights) > 1 and best in (0, len(weights) - 1):
             side = "smaller" if best == 0 else "larger"
-            end = f", the {'first' if best == 0 else 'last'} of the list: {side} w may be better still"
-        lines.append(f"{curve + ': ' if curve else ''}{name} is least at w = {weights[best]:g}, {means[best]:.4g}{end}")
+            end = f", the {'first' if best == 0 else 'last'} of the list: a {side} one may be better still"
+        where = f"{name} is least at {what} = {weights[best]:g}"
+        lines.append(f"{curve + ': ' if curve else ''}{where}, {means[best]:.4g}{end}")
     return lines
 
 
@@ -115,13 +140,13 @@ def csv_text(rows):
     writer.writerow(head)
     for row in rows:
         full = {**row, "scale": 1 + row["guidance_weight"]}
-        writer.writerow(["" if full[name] is None else full[name] for name in head])
+        writer.writerow(["" if full.get(name) is None else full[name] for name in head])
     return out.getvalue()
 
 
 def per_class_text(rows):
     """per_class.csv: the accuracy of each class, a line each, for every row of the frontier, a column each."""
-    varying = [key for key in (*VARYING, "seed") if len({row[key] for row in rows}) > 1]
+    varying = [key for key in (*VARYING, "seed") if len({row.get(key) for row in rows}) > 1]
     names = [" ".join([f"w={row['guidance_weight']:g}", *[f"{key}={row[key]}" for key in varying]]) for row in rows]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -168,7 +193,8 @@ def figure(rows, network, tilted=()):
         axis.margins(0.1)
         if any(curves(rows)):
             axis.legend(fontsize=8)
-    drawn.suptitle(f"guidance weight w, {rows[0]['num_samples']:,} samples each", fontsize=10)
+    title = "guidance weight w" if strength(rows) == "guidance_weight" else strength_name(rows)
+    drawn.suptitle(f"{title}, {rows[0]['num_samples']:,} samples each", fontsize=10)
     return drawn
 
 

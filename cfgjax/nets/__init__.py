@@ -3,12 +3,14 @@
 An ε-predictor is called as `net.apply({"params": params}, z [B, …], time float32 [B], label int32 [B], train=…)` and
 returns ε float32 with z's shape (twice the channels with learned variance). The null label is `num_classes`.
 A classifier of clean images is called as `net.apply({"params": params}, x [B, …], train=…)` and returns a dict of
-logits, features and spatial features.
+logits, features and spatial features; one of noisy images as `net.apply({"params": params}, z [B, …], time, train=…)`
+and returns logits.
 """
 
-from cfgjax.nets.classifier import ConvNet
+from cfgjax.nets.classifier import ConvNet, NoisyClassifier
 from cfgjax.nets.mlp import MLP
 from cfgjax.nets.unet import UNet
 
 NETS = {"unet": UNet, "mlp": MLP}
 CLASSIFIERS = {"convnet": ConvNet}
+NOISY_CLASSIFIERS = {"noisy_classifier": NoisyClassifier}

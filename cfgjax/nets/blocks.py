@@ -120,6 +120,20 @@ class ResBlock(nn.Module):
         return residual_sum(x, h, self.rescale)
 
 
+def attend(qkv, heads, legacy_order):
+    """softmax(q kᵀ / √C) v of qkv [B, N, 3 · heads · C], [B, N, heads · C]; legacy_order as in `Attention`."""
+    batch, positions, width = qkv.shape
+    head_channels = width // (3 * heads)
+    if legacy_order:
+        q, k, v = jnp.split(qkv.reshape(batch, positions, heads, 3 * head_channels), 3, axis=-1)
+    else:
+        q, k, v = jnp.moveaxis(qkv.reshape(batch, positions, 3, heads, head_channels), 2, 0)
+    scale = head_channels**-0.25  # on q and on k, which is safer in bfloat16 than on the product
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q * scale, k * scale, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits, axis=-1).astype(qkv.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, positions, width // 3)
+
+
 class Attention(nn.Module):
     """Self-attention over the positions of x [B, H, W, C], with a zero-initialised projection.
 
@@ -138,16 +152,25 @@ class Attention(nn.Module):
         heads = channels // self.head_channels
         h = GroupNorm(name="norm")(x).astype(self.dtype).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=torch_init, name="qkv")(h)
-        if self.legacy_order:
-            q, k, v = jnp.split(qkv.reshape(batch, -1, heads, 3 * self.head_channels), 3, axis=-1)
-        else:
-            q, k, v = jnp.moveaxis(qkv.reshape(batch, -1, 3, heads, self.head_channels), 2, 0)
-        scale = self.head_channels**-0.25  # on q and on k, which is safer in bfloat16 than on the product
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q * scale, k * scale, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        h = jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height * width, channels)
+        h = attend(qkv, heads, self.legacy_order)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=zero_init, name="proj")(h)
         return residual_sum(x, h.reshape(x.shape), self.rescale)
+
+
+class AttentionPool(nn.Module):
+    """x [B, H, W, C] → [B, features]: attention of the mean over positions to all of them, after CLIP."""
+
+    head_channels: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        h = x.reshape(len(x), -1, channels)
+        h = jnp.concatenate([h.mean(axis=1, keepdims=True), h], axis=1)
+        h = h + self.param("position", nn.initializers.normal(channels**-0.5), h.shape[1:], jnp.float32)
+        h = attend(nn.Dense(3 * channels, kernel_init=torch_init, name="qkv")(h), channels // self.head_channels, False)
+        return nn.Dense(self.features, kernel_init=torch_init, name="proj")(h[:, 0])
 
 
 class Resample(nn.Module):

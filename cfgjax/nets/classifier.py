@@ -1,11 +1,12 @@
-"""Classifiers of clean images: what the embedded evaluation takes its features from."""
+"""Classifiers: of clean images, for features of the embedded evaluation, and of noisy ones, for classifier guidance."""
 
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from cfgjax.nets.blocks import GroupNorm, conv3, downsample
+from cfgjax.nets.backbone import Backbone
+from cfgjax.nets.blocks import AttentionPool, GroupNorm, conv3, downsample, torch_init, zero_init
 
 SPATIAL_CHANNELS = 7  # as many as sFID takes from Inception's map
 
@@ -48,3 +49,36 @@ class ConvNet(nn.Module):
         h = conv3(width, jnp.float32, name=f"{name}_conv_0")(nn.silu(GroupNorm(name=f"{name}_norm_0")(x)))
         h = conv3(width, jnp.float32, name=f"{name}_conv_1")(nn.silu(GroupNorm(name=f"{name}_norm_1")(h)))
         return h + (x if x.shape[-1] == width else nn.Dense(width, name=f"{name}_skip")(x))
+
+
+class NoisyClassifier(Backbone, kw_only=True):
+    """log-probabilities up to a constant, (z [B, H, W, C], time [B]) → logits float32 [B, K]: half of ADM's U-Net.
+
+    pool: how the last map becomes logits. "adaptive": its mean; "attention": `AttentionPool`, whose size is the
+    map's, so that the network takes one image size; "spatial" and "spatial_v2": two dense layers on the means of the
+    maps of all blocks. Other fields: those of `Backbone`.
+    """
+
+    pool: str = "attention"
+    POOL_WIDTH = 2048
+
+    @nn.compact
+    def __call__(self, z, time, *, train=False):
+        self._check(z.shape)
+        if self.pool not in POOLS:
+            raise ValueError(f"unknown pool {self.pool!r}; known: {', '.join(POOLS)}")
+        h, maps = self._down(z, self._time(time, "time"), train)
+        if self.pool in ("spatial", "spatial_v2"):
+            means = [h.astype(jnp.float32).mean(axis=(1, 2)) for h in [*maps, h]]
+            h = nn.Dense(self.POOL_WIDTH, kernel_init=torch_init, name="pool_0")(jnp.concatenate(means, axis=-1))
+            h = nn.relu(h) if self.pool == "spatial" else nn.silu(GroupNorm(name="pool_norm")(h))
+            return nn.Dense(self.num_classes, kernel_init=torch_init, name="pool_1")(h)
+        h = nn.silu(GroupNorm(name="out_norm")(h))
+        if self.pool == "adaptive":
+            return nn.Dense(self.num_classes, kernel_init=zero_init, name="pool")(h.mean(axis=(1, 2)))
+        if self.head_channels is None:
+            raise ValueError("the attention pool needs head_channels, not num_heads")
+        return AttentionPool(self.head_channels, self.num_classes, name="pool")(h)
+
+
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")

@@ -1,73 +1,45 @@
 """The U-Net of ADM, "Diffusion Models Beat GANs" (arXiv:2105.05233), which classifier-free guidance also uses."""
 
-from collections.abc import Sequence
-
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from cfgjax.nets.blocks import Attention, GroupNorm, Resample, ResBlock, conv3, time_embedding, torch_init, zero_init
+from cfgjax.nets.backbone import Backbone
+from cfgjax.nets.blocks import GroupNorm, conv3, zero_init
 
 
-class UNet(nn.Module):
+class UNet(Backbone, kw_only=True):
     """ε_θ(z, time, label): z [B, H, W, C], time [B] in about 0 … 1000, label int [B] → float32 [B, H, W, out_channels].
 
+    Fields besides those of `Backbone`, whose depth has one residual block more on the way up:
     out_channels: C, or 2C with learned variance (ε first).
-    channels: width of the first level; level l has int(multipliers[l] · channels), which 32 must divide.
-    depth: residual blocks per level on the way down; one more on the way up.
-    attention_resolutions: heights of the maps, in pixels, that get attention after each residual block.
-    num_heads or head_channels: one of them sets the attention heads, the other is None.
-    legacy_attention_order: the layout of qkv, see `blocks.Attention`.
-    scale_shift: AdaGN; otherwise the embedding is added.
-    resblock_resample: resampling inside a residual block (BigGAN); otherwise by `Resample`, learned or fixed.
-    rescale: residual sums divided by √2.
-    num_classes: K; 0 for an unconditional network, which ignores label. null_label: a row K for "no condition".
-    dtype: of convolutions and matrix products, "float32" or "bfloat16". remat: recompute blocks in the backward pass.
+    conditional: whether label is an input; otherwise it is ignored. null_label: a row K for "no condition".
+    low_res: whether a smaller image is an input, low_res [B, h, w, C], which is resized (bilinear) to z's size and
+    joined to its channels: ADM's upsampler. low_res_noise: whether low_res may have noise, of a level that is
+    told as low_res_time [B] in the units of time (Ho et al. 2021, arXiv:2106.15282, conditioning augmentation).
     train: dropout on, drawing from the rng stream "dropout".
-
-    Raises ValueError for sizes that do not halve at every level, widths that 32 does not divide, and bad heads.
     """
 
     out_channels: int
-    num_classes: int
-    channels: int
-    multipliers: Sequence[float]
-    depth: int
-    attention_resolutions: Sequence[int]
-    num_heads: int | None = None
-    head_channels: int | None = 64
-    legacy_attention_order: bool = True
-    scale_shift: bool = True
-    resblock_resample: bool = True
-    learned_resample: bool = True
-    rescale: bool = False
-    dropout: float = 0.0
+    conditional: bool = True
     null_label: bool = True
-    dtype: str = "float32"
-    remat: bool = False
+    low_res: bool = False
+    low_res_noise: bool = False
 
     @nn.compact
-    def __call__(self, z, time, label, *, train=False):
+    def __call__(self, z, time, label, *, low_res=None, low_res_time=None, train=False):
         self._check(z.shape)
-        widths = [int(multiplier * self.channels) for multiplier in self.multipliers]
-        dtype = jnp.dtype(self.dtype)
-        emb = self._embedding(time, label)
-        h = conv3(widths[0], dtype, name="input_0_0")(z.astype(dtype))
-
-        skips, block = [h], 1
-        for level, width in enumerate(widths):
-            for _ in range(self.depth):
-                h = self._block(h, emb, train, width, f"input_{block}")
-                skips, block = [*skips, h], block + 1
-            if level < len(widths) - 1:
-                h = self._resample(h, emb, train, "down", f"input_{block}_0")
-                skips, block = [*skips, h], block + 1
-
-        h = self._resblock(h, emb, train, widths[-1], "middle_0")
-        h = self._attention(h, "middle_1")
-        h = self._resblock(h, emb, train, widths[-1], "middle_2")
+        if (low_res is None) == self.low_res or (low_res_time is None) == self.low_res_noise:
+            given = f"low_res {'' if low_res is None else 'and '}{'not ' if low_res is None else ''}given"
+            raise ValueError(f"{given}; model.low_res is {self.low_res}, model.low_res_noise {self.low_res_noise}")
+        emb = self._embedding(time, label, low_res_time)
+        if low_res is not None:
+            resized = jax.image.resize(low_res, (len(z), *z.shape[1:3], low_res.shape[-1]), "bilinear")
+            z = jnp.concatenate([z, resized.astype(z.dtype)], axis=-1)
+        h, skips = self._down(z, emb, train)
 
         block = 0
-        for level, width in reversed(list(enumerate(widths))):
+        for level, width in reversed(list(enumerate(self.widths))):
             for i in range(self.depth + 1):
                 h = self._block(jnp.concatenate([h, skips.pop()], axis=-1), emb, train, width, f"output_{block}")
                 if level > 0 and i == self.depth:
@@ -75,65 +47,17 @@ class UNet(nn.Module):
                     h = self._resample(h, emb, train, "up", f"output_{block}_{position}")
                 block += 1
 
+        dtype = jnp.dtype(self.dtype)
         h = nn.silu(GroupNorm(name="out_norm")(h)).astype(dtype)
         return conv3(self.out_channels, dtype, name="out_conv", kernel_init=zero_init)(h).astype(jnp.float32)
 
-    def _check(self, shape):
-        if len(shape) != 4:
-            raise ValueError(f"a U-Net takes images [B, H, W, C]; given an array of shape {shape}")
-        factor = 2 ** (len(self.multipliers) - 1)
-        if shape[1] % factor or shape[2] % factor:
-            raise ValueError(
-                f"images of {shape[1]}×{shape[2]} cannot be halved {len(self.multipliers) - 1} times, as the "
-                f"{len(self.multipliers)} multipliers {tuple(self.multipliers)} ask; need multiples of {factor}"
-            )
-        heights = [shape[1] >> level for level in range(len(self.multipliers))]
-        if unknown := set(self.attention_resolutions) - set(heights):
-            raise ValueError(f"attention_resolutions has {min(unknown)}; the maps are {heights} high")
-        if (self.num_heads is None) == (self.head_channels is None):
-            raise ValueError(f"num_heads is {self.num_heads}, head_channels is {self.head_channels}: set exactly one")
-        if self.depth < 1 or not 0 <= self.dropout <= 1:
-            raise ValueError(f"depth is {self.depth}, dropout is {self.dropout}: need at least 1, and one in [0, 1]")
-
-    def _embedding(self, time, label):
-        """MLP of the time sinusoid plus the label's row, [B, 4 · channels]."""
-        features, dtype = 4 * self.channels, jnp.dtype(self.dtype)
-        emb = time_embedding(time, self.channels)
-        emb = nn.Dense(features, dtype=dtype, kernel_init=torch_init, name="time_0")(emb)
-        emb = nn.Dense(features, dtype=dtype, kernel_init=torch_init, name="time_2")(nn.silu(emb))
-        if self.num_classes:
-            rows = self.num_classes + self.null_label
-            table = self.param("label", nn.initializers.normal(1.0), (rows, features), jnp.float32)
-            emb = emb + table[label].astype(dtype)
+    def _embedding(self, time, label, low_res_time):
+        """The embedding of time plus the label's row, and that of the level of low_res, [B, 4 · channels]."""
+        emb = self._time(time, "time")
+        if self.low_res_noise:
+            emb = emb + self._time(low_res_time, "low_res_time")
+        if self.conditional:
+            shape = (self.num_classes + self.null_label, emb.shape[-1])
+            table = self.param("label", nn.initializers.normal(1.0), shape, jnp.float32)
+            emb = emb + table[label].astype(emb.dtype)
         return emb
-
-    def _block(self, h, emb, train, width, name):
-        """A residual block, and attention where the resolution has it."""
-        h = self._resblock(h, emb, train, width, f"{name}_0")
-        return self._attention(h, f"{name}_1") if h.shape[1] in self.attention_resolutions else h
-
-    def _resblock(self, h, emb, train, width, name, resample="none"):
-        block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock  # 3: train, self counting
-        return block(
-            features=width,
-            dropout=self.dropout,
-            scale_shift=self.scale_shift,
-            rescale=self.rescale,
-            dtype=jnp.dtype(self.dtype),
-            resample=resample,
-            name=name,
-        )(h, emb, train)
-
-    def _attention(self, h, name):
-        channels = h.shape[-1]
-        head_channels = self.head_channels or channels // self.num_heads
-        if channels % head_channels or (self.num_heads and channels % self.num_heads):
-            given = f"head_channels {self.head_channels}" if self.head_channels else f"num_heads {self.num_heads}"
-            raise ValueError(f"{given} does not divide the {channels} channels of the {h.shape[1]}×{h.shape[2]} maps")
-        block = nn.remat(Attention) if self.remat else Attention
-        return block(head_channels, self.legacy_attention_order, self.rescale, jnp.dtype(self.dtype), name=name)(h)
-
-    def _resample(self, h, emb, train, resample, name):
-        if self.resblock_resample:
-            return self._resblock(h, emb, train, h.shape[-1], name, resample)
-        return Resample(resample, self.learned_resample, jnp.dtype(self.dtype), name=name)(h)

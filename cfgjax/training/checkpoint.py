@@ -127,6 +127,16 @@ class Checkpoints:
             self._manager.reload()
 
 
+def load_params(workdir, config, step=None, ema=None):
+    """(parameters, step) of the run in workdir, of config, as numpy arrays.
+
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. step: by default the
+    newest whole one. Raises UsageError where there is no such step or rate.
+    """
+    rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
+    return restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
+
+
 def restore_params(directory, rate, step=None):
     """(parameters averaged at rate, their step) of a run's newest whole step, or of `step`; the rest is not restored.
 

@@ -9,7 +9,6 @@ from cfgjax.training.checkpoint import Checkpoints, SaveError, whole_steps
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
-from cfgjax.training.state import create_state
 from cfgjax.workdir import Claim
 
 
@@ -42,7 +41,7 @@ def fit(run, claim, stop):
     try:
         with contextlib.closing(Checkpoints(directory, run.cadence)) as checkpoints:
             restored = checkpoints.restore(run.like)
-            state, history = restored or (create_state(run.build_state, run.mesh), [])
+            state, history = restored or (run.new_state(), [])
             claim.write_config()
             size, first = (run.pace.num_steps, run.pace.batch_size), jax.process_index() == 0
             with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:

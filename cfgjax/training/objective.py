@@ -1,4 +1,4 @@
-"""What a training step minimises: the ε loss of a diffusion model, or the cross-entropy of a classifier."""
+"""What a training step minimises: the loss of a diffusion model, or the cross-entropy of a classifier."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,50 +7,87 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.diffusion import losses
-from cfgjax.diffusion.schedules import SCHEDULES
-from cfgjax.errors import UsageError, choose
-from cfgjax.network import bind
+from cfgjax.diffusion.process import diffuse
+from cfgjax.errors import UsageError
+from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label
+
+LOW_RES_STREAM = 1  # of the random numbers that only some objectives draw
+LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is told
 
 
 class Objective(NamedTuple):
-    """Three functions, of which the step is made.
+    """The functions of which the step is made.
 
-    draw: (key, batch) → the batch with its random part drawn, a tree of [B, …].
+    init: () → history, a tree of arrays that the objective keeps from step to step, () where it keeps nothing.
+    draw: (key, batch, history) → the batch with its random part drawn, a tree of [B, …].
     terms: (params, drawn, dropout_key) → {"loss": [B], …}, per example; the mean loss is minimised.
     summary: (terms, drawn) → {name: scalar}, what is logged besides the loss.
+    observe: (history, terms, drawn) → history after a step.
     """
 
     draw: Callable
     terms: Callable
     summary: Callable
+    init: Callable = tuple
+    observe: Callable = lambda history, terms, drawn: history
 
 
-def denoising(net, num_classes, *, p_uncond, schedule, logsnr_min, logsnr_max):
-    """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond. config.diffusion has the rest.
+def denoising(net, num_classes, diffusion):
+    """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: a `Diffusion`.
 
-    Logs loss_cond and loss_uncond over the examples that kept and lost their label (NaN if none did), and drop_rate.
+    With learned variance the hybrid loss. Logs loss_cond and loss_uncond over the examples that kept and lost their
+    label (NaN if none did) and drop_rate, for a network that has labels; mse and bound of the hybrid loss.
     """
-    choose("schedule", schedule, SCHEDULES)
-    if not 0 <= p_uncond <= 1:
-        raise UsageError(f"diffusion.p_uncond is {p_uncond}; need a probability")
-    if not logsnr_min < logsnr_max:
-        raise UsageError(f"diffusion.logsnr_min {logsnr_min} is not below diffusion.logsnr_max {logsnr_max}")
-    options = dict(p_uncond=p_uncond, schedule=schedule, logsnr_min=logsnr_min, logsnr_max=logsnr_max)
+    levels = diffusion.levels
+    if diffusion.p_uncond and not has_null_label(net):
+        raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
+    noisy_low_res = getattr(net, "low_res_noise", False)
+    if noisy_low_res != (diffusion.low_res_logsnr_min is not None):
+        given = f"model.low_res_noise is {noisy_low_res}, diffusion.low_res_logsnr_min {diffusion.low_res_logsnr_min}"
+        raise UsageError(f"{given}: give both or neither")
+    by_moment = diffusion.time_sampler == "second_moment"
 
-    def draw(key, batch):
-        eps, logsnr, label = losses.draw(key, batch["image"], batch["label"], null_label=num_classes, **options)
-        return {"image": batch["image"], "label": label, "eps": eps, "logsnr": logsnr}
+    def draw(key, batch, history):
+        image = batch["image"]
+        eps, u, label = losses.draw(key, image, batch["label"], null_label=num_classes, p_uncond=diffusion.p_uncond)
+        drawn = {"image": image, "label": label, "eps": eps}
+        if by_moment:
+            u, drawn["weight"] = losses.redraw_levels(jax.random.fold_in(key, 0), u, history)
+        drawn |= {"u": u, "logsnr": levels.logsnr(u)}
+        if "low_res" in batch:
+            drawn["low_res"] = batch["low_res"]
+        if noisy_low_res:
+            key_level, key_noise = jax.random.split(jax.random.fold_in(key, LOW_RES_STREAM))
+            bounds = dict(minval=diffusion.low_res_logsnr_min, maxval=CLEAN_LOGSNR)
+            drawn["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, **bounds)
+            noise = jax.random.normal(key_noise, batch["low_res"].shape)
+            drawn["low_res"] = diffuse(batch["low_res"], noise, drawn["low_res_logsnr"])
+        return drawn
 
     def terms(params, drawn, dropout_key):
-        eps_fn = bind(net, params, train=True, dropout_key=dropout_key)
-        return {"loss": losses.eps_loss(eps_fn, drawn["image"], drawn["label"], drawn["eps"], drawn["logsnr"])}
+        low_res = {name: drawn[name] for name in ("low_res", "low_res_logsnr") if name in drawn}
+        eps_fn = bind(net, params, levels=levels, train=True, dropout_key=dropout_key, **low_res)
+        given = eps_fn, drawn["image"], drawn["label"], drawn["eps"], drawn["logsnr"]
+        if diffusion.learned_variance:
+            bound = dict(bound_steps=levels.bound_steps, bound_weight=diffusion.bound_weight)
+            found = losses.hybrid_loss(*given, *levels.neighbour(drawn["u"]), **bound)
+        else:
+            found = {"loss": losses.eps_loss(*given)}
+        found["unweighted"] = found["loss"]
+        return found | {"loss": found["loss"] * drawn["weight"]} if by_moment else found
 
     def summary(terms, drawn):
-        dropped = drawn["label"] == num_classes
-        mean = lambda mask: jnp.sum(jnp.where(mask, terms["loss"], 0)) / jnp.sum(mask)
-        return {"loss_cond": mean(~dropped), "loss_uncond": mean(dropped), "drop_rate": jnp.mean(dropped)}
+        logged = {name: jnp.mean(terms[name]) for name in ("mse", "bound") if name in terms}
+        if has_null_label(net):
+            dropped = drawn["label"] == num_classes
+            mean = lambda mask: jnp.sum(jnp.where(mask, terms["loss"], 0)) / jnp.sum(mask)
+            logged |= {"loss_cond": mean(~dropped), "loss_uncond": mean(dropped), "drop_rate": jnp.mean(dropped)}
+        return logged
 
-    return Objective(draw, terms, summary)
+    if not by_moment:
+        return Objective(draw, terms, summary)
+    observe = lambda history, terms, drawn: losses.remember(history, drawn["u"], terms["unweighted"])
+    return Objective(draw, terms, summary, losses.new_history, observe)
 
 
 def classification(net):
@@ -58,7 +95,39 @@ def classification(net):
 
     def terms(params, drawn, dropout_key):
         logits = net.apply({"params": params}, drawn["image"], train=True, rngs={"dropout": dropout_key})["logits"]
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), drawn["label"][:, None], axis=1)[:, 0]
-        return {"loss": -log_prob, "correct": logits.argmax(axis=-1) == drawn["label"]}
+        return cross_entropy(logits, drawn["label"])
 
-    return Objective(lambda key, batch: batch, terms, lambda terms, drawn: {"accuracy": jnp.mean(terms["correct"])})
+    summary = lambda terms, drawn: {"accuracy": jnp.mean(terms["correct"])}
+    return Objective(lambda key, batch, history: batch, terms, summary)
+
+
+def noisy_classification(net, diffusion):
+    """Cross-entropy −log p(c | z_λ), λ drawn as a diffusion model's; ADM (arXiv:2105.05233) section 4.
+
+    Logs the accuracy on the batch, and in each of LEVEL_BINS equal parts of u, accuracy_0 the cleanest (NaN if none
+    of the batch is there).
+    """
+    levels = diffusion.levels
+
+    def draw(key, batch, history):
+        drawn = losses.draw(key, batch["image"], batch["label"], null_label=0, p_uncond=0.0)
+        return dict(batch, **dict(zip(("eps", "u", "label"), drawn, strict=True)))
+
+    def terms(params, drawn, dropout_key):
+        logsnr = levels.logsnr(drawn["u"])
+        logits_fn = bind_classifier(net, params, levels=levels, train=True, dropout_key=dropout_key)
+        return cross_entropy(logits_fn(diffuse(drawn["image"], drawn["eps"], logsnr), logsnr), drawn["label"])
+
+    def summary(terms, drawn):
+        part = (drawn["u"] * LEVEL_BINS).astype(jnp.int32)
+        mean = lambda mask: jnp.sum(jnp.where(mask, terms["correct"], 0)) / jnp.sum(mask)
+        parts = {f"accuracy_{i}": mean(part == i) for i in range(LEVEL_BINS)}
+        return {"accuracy": jnp.mean(terms["correct"]), **parts}
+
+    return Objective(draw, terms, summary)
+
+
+def cross_entropy(logits, label):
+    """{"loss": −log p(label) [B], "correct": whether it is the likeliest [B]}."""
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+    return {"loss": -log_prob, "correct": logits.argmax(axis=-1) == label}

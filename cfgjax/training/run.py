@@ -5,25 +5,36 @@ import dataclasses
 import jax
 import numpy as np
 
-from cfgjax.config import CLASSIFIER_SECTIONS, SECTIONS, call, check_sections
+from cfgjax.config import call, check_sections
 from cfgjax.data.batches import batch_at
 from cfgjax.data.sources import open_source
 from cfgjax.errors import UsageError
-from cfgjax.network import check_network, init_params, is_classifier, make_network
+from cfgjax.network import (
+    check_network,
+    init_params,
+    is_classifier,
+    is_noisy_classifier,
+    make_network,
+    sections,
+    takes_low_res,
+)
+from cfgjax.process import diffusion_of
 from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
-from cfgjax.training.checkpoint import Cadence
-from cfgjax.training.objective import classification, denoising
+from cfgjax.training.checkpoint import Cadence, load_params
+from cfgjax.training.objective import classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
-from cfgjax.training.state import abstract_state, make_state
+from cfgjax.training.state import abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 from cfgjax.training.watch import make_watchers
+from cfgjax.workdir import read_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
     """config.train: how long, how much at a time, how often it is told.
 
-    batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
+    batch_size: examples per optimizer step, over all devices. init_from: workdir of a run whose averaged parameters
+    this one starts from. num_steps: optimizer steps. steps_per_dispatch: steps
     per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
     max_skipped_in_row: non-finite steps in a row after which the run stops.
     """
@@ -34,10 +45,11 @@ class Pace:
     steps_per_dispatch: int = 1
     accumulate_steps: int = 1
     max_skipped_in_row: int = 10
+    init_from: str | None = None
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
-            if value < 1:
+            if name != "init_from" and value < 1:
                 raise UsageError(f"train.{name} is {value}; need at least 1")
 
 
@@ -49,6 +61,40 @@ class Averages:
     warmup: bool = False
 
 
+def make_objective(config, net):
+    """What the network of a config is trained for."""
+    if is_noisy_classifier(config):
+        return noisy_classification(net, diffusion_of(config))
+    if is_classifier(config):
+        return classification(net)
+    diffusion, image_shape = diffusion_of(config), config.data.image_shape
+    if diffusion.learned_variance and len(image_shape) != 3:
+        raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {tuple(image_shape)}")
+    if takes_low_res(net) != (config.data.get("low_res_size") is not None):
+        low_res = f"model.low_res is {takes_low_res(net)}, data.low_res_size {config.data.get('low_res_size')}"
+        raise UsageError(f"{low_res}: an upsampler needs both")
+    return denoising(net, config.data.num_classes, diffusion)
+
+
+def check_init_from(workdir, shapes):
+    """Raises UsageError unless workdir holds a run with parameters of the shapes of a tree."""
+    config = read_config(workdir)
+    theirs = {path: leaf.shape for path, leaf in flat(check_network(make_network(config), config.data.image_shape))}
+    ours = {path: leaf.shape for path, leaf in flat(shapes)}
+    differing = [path for path in sorted(ours.keys() | theirs.keys()) if ours.get(path) != theirs.get(path)]
+    if differing:
+        path = differing[0]
+        raise UsageError(
+            f"train.init_from {workdir} has another network: {path} is {theirs.get(path, 'absent')} there, "
+            f"{ours.get(path, 'absent')} here ({len(differing)} differ in all)"
+        )
+
+
+def flat(tree):
+    """[("a/b", leaf)] of a tree of dicts."""
+    return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 class Run:
     """Everything a config describes, built and checked against each other before any long work.
 
@@ -56,7 +102,7 @@ class Run:
     """
 
     def __init__(self, config, devices=None):
-        check_sections(config, CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS)
+        check_sections(config, sections(config))
         if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
             raise UsageError(f"seed is {config.seed}; need an integer in 0 … 2³²−1")
         self.config = config
@@ -67,21 +113,19 @@ class Run:
         check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
-        check_network(self.net, image_shape)
-        if is_classifier(config):
-            objective = classification(self.net)
-        else:
-            given = {"net": self.net, "num_classes": config.data.num_classes}
-            objective = call(denoising, "diffusion", config.diffusion, **given)
+        shapes = check_network(self.net, image_shape)
+        if self.pace.init_from is not None:
+            check_init_from(self.pace.init_from, shapes)
+        objective = make_objective(config, self.net)
         self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
         self.dataset = open_source(**config.data)
         self.watchers = make_watchers(config, self.mesh, self.dataset)
         self._check_cadence()
 
         init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
-        self.build_state = make_state(
-            lambda: init_params(self.net, init_key, image_shape), self.optimizer, self.averages.rates
-        )
+        parts = self.optimizer, self.averages.rates, objective.init
+        self.build_state = make_state(lambda: init_params(self.net, init_key, image_shape), *parts)
+        self._build_from = lambda params: make_state(lambda: params, *parts)()
         self.like = abstract_state(self.build_state, self.mesh)
         train_step = make_train_step(
             objective,
@@ -91,6 +135,14 @@ class Run:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
         self.dispatch = make_dispatch(train_step, shardings)
+
+    def new_state(self):
+        """The state at step 0, with fresh parameters or those of train.init_from."""
+        if self.pace.init_from is None:
+            return create_state(self.build_state, self.mesh)
+        params, _ = load_params(self.pace.init_from, read_config(self.pace.init_from))
+        placed = jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), params, self.like.params)
+        return create_state(self._build_from, self.mesh, placed)
 
     def _check_cadence(self):
         """Every cadence is a whole number of dispatches."""

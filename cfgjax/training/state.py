@@ -13,21 +13,26 @@ class TrainState(NamedTuple):
     """Arrays only. Randomness is no part of it: step n draws from fold_in(key, n).
 
     step: int32 scalar, optimizer steps taken (skipped ones included).
-    params: the network's parameters. ema: {str(rate): parameters}. opt_state: optax's.
+    params: the network's parameters. ema: {str(rate): parameters}. opt_state: optax's. history: the objective's, () for
+    most.
     """
 
     step: Any
     params: Any
     ema: Any
     opt_state: Any
+    history: Any = ()
 
 
-def make_state(init, optimizer, rates):
-    """() → TrainState at step 0, to be run inside jit. init: () → params. rates: of the EMAs, which start as copies."""
+def make_state(init, optimizer, rates, history=tuple):
+    """() → TrainState at step 0, to be run inside jit. init: () → params. rates: of the EMAs, which start as copies.
+
+    history: () → the objective's.
+    """
 
     def build():
         params = init()
-        return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params))
+        return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params), history())
 
     return build
 
@@ -42,6 +47,6 @@ def abstract_state(build, mesh):
     )
 
 
-def create_state(build, mesh):
-    """build()'s state, each array made in its place on the mesh."""
-    return jax.jit(build, out_shardings=parameter_sharding(mesh, jax.eval_shape(build)))()
+def create_state(build, mesh, *inputs):
+    """build(*inputs)'s state, each array made in its place on the mesh."""
+    return jax.jit(build, out_shardings=parameter_sharding(mesh, jax.eval_shape(build, *inputs)))(*inputs)

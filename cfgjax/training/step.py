@@ -40,7 +40,7 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
 
     def train_step(state, batch, key):
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        drawn = objective.draw(draw_key, batch)
+        drawn = objective.draw(draw_key, batch, state.history)
         (loss, terms), grads = gradients(state.params, drawn, dropout_key)
         norm = optax.tree.norm(grads)  # finite only if the squares, which Adam keeps, are
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -49,6 +49,7 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
         params = optax.apply_updates(state.params, updates)
         averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
         averages = jax.tree.map(lambda new, old: jnp.where(opt_state.last_finite, new, old), averages, state.ema)
+        history = objective.observe(state.history, terms, drawn)
         metrics = {
             "loss": loss,
             **objective.summary(terms, drawn),
@@ -58,7 +59,7 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
             "skipped_total": opt_state.total_notfinite,
         }
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, averages, opt_state), metrics
+        return TrainState(state.step + 1, params, averages, opt_state, history), metrics
 
     return train_step
 

@@ -6,12 +6,16 @@ A watcher does its part once per step, also where a run is resumed at that step.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cfgjax import processes
+from cfgjax.arguments import guidance_weights
+from cfgjax.classifier import Classifier
 from cfgjax.config import call
-from cfgjax.data.batches import quantised
+from cfgjax.data.batches import quantised, squares_averaged, to_float
 from cfgjax.data.sources import check_labels, open_source
+from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.features import classifier, load_networks
@@ -23,16 +27,23 @@ from cfgjax.evaluation.plan import Plan
 from cfgjax.evaluation.reference import load_reference
 from cfgjax.evaluation.sums import Verdict, feature_blocks
 from cfgjax.files import writing
-from cfgjax.model import Model, guidance_weights
-from cfgjax.network import is_classifier
+from cfgjax.model import Model
+from cfgjax.network import is_classifier, is_noisy_classifier
+from cfgjax.process import diffusion_of
+from cfgjax.training.objective import LEVEL_BINS
+
+EXAMPLES_AT_ONCE = 256  # of the held-out ones
 
 
 def make_watchers(config, mesh, dataset):
     """The watchers of a run, checked against its config."""
     if is_classifier(config):
-        return [call(HeldOut, "evaluate", config.evaluate, config=config)]
-    watchers: list = [SampleGrids(config, mesh)]
+        kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
+        return [call(kind, "evaluate", config.evaluate, config=config)]
+    watchers: list = [SampleGrids(config, mesh, dataset)]
     if call(Plan, "evaluate", config.evaluate).every_steps:
+        if config.data.get("low_res_size") is not None:
+            raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
         watchers.append(Frontier(config, mesh, dataset))
     return watchers
 
@@ -52,15 +63,15 @@ class Pictures:
     per_cell: int
     num_steps: int
     sampler: str
-    v: float
+    v: float | None
     eta: float
 
     def __post_init__(self):
-        for name, least in {"every_steps": 1, "per_cell": 1, "num_steps": 2}.items():
+        for name, least in {"every_steps": 1, "per_cell": 1}.items():
             if (value := getattr(self, name)) < least:
                 raise UsageError(f"sample.{name} is {value}; need at least {least}")
         for name in ("v", "eta"):
-            if not 0 <= getattr(self, name) <= 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"sample.{name} is {getattr(self, name)}; need a value in [0, 1]")
         if not self.labels or not self.guidance:
             raise UsageError(f"sample.labels {self.labels} and sample.guidance {self.guidance} must not be empty")
@@ -72,7 +83,7 @@ class SampleGrids:
 
     section = "sample"
 
-    def __init__(self, config, mesh):
+    def __init__(self, config, mesh, dataset):
         self.pictures = call(Pictures, "sample", config.sample)
         self.every_steps = self.pictures.every_steps
         check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
@@ -80,6 +91,22 @@ class SampleGrids:
         if len(config.data.image_shape) != 3:
             require_matplotlib()
         self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
+        self._model.grid(self.pictures.num_steps)
+        self._model.noise_option(self.pictures.sampler, v=None, eta=None)
+        if any(self.pictures.guidance) and not self._model.has_null_label:
+            raise UsageError(f"sample.guidance is {self.pictures.guidance}; the network has no null label: need (0.0,)")
+        self._options = {}
+        if self._model.low_res_shape is not None:
+            self._options["low_res"] = self._examples(dataset)
+
+    def _examples(self, dataset):
+        """Small images of the data to be enlarged, as many of each label as a cell has."""
+        found, factor = [], dataset.image.shape[1] // dataset.low_res_size
+        for label in self.pictures.labels:
+            index = np.flatnonzero(dataset.label == label)
+            index = index if len(index) else np.arange(len(dataset))
+            found.append(squares_averaged(to_float(dataset.image[np.resize(index, self.pictures.per_cell)]), factor))
+        return np.concatenate(found)
 
     def __call__(self, state, step, workdir, runlog):
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
@@ -92,6 +119,7 @@ class SampleGrids:
             guidance=pictures.guidance,
             per_cell=pictures.per_cell,
             seed=self._seed,
+            **self._options,
         )
         path.parent.mkdir(exist_ok=True)
         with writing(path) as new:
@@ -106,10 +134,7 @@ class HeldOut:
     section = "evaluate"
 
     def __init__(self, config, *, every_steps):
-        if config.data.get("split") != "train":
-            raise UsageError(f"data.split is {config.data.get('split')}; a classifier leaves out some: need 'train'")
-        if not isinstance(every_steps, int) or every_steps < 1:
-            raise UsageError(f"evaluate.every_steps is {every_steps!r}; need an integer of at least 1")
+        check_held_out(config, every_steps)
         self.every_steps, self._config = every_steps, config
         self._data = open_source(**{**config.data, "split": "holdout"})
         self._network = None
@@ -125,6 +150,51 @@ class HeldOut:
             verdict.update(labels, out["logits"])
         found = verdict.metrics()
         runlog.record(step, {"holdout_accuracy": found["accuracy"], "holdout_loss": -found["log_posterior"]})
+
+
+class NoisyHeldOut:
+    """Writes a noise-aware classifier's accuracy on the held-out examples, at a few levels, into the metrics.
+
+    holdout_accuracy_i is at the middle of part i of LEVEL_BINS of u, 0 the cleanest; holdout_accuracy is their mean.
+    """
+
+    section = "evaluate"
+
+    def __init__(self, config, *, every_steps):
+        check_held_out(config, every_steps)
+        self.every_steps = every_steps
+        self._data = open_source(**{**config.data, "split": "holdout"})
+        classifier = Classifier(config, None)
+        levels = diffusion_of(config).levels
+
+        def correct(params, key, x, label, u):
+            logsnr = jnp.full(len(x), levels.logsnr(u))
+            logits = classifier.bind(params)(diffuse(x, jax.random.normal(key, x.shape), logsnr), logsnr)
+            return logits.argmax(axis=-1) == label
+
+        self._correct = jax.jit(correct)
+
+    def __call__(self, state, step, workdir, runlog):
+        if runlog.has(step, "holdout_accuracy"):
+            return
+        params, data, found = averaged(state), self._data, {}
+        for part in range(LEVEL_BINS):
+            right = []
+            for start in range(0, len(data), EXAMPLES_AT_ONCE):
+                index = np.arange(start, start + EXAMPLES_AT_ONCE) % len(data)
+                key, u = jax.random.fold_in(jax.random.key(part), start), np.float32((part + 0.5) / LEVEL_BINS)
+                correct = self._correct(params, key, to_float(data.image[index]), data.label[index], u)
+                right.append(np.asarray(correct)[: len(data) - start])
+            found[f"holdout_accuracy_{part}"] = float(np.concatenate(right).mean())
+        runlog.record(step, {"holdout_accuracy": float(np.mean(list(found.values()))), **found})
+
+
+def check_held_out(config, every_steps):
+    """Raises UsageError unless a classifier's config leaves out examples, to be looked at every so many steps."""
+    if config.data.get("split") != "train":
+        raise UsageError(f"data.split is {config.data.get('split')}; a classifier leaves out some: need 'train'")
+    if not isinstance(every_steps, int) or every_steps < 1:
+        raise UsageError(f"evaluate.every_steps is {every_steps!r}; need an integer of at least 1")
 
 
 class Frontier:

@@ -17,11 +17,10 @@ from cfgjax.diffusion.likelihood import (
     discretised_gaussian_log_prob,
     gaussian_kl,
     prior_bits,
-    split_variance,
     transition_bits,
 )
 from cfgjax.diffusion.mixture import GaussianMixture
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left, eps_from_x
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left, eps_from_x, split_variance
 from cfgjax.diffusion.schedules import logsnr_grid
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"

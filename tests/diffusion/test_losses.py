@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.diffusion.levels import Continuous
 from cfgjax.diffusion.losses import draw, eps_loss
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.process import eps_from_x
@@ -19,9 +20,8 @@ N = 20_000
 def batch():
     """(x, label, eps, logsnr) of N examples, half of the labels dropped, at levels where the data matters."""
     x, label = MIXTURE.sample(jax.random.key(0), N)
-    options = dict(null_label=NULL, p_uncond=0.5, schedule="uniform", logsnr_min=-4.0, logsnr_max=4.0)
-    eps, logsnr, label = draw(jax.random.key(1), x, label, **options)
-    return x, label, eps, logsnr
+    eps, u, label = draw(jax.random.key(1), x, label, null_label=NULL, p_uncond=0.5)
+    return x, label, eps, Continuous("uniform", -4.0, 4.0).logsnr(u)
 
 
 PREDICTORS = {
@@ -55,17 +55,15 @@ def test_each_example_has_its_own_loss_per_dimension():
     np.testing.assert_array_equal(loss, [0, 1, 4])
 
 
-def draw_many(key, **options):
-    """eps [N], logsnr [N] and labels [N], of which all were class 3 before some became 7."""
-    levels = dict(schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0)
-    arguments = dict(null_label=7, p_uncond=0.2) | levels | options
-    eps, logsnr, label = draw(key, jnp.zeros((N, 1)), jnp.full(N, 3), **arguments)
-    return eps[:, 0], logsnr, label
+def draw_many(key, p_uncond=0.2):
+    """eps [N], u [N] and labels [N], of which all were class 3 before some became 7."""
+    eps, u, label = draw(key, jnp.zeros((N, 1)), jnp.full(N, 3), null_label=7, p_uncond=p_uncond)
+    return eps[:, 0], u, label
 
 
 @pytest.mark.parametrize("p_uncond", [0.0, 0.1, 0.5, 1.0])
 def test_labels_are_dropped_at_the_given_rate(p_uncond):
-    _, _, label = draw_many(jax.random.key(0), p_uncond=p_uncond)
+    _, _, label = draw_many(jax.random.key(0), p_uncond)
     assert set(np.unique(label)) <= {3, 7}
     error = 5 * np.sqrt(p_uncond * (1 - p_uncond) / N)
     np.testing.assert_allclose(np.mean(label == 7), p_uncond, atol=error)
@@ -76,8 +74,8 @@ def test_labels_are_dropped_at_the_given_rate(p_uncond):
     [("cosine", [-3.68499, -1.762619, 0, 1.762619, 3.68499]), ("uniform", [-16, -10, 0, 10, 16])],
 )
 def test_levels_follow_the_schedule(schedule, quantiles):
-    _, logsnr, _ = draw_many(jax.random.key(0), schedule=schedule)
-    probability = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
+    _, u, _ = draw_many(jax.random.key(0))
+    logsnr, probability = Continuous(schedule).logsnr(u), np.array([0.1, 0.25, 0.5, 0.75, 0.9])
     share_below = [np.mean(logsnr < quantile) for quantile in quantiles]
     np.testing.assert_allclose(share_below, probability, atol=5 * 0.5 / np.sqrt(N))
 
@@ -88,8 +86,7 @@ def test_noise_is_standard_normal():
 
 
 def test_noise_level_and_label_are_independent():
-    eps, logsnr, label = draw_many(jax.random.key(0), p_uncond=0.5, schedule="uniform")
-    correlation = np.corrcoef(np.stack([eps, logsnr, label]))
+    correlation = np.corrcoef(np.stack(draw_many(jax.random.key(0), 0.5)))
     np.testing.assert_allclose(correlation, np.eye(3), atol=5 / np.sqrt(N))
 
 

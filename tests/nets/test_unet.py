@@ -54,7 +54,7 @@ COUNTS = [
     (ADM128, {}, 421_529_606),
     (ADM128, {"out_channels": 3}, 421_522_691),
     (ADM256, {}, 553_838_086),
-    (ADM256, {"num_classes": 0}, 552_814_086),
+    (ADM256, {"conditional": False}, 552_814_086),
     (ADM512, {}, 558_997_638),
 ]
 
@@ -115,7 +115,7 @@ def test_the_null_label_has_the_last_row(params):
 
 
 def test_without_classes_labels_are_ignored():
-    net = tiny(**ONE_LEVEL, num_classes=0)
+    net = tiny(**ONE_LEVEL, conditional=False)
     params = random_params(net)
     assert "label" not in params
     np.testing.assert_array_equal(apply(net, params), apply(net, params, label=LABEL[::-1]))
@@ -130,7 +130,7 @@ def test_rescaling_changes_the_output_but_no_parameter():
 
 def test_attention_is_where_it_is_asked_for():
     def attended(resolutions):
-        blocks = shapes(tiny(num_classes=0, attention_resolutions=resolutions))
+        blocks = shapes(tiny(conditional=False, attention_resolutions=resolutions))
         return {name for name, block in blocks.items() if "qkv" in block}
 
     assert attended(()) == {"middle_1"}
@@ -167,7 +167,7 @@ def test_bfloat16_stays_out_of_normalisation_and_softmax(params):
 
 
 def test_recomputing_changes_neither_output_nor_gradient():
-    plain, remat = (tiny(**ONE_LEVEL, num_classes=0, remat=remat) for remat in (False, True))
+    plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in (False, True))
     params = random_params(plain)
 
     def value_and_grad(net):

@@ -1,0 +1,34 @@
+"""Checks of what users give to samplers."""
+
+import numpy as np
+
+from cfgjax.diffusion.guidance import scale_to_weight
+from cfgjax.errors import UsageError
+
+
+def check_whole_number(name, value, least):
+    """Raises UsageError unless value is an integer in [least, 2³²)."""
+    if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
+        raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
+
+
+def guidance_weights(guidance, scale, length):
+    """w as float32 [length], from w or from s = 1 + w, a number or one per label; 0 where neither is given."""
+    if guidance is not None and scale is not None:
+        raise UsageError(f"guidance (w) {guidance} and scale (s = 1 + w) {scale} are both given; give one")
+    if scale is not None:
+        return scale_to_weight(per_label("scale", scale, length))
+    return per_label("guidance", 0.0 if guidance is None else guidance, length)
+
+
+def per_label(name, value, length):
+    """value, a finite number or one per label, as float32 [length]."""
+    try:
+        values = np.asarray(value, np.float32)
+    except (TypeError, ValueError):
+        raise UsageError(f"{name} {value}: need a number or one per label") from None
+    if values.ndim and values.shape != (length,):
+        raise UsageError(f"{name} has shape {values.shape} for {length} labels; give a number or one per label")
+    if not np.isfinite(values).all():
+        raise UsageError(f"{name} {values} is not finite")
+    return np.broadcast_to(values, (length,)).astype(np.float32)

@@ -1,0 +1,182 @@
+"""`cfgjax convert`: weights published elsewhere become a run's folder, and a run's weights the files of others."""
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.commands.common import DONE, check_writable, no_arguments, required
+from cfgjax.config import parse_flags
+from cfgjax.errors import UsageError, choose
+
+
+def convert(argv):
+    """openai-adm|diffusers|to-openai-adm --flag=value …: published weights to a workdir, and back."""
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(CONVERSIONS)}")
+    return choose("conversion", argv[1], CONVERSIONS)([" ".join(argv[:2]), *argv[2:]])
+
+
+def openai_adm(argv):
+    """--preset=NAME --checkpoint=FILE.pt --out=WORKDIR [--null_label]: a published model of openai/guided-diffusion."""
+    given = flags.FlagValues()
+    flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
+    parse_import(given, argv, "preset")
+
+    from cfgjax.convert import guided_diffusion
+    from cfgjax.convert.layout import with_null_label
+    from cfgjax.convert.presets import NUM_TIMESTEPS, PRESETS
+    from cfgjax.weights import read_state_dict
+
+    preset = choose("preset", given.preset, PRESETS)
+    net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
+    if given.null_label:
+        with_null_label(net)  # or an error, before the file is read
+    state_dict = read_state_dict(given.checkpoint)
+    try:
+        _, params = guided_diffusion.with_params(net, image_shape, state_dict)
+    except UsageError as e:
+        fitting = [name for name in PRESETS if guided_diffusion.fits(PRESETS[name], state_dict)]
+        hint = f"; it fits {', '.join(fitting)}" if fitting else ""
+        raise UsageError(f"{given.checkpoint} is not {given.preset}: {e}{hint}") from e
+    write_run(
+        given,
+        net,
+        params,
+        image_shape=image_shape,
+        num_classes=preset.num_classes,
+        betas=preset.betas,
+        num_timesteps=NUM_TIMESTEPS,
+        data_path=f"{preset.data}_train.npz",
+        low_res_size=preset.low_res_size,
+    )
+    return DONE
+
+
+def diffusers(argv):
+    """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: a `UNet2DModel` of diffusers."""
+    given = flags.FlagValues()
+    what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
+    flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
+    parse_import(given, argv)
+
+    from cfgjax.convert import diffusers
+    from cfgjax.convert.layout import with_null_label
+
+    betas, num_timesteps = (given.betas, 1000) if given.betas else diffusers.process(given.checkpoint)
+    net, image_shape, state_dict = diffusers.read_unet(given.checkpoint)
+    if given.null_label:
+        with_null_label(net)
+    try:
+        _, params = diffusers.with_params(net, image_shape, state_dict)
+    except UsageError as e:
+        raise UsageError(f"the weights in {given.checkpoint} are not of its config.json: {e}") from e
+    process = dict(betas=betas, num_timesteps=num_timesteps)
+    write_run(
+        given, net, params, image_shape=image_shape, num_classes=net.num_classes, data_path="train.npz", **process
+    )
+    return DONE
+
+
+def to_openai_adm(argv):
+    """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: a run's weights under guided-diffusion's names."""
+    given = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    flags.DEFINE_string("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
+    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+    no_arguments(parse_flags(given, argv))
+    required(given, "workdir", "out")
+    ending = Path(given.out).suffix
+    if ending not in (".npz", ".pt"):
+        raise UsageError(f"--out={given.out}: the ending must be .npz, or .pt where torch is installed")
+    if ending == ".pt" and importlib.util.find_spec("torch") is None:
+        raise UsageError(f"--out={given.out}: a .pt file is written by torch, which is not installed; take .npz")
+    check_writable("out", given.out)
+
+    from cfgjax.convert import guided_diffusion
+    from cfgjax.files import writing
+    from cfgjax.network import make_network
+    from cfgjax.training.checkpoint import load_params
+    from cfgjax.workdir import read_config
+
+    config = read_config(given.workdir)
+    params, step = load_params(given.workdir, config, given.step, given.ema)
+    arrays = guided_diffusion.state_dict(make_network(config), params)
+    with writing(given.out) as temporary:
+        save_arrays(temporary, arrays)
+    print(f"wrote {given.out}: {len(arrays)} arrays of step {step} of {given.workdir}, float32")
+    return DONE
+
+
+def parse_import(given, argv, *also_required):
+    """Reads the flags, which must have a checkpoint and a workdir that is to be new."""
+    flags.DEFINE_string("checkpoint", None, "What to convert.", flag_values=given)
+    flags.DEFINE_string("out", None, "Workdir to write, new or empty.", flag_values=given)
+    what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
+    flags.DEFINE_bool("null_label", False, what, flag_values=given)
+    no_arguments(parse_flags(given, argv))
+    required(given, *also_required, "checkpoint", "out")
+    out = Path(given.out).absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out={given.out} exists and is not an empty folder; nothing was overwritten")
+    above = next(folder for folder in out.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UsageError(f"--out={given.out}: it cannot be written in {above}")
+
+
+def write_run(given, net, params, **described):
+    """Writes the workdir --out, whole or not at all; described: as in `run_config`."""
+    import jax
+    import jax.numpy as jnp
+    from ml_collections import ConfigDict
+
+    from cfgjax.config import to_json
+    from cfgjax.convert.layout import add_null_row, with_null_label
+    from cfgjax.convert.run_config import run_config
+    from cfgjax.training.checkpoint import Cadence, Checkpoints
+    from cfgjax.training.state import TrainState
+
+    if given.null_label:
+        net, params = with_null_label(net), add_null_row(params)
+    config = ConfigDict(run_config(net, **described))
+    with new_folder(given.out) as folder:
+        (folder / "config.json").write_text(to_json(config))
+        with contextlib.closing(Checkpoints(folder / "checkpoints", Cadence(1, keep_last=1))) as checkpoints:
+            checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"
+    print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}")
+
+
+@contextlib.contextmanager
+def new_folder(path):
+    """A temporary folder beside path that takes its place when the block ends; if the block raises it is gone."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_arrays(path, arrays):
+    """Writes {key: array} as .npz, or as the .pt file of a state dict."""
+    import numpy as np
+
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return
+    import torch
+
+    torch.save({key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}, path)
+
+
+CONVERSIONS = {"openai-adm": openai_adm, "diffusers": diffusers, "to-openai-adm": to_openai_adm}

@@ -1,0 +1,85 @@
+"""The published models of openai/guided-diffusion, with the flags of its README as constructor arguments.
+
+The classifiers' flags are the defaults of its `script_util.py`, but for the depth at 64²; they were trained on the
+noise of the diffusion model of their size.
+"""
+
+from typing import NamedTuple
+
+NUM_TIMESTEPS = 1000
+MULTIPLIERS = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+
+
+class Preset(NamedTuple):
+    """A published model.
+
+    kind: "unet", "upsampler" or "classifier". arguments: of guided-diffusion's constructor. betas: of its process of
+    1000 timesteps. data: name of the training data. num_classes: of that; conditional or not is in the arguments.
+    low_res_size: height of the images that an upsampler starts from.
+    """
+
+    kind: str
+    arguments: dict
+    betas: str = "linear"
+    data: str = ""
+    num_classes: int = 1000
+    low_res_size: int | None = None
+
+
+def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, **others):
+    """Constructor arguments of the networks of all three kinds; attention: heights of the maps that have it."""
+    return dict(
+        image_size=size,
+        in_channels=3,
+        model_channels=channels,
+        num_res_blocks=depth,
+        attention_resolutions=tuple(size // height for height in attention),
+        channel_mult=multipliers or MULTIPLIERS[size],
+        resblock_updown=True,
+        use_scale_shift_norm=True,
+        **others,
+    )
+
+
+def imagenet(size, channels=256, depth=2, *, num_classes=1000, betas="linear", **others):
+    arguments = network(size, channels, depth, out_channels=6, num_classes=num_classes, **others)
+    return Preset("unet", arguments, betas, f"imagenet{size}")
+
+
+def lsun(name, dropout):
+    arguments = network(256, 256, 2, out_channels=6, num_head_channels=64, num_classes=None, dropout=dropout)
+    return Preset("unet", arguments, data=name, num_classes=1)
+
+
+def upsampler(low_res_size, size, **others):
+    arguments = network(size, 192, 2, out_channels=6, num_classes=1000, multipliers=MULTIPLIERS[256], **others)
+    return Preset("upsampler", arguments, data=f"imagenet{size}", low_res_size=low_res_size)
+
+
+def classifier(size, depth=2, betas="linear"):
+    arguments = network(size, 128, depth, out_channels=1000, num_head_channels=64, pool="attention")
+    return Preset("classifier", arguments, betas, f"imagenet{size}")
+
+
+PRESETS = {
+    "imagenet64": imagenet(64, 192, 3, betas="cosine", num_head_channels=64, use_new_attention_order=True, dropout=0.1),
+    "imagenet128": imagenet(128, num_heads=4),
+    "imagenet256": imagenet(256, num_head_channels=64),
+    "imagenet256_uncond": imagenet(256, num_head_channels=64, num_classes=None),
+    "imagenet512": imagenet(512, num_head_channels=64),
+    "lsun_bedroom": lsun("lsun_bedroom", 0.1),
+    "lsun_cat": lsun("lsun_cat", 0.1),
+    "lsun_horse": lsun("lsun_horse", 0.1),
+    "lsun_horse_nodropout": lsun("lsun_horse", 0.0),
+    "upsampler_64_256": upsampler(64, 256, num_heads=4),
+    "upsampler_128_512": upsampler(128, 512, attention=(32, 16), num_head_channels=64),
+    "classifier64": classifier(64, depth=4, betas="cosine"),
+    "classifier128": classifier(128),
+    "classifier256": classifier(256),
+    "classifier512": classifier(512),
+}

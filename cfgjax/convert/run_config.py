@@ -1,0 +1,98 @@
+"""The config of a run whose network was trained elsewhere."""
+
+import dataclasses
+
+from cfgjax.nets import NETS, NOISY_CLASSIFIERS, NoisyClassifier
+
+FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network that config.model does not have
+MOST_LABELS = 10  # of a grid of samples
+
+
+def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None):
+    """The config, a dict with every section, that builds net again; sampled as published: 250 ancestral steps.
+
+    image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not be there.
+    low_res_size: of an upsampler. optimizer, train and checkpoint are there for the format: they say nothing of how
+    the network was trained.
+    """
+    config = dict(
+        seed=0,
+        data=dict(
+            source="npz",
+            path=data_path,
+            split="all",
+            num_classes=num_classes,
+            image_shape=tuple(image_shape),
+            random_flip=True,
+        ),
+        model=model_section(net),
+        diffusion=dict(betas=betas, num_timesteps=num_timesteps),
+        optimizer=dict(
+            name="adamw",
+            learning_rate=1e-4,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=0.0,
+            schedule="constant",
+            warmup_steps=0,
+            decay_steps=None,
+            clip_norm=None,
+        ),
+        ema=dict(rates=(), warmup=False),
+        train=dict(
+            batch_size=256,
+            num_steps=1,
+            log_every_steps=1,
+            steps_per_dispatch=1,
+            accumulate_steps=1,
+            max_skipped_in_row=10,
+            init_from=None,
+        ),
+        checkpoint=dict(every_steps=1, keep_last=1, keep_every_steps=None),
+        mesh=dict(data=-1, fsdp=1),
+    )
+    if low_res_size is not None:
+        config["data"]["low_res_size"] = low_res_size
+    if isinstance(net, NoisyClassifier):
+        config["data"]["split"] = "train"
+        return config | dict(evaluate=dict(every_steps=1))
+    learned_variance = net.out_channels == 2 * image_shape[-1]
+    config["diffusion"] |= dict(p_uncond=0.0, learned_variance=learned_variance, time_sampler="uniform")
+    return config | generation(num_classes)
+
+
+def model_section(net):
+    """config.model of a network."""
+    name = next(name for name, network in (NETS | NOISY_CLASSIFIERS).items() if type(net) is network)
+    fields = [field.name for field in dataclasses.fields(net) if field.name not in FIXED]
+    return {"name": name, **{field: getattr(net, field) for field in fields}}
+
+
+def generation(num_classes):
+    """The sections of a network that draws samples."""
+    return dict(
+        sample=dict(
+            every_steps=10_000,
+            labels=tuple(range(min(num_classes, MOST_LABELS))),
+            guidance=(0.0,),
+            per_cell=4,
+            num_steps=250,
+            sampler="ancestral",
+            v=0.0,
+            eta=0.0,
+        ),
+        evaluate=dict(
+            guidance=(0.0,),
+            num_samples=50_000,
+            num_steps=250,
+            batch_size=250,
+            label_policy="balanced",
+            features="inception",
+            classifier=None,
+            reference=None,
+            every_steps=None,
+            every_num_samples=5_000,
+            every_guidance=(0.0,),
+        ),
+    )

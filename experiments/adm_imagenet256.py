@@ -1,0 +1,120 @@
+"""ImageNet 256×256 as in "Diffusion Models Beat GANs" (arXiv:2105.05233): ADM, class-conditional, in discrete time.
+
+cfgjax train --config=experiments/adm_imagenet256.py --workdir=runs/adm_imagenet256
+
+config.data.path is a .npz of `image`, uint8 [N, 256, 256, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
+It is read into memory whole, 252 GB for ImageNet's training set. Sizes, batch, learning rate and length are those of
+the paper's table 11. The guide is experiments/adm_imagenet256_classifier.py, at scale 1.0 (table 14). Not measured
+here.
+
+With --config.model.conditional=False and a workdir of its own it is the paper's unconditional model, guided at scale
+10.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config():
+    """The experiment, every value present."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            data=dict(
+                source="npz",
+                path="imagenet256_train.npz",
+                split="all",
+                num_classes=1000,
+                image_shape=(256, 256, 3),
+                random_flip=True,
+                random_crop=1.0,
+                low_res_size=placeholder(int),
+            ),
+            model=dict(
+                name="unet",
+                channels=256,
+                multipliers=(1, 1, 2, 2, 4, 4),
+                depth=2,
+                attention_resolutions=(32, 16, 8),
+                num_heads=placeholder(int),
+                head_channels=64,
+                legacy_attention_order=True,
+                scale_shift=True,
+                resblock_resample=True,
+                learned_resample=True,
+                rescale=False,
+                dropout=0.0,
+                conditional=True,
+                null_label=False,
+                low_res=False,
+                low_res_noise=False,
+                dtype="bfloat16",
+                remat=False,
+            ),
+            diffusion=dict(
+                p_uncond=0.0,
+                betas="linear",
+                num_timesteps=1000,
+                learned_variance=True,
+                bound_weight=0.001,
+                time_sampler="uniform",
+            ),
+            optimizer=dict(
+                name="adamw",
+                learning_rate=1e-4,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                schedule="constant",
+                warmup_steps=0,
+                decay_steps=placeholder(int),
+                clip_norm=placeholder(float),
+            ),
+            ema=dict(
+                rates=(0.9999,),
+                warmup=True,
+            ),
+            train=dict(
+                batch_size=256,
+                num_steps=1980000,
+                log_every_steps=100,
+                steps_per_dispatch=1,
+                accumulate_steps=1,
+                max_skipped_in_row=10,
+                init_from=placeholder(str),
+            ),
+            checkpoint=dict(
+                every_steps=5000,
+                keep_last=3,
+                keep_every_steps=100000,
+            ),
+            sample=dict(
+                every_steps=10000,
+                labels=tuple(range(10)),
+                guidance=(0.0,),
+                per_cell=4,
+                num_steps=250,
+                sampler="ancestral",
+                v=placeholder(float),  # the learned one
+                eta=0.0,
+            ),
+            evaluate=dict(
+                guidance=(0.0,),
+                num_samples=50000,
+                num_steps=250,
+                batch_size=50,
+                label_policy="random",
+                features="inception",
+                classifier=placeholder(str),
+                reference=placeholder(str),
+                every_steps=placeholder(int),
+                every_num_samples=5000,
+                every_guidance=(0.0,),
+            ),
+            mesh=dict(
+                data=-1,
+                fsdp=1,
+            ),
+        )
+    )

@@ -1,0 +1,344 @@
+"""`cfgjax convert` makes a whole workdir of a published file, or one line and nothing."""
+
+import importlib.util
+import json
+import os
+import pickle
+
+import command
+import jax
+import numpy as np
+import pytest
+from tiny import same_trees
+from weight_files import GOLDENS, load, save_pt, save_safetensors
+
+import cfgjax
+from cfgjax import cli
+from cfgjax.convert import guided_diffusion, presets
+from cfgjax.convert.layout import flat, shapes_of
+from cfgjax.convert.presets import Preset
+from cfgjax.errors import UsageError
+from cfgjax.network import check_network, make_network, sections
+from cfgjax.training.checkpoint import load_params, whole_steps
+from cfgjax.workdir import read_config
+
+SMALL = dict(
+    image_size=8,
+    in_channels=3,
+    model_channels=32,
+    num_res_blocks=1,
+    attention_resolutions=[1],
+    channel_mult=[1],
+    num_head_channels=16,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+)
+UNET = SMALL | dict(out_channels=6, num_classes=5)
+TINY = {
+    "tiny": Preset("unet", UNET, "cosine", "tiny", 5),
+    "tiny_uncond": Preset("unet", UNET | {"num_classes": None}, "cosine", "tiny", 1),
+    "tiny_upsampler": Preset("upsampler", UNET, "cosine", "tiny", 5, low_res_size=4),
+    "tiny_classifier": Preset("classifier", SMALL | dict(out_channels=7, pool="attention"), "cosine", "tiny", 7),
+}
+EVERY = pytest.mark.parametrize("name", TINY)
+
+
+def weights(name):
+    """A state dict for a tiny preset."""
+    net, image_shape = guided_diffusion.MAKERS[TINY[name].kind](TINY[name].arguments)
+    rng = np.random.default_rng(len(name))
+    draw = lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
+    return guided_diffusion.state_dict(net, jax.tree.map(draw, shapes_of(net, image_shape)))
+
+
+@pytest.fixture(autouse=True)
+def tiny_presets(monkeypatch):
+    """Small networks in place of the published ones."""
+    monkeypatch.setattr(presets, "PRESETS", TINY)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a checkpoint of every tiny preset."""
+    folder = tmp_path_factory.mktemp("files")
+    for name in TINY:
+        save_pt(folder / f"{name}.pt", weights(name))
+    return folder
+
+
+def convert(files, name, out, *others):
+    words = ["convert", "openai-adm", f"--preset={name}", f"--checkpoint={files / f'{name}.pt'}", f"--out={out}"]
+    return cli.run([*words, *others])
+
+
+@pytest.fixture(scope="module")
+def runs(files, tmp_path_factory):
+    """A folder with the workdir of every tiny preset."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(presets, "PRESETS", TINY)
+        for name in TINY:
+            convert(files, name, folder / name)
+    return folder
+
+
+@EVERY
+def test_a_conversion_leaves_an_ordinary_workdir(runs, name):
+    config = read_config(runs / name)
+    assert set(config) == set(sections(config))
+    assert whole_steps(runs / name / "checkpoints") == [0]
+    params, step = load_params(runs / name, config)
+    shapes = check_network(make_network(config), config.data.image_shape)
+    assert step == 0
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
+    net, _ = guided_diffusion.MAKERS[TINY[name].kind](TINY[name].arguments)
+    assert make_network(config) == net.clone(num_classes=TINY[name].num_classes)
+    assert sorted(path.name for path in runs.iterdir()) == sorted(TINY)
+
+
+def test_a_converted_model_is_the_published_network_at_its_timesteps(runs):
+    model, rng = cfgjax.load(runs / "tiny"), np.random.default_rng(0)
+    time, label = np.int32([0, 500]), np.int32([3, 0])
+    z = rng.standard_normal((2, 8, 8, 3)).astype(np.float32)
+    net, params = guided_diffusion.unet(UNET, weights("tiny"))
+    expected = jax.jit(net.apply)({"params": params}, z, time.astype(np.float32), label)[..., :3]
+    alpha_bar = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2  # IDDPM eq. (17), unclipped so early
+    alpha_bar = (alpha_bar[1:] / alpha_bar[0])[time]
+    logsnr = np.log(alpha_bar / (1 - alpha_bar))
+    np.testing.assert_allclose(model.eps(z, logsnr, label), expected, atol=2e-5)
+
+
+def test_a_converted_model_draws_samples(runs):
+    images = cfgjax.load(runs / "tiny_uncond").sample(labels=[0, 0], num_steps=2)
+    assert images.shape == (2, 8, 8, 3) and images.dtype == np.uint8
+    assert (images[0] != images[1]).any()
+
+
+def test_a_converted_upsampler_enlarges_images(runs):
+    low_res = np.zeros((2, 4, 4, 3), np.uint8)
+    assert cfgjax.load(runs / "tiny_upsampler").sample([1, 4], num_steps=2, low_res=low_res).shape == (2, 8, 8, 3)
+
+
+def test_sample_takes_a_converted_workdir(runs, tmp_path):
+    words = [f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'grid.png'}", "--per_cell=1", "--num_steps=2"]
+    assert cli.run(["sample", "--labels=0,3", *words]) == 0
+    assert (tmp_path / "grid.png").stat().st_size > 100
+
+
+def test_the_null_label_is_one_row_more_and_allows_guidance(runs, files, tmp_path):
+    convert(files, "tiny", tmp_path / "run", "--null_label")
+    model, label = cfgjax.load(tmp_path / "run"), weights("tiny")["label_emb.weight"]
+    assert model.config.model.null_label and not read_config(runs / "tiny").model.null_label
+    assert model.params["label"].shape == (6, 128)
+    np.testing.assert_array_equal(model.params["label"][:5], label)
+    assert model.sample([1], guidance=1.0, num_steps=2).shape == (1, 8, 8, 3)
+
+
+@EVERY
+def test_there_and_back_is_the_published_file(runs, name, tmp_path):
+    out = tmp_path / f"{name}.pt"  # an .npz by its content is all that matters
+    assert cli.run(["convert", "to-openai-adm", f"--workdir={runs / name}", f"--out={tmp_path / 'back.npz'}"]) == 0
+    expected = weights(name)
+    with np.load(tmp_path / "back.npz") as file:
+        assert set(file.files) == expected.keys()
+        for key in file.files:
+            assert file[key].dtype == np.float32
+            np.testing.assert_array_equal(file[key], expected[key], err_msg=key)
+    (tmp_path / "back.npz").rename(out)
+    assert convert(tmp_path, name, tmp_path / "again") == 0
+    params = [load_params(run, read_config(run))[0] for run in (runs / name, tmp_path / "again")]
+    assert same_trees(*params)
+
+
+def test_a_pt_file_needs_torch(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"written by torch, which is not installed; take \.npz"):
+        cli.run(["convert", "to-openai-adm", f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'back.pt'}"])
+
+
+# One line, and nothing written
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("tiny", "tiny_classifier", r"tiny\.pt is not tiny: its keys .*; it fits tiny_classifier\Z"),
+        ("tiny_uncond", "tiny", r"1 not used: label_emb\.weight; it fits tiny\Z"),
+        (
+            "tiny",
+            "tiny_upsampler",
+            r"input_blocks\.0\.0\.weight has shape \(32, 6, 3, 3\), .*; it fits tiny_upsampler\Z",
+        ),
+    ],
+)
+def test_the_checkpoint_of_another_preset_is_told_with_its_name(name, given, told, tmp_path):
+    save_pt(tmp_path / f"{name}.pt", weights(given))
+    with pytest.raises(UsageError, match=told):
+        convert(tmp_path, name, tmp_path / "run")
+    assert os.listdir(tmp_path) == [f"{name}.pt"]
+
+
+def test_missing_and_extra_keys_are_named(tmp_path):
+    arrays = weights("tiny")
+    arrays["out.3.weight"] = arrays.pop("out.2.weight")
+    save_pt(tmp_path / "tiny.pt", arrays)
+    with pytest.raises(UsageError, match=r"1 missing: out\.2\.weight; 1 not used: out\.3\.weight\Z"):
+        convert(tmp_path, "tiny", tmp_path / "run")
+    assert os.listdir(tmp_path) == ["tiny.pt"]
+
+
+def test_a_truncated_file_is_told(files, tmp_path):
+    content = (files / "tiny.pt").read_bytes()
+    (tmp_path / "tiny.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UsageError, match=r"\Acannot read [^\n]*tiny\.pt[^\n]*\Z"):
+        convert(tmp_path, "tiny", tmp_path / "run")
+    assert os.listdir(tmp_path) == ["tiny.pt"]
+
+
+NEW = ["--checkpoint=x.pt", "--out=new"]
+
+
+class Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_bad_usage_exits_with_2_and_one_line(tmp_path):
+    (tmp_path / "code.pt").write_bytes(pickle.dumps({"x": Code(tmp_path / "made")}, 2))
+    flags = f"--checkpoint={tmp_path / 'code.pt'} --out={tmp_path / 'run'}"
+    code, out, err = command.run(f"convert openai-adm --preset=classifier64 {flags}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("cfgjax: error: ") and "which is not a tensor; refused" in err
+    assert os.listdir(tmp_path) == ["code.pt"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "its first word is one of openai-adm, diffusers, to-openai-adm"),
+        (["--preset=tiny"], "its first word is one of"),
+        (["openai_adm"], "unknown conversion 'openai_adm', did you mean 'openai-adm'?"),
+        (["openai-adm"], "--preset and --checkpoint and --out must be given"),
+        (["openai-adm", "--presto=tiny"], "presto"),
+        (["openai-adm", "tiny"], "takes flags only"),
+        (["openai-adm", "--preset=tinny", *NEW], "unknown preset 'tinny', did you mean 'tiny'?"),
+        (["openai-adm", "--preset=tiny", *NEW], "cannot read x.pt: No such file"),
+        (["openai-adm", "--preset=tiny_uncond", *NEW, "--null_label"], "conditional on labels"),
+        (["openai-adm", "--preset=tiny_classifier", *NEW, "--null-label"], "conditional on labels"),
+        (["diffusers", "--checkpoint=absent", "--out=new"], "absent is no folder of diffusers"),
+        (["diffusers", "--checkpoint=absent", "--out=new", "--betas=sigmoid"], "betas"),
+        (["to-openai-adm", "--workdir=absent", "--out=x.npz"], "absent holds no run"),
+        (["to-openai-adm", "--workdir=absent", "--out=x.bin"], "the ending must be .npz"),
+        (["to-openai-adm", "--workdir=absent", "--out=none/x.npz"], "it cannot be written in"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told(words, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=told.replace("?", r"\?")):
+        cli.run(["convert", *words])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(files, tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    for out in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(UsageError, match="exists and is not an empty folder; nothing was overwritten"):
+            convert(files, "tiny", out)
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_an_empty_folder_and_one_in_a_new_place_are_taken(files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "empty", tmp_path / "new/place"):
+        assert convert(files, "tiny", out) == 0
+        assert sorted(os.listdir(out)) == ["checkpoints", "config.json"]
+
+
+def test_a_conversion_that_fails_while_writing_leaves_nothing(files, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("cfgjax.training.checkpoint.Checkpoints.save", fail)
+    with pytest.raises(OSError, match="no space left"):
+        convert(files, "tiny", tmp_path / "run")
+    assert not os.listdir(tmp_path)
+
+
+# diffusers
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A pipeline of diffusers: a network and a scheduler."""
+    config, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
+    for name in ("unet", "scheduler"):
+        (tmp_path / "pipeline" / name).mkdir(parents=True)
+    (tmp_path / "pipeline/unet/config.json").write_text(json.dumps(config))
+    save_safetensors(tmp_path / "pipeline/unet/diffusion_pytorch_model.safetensors", state_dict)
+    scheduler = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 400, "prediction_type": "epsilon"}
+    (tmp_path / "pipeline/scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    return tmp_path / "pipeline"
+
+
+def convert_diffusers(pipeline, *others):
+    words = [f"--checkpoint={pipeline / 'unet'}", f"--out={pipeline / 'run'}", *others]
+    return cli.run(["convert", "diffusers", *words])
+
+
+def test_a_network_of_diffusers_becomes_a_workdir(pipeline):
+    assert convert_diffusers(pipeline) == 0
+    model = cfgjax.load(pipeline / "run")
+    assert (model.num_classes, model.image_shape) == (5, (16, 16, 3))
+    assert dict(model.config.diffusion)["betas"] == "cosine" and model.config.diffusion.num_timesteps == 400
+    assert model.config.diffusion.learned_variance
+
+
+def test_a_bin_file_is_read_too(pipeline):
+    unet = pipeline / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    save_pt(unet / "diffusion_pytorch_model.bin", load(GOLDENS / "diffusers_unet_adm.npz")[1])
+    assert convert_diffusers(pipeline, "--betas=linear", "--null_label") == 0
+    config = read_config(pipeline / "run")
+    assert (config.diffusion.betas, config.diffusion.num_timesteps) == ("linear", 1000)
+    assert load_params(pipeline / "run", config)[0]["label"].shape == (6, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("unet/config.json", "{", "cannot read .*config.json"),
+        ("unet/config.json", "[]", "it holds a list, not a dict"),
+        ("unet/config.json", '{"norm_eps": 1e-06}', "norm_eps 1e-06; accepted is 1e-05"),
+        ("unet/diffusion_pytorch_model.safetensors", "{}", "neither a PyTorch file"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "has beta_schedule 'sigmoid'"),
+    ],
+)
+def test_a_folder_of_diffusers_that_does_not_fit_is_told(pipeline, name, content, told):
+    (pipeline / name).write_text(content)
+    with pytest.raises(UsageError, match=told):
+        convert_diffusers(pipeline)
+    assert sorted(path.name for path in pipeline.iterdir()) == ["scheduler", "unet"]
+
+
+def test_weights_of_another_config_are_told(pipeline):
+    other, _, _ = load(GOLDENS / "diffusers_unet_conv.npz")
+    (pipeline / "unet/config.json").write_text(json.dumps(other))
+    with pytest.raises(UsageError, match=r"are not of its config\.json: its keys are not the network's; \d+ missing"):
+        convert_diffusers(pipeline)
+
+
+def test_a_folder_without_weights_is_told(pipeline):
+    (pipeline / "unet/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"has neither diffusion_pytorch_model\.safetensors nor"):
+        convert_diffusers(pipeline)
+
+
+def test_what_a_workdir_holds_is_what_the_file_held(pipeline):
+    convert_diffusers(pipeline)
+    _, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
+    values = np.sort(np.concatenate([value.ravel() for value in state_dict.values()]).astype(np.float32))
+    params = flat(load_params(pipeline / "run", read_config(pipeline / "run"))[0])
+    np.testing.assert_array_equal(np.sort(np.concatenate([leaf.ravel() for leaf in params.values()])), values)

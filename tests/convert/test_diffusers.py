@@ -1,0 +1,116 @@
+"""Networks of diffusers give the same numbers here, and those that are not ADM's are refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from weight_files import GOLDENS, load
+
+from cfgjax.convert import diffusers
+from cfgjax.errors import UsageError
+
+PATHS = sorted(GOLDENS.glob("diffusers_unet_*.npz"))
+ADM, CONV = PATHS
+ATTENDED = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_outputs_are_the_reference_implementations(path):
+    config, state_dict, arrays = load(path)
+    net, params = diffusers.unet(config, state_dict)
+    z, label = arrays["in/x"].transpose(0, 2, 3, 1), arrays["in/y"].astype(np.int32)
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(net.apply)({"params": params}, z, arrays["in/t"], label)
+    np.testing.assert_allclose(out.transpose(0, 3, 1, 2), arrays["out/out"], atol=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_every_key_is_used_once(path):
+    config, state_dict, _ = load(path)
+    net, params = diffusers.unet(config, state_dict)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == sum(value.size for value in state_dict.values())
+    for key in state_dict:
+        with pytest.raises(UsageError, match=f"1 missing: {key}"):
+            diffusers.load({k: v for k, v in state_dict.items() if k != key}, params, diffusers.slots(net))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "_class_name 'UNet2DConditionModel'; accepted is 'UNet2DModel'"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier'"),
+        ({"flip_sin_to_cos": False}, "flip_sin_to_cos False"),
+        ({"freq_shift": 1}, "freq_shift 1; accepted is 0"),
+        ({"norm_eps": 1e-6}, "norm_eps 1e-06"),
+        ({"norm_num_groups": 16}, "norm_num_groups 16"),
+        ({"attn_norm_num_groups": None}, "attn_norm_num_groups None; accepted with 'scale_shift' is 32"),
+        ({"class_embed_type": "timestep"}, "class_embed_type 'timestep'"),
+        ({"center_input_sample": True}, "center_input_sample True"),
+        ({"add_attention": False}, "add_attention False"),
+        ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor 1.4"),
+        ({"act_fn": "gelu"}, "act_fn 'gelu'"),
+        ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift 'spatial'"),
+        ({"out_channels": 4}, "out_channels 4; accepted are 3, or 6 with learned variance"),
+        ({"down_block_types": ["SkipDownBlock2D", "AttnDownBlock2D"]}, "down_block_types with 'SkipDownBlock2D'"),
+        ({"up_block_types": ["ResnetUpsampleBlock2D"] * 2}, "up_block_types that are not down_block_types reversed"),
+        ({"up_block_types": ["AttnUpBlock2D"]}, "of different lengths"),
+        ({"upsample_type": "conv"}, "resample in two manners"),
+        (ATTENDED | {"downsample_type": "k"}, "downsample_type or upsample_type 'k'"),
+        ({"sample_size": None}, "sample_size None; need the one height and width"),
+        ({"sample_size": [16, 32]}, r"sample_size \[16, 32\]"),
+        ({"encoder_hid_dim": 3}, "encoder_hid_dim, which is not understood"),
+        ({"block_out_channels": None}, "config.json is not of a UNet2DModel"),
+        ({"block_out_channels": [40, 64]}, "40 channels are not divisible"),
+    ],
+)
+def test_a_config_of_another_network_is_refused_by_its_key(changed, told):
+    config, state_dict, _ = load(ADM)
+    with pytest.raises(UsageError, match=told):
+        diffusers.unet(config | changed, state_dict)
+
+
+def test_keys_with_defaults_may_be_absent():
+    config, state_dict, _ = load(CONV)
+    short = {key: value for key, value in config.items() if key in diffusers.DEFAULTS}
+    assert diffusers.unet(short, state_dict)[0] == diffusers.unet(config, state_dict)[0]
+
+
+@pytest.mark.parametrize("width", [96, 160, 224, 352, 416, 608, 736])
+def test_widths_are_whole_whatever_their_ratio(width):
+    for channels in (96, 160, 192, 224, 352, 416):
+        assert int(diffusers.multiplier(width, channels) * channels) == width
+
+
+SCHEDULER = {"_class_name": "DDPMScheduler", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+
+
+def process(tmp_path, scheduler):
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    return diffusers.process(tmp_path / "unet")
+
+
+def test_the_scheduler_beside_the_network_tells_its_process(tmp_path):
+    assert process(tmp_path, SCHEDULER | {"num_train_timesteps": 1000, "clip_sample": True}) == ("linear", 1000)
+
+
+def test_without_a_scheduler_the_process_is_adms(tmp_path):
+    assert diffusers.process(tmp_path / "unet") == ("linear", 1000)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"beta_end": 0.012}, "has beta_end 0.012; accepted: 0.02"),
+        ({"num_train_timesteps": 4000}, "has beta_start 0.0001; accepted: 2.5e-05"),
+        ({"beta_schedule": "scaled_linear"}, "has beta_schedule 'scaled_linear'; accepted: linear, squaredcos_cap_v2"),
+        ({"prediction_type": "v_prediction"}, "has prediction_type 'v_prediction'; accepted: epsilon"),
+        ({"variance_type": "learned"}, "has variance_type 'learned'"),
+        ({"trained_betas": [0.1]}, r"has trained_betas \[0.1\]; accepted: none"),
+        ({"rescale_betas_zero_snr": True}, "has rescale_betas_zero_snr True"),
+    ],
+)
+def test_a_process_that_is_not_ours_is_refused_by_its_key(tmp_path, changed, told):
+    with pytest.raises(UsageError, match=told):
+        process(tmp_path, SCHEDULER | changed)
