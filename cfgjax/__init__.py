@@ -1,7 +1,7 @@
 """cfgjax: classifier-free guidance in JAX. `cfgjax.load(workdir).sample(labels=[3], guidance=1.0)`."""
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_classifier"]
 
 
 def load(workdir, step=None, ema=None):
@@ -9,3 +9,10 @@ def load(workdir, step=None, ema=None):
     from cfgjax.model import load  # here, so that `import cfgjax` does not import jax
 
     return load(workdir, step=step, ema=ema)
+
+
+def load_classifier(workdir, step=None, ema=None):
+    """The noise-aware classifier of a workdir, to guide a model's samples; see `cfgjax.classifier.load_classifier`."""
+    from cfgjax.classifier import load_classifier
+
+    return load_classifier(workdir, step=step, ema=ema)

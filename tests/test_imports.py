@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
-TOOLS |= {"progress", "config", "errors", "targets"}
+TOOLS |= {"progress", "config", "errors", "targets", "process", "classifier", "arguments"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -19,13 +19,18 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "config": {"errors"},
     "sharding": {"errors"},
     "data": {"data", "diffusion", "config", "files", "errors"},
-    "network": {"nets", "diffusion", "config", "errors"},
+    "process": {"diffusion", "config", "errors"},
+    "arguments": {"diffusion", "errors"},
+    "network": {"nets", "diffusion", "process", "config", "errors"},
+    "classifier": {"data", "network", "process", "sharding", "workdir", "training.checkpoint", "errors"},
+    "cascade": {"data", "model", "errors"},
     "workdir": {"config", "errors"},
     "convert": {"convert", "nets", "weights", "files", "errors"},
     "processes": set(),
     "progress": set(),
     "download": {"files", "errors"},
-    "model": {"data", "diffusion", "network", "processes", "sharding", "workdir", "training.checkpoint", "errors"},
+    "model": {"arguments", "classifier", "process", "data", "diffusion", "network", "processes", "sharding", "workdir"}
+    | {"training.checkpoint", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
 }

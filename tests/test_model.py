@@ -60,7 +60,8 @@ def test_sample_i_is_the_same_for_any_batch_size_and_number_of_devices(model, pa
 def test_nothing_but_shape_steps_and_sampler_compiles(params):
     traces = []
     net, levels = make_network(digits_config()), diffusion_of(digits_config()).levels
-    model = Model(digits_config(), params, bind_params=lambda params: traces.append(1) or bind(net, params, levels=levels))
+    bound = lambda params: traces.append(1) or bind(net, params, levels=levels)
+    model = Model(digits_config(), params, bind_params=bound)
     model.sample(LABELS[:8], 1.0, num_steps=4)
     before = len(traces)
     model.sample(LABELS[8:16], 2.0, num_steps=4, seed=9)

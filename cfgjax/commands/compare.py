@@ -16,6 +16,7 @@ def compare(argv):
     """RUN… [--targets=cfg_imagenet64 --out=FILE.csv]: frontiers side by side, and beside published rows."""
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
+    flags.DEFINE_bool("rows", False, "A line for each setting, with its network calls.", flag_values=given)
     flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
     flags.DEFINE_string("out", None, "File for the joined table, .json or .csv.", flag_values=given)
     _, *paths = parse_flags(given, argv)
@@ -30,9 +31,11 @@ def compare(argv):
 
     published = None if given.targets is None else targets.load(given.targets)
     files = [find_frontier(path) for path in paths]
-    runs = [side_by_side.make_run(label, read(file)) for label, file in zip(labels(files), files, strict=True)]
+    records = dict(zip(labels(files), map(read, files), strict=True))
+    runs = [side_by_side.make_run(label, record) for label, record in records.items()]
     groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
-    print("\n".join([*side_by_side.facts_table(runs), "", *side_by_side.table(groups), "", *notes]).rstrip())
+    tables = side_by_side.rows_table(records) if given.rows else side_by_side.table(groups)
+    print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
     if given.out is not None:
         record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
         record["rows"] = side_by_side.joined(groups)

@@ -38,7 +38,7 @@ def openai_adm(argv):
         with_null_label(net)  # or an error, before the file is read
     state_dict = read_state_dict(given.checkpoint)
     try:
-        _, params = guided_diffusion.with_params(net, image_shape, state_dict)
+        params = guided_diffusion.parameters(net, image_shape, state_dict)
     except UsageError as e:
         fitting = [name for name in PRESETS if guided_diffusion.fits(PRESETS[name], state_dict)]
         hint = f"; it fits {', '.join(fitting)}" if fitting else ""
@@ -72,7 +72,7 @@ def diffusers(argv):
     if given.null_label:
         with_null_label(net)
     try:
-        _, params = diffusers.with_params(net, image_shape, state_dict)
+        params = diffusers.parameters(net, image_shape, state_dict)
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} are not of its config.json: {e}") from e
     process = dict(betas=betas, num_timesteps=num_timesteps)

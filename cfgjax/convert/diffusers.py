@@ -99,12 +99,13 @@ def unet(config, state_dict):
     Raises UsageError naming the key of a config that is not accepted, see above, or the keys of the state dict that
     are missing, left over or of another shape.
     """
-    return with_params(*make_unet(config), state_dict)
+    net, image_shape = make_unet(config)
+    return net, parameters(net, image_shape, state_dict)
 
 
-def with_params(net, image_shape, state_dict):
-    """(net, params) for a state dict of theirs; errors as in `unet`."""
-    return net, load(state_dict, shapes_of(net, image_shape), slots(net))
+def parameters(net, image_shape, state_dict):
+    """The parameters of net, which `make_unet` made, out of a state dict; errors as in `unet`."""
+    return load(state_dict, shapes_of(net, image_shape), slots(net))
 
 
 def make_unet(config):
@@ -242,8 +243,10 @@ def process(folder):
         return "linear", 1000
     given = read_json(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-    only = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
+    only: dict = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
     only |= {"rescale_betas_zero_snr": (False, None), "variance_type": (None, *VARIANCES)}
+    if not isinstance(steps, int) or steps < 2:
+        raise UsageError(f"{path} has num_train_timesteps {steps!r}; need an integer of at least 2")
     if given.get("beta_schedule") == "linear":
         only |= {"beta_start": (0.1 / steps, None), "beta_end": (20 / steps, None)}
     for key, accepted in only.items():

@@ -58,22 +58,25 @@ def unet(config, state_dict):
     state_dict: its key names → arrays, numpy or anything `numpy.asarray` takes; float32 ones are not copied.
     Raises UsageError for keys that are missing, left over or of another shape, and for arguments not understood.
     """
-    return with_params(*make_unet(config), state_dict)
+    net, image_shape = make_unet(config)
+    return net, parameters(net, image_shape, state_dict)
 
 
 def upsampler(config, state_dict):
     """(net, params) of `SuperResModel`, as `unet`; `in_channels` there are the image's, and the network joins two."""
-    return with_params(*make_upsampler(config), state_dict)
+    net, image_shape = make_upsampler(config)
+    return net, parameters(net, image_shape, state_dict)
 
 
 def classifier(config, state_dict):
     """(net, params) of `EncoderUNetModel`, as `unet`; `out_channels` there are the classes."""
-    return with_params(*make_classifier(config), state_dict)
+    net, image_shape = make_classifier(config)
+    return net, parameters(net, image_shape, state_dict)
 
 
-def with_params(net, image_shape, state_dict):
-    """(net, params) for a state dict of theirs; errors as in `unet`."""
-    return net, load(state_dict, shapes_of(net, image_shape), slots(net))
+def parameters(net, image_shape, state_dict):
+    """The parameters of net, which `make_unet` or another made, out of a state dict; errors as in `unet`."""
+    return load(state_dict, shapes_of(net, image_shape), slots(net))
 
 
 def fits(preset, state_dict):
@@ -102,7 +105,7 @@ def state_dict(net, params):
 
 def slots(net):
     """The function of a parameter's path that gives its `Slot` in a state dict."""
-    outside = OUTSIDE | POOLED.get(getattr(net, "pool", None), {})
+    outside = OUTSIDE | (POOLED[net.pool] if isinstance(net, NoisyClassifier) else {})
 
     def slot(path):
         if path == ("label",):
@@ -125,7 +128,7 @@ def make_unet(config):
     if given["num_head_channels"] == -1 and given["num_heads_upsample"] not in (-1, given["num_heads"]):
         heads = f"num_heads_upsample is {given['num_heads_upsample']}, num_heads is {given['num_heads']}"
         raise UsageError(f"{heads}; ours are the same both ways")
-    return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), image_shape(given)
+    return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), shape_of(given)
 
 
 def make_upsampler(config):
@@ -140,7 +143,7 @@ def make_classifier(config):
     if given["pool"] not in POOLED:
         raise UsageError(f"unknown pool {given['pool']!r}{nearest(given['pool'], POOLED)}")
     net = NoisyClassifier(num_classes=given["out_channels"], pool=given["pool"], **backbone(given))
-    return net, image_shape(given)
+    return net, shape_of(given)
 
 
 def arguments(name, config, **own):
@@ -175,7 +178,7 @@ def backbone(given):
     )
 
 
-def image_shape(given):
+def shape_of(given):
     """[H, W, C] of the images."""
     return (given["image_size"], given["image_size"], given["in_channels"])
 

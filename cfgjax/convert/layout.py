@@ -22,7 +22,7 @@ class Slot(NamedTuple):
 
 
 def to_theirs(path, array, ones=0):
-    """A view of our array in their layout: HWIO → OIHW, kernel [in, out] → [out, in, 1, …], position [N, C] → [C, N]."""
+    """A view of our array in their layout: HWIO → OIHW, kernel [in, out] → [out, in, 1…], position [N, C] → [C, N]."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T[(..., *[None] * ones)] if path[-1] in ("kernel", "position") else array
@@ -57,7 +57,7 @@ def load(state_dict, shapes, slot):
     What is float32 there and one array is a view, not a copy. Raises UsageError as `check`.
     """
     check(state_dict, shapes, slot)
-    found = {}
+    found: dict = {}
     for path in flat(shapes):
         keys, ones = slot(path)
         arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
@@ -67,7 +67,7 @@ def load(state_dict, shapes, slot):
 
 def save(params, slot):
     """{their key: array, float32, in their layout}, views where params are numpy: the inverse of `load`."""
-    found = {}
+    found: dict = {}
     for path, leaf in flat(params).items():
         keys, ones = slot(path)
         parts = np.split(to_theirs(path, np.asarray(leaf, np.float32), ones), len(keys))
@@ -77,7 +77,7 @@ def save(params, slot):
 
 def check(state_dict, shapes, slot):
     """Raises UsageError naming the first ten keys that are missing or not used, or the first of another shape."""
-    wanted = {}
+    wanted: dict = {}
     for path, leaf in flat(shapes).items():
         keys, ones = slot(path)
         rows, *rest = to_theirs(path, np.broadcast_to(np.float32(0), leaf.shape), ones).shape

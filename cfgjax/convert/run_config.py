@@ -9,13 +9,13 @@ MOST_LABELS = 10  # of a grid of samples
 
 
 def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None):
-    """The config, a dict with every section, that builds net again; sampled as published: 250 ancestral steps.
+    """The config, a dict with every section, that builds net again; sampled as ADM is: 250 steps, random labels.
 
     image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not be there.
     low_res_size: of an upsampler. optimizer, train and checkpoint are there for the format: they say nothing of how
     the network was trained.
     """
-    config = dict(
+    config: dict = dict(
         seed=0,
         data=dict(
             source="npz",
@@ -24,6 +24,8 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
             num_classes=num_classes,
             image_shape=tuple(image_shape),
             random_flip=True,
+            random_crop=1.0,
+            low_res_size=low_res_size,
         ),
         model=model_section(net),
         diffusion=dict(betas=betas, num_timesteps=num_timesteps),
@@ -52,14 +54,14 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
         checkpoint=dict(every_steps=1, keep_last=1, keep_every_steps=None),
         mesh=dict(data=-1, fsdp=1),
     )
-    if low_res_size is not None:
-        config["data"]["low_res_size"] = low_res_size
     if isinstance(net, NoisyClassifier):
         config["data"]["split"] = "train"
         return config | dict(evaluate=dict(every_steps=1))
     learned_variance = net.out_channels == 2 * image_shape[-1]
-    config["diffusion"] |= dict(p_uncond=0.0, learned_variance=learned_variance, time_sampler="uniform")
-    return config | generation(num_classes)
+    config["diffusion"] |= dict(
+        p_uncond=0.0, learned_variance=learned_variance, bound_weight=0.001, time_sampler="uniform"
+    )
+    return config | generation(num_classes, None if learned_variance else 0.0)
 
 
 def model_section(net):
@@ -69,8 +71,8 @@ def model_section(net):
     return {"name": name, **{field: getattr(net, field) for field in fields}}
 
 
-def generation(num_classes):
-    """The sections of a network that draws samples."""
+def generation(num_classes, v):
+    """The sections of a network that draws samples; v: of the sampler, None where the variance is learned."""
     return dict(
         sample=dict(
             every_steps=10_000,
@@ -79,7 +81,7 @@ def generation(num_classes):
             per_cell=4,
             num_steps=250,
             sampler="ancestral",
-            v=0.0,
+            v=v,
             eta=0.0,
         ),
         evaluate=dict(
@@ -87,7 +89,7 @@ def generation(num_classes):
             num_samples=50_000,
             num_steps=250,
             batch_size=250,
-            label_policy="balanced",
+            label_policy="random",
             features="inception",
             classifier=None,
             reference=None,

@@ -7,6 +7,7 @@ import io
 from cfgjax.download import INCEPTION_SHA256
 from cfgjax.errors import UsageError
 from cfgjax.evaluation import report
+from cfgjax.evaluation.cells import aligned, cell_text, either, text
 from cfgjax.targets import METRICS, SETTINGS, stated
 
 SUBTRACTED = ("FID", "IS")
@@ -233,38 +234,32 @@ def about(targets):
     return lines
 
 
-def text(value):
-    """A setting's value in words."""
-    if isinstance(value, list | tuple):
-        return "×".join(map(text, value))
-    if value is None:
-        return "none"
-    return f"{value:,}" if type(value) is int else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def either(values):
-    """Several values in words."""
-    return " or ".join(map(text, values))
-
-
-def cell_text(cell, form):
-    """A mean, with the standard deviation where there are several seeds, or a dash."""
-    if cell is None:
-        return "-"
-    mean, std, count = cell
-    return f"{mean:{form}}" + (f" ± {std:.2g}" if count > 1 else "")
-
-
-def aligned(lines, *, right):
-    """Lines of cells as columns of one width each."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    pad = str.rjust if right else str.ljust
-    return ["  ".join(map(pad, line, widths)).rstrip() for line in lines]
-
-
 def facts_table(runs):
     """The lines of a table of the runs and what they were made with."""
     return aligned([list(runs[0].facts), *([*run.facts.values()] for run in runs)], right=False)
+
+
+def rows_table(records):
+    """The lines of a table of {label: frontier.json's content}: a setting each, with what it costs and what was found.
+
+    calls: of the diffusion network for one sample; gradients: of the classifier that guides.
+    """
+    metrics = list(dict.fromkeys(name for record in records.values() for name in report.shown_names(record["rows"])))
+    lines = [["run", "w", "classifier scale", "T", "calls", "gradients", *metrics]]
+    for label, record in records.items():
+        same: dict = {}
+        for row in record["rows"]:
+            same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *report.KEYS)), []).append(row)
+        for rows in same.values():
+            row, scale = rows[0], rows[0].get("classifier_scale") or 0.0
+            steps = row["num_steps"] if isinstance(row["num_steps"], int) else None
+            per_step = 1 + bool(row["guidance_weight"]), int(bool(scale))
+            cost = [str(row["num_steps"]), *("-" if steps is None else str(k * steps) for k in per_step)]
+            found = [(*report.spread(rows, name), len(rows)) if name in row else None for name in metrics]
+            cells = [cell_text(cell, ".4g") for cell in found]
+            name = label if row["scores"] == "learned" else f"{label}, {row['scores']} scores"
+            lines.append([name, f"{row['guidance_weight']:g}", f"{scale:g}", *cost, *cells])
+    return aligned(lines, right=True)
 
 
 def table(groups):

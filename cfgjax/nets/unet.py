@@ -30,8 +30,10 @@ class UNet(Backbone, kw_only=True):
     def __call__(self, z, time, label, *, low_res=None, low_res_time=None, train=False):
         self._check(z.shape)
         if (low_res is None) == self.low_res or (low_res_time is None) == self.low_res_noise:
-            given = f"low_res {'' if low_res is None else 'and '}{'not ' if low_res is None else ''}given"
-            raise ValueError(f"{given}; model.low_res is {self.low_res}, model.low_res_noise {self.low_res_noise}")
+            given = {"low_res": low_res, "low_res_time": low_res_time}
+            names = " and ".join(name for name, value in given.items() if value is not None) or "no low_res"
+            fields = f"model.low_res is {self.low_res}, model.low_res_noise {self.low_res_noise}"
+            raise ValueError(f"given {names}; {fields}")
         emb = self._embedding(time, label, low_res_time)
         if low_res is not None:
             resized = jax.image.resize(low_res, (len(z), *z.shape[1:3], low_res.shape[-1]), "bilinear")

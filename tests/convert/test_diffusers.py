@@ -103,6 +103,7 @@ def test_without_a_scheduler_the_process_is_adms(tmp_path):
     ("changed", "told"),
     [
         ({"beta_end": 0.012}, "has beta_end 0.012; accepted: 0.02"),
+        ({"num_train_timesteps": "all"}, "has num_train_timesteps 'all'; need an integer"),
         ({"num_train_timesteps": 4000}, "has beta_start 0.0001; accepted: 2.5e-05"),
         ({"beta_schedule": "scaled_linear"}, "has beta_schedule 'scaled_linear'; accepted: linear, squaredcos_cap_v2"),
         ({"prediction_type": "v_prediction"}, "has prediction_type 'v_prediction'; accepted: epsilon"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cfgjax.data.batches import batch_at, to_float, to_uint8
+from cfgjax.data.batches import batch_at, crop, to_float, to_uint8
 from cfgjax.data.sources import Dataset, open_source
 
 
@@ -62,3 +62,34 @@ def test_digit_splits_are_disjoint_complete_and_hold_every_class():
     assert set(train.label) == set(holdout.label) == set(range(10))
     assert everything.image.min() == -1
     assert everything.image.max() == 1
+
+
+def images(n=8, **options):
+    image = np.random.default_rng(0).uniform(-1, 1, (n, 8, 8, 2)).astype(np.float32)
+    return Dataset(image, np.zeros(n, np.int32), **options)
+
+
+def test_small_images_are_means_over_squares_of_the_very_image():
+    batch = batch_at(images(low_res_size=4, random_flip=True), 0, 3, 8)
+    expected = batch["image"].reshape(8, 4, 2, 4, 2, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(batch["low_res"], expected, atol=1e-6)
+
+
+def test_crops_depend_on_seed_step_and_place_alone_and_stay_within_the_image():
+    data = images(random_crop=0.5)
+    whole = batch_at(data, 0, 3, 8)["image"]
+    np.testing.assert_array_equal(whole, batch_at(data, 0, 3, 8)["image"])
+    halves = [batch_at(data, 0, 3, 8, process, 2)["image"] for process in range(2)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert np.abs(whole - batch_at(images(), 0, 3, 8)["image"]).max() > 0.1
+    assert np.abs(whole).max() <= 1
+    assert whole.shape == (8, 8, 8, 2) and whole.dtype == np.float32
+
+
+def test_a_crop_of_the_whole_is_the_image_and_a_plane_stays_a_plane():
+    ramp = np.repeat(np.linspace(-1, 1, 8, dtype=np.float32)[None, :, None], 8, axis=0)
+    np.testing.assert_allclose(crop(1.0, ramp, (0.3, 0.9, 0.1)), ramp, atol=1e-6)
+    part = crop(0.5, ramp, (0.0, 0.5, 0.5))[:, 1:-1]
+    steps = np.diff(part, axis=1)
+    np.testing.assert_allclose(steps, steps.mean(), atol=1e-6)
+    assert 0.4 < steps.mean() / (2 / 7) < 0.6

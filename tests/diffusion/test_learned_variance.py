@@ -138,9 +138,9 @@ def test_the_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
 @jax.jit
 def two_bounds(*levels):
     """The hybrid loss at 16 levels from the cleanest, and `bits_per_dim` on them with the same noise."""
-    noise = [noise_at(KEYS[:1], 15 - t, SHAPE)[0] for t in range(16)]  # bits_per_dim counts from the noise
+    noise = jax.vmap(lambda t: noise_at(KEYS[:1], 15 - t, SHAPE)[0])(jnp.arange(16))  # bits_per_dim starts at noise
     eps_fn = lambda z, logsnr, label=None: jnp.concatenate([poor(z, logsnr), jnp.sin(3 * z)], axis=-1)
-    hybrid = hybrid_loss(eps_fn, jnp.tile(X[:1], (16, 1, 1, 1)), None, jnp.stack(noise), *levels, bound_steps=16)
+    hybrid = hybrid_loss(eps_fn, jnp.tile(X[:1], (16, 1, 1, 1)), None, noise, *levels, bound_steps=16)
     return hybrid["bound"], bits_per_dim(KEYS[:1], eps_fn, X[:1], levels[0][::-1], v=None, clip=False)
 
 

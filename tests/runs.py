@@ -1,0 +1,39 @@
+"""Runs trained inside the test's own process, on one device."""
+
+import json
+
+import jax
+
+from cfgjax.training.loop import fit
+from cfgjax.training.run import Run
+from cfgjax.workdir import Claim
+
+
+class StopAfter:
+    """In place of StopRequest: a signal from the k-th time on that it is asked for."""
+
+    def __init__(self, times):
+        self._times = times
+
+    @property
+    def signal(self):
+        self._times -= 1
+        return "SIGTERM" if self._times < 1 else None
+
+
+def train(config, workdir, stops=()):
+    """`loop.train` on one device without pictures; stopped after so many dispatches, for each of stops, and resumed."""
+    run = Run(config, devices=jax.devices()[:1])
+    run.watchers = [watcher for watcher in run.watchers if watcher.section == "evaluate"]
+    for times in (*stops, 1000):
+        claim = Claim(workdir, config)
+        try:
+            assert fit(run, claim, StopAfter(times)) == (times == 1000)
+        finally:
+            claim.close()
+
+
+def metrics(workdir):
+    """The lines of metrics.jsonl without the speed."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]

@@ -1,0 +1,101 @@
+"""Runs of what ADM trains besides the plain model: noise-aware classifiers, upsamplers, levels by their loss."""
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from runs import metrics, train
+from tiny import digits_config, mixture_config, same_trees, update
+
+import cfgjax
+from cfgjax.classifier import load_classifier
+from cfgjax.errors import UsageError
+from cfgjax.training.checkpoint import load_params
+from cfgjax.training.loop import Run
+from cfgjax.workdir import read_config
+
+DISCRETE = dict(betas="cosine", num_timesteps=100)
+
+
+def noisy_classifier_config(**overrides):
+    """A noise-aware classifier of the digits, 4 steps."""
+    config = digits_config(**{"mesh.data": 1, "data.split": "train"}).to_dict()
+    shared = ("seed", "data", "optimizer", "ema", "train", "checkpoint", "mesh")
+    network = dict(channels=32, multipliers=(1,), depth=1, attention_resolutions=(), head_channels=32, pool="attention")
+    network["name"] = "noisy_classifier"
+    sections = dict(model=network, diffusion=DISCRETE, evaluate=dict(every_steps=2))
+    return update(ConfigDict({name: config[name] for name in shared} | sections), overrides)
+
+
+def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(noisy_classifier_config(), straight)
+    train(noisy_classifier_config(), stopped, stops=[1])
+    assert metrics(straight) == metrics(stopped)
+    last = metrics(straight)[-1]
+    assert {f"holdout_accuracy_{i}" for i in range(4)} | {"holdout_accuracy"} <= last.keys()
+    classifier = load_classifier(straight)
+    log_prob = classifier.log_prob(np.zeros((10, 8, 8, 1)), 0.0, np.arange(10))
+    np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-5)
+    with pytest.raises(UsageError, match=r"holds a classifier .noisy_classifier., which draws no samples"):
+        cfgjax.load(straight)
+
+
+def test_a_run_without_a_classifier_is_no_guide(tmp_path):
+    train(mixture_config(**{"mesh.data": 1}), tmp_path)
+    with pytest.raises(UsageError, match="holds no noise-aware classifier but a mlp"):
+        load_classifier(tmp_path)
+
+
+def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
+    config = mixture_config(**{"mesh.data": 1})
+    config.diffusion.time_sampler = "second_moment"
+    train(config, tmp_path / "straight")
+    train(config, tmp_path / "stopped", stops=[15, 12])
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
+    run = Run(config, jax.devices()[:1])
+    assert run.like.history["losses"].shape == (1000, 10)
+
+
+def test_a_run_starts_from_the_averages_of_another(tmp_path):
+    first = mixture_config(**{"mesh.data": 1})
+    train(first, tmp_path)
+    config = mixture_config(**{"mesh.data": 1})
+    config.train.init_from = str(tmp_path)
+    state = Run(config, jax.devices()[:1]).new_state()
+    params, _ = load_params(tmp_path, read_config(tmp_path))
+    assert same_trees(jax.device_get(state.params), params)
+    assert all(same_trees(jax.device_get(average), params) for average in state.ema.values())
+    config.model.width = 48
+    with pytest.raises(UsageError, match=r"another network: hidden_0_0/bias is \(32,\) there, \(48,\) here"):
+        Run(config, jax.devices()[:1])
+
+
+def test_an_upsampler_is_given_pairs(tmp_path):
+    config = digits_config(**{"mesh.data": 1})
+    config.data.low_res_size = 4
+    with pytest.raises(UsageError, match="model.low_res is False, data.low_res_size 4: an upsampler needs both"):
+        Run(config, jax.devices()[:1])
+    config.model.low_res = True
+    run = Run(config, jax.devices()[:1])
+    batch = jax.device_get(run.batches(0))
+    image = batch["image"].reshape(-1, 4, 2, 4, 2, 1)
+    np.testing.assert_allclose(batch["low_res"].reshape(-1, 4, 4, 1), image.mean(axis=(2, 4)), atol=1e-6)
+    picture = run.watchers[0]
+    assert picture._options["low_res"].shape == (len(config.sample.labels) * config.sample.per_cell, 4, 4, 1)
+    config.evaluate.every_steps = 2
+    with pytest.raises(UsageError, match="an upsampler alone draws nothing to be measured"):
+        Run(config, jax.devices()[:1])
+
+
+def test_a_learned_variance_is_of_images_alone():
+    config = mixture_config()
+    config.diffusion.learned_variance = True
+    with pytest.raises(UsageError, match=r"learned_variance is for images; data.image_shape is \(2,\)"):
+        Run(config)
+
+
+def test_weights_without_a_null_label_are_refused_before_training():
+    config = digits_config(**{"model.null_label": False, "diffusion.p_uncond": 0.0, "sample.guidance": (0.0, 1.0)})
+    with pytest.raises(UsageError, match=r"sample.guidance is \(0.0, 1.0\); the network has no null label"):
+        Run(config)
