@@ -27,6 +27,7 @@ def compare(argv):
 
     from cfgjax import targets
     from cfgjax.evaluation import compare as side_by_side
+    from cfgjax.evaluation.by_row import rows_table
     from cfgjax.files import writing
 
     published = None if given.targets is None else targets.load(given.targets)
@@ -34,7 +35,7 @@ def compare(argv):
     records = dict(zip(labels(files), map(read, files), strict=True))
     runs = [side_by_side.make_run(label, record) for label, record in records.items()]
     groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
-    tables = side_by_side.rows_table(records) if given.rows else side_by_side.table(groups)
+    tables = rows_table(records) if given.rows else side_by_side.table(groups)
     print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
     if given.out is not None:
         record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}

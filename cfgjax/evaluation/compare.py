@@ -45,6 +45,7 @@ def make_run(label, record):
     """The `Run` of a frontier.json's content. Raises UsageError where that is something else."""
     try:
         rows, features, reference = record["rows"], record["features"], record["reference"]
+        judge = (record["judge"] or {"digest": "none"})["digest"]
         values = {key: " / ".join(dict.fromkeys(text(row.get(key)) for row in rows)) for key in report.KEYS}
         facts = {
             "run": label,
@@ -63,7 +64,7 @@ def make_run(label, record):
             **{name: (rows[0][name], text(rows[0][name])) for name in ("num_samples", "label_policy")},
             "features": (features["digest"], facts["features"]),
             "reference": (reference["digest"], short(reference["digest"])),
-            "judge": (record["judge"], short((record["judge"] or {}).get("digest", "none"))),
+            "judge": (judge, short(judge)),
         }
         curves = [
             make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
@@ -237,29 +238,6 @@ def about(targets):
 def facts_table(runs):
     """The lines of a table of the runs and what they were made with."""
     return aligned([list(runs[0].facts), *([*run.facts.values()] for run in runs)], right=False)
-
-
-def rows_table(records):
-    """The lines of a table of {label: frontier.json's content}: a setting each, with what it costs and what was found.
-
-    calls: of the diffusion network for one sample; gradients: of the classifier that guides.
-    """
-    metrics = list(dict.fromkeys(name for record in records.values() for name in report.shown_names(record["rows"])))
-    lines = [["run", "w", "classifier scale", "T", "calls", "gradients", *metrics]]
-    for label, record in records.items():
-        same: dict = {}
-        for row in record["rows"]:
-            same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *report.KEYS)), []).append(row)
-        for rows in same.values():
-            row, scale = rows[0], rows[0].get("classifier_scale") or 0.0
-            steps = row["num_steps"] if isinstance(row["num_steps"], int) else None
-            per_step = 1 + bool(row["guidance_weight"]), int(bool(scale))
-            cost = [str(row["num_steps"]), *("-" if steps is None else str(k * steps) for k in per_step)]
-            found = [(*report.spread(rows, name), len(rows)) if name in row else None for name in metrics]
-            cells = [cell_text(cell, ".4g") for cell in found]
-            name = label if row["scores"] == "learned" else f"{label}, {row['scores']} scores"
-            lines.append([name, f"{row['guidance_weight']:g}", f"{scale:g}", *cost, *cells])
-    return aligned(lines, right=True)
 
 
 def table(groups):

@@ -92,7 +92,7 @@ def pair_logits(z, logsnr):
     return jnp.logaddexp(components[:, :2], components[:, 2:])
 
 
-def distance(name, form, s, n=4096):
+def distance(name, form, s, n=2048):
     """sup |F_n − F| of n samples to p(x) p(c|x)^s."""
     found = sample(name, form, s, mixture=FOUR, logits_fn=pair_logits, n=n, num_steps=128)
     x = jnp.asarray(X[:, None], jnp.float32)
@@ -103,15 +103,14 @@ def distance(name, form, s, n=4096):
 
 @every_form
 def test_at_scale_one_the_samples_are_the_classs(name, form):
-    # 0.030 is the Monte-Carlo error at p = 0.001, 0.013 and less the error of 128 steps, of 20,000 samples
-    assert distance(name, form, 1.0) < 0.030 + 0.013
+    # 0.043 is the Monte-Carlo error at p = 0.001, 0.013 at most that of 128 steps, found with 20,000 samples
+    assert distance(name, form, 1.0) < 0.043 + 0.013
 
 
 @every_form
-def test_at_other_scales_the_samples_are_off_the_tilted_density(name, form):
-    # σ ∇ log p(c|z) is not the score of p(x) p(c|x)^s diffused, unless s = 1: with more steps nothing is won.
-    # Of 20,000 samples, at 64, 128, 256 steps: s = 3, ancestral .30 ± .02, ddim .46; s = 0.5, .08 … .10.
-    assert 0.05 < distance(name, form, 0.5) < 0.13
+def test_at_scale_three_the_samples_are_off_the_tilted_density(name, form):
+    # s ∇ log p(c|z) is not what tilting the data by p(c|x)^s adds to the score, unless s = 1. More steps win nothing: of
+    # 20,000 samples, at 64, 128 and 256 steps, the distance is .28 … .32, with DDIM .46; at s = 0.5 it is .08 … .11.
     assert 0.25 < distance(name, form, 3.0) < 0.5
 
 

@@ -19,14 +19,15 @@ SCORES = {0.0: (2.0, 50.0), 0.1: (1.5, 70.0)}  # w: (FID, IS)
 def record(network="inception", scores=SCORES, **changed):
     """A frontier.json of the setting of cfg_imagenet64 with some of its values changed."""
     data = {"source": "npz", "image_shape": [64, 64, 3], "num_classes": 1000}
-    config = {"data": data, "diffusion": {"p_uncond": changed.pop("p_uncond", 0.1)}}
+    config = {"data": data, "model": {}, "diffusion": {"p_uncond": changed.pop("p_uncond", 0.1)}}
     data |= {key: changed.pop(key) for key in list(changed) if key in data}
     names = ("FID", "IS") if network == "inception" else (f"FD-{network}", f"IS-{network}")
     reference = REFERENCE | changed.pop("reference", {})
     features = {"name": network, "digest": changed.pop("features", INCEPTION)}
+    judge = {"name": "classifier", "digest": changed.pop("judge")} if "judge" in changed else None
     rows = [{"guidance_weight": w, **COMMON, **changed, **dict(zip(names, pair, strict=True)), "IS_10": 1.0}
             for w, pair in scores.items()]  # fmt: skip
-    known = {"features": features, "reference": reference, "config": config, "rows": rows}
+    known = {"features": features, "judge": judge, "reference": reference, "config": config, "rows": rows}
     return {"checkpoint": {"step": 400_000, "digest": "8c8b"}, **known}
 
 
@@ -236,6 +237,22 @@ def test_what_makes_runs_incomparable_is_told(tmp_path, capsys, changed, told):
     assert out.count("differ in") == 1
 
 
+@pytest.mark.parametrize(
+    ("judges", "told"),
+    [
+        (("a89337f91bcac558", "a89337f91bcac558"), None),
+        (("a89337f91bcac558", "0123456789abcdef"), "judge (a89337f9; 01234567)"),
+        ((None, "0123456789abcdef"), "judge (none; 01234567)"),
+    ],
+)
+def test_runs_judged_by_different_classifiers_are_told_apart(tmp_path, capsys, judges, told):
+    runs = [record(**({"judge": digest} if digest else {})) for digest in judges]
+    compare(*(write(tmp_path / name, run) for name, run in zip("ab", runs, strict=True)))
+    out = capsys.readouterr().out
+    assert out.count("differ in") == (told is not None)
+    assert told is None or f"a and b differ in {told}: their columns are not comparable\n" in out
+
+
 def test_labels_are_as_short_as_they_can_be_and_never_the_same(tmp_path, capsys):
     for name in ("x/a", "y/a", "y/b"):
         write(tmp_path / name, record())
@@ -306,3 +323,16 @@ def test_targets_of_another_form_are_refused(changed, told):
     with pytest.raises(UsageError) as raised:
         targets.check({**published(), **changed}, "file.json")
     assert told in str(raised.value)
+
+
+def test_with_rows_each_setting_has_a_line_and_its_network_calls(tmp_path, capsys):
+    run = write(tmp_path / "run", record())
+    guided = record(classifier="8c8b", classifier_scale=2.0, classifier_form="eps", num_steps=32)
+    other = write(tmp_path / "guided", guided)
+    assert compare(run, other, "--rows") == 0
+    lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert lines[0].split()[:6] == ["run", "w", "classifier", "scale", "T", "calls"]
+    cells = [line.split()[:6] for line in lines[1:]]
+    assert cells[0] == ["run", "0", "0", "256", "256", "0"]
+    assert cells[1] == ["run", "0.1", "0", "256", "512", "0"]
+    assert cells[2] == ["guided", "0", "2", "32", "32", "32"]

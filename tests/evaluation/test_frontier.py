@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import dataclasses
 import itertools
 import json
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ OVERRIDES = {
     "mesh.data": 1,
 }
 NUM = 90
+BATCH_SIZE = 4  # of each device: 32 in all
 
 
 def trained(workdir):
@@ -57,11 +59,18 @@ def network(model):
     return exact(model.config.data)
 
 
-def frontier_of(workdir, folder, model, network, grid, *, batch_size=32, kinds=("learned", "exact"), neighbours=True):
+def frontier_of(
+    workdir, folder, model, network, grid, *, batch_size=BATCH_SIZE, kinds=("learned", "exact"), neighbours=True
+):
     settings = [s for s in make_settings(grid, model, "balanced") if s.scores in kinds]
     sizes = {"num_samples": NUM, "batch_size": batch_size}
     measured = {"network": network, "judge": None, "neighbours": neighbours}
     return Frontier(model, settings, workdir=workdir, folder=folder, **sizes, **measured)
+
+
+def reference_of(model, network, folder):
+    dataset = lambda: open_source(**model.config.data)
+    return find_reference(None, dataset, network, model.image_shape, folder, lambda images: None)
 
 
 class Ran:
@@ -70,10 +79,14 @@ class Ran:
     def __init__(self, workdir, folder, model, network, grid, *, stop_after=None, **options):
         work = frontier_of(workdir, folder, model, network, grid, **options)
         self.rows, self.drawn, asked = [], [], itertools.count(1)
+
+        def check():
+            if next(asked) == stop_after:
+                raise Stopped
+
         try:
-            dataset = lambda: open_source(**model.config.data)
-            reference = find_reference(None, dataset, network, model.image_shape, folder, lambda images: None)
-            for row in work.rows(reference, self.drawn.append, lambda: next(asked) == stop_after):
+            reference = reference_of(model, network, folder)
+            for row in work.rows(reference, self.drawn.append, check):
                 self.rows.append(row)
             self.files = report.write(folder, self.rows, work.record(reference), network)
         finally:
@@ -200,26 +213,32 @@ def test_what_is_known_is_not_done_again(straight, workdir, model, network):
     assert stamps(folder) == times
 
 
-@pytest.mark.parametrize(("stop_after", "drawn"), [(1, 32), (5, 90 + 64)])
-def test_stopped_and_gone_on_is_straight_through(straight, workdir, model, network, tmp_path, stop_after, drawn):
+@pytest.mark.parametrize(
+    ("stop_after", "drawn", "shards", "measured"),
+    [(1, 32, 1, 0), (4, 90, 3, 0), (6, 90 + 64, 5, 1)],  # a setting has three batches, and one block to be measured
+)
+def test_stopped_and_gone_on_is_straight_through(
+    straight, workdir, model, network, tmp_path, stop_after, drawn, shards, measured
+):
     with pytest.raises(Stopped):
         Ran(workdir, tmp_path, model, network, GRID, stop_after=stop_after)
-    assert len(list(tmp_path.glob("samples/*/*.npz"))) == stop_after
+    assert len(list(tmp_path.glob("samples/*/*.npz"))) == shards
+    assert len(list(tmp_path.glob("samples/*/metrics-*"))) == measured
     assert not contents(tmp_path)
     again = Ran(workdir, tmp_path, model, network, GRID)
     assert sum(again.drawn) == 6 * NUM - drawn
     assert contents(tmp_path) == contents(straight[0])
-    shards = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.glob("samples/*/*"))
-    assert shards(tmp_path) == shards(straight[0])
+    names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.glob("samples/*/*"))
+    assert names(tmp_path) == names(straight[0])
 
 
-@pytest.mark.parametrize("batch_size", [8, 1000])
+@pytest.mark.parametrize("batch_size", [1, 125])
 def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
     assert_close(Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size).rows, straight[1])
 
 
 def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
-    flags = ["--guidance=0,1,3", f"--num_samples={NUM}", "--batch_size=32", "--num_steps=4"]
+    flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
     files = contents(tmp_path, "*.*")
     for pattern in ("frontier.csv", "per_class.csv"):
@@ -252,11 +271,22 @@ def test_a_folder_at_work_is_refused(workdir, model, network, tmp_path):
 
 
 def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(UsageError, match=rf"540 samples need 0.0 GB in {tmp_path}, which has 0.0 GB free"):
-        frontier_of(workdir, tmp_path, model, network, GRID)
-    monkeypatch.undo()
-    frontier_of(workdir, tmp_path, model, network, GRID).close()
+    reference = reference_of(model, network, tmp_path)
+    with contextlib.closing(frontier_of(workdir, tmp_path, model, network, GRID)) as work:
+        assert work.num_missing(reference) == 6 * NUM
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(UsageError, match=rf"540 samples need 0.0 GB in {tmp_path}, which has 0.0 GB free"):
+            work.num_missing(reference)
+
+
+def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, network, tmp_path):
+    Ran(workdir, tmp_path, model, network, Grid((1.0,), (2,)))
+    reference = reference_of(model, network, tmp_path)
+    with contextlib.closing(frontier_of(workdir, tmp_path, model, network, Grid((1.0, 3.0), (2,)))) as work:
+        work.remove_samples()
+        assert work.num_missing(reference) == 2 * NUM
+        others = dataclasses.replace(reference, mean=reference.mean + 1)
+        assert work.num_missing(others) == 4 * NUM
 
 
 def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path):

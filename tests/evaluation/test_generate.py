@@ -10,8 +10,9 @@ from tiny import digits_config, mixture_config
 from cfgjax.data.sources import toy_mixture
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.generate import LABELS, SampleStore, Setting, draw_samples
+from cfgjax.files import writing
 from cfgjax.model import Model
-from cfgjax.network import init_params, make_network
+from cfgjax.network import check_network, make_network
 from cfgjax.sharding import make_mesh
 
 CONFIG = mixture_config()
@@ -87,10 +88,9 @@ def test_the_noise_is_bit_for_bit_that_of_one_device():
 
 def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_devices():
     config = digits_config()
-    net, shape = make_network(config), config.data.image_shape
-    params = jax.jit(lambda: init_params(net, jax.random.key(0), shape))()
+    shapes = check_network(make_network(config), config.data.image_shape)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+    params = jax.tree.map(lambda p: 0.3 * rng.normal(size=p.shape).astype(np.float32), shapes)
     models = [Model(config, params, mesh=make_mesh(devices=jax.devices()[:n])) for n in (1, 2, 8)]
     for model in models:
         model.put(params)
@@ -180,13 +180,28 @@ def test_a_damaged_shard_is_told_and_its_samples_are_missing(tmp_path, caplog, k
 
 
 def test_shards_of_other_arrays_are_told(tmp_path, caplog):
-    store = SampleStore(tmp_path, {})
-    np.savez(store.folder / "a.npz", index=np.arange(3), label=np.arange(2), image=np.zeros((3, 2)))
-    np.savez(store.folder / "b.npz", index=np.arange(3))
-    np.savez(store.folder / "c.npz", index=np.arange(3), label=np.arange(3), image=np.array([{}, {}, {}]))
+    store, index = SampleStore(tmp_path, {}), np.arange(3)
+    others = [
+        {"label": np.arange(2), "image": np.zeros((3, 2))},
+        {},
+        {"label": np.arange(3), "image": np.array([{}, {}, {}])},
+    ]
+    for i, arrays in enumerate(others):
+        np.savez(store.folder / f"{i:08}-{i + 2:08}.npz", index=index, **arrays)
     store.rescan()
     assert caplog.text.count("cannot read") == 3
     assert len(store.missing(3)) == 3
+
+
+def test_a_shard_that_is_being_written_is_none(tmp_path, caplog):
+    store = SampleStore(tmp_path, {})
+    with writing(store.folder / "00000000-00000002.npz") as unfinished:
+        unfinished.write_bytes(b"PK")
+        assert len(SampleStore(tmp_path, {}).missing(3)) == 3
+        assert unfinished.exists()
+        np.savez(unfinished, **dict(zip(("index", "label", "image"), shard(np.arange(3)), strict=True)))
+    assert not len(SampleStore(tmp_path, {}).missing(3))
+    assert not caplog.text
 
 
 def test_another_identity_is_another_folder(tmp_path):

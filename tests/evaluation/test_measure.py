@@ -40,7 +40,7 @@ REFERENCE = make_reference(reader(300, 1)[0], 300, NETWORK, "noise")
 
 
 def in_memory(images, labels, reference_images):
-    """What `measure` finds, from whole arrays."""
+    """What `measure` finds, from whole arrays; the subsets of the kernel distance in the reference's own order."""
     own, real = NETWORK(images), NETWORK(reference_images)
     gaussian = lambda a: (a.mean(axis=0, dtype=np.float64), np.cov(a.astype(np.float64), rowvar=False))
     distance = lambda name: frechet_distance(*gaussian(real[name]), *gaussian(own[name]))
@@ -48,7 +48,7 @@ def in_memory(images, labels, reference_images):
     log_p -= np.log(np.exp(log_p - log_p.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
     log_p -= own["logits"].max(axis=1, keepdims=True)
     right = own["logits"].argmax(axis=1) == labels
-    kid = kernel_distance(real["features"], own["features"])
+    kid = kernel_distance(REFERENCE.features, own["features"])
     ten = inception_score(own["logits"], splits=10)
     near = precision_recall(real["features"], own["features"])
     return {
