@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfgjax.data.sources import check_labels
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import bind_classifier, is_noisy_classifier, make_network
-from cfgjax.process import diffusion_of
 from cfgjax.sharding import replicated
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config

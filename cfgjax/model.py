@@ -20,9 +20,9 @@ from cfgjax.diffusion.guidance import (
 )
 from cfgjax.diffusion.process import diffuse, split_variance
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
-from cfgjax.process import diffusion_of
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, replicated
 from cfgjax.training.checkpoint import load_params

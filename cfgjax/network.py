@@ -5,9 +5,9 @@ import jax.numpy as jnp
 
 from cfgjax.config import CLASSIFIER_SECTIONS, NOISY_CLASSIFIER_SECTIONS, SECTIONS, call
 from cfgjax.diffusion.schedules import network_time
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
-from cfgjax.process import diffusion_of
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
 

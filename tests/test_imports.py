@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
-TOOLS |= {"progress", "config", "errors", "targets", "process", "classifier", "arguments"}
+TOOLS |= {"progress", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -19,18 +19,18 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "config": {"errors"},
     "sharding": {"errors"},
     "data": {"data", "diffusion", "config", "files", "errors"},
-    "process": {"diffusion", "config", "errors"},
+    "diffusion_config": {"diffusion", "config", "errors"},
     "arguments": {"diffusion", "errors"},
-    "network": {"nets", "diffusion", "process", "config", "errors"},
-    "classifier": {"data", "network", "process", "sharding", "workdir", "training.checkpoint", "errors"},
+    "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
+    "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
     "workdir": {"config", "errors"},
     "convert": {"convert", "nets", "weights", "files", "errors"},
     "processes": set(),
     "progress": set(),
     "download": {"files", "errors"},
-    "model": {"arguments", "classifier", "process", "data", "diffusion", "network", "processes", "sharding", "workdir"}
-    | {"training.checkpoint", "errors"},
+    "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
+    | {"training.checkpoint", "workdir", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
 }

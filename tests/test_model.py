@@ -6,11 +6,11 @@ from tiny import digits_config, mixture_config
 
 import cfgjax
 from cfgjax.data.sources import toy_mixture
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.figures import exact_model, sample_figure
 from cfgjax.model import Model
 from cfgjax.network import bind, init_params, make_network
-from cfgjax.process import diffusion_of
 from cfgjax.sharding import make_mesh
 from cfgjax.training.loop import train
 

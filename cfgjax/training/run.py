@@ -8,6 +8,7 @@ import numpy as np
 from cfgjax.config import call, check_sections
 from cfgjax.data.batches import batch_at
 from cfgjax.data.sources import open_source
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError
 from cfgjax.network import (
     check_network,
@@ -18,7 +19,6 @@ from cfgjax.network import (
     sections,
     takes_low_res,
 )
-from cfgjax.process import diffusion_of
 from cfgjax.sharding import check_batch_size, make_mesh, place_batch, replicated
 from cfgjax.training.checkpoint import Cadence, load_params
 from cfgjax.training.objective import classification, denoising, noisy_classification

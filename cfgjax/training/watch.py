@@ -17,6 +17,7 @@ from cfgjax.data.batches import quantised, squares_averaged, to_float
 from cfgjax.data.sources import check_labels, open_source
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.features import classifier, load_networks
 from cfgjax.evaluation.figures import require_matplotlib, sample_figure
@@ -29,7 +30,6 @@ from cfgjax.evaluation.sums import Verdict, feature_blocks
 from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import is_classifier, is_noisy_classifier
-from cfgjax.process import diffusion_of
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones

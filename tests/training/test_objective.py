@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cfgjax.diffusion.process import eps_from_x
+from cfgjax.diffusion_config import Diffusion
 from cfgjax.errors import UsageError
-from cfgjax.process import Diffusion
 from cfgjax.training.objective import denoising, noisy_classification
 
 N, K = 64, 10
