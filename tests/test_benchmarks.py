@@ -20,7 +20,7 @@ FIGURES = {
 }  # fmt: skip
 OWN = {
     "train_step": (["--steps_per_repeat=2"], {"steps_per_repeat": 2, "steps_per_dispatch": 2}, "ms_per_step"),
-    "sampling": (["--samplers=ddim"], {"sampler": "ddim", "num_steps": 4}, "ms_per_network_call"),
+    "sampling": (["--samplers=ddim", "--nooverhead"], {"sampler": "ddim", "num_steps": 4}, "ms_per_network_call"),
 }
 
 
@@ -43,6 +43,15 @@ def test_figures_are_positive_finite_and_ordered(name):
     assert len(result["repeat_seconds"]) == 2
     assert result["images_per_second_min"] <= result["images_per_second"] <= result["images_per_second_max"]
     assert "images/s" in ran.stderr  # the table makes way for the JSON
+
+
+def test_what_guidance_costs_is_told_beside_what_it_needs():
+    ran = run("sampling", "--configs=", "--repeats=1", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)["results"]
+    assert [row["guidance"] for row in results] == ["classifier-free", "classifier, in ε", "classifier, in the mean"]
+    for row in results:
+        assert row["overhead"] == row["guided_seconds"][0] / row["needed_seconds"][0] - 1
 
 
 @pytest.mark.parametrize("name", [*OWN, "evaluation"])

