@@ -29,10 +29,12 @@ class Cascade:
             raise UsageError(f"the base has {base.num_classes} classes, the upsampler {upsampler.num_classes}")
         self.base, self.upsampler = base, upsampler
         self.config, self.step, self.is_image = base.config, base.step, True
+        self.check_guidance = base.check_guidance
         self.num_classes, self.image_shape = upsampler.num_classes, upsampler.image_shape
 
     def sample(self, labels, guidance=None, *, seed=0, upsampling=None, **options):
         """Samples uint8 [N, H, W, C], one per label. options: of the base's `Model.sample`; upsampling: the other's."""
-        low_res = self.base.sample(labels, guidance, seed=seed, **options)
         stage = {"seed": (seed + UPSAMPLER_SEED) % 2**32, **(upsampling or {})}
+        self.upsampler.sampler(**stage, guided=False)  # or an error, before the base draws
+        low_res = self.base.sample(labels, guidance, seed=seed, **options)
         return to_uint8(self.upsampler.sample_float(labels, low_res=low_res, **stage))

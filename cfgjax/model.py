@@ -29,6 +29,7 @@ from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
 NOISE_OPTIONS = ("v", "eta")  # how much noise a sampler adds; which one it takes is in its signature
+NO_NULL_LABEL = "guidance needs a network trained with dropped labels (diffusion.p_uncond); this one has w = 0 alone"
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
@@ -62,7 +63,8 @@ class Model:
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance and bind_params is None
         network = make_network(config)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
-        self.has_null_label = bind_params is not None or has_null_label(network)
+        trained_null = has_null_label(network) and diffusion.p_uncond > 0
+        self.has_null_label = bind_params is not None or trained_null
         self.low_res_shape = None
         if takes_low_res(network):
             factor = self.image_shape[0] // config.data.low_res_size
@@ -78,6 +80,11 @@ class Model:
     def put(self, params):
         """Replaces the parameters by those given, whole on every device; what is compiled stays."""
         self.params = jax.device_put(params, replicated(self.mesh))
+
+    def check_guidance(self, weights):
+        """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""
+        if any(weights) and not self.has_null_label:
+            raise UsageError(NO_NULL_LABEL)
 
     def eps(self, z, logsnr, label, *, low_res=None):
         """ε_θ(z, label) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "none".
@@ -103,7 +110,8 @@ class Model:
         """What the model does, in a few words."""
         if self.low_res_shape is None:
             return "the model is no upsampler"
-        return f"the model is an upsampler and needs low_res, images of shape {self.low_res_shape}"
+        needed = f"low_res, images of shape {self.low_res_shape}"
+        return f"the model is an upsampler and needs {needed} (a cascade's --base draws them)"
 
     def sample(self, labels, guidance=None, **options):
         """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
@@ -207,9 +215,7 @@ class Model:
         noise = self.noise_option(sampler, v=v, eta=eta)
         grid = self.grid(num_steps)
         if guided and not self.has_null_label:
-            raise UsageError(
-                "guidance needs labels and a null label, which this network has not; its only weight is w = 0"
-            )
+            raise UsageError(NO_NULL_LABEL)
         if classifier is not None:
             classifier.check(self.config, sampler)
         noisy = self._check_low_res_logsnr(low_res_logsnr)

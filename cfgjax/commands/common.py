@@ -44,6 +44,8 @@ def classifier_scales(given):
             ("--guide", "--classifier_scale") if given.classifier_scale is None else ("--classifier_scale", "--guide")
         )
         raise UsageError(f"{one} is given without {other}: classifier guidance needs a classifier and a scale")
+    if given.guide is None and given["classifier_form"].present:
+        raise UsageError("--classifier_form is given without --guide")
     return None if given.guide is None else numbers("classifier_scale", given.classifier_scale, float)
 
 

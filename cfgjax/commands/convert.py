@@ -67,7 +67,7 @@ def diffusers(argv):
     from cfgjax.convert import diffusers
     from cfgjax.convert.layout import with_null_label
 
-    betas, num_timesteps = (given.betas, 1000) if given.betas else diffusers.process(given.checkpoint)
+    betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(given.checkpoint)
     net, image_shape, state_dict = diffusers.read_unet(given.checkpoint)
     if given.null_label:
         with_null_label(net)
@@ -75,7 +75,7 @@ def diffusers(argv):
         params = diffusers.parameters(net, image_shape, state_dict)
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} are not of its config.json: {e}") from e
-    process = dict(betas=betas, num_timesteps=num_timesteps)
+    process = dict(betas=betas, num_timesteps=num_timesteps, v=v)
     write_run(
         given, net, params, image_shape=image_shape, num_classes=net.num_classes, data_path="train.npz", **process
     )

@@ -241,6 +241,8 @@ def bits_per_dim(given):
     model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
     if not model.is_image:
         raise UsageError(f"bits/dim is of 8-bit images; the run's data are points of shape {model.image_shape}")
+    if one["v"] is not None and model.learned_variance:
+        raise UsageError(f"--v={one['v']:g}: the model has learned its variance")
     data, plan = dict(model.config.data), plan_of(given, model.config)
     if given.images is not None:
         data |= {"source": "npz", "path": given.images, "split": "all"}

@@ -33,7 +33,7 @@ def sample(argv):
     flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_string("base", None, "Workdir of a cascade's model of small images.", flag_values=given)
+    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
     flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
     flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
     flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)

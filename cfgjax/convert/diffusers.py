@@ -232,15 +232,16 @@ def slots(net):
 
 
 def process(folder):
-    """(betas, num_timesteps) of the scheduler of the pipeline that a network's folder is part of.
+    """(betas, num_timesteps, v) of the scheduler of the pipeline that a network's folder is part of.
 
     That is ../scheduler/scheduler_config.json, whose network must predict ε, and whose betas must be those of
-    `cfgjax.diffusion.discrete`. Without one they are those of ADM and diffusers' default, ("linear", 1000).
+    `cfgjax.diffusion.discrete`. v: of the reverse variance, where it is not learned. Without a scheduler they are those
+    of ADM and diffusers' default, ("linear", 1000, 0.0).
     Raises UsageError naming the key that is not accepted.
     """
     path = Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
     if not path.is_file():
-        return "linear", 1000
+        return "linear", 1000, 0.0
     given = read_json(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
     only: dict = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
@@ -253,7 +254,8 @@ def process(folder):
         if given.get(key) not in accepted:
             told = ", ".join(str(value) for value in accepted if value is not None) or "none"
             raise UsageError(f"{path} has {key} {given.get(key)!r}; accepted: {told}")
-    return known[given["beta_schedule"]], steps
+    v = 1.0 if str(given.get("variance_type")).startswith("fixed_large") else 0.0
+    return known[given["beta_schedule"]], steps, v
 
 
 def read_json(path):

@@ -8,12 +8,12 @@ FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network
 MOST_LABELS = 10  # of a grid of samples
 
 
-def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None):
+def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None, v=0.0):
     """The config, a dict with every section, that builds net again; sampled as ADM is: 250 steps, random labels.
 
     image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not be there.
-    low_res_size: of an upsampler. optimizer, train and checkpoint are there for the format: they say nothing of how
-    the network was trained.
+    low_res_size: of an upsampler. v: of the sampler, where the variance is not learned. optimizer, train and checkpoint
+    are there for the format: they say nothing of how the network was trained.
     """
     config: dict = dict(
         seed=0,
@@ -61,7 +61,7 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
     config["diffusion"] |= dict(
         p_uncond=0.0, learned_variance=learned_variance, bound_weight=0.001, time_sampler="uniform"
     )
-    return config | generation(num_classes, None if learned_variance else 0.0)
+    return config | generation(num_classes, None if learned_variance else v)
 
 
 def model_section(net):

@@ -91,9 +91,11 @@ def open_source(
         raise UsageError(f"{what}; data.image_shape {tuple(image_shape)} is none")
     if not 0 < random_crop <= 1:
         raise UsageError(f"data.random_crop is {random_crop}; need a share of the side in (0, 1]")
-    height = image_shape[0]
-    if low_res_size is not None and (not 1 <= low_res_size < height or height % low_res_size):
-        raise UsageError(f"data.low_res_size is {low_res_size}; need a divisor of the height {height}, below it")
+    if low_res_size is not None:
+        height, width = image_shape[:2]
+        if not 1 <= low_res_size < height or height % low_res_size or width % (height // low_res_size):
+            need = f"a divisor of the height {height}, below it, whose factor divides the width {width}"
+            raise UsageError(f"data.low_res_size is {low_res_size}; need {need}")
     image, label = call(choose("data source", source, SOURCES), "data", options)
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")

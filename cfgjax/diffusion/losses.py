@@ -68,8 +68,9 @@ def new_history():
 def level_probabilities(history):
     """p [BINS] ∝ √E[L²] over the kept losses, mixed with a little of the uniform; uniform until every bin is full."""
     root = jnp.sqrt(jnp.mean(jnp.square(history["losses"]), axis=1))
-    p = (1 - UNIFORM_SHARE) * root / jnp.maximum(jnp.sum(root), jnp.finfo(jnp.float32).tiny) + UNIFORM_SHARE / BINS
-    return jnp.where(jnp.all(history["counts"] >= KEPT), p, 1 / BINS)
+    known = jnp.all(history["counts"] >= KEPT) & (jnp.sum(root) > 0)
+    p = (1 - UNIFORM_SHARE) * root / jnp.where(known, jnp.sum(root), 1) + UNIFORM_SHARE / BINS
+    return jnp.where(known, p, 1 / BINS)
 
 
 def redraw_levels(key, u, history):
@@ -80,13 +81,13 @@ def redraw_levels(key, u, history):
 
 
 def remember(history, u, losses):
-    """history after losses [B] at u [B], unweighted, in order; a loss that is not finite is passed over."""
+    """history after losses [B] at u [B], unweighted, in order; a loss whose square is not finite is passed over."""
 
     def one(history, entry):
         u, loss = entry
         i = jnp.clip((u * BINS).astype(jnp.int32), 0, BINS - 1)
         kept = jnp.append(history["losses"][i, 1:], loss)
-        fine = jnp.isfinite(loss)
+        fine = jnp.isfinite(jnp.square(loss))
         new = {
             "losses": history["losses"].at[i].set(jnp.where(fine, kept, history["losses"][i])),
             "counts": history["counts"].at[i].add(fine.astype(jnp.int32)),

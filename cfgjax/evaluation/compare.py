@@ -58,6 +58,7 @@ def make_run(label, record):
             "EMA": values["ema"],
             "p_uncond": text(record["config"]["diffusion"].get("p_uncond", 0.0)),
             "features": f"{features['name']} {short(features['digest'])}",
+            "guide": guide_text(rows),
             "reference": f"{short(reference['digest'])}, {reference['origin']}",
         }
         compared = {
@@ -97,6 +98,14 @@ def make_curve(label, name, by_weight, record):
         "classifier_scale": row.get("classifier_scale", 0.0),
     }
     return Curve(setting, Group(f"{label}: {name}" if name else label, cells))
+
+
+def guide_text(rows):
+    """The classifier that guides the samples of some rows, in words."""
+    if not rows[0].get("classifier"):
+        return "none"
+    scales = " / ".join(dict.fromkeys(text(row["classifier_scale"]) for row in rows))
+    return f"{short(rows[0]['classifier'])[:8]}, scale {scales} ({rows[0]['classifier_form']})"
 
 
 def rounded(w):
@@ -142,7 +151,7 @@ def unchecked(setting, targets):
 def matching(setting, targets, known):
     """The published rows with one of the known w whose own settings, if any, are those given.
 
-    None for samples that a classifier guides as well, which the published rows with a w have not.
+    No row for samples that a classifier guides as well, as no published row with a w is.
     """
     if setting["classifier_scale"]:
         return []
@@ -212,6 +221,8 @@ def notes(runs, targets=None):
 def published_notes(curve, targets):
     """Lines on how a curve's setting stands to the published one."""
     lines, name = [], targets["name"]
+    if curve.setting["classifier_scale"]:
+        lines.append(f"not comparable with {name}: a classifier guides it, the published rows with a w have none")
     if found := differences(curve.setting, targets):
         verb = lambda key: "are" if key == "features" else "is"
         told = [f"{key} {verb(key)} {text(value)}, published {either(published)}" for key, value, published in found]

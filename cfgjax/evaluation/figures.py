@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cfgjax.arguments import per_label
 from cfgjax.data.sources import check_labels, toy_mixture
 from cfgjax.errors import UsageError
 from cfgjax.model import Model
@@ -23,6 +24,9 @@ def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale
     below.
     """
     check_labels(labels, model.num_classes)
+    model.check_guidance(guidance)
+    for scale in classifier_scale:
+        per_label("classifier_scale", 0.0 if scale is None else scale, 1)
     repeated = np.repeat(np.asarray(labels), per_cell)
     settings = list(itertools.product(guidance, classifier_scale))
     columns = [model.sample(repeated, w, classifier_scale=s, seed=seed, **sampling) for w, s in settings]

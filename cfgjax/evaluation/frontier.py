@@ -79,6 +79,7 @@ def make_settings(grid, model, label_policy, classifier=None):
 def check_grid(grid, rates, model):
     """Raises UsageError unless every value of a Grid can be used, and none is there twice. rates: of EMAs."""
     guidance_weights(grid.guidance, None, len(grid.guidance))
+    model.check_guidance(grid.guidance)
     per_label("classifier_scale", grid.classifier_scale, len(grid.classifier_scale))
     for value in grid.seeds:
         check_whole_number("seed", value, 0)
@@ -192,6 +193,7 @@ class Frontier:
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
             "features": named(self.network),
             "judge": named(self.judge),
+            "guide": self._guide and {"step": self._guide.classifier.step, "digest": self._guide.classifier.digest},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             "config": self.model.config.to_dict(),

@@ -43,6 +43,8 @@ def fit(run, claim, stop):
             restored = checkpoints.restore(run.like)
             state, history = restored or (run.new_state(), [])
             claim.write_config()
+            if not restored and run.pace.init_from is not None:
+                checkpoints.save(0, state, history)  # what it started from, should that be trained on or gone
             size, first = (run.pace.num_steps, run.pace.batch_size), jax.process_index() == 0
             with contextlib.closing(RunLog(claim.path, int(state.step), *size, write=first)) as runlog:
                 since = f"resumed at step {state.step}" if restored else "new run"

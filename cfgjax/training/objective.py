@@ -9,20 +9,20 @@ import jax.numpy as jnp
 from cfgjax.diffusion import losses
 from cfgjax.diffusion.process import diffuse
 from cfgjax.errors import UsageError
-from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label
+from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res
 
-LOW_RES_STREAM = 1  # of the random numbers that only some objectives draw
+REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
 LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is told
 
 
 class Objective(NamedTuple):
     """The functions of which the step is made.
 
-    init: () → history, a tree of arrays that the objective keeps from step to step, () where it keeps nothing.
-    draw: (key, batch, history) → the batch with its random part drawn, a tree of [B, …].
+    init: () → level_losses, arrays that the objective keeps from step to step, () where it keeps nothing.
+    draw: (key, batch, level_losses) → the batch with its random part drawn, a tree of [B, …].
     terms: (params, drawn, dropout_key) → {"loss": [B], …}, per example; the mean loss is minimised.
     summary: (terms, drawn) → {name: scalar}, what is logged besides the loss.
-    observe: (history, terms, drawn) → history after a step.
+    observe: (level_losses, terms, drawn) → level_losses after a step.
     """
 
     draw: Callable
@@ -36,15 +36,22 @@ def denoising(net, num_classes, diffusion):
     """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: a `Diffusion`.
 
     With learned variance the hybrid loss. Logs loss_cond and loss_uncond over the examples that kept and lost their
-    label (NaN if none did) and drop_rate, for a network that has labels; mse and bound of the hybrid loss.
+    label (NaN if none did) and drop_rate, for a network with a null label; mse and bound of the hybrid loss.
     """
     levels = diffusion.levels
     if diffusion.p_uncond and not has_null_label(net):
         raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
     noisy_low_res = getattr(net, "low_res_noise", False)
+    if noisy_low_res and not takes_low_res(net):
+        raise UsageError("model.low_res_noise is True, model.low_res is False: noise in what is not there")
     if noisy_low_res != (diffusion.low_res_logsnr_min is not None):
         given = f"model.low_res_noise is {noisy_low_res}, diffusion.low_res_logsnr_min {diffusion.low_res_logsnr_min}"
         raise UsageError(f"{given}: give both or neither")
+    if noisy_low_res and not diffusion.low_res_logsnr_min < CLEAN_LOGSNR:
+        given = diffusion.low_res_logsnr_min
+        raise UsageError(
+            f"diffusion.low_res_logsnr_min is {given}; need a level below {CLEAN_LOGSNR:g}, which is clean"
+        )
     by_moment = diffusion.time_sampler == "second_moment"
 
     def draw(key, batch, history):
@@ -52,12 +59,12 @@ def denoising(net, num_classes, diffusion):
         eps, u, label = losses.draw(key, image, batch["label"], null_label=num_classes, p_uncond=diffusion.p_uncond)
         drawn = {"image": image, "label": label, "eps": eps}
         if by_moment:
-            u, drawn["weight"] = losses.redraw_levels(jax.random.fold_in(key, 0), u, history)
+            u, drawn["weight"] = losses.redraw_levels(jax.random.fold_in(key, REDRAWN), u, history)
         drawn |= {"u": u, "logsnr": levels.logsnr(u)}
         if "low_res" in batch:
             drawn["low_res"] = batch["low_res"]
         if noisy_low_res:
-            key_level, key_noise = jax.random.split(jax.random.fold_in(key, LOW_RES_STREAM))
+            key_level, key_noise = jax.random.split(jax.random.fold_in(key, LOW_RES))
             bounds = dict(minval=diffusion.low_res_logsnr_min, maxval=CLEAN_LOGSNR)
             drawn["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, **bounds)
             noise = jax.random.normal(key_noise, batch["low_res"].shape)
@@ -77,7 +84,8 @@ def denoising(net, num_classes, diffusion):
         return found | {"loss": found["loss"] * drawn["weight"]} if by_moment else found
 
     def summary(terms, drawn):
-        logged = {name: jnp.mean(terms[name]) for name in ("mse", "bound") if name in terms}
+        weight = drawn.get("weight", 1.0)
+        logged = {name: jnp.mean(terms[name] * weight) for name in ("mse", "bound") if name in terms}
         if has_null_label(net):
             dropped = drawn["label"] == num_classes
             mean = lambda mask: jnp.sum(jnp.where(mask, terms["loss"], 0)) / jnp.sum(mask)

@@ -8,10 +8,11 @@ import numpy as np
 from cfgjax.config import call, check_sections
 from cfgjax.data.batches import batch_at
 from cfgjax.data.sources import open_source
-from cfgjax.diffusion_config import diffusion_of
+from cfgjax.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
 from cfgjax.errors import UsageError
 from cfgjax.network import (
     check_network,
+    has_null_label,
     init_params,
     is_classifier,
     is_noisy_classifier,
@@ -33,10 +34,10 @@ from cfgjax.workdir import read_config
 class Pace:
     """config.train: how long, how much at a time, how often it is told.
 
-    batch_size: examples per optimizer step, over all devices. init_from: workdir of a run whose averaged parameters
-    this one starts from. num_steps: optimizer steps. steps_per_dispatch: steps
+    batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
     per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
-    max_skipped_in_row: non-finite steps in a row after which the run stops.
+    max_skipped_in_row: non-finite steps in a row after which the run stops. init_from: workdir of a run whose averaged
+    parameters this one starts from.
     """
 
     batch_size: int
@@ -61,9 +62,14 @@ class Averages:
     warmup: bool = False
 
 
+FREE = {"dropout", "dtype", "remat", "null_label"}  # keys of config.model in which a run may differ from its init_from
+
+
 def make_objective(config, net):
     """What the network of a config is trained for."""
     if is_noisy_classifier(config):
+        if unused := set(config.diffusion) - {*CONTINUOUS, *DISCRETE}:
+            raise UsageError(f"config.diffusion has {', '.join(sorted(unused))}, without meaning for a classifier")
         return noisy_classification(net, diffusion_of(config))
     if is_classifier(config):
         return classification(net)
@@ -73,14 +79,22 @@ def make_objective(config, net):
     if takes_low_res(net) != (config.data.get("low_res_size") is not None):
         low_res = f"model.low_res is {takes_low_res(net)}, data.low_res_size {config.data.get('low_res_size')}"
         raise UsageError(f"{low_res}: an upsampler needs both")
+    if has_null_label(net) and "p_uncond" not in config.diffusion:
+        raise UsageError("config.diffusion lacks p_uncond, with which labels are dropped")
     return denoising(net, config.data.num_classes, diffusion)
 
 
-def check_init_from(workdir, shapes):
-    """Raises UsageError unless workdir holds a run with parameters of the shapes of a tree."""
-    config = read_config(workdir)
-    theirs = {path: leaf.shape for path, leaf in flat(check_network(make_network(config), config.data.image_shape))}
-    ours = {path: leaf.shape for path, leaf in flat(shapes)}
+def check_init_from(workdir, ours, theirs):
+    """Raises UsageError unless config.model, ours, is that of a run, theirs, in all that its parameters mean."""
+    keys = sorted((set(ours) & set(theirs)) - FREE)
+    differing = [f"model.{key} is {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
+    if differing:
+        raise UsageError(f"train.init_from {workdir} has another network: {'; '.join(differing)}")
+
+
+def check_shapes(workdir, theirs, ours):
+    """Raises UsageError unless the parameters of a run, theirs, have the shapes of ours."""
+    theirs, ours = ({path: leaf.shape for path, leaf in flat(tree)} for tree in (theirs, ours))
     differing = [path for path in sorted(ours.keys() | theirs.keys()) if ours.get(path) != theirs.get(path)]
     if differing:
         path = differing[0]
@@ -113,9 +127,7 @@ class Run:
         check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
-        shapes = check_network(self.net, image_shape)
-        if self.pace.init_from is not None:
-            check_init_from(self.pace.init_from, shapes)
+        check_network(self.net, image_shape)
         objective = make_objective(config, self.net)
         self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
         self.dataset = open_source(**config.data)
@@ -140,7 +152,10 @@ class Run:
         """The state at step 0, with fresh parameters or those of train.init_from."""
         if self.pace.init_from is None:
             return create_state(self.build_state, self.mesh)
-        params, _ = load_params(self.pace.init_from, read_config(self.pace.init_from))
+        theirs = read_config(self.pace.init_from)
+        check_init_from(self.pace.init_from, self.config.model, theirs.model)
+        params, _ = load_params(self.pace.init_from, theirs)
+        check_shapes(self.pace.init_from, params, self.like.params)
         placed = jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), params, self.like.params)
         return create_state(self._build_from, self.mesh, placed)
 

@@ -13,26 +13,26 @@ class TrainState(NamedTuple):
     """Arrays only. Randomness is no part of it: step n draws from fold_in(key, n).
 
     step: int32 scalar, optimizer steps taken (skipped ones included).
-    params: the network's parameters. ema: {str(rate): parameters}. opt_state: optax's. history: the objective's, () for
-    most.
+    params: the network's parameters. ema: {str(rate): parameters}. opt_state: optax's. level_losses: the
+    objective's, () for most.
     """
 
     step: Any
     params: Any
     ema: Any
     opt_state: Any
-    history: Any = ()
+    level_losses: Any = ()
 
 
-def make_state(init, optimizer, rates, history=tuple):
+def make_state(init, optimizer, rates, level_losses=tuple):
     """() → TrainState at step 0, to be run inside jit. init: () → params. rates: of the EMAs, which start as copies.
 
-    history: () → the objective's.
+    level_losses: () → the objective's.
     """
 
     def build():
         params = init()
-        return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params), history())
+        return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params), level_losses())
 
     return build
 

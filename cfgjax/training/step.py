@@ -12,7 +12,8 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
     """train_step(state, batch, key) → (state, {name: float32 scalar}), pure.
 
     objective: an `objective.Objective`.
-    batch: {"image": float32 [B, …], "label": int32 [B]}. key: the run's; the step draws from fold_in(key, state.step).
+    batch: {"image": float32 [B, …], "label": int32 [B]}, of an upsampler also "low_res". key: the run's; the step draws
+    from fold_in(key, state.step).
     accumulate_steps: parts of the batch whose gradients are computed one after the other and averaged.
 
     A step whose loss or gradients are not finite changes nothing but `step` and the optimizer's count of such steps.
@@ -40,7 +41,7 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
 
     def train_step(state, batch, key):
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
-        drawn = objective.draw(draw_key, batch, state.history)
+        drawn = objective.draw(draw_key, batch, state.level_losses)
         (loss, terms), grads = gradients(state.params, drawn, dropout_key)
         norm = optax.tree.norm(grads)  # finite only if the squares, which Adam keeps, are
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -49,7 +50,8 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
         params = optax.apply_updates(state.params, updates)
         averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
         averages = jax.tree.map(lambda new, old: jnp.where(opt_state.last_finite, new, old), averages, state.ema)
-        history = objective.observe(state.history, terms, drawn)
+        kept = objective.observe(state.level_losses, terms, drawn)
+        kept = jax.tree.map(lambda new, old: jnp.where(opt_state.last_finite, new, old), kept, state.level_losses)
         metrics = {
             "loss": loss,
             **objective.summary(terms, drawn),
@@ -59,7 +61,7 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
             "skipped_total": opt_state.total_notfinite,
         }
         metrics = {name: jnp.float32(value) for name, value in metrics.items()}
-        return TrainState(state.step + 1, params, averages, opt_state, history), metrics
+        return TrainState(state.step + 1, params, averages, opt_state, kept), metrics
 
     return train_step
 

@@ -30,16 +30,18 @@ from cfgjax.evaluation.sums import Verdict, feature_blocks
 from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import is_classifier, is_noisy_classifier
+from cfgjax.processes import gather_rows
+from cfgjax.sharding import place_global
 from cfgjax.training.objective import LEVEL_BINS
 
-EXAMPLES_AT_ONCE = 256  # of the held-out ones
+EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
 
 
 def make_watchers(config, mesh, dataset):
     """The watchers of a run, checked against its config."""
     if is_classifier(config):
         kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
-        return [call(kind, "evaluate", config.evaluate, config=config)]
+        return [call(kind, "evaluate", config.evaluate, config=config, mesh=mesh)]
     watchers: list = [SampleGrids(config, mesh, dataset)]
     if call(Plan, "evaluate", config.evaluate).every_steps:
         if config.data.get("low_res_size") is not None:
@@ -93,8 +95,7 @@ class SampleGrids:
         self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
         self._model.grid(self.pictures.num_steps)
         self._model.noise_option(self.pictures.sampler, v=None, eta=None)
-        if any(self.pictures.guidance) and not self._model.has_null_label:
-            raise UsageError(f"sample.guidance is {self.pictures.guidance}; the network has no null label: need (0.0,)")
+        self._model.check_guidance(self.pictures.guidance)
         self._options = {}
         if self._model.low_res_shape is not None:
             self._options["low_res"] = self._examples(dataset)
@@ -133,7 +134,7 @@ class HeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, *, every_steps):
+    def __init__(self, config, mesh, *, every_steps):
         check_held_out(config, every_steps)
         self.every_steps, self._config = every_steps, config
         self._data = open_source(**{**config.data, "split": "holdout"})
@@ -160,9 +161,9 @@ class NoisyHeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, *, every_steps):
+    def __init__(self, config, mesh, *, every_steps):
         check_held_out(config, every_steps)
-        self.every_steps = every_steps
+        self.every_steps, self._mesh = every_steps, mesh
         self._data = open_source(**{**config.data, "split": "holdout"})
         classifier = Classifier(config, None)
         levels = diffusion_of(config).levels
@@ -178,13 +179,14 @@ class NoisyHeldOut:
         if runlog.has(step, "holdout_accuracy"):
             return
         params, data, found = averaged(state), self._data, {}
+        size = EXAMPLES_AT_ONCE * self._mesh.size
         for part in range(LEVEL_BINS):
             right = []
-            for start in range(0, len(data), EXAMPLES_AT_ONCE):
-                index = np.arange(start, start + EXAMPLES_AT_ONCE) % len(data)
+            for start in range(0, len(data), size):
+                index = np.arange(start, start + size) % len(data)
                 key, u = jax.random.fold_in(jax.random.key(part), start), np.float32((part + 0.5) / LEVEL_BINS)
-                correct = self._correct(params, key, to_float(data.image[index]), data.label[index], u)
-                right.append(np.asarray(correct)[: len(data) - start])
+                batch = [place_global(self._mesh, a) for a in (to_float(data.image[index]), data.label[index])]
+                right.append(gather_rows(self._correct(params, key, *batch, u))[: len(data) - start])
             found[f"holdout_accuracy_{part}"] = float(np.concatenate(right).mean())
         runlog.record(step, {"holdout_accuracy": float(np.mean(list(found.values()))), **found})
 

@@ -92,11 +92,11 @@ def process(tmp_path, scheduler):
 
 
 def test_the_scheduler_beside_the_network_tells_its_process(tmp_path):
-    assert process(tmp_path, SCHEDULER | {"num_train_timesteps": 1000, "clip_sample": True}) == ("linear", 1000)
+    assert process(tmp_path, SCHEDULER | {"num_train_timesteps": 1000, "clip_sample": True}) == ("linear", 1000, 0.0)
 
 
 def test_without_a_scheduler_the_process_is_adms(tmp_path):
-    assert diffusers.process(tmp_path / "unet") == ("linear", 1000)
+    assert diffusers.process(tmp_path / "unet") == ("linear", 1000, 0.0)
 
 
 @pytest.mark.parametrize(

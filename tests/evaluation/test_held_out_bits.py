@@ -153,8 +153,8 @@ def with_nan(image):
         (dict(seed=-1), "seed is -1"),
         (dict(v=1.5), "v is 1.5"),
         (dict(v=math.nan), "v is nan"),
-        (dict(logsnr_max=13.0), "trained above -20.0 and up to 12.0"),
-        (dict(logsnr_max=-20.0), "trained above -20.0"),
+        (dict(logsnr_max=13.0), "trained above -20 and up to 12"),
+        (dict(logsnr_max=-20.0), "trained above -20"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(model, arguments, words):

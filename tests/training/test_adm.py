@@ -54,7 +54,7 @@ def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
     train(config, tmp_path / "stopped", stops=[15, 12])
     assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
     run = Run(config, jax.devices()[:1])
-    assert run.like.history["losses"].shape == (1000, 10)
+    assert run.like.level_losses["losses"].shape == (1000, 10)
 
 
 def test_a_run_starts_from_the_averages_of_another(tmp_path):
@@ -67,8 +67,21 @@ def test_a_run_starts_from_the_averages_of_another(tmp_path):
     assert same_trees(jax.device_get(state.params), params)
     assert all(same_trees(jax.device_get(average), params) for average in state.ema.values())
     config.model.width = 48
-    with pytest.raises(UsageError, match=r"another network: hidden_0_0/bias is \(32,\) there, \(48,\) here"):
-        Run(config, jax.devices()[:1])
+    with pytest.raises(UsageError, match="another network: model.width is 32 there, 48 here"):
+        Run(config, jax.devices()[:1]).new_state()
+
+
+def test_a_run_that_has_begun_needs_what_it_started_from_no_more(tmp_path):
+    train(mixture_config(**{"mesh.data": 1}), tmp_path / "first")
+    config = mixture_config(**{"mesh.data": 1})
+    config.train.init_from = str(tmp_path / "first")
+    train(config, tmp_path / "straight")
+    train(config, tmp_path / "stopped", stops=[3])
+    assert metrics(tmp_path / "straight") == metrics(tmp_path / "stopped")
+    train(config, tmp_path / "begun", stops=[3], ends=False)
+    (tmp_path / "first").rename(tmp_path / "gone")
+    train(config, tmp_path / "begun")
+    assert metrics(tmp_path / "begun") == metrics(tmp_path / "straight")
 
 
 def test_an_upsampler_is_given_pairs(tmp_path):
@@ -97,5 +110,5 @@ def test_a_learned_variance_is_of_images_alone():
 
 def test_weights_without_a_null_label_are_refused_before_training():
     config = digits_config(**{"model.null_label": False, "diffusion.p_uncond": 0.0, "sample.guidance": (0.0, 1.0)})
-    with pytest.raises(UsageError, match=r"sample.guidance is \(0.0, 1.0\); the network has no null label"):
+    with pytest.raises(UsageError, match=r"guidance needs a network trained with dropped labels .* has w = 0 alone"):
         Run(config)

@@ -118,6 +118,7 @@ def test_a_noisy_classifier_sees_the_level_and_its_accuracy_is_told_by_level():
         (CONTINUOUS | DISCRETE, "schedule, logsnr_min, logsnr_max, betas, num_timesteps given"),
         ({"betas": "cosine"}, "lacks num_timesteps"),
         ({"betas": "cubic", "num_timesteps": 10}, "betas"),
+        ({"betas": "linear", "num_timesteps": 10}, "config.diffusion: "),
         ({"betas": "cosine", "num_timesteps": 1}, "num_timesteps is 1; need an integer of at least 2"),
         (CONTINUOUS | {"logsnr_min": 30.0}, "logsnr_min 30.0 is not below diffusion.logsnr_max 20.0"),
         (CONTINUOUS | {"p_uncond": 1.5}, "p_uncond is 1.5; need a probability"),
