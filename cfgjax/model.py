@@ -60,7 +60,7 @@ class Model:
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.is_image = len(self.image_shape) == 3
         diffusion = diffusion_of(config)
-        self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance and bind_params is None
+        self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
         network = make_network(config)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
         trained_null = has_null_label(network) and diffusion.p_uncond > 0

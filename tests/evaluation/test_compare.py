@@ -216,9 +216,9 @@ def test_seeds_are_averaged_and_absent_weights_are_dashes(tmp_path, capsys):
 def test_the_runs_are_listed_with_what_they_were_made_with(tmp_path, capsys):
     compare(write(tmp_path / "a", record(sampler="ddim", v=None, eta=0.5)))
     head, line, *_ = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()) == "run step N labels sampler T v EMA p_uncond features reference"
-    told = "a 400000 50,000 balanced ddim, eta 0.5 256 none 0.9999 0.1 inception 6726825d-tf1 da6227e3, the 1,281,167"
-    assert " ".join(line.split()) == f"{told} training examples"
+    assert " ".join(head.split()) == "run step N labels sampler T v EMA p_uncond features guide reference"
+    told = "a 400000 50,000 balanced ddim, eta 0.5 256 none 0.9999 0.1 inception 6726825d-tf1 none da6227e3,"
+    assert " ".join(line.split()) == f"{told} the 1,281,167 training examples"
 
 
 @pytest.mark.parametrize(
@@ -336,3 +336,11 @@ def test_with_rows_each_setting_has_a_line_and_its_network_calls(tmp_path, capsy
     assert cells[0] == ["run", "0", "0", "256", "256", "0"]
     assert cells[1] == ["run", "0.1", "0", "256", "512", "0"]
     assert cells[2] == ["guided", "0", "2", "32", "32", "32"]
+
+
+def test_a_guide_is_told(tmp_path, capsys):
+    guided = record(classifier="8c8b7a6d5e4f", classifier_scale=2.0, classifier_form="eps")
+    compare(write(tmp_path / "a", guided), "--targets=cfg_imagenet64")
+    out = capsys.readouterr().out
+    assert "8c8b7a6d, scale 2 (eps)" in out
+    assert "a: not comparable with cfg_imagenet64: a classifier guides it" in out

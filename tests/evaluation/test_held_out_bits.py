@@ -35,6 +35,7 @@ def slope_and_variance(params):
 def make_model(bind_params=slope, *, devices=1):
     mesh = make_mesh(devices=jax.devices()[:devices])
     config = digits_config(**{"data.image_shape": SHAPE, "diffusion.logsnr_max": 12.0})
+    config.diffusion.learned_variance = bind_params is slope_and_variance
     return Model(config, {"slope": jnp.float32(0.9)}, mesh=mesh, bind_params=bind_params)
 
 
