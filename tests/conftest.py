@@ -15,9 +15,25 @@ if OWN_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax  # noqa: E402  reads the variables above
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_go_with_their_module():
+    """Compiled programs would add up to gigabytes in each worker."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def quick_compilation():
+    """Programs are compiled with little optimisation: half the time, for laws that hold of any program."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_sessionfinish():

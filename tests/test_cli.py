@@ -161,7 +161,7 @@ def test_another_config_is_refused_and_the_key_is_told(straight):
         ("--config.mesh.data=3", "does not make up the 1 devices"),
         ("--config.seed=-1", "seed is -1; need an integer in 0"),
         ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0, outside its range"),
-        ("--config.data.random_flip=True", "data.random_flip mirrors images"),
+        ("--config.data.random_flip=True", "data.random_flip, random_crop and low_res_size are for images"),
         ("--config.data.image_shape=(2,2,1)", "config.model: an MLP takes points"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     ],

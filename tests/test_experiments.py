@@ -89,7 +89,7 @@ def test_a_shrunk_step_traces(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS.values())
-def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path):
+def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, quick_compilation):
     run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
     state = create_state(run.build_state, run.mesh)
     before = jax.device_get(state.params)

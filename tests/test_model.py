@@ -141,7 +141,7 @@ def test_the_exact_model_draws_the_mixture():
         assert np.allclose(points[labels == k].std(axis=0), mixture.stds[k], rtol=0.15)
 
 
-def test_a_trained_run_loads_and_draws_and_knows_its_averages(tmp_path):
+def test_a_trained_run_loads_and_draws_and_knows_its_averages(tmp_path, quick_compilation):
     config = digits_config(**{"ema.rates": (0.05, 0.9)})
     assert train(config, tmp_path)
     first, second, raw = (cfgjax.load(tmp_path, ema=rate) for rate in (None, 0.9, 0))

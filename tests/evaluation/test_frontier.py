@@ -143,6 +143,7 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
 
 def test_rows_are_complete(straight):
     settings = {"guidance_weight", "num_steps", "sampler", "v", "eta", "ema", "seed", "label_policy", "scores"}
+    settings |= {"classifier", "classifier_scale", "classifier_form"}
     metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
     named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
     others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}
@@ -374,8 +375,8 @@ def test_a_table_has_a_part_of_each_curve():
     ("distances", "told"),
     [
         ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
-        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: smaller w may be better still"),
-        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: larger w may be better still"),
+        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be better still"),
+        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be better still"),
         ((1,), "FD-mixture is least at w = 0, 1"),
     ],
 )

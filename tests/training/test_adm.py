@@ -27,7 +27,7 @@ def noisy_classifier_config(**overrides):
     return update(ConfigDict({name: config[name] for name in shared} | sections), overrides)
 
 
-def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path):
+def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quick_compilation):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(noisy_classifier_config(), straight)
     train(noisy_classifier_config(), stopped, stops=[1])

@@ -141,7 +141,7 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
 
 
 def test_a_diffusion_run_is_no_classifier(mixture_run):
-    with pytest.raises(UsageError, match=f"{mixture_run} holds no classifier but a mlp; train one"):
+    with pytest.raises(UsageError, match=f"{mixture_run} holds no classifier of clean images but a mlp; train one"):
         load_features("classifier", digits_config().data, classifier=mixture_run)
 
 
