@@ -164,17 +164,19 @@ class Model:
         options = dict(num_steps=num_steps, sampler=sampler, seed=seed, v=v, eta=eta, guided=guided)
         guide = None if classifier is None else ClassifierGuidance(classifier, classifier_form)
         draw = self.sampler(**options, classifier=guide, low_res_logsnr=low_res_logsnr)
-        given = self._check_low_res(low_res, len(labels))
+        low_res = self._check_low_res(low_res, len(labels))
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            parts.append(draw(index, labels[index], weights[index], scales[index], given and given[0][index]))
+            parts.append(
+                draw(index, labels[index], weights[index], scales[index], None if low_res is None else low_res[index])
+            )
         return np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
 
     def _check_low_res(self, low_res, length):
-        """(low_res as float32,), or None for a model that takes none."""
+        """low_res as float32, or None for a model that takes none."""
         if (low_res is not None) != (self.low_res_shape is not None):
             raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; {self._kind()}")
         if low_res is None:
@@ -183,7 +185,7 @@ class Model:
         check_images(low_res, self.low_res_shape)
         if len(low_res) != length:
             raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
-        return (to_float(low_res),)
+        return to_float(low_res)
 
     def sampler(
         self,

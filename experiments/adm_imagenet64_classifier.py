@@ -55,7 +55,7 @@ def get_config():
                 b2=0.999,
                 eps=1e-8,
                 weight_decay=0.2,
-                schedule="cosine",  # annealed to 0; ADM's is a straight line
+                schedule="linear",
                 warmup_steps=0,
                 decay_steps=300000,
                 clip_norm=placeholder(float),

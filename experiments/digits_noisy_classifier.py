@@ -4,6 +4,7 @@ cfgjax train --config=experiments/digits_noisy_classifier.py --workdir=runs/digi
 
 Measured (x86-64, jax 0.10.2): of the 299 held-out digits it reads 98.7, 92.0, 55.9 and 20.1 % at the middle of the four
 quarters of the timesteps, the cleanest first. Twice the depth, twice the steps or another learning rate give the same.
+A run takes 2 minutes of processor time.
 """
 
 from ml_collections import ConfigDict

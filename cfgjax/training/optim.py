@@ -8,17 +8,22 @@ NEVER = 2**31 - 1  # non-finite steps in a row after which optax would apply the
 
 
 def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):
-    """optimizer step → learning rate: linear warm-up over warmup_steps, then constant or cosine to 0 at decay_steps."""
-    if schedule == "cosine":
-        if not decay_steps or decay_steps <= warmup_steps:
-            raise UsageError(
-                f"optimizer.decay_steps is {decay_steps}; cosine needs more than warmup_steps {warmup_steps}"
-            )
-        after = optax.cosine_decay_schedule(learning_rate, decay_steps - warmup_steps)
-    elif schedule == "constant":
+    """optimizer step → learning rate: linear warm-up over warmup_steps, then constant, or to 0 at decay_steps.
+
+    schedule: "constant", or the way down: "linear" or "cosine".
+    """
+    if schedule not in ("constant", "linear", "cosine"):
+        raise UsageError(f"unknown optimizer.schedule {schedule!r}; known: constant, linear, cosine")
+    if schedule == "constant":
         after = optax.constant_schedule(learning_rate)
+    elif not decay_steps or decay_steps <= warmup_steps:
+        raise UsageError(
+            f"optimizer.decay_steps is {decay_steps}; {schedule} needs more than warmup_steps {warmup_steps}"
+        )
+    elif schedule == "linear":
+        after = optax.linear_schedule(learning_rate, 0.0, decay_steps - warmup_steps)
     else:
-        raise UsageError(f"unknown optimizer.schedule {schedule!r}; known: constant, cosine")
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps - warmup_steps)
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
 

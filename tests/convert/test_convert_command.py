@@ -120,13 +120,15 @@ def test_sample_takes_a_converted_workdir(runs, tmp_path):
     assert (tmp_path / "grid.png").stat().st_size > 100
 
 
-def test_the_null_label_is_one_row_more_and_allows_guidance(runs, files, tmp_path):
+def test_the_null_label_is_one_row_more_that_has_yet_to_be_trained(runs, files, tmp_path):
     convert(files, "tiny", tmp_path / "run", "--null_label")
     model, label = cfgjax.load(tmp_path / "run"), weights("tiny")["label_emb.weight"]
     assert model.config.model.null_label and not read_config(runs / "tiny").model.null_label
     assert model.params["label"].shape == (6, 128)
     np.testing.assert_array_equal(model.params["label"][:5], label)
-    assert model.sample([1], guidance=1.0, num_steps=2).shape == (1, 8, 8, 3)
+    np.testing.assert_allclose(model.params["label"][5], label.mean(axis=0), atol=1e-6)
+    with pytest.raises(UsageError, match="guidance needs a network trained with dropped labels"):
+        model.sample([1], guidance=1.0, num_steps=2)
 
 
 @EVERY

@@ -8,10 +8,12 @@ from cfgjax.training import ema
 from cfgjax.training.optim import learning_rate_schedule, make_optimizer
 
 
-def test_warm_up_is_linear_and_cosine_ends_at_zero():
-    rate = learning_rate_schedule(2.0, "cosine", warmup_steps=10, decay_steps=110)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_warm_up_is_linear_and_the_way_down_ends_at_zero(schedule):
+    rate = learning_rate_schedule(2.0, schedule, warmup_steps=10, decay_steps=110)
     assert [float(rate(step)) for step in (0, 5, 10)] == [0, 1, 2]
     assert np.isclose(rate(60), 1)  # half-way down
+    assert np.isclose(rate(35), 1.5 if schedule == "linear" else 1 + np.sqrt(0.5))
     assert float(rate(110)) == float(rate(1000)) == 0
 
 
@@ -39,7 +41,8 @@ def test_adams_first_step_is_the_learning_rate():
     [
         ({"name": "adm"}, "unknown optimizer 'adm', did you mean 'adam'"),
         ({"name": "adam", "weight_decay": 0.1}, "which adam does not apply; use adamw"),
-        ({"name": "adam", "schedule": "linear"}, "unknown optimizer.schedule 'linear'"),
+        ({"name": "adam", "schedule": "lineer"}, "unknown optimizer.schedule 'lineer'"),
+        ({"name": "adam", "schedule": "linear"}, "decay_steps is None; linear needs more than warmup_steps 0"),
         ({"name": "adam", "schedule": "cosine"}, "decay_steps is None"),
         ({"name": "adam", "schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "decay_steps is 9"),
     ],

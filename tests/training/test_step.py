@@ -109,7 +109,7 @@ def test_the_loss_splits_into_its_conditional_and_unconditional_parts():
 
 @pytest.mark.parametrize(("p_uncond", "without"), [(0.0, "loss_uncond"), (1.0, "loss_cond")])
 def test_without_examples_of_a_kind_its_loss_is_nan_and_the_other_is_the_loss(p_uncond, without):
-    _, m = advance(mixture_config(**{"diffusion.p_uncond": p_uncond}), 2)
+    _, m = advance(mixture_config(**{"diffusion.p_uncond": p_uncond, "sample.guidance": (0.0,)}), 2)
     other = {"loss_uncond": "loss_cond", "loss_cond": "loss_uncond"}[without]
     assert np.isnan(m[without]).all()
     assert np.allclose(m[other], m["loss"], rtol=1e-6)
