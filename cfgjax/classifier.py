@@ -44,9 +44,13 @@ class Classifier:
         self.config, self.params, self.step = config, params, step
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.bind = functools.partial(bind_classifier, make_network(config), levels=diffusion_of(config).levels)
-        self.digest = params_digest(config, params)
         self._placed = {}
         self._log_prob = jax.jit(lambda params, z, logsnr: jax.nn.log_softmax(self.bind(params)(z, logsnr)))
+
+    @functools.cached_property
+    def digest(self):
+        """SHA-256 of what determines its outputs."""
+        return params_digest(self.config, self.params)
 
     def params_on(self, mesh):
         """The parameters, whole on every device of the mesh."""

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -19,6 +20,11 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def temporary_beside(path):
+    """A path that no other process or call takes, on the file system of path and with its ending."""
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
+
+
 @contextlib.contextmanager
 def writing(path):
     """A temporary path beside path, with its ending, that takes its place when the block ends.
@@ -26,12 +32,29 @@ def writing(path):
     If the block raises, path is as it was and the temporary file is gone.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path):
+    """A temporary folder beside path, which is new or empty, that takes its place when the block ends.
+
+    If the block raises, it is gone.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_npz(path):

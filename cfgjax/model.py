@@ -29,7 +29,6 @@ from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
 NOISE_OPTIONS = ("v", "eta")  # how much noise a sampler adds; which one it takes is in its signature
-NO_NULL_LABEL = "guidance needs a network trained with dropped labels (diffusion.p_uncond); this one has w = 0 alone"
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
@@ -69,7 +68,7 @@ class Model:
         if takes_low_res(network):
             factor = self.image_shape[0] // config.data.low_res_size
             self.low_res_shape = (*(side // factor for side in self.image_shape[:2]), self.image_shape[2])
-        self.low_res_noise = getattr(network, "low_res_noise", False)
+        self.low_res_noise = diffusion.low_res_logsnr_min is not None
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = params
         if mesh is None:
@@ -84,7 +83,8 @@ class Model:
     def check_guidance(self, weights):
         """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""
         if any(weights) and not self.has_null_label:
-            raise UsageError(NO_NULL_LABEL)
+            needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
+            raise UsageError(f"{needed}; this one has w = 0 alone")
 
     def eps(self, z, logsnr, label, *, low_res=None):
         """ε_θ(z, label) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "none".
@@ -96,8 +96,7 @@ class Model:
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes + self.has_null_label)
         inputs = {}
-        if (low_res is not None) != (self.low_res_shape is not None):
-            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; {self._kind()}")
+        self._check_kind(low_res)
         if low_res is not None:
             inputs["low_res"] = jnp.asarray(low_res, jnp.float32)
             inputs |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_noise else {}
@@ -106,12 +105,12 @@ class Model:
     def _predict(self, params, z, logsnr, label, inputs):
         return split_variance(self.bind(params, **inputs)(z, logsnr, label), z.shape[-1])[0]
 
-    def _kind(self):
-        """What the model does, in a few words."""
-        if self.low_res_shape is None:
-            return "the model is no upsampler"
-        needed = f"low_res, images of shape {self.low_res_shape}"
-        return f"the model is an upsampler and needs {needed} (a cascade's --base draws them)"
+    def _check_kind(self, low_res):
+        """Raises UsageError unless low_res is given to an upsampler, and to no other model."""
+        if (low_res is None) != (self.low_res_shape is None):
+            needs = f"low_res, images of shape {self.low_res_shape} (a cascade's --base draws them)"
+            kind = "no upsampler" if self.low_res_shape is None else f"an upsampler and needs {needs}"
+            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; the model is {kind}")
 
     def sample(self, labels, guidance=None, **options):
         """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
@@ -177,8 +176,7 @@ class Model:
 
     def _check_low_res(self, low_res, length):
         """low_res as float32, or None for a model that takes none."""
-        if (low_res is not None) != (self.low_res_shape is not None):
-            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; {self._kind()}")
+        self._check_kind(low_res)
         if low_res is None:
             return None
         low_res = np.asarray(low_res)
@@ -216,8 +214,7 @@ class Model:
         check_whole_number("seed", seed, 0)
         noise = self.noise_option(sampler, v=v, eta=eta)
         grid = self.grid(num_steps)
-        if guided and not self.has_null_label:
-            raise UsageError(NO_NULL_LABEL)
+        self.check_guidance([guided])
         if classifier is not None:
             classifier.check(self.config, sampler)
         noisy = self._check_low_res_logsnr(low_res_logsnr)

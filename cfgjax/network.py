@@ -55,13 +55,18 @@ def inputs(net, batch, image_shape):
     if isinstance(net, tuple(NOISY_CLASSIFIERS.values())):
         return (image, time), {}
     options = {"low_res": image} if takes_low_res(net) else {}
-    options |= {"low_res_time": time} if getattr(net, "low_res_noise", False) else {}
+    options |= {"low_res_time": time} if takes_low_res_level(net) else {}
     return (image, time, jnp.zeros(batch, jnp.int32)), options
 
 
 def takes_low_res(net):
     """Whether net is an upsampler."""
     return getattr(net, "low_res", False)
+
+
+def takes_low_res_level(net):
+    """Whether net is told how much noise its low-resolution image has."""
+    return getattr(net, "low_res_noise", False)
 
 
 def has_null_label(net):

@@ -3,8 +3,6 @@
 import contextlib
 import importlib.util
 import os
-import secrets
-import shutil
 from pathlib import Path
 
 from absl import flags
@@ -138,33 +136,20 @@ def write_run(given, net, params, **described):
     from cfgjax.config import to_json
     from cfgjax.convert.layout import add_null_row, with_null_label
     from cfgjax.convert.run_config import run_config
+    from cfgjax.files import writing_folder
     from cfgjax.training.checkpoint import Cadence, Checkpoints
     from cfgjax.training.state import TrainState
 
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
     config = ConfigDict(run_config(net, **described))
-    with new_folder(given.out) as folder:
+    with writing_folder(given.out) as folder:
         (folder / "config.json").write_text(to_json(config))
         with contextlib.closing(Checkpoints(folder / "checkpoints", Cadence(1, keep_last=1))) as checkpoints:
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"
     print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}")
-
-
-@contextlib.contextmanager
-def new_folder(path):
-    """A temporary folder beside path that takes its place when the block ends; if the block raises it is gone."""
-    path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_arrays(path, arrays):

@@ -70,6 +70,11 @@ def replace_eps(out, eps):
     return jnp.concatenate([eps, rest], axis=-1) if rest.shape[-1] else eps
 
 
+def label_log_prob(logits, label):
+    """log p(label) of logits [B, K] and label int [B], [B]."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+
+
 def classifier_score(logits_fn, label):
     """score(z [B, …], logsnr) → ∇_z log p(label | z), float32, z's shape.
 
@@ -80,12 +85,12 @@ def classifier_score(logits_fn, label):
     def score(z, logsnr):
         batch = z.shape[:1]
         logsnr, wanted = jnp.broadcast_to(logsnr, batch), jnp.broadcast_to(label, batch)
+        dtype = jnp.promote_types(z.dtype, jnp.float32)
 
         def log_prob(z):
-            log_probs = jax.nn.log_softmax(logits_fn(z, logsnr).astype(jnp.promote_types(z.dtype, jnp.float32)))
-            return jnp.sum(jnp.take_along_axis(log_probs, wanted[:, None], axis=1))
+            return jnp.sum(label_log_prob(logits_fn(z, logsnr).astype(dtype), wanted))
 
-        return jax.grad(log_prob)(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
+        return jax.grad(log_prob)(z.astype(dtype))
 
     return score
 

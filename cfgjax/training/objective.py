@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.diffusion import losses
+from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.diffusion.process import diffuse
 from cfgjax.errors import UsageError
-from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res
+from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res, takes_low_res_level
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
 LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is told
@@ -41,7 +42,7 @@ def denoising(net, num_classes, diffusion):
     levels = diffusion.levels
     if diffusion.p_uncond and not has_null_label(net):
         raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
-    noisy_low_res = getattr(net, "low_res_noise", False)
+    noisy_low_res = takes_low_res_level(net)
     if noisy_low_res and not takes_low_res(net):
         raise UsageError("model.low_res_noise is True, model.low_res is False: noise in what is not there")
     if noisy_low_res != (diffusion.low_res_logsnr_min is not None):
@@ -137,5 +138,4 @@ def noisy_classification(net, diffusion):
 
 def cross_entropy(logits, label):
     """{"loss": −log p(label) [B], "correct": whether it is the likeliest [B]}."""
-    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
-    return {"loss": -log_prob, "correct": logits.argmax(axis=-1) == label}
+    return {"loss": -label_log_prob(logits, label), "correct": logits.argmax(axis=-1) == label}
