@@ -7,8 +7,6 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
-    DONE,
-    PREEMPTED,
     check_writable,
     classifier_scales,
     define_sampling,
@@ -20,6 +18,7 @@ from cfgjax.commands.common import (
 )
 from cfgjax.config import call, define_flag, parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE, PREEMPTED
 
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 FLAGS_OF = {  # what each mode makes use of

@@ -5,7 +5,6 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
-    DONE,
     check_writable,
     classifier_scales,
     define_sampling,
@@ -17,6 +16,7 @@ from cfgjax.commands.common import (
 )
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 
 def sample(argv):
