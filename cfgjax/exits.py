@@ -15,7 +15,7 @@ def end_process(told, code):
     """
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
-    stderr = os.dup(sys.__stderr__.fileno())
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stderr__.fileno())
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.write(stderr, f"{told}\n".encode())
     os._exit(code)

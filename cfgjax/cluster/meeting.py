@@ -21,12 +21,12 @@ GREETING_SECONDS = 10  # in which whoever connects must say who it is
 class Member(NamedTuple):
     """A process of the run, as others name it."""
 
-    index: int
+    number: int
     host: str
     pid: int
 
     def __str__(self):
-        return f"process {self.index} on {self.host} (pid {self.pid})"
+        return f"process {self.number} on {self.host} (pid {self.pid})"
 
 
 class Link:
@@ -60,7 +60,7 @@ class Link:
 
 
 class Meeting(NamedTuple):
-    """What comes of a roll call. members: all, by index. links: {index: Link}, of process 0 to all the others, of the
+    """What comes of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
     others to process 0. jax_address: where process 0 is to start jax's service.
     """
 
@@ -77,7 +77,7 @@ def call_the_roll(place, facts, seconds):
     `seconds`, and where numbers of processes or facts differ; it says which process on which host.
     """
     own = Member(place.process_id, socket.gethostname(), os.getpid())
-    return (gather if own.index == 0 else join)(place, own, facts, time.monotonic() + seconds, seconds)
+    return (gather if own.number == 0 else join)(place, own, facts, time.monotonic() + seconds, seconds)
 
 
 def gather(place, own, facts, deadline, seconds):
@@ -104,9 +104,9 @@ def gather(place, own, facts, deadline, seconds):
                     link.close()  # somebody else's
                     continue
                 member = Member(*hello["member"])
-                links[member.index if member.index not in members else -1] = link
+                links[member.number if member.number not in members else -1] = link
                 check(place, members, member, hello, facts)
-                members[member.index] = member
+                members[member.number] = member
             port = free_port(place.port + 1)
     except UsageError as e:
         for link in links.values():
@@ -142,8 +142,8 @@ def check(place, members, member, hello, facts):
     if hello["num_processes"] != place.num_processes:
         numbers = f"{hello['num_processes']} processes, process 0 of {place.num_processes}"
         raise UsageError(f"{member} was told of {numbers}; all must be told the same")
-    if member.index in members:
-        raise UsageError(f"{member} and {members[member.index]} are both process {member.index}")
+    if member.number in members:
+        raise UsageError(f"{member} and {members[member.number]} are both process {member.number}")
     if differing := differences(facts, hello["facts"]):
         raise UsageError(f"{member} is not of the same run as process 0: {'; '.join(differing)}")
 
@@ -183,7 +183,7 @@ def connected(place, own, deadline, seconds):
             if time.monotonic() + RETRY_SECONDS > deadline:
                 reason = e.strerror or e
                 raise UsageError(
-                    f"process {own.index} on {own.host} cannot reach process 0 at {place.address} in {seconds:g} s: "
+                    f"process {own.number} on {own.host} cannot reach process 0 at {place.address} in {seconds:g} s: "
                     f"{reason} ({place.origin})"
                 ) from e
             time.sleep(RETRY_SECONDS)

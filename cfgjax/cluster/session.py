@@ -70,12 +70,12 @@ def taking_part(flags, facts, patience):
         watchdog.leave()
         jax.distributed.shutdown()
     except UsageError as e:
-        time.sleep(VERDICT_SECONDS if meeting.own.index else 0)  # an error of all is process 0's to tell
+        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # an error of all is process 0's to tell
         watchdog.failed(str(e), BAD_USAGE)
         end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
     except BaseException as e:
         # where another process is to blame, the watchdog ends this one meanwhile
-        time.sleep(VERDICT_SECONDS + bool(meeting.own.index))
+        time.sleep(VERDICT_SECONDS + bool(meeting.own.number))
         if not isinstance(e, (OSError, ArithmeticError)):
             traceback.print_exc()
         reason = " ".join(str(e).split()) or type(e).__name__
@@ -85,7 +85,7 @@ def taking_part(flags, facts, patience):
 
 def place_words(meeting):
     """Who speaks, where it is not process 0."""
-    return f"{meeting.own}: " if meeting.own.index else ""
+    return f"{meeting.own}: " if meeting.own.number else ""
 
 
 def code_facts():

@@ -74,8 +74,8 @@ class Watchdog:
         self._interval = min(1.0, timeout_seconds / 10)
         self._patience = timeout_seconds - 2 * self._interval
         now = time.monotonic()
-        self._seen = {member.index: Seen(now, now) for member in meeting.members}
-        self._mine = self._seen[meeting.own.index]
+        self._seen = {member.number: Seen(now, now) for member in meeting.members}
+        self._mine = self._seen[meeting.own.number]
         self._stages: dict = {}  # of process 0: {count: what}
         self._pending: list = []  # (index, count, what) of others that process 0 has not reached
         self._longest_step, self._lock, self._leaving = None, threading.Lock(), False
@@ -91,7 +91,7 @@ class Watchdog:
             if mine.what.startswith(STEPS) and what.startswith(STEPS):
                 self._longest_step = max(self._longest_step or 0.0, now - mine.at)
             mine.update(now, mine.count + 1, what, False)
-            if self._own.index == 0:
+            if self._own.number == 0:
                 self._stages[mine.count] = what
                 self._stages.pop(mine.count - 10_000, None)
 
@@ -143,7 +143,7 @@ class Watchdog:
             mine.heard = now
             for link in self._links.values():
                 link.send({"beat": [mine.count, mine.what, mine.alone]})
-            if self._own.index != 0:
+            if self._own.number != 0:
                 hub = self._seen[0]
                 silent = now - hub.heard
                 if silent > self._patience + self._interval and not self._leaving:  # process 0's verdicts come first
@@ -169,9 +169,9 @@ class Watchdog:
         """Tells the others and ends this process, with the verdict as its last line."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)  # another thread is ending the process
-        if self._own.index == 0:
+        if self._own.number == 0:
             for link in self._links.values():
                 link.send({"verdict": verdict, "code": code, "blamed": blamed})
-        if blamed == self._own.index:
+        if blamed == self._own.number:
             faulthandler.dump_traceback(all_threads=True)
         end_process(f"cfgjax: failed: {self._own}: {verdict}", code)

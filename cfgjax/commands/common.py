@@ -49,6 +49,19 @@ def define_sampling(given):
     flags.DEFINE_list("classifier_scale", None, "Scales of its gradient, with --guide.", flag_values=given)
     flags.DEFINE_string("classifier_form", "eps", "How it guides: eps, z or mean.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+    what = "Axes of the devices, such as data=-1,fsdp=8, over whose fsdp axis the parameters are split."
+    flags.DEFINE_list("mesh", None, what, flag_values=given)
+    define_place(given)
+
+
+def mesh_of(given):
+    """The mesh of --mesh over all devices, None without."""
+    if given.mesh is None:
+        return None
+
+    from cfgjax.sharding import make_mesh, parse_mesh
+
+    return make_mesh(**parse_mesh(given.mesh))
 
 
 def weights(given):

@@ -8,7 +8,7 @@ import jax
 
 from cfgjax import processes
 from cfgjax.training.checkpoint import Checkpoints, SaveError, whole_steps
-from cfgjax.training.interrupt import wish_name
+from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
 from cfgjax.workdir import Claim
@@ -18,20 +18,21 @@ class Diverged(ArithmeticError):
     """Too many steps in a row without a finite loss and gradient."""
 
 
-def train(config, workdir, stop):
+def train(config, workdir, stop=None):
     """Trains config's run in workdir, going on where it stopped. True: done. False: asked to stop, and saved.
 
-    stop: a `StopRequest`. Where there are several processes all call this, and stop together when one is asked to.
+    stop: a `StopRequest`; one of its own by default. Of several processes all call this, and stop when one is asked to.
     The run is a function of the config alone: stopped and started again at any point it goes through the same
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
     OSError where something cannot be written.
     """
-    run = Run(config)
-    claim = Claim(workdir, config)
-    try:
-        return fit(run, claim, stop)
-    finally:
-        claim.close()
+    with StopRequest() if stop is None else contextlib.nullcontext(stop) as stop:
+        run = Run(config)
+        claim = Claim(workdir, config)
+        try:
+            return fit(run, claim, stop)
+        finally:
+            claim.close()
 
 
 def fit(run, claim, stop):
