@@ -56,6 +56,7 @@ class Link:
         """Ends the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+        self._lines.close()
         self._connection.close()
 
 
@@ -164,10 +165,10 @@ def join(place, own, facts, deadline, seconds):
     link = Link(connected(place, own, deadline, seconds))
     link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 is the first to give up
     link.send({"member": own, "num_processes": place.num_processes, "facts": facts})
-    answer = link.receive()
-    if answer is None:
-        raise UsageError(f"process 0 at {place.address} broke off before all {place.num_processes} processes had come")
+    broken = f"process 0 at {place.address} broke off before all {place.num_processes} processes had come"
+    answer = link.receive() or {"refused": broken}
     if "refused" in answer:
+        link.close()
         raise UsageError(answer["refused"])
     link.set_timeout(None)
     members = [Member(*member) for member in answer["members"]]

@@ -143,9 +143,8 @@ def measured(given, stop):
                     rows.append(row)
                     progress.say(report.line(rows))
         except Stopped:
-            progress.say(
-                f"{stop.signal or 'another process was asked to stop'}: what is drawn is kept in {folder}; the same command goes on from there"
-            )
+            asked = stop.signal or "another process was asked to stop"
+            progress.say(f"{asked}: what is drawn is kept in {folder}; the same command goes on from there")
             return PREEMPTED
         if first:
             finish(given, work, reference, rows, closed_form(work, plan), folder)
