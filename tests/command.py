@@ -13,7 +13,8 @@ def start(command, environ=None, **options):
     """`cfgjax COMMAND` as a process on one CPU device."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **(environ or {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], cwd=ROOT, env=env, **pipes, **options)
+    options = {"cwd": ROOT, "env": env, **pipes, **options}
+    return subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], **options)
 
 
 def start_several(command, count, **environ):
