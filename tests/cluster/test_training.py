@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -207,6 +208,25 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
     ends = finish_all([start(command, environ=own(i), cwd=folders[i]) for i in range(2)])
     assert [code for code, _, _ in ends] == [2, 2], ends
     assert re.search(r"process 1 on \S+ \(pid \d+\) failed: cannot read data.npz", ends[0][2])
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_first_process_is_told_by_all(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        flags = "--config.checkpoint.every_steps=10 --config.sample.every_steps=3000 --config.train.num_steps=3000"
+        ends = finish_all(start_several(train(tmp_path / "run", flags), 2))
+        whole = int(re.search(r"No space left on device.*; step (\d+) is whole$", ends[0][2].strip())[1])
+        for code, _, err in ends:
+            assert code == 1
+            assert f"step {whole} is whole" in err.strip().splitlines()[-1]
+        subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
+        ends = finish_all(start_several(train(tmp_path / "run", f"--config.train.num_steps={whole + 10}"), 2))
+        assert [code for code, _, _ in ends] == [0, 0], ends
+        assert f"resumed at step {whole}" in ends[0][1]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.slow
