@@ -11,6 +11,7 @@ from cfgjax.commands.compare import compare
 from cfgjax.commands.convert import convert
 from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
+from cfgjax.commands.prepare import prepare
 from cfgjax.commands.sample import sample
 from cfgjax.commands.train import train
 from cfgjax.errors import UsageError, choose
@@ -21,6 +22,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": sample,
     "evaluate": evaluate,
     "compare": compare,
+    "prepare": prepare,
     "download": download,
     "convert": convert,
 }

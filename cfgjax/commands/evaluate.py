@@ -249,7 +249,7 @@ def bits_per_dim(given):
            {"num_steps": int, "v": float, "ema": float, "seeds": int}.items()}  # fmt: skip
 
     import cfgjax
-    from cfgjax.data.sources import open_source
+    from cfgjax.data.sources import npz_in_place_of, open_source
     from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
     from cfgjax.evaluation.report import bits_lines, write_bits
 
@@ -261,7 +261,7 @@ def bits_per_dim(given):
         raise UsageError(f"--v={one['v']:g}: the model has learned its variance")
     data, plan = dict(model.config.data), plan_of(given, model.config)
     if given.images is not None:
-        data |= {"source": "npz", "path": given.images, "split": "all"}
+        data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
     elif data.get("split") != "train":
         what = f"the run was trained on data.split {data.get('split', 'all')!r}, which leaves none out"
         raise UsageError(f"{what}; give held-out data as --images=FILE.npz")

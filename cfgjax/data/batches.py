@@ -16,19 +16,30 @@ def batch_at(dataset, seed, step, batch_size, rows=None):
     a gap, so that no example is dropped at their ends. A row is the same whatever others are asked for with it.
     """
     rows = np.arange(batch_size) if rows is None else rows
+    return finished(drawn(dataset, seed, step, batch_size, rows), dataset.low_res_size)
+
+
+def drawn(dataset, seed, step, batch_size, rows):
+    """`batch_at` as far as worker processes make it: without "low_res", and uint8 as long as the images are."""
     epoch, place = np.divmod(step * batch_size + rows, len(dataset))
     index = np.empty(len(place), np.int64)
     for e in np.unique(epoch):
         index[epoch == e] = permutation(len(dataset), seed, int(e))[place[epoch == e]]
-    image = to_float(dataset.image[index])
+    image = dataset.images(index)
     draws = lambda stream, *shape: np.random.default_rng((seed, step, stream)).random((batch_size, *shape))[rows]
     if dataset.random_flip:
         image = np.where(draws(FLIP)[:, None, None, None] < 0.5, image[:, :, ::-1], image)
     if dataset.random_crop < 1:
-        image = np.stack(list(map(functools.partial(crop, dataset.random_crop), image, draws(CROP, 3))))
-    batch = {"image": image, "label": dataset.label[index]}
-    if dataset.low_res_size is not None:
-        batch["low_res"] = squares_averaged(image, image.shape[1] // dataset.low_res_size)
+        parts = map(functools.partial(crop, dataset.random_crop), to_float(image), draws(CROP, 3))
+        image = np.stack(list(parts))
+    return {"image": image, "label": dataset.label[index]}
+
+
+def finished(drawn, low_res_size):
+    """`batch_at` of what was `drawn`."""
+    batch = {"image": to_float(drawn["image"]), "label": drawn["label"]}
+    if low_res_size is not None:
+        batch["low_res"] = squares_averaged(batch["image"], batch["image"].shape[1] // low_res_size)
     return batch
 
 

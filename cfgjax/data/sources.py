@@ -1,36 +1,21 @@
-"""Sources: functions that return a whole labelled data set in memory, checked before anything is done with it."""
+"""Sources: functions that return a labelled data set, checked before anything is done with it."""
 
-import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cfgjax.config import call
+from cfgjax.data.dataset import Dataset, Stored
+from cfgjax.data.folder import folder
+from cfgjax.data.prepared import prepared
+from cfgjax.data.tfds import tfds
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.errors import UsageError, choose
 from cfgjax.files import read_npz
 
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """image [N, H, W, C], uint8 in 0 … 255 or float32 in [−1, 1], or unbounded float32 points [N, D]; label int32 [N].
-
-    random_flip: whether training may mirror the images. random_crop: the least side of a crop that training takes of an
-    image and enlarges, as a share of its own; 1 for none. low_res_size: height of the small images that are to be
-    enlarged to these, None for none.
-    """
-
-    image: np.ndarray
-    label: np.ndarray
-    random_flip: bool = False
-    random_crop: float = 1.0
-    low_res_size: int | None = None
-
-    def __len__(self):
-        return len(self.label)
 
 
 def digits():
@@ -66,7 +51,7 @@ def npz(*, path):
     return arrays["image"], arrays["label"]
 
 
-SOURCES = {"digits": digits, "mixture": mixture, "npz": npz}
+SOURCES = {"digits": digits, "mixture": mixture, "npz": npz, "prepared": prepared, "folder": folder, "tfds": tfds}
 
 
 def open_source(
@@ -78,11 +63,13 @@ def open_source(
     random_flip=False,
     random_crop=1.0,
     low_res_size=None,
+    num_workers=0,
     **options,
 ):
     """The checked Dataset of config.data: SOURCES[source](**options), to have num_classes and image_shape.
 
-    split: "all", "holdout" (every sixth example by index) or "train" (the others).
+    split: "all", "holdout" (every sixth example by index) or "train" (the others). num_workers: processes that make
+    batches, 0 for none but this one; for images that are not in memory.
     Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
     values outside [−1, 1] (images), and wrong dtypes or shapes.
     """
@@ -96,14 +83,28 @@ def open_source(
         if not 1 <= low_res_size < height or height % low_res_size or width % (height // low_res_size):
             need = f"a divisor of the height {height}, below it, whose factor divides the width {width}"
             raise UsageError(f"data.low_res_size is {low_res_size}; need {need}")
-    image, label = call(choose("data source", source, SOURCES), "data", options)
+    function, asked = choose("data source", source, SOURCES), {"num_classes": num_classes, "image_shape": image_shape}
+    fixed = {name: value for name, value in asked.items() if name in inspect.signature(function).parameters}
+    image, label = call(function, "data", options, **fixed)
+    if not isinstance(num_workers, int) or num_workers < 0:
+        raise UsageError(f"data.num_workers is {num_workers!r}; need an integer of at least 0")
+    if num_workers and not isinstance(image, Stored):
+        why = f"the images of source {source!r} are in memory, of which each worker would hold a copy"
+        raise UsageError(f"data.num_workers is {num_workers}, but {why}: need 0, or cfgjax prepare")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
     check_images(image, tuple(image_shape))
     check_labels(label, num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
-    return Dataset(image[keep], label[keep].astype(np.int32), random_flip, random_crop, low_res_size)
+    image = image.take(keep) if isinstance(image, Stored) else image[keep]
+    return Dataset(image, label[keep].astype(np.int32), random_flip, random_crop, low_res_size, num_workers)
+
+
+def npz_in_place_of(data, path):
+    """The keys of config.data that are not its source's, with the images of the .npz at path for source."""
+    known = inspect.signature(open_source).parameters
+    return {key: value for key, value in data.items() if key in known} | {"source": "npz", "path": path}
 
 
 def check_images(image, image_shape):
@@ -112,7 +113,7 @@ def check_images(image, image_shape):
         raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for {('N', *image_shape)}")
     if image.dtype not in (np.uint8, np.float32):
         raise UsageError(f"image has dtype {image.dtype}; need uint8 in 0 … 255 or float32 in [-1, 1]")
-    if image.dtype == np.float32:
+    if image.dtype == np.float32:  # which stored images are not
         flat = image.reshape(len(image), -1)
         if (bad := ~np.isfinite(flat).all(axis=1)).any():
             raise UsageError(f"image {first(bad)} has a value that is not finite")

@@ -245,8 +245,8 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
         return load_reference(path, network, image_shape, advance)
     data = dataset()
     digest = hashlib.sha256(f"{FORMAT} {network.digest}".encode())
-    for array in (data.image, data.label):
-        digest.update(np.ascontiguousarray(array).data)
+    for part in data.content():
+        digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
     if not processes.decided(kept.exists, "whether the reference is there"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)

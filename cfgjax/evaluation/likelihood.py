@@ -5,6 +5,7 @@ import numpy as np
 
 from cfgjax.arguments import check_whole_number
 from cfgjax.data.batches import quantised, to_float
+from cfgjax.data.dataset import Stored
 from cfgjax.data.sources import check_images, check_labels, first
 from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
@@ -17,8 +18,9 @@ from cfgjax.sharding import batch_sharding, place_global
 def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, spacing="uniform", logsnr_max=None):
     """Mean bound on −log₂ p(x | label) in bits/dim over all images, under the ancestral chain of num_steps levels.
 
-    image: uint8 [N, H, W, C], or float32 in [−1, 1], which is rounded to 8 bits first. label: int [N]; num_classes
-    is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored where the model has learned it.
+    image: uint8 [N, H, W, C], in memory or `Stored`, or float32 in [−1, 1], which is rounded to 8 bits first. label:
+    int [N]; num_classes is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored where the
+    model has learned it.
     seed, i: all that the noise of image i depends on. batch_size: images per call of the one compiled function.
     spacing: of the levels, a key of SCHEDULES, or "timesteps" of a process in discrete time. A step from λ to λ' costs
     ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0, so that the long steps at the ends of a cosine grid cost most of all, and
@@ -33,7 +35,7 @@ def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, 
     """
     if not model.is_image:
         raise UsageError(f"bits/dim is of 8-bit images; points of shape {model.image_shape} have none")
-    image, label = np.asarray(image), np.asarray(label)
+    image, label = image if isinstance(image, Stored) else np.asarray(image), np.asarray(label)
     check_images(image, model.image_shape)
     check_labels(label, model.num_classes + model.has_null_label)
     if len(image) != len(label):

@@ -107,7 +107,7 @@ def make_reference(read, count, network, origin, advance=lambda images: None):
 def of_dataset(dataset, network, origin, advance=lambda images: None):
     """The `Reference` of a `Dataset`, its images quantised as samples are."""
     prepare = (lambda points: points) if network.points else quantised
-    read = lambda start, stop: (prepare(dataset.image[start:stop]), dataset.label[start:stop])
+    read = lambda start, stop: (prepare(dataset.images(np.arange(start, stop))), dataset.label[start:stop])
     return make_reference(read, len(dataset), network, origin, advance)
 
 

@@ -26,13 +26,12 @@ def train(config, workdir, stop=None):
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
     OSError where something cannot be written.
     """
-    with StopRequest() if stop is None else contextlib.nullcontext(stop) as stop:
-        run = Run(config)
-        claim = Claim(workdir, config)
-        try:
-            return fit(run, claim, stop)
-        finally:
-            claim.close()
+    with (
+        StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
+        contextlib.closing(Run(config)) as run,
+        contextlib.closing(Claim(workdir, config)) as claim,
+    ):
+        return fit(run, claim, stop)
 
 
 def fit(run, claim, stop):
@@ -82,6 +81,8 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         processes.stage(f"step {step}")
         state, metrics = dispatch(state, run.batches(step), run.step_key, run.wishes(stop))
         step += pace.steps_per_dispatch
+        if step < pace.num_steps:
+            run.look_ahead(step)
         stopping, done = wish if together else stop.signal, step >= pace.num_steps
         fetched, heard = fetch(running)
         history, running, wish = history + fetched, [metrics], wish or heard

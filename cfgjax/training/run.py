@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cfgjax.config import call, check_sections
-from cfgjax.data.batches import batch_at
+from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources import open_source
 from cfgjax.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
 from cfgjax.errors import UsageError
@@ -135,6 +135,10 @@ class Run:
         self.dataset = open_source(**config.data)
         self.watchers = make_watchers(config, self.mesh, self.dataset)
         self._check_cadence()
+        self._batches = Batches(
+            self.dataset, config.seed, self.pace.batch_size, self._rows, self.pace.steps_per_dispatch
+        )
+        self._ahead: tuple = None, None  # a step, and the batches from there on
 
         init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
         parts = self.optimizer, self.averages.rates, objective.init
@@ -175,10 +179,21 @@ class Run:
 
     def batches(self, step):
         """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
-        steps, size = range(step, step + self.pace.steps_per_dispatch), self.pace.batch_size
-        parts = [batch_at(self.dataset, self.config.seed, s, size, self._rows) for s in steps]
-        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
-        return place_batch(self.mesh, stacked, self._rows, size, leading=1)
+        ahead, batches = self._ahead
+        self._ahead = None, None
+        return batches if ahead == step else self._placed(step)
+
+    def look_ahead(self, step):
+        """Makes and places the batches from `step` on now, while the devices are at work, for `batches` to return."""
+        self._ahead = step, self._placed(step)
+
+    def _placed(self, step):
+        made = self._batches.at(step)
+        return place_batch(self.mesh, made, self._rows, self.pace.batch_size, leading=1)
+
+    def close(self):
+        """Ends the processes that make batches."""
+        self._batches.close()
 
     def wishes(self, stop):
         """The signal of a `StopRequest` as the dispatch takes it; None where there is no other process to tell."""

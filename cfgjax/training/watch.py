@@ -106,7 +106,8 @@ class SampleGrids:
         for label in self.pictures.labels:
             index = np.flatnonzero(dataset.label == label)
             index = index if len(index) else np.arange(len(dataset))
-            found.append(squares_averaged(to_float(dataset.image[np.resize(index, self.pictures.per_cell)]), factor))
+            shown = dataset.images(np.resize(index, self.pictures.per_cell))
+            found.append(squares_averaged(to_float(shown), factor))
         return np.concatenate(found)
 
     def __call__(self, state, step, workdir, runlog):
@@ -146,9 +147,9 @@ class HeldOut:
             return
         params = whole(self._mesh, averaged(state))
         self._network = self._network.replace(params) if self._network else classifier(self._config, params)
-        images, verdict = quantised(self._data.image), Verdict(self._config.data.num_classes)
-        read = lambda start, stop: (images[start:stop], self._data.label[start:stop])
-        for _, labels, _, out in feature_blocks(read, len(images), self._network):
+        data, verdict = self._data, Verdict(self._config.data.num_classes)
+        read = lambda start, stop: (quantised(data.images(np.arange(start, stop))), data.label[start:stop])
+        for _, labels, _, out in feature_blocks(read, len(data), self._network):
             verdict.update(labels, out["logits"])
         found = verdict.metrics()
         runlog.record(step, {"holdout_accuracy": found["accuracy"], "holdout_loss": -found["log_posterior"]})
@@ -186,7 +187,7 @@ class NoisyHeldOut:
             for start in range(0, len(data), size):
                 index = np.arange(start, start + size) % len(data)
                 key, u = jax.random.fold_in(jax.random.key(part), start), np.float32((part + 0.5) / LEVEL_BINS)
-                batch = [place_global(self._mesh, a) for a in (to_float(data.image[index]), data.label[index])]
+                batch = [place_global(self._mesh, a) for a in (to_float(data.images(index)), data.label[index])]
                 right.append(gather_rows(self._correct(params, key, *batch, u))[: len(data) - start])
             found[f"holdout_accuracy_{part}"] = float(np.concatenate(right).mean())
         runlog.record(step, {"holdout_accuracy": float(np.mean(list(found.values()))), **found})

@@ -1,0 +1,106 @@
+"""`cfgjax prepare`: a folder of images, a TFDS set or an .npz becomes a data set of small images, ready to train on."""
+
+import functools
+import os
+
+from absl import flags
+
+from cfgjax.commands.common import no_arguments, required
+from cfgjax.config import parse_flags
+from cfgjax.errors import UsageError, choose
+from cfgjax.exits import DONE, PREEMPTED
+
+
+def prepare(argv):
+    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: images to train on, made once."""
+    given = flags.FlagValues()
+    given.set_gnu_getopt(True)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=given)
+    whole("size", None, "Height and width of the images.", lower_bound=1)
+    what = "adm (guided-diffusion's: short side to size, centre), lanczos, area (central squares), pad (black around)."
+    flags.DEFINE_string("crop", "adm", what, flag_values=given)
+    whole("channels", 3, "3 (RGB) or 1 (grey).")
+    flags.DEFINE_string("encoding", "webp", "webp, png (both without loss) or raw.", flag_values=given)
+    whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
+    whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
+    flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
+    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
+    words = parse_flags(given, argv)[1:]
+    if not words:
+        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
+    kind = choose("kind of data", words[0], KINDS)
+    least = 2 if words[0] == "tfds" else 3
+    if not least <= len(words) <= 3:
+        places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
+        raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
+    no_arguments([argv[0]])
+    return kind(given, *words[1:])
+
+
+def from_folder(given, path, out):
+    """Prepares images that lie as class/…/image."""
+    from cfgjax.data.folder import list_folder
+
+    required(given, "size")
+    listing = list_folder(path)
+    if listing.ignored:
+        print(
+            f"{len(listing.ignored)} files are no jpeg, png or webp and are passed over, such as {listing.ignored[0]}"
+        )
+    return run(given, listing, {"kind": "folder", "digest": listing.digest()}, out)
+
+
+def from_tfds(given, name, out=None):
+    """Prepares a TFDS set; without OUT, only has TensorFlow write the set itself."""
+    from cfgjax.data.tfds import download, list_tfds
+
+    if out is not None:
+        required(given, "size")
+    folder = download(name, given.data_dir)
+    listing = list_tfds(folder, given.split)
+    if out is None:
+        print(f"{name} is prepared in {folder}: data.source='tfds', data.path={folder!r}")
+        return DONE
+    return run(given, listing, {"kind": "tfds", "digest": listing.digest()}, out)
+
+
+def from_npz(given, path, out):
+    """Prepares the arrays `image` and `label` of a file."""
+    from cfgjax.data.arrays import list_arrays
+    from cfgjax.data.sources import npz
+
+    required(given, "size")
+    listing = list_arrays(path, *npz(path=path))
+    return run(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
+
+
+KINDS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
+
+
+def run(given, listing, source, out):
+    """The exit code of preparing a listing into folder `out`."""
+    from cfgjax.data.prepare import Request, prepare
+    from cfgjax.progress import Progress
+
+    request = Request(source, given.size, given.crop, given.channels, given.encoding)
+    bar = functools.partial(Progress, "preparing", "image")
+    try:
+        about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
+    except KeyboardInterrupt:
+        print(f"stopped: finished shards are kept in {out}; the same command goes on from there")
+        return PREEMPTED
+    print("\n".join(report(out, about)))
+    return DONE
+
+
+def report(out, about):
+    """What is told of a set at its end."""
+    request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
+    lines = [f"left out, cannot be decoded: {error['name']}: {error['reason']}" for error in about["errors"]]
+    lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
+    if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
+        lines.append(f"warning: {len(absent)} classes have no image, such as {absent[0]!r}")
+    shape = f"{request['size']}×{request['size']}×{request['channels']}"
+    made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
+    lines.append(f"{out}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
+    return [*lines, f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}"]

@@ -1,0 +1,52 @@
+"""Images and labels in memory as a listing to be prepared."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from cfgjax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """uint8 images [N, H, W, C] and their labels; arrays[i] is (image i, its label). start: index of the first."""
+
+    image: np.ndarray
+    label: np.ndarray
+    classes: tuple
+    start: int = 0
+
+    def __len__(self):
+        return len(self.image)
+
+    def __getitem__(self, i):
+        return self.image[i], int(self.label[i])
+
+    def name(self, i):
+        """Image i in words."""
+        return f"image {self.start + i}"
+
+    def part(self, start, stop):
+        """Those from start to stop."""
+        return Arrays(self.image[start:stop], self.label[start:stop], self.classes, self.start + start)
+
+    def digest(self):
+        """SHA-256 of images and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.image).data)
+        digest.update(np.ascontiguousarray(self.label).data)
+        return digest.hexdigest()
+
+
+def list_arrays(path, image, label):
+    """`Arrays` of a file's images and labels. Raises UsageError unless they are uint8 images and labels 0 … K−1."""
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not len(image):
+        told = f"image has dtype {image.dtype} and shape {image.shape}"
+        raise UsageError(f"{path}: {told}; need uint8 [N, H, W, 1 or 3]")
+    if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
+        told = f"label has dtype {label.dtype} and shape {label.shape}"
+        raise UsageError(f"{path}: {told}; need {len(image)} integers of at least 0")
+    counts = np.bincount(label)
+    if not counts.all():
+        raise UsageError(f"{path}: class {int(np.flatnonzero(counts == 0)[0])} of {len(counts)} has no image")
+    return Arrays(image, label.astype(np.int32), tuple(str(k) for k in range(len(counts))))

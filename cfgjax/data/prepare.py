@@ -1,0 +1,268 @@
+"""Making a prepared data set: shards by worker processes, each whole or absent, then what describes them all.
+
+What is there of the same request is not done again. The hash depends on the images, not on the number of workers.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+
+from cfgjax.data.decoding import Converter
+from cfgjax.data.folder import synsets_of
+from cfgjax.data.prepared import ABOUT, FORMAT, LABELS, REQUEST, read_about
+from cfgjax.data.records import ENCODINGS, ENDING, READER_OPTIONS, WRITER_OPTIONS, array_record, encode
+from cfgjax.data.workers import enter_worker
+from cfgjax.errors import UsageError, choose
+from cfgjax.files import writing
+
+SECONDS = 0.2  # between looks at how far the workers are
+TOLD = 20  # errors told one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the images of a prepared set depend on. source: {name: value}, JSON."""
+
+    source: dict
+    size: int
+    crop: str
+    channels: int
+    encoding: str
+
+    def __post_init__(self):
+        choose("encoding", self.encoding, ENCODINGS)
+
+    def converter(self):
+        """What makes an image of the set out of one of the source."""
+        return Converter(self.size, self.crop, self.channels)
+
+
+def prepare(listing, out, request, *, workers, max_errors, progress):
+    """dataset.json of the set in folder `out`, made or gone on with. progress: (total) → a `Progress`.
+
+    listing: the examples, as `Folder` has them. max_errors: images that may be left out because they cannot be decoded.
+    Raises UsageError where out is something else, where more images than max_errors are broken, and OSError where
+    something cannot be written.
+    """
+    array_record()
+    request.converter()  # checks it
+    out = Path(out)
+    with claimed(out):
+        asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
+        if (out / ABOUT).exists():
+            check_same(out, read_about(out)["request"], asked)
+            return read_about(out)
+        begin(out, asked)
+        size = shard_size(len(listing))
+        bounds = [(start, min(start + size, len(listing))) for start in range(0, len(listing), size)]
+        names = [f"shard-{i:05}-of-{len(bounds):05}" for i in range(len(bounds))]
+        done = {name: read_shard(out, name) for name in names if (out / f"{name}.json").exists()}
+        todo = [(name, *ends) for name, ends in zip(names, bounds, strict=True) if name not in done]
+        with progress(sum(stop - start for _, start, stop in todo)) as bar:
+            if done:
+                bar.say(f"{out}: goes on, {len(done)} of {len(names)} shards are there")
+            make_shards(listing, out, request, todo, done, workers, max_errors, bar)
+        return finish(out, asked, listing.classes, [done[name] for name in names])
+
+
+def shard_size(count):
+    """Examples of a file: work for several processes in small sets, and never more than 500 files to hold open."""
+    return max(256, min(4096, -(-count // 32)), -(-count // 500))
+
+
+@contextlib.contextmanager
+def claimed(out):
+    """Holds the folder `out`, made if need be, for this process alone."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "a")
+    except OSError as e:
+        raise UsageError(f"{out} cannot be written: {e.strerror}") from e
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another cfgjax prepare is at work in {out}") from None
+        yield
+
+
+def begin(out, asked):
+    """Writes what is asked for, or checks that it is what was, and removes what a killed process left half written."""
+    if (out / REQUEST).exists():
+        check_same(out, json.loads((out / REQUEST).read_text()), asked)
+    elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock" and ".part." not in path.name):
+        raise UsageError(f"{out} holds something else ({others[0]}); prepare into a new folder")
+    for path in out.glob(".*.part.*"):
+        path.unlink()
+    write_json(out / REQUEST, asked)
+
+
+def check_same(out, there, asked):
+    """Raises UsageError naming what differs between the request of the set in `out` and this one."""
+    flat = lambda r: {
+        **{k: v for k, v in r.items() if k != "source"},
+        **{f"source {k}": v for k, v in r["source"].items()},
+    }
+    there, asked = flat(there), flat(asked)
+    differing = [f"{key} is {there.get(key)!r} there, {asked.get(key)!r} here"
+                 for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]  # fmt: skip
+    if differing:
+        raise UsageError(f"{out} holds another prepared set: {'; '.join(differing)}; prepare into another folder")
+
+
+def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
+    """Makes the shards todo, [(name, start, stop)], and adds what describes them to done."""
+    context = multiprocessing.get_context("spawn")
+    seen, stop, told = context.Value("q", 0), context.Event(), 0
+    check_errors(out, done.values(), max_errors)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        max(1, min(workers, len(todo))), context, initializer=start_worker, initargs=(seen, stop)
+    )
+    try:
+        left = {
+            pool.submit(make_shard, listing.part(start, end), str(out), name, request, max_errors)
+            for name, start, end in todo
+        }
+        while left:
+            ready, left = concurrent.futures.wait(left, SECONDS, concurrent.futures.FIRST_COMPLETED)
+            before, told = told, seen.value
+            bar.advance(told - before)
+            for shard in (future.result() for future in ready):
+                done[shard["name"]] = shard
+                check_errors(out, done.values(), max_errors)
+    except concurrent.futures.process.BrokenProcessPool as e:
+        raise OSError(
+            f"{out}: a worker process was killed, perhaps for want of memory; finished shards are kept, the same "
+            "command goes on (fewer --workers take less memory)"
+        ) from e
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_errors(out, shards, max_errors):
+    """Raises UsageError where more images of the shards are broken than may be."""
+    found = [f"{error['name']} ({error['reason']})" for shard in shards for error in shard["errors"]]
+    if len(found) > max_errors:
+        more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+        raise UsageError(
+            f"{len(found)} images cannot be decoded, --max_errors is {max_errors}: {'; '.join(found[:TOLD])}{more}; "
+            f"what is prepared in {out} is kept, and a higher --max_errors goes on with it"
+        )
+
+
+_shared: list = []  # of a worker: the count of images done that it shares with the others, and what tells it to stop
+
+
+def start_worker(seen, stop):
+    """The start of a worker; seen: a shared count. stop: a shared event."""
+    enter_worker()
+    _shared[:] = [seen, stop]
+
+
+def make_shard(part, out, name, request, max_errors):
+    """In a worker: writes the examples of a part of a listing as a shard, and returns what describes it."""
+    converter, digest = request.converter(), hashlib.sha256()
+    labels: list = []
+    errors: list = []
+    converted: collections.Counter = collections.Counter()
+    path, (seen, stop) = Path(out) / f"{name}{ENDING}", _shared
+    with writing(path) as new:
+        writer = array_record().ArrayRecordWriter(str(new), WRITER_OPTIONS)
+        try:
+            for i in range(len(part)):
+                if stop.is_set():
+                    raise InterruptedError("stopped")
+                image, notes, label = converted_example(part, i, converter, errors)
+                check_errors(out, [{"errors": errors}], max_errors)
+                if image is not None:
+                    record = encode(image, request.encoding)
+                    digest.update(f"{label} {len(record)} ".encode() + record)
+                    writer.write(record)
+                    labels.append(label)
+                    converted.update(notes)
+                with seen.get_lock():
+                    seen.value += 1
+        finally:
+            writer.close()
+        check_written(new, len(labels))
+        about = {"name": name, "file": path.name, "num_examples": len(labels), "bytes": new.stat().st_size}
+    about |= {"digest": digest.hexdigest(), "labels": labels, "errors": errors, "converted": dict(converted)}
+    write_json(path.with_suffix(".json"), about)
+    return about
+
+
+def converted_example(part, i, converter, errors):
+    """(image, notes, label) of example i; (None, [], None), and one error more, where it cannot be decoded."""
+    try:
+        data, label = part[i]
+        return *converter(data), label
+    except Exception as e:  # decoders raise what they like; each one is listed
+        errors.append({"name": part.name(i), "reason": " ".join(f"{e}".split())[:200] or type(e).__name__})
+        return None, [], None
+
+
+def check_written(path, count):
+    """Raises OSError unless the records of a file can be read: a full disk is not told by its writer."""
+    try:
+        reader = array_record().ArrayRecordReader(str(path), READER_OPTIONS)
+        found = reader.num_records()
+        if found and found == count:
+            reader.read([0, count - 1])
+        reader.close()
+    except (RuntimeError, ValueError, IndexError) as e:
+        found = " ".join(str(e).split())
+    if found != count:
+        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
+        raise OSError(f"{path.parent}: {count} records were not written ({found}); the disk has {free:,} bytes left")
+
+
+def read_shard(out, name):
+    """What describes a finished shard."""
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def write_json(path, value):
+    """Writes a JSON file, whole or not at all."""
+    with writing(path) as new:
+        new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def finish(out, asked, classes, shards):
+    """Writes label.npy and, last, dataset.json; returns the latter."""
+    label = np.array([label for shard in shards for label in shard["labels"]], np.int32)
+    if not len(label):
+        raise UsageError(f"{out}: no image is left")
+    digest = hashlib.sha256(json.dumps([FORMAT, asked["encoding"], asked["size"], asked["channels"]]).encode())
+    for shard in shards:
+        digest.update(bytes.fromhex(shard["digest"]))
+    converted: collections.Counter = collections.Counter()
+    for shard in shards:
+        converted.update(shard["converted"])
+    about = {
+        "format": FORMAT,
+        "num_examples": len(label),
+        "hash": digest.hexdigest(),
+        "request": asked,
+        "classes": list(classes),
+        "synsets": synsets_of(classes),
+        "counts": np.bincount(label, minlength=len(classes)).tolist(),
+        "converted": dict(sorted(converted.items())),
+        "errors": [error for shard in shards for error in shard["errors"]],
+        "shards": [{key: shard[key] for key in ("file", "num_examples", "bytes")} for shard in shards],
+    }
+    with writing(out / LABELS) as new:
+        np.save(new, label)
+    write_json(out / ABOUT, about)
+    for shard in shards:
+        (out / f"{shard['name']}.json").unlink()
+    return about

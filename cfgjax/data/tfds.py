@@ -1,0 +1,157 @@
+"""TensorFlow Datasets that were prepared as array_record: read without TensorFlow."""
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from cfgjax.data.folder import decoded, synsets_of
+from cfgjax.errors import UsageError
+
+LABELLED = "among the ImageNets imagenet2012 and imagenet_resized have labels, downsampled_imagenet has none"
+
+
+def library():
+    """tensorflow_datasets, which imports no TensorFlow by itself."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UsageError("TFDS sets are read with tensorflow_datasets: pip install 'cfgjax[tfds]'") from None
+    return tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """A split of a TFDS set in a folder: tfds[i] is (encoded image i, its label), classes in the order of `classes`.
+
+    order: int [K], the label here of each label there: where all classes are synsets, they are sorted.
+    """
+
+    root: str
+    split: str
+    image_key: str
+    label_key: str
+    classes: tuple
+    order: tuple
+    start: int
+    stop: int
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __getitem__(self, i):
+        example = self._source[self.start + i]
+        return example[self.image_key], self.order[int(example[self.label_key])]
+
+    @functools.cached_property
+    def _source(self):
+        tfds = library()
+        decoders = {self.image_key: tfds.decode.SkipDecoding()}
+        return tfds.builder_from_directory(self.root).as_data_source(self.split, decoders=decoders)
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "_source"}
+
+    def name(self, i):
+        """Example i in words."""
+        return f"example {self.start + i} of split {self.split}"
+
+    def part(self, start, stop):
+        """Those from start to stop."""
+        return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
+
+    def digest(self):
+        """What the set is called, in which version, and how many it has."""
+        return f"{Path(self.root).resolve().parts[-3:]} {self.split} {self.start} {self.stop} {self.classes}"
+
+    @functools.cached_property
+    def label(self):
+        """int32 [N], by a pass over the set."""
+        return np.array([self[i][1] for i in range(len(self))], np.int32)
+
+
+def list_tfds(path, split="train"):
+    """The `Tfds` of the split of a set in folder path (…/name/version).
+
+    Raises UsageError where there is none, where it is no array_record, or where it has no images with labels.
+    """
+    tfds = library()
+    try:
+        builder = tfds.builder_from_directory(path)
+    except Exception as e:  # what it raises is not documented
+        raise UsageError(f"{path} is no TFDS set: {' '.join(str(e).split())[:200]}") from e
+    info = builder.info
+    if info.file_format is None or info.file_format.value != "array_record":
+        form = getattr(info.file_format, "value", None)
+        raise UsageError(f"{path} is written as {form}; prepare it anew as array_record: cfgjax prepare tfds NAME")
+    image_key = key_of(info.features, tfds.features.Image)
+    label_key = key_of(info.features, tfds.features.ClassLabel)
+    if label_key is None or image_key is None:
+        lacks = "labels" if image_key else "images"
+        told = f"it has {', '.join(info.features) if hasattr(info.features, 'keys') else info.features}"
+        raise UsageError(f"the TFDS set {info.full_name} has no {lacks} ({told}); {LABELLED}")
+    if split not in info.splits:
+        raise UsageError(f"the TFDS set {info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
+    names = tuple(info.features[label_key].names)
+    classes = tuple(sorted(names)) if synsets_of(names) else names
+    order = tuple(classes.index(name) for name in names)
+    count = info.splits[split].num_examples
+    return Tfds(str(path), split, image_key, label_key, classes, order, 0, count)
+
+
+def key_of(features, kind):
+    """The first key of a dict of TFDS features that is of a kind, or None."""
+    items = features.items() if hasattr(features, "items") else ()
+    return next((key for key, feature in items if isinstance(feature, kind)), None)
+
+
+def find_tfds(name, data_dir=None):
+    """The folder of a TFDS set that is there: name is its folder, or what TFDS calls it, in data_dir. None if not."""
+    if (Path(name) / "dataset_info.json").exists():
+        return str(name)
+    builder = builder_of(name, data_dir)
+    return str(builder.data_path) if (Path(builder.data_path) / "dataset_info.json").exists() else None
+
+
+def builder_of(name, data_dir):
+    """TFDS's builder of a set called name, writing array_record."""
+    tfds = library()
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except ImportError as e:
+        raise UsageError(f"{needs_tensorflow(name)} ({' '.join(str(e).split())})") from e
+    except Exception as e:  # what it raises is not documented
+        raise UsageError(f"TFDS has no set {name!r}: {' '.join(str(e).split())[:200]}") from e
+
+
+def download(name, data_dir=None):
+    """The folder of the TFDS set called name, which TensorFlow downloads and writes as array_record where it is not."""
+    if (found := find_tfds(name, data_dir)) is not None:
+        return found
+    builder = builder_of(name, data_dir)
+    try:
+        import tensorflow  # noqa: F401
+    except ImportError:
+        raise UsageError(needs_tensorflow(name)) from None
+    config = library().download.DownloadConfig(manual_dir=data_dir, try_download_gcs=False)
+    with contextlib.suppress(AttributeError):
+        config.try_download_gcs = False
+    builder.download_and_prepare(download_config=config, file_format="array_record")
+    return str(builder.data_path)
+
+
+def needs_tensorflow(name):
+    """What to do where TFDS cannot do without TensorFlow."""
+    return f"TFDS needs TensorFlow to prepare {name}, once and in any environment: pip install 'cfgjax[prepare]'"
+
+
+def tfds(*, path, data_dir=None, tfds_split="train", crop="adm", num_classes, image_shape):
+    """A TFDS set, its folder or its name in data_dir, decoded and cropped each time; labels are read in a pass."""
+    found = find_tfds(path, data_dir)
+    if found is None:
+        raise UsageError(f"the TFDS set {path} is not prepared in {data_dir or '~/tensorflow_datasets'}: "
+                         f"cfgjax prepare tfds {path}")  # fmt: skip
+    listing = list_tfds(found, tfds_split)
+    return decoded(listing, listing.label, crop, num_classes, image_shape)
