@@ -1,10 +1,10 @@
 """ImageNet 128×128 as in "Diffusion Models Beat GANs" (arXiv:2105.05233): ADM, class-conditional, in discrete time.
 
+cfgjax prepare folder ILSVRC2012/train data/imagenet128 --size=128 --crop=adm
 cfgjax train --config=experiments/adm_imagenet128.py --workdir=runs/adm_imagenet128
 
-config.data.path is a .npz of `image`, uint8 [N, 128, 128, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
-It is read into memory whole, 63 GB for ImageNet's training set. Sizes, batch, learning rate and length are those of the
-paper's table 11. The guide is experiments/adm_imagenet128_classifier.py, at scale 0.5 (table 14). Not measured here.
+The classes are the sorted synsets. Sizes, batch, learning rate and length are those of the paper's table 11. The guide
+is experiments/adm_imagenet128_classifier.py, at scale 0.5 (table 14). Not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -17,14 +17,16 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet128_train.npz",
+                source="prepared",
+                path="data/imagenet128",
+                crop="adm",
                 split="all",
                 num_classes=1000,
                 image_shape=(128, 128, 3),
                 random_flip=True,
                 random_crop=1.0,
                 low_res_size=placeholder(int),
+                num_workers=16,
             ),
             model=dict(
                 name="unet",

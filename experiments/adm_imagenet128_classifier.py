@@ -1,12 +1,12 @@
 """The classifier that guides experiments/adm_imagenet128.py, of noisy images (arXiv:2105.05233, section 4).
 
+cfgjax prepare folder ILSVRC2012/train data/imagenet128 --size=128 --crop=adm
 cfgjax train --config=experiments/adm_imagenet128_classifier.py --workdir=runs/adm_imagenet128_classifier
 
-config.data.path is a .npz of `image`, uint8 [N, 128, 128, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
-It is read into memory whole, 63 GB for ImageNet's training set. Sizes, batch, weight decay, learning rate and length
-are those of the paper's table 12; the crops, of at least 0.8 of the side, those of its released training script. Every
-sixth image is held out to measure the accuracy, which that script does not do. For images that are enlarged to 512×512
-the table has another one, of batch 1024 and learning rate 6e-5. Not measured here.
+The classes are the sorted synsets. Sizes, batch, weight decay, learning rate and length are those of the paper's table
+12; the crops, of at least 0.8 of the side, those of its released training script. Every sixth image is held out to
+measure the accuracy, which that script does not do. For images that are enlarged to 512×512 the table has another one,
+of batch 1024 and learning rate 6e-5. Not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -19,13 +19,15 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet128_train.npz",
+                source="prepared",
+                path="data/imagenet128",
+                crop="adm",
                 split="train",
                 num_classes=1000,
                 image_shape=(128, 128, 3),
                 random_flip=True,
                 random_crop=0.8,
+                num_workers=16,
             ),
             model=dict(
                 name="noisy_classifier",

@@ -1,11 +1,10 @@
 """ImageNet 256×256 as in "Diffusion Models Beat GANs" (arXiv:2105.05233): ADM, class-conditional, in discrete time.
 
+cfgjax prepare folder ILSVRC2012/train data/imagenet256 --size=256 --crop=adm
 cfgjax train --config=experiments/adm_imagenet256.py --workdir=runs/adm_imagenet256
 
-config.data.path is a .npz of `image`, uint8 [N, 256, 256, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
-It is read into memory whole, 252 GB for ImageNet's training set. Sizes, batch, learning rate and length are those of
-the paper's table 11. The guide is experiments/adm_imagenet256_classifier.py, at scale 1.0 (table 14). Not measured
-here.
+The classes are the sorted synsets. Sizes, batch, learning rate and length are those of the paper's table 11. The guide
+is experiments/adm_imagenet256_classifier.py, at scale 1.0 (table 14). Not measured here.
 
 With --config.model.conditional=False and a workdir of its own it is the paper's unconditional model, guided at scale
 10.
@@ -21,14 +20,16 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet256_train.npz",
+                source="prepared",
+                path="data/imagenet256",
+                crop="adm",
                 split="all",
                 num_classes=1000,
                 image_shape=(256, 256, 3),
                 random_flip=True,
                 random_crop=1.0,
                 low_res_size=placeholder(int),
+                num_workers=16,
             ),
             model=dict(
                 name="unet",

@@ -1,10 +1,10 @@
 """ADM's upsampler of ImageNet, 64×64 to 256×256 (arXiv:2105.05233), class-conditional, in discrete time.
 
+cfgjax prepare folder ILSVRC2012/train data/imagenet256 --size=256 --crop=adm
 cfgjax train --config=experiments/adm_imagenet256_upsampler.py --workdir=runs/adm_imagenet256_upsampler
 
-config.data.path is a .npz of `image`, uint8 [N, 256, 256, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
-It is read into memory whole, 252 GB for ImageNet's training set. The small images are means over squares of 4×4 pixels.
-Sizes, batch, learning rate and length are those of the paper's table 13. Not measured here.
+The classes are the sorted synsets. The small images are means over squares of 4×4 pixels. Sizes, batch, learning rate
+and length are those of the paper's table 13. Not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -17,14 +17,16 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet256_train.npz",
+                source="prepared",
+                path="data/imagenet256",
+                crop="adm",
                 split="all",
                 num_classes=1000,
                 image_shape=(256, 256, 3),
                 random_flip=True,
                 random_crop=1.0,
                 low_res_size=64,
+                num_workers=16,
             ),
             model=dict(
                 name="unet",

@@ -1,11 +1,11 @@
 """ADM's upsampler of ImageNet, 128×128 to 512×512 (arXiv:2105.05233), class-conditional, in discrete time.
 
+cfgjax prepare folder ILSVRC2012/train data/imagenet512 --size=512 --crop=adm
 cfgjax train --config=experiments/adm_imagenet512_upsampler.py --workdir=runs/adm_imagenet512_upsampler
 
-config.data.path is a .npz of `image`, uint8 [N, 512, 512, 3], and `label`, integers [N] in 0 … 999, the sorted synsets.
-It is read into memory whole, 1 TB for ImageNet's training set. The small images are means over squares of 4×4 pixels.
-Sizes, batch, learning rate and length are those of the paper's table 13 (where attention at 8 pixels is printed too;
-the published network has none). Not measured here.
+The classes are the sorted synsets. The small images are means over squares of 4×4 pixels. Sizes, batch, learning rate
+and length are those of the paper's table 13 (where attention at 8 pixels is printed too; the published network has
+none). Not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -18,14 +18,16 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet512_train.npz",
+                source="prepared",
+                path="data/imagenet512",
+                crop="adm",
                 split="all",
                 num_classes=1000,
                 image_shape=(512, 512, 3),
                 random_flip=True,
                 random_crop=1.0,
                 low_res_size=128,
+                num_workers=16,
             ),
             model=dict(
                 name="unet",

@@ -1,9 +1,12 @@
 """CIFAR-10, 32×32, with the network of improved DDPM (arXiv:2102.09672) and continuous λ.
 
-cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10 --config.data.path=cifar10_train.npz
+cfgjax prepare tfds cifar10 data/cifar10 --size=32
+cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10
+cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=references/cifar10.npz
 
-The .npz holds `image`, uint8 [50000, 32, 32, 3], and `label`, integers [50000] in 0 … 9. Neither guidance paper
-reports CIFAR-10: the hyper-parameters are those of improved DDPM, recalled, not checked against its text.
+The first command needs TensorFlow, in any environment; an .npz or folder of images does as well. Neither guidance paper
+reports CIFAR-10: the hyper-parameters are those of improved DDPM, recalled, not checked against its text. Not measured
+here.
 """
 
 from ml_collections import ConfigDict
@@ -16,12 +19,14 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="cifar10_train.npz",
+                source="prepared",
+                path="data/cifar10",
+                crop="adm",
                 split="all",
                 num_classes=10,
                 image_shape=(32, 32, 3),
                 random_flip=True,
+                num_workers=4,
             ),
             model=dict(
                 name="unet",
@@ -100,7 +105,7 @@ def get_config():
                 label_policy="balanced",
                 features="inception",
                 classifier=placeholder(str),
-                reference=placeholder(str),
+                reference="references/cifar10.npz",
                 every_steps=placeholder(int),
                 every_num_samples=5000,
                 every_guidance=(0.0,),

@@ -1,10 +1,11 @@
 """ImageNet 64×64 as in "Classifier-Free Diffusion Guidance" (arXiv:2207.12598), with ADM's network.
 
-cfgjax train --config=experiments/imagenet64.py --workdir=runs/imagenet64 --config.data.path=imagenet64_train.npz
+cfgjax prepare folder ILSVRC2012/train data/imagenet64 --size=64 --crop=adm
+cfgjax train --config=experiments/imagenet64.py --workdir=runs/imagenet64
+cfgjax evaluate --make-reference --config=experiments/imagenet64.py --out=references/imagenet64.npz
 
-The .npz holds `image`, uint8 [N, 64, 64, 3], and `label`, integers [N] in 0 … 999, the sorted synsets; it is read
-into memory whole. ADM's network predicts ε alone, λ is continuous. p_uncond is 0.1, 0.2 or 0.5 in the paper; 0.5 is
-consistently the worst.
+The classes are the sorted synsets, whatever the source. ADM's network predicts ε alone, λ is continuous. p_uncond is
+0.1, 0.2 or 0.5 in the paper; 0.5 is consistently the worst. Not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -17,12 +18,14 @@ def get_config():
         dict(
             seed=0,
             data=dict(
-                source="npz",
-                path="imagenet64_train.npz",
+                source="prepared",
+                path="data/imagenet64",
+                crop="adm",
                 split="all",
                 num_classes=1000,
                 image_shape=(64, 64, 3),
                 random_flip=True,
+                num_workers=16,
             ),
             model=dict(
                 name="unet",
@@ -101,7 +104,7 @@ def get_config():
                 label_policy="balanced",
                 features="inception",
                 classifier=placeholder(str),
-                reference=placeholder(str),
+                reference="references/imagenet64.npz",
                 every_steps=placeholder(int),
                 every_num_samples=5000,
                 every_guidance=(0.0,),

@@ -13,7 +13,7 @@ from tiny import EXPERIMENTS, update
 
 import cfgjax
 from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
-from cfgjax.data.sources import open_source
+from cfgjax.data.sources import npz_in_place_of, open_source
 from cfgjax.network import check_network, is_classifier, make_network, sections
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
@@ -77,7 +77,7 @@ def shrink(config, folder):
         shape, classes, path = config.data.image_shape, config.data.num_classes, folder / "data.npz"
         rng = np.random.default_rng(0)
         np.savez(path, image=rng.integers(0, 256, (8, *shape), np.uint8), label=rng.integers(0, classes, 8))
-        config.data = type(config)({**config.data, "source": "npz", "path": str(path)})
+        config.data = type(config)(npz_in_place_of(config.data, str(path)) | {"num_workers": 0})
     return config
 
 

@@ -25,6 +25,7 @@ def prepare(argv):
     whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
     flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
+    flags.DEFINE_string("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
@@ -56,7 +57,7 @@ def from_tfds(given, name, out=None):
 
     if out is not None:
         required(given, "size")
-    folder = download(name, given.data_dir)
+    folder = download(name, given.data_dir, given.manual_dir)
     listing = list_tfds(folder, given.split)
     if out is None:
         print(f"{name} is prepared in {folder}: data.source='tfds', data.path={folder!r}")
@@ -67,10 +68,9 @@ def from_tfds(given, name, out=None):
 def from_npz(given, path, out):
     """Prepares the arrays `image` and `label` of a file."""
     from cfgjax.data.arrays import list_arrays
-    from cfgjax.data.sources import npz
 
     required(given, "size")
-    listing = list_arrays(path, *npz(path=path))
+    listing = list_arrays(path)
     return run(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
 

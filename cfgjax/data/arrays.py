@@ -6,6 +6,7 @@ import hashlib
 import numpy as np
 
 from cfgjax.errors import UsageError
+from cfgjax.files import read_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +39,25 @@ class Arrays:
         return digest.hexdigest()
 
 
-def list_arrays(path, image, label):
-    """`Arrays` of a file's images and labels. Raises UsageError unless they are uint8 images and labels 0 … K−1."""
+def list_arrays(path):
+    """`Arrays` of an .npz with `image`, `label` and, where it has them, the names `classes`.
+
+    Raises UsageError unless they are uint8 images and labels 0 … K−1, each of them there.
+    """
+    arrays = read_npz(path)
+    if missing := {"image", "label"} - arrays.keys():
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
+    image, label = arrays["image"], arrays["label"]
     if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not len(image):
         told = f"image has dtype {image.dtype} and shape {image.shape}"
         raise UsageError(f"{path}: {told}; need uint8 [N, H, W, 1 or 3]")
     if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
         told = f"label has dtype {label.dtype} and shape {label.shape}"
         raise UsageError(f"{path}: {told}; need {len(image)} integers of at least 0")
-    counts = np.bincount(label)
+    classes = tuple(map(str, arrays.get("classes", range(label.max() + 1))))
+    counts = np.bincount(label, minlength=len(classes))
+    if len(counts) > len(classes):
+        raise UsageError(f"{path}: label {label.max()} is that of none of the {len(classes)} classes")
     if not counts.all():
         raise UsageError(f"{path}: class {int(np.flatnonzero(counts == 0)[0])} of {len(counts)} has no image")
-    return Arrays(image, label.astype(np.int32), tuple(str(k) for k in range(len(counts))))
+    return Arrays(image, label.astype(np.int32), classes)

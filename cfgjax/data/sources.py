@@ -43,8 +43,13 @@ def toy_mixture(means, stds, weights):
         raise UsageError(f"config.data: {e}") from e
 
 
-def npz(*, path):
-    """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded."""
+def npz(*, path, crop=None):
+    """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded.
+
+    crop: None, arrays are taken as they are; for configs of other sources that have it.
+    """
+    if crop is not None:
+        raise UsageError(f"data.crop is {crop!r}; the arrays of an .npz are taken as they are: need None")
     arrays = read_npz(path)
     if missing := {"image", "label"} - arrays.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")

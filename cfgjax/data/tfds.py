@@ -1,14 +1,14 @@
 """TensorFlow Datasets that were prepared as array_record: read without TensorFlow."""
 
-import contextlib
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from cfgjax.data.folder import decoded, synsets_of
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, nearest
 
 LABELLED = "among the ImageNets imagenet2012 and imagenet_resized have labels, downsampled_imagenet has none"
 
@@ -30,6 +30,7 @@ class Tfds:
     """
 
     root: str
+    title: str
     split: str
     image_key: str
     label_key: str
@@ -63,8 +64,8 @@ class Tfds:
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
     def digest(self):
-        """What the set is called, in which version, and how many it has."""
-        return f"{Path(self.root).resolve().parts[-3:]} {self.split} {self.start} {self.stop} {self.classes}"
+        """SHA-256 of what the set is called, its version, split, number and classes."""
+        return hashlib.sha256(repr((self.title, self.split, len(self), self.classes)).encode()).hexdigest()
 
     @functools.cached_property
     def label(self):
@@ -86,19 +87,24 @@ def list_tfds(path, split="train"):
     if info.file_format is None or info.file_format.value != "array_record":
         form = getattr(info.file_format, "value", None)
         raise UsageError(f"{path} is written as {form}; prepare it anew as array_record: cfgjax prepare tfds NAME")
-    image_key = key_of(info.features, tfds.features.Image)
-    label_key = key_of(info.features, tfds.features.ClassLabel)
-    if label_key is None or image_key is None:
-        lacks = "labels" if image_key else "images"
-        told = f"it has {', '.join(info.features) if hasattr(info.features, 'keys') else info.features}"
-        raise UsageError(f"the TFDS set {info.full_name} has no {lacks} ({told}); {LABELLED}")
+    image_key, label_key = keys(info)
     if split not in info.splits:
         raise UsageError(f"the TFDS set {info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
     names = tuple(info.features[label_key].names)
     classes = tuple(sorted(names)) if synsets_of(names) else names
     order = tuple(classes.index(name) for name in names)
     count = info.splits[split].num_examples
-    return Tfds(str(path), split, image_key, label_key, classes, order, 0, count)
+    return Tfds(str(path), info.full_name, split, image_key, label_key, classes, order, 0, count)
+
+
+def keys(info):
+    """(key of the images, key of the labels) of a TFDS set. Raises UsageError where it has none."""
+    features = library().features
+    image, label = key_of(info.features, features.Image), key_of(info.features, features.ClassLabel)
+    if image is None or label is None:
+        lacks, has = "images" if image is None else "labels", ", ".join(getattr(info.features, "keys", list)())
+        raise UsageError(f"the TFDS set {info.full_name} has no {lacks}, only {has or info.features}; {LABELLED}")
+    return image, label
 
 
 def key_of(features, kind):
@@ -122,23 +128,30 @@ def builder_of(name, data_dir):
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except ImportError as e:
         raise UsageError(f"{needs_tensorflow(name)} ({' '.join(str(e).split())})") from e
-    except Exception as e:  # what it raises is not documented
-        raise UsageError(f"TFDS has no set {name!r}: {' '.join(str(e).split())[:200]}") from e
+    except tfds.core.DatasetNotFoundError:
+        raise UsageError(f"TFDS has no set {name!r}{nearest(name.partition('/')[0], tfds.list_builders())}") from None
+    except Exception as e:  # what else it raises is not documented
+        raise UsageError(f"TFDS cannot make {name!r}: {' '.join(str(e).split())[:200]}") from e
 
 
-def download(name, data_dir=None):
-    """The folder of the TFDS set called name, which TensorFlow downloads and writes as array_record where it is not."""
+def download(name, data_dir=None, manual_dir=None):
+    """The folder of the TFDS set called name, which TensorFlow writes as array_record where it is not there.
+
+    manual_dir: with the files that TFDS does not download; any others that are there are not downloaded either.
+    """
     if (found := find_tfds(name, data_dir)) is not None:
         return found
     builder = builder_of(name, data_dir)
+    keys(builder.info)  # or an error, before hours of work
     try:
         import tensorflow  # noqa: F401
     except ImportError:
         raise UsageError(needs_tensorflow(name)) from None
-    config = library().download.DownloadConfig(manual_dir=data_dir, try_download_gcs=False)
-    with contextlib.suppress(AttributeError):
-        config.try_download_gcs = False
-    builder.download_and_prepare(download_config=config, file_format="array_record")
+    config = library().download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as e:  # of the network, of checksums, of files to be had by hand, …
+        raise OSError(f"TFDS cannot prepare {name}: {' '.join(str(e).split())[:500]}") from e
     return str(builder.data_path)
 
 

@@ -139,8 +139,6 @@ def load_networks(plan, data, *, inception=None, resize="tf1"):
 
 def hint(data):
     """How to get a classifier run."""
-    name = f"{data.source}_classifier"
-    return (
-        f"train one (for the digits: cfgjax train --config=experiments/digits_classifier.py --workdir=runs/{name}) "
-        "and give it as --classifier=WORKDIR, or take --features=inception"
-    )
+    name = "fashion_mnist" if tuple(data.image_shape) == (32, 32, 1) else "digits"
+    command = f"cfgjax train --config=experiments/{name}_classifier.py --workdir=runs/{name}_classifier"
+    return f"train one (for {name}: {command}) and give it as --classifier=WORKDIR, or take --features=inception"

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -117,6 +118,9 @@ def load_reference(path, network, image_shape, advance=lambda images: None):
     Statistics that do not say whose features they are of are taken for Inception's. Images are compared as they are.
     Raises UsageError for files that cannot be read, of unknown layout, of another network, or of another size.
     """
+    if not Path(path).exists():
+        how = f"cfgjax evaluate --make-reference --workdir=RUN --out={path} makes one of a run's data"
+        raise UsageError(f"cannot read {path}: No such file; {how}")
     arrays = read_npz(path)
     if "mean" in arrays:
         reference = of_ours(arrays, path)
