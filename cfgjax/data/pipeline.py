@@ -10,7 +10,7 @@ import time
 import numpy as np
 
 from cfgjax.data.batches import drawn, finished
-from cfgjax.data.workers import enter_worker
+from cfgjax.data.workers import before_workers, enter_worker
 from cfgjax.errors import UsageError
 
 PER_WORKER = 2  # dispatches that each worker holds ready
@@ -71,6 +71,7 @@ class Ahead:
         grain, flags = grain_and_flags()
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # or grain's own cannot be read
+        before_workers()
         self.step, self._num_steps = step, num_steps
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=PER_WORKER)
         work = grain.MapDataset.range(step, LAST_STEP, num_steps).map(draw)

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy as np
 from cfgjax.data.decoding import Converter
 from cfgjax.data.folder import synsets_of
 from cfgjax.data.prepared import ABOUT, FORMAT, LABELS, REQUEST, read_about
-from cfgjax.data.records import ENCODINGS, ENDING, READER_OPTIONS, WRITER_OPTIONS, array_record, encode
-from cfgjax.data.workers import enter_worker
+from cfgjax.data.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode
+from cfgjax.data.workers import before_workers, enter_worker
 from cfgjax.errors import UsageError, choose
 from cfgjax.files import writing
 
@@ -121,6 +120,7 @@ def check_same(out, there, asked):
 
 def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
     """Makes the shards todo, [(name, start, stop)], and adds what describes them to done."""
+    before_workers()
     context = multiprocessing.get_context("spawn")
     seen, stop, told = context.Value("q", 0), context.Event(), 0
     check_errors(out, done.values(), max_errors)
@@ -177,24 +177,23 @@ def make_shard(part, out, name, request, max_errors):
     converted: collections.Counter = collections.Counter()
     path, (seen, stop) = Path(out) / f"{name}{ENDING}", _shared
     with writing(path) as new:
-        writer = array_record().ArrayRecordWriter(str(new), WRITER_OPTIONS)
         try:
-            for i in range(len(part)):
-                if stop.is_set():
-                    raise InterruptedError("stopped")
-                image, notes, label = converted_example(part, i, converter, errors)
-                check_errors(out, [{"errors": errors}], max_errors)
-                if image is not None:
-                    record = encode(image, request.encoding)
-                    digest.update(f"{label} {len(record)} ".encode() + record)
-                    writer.write(record)
-                    labels.append(label)
-                    converted.update(notes)
-                with seen.get_lock():
-                    seen.value += 1
-        finally:
-            writer.close()
-        check_written(new, len(labels))
+            with contextlib.closing(array_record().ArrayRecordWriter(str(new), WRITER_OPTIONS)) as writer:
+                for i in range(len(part)):
+                    if stop.is_set():
+                        raise InterruptedError("stopped")
+                    image, notes, label = converted_example(part, i, converter, errors)
+                    check_errors(out, [{"errors": errors}], max_errors)
+                    if image is not None:
+                        record = encode(image, request.encoding)
+                        digest.update(f"{label} {len(record)} ".encode() + record)
+                        writer.write(record)
+                        labels.append(label)
+                        converted.update(notes)
+                    with seen.get_lock():
+                        seen.value += 1
+        except RuntimeError as e:  # of the writer
+            raise OSError(f"{out}: {' '.join(str(e).split())}; finished shards are kept") from e
         about = {"name": name, "file": path.name, "num_examples": len(labels), "bytes": new.stat().st_size}
     about |= {"digest": digest.hexdigest(), "labels": labels, "errors": errors, "converted": dict(converted)}
     write_json(path.with_suffix(".json"), about)
@@ -209,21 +208,6 @@ def converted_example(part, i, converter, errors):
     except Exception as e:  # decoders raise what they like; each one is listed
         errors.append({"name": part.name(i), "reason": " ".join(f"{e}".split())[:200] or type(e).__name__})
         return None, [], None
-
-
-def check_written(path, count):
-    """Raises OSError unless the records of a file can be read: a full disk is not told by its writer."""
-    try:
-        reader = array_record().ArrayRecordReader(str(path), READER_OPTIONS)
-        found = reader.num_records()
-        if found and found == count:
-            reader.read([0, count - 1])
-        reader.close()
-    except (RuntimeError, ValueError, IndexError) as e:
-        found = " ".join(str(e).split())
-    if found != count:
-        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
-        raise OSError(f"{path.parent}: {count} records were not written ({found}); the disk has {free:,} bytes left")
 
 
 def read_shard(out, name):

@@ -1,10 +1,27 @@
-"""What every worker process does first."""
+"""What is done before worker processes start, and what each of them does first."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from multiprocessing import resource_tracker
+
+WARNINGS = "PYTHONWARNINGS"
+
+
+def before_workers():
+    """Starts Python's tracker of semaphores and shared memory, told not to warn of what is left for it to clean up.
+
+    A process that ends at once, with its failure as the last line, leaves it all.
+    """
+    given = os.environ.get(WARNINGS)
+    os.environ[WARNINGS] = ",".join(filter(None, [given, "ignore:resource_tracker:UserWarning"]))
+    resource_tracker.ensure_running()
+    if given is None:
+        del os.environ[WARNINGS]
+    else:
+        os.environ[WARNINGS] = given
 
 
 def enter_worker():

@@ -1,0 +1,159 @@
+"""Batches from worker processes are those of `batch_at`, and a worker that dies is an error."""
+
+import os
+import signal
+import time
+
+import command
+import jax
+import numpy as np
+import pytest
+from images import write_npz
+from runs import metrics, train
+from tiny import digits_config, same_trees, update
+
+from cfgjax.cli import run
+from cfgjax.config import check_resumable
+from cfgjax.data.batches import batch_at
+from cfgjax.data.pipeline import Batches
+from cfgjax.data.sources import open_source
+from cfgjax.errors import UsageError
+from cfgjax.training.run import Run
+
+pytest.importorskip("grain")
+SIZE, K = 6, 2  # examples of a batch, steps of a dispatch
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A prepared set of 50 images 8×8×3 of 10 classes."""
+    folder = tmp_path_factory.mktemp("data")
+    write_npz(folder / "a.npz", count=50, classes=10)
+    run(["prepare", "npz", f"{folder}/a.npz", f"{folder}/set", "--size=8", "--workers=1"])
+    return str(folder / "set")
+
+
+@pytest.fixture
+def batches(path):
+    """batches(num_workers, rows=…, **options of config.data) → `Batches`, closed at the end."""
+    opened = []
+
+    def make(num_workers, rows=None, **options):
+        options = {"num_classes": 10, "image_shape": (8, 8, 3), "random_flip": True} | options
+        dataset = open_source(source="prepared", path=path, num_workers=num_workers, **options)
+        opened.append(Batches(dataset, 3, SIZE, np.arange(SIZE) if rows is None else rows, K))
+        return dataset, opened[-1]
+
+    yield make
+    for made in opened:
+        made.close()
+
+
+def expected(dataset, step, rows=None):
+    return jax.tree.map(lambda *parts: np.stack(parts), *[batch_at(dataset, 3, step + j, SIZE, rows) for j in range(K)])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(num_workers, batches):
+    dataset, made = batches(num_workers, low_res_size=4)
+    for step in (*range(10, 26, K), 1000, 4):  # over the end of an epoch, on to another place, and back
+        found = made.at(step)
+        assert found.keys() == {"image", "label", "low_res"}
+        assert same_trees(found, expected(dataset, step))
+
+
+def test_crops_are_made_in_the_workers_all_the_same(batches):
+    dataset, made = batches(1, random_crop=0.5, split="train")
+    assert same_trees(made.at(0), expected(dataset, 0))
+
+
+def test_each_process_makes_its_own_rows(batches):
+    rows = np.array([1, 4])
+    dataset, made = batches(1, rows)
+    found = made.at(2)
+    assert same_trees(found, expected(dataset, 2, rows))
+    assert same_trees(found["image"], expected(dataset, 2)["image"][:, rows])
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_is_an_error_within_seconds(victim, batches):
+    _, made = batches(2)
+    made.at(0)
+    os.kill(made._ahead._workers[victim].pid, signal.SIGKILL)
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"a worker process that makes batches has died before step \d+ \(killed by sig"):
+        _ = [made.at(step) for step in range(K, 10_000, K)]
+    assert time.monotonic() - start < 20
+    assert same_trees(made.at(0)["label"], batches(0)[1].at(0)["label"])  # anew
+
+
+def test_what_fails_in_a_worker_is_told_as_it_is_without(path, tmp_path, batches):
+    _, made = batches(1)
+    made._draw.args[0].image.read.paths[0] = str(tmp_path / "gone.array_record")
+    with pytest.raises(OSError, match="gone.array_record is damaged"):
+        made.at(0)
+
+
+def config_of(path, **overrides):
+    """The digits' config on a prepared set."""
+    config = digits_config()
+    kept = {"num_classes": 10, "image_shape": (8, 8, 3), "random_flip": False, "split": "all", "num_workers": 0}
+    config.data = type(config)({"source": "prepared", "path": path, "crop": "adm", **kept})
+    return update(config, {"mesh.data": 1, **overrides})
+
+
+def test_training_with_workers_stopped_and_resumed_is_training_without(path, tmp_path, quick_compilation):
+    straight, broken = (config_of(path, **{"data.num_workers": n}) for n in (0, 1))
+    train(straight, tmp_path / "straight")
+    train(broken, tmp_path / "broken", stops=[1])
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+    assert metrics(tmp_path / "broken")
+
+
+def test_the_batches_placed_ahead_are_those_asked_for_later(path):
+    made = Run(config_of(path), devices=jax.devices()[:1])
+    plain = [jax.device_get(made.batches(step)) for step in (0, 2, 6)]
+    made.look_ahead(2)
+    assert same_trees(jax.device_get(made.batches(2)), plain[1])
+    made.look_ahead(2)
+    assert same_trees(jax.device_get(made.batches(6)), plain[2])
+    assert same_trees(jax.device_get(made.batches(2)), plain[1])
+
+
+def test_a_run_may_go_on_with_another_number_of_workers_but_not_with_other_data(path):
+    check_resumable(config_of(path), config_of(path, **{"data.num_workers": 5}))
+    with pytest.raises(UsageError, match="data.random_flip is True"):
+        check_resumable(config_of(path), config_of(path, **{"data.random_flip": True}))
+
+
+def test_workers_for_arrays_in_memory_are_refused():
+    with pytest.raises(UsageError, match="num_workers is 2, but the images of source 'digits' are in memory"):
+        open_source(source="digits", num_classes=10, image_shape=(8, 8, 1), num_workers=2)
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_training_process_whose_worker_dies_fails_and_no_worker_outlives_its_process(kill, path, tmp_path):
+    overrides = {
+        "data.path": path, "data.image_shape": "(8, 8, 3)", "data.num_workers": 2, "data.crop": "adm",
+        "model.channels": 32, "model.multipliers": "(1,)", "model.depth": 1, "model.attention_resolutions": "()",
+        "model.head_channels": 32, "train.batch_size": 8, "train.log_every_steps": 5, "model.dtype": "float32",
+    }  # fmt: skip
+    flags = " ".join(f"--config.{key}={value}".replace(" ", "") for key, value in overrides.items())
+    process = command.start(f"train --config=experiments/fashion_mnist.py --workdir={tmp_path}/run {flags}")
+    try:
+        command.wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists(), 120)
+        workers = [pid for pid in command.children(process.pid) if "spawn_main" in command_line(pid)]
+        assert len(workers) == 2
+        os.kill(workers[0] if kill else process.pid, signal.SIGKILL)
+        code, _, err = command.finish(process)
+    finally:
+        process.kill()
+    if kill:
+        assert code == 1
+        assert "a worker process that makes batches has died" in err.splitlines()[-1]
+    command.wait_until(lambda: not any(map(command.lives, workers)), 10)
+
+
+def command_line(pid):
+    with open(f"/proc/{pid}/cmdline") as file:
+        return file.read()
