@@ -128,7 +128,7 @@ def test_a_full_disk_is_told_and_what_is_there_is_gone_on_with(tmp_path):
         found = opened(disk / "set", image_shape=(64, 64, 3))
         assert np.array_equal(found.images(np.arange(600)), image)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def broken_folder(root, broken=2):
