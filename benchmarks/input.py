@@ -1,12 +1,15 @@
 """Input and checkpoints: whether making batches keeps up with the step, and what saving costs the training loop.
 
 python benchmarks/input.py --configs=digits,cifar10,imagenet64,imagenet128 --repeats=5 --json=input.json
+python benchmarks/input.py --configs= --megabytes= --images=imagenet64.npz    # prepared sets and preparing alone
 """
 
+import functools
 import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import harness
 from absl import flags
@@ -108,17 +111,136 @@ def saving(given):
     return rows
 
 
+def pictures(count, height, width):
+    """uint8 [count, height, width, 3] about as hard to encode as photographs: colours that vary slowly, and grain."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 12, 12, 3), np.uint8)
+    smooth = [np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse]
+    grain = rng.normal(0, 8, (count, height, width, 1)) * rng.uniform(0.5, 1.5, (count, 1, 1, 1))
+    return (np.stack(smooth) + grain).clip(0, 255).astype(np.uint8)
+
+
+def write_prepared(folder, encoding, images):
+    """Prepares images as array_record in folder; returns config.data for them."""
+    import numpy as np
+
+    from cfgjax.data.arrays import Arrays
+    from cfgjax.data.prepare import Request, prepare
+    from cfgjax.progress import Progress
+
+    label, (height, channels) = np.arange(len(images), dtype=np.int32) % 10, (images.shape[1], images.shape[-1])
+    listing = Arrays(images, label, tuple(map(str, range(10))))
+    request = Request({}, height, "adm", channels, encoding)
+    bar = functools.partial(Progress, "preparing", "image", write=False)
+    prepare(listing, folder, request, workers=1, max_errors=0, progress=bar)
+    return {"source": "prepared", "path": folder, "num_classes": 10, "image_shape": (height, height, channels)}
+
+
+PREPARED_COLUMNS = {
+    "encoding": lambda f: f["encoding"],
+    "workers": lambda f: str(f["num_workers"]),
+    "bytes/image": lambda f: f"{f['bytes_per_image']:,.0f}",
+    **harness.RATE_COLUMNS,
+    "µs of this process": lambda f: f"{f['own_microseconds_per_image']:.0f}",
+    "images/CPU s": lambda f: f"{f['images_per_cpu_second']:,.0f}" if f["num_workers"] == 0 else "-",
+}
+
+
+def prepared(given):
+    """Rows of batches out of a prepared 64×64 set, decoded, flipped and as float32, by numbers of workers."""
+    import numpy as np
+
+    from cfgjax.data.pipeline import Batches
+    from cfgjax.data.sources import npz, open_source
+
+    size = given.batch_size or 256
+    images = pictures(given.num_examples, 64, 64) if given.images is None else npz(path=given.images)[0]
+    count, rows = max(1, given.images_per_repeat // size), []
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_prepared(folder, given.encodings[0], images)
+        total = sum(path.stat().st_size for path in Path(folder).glob("*.array_record"))
+        for num_workers in map(int, given.workers):
+            dataset = open_source(**data, random_flip=True, num_workers=num_workers)
+            batches, step = Batches(dataset, 0, size, np.arange(size), 1), iter(range(10**9))
+            for _ in range(4 * num_workers):
+                batches.at(next(step))  # what had been made ahead
+            cpu, seconds = time.process_time(), []
+            for _ in range(given.repeats):
+                start = time.perf_counter()
+                for _ in range(count):
+                    batches.at(next(step))
+                seconds.append(time.perf_counter() - start)
+            cpu = (time.process_time() - cpu) / (given.repeats * count * size)
+            batches.close()
+            about = {"encoding": given.encodings[0], "num_workers": num_workers, "bytes_per_image": total / len(images)}
+            about |= {"own_microseconds_per_image": 1e6 * cpu, "images_per_cpu_second": 1 / cpu}
+            rows.append(about | harness.rate_figures(count * size, seconds))
+    return rows
+
+
+PREPARING_COLUMNS = {
+    "crop": lambda f: f["crop"],
+    "kB/JPEG": lambda f: f"{f['bytes_per_jpeg'] / 1e3:.0f}",
+    "JPEGs/CPU s": lambda f: f"{f['jpegs_per_cpu_second']:,.0f}",
+    "decoding alone": lambda f: f"{f['decoded_per_cpu_second']:,.0f}",
+}
+
+
+def preparing(given):
+    """A row of one core's rate of making 64×64 records of JPEGs of 500×375, as a worker of cfgjax prepare does."""
+    import io
+
+    from PIL import Image
+
+    from cfgjax.data.decoding import Converter, decode
+    from cfgjax.data.records import encode
+
+    jpegs = []
+    for image in pictures(given.num_jpegs, 375, 500):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=95)
+        jpegs.append(file.getvalue())
+    crop, found = given.crops[0], []
+    converter = Converter(64, crop, 3)
+    for work in (decode, lambda jpeg: encode(converter(jpeg)[0], "webp")):
+        rates = []
+        for _ in range(given.repeats + 1):
+            start = time.process_time()
+            for jpeg in jpegs:
+                work(jpeg)
+            rates.append(len(jpegs) / (time.process_time() - start))
+        found.append(statistics.median(rates[1:]))
+    size = sum(map(len, jpegs)) / len(jpegs)
+    rates = {"decoded_per_cpu_second": found[0], "jpegs_per_cpu_second": found[1]}
+    return [{"crop": crop, "bytes_per_jpeg": size} | rates]
+
+
 def main(argv):
     """The exit code of `input.py FLAGS`."""
     given = flags.FlagValues()
+    listed = functools.partial(flags.DEFINE_list, flag_values=given)
+    listed("encodings", ["webp", "png", "raw"], "Of prepared sets; empty for no such table.")
+    listed("workers", ["0", "1", "2"], "Worker processes that make their batches.")
+    listed("crops", ["adm", "lanczos", "area"], "Of JPEGs that are prepared; empty for no such table.")
+    flags.DEFINE_string("images", None, "An .npz of images 64×64 in place of drawn ones.", flag_values=given)
     whole = lambda name, default, what: flags.DEFINE_integer(name, default, what, flag_values=given, lower_bound=1)
     whole("num_examples", 4096, "Random images to draw from.")
     whole("images_per_repeat", 4096, "Images made in one timed repeat, in whole dispatches.")
+    whole("num_jpegs", 200, "JPEGs that are prepared.")
     whole("dispatches", 5, "Dispatches in one timed repeat of the step.")
     flags.DEFINE_list("megabytes", ["100", "400"], "Sizes of checkpoints; empty for none.", flag_values=given)
     flags.DEFINE_string("folder", None, "Where checkpoints are written.", flag_values=given)
     sizes = harness.Table(lambda given: [[]] if given.megabytes else [], saving, SAVING_COLUMNS)
-    tables = {"input": harness.per_config((), COLUMNS, measure, shared=False), "saving": sizes}
+    cases = lambda axis: lambda given: [[f"--{axis}={value}"] for value in given[axis].value]
+    tables = {
+        "input": harness.per_config((), COLUMNS, measure, shared=False),
+        "prepared": harness.Table(cases("encodings"), prepared, PREPARED_COLUMNS),
+        "preparing": harness.Table(cases("crops"), preparing, PREPARING_COLUMNS),
+        "saving": sizes,
+    }
     return harness.main(argv, __doc__, given, tables, ["digits", "cifar10", "imagenet64", "imagenet128"])
 
 

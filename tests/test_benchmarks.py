@@ -45,6 +45,17 @@ def test_figures_are_positive_finite_and_ordered(name):
     assert "images/s" in ran.stderr  # the table makes way for the JSON
 
 
+def test_prepared_sets_and_preparing_are_timed():
+    small = ["--num_examples=64", "--images_per_repeat=64", "--batch_size=16", "--workers=0", "--num_jpegs=2"]
+    ran = run(
+        "input", "--configs=", "--megabytes=", "--encodings=raw", "--crops=area", "--repeats=1", "--json=-", *small
+    )
+    assert ran.returncode == 0, ran.stderr
+    prepared, preparing = json.loads(ran.stdout)["results"]
+    assert prepared["encoding"] == "raw" and prepared["bytes_per_image"] > 64 * 64 * 3
+    assert 0 < preparing["jpegs_per_cpu_second"] < preparing["decoded_per_cpu_second"] < math.inf
+
+
 def test_what_guidance_costs_is_told_beside_what_it_needs():
     ran = run("sampling", "--configs=", "--repeats=1", "--json=-")
     assert ran.returncode == 0, ran.stderr

@@ -129,9 +129,8 @@ def builder_of(name, data_dir):
     except ImportError as e:
         raise UsageError(f"{needs_tensorflow(name)} ({' '.join(str(e).split())})") from e
     except tfds.core.DatasetNotFoundError:
-        raise UsageError(
-            f"TFDS has no set {name!r}{nearest(name.partition('/')[0], tfds.list_builders(with_community_datasets=False))}"
-        ) from None
+        known = tfds.list_builders(with_community_datasets=False)
+        raise UsageError(f"TFDS has no set {name!r}{nearest(name.partition('/')[0], known)}") from None
     except Exception as e:  # what else it raises is not documented
         raise UsageError(f"TFDS cannot make {name!r}: {' '.join(str(e).split())[:200]}") from e
 
