@@ -68,6 +68,8 @@ def measure(config, given):
                 start = time.perf_counter()
                 for i in range(given.dispatches):
                     state, _ = dispatch(state, run.batches((repeat + i) * k) if live else batches, run.step_key)
+                    if live:
+                        run.look_ahead((repeat + i + 1) * k)  # as the training loop does
                 jax.block_until_ready(state)
                 seconds[name].append(time.perf_counter() - start)
         images = given.dispatches * k * size

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny import digits_config, mixture_config
 
+from cfgjax.data.dataset import Stored
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
 from cfgjax.model import Model
@@ -58,6 +59,11 @@ def same(a, b):
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (8, 3)])
 def test_the_mean_is_the_same_for_any_batch_size_and_number_of_devices(whole, devices, batch_size):
     same(held_out_bits(make_model(devices=devices), IMAGES, LABELS, **OPTIONS, batch_size=batch_size), whole)
+
+
+def test_stored_images_have_the_bits_of_those_in_memory(model, whole):
+    stored = Stored(lambda index: IMAGES[index], IMAGES.shape, "digest")
+    same(held_out_bits(model, stored, LABELS, **OPTIONS), whole)
 
 
 def test_the_mean_and_its_error_are_those_of_the_single_images(model):

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.data.sources import Dataset
+from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.errors import UsageError
 from cfgjax.evaluation import reference as module
+from cfgjax.evaluation import sums
 from cfgjax.evaluation.features import FeatureNetwork
+from cfgjax.evaluation.frontier import find_reference
 from cfgjax.evaluation.metrics import kernel_distance
 from cfgjax.evaluation.reference import load_reference, make_reference, of_dataset
 
@@ -134,6 +136,34 @@ def test_a_data_set_is_measured_as_bytes(reference):
     given = [Dataset(IMAGES, labels), Dataset(IMAGES.astype(np.float32) / 127.5 - 1, labels)]
     for dataset in given:
         assert of_dataset(dataset, INCEPTION, "").digest == reference.digest
+
+
+def test_stored_images_are_measured_a_block_at_a_time_as_those_in_memory(reference):
+    asked = []
+
+    def read(index):
+        asked.append(len(index))
+        return IMAGES[index]
+
+    dataset = Dataset(Stored(read, IMAGES.shape, "digest"), np.zeros(50, np.int32))
+    assert of_dataset(dataset, INCEPTION, "").digest == reference.digest
+    assert max(asked) <= sums.BLOCK and sum(asked) == 50 + 1  # one to see the sizes
+
+
+def test_the_reference_of_stored_images_is_found_again_without_a_look_at_them(tmp_path):
+    labels, looked = np.zeros(50, np.int32), []
+
+    def find(digest, index=None):
+        read = lambda i: looked.append(len(i)) or IMAGES[i]
+        stored = Stored(read, IMAGES.shape, digest, index)
+        silent = lambda images: None
+        find_reference(None, lambda: Dataset(stored, labels), INCEPTION, SHAPE, tmp_path, silent)
+        return sum(looked)
+
+    first = find("one")
+    assert first > 50 and find("one") == first
+    assert find("another") == 2 * first
+    assert find("one", np.arange(50)[::-1]) == 3 * first  # another part of the same
 
 
 @pytest.mark.parametrize("name", ARRAYS)
