@@ -4,6 +4,7 @@ import contextlib
 import functools
 import multiprocessing
 import queue
+import signal
 import threading
 import time
 
@@ -17,6 +18,10 @@ PER_WORKER = 2  # dispatches that each worker holds ready
 LOOK_SECONDS = 1.0  # between looks at whether all workers are alive
 START_SECONDS = 30  # in which the processes exist
 LAST_STEP = 2**40
+REASONS = {
+    signal.SIGKILL: ", perhaps for want of memory",
+    signal.SIGBUS: ": /dev/shm is too small; give it more (docker run --shm-size), or take fewer data.num_workers",
+}
 NAME = "grain-process-prefetch"  # how grain calls its processes
 
 
@@ -45,7 +50,11 @@ class Batches:
         if self._ahead is None or self._ahead.step != step:
             self.close()
             self._ahead = Ahead(self._draw, step, self._num_steps, self._num_workers)
-        return self._finish(self._ahead.take())
+        try:
+            return self._finish(self._ahead.take())
+        except Exception:
+            self.close()
+            raise
 
     def _finish(self, stacked):
         """Steps and rows as one axis for `finished`, and apart again."""
@@ -121,7 +130,7 @@ class Ahead:
     def _look(self):
         """Raises OSError where a worker is no more."""
         if dead := [process.exitcode for process in self._workers if process.exitcode is not None]:
-            why = f"killed by signal {-dead[0]}, perhaps for want of memory" if dead[0] < 0 else f"exit code {dead[0]}"
+            why = f"killed by signal {-dead[0]}{REASONS.get(-dead[0], '')}" if dead[0] < 0 else f"exit code {dead[0]}"
             raise OSError(f"a worker process that makes batches has died before step {self.step} ({why})")
 
     def close(self):

@@ -1,6 +1,7 @@
 """Crops and conversions of encoded images."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from PIL import Image
 
 from cfgjax.data.decoding import CROPS, Converter
 from cfgjax.errors import UsageError
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
 
 
 def encoded(image, kind="PNG", **options):
@@ -40,6 +43,17 @@ def test_areas_and_adms_halvings_are_means_over_squares(crop, factor):
     image = 16 * (noise(8 * factor, 8 * factor) // 16)
     squares = image.reshape(8, factor, 8, factor, 3).mean(axis=(1, 3))
     assert np.abs(Converter(8, crop, 3)(image)[0] - squares).max() <= 1  # rounded after rows and after columns
+
+
+def test_adm_is_the_crop_of_guided_diffusion():
+    """goldens/adm_crop.npz: its `center_crop_arr` to 16 pixels of the seeded noise below."""
+    rng, golden = np.random.default_rng(7), np.load(GOLDENS / "adm_crop.npz")
+    for height, width in [(75, 50), (23, 40), (130, 67), (12, 9)]:
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        made = Converter(16, "adm", 3)(image)[0]
+        assert (
+            np.abs(made.astype(int) - golden[f"{height}x{width}"]).max() <= 1
+        )  # versions of Pillow may round otherwise
 
 
 def test_adm_halves_only_while_the_image_is_twice_as_large():
