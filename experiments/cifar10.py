@@ -2,7 +2,7 @@
 
 cfgjax prepare tfds cifar10 data/cifar10 --size=32
 cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10
-cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=references/cifar10.npz
+cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=runs/cifar10_reference.npz
 
 The first command needs TensorFlow, in any environment; an .npz or folder of images does as well. Neither guidance paper
 reports CIFAR-10: the hyper-parameters are those of improved DDPM, recalled, not checked against its text. Not measured
@@ -105,7 +105,7 @@ def get_config():
                 label_policy="balanced",
                 features="inception",
                 classifier=placeholder(str),
-                reference="references/cifar10.npz",
+                reference="runs/cifar10_reference.npz",
                 every_steps=placeholder(int),
                 every_num_samples=5000,
                 every_guidance=(0.0,),

@@ -3,7 +3,7 @@
 cfgjax prepare tfds fashion_mnist data/fashion_mnist --size=32 --crop=pad --channels=1
 cfgjax train --config=experiments/fashion_mnist.py --workdir=runs/fashion_mnist
 
-The images lie in the middle of 32×32 black pixels, so that they halve three times; docs/data.md says how to prepare the
+The images lie in the middle of 32×32 black pixels, as networks of powers of two take them; docs/data.md prepares the
 data without TensorFlow. The feature network of cfgjax evaluate is experiments/fashion_mnist_classifier.py. The
 hyper-parameters are this project's own. Not measured here.
 """

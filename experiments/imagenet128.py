@@ -2,7 +2,7 @@
 
 cfgjax prepare folder ILSVRC2012/train data/imagenet128 --size=128 --crop=adm
 cfgjax train --config=experiments/imagenet128.py --workdir=runs/imagenet128
-cfgjax evaluate --make-reference --config=experiments/imagenet128.py --out=references/imagenet128.npz
+cfgjax evaluate --make-reference --config=experiments/imagenet128.py --out=runs/imagenet128_reference.npz
 
 The classes are the sorted synsets, whatever the source. ADM's network predicts ε alone, λ is continuous. p_uncond is
 0.1, 0.2 or 0.5 in the paper; 0.5 is consistently the worst. Not measured here.
@@ -104,7 +104,7 @@ def get_config():
                 label_policy="balanced",
                 features="inception",
                 classifier=placeholder(str),
-                reference="references/imagenet128.npz",
+                reference="runs/imagenet128_reference.npz",
                 every_steps=placeholder(int),
                 every_num_samples=5000,
                 every_guidance=(0.0,),

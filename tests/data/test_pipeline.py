@@ -1,5 +1,6 @@
 """Batches from worker processes are those of `batch_at`, and a worker that dies is an error."""
 
+import contextlib
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ import command
 import jax
 import numpy as np
 import pytest
-from images import write_npz
+from images import write_folder, write_npz
 from runs import metrics, train
 from tiny import EXPERIMENTS, same_trees, update
 
@@ -60,6 +61,14 @@ def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(
         found = made.at(step)
         assert found.keys() == {"image", "label", "low_res"}
         assert same_trees(found, expected(dataset, step))
+
+
+def test_workers_decode_the_images_of_a_folder(tmp_path):
+    data = {"source": "folder", "path": str(write_folder(tmp_path)), "num_classes": 3, "image_shape": (8, 8, 3)}
+    dataset = open_source(**data, num_workers=1)
+    made = Batches(dataset, 3, SIZE, np.arange(SIZE), K)
+    with contextlib.closing(made):
+        assert same_trees(made.at(4), expected(dataset, 4))
 
 
 def test_crops_are_made_in_the_workers_all_the_same(batches):

@@ -1,0 +1,23 @@
+"""What is not installed is told with the extra that has it."""
+
+import sys
+
+import pytest
+
+from cfgjax.data.pipeline import grain_and_flags
+from cfgjax.data.sources import open_source
+from cfgjax.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("array_record.python", "data", lambda **data: open_source(source="prepared", path="none", **data)),
+        ("tensorflow_datasets", "tfds", lambda **data: open_source(source="tfds", path="none", **data)),
+        ("grain", "data", lambda **data: grain_and_flags()),
+    ],
+)
+def test_a_library_that_is_not_there_is_told_by_its_extra(module, extra, use, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"pip install 'cfgjax\[{extra}\]'"):
+        use(num_classes=2, image_shape=(8, 8, 3))
