@@ -1,0 +1,21 @@
+"""The programs of schedulers and clouds."""
+
+import subprocess
+
+from cfgjax.errors import UsageError
+
+
+def output_of(argv, text=None, *, shown=False):
+    """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
+
+    Raises UsageError where the program is not installed, ChildProcessError with its last line where it fails.
+    """
+    try:
+        pipes = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        done = subprocess.run(argv, input=text, text=True, **pipes)
+    except FileNotFoundError:
+        raise UsageError(f"there is no {argv[0]} on this machine; --dry_run prints what it would be given") from None
+    if done.returncode:
+        lines = (done.stderr or "").strip().splitlines()
+        raise ChildProcessError(f"{argv[0]} ended with {done.returncode}{': ' + lines[-1] if lines else ''}")
+    return (done.stdout or "").strip()
