@@ -14,6 +14,7 @@ from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
 from cfgjax.commands.launch import launch
 from cfgjax.commands.sample import sample
+from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
 from cfgjax.errors import UsageError, choose
 
@@ -22,6 +23,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": sample,
     "evaluate": evaluate,
     "launch": launch,
+    "sweep": sweep,
     "compare": compare,
     "download": download,
     "convert": convert,

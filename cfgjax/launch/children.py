@@ -1,5 +1,7 @@
 """Processes that this one starts and passes its signals on to."""
 
+import contextlib
+import os
 import signal
 import subprocess
 
@@ -30,6 +32,13 @@ class Received:
 def start(argv, **options):
     """A process in a session of its own: Ctrl-C reaches it once, passed on, not from the terminal as well."""
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+
+
+def kill(process):
+    """Ends what is left of a process of `start` and of what it started itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def exit_code(returncode, passed_on=()):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shlex
 import socket
 import sys
@@ -69,7 +70,10 @@ class Group:
 
     def run(self, grace_seconds):
         """The exit code of them all, when they have ended."""
-        processes, readers, ended, passed_on = [], [], {}, []
+        processes: list = []
+        readers: list = []
+        passed_on: list = []
+        ended: dict = {}
         with children.Received() as received:
             try:
                 for i, environment in enumerate(self._environments):
@@ -91,8 +95,7 @@ class Group:
                     time.sleep(0.02)
             finally:
                 for process in processes:
-                    process.kill()
-                    process.wait()
+                    children.kill(process)
                 for reader in readers:
                     reader.join(timeout=5)
         return self._told(ended)
@@ -119,7 +122,7 @@ class Group:
         if not failed:
             return PREEMPTED if PREEMPTED in ended.values() else DONE
         i, count = failed[0], len(self._environments)
-        last = self._last_lines[i].decode(errors="replace").removeprefix("cfgjax: ")
+        last = re.sub(r"^cfgjax: (failed|error): ", "", self._last_lines[i].decode(errors="replace"))
         killed = count - len(ended)
         told = f"process {i} of {count} ended with {ended[i]}" + (f": {last}" if last else "")
         told += f"; {killed} that went on were killed" if killed else ""

@@ -11,8 +11,7 @@ def output_of(argv, text=None, *, shown=False):
     Raises UsageError where the program is not installed, ChildProcessError with its last line where it fails.
     """
     try:
-        pipes = {} if shown else {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        done = subprocess.run(argv, input=text, text=True, **pipes)
+        done = subprocess.run(argv, input=text, text=True, capture_output=not shown)
     except FileNotFoundError:
         raise UsageError(f"there is no {argv[0]} on this machine; --dry_run prints what it would be given") from None
     if done.returncode:

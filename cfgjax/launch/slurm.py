@@ -104,9 +104,12 @@ def job_lines(given, job):
 
 
 def requeue_lines(number):
-    """Lines that put job number, which saved, back into the queue; not where it was cancelled, and runs no more."""
+    """Lines that end the script of job number where it was cancelled, and put it back into the queue where it saved."""
     return [
-        f'if [ "$code" = 75 ] && [ "$(squeue --noheader --jobs={number} --format=%T)" = RUNNING ]; then',
+        f'if [ "$(squeue --noheader --jobs={number} --format=%T)" != RUNNING ]; then',
+        '    exit "$code"  # cancelled, or at the end of its time',
+        "fi",
+        'if [ "$code" = 75 ]; then',
         '    echo "preempted and saved: back into the queue"',
         f"    scontrol requeue {number} && exit 0",
         "fi",
