@@ -31,6 +31,8 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
+    "launch": {"launch", "errors"},
+    "sweep": {"sweep", "launch", "files", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
 }
