@@ -20,15 +20,14 @@ def launch(argv):
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
     launcher = choose("launcher", argv[1], LAUNCHERS)
-    name, own, command = " ".join(argv[:2]), argv[2:], None
-    if "--" in own:
-        own, command = own[: own.index("--")], own[own.index("--") + 1 :]
+    name, own = " ".join(argv[:2]), argv[2:]
+    command = own[own.index("--") + 1 :] if "--" in own else []
+    if not command:
+        raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
     given = flags.FlagValues()
     flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
     launcher.define_flags(given)
-    no_arguments(parse_flags(given, [name, *own]))
-    if not command:
-        raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
+    no_arguments(parse_flags(given, [name, *own[: own.index("--")]]))
     return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
 
 

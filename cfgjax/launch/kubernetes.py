@@ -134,7 +134,7 @@ def pod_spec(given, name, job):
         "image": given.image,
         "command": argv_of(given.python, job.words),
         "env": [{"name": key, "value": value} for key, value in environment.items()],
-        "ports": [{"containerPort": given.port}],
+        "ports": [{"containerPort": given.port, "protocol": "TCP"}],
         **({"resources": {"limits": resources}} if resources else {}),
         "volumeMounts": mounts,
     }
