@@ -14,9 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import BAD_USAGE, DONE, no_arguments
+from cfgjax.commands.common import no_arguments
 from cfgjax.config import load_file, parse_flags
 from cfgjax.errors import UsageError, choose
+from cfgjax.exits import BAD_USAGE, DONE
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import DONE, check_writable
+from cfgjax.commands.common import check_writable
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 ENDINGS = (".json", ".csv")
 PICTURES = (".png", ".pdf", ".svg")

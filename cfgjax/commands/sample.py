@@ -4,19 +4,24 @@ from pathlib import Path
 
 from absl import flags
 
+from cfgjax.cluster.session import taking_part
 from cfgjax.commands.common import (
-    DONE,
     check_writable,
     classifier_scales,
     define_sampling,
+    mesh_of,
     no_arguments,
     numbers,
+    patience,
+    place,
     required,
+    shared_facts,
     timesteps,
     weights,
 )
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 
 def sample(argv):
@@ -30,6 +35,18 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     guidance, scales = weights(given), classifier_scales(given)
+
+    from cfgjax.workdir import read_config
+
+    config = read_config(given.workdir or given.base)
+    with taking_part(place(given), shared_facts(given, config), patience(config)):
+        draw(given, labels, guidance, scales)
+    return DONE
+
+
+def draw(given, labels, guidance, scales):
+    """Draws and writes the picture; of several processes the first writes it."""
+    import jax
 
     from cfgjax.arguments import guidance_weights
     from cfgjax.evaluation.figures import sample_figure
@@ -54,10 +71,10 @@ def sample(argv):
         **{name: given[name].value for name in ("sampler", "v", "eta")},
         **options,
     )
-    picture.save(given.out)
-    source = given.workdir or f"{given.base} and {given.upsampler}"
-    print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-    return DONE
+    if jax.process_index() == 0:
+        picture.save(given.out)
+        source = given.workdir or f"{given.base} and {given.upsampler}"
+        print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
 
 
 def define_flags(argv):
@@ -97,7 +114,7 @@ def load_stages(given):
     import cfgjax
 
     if given.base is None:
-        return cfgjax.load(given.workdir, step=given.step, ema=given.ema), {}
+        return cfgjax.load(given.workdir, step=given.step, ema=given.ema, mesh=mesh_of(given)), {}
 
     from cfgjax.cascade import load_cascade
 
@@ -106,7 +123,8 @@ def load_stages(given):
         upsampling["num_steps"] = timesteps(given.upsampler_num_steps)
     if given.low_res_logsnr is not None:
         upsampling["low_res_logsnr"] = given.low_res_logsnr
-    return load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema), {"upsampling": upsampling}
+    stages = load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema, mesh=mesh_of(given))
+    return stages, {"upsampling": upsampling}
 
 
 def check_picture(path):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import DONE, FAILED, PREEMPTED, no_arguments, required
+from cfgjax.commands.common import no_arguments, required
 from cfgjax.commands.launch import check_command
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE, FAILED, PREEMPTED
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, shell_lines
 from cfgjax.sweep.entries import chosen, read_sweep

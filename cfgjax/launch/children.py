@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 
+from cfgjax.exits import PREEMPTED
+
 PIPE = subprocess.PIPE
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -47,5 +49,5 @@ def exit_code(returncode, passed_on=()):
     A process that is ended so has not begun, or else it would have saved: started again, it goes on.
     """
     if -returncode in passed_on:
-        return 75
+        return PREEMPTED
     return 128 - returncode if returncode < 0 else returncode

@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from absl import flags
 
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, dns_name
 from cfgjax.launch.programs import output_of
 
@@ -32,7 +33,7 @@ def define_flags(given):
     integer("tpus_per_host", None, "TPU chips of each host.", lower_bound=1)
     text("tpu_accelerator", None, "GKE's name of the TPU, such as tpu-v5-lite-podslice.")
     text("tpu_topology", None, "GKE's topology of the slice, such as 4x4.")
-    integer("port", 12355, "Port of process 0.", lower_bound=1, upper_bound=65535)
+    integer("port", 12355, "Port of process 0; jax takes the next one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 300, "Seconds between SIGTERM and the end of a pod.", lower_bound=1)
     integer("max_restarts", 3, "How often a failure other than bad usage starts all again.", lower_bound=0)
     text("python", "python", "Interpreter in the image.")
@@ -46,9 +47,9 @@ def launch(given, job):
     text = yaml.safe_dump(manifest(given, job), sort_keys=False, default_flow_style=False, width=120)
     if given.dry_run:
         print(text, end="")
-        return 0
+        return DONE
     print(output_of(["kubectl", "apply", "-f", "-"], text))
-    return 0
+    return DONE
 
 
 def check_flags(given, job):

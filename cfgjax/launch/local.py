@@ -1,5 +1,6 @@
 """Several processes of one command on this host, on a port of the loopback."""
 
+import contextlib
 import functools
 import os
 import re
@@ -11,10 +12,9 @@ import time
 
 from absl import flags
 
+from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
 from cfgjax.launch.job import argv_of, shell_lines
-
-DONE, PREEMPTED = 0, 75
 
 
 def define_flags(given):
@@ -22,7 +22,7 @@ def define_flags(given):
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
     integer("num_processes", 1, "Processes.", lower_bound=1)
     integer("devices_per_process", None, "Virtual CPU devices of each process.", lower_bound=1)
-    integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65535)
+    integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 60, "Seconds that the others have to end in when one failed.", lower_bound=0)
     flags.DEFINE_string("python", sys.executable, "Interpreter.", flag_values=given)
 
@@ -46,10 +46,14 @@ def environments(num_processes, port, devices_per_process):
 
 
 def free_port():
-    """A port that no one listens on now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port that no one listens on now, nor on the one after it, which is jax's own."""
+    while True:
+        with socket.socket() as found, socket.socket() as following:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                following.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def script(argv, shared, own):

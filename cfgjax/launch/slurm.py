@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_time, shell_lines
 from cfgjax.launch.programs import output_of
 
@@ -44,10 +45,10 @@ def launch(given, job):
     text = script(given, given.job_name or job.name, logs / "%j.log", job_lines(given, job))
     if given.dry_run:
         print(text, end="")
-        return 0
+        return DONE
     number = submit(text, logs)
     print(f"submitted job {number}; output in {logs / f'{number}.log'}")
-    return 0
+    return DONE
 
 
 def check_flags(given):

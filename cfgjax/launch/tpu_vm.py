@@ -10,6 +10,7 @@ import textwrap
 from absl import flags
 
 from cfgjax.errors import UsageError, choose
+from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, dns_name, shell_lines
 from cfgjax.launch.programs import output_of
 
@@ -46,7 +47,7 @@ def launch(given, job):
             print(shell_lines(argv))
         else:
             output_of(argv, shown=True)
-    return 0
+    return DONE
 
 
 def create(given, name, job):

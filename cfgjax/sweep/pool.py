@@ -5,12 +5,11 @@ import os
 import shlex
 import time
 
+from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
 from cfgjax.launch.job import argv_of
 from cfgjax.sweep import records
 from cfgjax.sweep.records import Outcome
-
-DONE, PREEMPTED = 0, 75
 
 
 class Busy(Exception):

@@ -4,9 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.files import writing
 
-STATES = {0: "finished", 75: "interrupted"}  # of exit codes; any other is a failure
+STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # of exit codes; any other is a failure
 TAIL_BYTES = 8192
 SCHEDULER = ("srun: ", "slurmstepd")  # beginnings of lines that come after a failure's own
 
