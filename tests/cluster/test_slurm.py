@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, run
+from command import run
 
 pytestmark = pytest.mark.slurm
 TASK = """#!/usr/bin/env bash
@@ -104,18 +104,21 @@ def preempt():
     return subprocess.run(job, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_a_preempted_run_saves_is_put_back_into_the_queue_and_goes_on_to_the_end(tmp_path):
-    job = submit(f"{LAUNCH} --partition=low -- {TRAIN} --config.train.num_steps=20000 --workdir={tmp_path / 'run'}")
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_preempted_run_saves_is_put_back_into_the_queue_and_goes_on_to_the_end(tmp_path, tasks):
+    steps = 20000 // tasks**2  # several processes are slower here
+    command = f"{TRAIN} --config.train.num_steps={steps} --workdir={tmp_path / 'run'}"
+    job = submit(f"{LAUNCH} --partition=low --tasks_per_node={tasks} -- {command}")
     wait(lambda: last_step(tmp_path / "run") >= 100)
     assert ended(preempt()) == ("COMPLETED", 0)
     stopped_at = last_step(tmp_path / "run")
-    assert stopped_at < 20000
+    assert stopped_at < steps
     assert ended(job) == ("COMPLETED", 0)
     assert state(job)["Restarts"] == "1"
     told = log(tmp_path / "run", job)
     saved = int(re.search(r"SIGTERM: saved step (\d+)", told)[1])
     assert f"resumed at step {saved}" in told and saved >= stopped_at
-    assert last_step(tmp_path / "run") == 20000
+    assert last_step(tmp_path / "run") == steps
 
 
 def test_before_its_time_limit_a_job_saves_and_is_put_back_into_the_queue(tmp_path, task):
@@ -143,12 +146,11 @@ def test_a_failed_job_is_not_put_back(tmp_path):
     assert state(job)["Restarts"] == "0"
 
 
-@pytest.mark.skipif(not (ROOT / "cfgjax" / "cluster").is_dir(), reason="needs runs of several processes")
 def test_two_processes_are_one_run(tmp_path):
     command = f"{TRAIN} --config.train.num_steps=500 --workdir={tmp_path / 'run'}"
     job = submit(f"{LAUNCH} --tasks_per_node=2 -- {command}")
     assert ended(job) == ("COMPLETED", 0), log(tmp_path / "run", job)
-    assert log(tmp_path / "run", job).count("new run") == 1
+    assert log(tmp_path / "run", job).count("in 2 processes, new run") == 1
     assert last_step(tmp_path / "run") == 500
 
 
