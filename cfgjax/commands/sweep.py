@@ -12,6 +12,7 @@ from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, FAILED, PREEMPTED
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, shell_lines
+from cfgjax.launch.programs import require
 from cfgjax.sweep.entries import chosen, read_sweep
 
 SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
@@ -75,8 +76,9 @@ def array(given, entries):
     if given.dry_run:
         print(text, end="")
         return DONE
-    make_folder(given.out)
     if missing:
+        require("sbatch")
+        make_folder(given.out)
         number = array.submit(missing, text, given.out)
         print(f"submitted job {number}, an array of {len(missing)}; output in {given.out}/<run>.log")
     for entry in missing:

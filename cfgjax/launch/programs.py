@@ -1,8 +1,15 @@
 """The programs of schedulers and clouds."""
 
+import shutil
 import subprocess
 
 from cfgjax.errors import UsageError
+
+
+def require(program):
+    """Raises UsageError where a program is not installed."""
+    if shutil.which(program) is None:
+        raise UsageError(f"there is no {program} on this machine; --dry_run prints what it would be given")
 
 
 def output_of(argv, text=None, *, shown=False):
@@ -10,10 +17,8 @@ def output_of(argv, text=None, *, shown=False):
 
     Raises UsageError where the program is not installed, ChildProcessError with its last line where it fails.
     """
-    try:
-        done = subprocess.run(argv, input=text, text=True, capture_output=not shown)
-    except FileNotFoundError:
-        raise UsageError(f"there is no {argv[0]} on this machine; --dry_run prints what it would be given") from None
+    require(argv[0])
+    done = subprocess.run(argv, input=text, text=True, capture_output=not shown)
     if done.returncode:
         lines = (done.stderr or "").strip().splitlines()
         raise ChildProcessError(f"{argv[0]} ended with {done.returncode}{': ' + lines[-1] if lines else ''}")

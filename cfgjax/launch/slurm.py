@@ -14,7 +14,7 @@ from absl import flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_time, shell_lines
-from cfgjax.launch.programs import output_of
+from cfgjax.launch.programs import output_of, require
 
 OPTIONS = ("partition", "account", "qos", "constraint")
 
@@ -64,6 +64,7 @@ def check_flags(given):
 
 def submit(text, logs):
     """The number of the job whose script is text; logs: the folder of its output, made if need be."""
+    require("sbatch")
     try:
         Path(logs).mkdir(parents=True, exist_ok=True)
     except OSError as e:

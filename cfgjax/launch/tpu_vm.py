@@ -6,6 +6,7 @@ that was preempted and saved is started again where it was.
 
 import functools
 import textwrap
+from pathlib import Path
 
 from absl import flags
 
@@ -62,6 +63,10 @@ def create(given, name, job):
 
 def copy(given, name, job):
     """The calls that put the source, from this folder, on every worker."""
+    if absent := [name for name in SOURCE if not Path(name).exists()]:
+        raise UsageError(
+            f"there is no {absent[0]} here; --action=copy sends the source of cfgjax, run it in its folder"
+        )
     sent = gcloud(given, *of_slice(given, "scp"), "--recurse", *SOURCE, f"{name}:cfgjax/", *workers(given))
     return [ssh(given, name, "mkdir -p cfgjax"), sent]
 

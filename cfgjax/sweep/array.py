@@ -35,6 +35,7 @@ def lines(given, entries, out):
         *cases,
         "esac",
         "trap : TERM  # the step gets it too, saves, and is waited for",
+        f"rm -f {path}.json  # of an earlier start",
         f"run >> {path}.log 2>&1",
         "code=$?",
         *slurm.requeue_lines(NUMBER),
@@ -82,8 +83,6 @@ def queued():
 
 def submit(entries, text, out):
     """Submits the script, and keeps the number of each task's job; returns that of the array."""
-    for entry in entries:
-        records.record_path(out, entry.name).unlink(missing_ok=True)
     number = slurm.submit(text, folder(out))
     jobs = read_jobs(out) | {entry.name: f"{number}_{i}" for i, entry in enumerate(entries)}
     with writing(folder(out) / "jobs.json") as new:

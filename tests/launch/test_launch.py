@@ -152,6 +152,7 @@ def test_a_program_that_is_not_installed_or_fails_is_told(name, flags, program, 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=f"^there is no {program} on this machine; --dry_run prints"):
         launch(words)
+    assert not list(tmp_path.iterdir())
     fake = tmp_path / program
     fake.write_text("#!/bin/sh\necho first >&2\necho 'no such partition' >&2\nexit 4\n")
     fake.chmod(0o755)

@@ -8,6 +8,7 @@ import pytest
 from command import ROOT
 
 from cfgjax import cli
+from cfgjax.errors import UsageError
 from cfgjax.launch.tpu_vm import start_text
 
 TRAIN = "train --config=experiments/digits.py --workdir=runs/p_uncond"
@@ -52,6 +53,13 @@ def test_each_action_is_gclouds_own_words(calls):
     assert all((ROOT / word).exists() for word in sent[5 : sent.index(f"{name}:cfgjax/")])
     (started,) = calls("--action=run")
     assert started[:5] == [*tpus, "tpu-vm", "ssh", name] and "job.sh" in started[6]
+
+
+def test_copy_wants_the_source_here(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    train = f"train --config={ROOT}/experiments/digits.py --workdir=x"
+    with pytest.raises(UsageError, match="there is no cfgjax here"):
+        cli.run(["launch", "tpu_vm", "--zone=z", "--action=copy", "--", *train.split()])
 
 
 @pytest.fixture
