@@ -16,6 +16,7 @@ from cfgjax.errors import UsageError
 
 RETRY_SECONDS = 0.5
 GREETING_SECONDS = 10  # in which whoever connects must say who it is
+TURNED_AWAY_SECONDS = 5  # in which those that come after it is clear that they are not one run are told so
 
 
 class Member(NamedTuple):
@@ -74,8 +75,8 @@ class Meeting(NamedTuple):
 def call_the_roll(place, facts, seconds):
     """The `Meeting` of all processes of a `Place`, once they are there and their facts, {name: text}, are equal.
 
-    Raises UsageError, in every process that is there, where process 0 cannot be reached, where one is missing after
-    `seconds`, and where numbers of processes or facts differ; it says which process on which host.
+    Raises, in every process that is there, UsageError where numbers of processes or facts differ, and TimeoutError
+    where process 0 cannot be reached or one is missing after `seconds`; it says which process on which host.
     """
     own = Member(place.process_id, socket.gethostname(), os.getpid())
     return (gather if own.number == 0 else join)(place, own, facts, time.monotonic() + seconds, seconds)
@@ -85,40 +86,59 @@ def gather(place, own, facts, deadline, seconds):
     """`call_the_roll` of process 0."""
     links: dict = {}
     members = {0: own}
-    try:
-        with listening(place) as server:
+    with listening(place) as server:
+        try:
             while len(members) < place.num_processes:
-                server.settimeout(max(deadline - time.monotonic(), 0.01))
                 try:
-                    connection, _ = server.accept()
+                    link, hello = greet(server, deadline)
                 except TimeoutError:
                     missing = [str(i) for i in range(place.num_processes) if i not in members]
                     came = ", ".join(str(members[i]) for i in sorted(members))
-                    raise UsageError(
+                    raise TimeoutError(
                         f"of {place.num_processes} processes {', '.join(missing)} did not come to {place.address} "
                         f"in {seconds:g} s; there are {came}"
                     ) from None
-                link = Link(connection)
-                link.set_timeout(GREETING_SECONDS)
-                hello = link.receive()
-                if not isinstance(hello, dict) or "member" not in hello:
-                    link.close()  # somebody else's
-                    continue
                 member = Member(*hello["member"])
                 links[member.number if member.number not in members else -1] = link
                 check(place, members, member, hello, facts)
                 members[member.number] = member
             port = free_port(place.port + 1)
-    except UsageError as e:
-        for link in links.values():
-            link.send({"refused": str(e)})
-            link.close()
-        raise
+        except (UsageError, TimeoutError) as e:
+            turn_away(server, links.values(), place.num_processes - 1, e)
+            raise
     everyone = [members[i] for i in range(place.num_processes)]
     for link in links.values():
         link.send({"members": everyone, "port": port})
         link.set_timeout(None)
     return Meeting(own, everyone, links, f"{place.host}:{port}")
+
+
+def greet(server, deadline):
+    """(link, hello) of the next process that comes. Raises TimeoutError where none does before the deadline."""
+    while True:
+        server.settimeout(max(deadline - time.monotonic(), 0.01))
+        link = Link(server.accept()[0])
+        link.set_timeout(GREETING_SECONDS)
+        hello = link.receive()
+        if isinstance(hello, dict) and "member" in hello:
+            return link, hello
+        link.close()  # somebody else's
+
+
+def turn_away(server, links, count, error):
+    """Tells `count` processes the error: those of the links, and where it is a UsageError those that come late too."""
+    told = {"refused": str(error), "late": not isinstance(error, UsageError)}
+    there, deadline = list(links), time.monotonic() + TURNED_AWAY_SECONDS
+    for number in range(count):
+        if number == len(there):
+            if told["late"]:
+                return
+            try:
+                there.append(greet(server, deadline)[0])
+            except TimeoutError:
+                return
+        there[number].send(told)
+        there[number].close()
 
 
 def listening(place):
@@ -166,10 +186,10 @@ def join(place, own, facts, deadline, seconds):
     link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 is the first to give up
     link.send({"member": own, "num_processes": place.num_processes, "facts": facts})
     broken = f"process 0 at {place.address} broke off before all {place.num_processes} processes had come"
-    answer = link.receive() or {"refused": broken}
+    answer = link.receive() or {"refused": broken, "late": True}
     if "refused" in answer:
         link.close()
-        raise UsageError(answer["refused"])
+        raise (TimeoutError if answer["late"] else UsageError)(answer["refused"])
     link.set_timeout(None)
     members = [Member(*member) for member in answer["members"]]
     return Meeting(own, members, {0: link}, f"{place.host}:{answer['port']}")
@@ -183,7 +203,7 @@ def connected(place, own, deadline, seconds):
         except OSError as e:
             if time.monotonic() + RETRY_SECONDS > deadline:
                 reason = e.strerror or e
-                raise UsageError(
+                raise TimeoutError(
                     f"process {own.number} on {own.host} cannot reach process 0 at {place.address} in {seconds:g} s: "
                     f"{reason} ({place.origin})"
                 ) from e

@@ -41,8 +41,8 @@ def taking_part(flags, facts, patience):
     """A context in which jax knows all processes of this run, where there are several; entered before jax is used.
 
     flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`. facts: {name: text} that must be equal in
-    all processes, besides the code. patience: a `Patience`. Raises UsageError where they do not meet, or differ; inside
-    the context, whatever is raised in one process ends all.
+    all processes, besides the code. patience: a `Patience`. Raises TimeoutError where they do not meet, UsageError
+    where they differ; inside the context, whatever is raised in one process ends all.
     """
     place = find_place(flags)
     if place is None:

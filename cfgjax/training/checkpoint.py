@@ -165,11 +165,16 @@ def restore_params(directory, rate, step=None):
     rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
     """
     directory = Path(directory).absolute()
+    step = processes.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
+    return read_params(directory, step, rate), step
+
+
+def find_step(directory, step=None):
+    """The newest whole step, or `step` where it is whole. Raises UsageError where there is none."""
     steps = step_directories(directory)
     if step is not None and step not in steps:
         raise UsageError(f"there is no step {step} in {directory}; it has {', '.join(map(str, steps)) or 'none'}")
-    step = newest_whole(directory, steps if step is None else [step])
-    return read_params(directory, step, rate), step
+    return newest_whole(directory, steps if step is None else [step])
 
 
 def newest_whole(directory, steps):

@@ -75,12 +75,12 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         runlog.say(f"step {step} of {pace.num_steps}: nothing left to do")
         return True
     with runlog.paused():
-        dispatch = compiled(run, state, step, runlog)
+        dispatch = compiled(run, state, step, runlog, stop)
     running: list = []  # metrics of the dispatch that the devices may still be at work on
     wish = None  # the signal that any process got before a step whose metrics are known
     while step < pace.num_steps:
         processes.stage(f"step {step}")
-        state, metrics = dispatch(state, run.batches(step), run.step_key, run.wishes(stop.signal))
+        state, metrics = dispatch(state, run.batches(step), run.step_key, run.wishes(stop))
         step += pace.steps_per_dispatch
         stopping, done = wish if together else stop.signal, step >= pace.num_steps
         fetched, heard = fetch(running)
@@ -126,11 +126,11 @@ def watch(run, state, step, workdir, runlog):
                 watcher(state, step, workdir, runlog)
 
 
-def compiled(run, state, step, runlog):
+def compiled(run, state, step, runlog, stop):
     """The dispatch, compiled ahead of time."""
     start = time.monotonic()
     processes.stage("compiling")
-    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.wishes(None)).compile()
+    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.wishes(stop)).compile()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch
 

@@ -180,9 +180,9 @@ class Run:
         stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
         return place_batch(self.mesh, stacked, self._rows, size, leading=1)
 
-    def wishes(self, signal):
-        """A signal to stop, None for none, as the dispatch takes it; None where there is no other process to tell."""
+    def wishes(self, stop):
+        """The signal of a `StopRequest` as the dispatch takes it; None where there is no other process to tell."""
         if jax.process_count() == 1:
             return None
         rows = own_rows(self.mesh, self.mesh.size)
-        return place_batch(self.mesh, np.repeat(wish_number(signal), len(rows)), rows, self.mesh.size)
+        return place_batch(self.mesh, np.repeat(wish_number(stop.signal), len(rows)), rows, self.mesh.size)
