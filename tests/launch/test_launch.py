@@ -161,6 +161,24 @@ def test_a_program_that_is_not_installed_or_fails_is_told(name, flags, program, 
 
 
 @pytest.mark.parametrize(
+    ("name", "program", "answer", "told"),
+    [("slurm", "sbatch", "17;here", "submitted job 17; output in "), ("kubernetes", "kubectl", "created", "created")],
+)
+def test_what_is_submitted_is_what_the_dry_run_prints(name, program, answer, told, capsys, monkeypatch, tmp_path):
+    fake = tmp_path / program
+    fake.write_text(f'#!/bin/sh\ncat > {tmp_path}/submitted\necho "{answer}"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    flags = NEEDED[name].replace("/runs", str(tmp_path))
+    words = f"{name} {flags} -- {TRAIN.replace('runs', str(tmp_path))}"
+    assert launch(words) == 0
+    assert told in capsys.readouterr().out
+    assert (
+        dry_run(capsys, f"launch {words.replace(flags, flags + ' --dry_run')}") == (tmp_path / "submitted").read_text()
+    )
+
+
+@pytest.mark.parametrize(
     ("time", "seconds"),
     [("90", 5400), ("1:30", 90), ("2:00:00", 7200), ("1-12", 129600), ("1-00:30", 88200), ("0-0:0:5", 5)],
 )
