@@ -1,0 +1,85 @@
+"""The figures of a training step in words."""
+
+from cfgjax.evaluation.cells import aligned
+from cfgjax.preflight.memory import USABLE
+from cfgjax.preflight.sizes import bytes_text
+
+PARTS = {  # of bytes_per_device: what it is
+    "parameters": "parameters",
+    "optimizer": "optimizer state",
+    "ema": "EMA",
+    "gradients": "gradients",
+    "batch": "batch",
+    "activations": "activations kept for the backward pass",
+    "peak": "peak, the sum: an upper estimate",
+}
+
+
+def report(found):
+    """Lines of text of `figures`' dict."""
+    sections = [about(found), memory(found), cost(found)]
+    blocks = [[title, *aligned([("", *line) for line in lines], right=False)] for title, lines in sections]
+    text = [line for block in blocks for line in [*block, ""]]
+    text += notes(found)
+    return [*text, *[f"WARNING: {line}" for line in found["warnings"]]]
+
+
+def about(found):
+    """(title, lines) of what is trained on what."""
+    batch, mesh = found["batch"], found["mesh"]
+    passes = batch["accumulate_steps"]
+    each = f"{batch['per_device']} on each device"
+    if passes > 1:
+        each += f", in {passes} passes of {batch['per_pass']}"
+    return f"training step on {found['devices']} devices", [
+        ("parameters", f"{found['parameters']:,}, computing in {found['dtype']}"),
+        ("mesh", " × ".join(f"{name} {size}" for name, size in mesh.items())),
+        ("batch", f"{batch['global']:,}: {each}"),
+    ]
+
+
+def memory(found):
+    """(title, lines) of bytes on each device."""
+    parts, kept, program = found["bytes_per_device"], found["activation_bytes"], found["program_bytes"]
+    notes = {"activations": f"{bytes_text(kept['per_image'])} per image + {bytes_text(kept['fixed'])}"}
+    if found["replicated_bytes"]:
+        small = bytes_text(found["replicated_bytes"])
+        notes["parameters"] = f"{small} of them whole on every device: too small to split, or not divisible"
+    lines = [(what, bytes_text(parts[name]), notes.get(name, "")) for name, what in PARTS.items()]
+    lines += [
+        ("XLA, of the program for CPU: arguments", bytes_text(program["arguments"]), ""),
+        ("XLA, of the program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
+    ]
+    if fits := found.get("fits"):
+        most = f"{fits['per_device']:,} images, {fits['global']:,} in all" if fits["per_pass"] else "none"
+        lines.append((f"largest batch in {USABLE:.0%} of {bytes_text(fits['hbm'])}", most, ""))
+    return "memory of each device", lines
+
+
+def cost(found):
+    """(title, lines) of what a step computes and what each device exchanges."""
+    flops, batch = found["flops_per_image"], found["batch"]
+    lines = [
+        ("FLOPs per image: step", f"{flops['step'] / 1e9:,.4g} G", f"forward {flops['forward'] / 1e9:,.4g} G"),
+        ("FLOPs per device", f"{flops['step'] * batch['per_device'] / 1e12:,.4g} T", ""),
+    ]
+    for kind, sums in found["collectives"].items():
+        if sums["count"]:
+            sent = f"{sums['count']} of them; {bytes_text(sums['wire_bytes'])} sent by each device in a ring"
+            lines.append((kind, bytes_text(sums["bytes"]), sent))
+    if not any(sums["count"] for sums in found["collectives"].values()):
+        lines.append(("collectives", "none", ""))
+    return "an optimizer step", lines
+
+
+def notes(found):
+    """Lines on how to read the figures."""
+    lines = [
+        f"Compiled for virtual CPU devices in {found['compile_seconds']:.0f} s. XLA's fusion keeps less than the",
+        "activations above; how much less depends on the accelerator.",
+    ]
+    if found["mesh"].get("fsdp", 1) > 1:
+        lines.append(
+            "CPU all-reduces the gradients of split parameters; TPU and GPU can reduce-scatter them, half of that."
+        )
+    return lines
