@@ -77,10 +77,11 @@ def with_mesh(config, sizes):
 
 
 def use_virtual_devices(count):
-    """Has jax, not used so far, see `count` CPU devices and no others."""
+    """Has jax, not used so far, see `count` CPU devices and no others, and compile for them in a hurry."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
 
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_disable_most_optimizations", True)  # of machine code: collectives and memory stay the same

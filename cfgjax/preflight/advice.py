@@ -53,18 +53,21 @@ def undivided(program):
 
 
 def not_fitting(found):
-    """A line about memory that does not suffice, with what would, or None."""
+    """A line about memory that does not suffice, or may not, with what would do; or None."""
     fits = found.get("fits")
-    if not fits or fits["fits"]:
+    if not fits or fits["named"]["fits"]:
         return None
-    peak, batch = found["bytes_per_device"]["peak"], found["batch"]
-    least = f"{bytes_text(peak)} on each device do not fit into {bytes_text(fits['usable'])}"
-    if not fits["per_pass"]:
-        return f"{least}, nor does one image: raise mesh.fsdp, or set model.remat"
-    whole = batch["per_device"]
-    passes = next(n for n in range(1, whole + 1) if whole % n == 0 and whole // n <= fits["per_pass"])
+    parts, batch, usable = found["bytes_per_device"], found["batch"], bytes_text(fits["usable"])
+    doubtful = fits["least"]["fits"]
+    peak = bytes_text(parts["peak"] if doubtful else parts["peak_least"])
+    verb = "may not" if doubtful else "do not"
+    told = f"{peak} on each device {verb} fit into {usable}"
+    if not fits["least"]["per_pass"]:
+        return f"{told}, nor does one image: raise mesh.fsdp, or set model.remat"
+    whole, most = batch["per_device"], max(fits["named"]["per_pass"], 1)
+    passes = next(n for n in range(1, whole + 1) if whole % n == 0 and whole // n <= most)
     use = f"train.accumulate_steps={passes}, " if passes > batch["accumulate_steps"] else ""
-    return f"{least}: {use}model.remat, a larger mesh.fsdp or more devices make it smaller"
+    return f"{told}: {use}model.remat, a larger mesh.fsdp or more devices make it smaller"
 
 
 def complaints(found):

@@ -1,18 +1,27 @@
 """What is known of a training step before it runs: its figures, by compiling it for devices that need not be there."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from cfgjax.preflight.advice import replicated_parameters, warnings
 from cfgjax.preflight.collectives import KINDS, find_collectives
-from cfgjax.preflight.memory import USABLE, activations, device_bytes, drop_step, largest_batch, nbytes, state_bytes
-from cfgjax.preflight.warnings import replicated_parameters, warnings
+from cfgjax.preflight.memory import (
+    USABLE,
+    activations,
+    device_bytes,
+    drop_step,
+    largest_batch,
+    mean_loss,
+    nbytes,
+    state_bytes,
+)
 from cfgjax.training.run import Program
 
 COMPLAINT = "Involuntary full rematerialization"  # of XLA's partitioner: it gathers an array to lay it out anew
@@ -49,33 +58,36 @@ def batch_figures(program):
 
 
 def memory_figures(program):
-    """Bytes on each device: of the parts, and their sum, which none of XLA's reuse of memory makes smaller."""
-    kept = activations(program)
+    """Bytes on each device, of the parts and in all, as if nothing shared memory with anything.
+
+    Activations and peak are what JAX names; activations_least and peak_least what remains if XLA fuses all it can.
+    """
+    found, images = activations(program), batch_figures(program)["per_pass"]
     batches = program.abstract_batches(program.pace.steps_per_dispatch)
-    parts = state_bytes(program.like, program.pace.accumulate_steps)
-    parts |= {"batch": device_bytes(batches), "activations": kept.bytes(batch_figures(program)["per_pass"])}
+    parts = state_bytes(program.like, program.pace.accumulate_steps) | {"batch": device_bytes(batches)}
+    named, least = (found[name].bytes(images) for name in ("named", "least"))
+    held = sum(parts.values())
     image = sum(nbytes(leaf) for leaf in jax.tree.leaves(batches)) // program.pace.batch_size
+    peaks = {"activations": named, "activations_least": least, "peak": held + named, "peak_least": held + least}
     return {
-        "bytes_per_device": parts | {"peak": sum(parts.values())},
-        "activation_bytes": {"fixed": kept.fixed, "per_image": kept.per_image},
+        "bytes_per_device": parts | peaks,
+        "activation_bytes": {name: dataclasses.asdict(kept) for name, kept in found.items()},
         "batch_bytes_per_image": image,
     }
 
 
 def fitting(found, hbm):
-    """The largest batches that fit into hbm bytes on each device, of which USABLE is used."""
+    """What fits into hbm bytes on each device, of which USABLE is used, by both counts of activations."""
     parts, batch = found["bytes_per_device"], found["batch"]
-    passes = batch["accumulate_steps"]
-    fixed = parts["peak"] - parts["activations"] - parts["batch"] + found["activation_bytes"]["fixed"]
-    per_image = found["activation_bytes"]["per_image"] + passes * found["batch_bytes_per_image"]
-    largest = largest_batch(hbm, fixed, per_image)
-    per_step = {"per_device": largest * passes, "global": largest * passes * found["devices"]}
-    return {
-        "hbm": hbm,
-        "usable": int(USABLE * hbm),
-        "fits": parts["peak"] <= USABLE * hbm,
-        "per_pass": largest,
-    } | per_step
+    passes, usable = batch["accumulate_steps"], int(USABLE * hbm)
+    fits: dict = {"hbm": hbm, "usable": usable}
+    for name, kept in found["activation_bytes"].items():
+        peak = parts["peak" if name == "named" else "peak_least"]
+        fixed = peak - batch["per_pass"] * kept["per_image"] - parts["batch"]
+        largest = largest_batch(hbm, fixed, kept["per_image"] + passes * found["batch_bytes_per_image"])
+        whole = {"per_device": largest * passes, "global": largest * passes * found["devices"]}
+        fits[name] = {"fits": peak <= usable, "per_pass": largest, **whole}
+    return fits
 
 
 def flops_per_image(config, program):
@@ -94,7 +106,7 @@ def flops_per_image(config, program):
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}
     drawn = jax.eval_shape(program.objective.draw, key, batch, program.like.level_losses)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.like.params)
-    forward = jax.jit(lambda params, drawn, key: jnp.mean(program.objective.terms(params, drawn, key)["loss"]))
+    forward = jax.jit(mean_loss(program))
     count = lambda lowered: lowered.cost_analysis()["flops"] / batch_size
     return {"step": count(step), "forward": count(forward.lower(params, drawn, key))}
 
@@ -126,7 +138,8 @@ def partitioner_complaints():
     It tells them on stderr alone, at TF_CPP_MIN_LOG_LEVEL=1 or lower; what else is written there goes on to stderr.
     """
     sys.stderr.flush()
-    stderr, count = os.dup(2), []
+    stderr = os.dup(2)
+    count: list[int] = []
     with tempfile.TemporaryFile(mode="w+", errors="replace") as caught:
         os.dup2(caught.fileno(), 2)
         try:

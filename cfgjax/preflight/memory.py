@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Var
 
+from cfgjax.preflight.residuals import residuals
 from cfgjax.sharding import parameter_sharding
 
 USABLE = 0.95  # of a device's memory; the rest is the compiler's, the allocator's and the runtime's
@@ -44,25 +44,18 @@ def state_bytes(like, accumulate_steps=1):
     }
 
 
-def residuals(program, batch_size):
-    """Shapes of what the backward pass of a batch keeps, parameters apart, by tracing on one device.
-
-    These are the residuals of `jax.vjp`: each array once, casts of parameters to bfloat16 among them, and with
-    model.remat only what is kept. XLA may keep less, where it computes an array again inside a fusion.
-    """
+def kept(program, batch_size):
+    """The `Kept` of the backward pass of a batch, as shapes on one device."""
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     drawn = jax.eval_shape(program.objective.draw, key, batch, program.like.level_losses)
-    unplaced = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.like.params)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.like.params)
+    return residuals(mean_loss(program), params, drawn, key)
 
-    def kept(params, drawn, key):
-        mean_loss = lambda params: jnp.mean(program.objective.terms(params, drawn, key)["loss"])
-        return jax.vjp(mean_loss, params)[1]
 
-    jaxpr = jax.make_jaxpr(kept)(unplaced, drawn, key).jaxpr
-    params = set(jaxpr.invars[: len(jax.tree.leaves(unplaced))])
-    found = dict.fromkeys(var for var in jaxpr.outvars if isinstance(var, Var) and var not in params)
-    return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in found]
+def mean_loss(program):
+    """The function (params, drawn, dropout key) → loss of which the step takes the gradient."""
+    return lambda params, drawn, key: jnp.mean(program.objective.terms(params, drawn, key)["loss"])
 
 
 def drop_step(leaf, batch_size):
@@ -83,15 +76,21 @@ class Activations:
 
 
 def activations(program):
-    """The `Activations` of a program: affine in the batch, found from two small ones.
+    """{"named": `Activations`, "least": …} of a program, as in `Kept`: affine in the batch, found from two small ones.
 
     What does not grow with the batch are parameters in another dtype, which lie as the parameters do.
     """
-    small, large = residuals(program, 2), residuals(program, 4)
+    small, large = kept(program, 2), kept(program, 4)
+    named, least = (affine(program.mesh, *pair) for pair in zip(small, large, strict=True))
+    return {"named": named, "least": min(named, least, key=lambda found: found.per_image)}
+
+
+def affine(mesh, small, large):
+    """The `Activations` of what is kept of batches of two images and of four."""
     pairs = list(zip(small, large, strict=True))
     fixed = [a for a, b in pairs if a.shape == b.shape]
     growth = sum(nbytes(b) - nbytes(a) for a, b in pairs)
-    return Activations(device_bytes(sharded(program.mesh, fixed)), growth // 2)
+    return Activations(device_bytes(sharded(mesh, fixed)), growth // 2)
 
 
 def largest_batch(memory, fixed, per_image):

@@ -11,7 +11,9 @@ PARTS = {  # of bytes_per_device: what it is
     "gradients": "gradients",
     "batch": "batch",
     "activations": "activations kept for the backward pass",
-    "peak": "peak, the sum: an upper estimate",
+    "activations_least": "    at least",
+    "peak": "peak, the sum",
+    "peak_least": "    at least",
 }
 
 
@@ -40,20 +42,29 @@ def about(found):
 
 def memory(found):
     """(title, lines) of bytes on each device."""
-    parts, kept, program = found["bytes_per_device"], found["activation_bytes"], found["program_bytes"]
-    notes = {"activations": f"{bytes_text(kept['per_image'])} per image + {bytes_text(kept['fixed'])}"}
+    parts, program, notes = found["bytes_per_device"], found["program_bytes"], {}
+    for name, kept in found["activation_bytes"].items():
+        key = "activations" if name == "named" else "activations_least"
+        notes[key] = f"{bytes_text(kept['per_image'])} per image + {bytes_text(kept['fixed'])}"
     if found["replicated_bytes"]:
-        small = bytes_text(found["replicated_bytes"])
-        notes["parameters"] = f"{small} of them whole on every device: too small to split, or not divisible"
+        notes["parameters"] = (
+            f"{bytes_text(found['replicated_bytes'])} of them whole on every device, too small to split"
+        )
     lines = [(what, bytes_text(parts[name]), notes.get(name, "")) for name, what in PARTS.items()]
     lines += [
         ("XLA, of the program for CPU: arguments", bytes_text(program["arguments"]), ""),
         ("XLA, of the program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
     ]
     if fits := found.get("fits"):
-        most = f"{fits['per_device']:,} images, {fits['global']:,} in all" if fits["per_pass"] else "none"
-        lines.append((f"largest batch in {USABLE:.0%} of {bytes_text(fits['hbm'])}", most, ""))
+        title = f"largest batch in {USABLE:.0%} of {bytes_text(fits['hbm'])}"
+        lines.append((title, *largest(fits["named"])))
+        lines.append(("    at most", *largest(fits["least"])))
     return "memory of each device", lines
+
+
+def largest(fits):
+    """(images on each device, in all) of what fits, in words."""
+    return (f"{fits['per_device']:,}", f"{fits['global']:,} in all") if fits["per_pass"] else ("none", "")
 
 
 def cost(found):
@@ -75,11 +86,11 @@ def cost(found):
 def notes(found):
     """Lines on how to read the figures."""
     lines = [
-        f"Compiled for virtual CPU devices in {found['compile_seconds']:.0f} s. XLA's fusion keeps less than the",
-        "activations above; how much less depends on the accelerator.",
+        f"Compiled for virtual CPU devices in {found['compile_seconds']:.0f} s. Activations are those that JAX names for the",
+        "backward pass; at least: what remains of them if the compiler fuses all that is cheap to compute again.",
     ]
     if found["mesh"].get("fsdp", 1) > 1:
         lines.append(
-            "CPU all-reduces the gradients of split parameters; TPU and GPU can reduce-scatter them, half of that."
+            "For CPU, gradients of split parameters are all-reduced; TPU and GPU can reduce-scatter: half of that."
         )
     return lines

@@ -40,8 +40,9 @@ def in_a_process(config, scratch=None):
     with tempfile.TemporaryDirectory(prefix="cfgjax-preflight-", dir=scratch) as folder:
         path = Path(folder) / "config.json"
         path.write_text(to_json(config))
+        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "cfgjax.preflight.trial", str(path), folder]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
     if ran.returncode:
         last = ran.stdout.strip().rpartition("\n")[-1]
         raise UsageError(f"--run: {last or f'it ended with exit code {ran.returncode}'}")
@@ -49,7 +50,7 @@ def in_a_process(config, scratch=None):
 
 
 def fitted(config, devices):
-    """(config for the devices at hand, whether its mesh is as it was): all data parallel where its mesh has not so many."""
+    """(config for the devices at hand, whether its mesh is as it was); data parallel where they do not make it up."""
     config = ConfigDict(config.to_dict())
     config.train.batch_size *= len(devices)
     fixed = int(np.prod([size for size in config.mesh.values() if size != -1]))
