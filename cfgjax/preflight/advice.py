@@ -64,10 +64,24 @@ def not_fitting(found):
     told = f"{peak} on each device {verb} fit into {usable}"
     if not fits["least"]["per_pass"]:
         return f"{told}, nor does one image: raise mesh.fsdp, or set model.remat"
-    whole, most = batch["per_device"], max(fits["named"]["per_pass"], 1)
-    passes = next(n for n in range(1, whole + 1) if whole % n == 0 and whole // n <= most)
+    passes = passes_needed(found, fits["usable"]) or batch["per_device"]
     use = f"train.accumulate_steps={passes}, " if passes > batch["accumulate_steps"] else ""
     return f"{told}: {use}model.remat, a larger mesh.fsdp or more devices make it smaller"
+
+
+def passes_needed(found, memory, count="named"):
+    """The smallest train.accumulate_steps with which the step takes no more than memory on each device, or None.
+
+    count: of activations, "named" or "least".
+    """
+    parts, kept, images = found["bytes_per_device"], found["activation_bytes"][count], found["batch"]["per_device"]
+    held = sum(parts[name] for name in ("parameters", "optimizer", "ema", "batch")) + kept["fixed"]
+
+    def peak(passes):
+        gradients = parts["parameters"] * (2 if passes > 1 else 1)
+        return held + gradients + images // passes * kept["per_image"]
+
+    return next((n for n in range(1, images + 1) if images % n == 0 and peak(n) <= memory), None)
 
 
 def complaints(found):

@@ -4,6 +4,8 @@ import dataclasses
 import re
 from math import prod
 
+import numpy as np
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "c64": 64, "c128": 128}  # of the types whose names do not end in them
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -20,20 +22,25 @@ class Collective:
     """One instruction, each time it runs.
 
     bytes: of its result on a device; of a reduce-scatter the operand, which is larger: the whole array in each case.
-    group: devices that take part together. times: how often it runs, in loops.
+    group: the devices of the first group that take part together. times: how often it runs, in loops.
     """
 
     kind: str
     bytes: int
-    group: int
+    group: tuple
     times: int
 
     @property
     def wire_bytes(self):
         """Bytes that each device sends when the group is a ring, all times together."""
-        n = self.group
-        share = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1.0}.get(self.kind, (n - 1) / n)
-        return self.times * self.bytes * share
+        return self.times * self.bytes * ring_share(self.kind, len(self.group))
+
+
+def ring_share(kind, size):
+    """Bytes that each of `size` devices in a ring sends in a collective, over those of the array."""
+    if kind == "collective-permute":
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
 def find_collectives(text):
@@ -86,15 +93,15 @@ def collective(opcode, result, line):
     """The Collective of an instruction's line."""
     if opcode.endswith("-start"):
         raise ValueError(f"{opcode}: asynchronous collectives are not read; compile for CPU devices")
-    group = 2 if opcode == "collective-permute" else group_size(line)
-    size = array_bytes(result) * (group if opcode == "reduce-scatter" else 1)
+    group = first_pair(line) if opcode == "collective-permute" else first_group(line)
+    size = array_bytes(result) * (len(group) if opcode == "reduce-scatter" else 1)
     return Collective(opcode, size, group, 1)
 
 
 def array_bytes(shape):
     """Bytes of an array or a tuple of arrays as XLA writes them: f32[8,3]{1,0}, (s32[], bf16[4])."""
     arrays = ARRAY.findall(COMMENT.sub("", shape))
-    return sum(prod(map(int, filter(None, lengths.split(",")))) * bits(kind) // 8 for kind, lengths in arrays)
+    return sum(prod(numbers(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
 
 
 def bits(kind):
@@ -107,19 +114,60 @@ def bits(kind):
     return int(found[1])
 
 
-def group_size(line):
-    """Devices in each group of replica_groups, in any of the ways that XLA writes them."""
+def first_group(line):
+    """The first of replica_groups, in any of the ways that XLA writes them."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return len(listed[1].split(","))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
-        return int(iota[1])
-    if mesh := re.search(r"replica_groups=@?mesh\[(.*?)\](?:, device_ids=\(.*?\))? ?\{(.*?)\}", line):
-        axes = {axis: int(size) for axis, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
-        named = re.findall(r"'?([A-Za-z_]\w*)'?(?::\(\d+\)(\d+))?", mesh[2])
-        return prod(int(part) if part else axes[axis] for axis, part in named)
+        return tuple(numbers(listed[1]))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return tuple(device_ids(iota[2], iota[3]).reshape(numbers(iota[1]))[0].tolist())
+    if mesh := re.search(r"replica_groups=@?mesh\[(.*?)\](?:, device_ids=\((.*?)\))? ?\{([^:]*?)\}", line):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", mesh[2] or f"[{prod(axes.values())}]")
+        along = re.findall(r"'(\w+)'", mesh[3])
+        if order and along:
+            ids = device_ids(*order.groups()).reshape(tuple(axes.values()))
+            return tuple(ids[tuple(slice(None) if name in along else 0 for name in axes)].ravel().tolist())
     raise ValueError(f"cannot read the groups of {line.strip()[:200]}")
 
 
-def bytes_by_kind(collectives):
-    """{kind: bytes per device of one run of the program}, of every kind."""
-    return {kind: sum(c.bytes * c.times for c in collectives if c.kind == kind) for kind in KINDS}
+def first_pair(line):
+    """(from, to) of the first pair of a collective-permute."""
+    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
+    if not pair:
+        raise ValueError(f"cannot read the pairs of {line.strip()[:200]}")
+    return int(pair[1]), int(pair[2])
+
+
+def device_ids(lengths, order):
+    """0, 1, … as an array of the lengths, its axes in the given order; both as XLA writes them, order perhaps None."""
+    shape = numbers(lengths)
+    ids = np.arange(prod(shape)).reshape(shape)
+    return ids.transpose(numbers(order)) if order else ids
+
+
+def numbers(text):
+    """[1, 2] of "1,2"."""
+    return [int(word) for word in text.split(",") if word]
+
+
+def by_kind(collectives):
+    """{kind: {count, bytes, wire_bytes}} on each device in one run of the program."""
+    sums = {}
+    for kind in KINDS:
+        ours = [c for c in collectives if c.kind == kind]
+        sizes = {"bytes": sum(c.times * c.bytes for c in ours), "wire_bytes": int(sum(c.wire_bytes for c in ours))}
+        sums[kind] = {"count": sum(c.times for c in ours), **sizes}
+    return sums
+
+
+def by_group(collectives, node=8):
+    """[{kind, size, in_node, bytes}]: bytes of each kind among groups of `size`, in_node of them on the first's node.
+
+    node: devices that share one, device i being on node i // node.
+    """
+    sums: dict = {}
+    for c in collectives:
+        key = c.kind, len(c.group), sum(i // node == c.group[0] // node for i in c.group)
+        sums[key] = sums.get(key, 0) + c.times * c.bytes
+    names = ("kind", "size", "in_node")
+    return [dict(zip(names, key, strict=True)) | {"bytes": size} for key, size in sums.items()]

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cfgjax.preflight.advice import replicated_parameters, warnings
-from cfgjax.preflight.collectives import KINDS, find_collectives
+from cfgjax.preflight.collectives import by_group, by_kind, find_collectives
 from cfgjax.preflight.memory import (
     USABLE,
     activations,
@@ -118,17 +118,11 @@ def compiled_figures(program):
     with partitioner_complaints() as complaints:
         compiled = lowered.compile()
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
-    collectives, by_kind = find_collectives(compiled.as_text()), {}
-    for kind in KINDS:
-        ours = [c for c in collectives if c.kind == kind]
-        by_kind[kind] = {
-            "count": sum(c.times for c in ours),
-            "bytes": sum(c.times * c.bytes for c in ours),
-            "wire_bytes": int(sum(c.wire_bytes for c in ours)),
-        }
+    collectives = find_collectives(compiled.as_text())
     program_bytes = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
     made = {"compile_seconds": seconds, "partitioner_complaints": complaints[0]}
-    return {"collectives": by_kind, "program_bytes": program_bytes, **made}
+    exchanged = {"collectives": by_kind(collectives), "collectives_by_group": by_group(collectives)}
+    return {**exchanged, "program_bytes": program_bytes, **made}
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def cost(found):
 def notes(found):
     """Lines on how to read the figures."""
     lines = [
-        f"Compiled for virtual CPU devices in {found['compile_seconds']:.0f} s. Activations are those that JAX names for the",
+        f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s. Activations are those that JAX names for the",
         "backward pass; at least: what remains of them if the compiler fuses all that is cheap to compute again.",
     ]
     if found["mesh"].get("fsdp", 1) > 1:
