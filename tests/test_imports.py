@@ -33,6 +33,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     | {"training.checkpoint", "workdir", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
+    "preflight": {"preflight", "training", "evaluation.cells", "sharding", "config", "errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

@@ -8,7 +8,7 @@ from absl import flags
 
 from cfgjax.commands.common import DONE, check_writable, no_arguments, required
 from cfgjax.config import config_path, define_flag, parse_flags
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, nearest
 
 
 def preflight(argv):
@@ -69,10 +69,11 @@ def with_mesh(config, sizes):
     """config with the sizes NAME=N of its mesh replaced."""
     for word in sizes:
         name, _, size = word.partition("=")
-        try:
-            config.mesh[name] = int(size)
-        except ValueError:
-            raise UsageError(f"--mesh={','.join(sizes)}: need sizes such as data=8,fsdp=8; {word!r} is none") from None
+        if not size.removeprefix("-").isdecimal():
+            raise UsageError(f"--mesh={','.join(sizes)}: need sizes such as data=8,fsdp=8; {word!r} is none")
+        if name not in config.mesh:
+            raise UsageError(f"--mesh={','.join(sizes)}: unknown axis {name!r}{nearest(name, config.mesh)}")
+        config.mesh[name] = int(size)
     return config
 
 
