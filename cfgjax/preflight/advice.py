@@ -48,7 +48,7 @@ def undivided(program):
     size = sum(large.values()) * copies(program)
     return (
         f"mesh.fsdp {fsdp} divides no axis of {named}{more}: replicated, {bytes_text(size)} on each device with "
-        f"optimizer and averages, where a {fsdp}th would do"
+        f"optimizer and averages, where 1/{fsdp} of them would do"
     )
 
 
@@ -64,7 +64,7 @@ def not_fitting(found):
     told = f"{peak} on each device {verb} fit into {usable}"
     if not fits["least"]["per_pass"]:
         return f"{told}, nor does one image: raise mesh.fsdp, or set model.remat"
-    passes = passes_needed(found, fits["usable"]) or batch["per_device"]
+    passes = passes_needed(found, fits["usable"]) or 1
     use = f"train.accumulate_steps={passes}, " if passes > batch["accumulate_steps"] else ""
     return f"{told}: {use}model.remat, a larger mesh.fsdp or more devices make it smaller"
 
@@ -76,6 +76,7 @@ def passes_needed(found, memory, count="named"):
     """
     parts, kept, images = found["bytes_per_device"], found["activation_bytes"][count], found["batch"]["per_device"]
     held = sum(parts[name] for name in ("parameters", "optimizer", "ema", "batch")) + kept["fixed"]
+    held += parts["gathered"] if count == "named" else 0
 
     def peak(passes):
         gradients = parts["parameters"] * (2 if passes > 1 else 1)
@@ -87,8 +88,6 @@ def passes_needed(found, memory, count="named"):
 def complaints(found):
     """A line about arrays that the partitioner lays out anew by gathering them, or None."""
     count = found["partitioner_complaints"]
-    return (
-        f"XLA gathers {count} intermediate arrays whole to lay them out anew (its partitioner's words)"
-        if count
-        else None
-    )
+    if not count:
+        return None
+    return f"XLA's partitioner gathers {count} intermediate arrays whole to lay them out anew, and says so"

@@ -17,6 +17,7 @@ from cfgjax.preflight.memory import (
     activations,
     device_bytes,
     drop_step,
+    gathered_bytes,
     largest_batch,
     mean_loss,
     nbytes,
@@ -60,7 +61,8 @@ def batch_figures(program):
 def memory_figures(program):
     """Bytes on each device, of the parts and in all, as if nothing shared memory with anything.
 
-    Activations and peak are what JAX names; activations_least and peak_least what remains if XLA fuses all it can.
+    Activations and peak are what JAX names, and all split parameters gathered at once; activations_least and peak_least
+    what remains if XLA fuses all it can, and nothing gathered.
     """
     found, images = activations(program), batch_figures(program)["per_pass"]
     batches = program.abstract_batches(program.pace.steps_per_dispatch)
@@ -68,7 +70,8 @@ def memory_figures(program):
     named, least = (found[name].bytes(images) for name in ("named", "least"))
     held = sum(parts.values())
     image = sum(nbytes(leaf) for leaf in jax.tree.leaves(batches)) // program.pace.batch_size
-    peaks = {"activations": named, "activations_least": least, "peak": held + named, "peak_least": held + least}
+    parts |= {"gathered": gathered_bytes(program), "activations": named, "activations_least": least}
+    peaks = {"peak": held + parts["gathered"] + named, "peak_least": held + least}
     return {
         "bytes_per_device": parts | peaks,
         "activation_bytes": {name: dataclasses.asdict(kept) for name, kept in found.items()},

@@ -44,6 +44,16 @@ def state_bytes(like, accumulate_steps=1):
     }
 
 
+def gathered_bytes(program):
+    """Bytes of the split parameters, whole, in the dtype of computing: on each device if all are gathered at once.
+
+    XLA may hold a few layers' at a time; where gradients accumulate it gathers all of them before the first pass.
+    """
+    itemsize = jnp.dtype(program.config.model.get("dtype", "float32")).itemsize
+    split = [leaf for leaf in jax.tree.leaves(program.like.params) if not leaf.sharding.is_fully_replicated]
+    return sum(itemsize * leaf.size for leaf in split)
+
+
 def kept(program, batch_size):
     """The `Kept` of the backward pass of a batch, as shapes on one device."""
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}

@@ -10,6 +10,7 @@ PARTS = {  # of bytes_per_device: what it is
     "ema": "EMA",
     "gradients": "gradients",
     "batch": "batch",
+    "gathered": "split parameters, gathered",
     "activations": "activations kept for the backward pass",
     "activations_least": "    at least",
     "peak": "peak, the sum",
@@ -47,10 +48,12 @@ def memory(found):
         key = "activations" if name == "named" else "activations_least"
         notes[key] = f"{bytes_text(kept['per_image'])} per image + {bytes_text(kept['fixed'])}"
     if found["replicated_bytes"]:
-        notes["parameters"] = (
-            f"{bytes_text(found['replicated_bytes'])} of them whole on every device, too small to split"
-        )
-    lines = [(what, bytes_text(parts[name]), notes.get(name, "")) for name, what in PARTS.items()]
+        whole = bytes_text(found["replicated_bytes"])
+        notes["parameters"] = f"{whole} of them whole on every device, too small to split or not divisible"
+    if parts["gathered"]:
+        notes["gathered"] = "in the dtype of computing, if all at once"
+    shown = [name for name in PARTS if name != "gathered" or parts[name]]
+    lines = [(PARTS[name], bytes_text(parts[name]), notes.get(name, "")) for name in shown]
     lines += [
         ("XLA, of the program for CPU: arguments", bytes_text(program["arguments"]), ""),
         ("XLA, of the program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
@@ -91,6 +94,6 @@ def notes(found):
     ]
     if found["mesh"].get("fsdp", 1) > 1:
         lines.append(
-            "For CPU, gradients of split parameters are all-reduced; TPU and GPU can reduce-scatter: half of that."
+            "For CPU, gradients of split parameters are all-reduced; TPU and GPU reduce-scatter: half of that."
         )
     return lines

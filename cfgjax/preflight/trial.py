@@ -134,7 +134,7 @@ def check_memory(program):
     parts = state_bytes(program.like)
     device, least = jax.local_devices()[0], sum(parts.values())
     stats = device.memory_stats()
-    if stats:
+    if stats and "bytes_limit" in stats:
         there, where = stats["bytes_limit"], f"a {device.device_kind}"
     else:  # devices that share the host's
         least *= jax.local_device_count()

@@ -99,6 +99,15 @@ def test_eight_fold_fsdp_leaves_a_seventh_of_imagenet64_on_a_device():
         assert split[part] <= whole[part] / 7
 
 
+def test_what_is_gathered_is_every_split_parameter_in_the_dtype_of_computing():
+    split = {"mesh.data": 1, "mesh.fsdp": 8}
+    program = Program(digits_config(**split))
+    sizes = [leaf.size for leaf in jax.tree.leaves(program.like.params) if "fsdp" in leaf.sharding.spec]
+    assert memory.gathered_bytes(program) == 4 * sum(sizes) > 0
+    assert memory.gathered_bytes(Program(digits_config(**split, **{"model.dtype": "bfloat16"}))) == 2 * sum(sizes)
+    assert memory.gathered_bytes(Program(digits_config())) == 0
+
+
 def test_the_largest_batch_fits_and_one_image_more_does_not():
     program = Program(mixture_config(**{"mesh.data": 8}))
     found = memory_figures(program) | {"batch": batch_figures(program), "devices": 8}

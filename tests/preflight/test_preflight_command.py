@@ -23,7 +23,7 @@ def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here
     assert (found["devices"], found["mesh"]) == (64, {"data": 16, "fsdp": 4})
     assert found["batch"] == {"global": 64, "per_device": 1, "per_pass": 1, "accumulate_steps": 1}
     parts = found["bytes_per_device"]
-    summed = ("parameters", "optimizer", "ema", "gradients", "batch", "activations")
+    summed = ("parameters", "optimizer", "ema", "gradients", "batch", "gathered", "activations")
     assert parts["peak"] == sum(parts[name] for name in summed)
     assert found["collectives"]["all-reduce"]["bytes"] > 0
     assert found["fits"]["named"]["fits"] and found["fits"]["hbm"] == 2**34
