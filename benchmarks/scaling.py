@@ -87,10 +87,10 @@ def prediction(found, chip):
     return {"passes": passes, "seconds": seconds, "overlapped": overlapped, "apart": apart, **rates}
 
 
-def measure(config, devices, mesh):
+def measure(config, devices, mesh, *overrides):
     """`cfgjax preflight`'s figures of a case, with the seconds and the memory that making them took."""
     command = [sys.executable, "-m", "cfgjax", "preflight", f"--config={EXPERIMENTS / config}.py", "--json=-"]
-    told, memory = in_a_process([*command, f"--devices={devices}", f"--mesh={mesh}"])
+    told, memory = in_a_process([*command, f"--devices={devices}", f"--mesh={mesh}", *overrides])
     return told | {"config": config, "resident_bytes": memory}
 
 
@@ -201,6 +201,7 @@ def document(measured):
                for name, f in flops.items()]  # fmt: skip
     making = [[*name_cells(f), f"{f['compile_seconds']:.0f}", f"{f['resident_bytes'] / 1e9:.1f}",
                str(f["partitioner_complaints"])] for f in cases]  # fmt: skip
+    plain = measured["plain"]["bytes_per_device"]
     apart, strips = spatial["apart"], spatial["strips"]
     extra = (sent(strips) - sent(apart)) / spatial["devices"]
     values = {
@@ -214,6 +215,9 @@ def document(measured):
         "apart": [bytes_text(apart["program_bytes"]["temporaries"])],
         "strip_sent": [bytes_text(sent(strips))],
         "apart_sent": [bytes_text(sent(apart))],
+        "plain_least": [bytes_text(plain["activations_least"] + plain["gradients"])],
+        "plain_named": [bytes_text(plain["activations"] + plain["gradients"])],
+        "plain_xla": [bytes_text(measured["plain"]["program_bytes"]["temporaries"])],
         "jax": [measured["jax"]],
     }
     for name, lines in values.items():
@@ -237,12 +241,13 @@ def main(argv):
             for mesh in meshes:
                 cases.append(measure(config, devices, mesh))
                 print(*name_cells(cases[-1]), f"{cases[-1]['compile_seconds']:.0f} s", flush=True)
+        plain = measure("imagenet64", 1, "data=1", "--config.model.dtype=float32", "--config.train.batch_size=8")
         spatial, _ = in_a_process([sys.executable, __file__, f"--child={SPATIAL}"])
         import jax
 
         jax.config.update("jax_platforms", "cpu")
         kept = [kept_per_image(config, remat) for config, remat in itertools.product(CONFIGS, (False, True))]
-        measured = {"jax": jax.__version__, "cases": cases, "kept": kept, "spatial": spatial}
+        measured = {"jax": jax.__version__, "cases": cases, "kept": kept, "spatial": spatial, "plain": plain}
         figures.write_text(json.dumps(measured, indent=1) + "\n")
     (DOCS / "scaling.md").write_text(document(json.loads(figures.read_text())))
     return DONE
