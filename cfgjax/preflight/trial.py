@@ -22,7 +22,6 @@ from cfgjax.config import from_json, to_json
 from cfgjax.errors import UsageError
 from cfgjax.preflight.memory import device_bytes, state_bytes
 from cfgjax.preflight.sizes import bytes_text
-from cfgjax.sharding import place_batch
 from cfgjax.training.checkpoint import Cadence, Checkpoints
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
@@ -121,12 +120,11 @@ def random_batches(program):
     classes = program.config.data.num_classes
 
     def draw(leaf):
-        if np.issubdtype(leaf.dtype, np.integer):
-            return rng.integers(0, classes, leaf.shape, leaf.dtype)
-        return rng.uniform(-1, 1, leaf.shape).astype(leaf.dtype)
+        whole = np.issubdtype(leaf.dtype, np.integer)
+        drawn = rng.integers(0, classes, leaf.shape) if whole else rng.uniform(-1, 1, leaf.shape)
+        return jax.device_put(drawn.astype(leaf.dtype), leaf.sharding)
 
-    batches = jax.tree.map(draw, program.abstract_batches(program.pace.steps_per_dispatch))
-    return place_batch(program.mesh, batches, leading=1)
+    return jax.tree.map(draw, program.abstract_batches(program.pace.steps_per_dispatch))
 
 
 def check_memory(program):

@@ -19,6 +19,8 @@ from cfgjax.training.state import create_state
 
 IN, HIDDEN, OUT, BATCH = 3, 50, 7, 11
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")  # which leaves collectives and memory as they are
+
 
 def total(shapes):
     return sum(map(memory.nbytes, shapes))
@@ -68,7 +70,7 @@ def test_recomputation_and_bfloat16_keep_less():
     assert plain["least"].per_image < plain["named"].per_image
 
 
-def test_the_compilers_temporaries_are_of_the_size_that_is_foretold(quick_compilation):
+def test_the_compilers_temporaries_are_of_the_size_that_is_foretold():
     program = Program(digits_config(**{"train.batch_size": 64, "mesh.data": 1}), jax.devices()[:1])
     parts = memory_figures(program)["bytes_per_device"]
     lowered = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
