@@ -14,9 +14,10 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import BAD_USAGE, DONE, no_arguments
+from cfgjax.commands.common import no_arguments
 from cfgjax.config import load_file, parse_flags
 from cfgjax.errors import UsageError, choose
+from cfgjax.exits import BAD_USAGE, DONE
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9
@@ -72,8 +73,8 @@ class Table:
     columns: dict
 
 
-def per_config(axes, columns, measure):
-    """The `Table` of a program per configuration, with the shared columns after its own.
+def per_config(axes, columns, measure, *, shared=True):
+    """The `Table` of a program per configuration, by default with the shared columns after its own.
 
     axes: names of list flags whose product, with --configs, makes the cases. measure: (config, flags) → figures.
     """
@@ -83,7 +84,7 @@ def per_config(axes, columns, measure):
         about = {"config": given.configs[0], "batch_size": config.train.batch_size, "dtype": config.model.dtype}
         return [about | measure(config, given)]
 
-    return Table(lambda given: product(given, "configs", *axes), rows, columns | COLUMNS)
+    return Table(lambda given: product(given, "configs", *axes), rows, columns | (COLUMNS if shared else {}))
 
 
 def product(given, *axes):

@@ -15,8 +15,8 @@ from pathlib import Path
 from absl import flags
 from harness import EXPERIMENTS, RSS_UNIT
 
-from cfgjax.commands.common import DONE
 from cfgjax.config import load_file, parse_flags
+from cfgjax.exits import DONE
 from cfgjax.preflight.advice import passes_needed
 from cfgjax.preflight.collectives import ring_share
 from cfgjax.preflight.memory import USABLE

@@ -4,11 +4,11 @@ __version__ = "0.1.0.dev0"
 __all__ = ["__version__", "load", "load_classifier"]
 
 
-def load(workdir, step=None, ema=None):
+def load(workdir, step=None, ema=None, mesh=None):
     """The trained model of a workdir, ready to sample; see `cfgjax.model.load`."""
     from cfgjax.model import load  # here, so that `import cfgjax` does not import jax
 
-    return load(workdir, step=step, ema=ema)
+    return load(workdir, step=step, ema=ema, mesh=mesh)
 
 
 def load_classifier(workdir, step=None, ema=None):

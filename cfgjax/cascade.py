@@ -7,9 +7,9 @@ from cfgjax.model import load
 UPSAMPLER_SEED = 2**31  # added to the seed, so that the stages' noise is not the same numbers
 
 
-def load_cascade(base, upsampler, **options):
-    """The `Cascade` of two runs. options: step and ema of `cfgjax.load`, of the base."""
-    return Cascade(load(base, **options), load(upsampler))
+def load_cascade(base, upsampler, mesh=None, **options):
+    """The `Cascade` of two runs, on a mesh as in `cfgjax.load`. options: step and ema of `cfgjax.load`, of the base."""
+    return Cascade(load(base, mesh=mesh, **options), load(upsampler, mesh=mesh))
 
 
 class Cascade:

@@ -14,7 +14,7 @@ from cfgjax.data.sources import check_labels
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import bind_classifier, is_noisy_classifier, make_network
-from cfgjax.sharding import replicated
+from cfgjax.sharding import place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
@@ -53,9 +53,9 @@ class Classifier:
         return params_digest(self.config, self.params)
 
     def params_on(self, mesh):
-        """The parameters, whole on every device of the mesh."""
+        """The parameters, in their places on the mesh."""
         if mesh not in self._placed:
-            self._placed[mesh] = jax.device_put(self.params, replicated(mesh))
+            self._placed[mesh] = place_parameters(mesh, self.params)
         return self._placed[mesh]
 
     def log_prob(self, z, logsnr, label):

@@ -7,20 +7,24 @@ import threading
 from collections.abc import Callable
 
 import cfgjax
-from cfgjax.commands.common import BAD_USAGE, DONE, FAILED
 from cfgjax.commands.compare import compare
 from cfgjax.commands.convert import convert
 from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
+from cfgjax.commands.launch import launch
 from cfgjax.commands.preflight import preflight
 from cfgjax.commands.sample import sample
+from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
 from cfgjax.errors import UsageError, choose
+from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "launch": launch,
+    "sweep": sweep,
     "compare": compare,
     "download": download,
     "convert": convert,
@@ -41,19 +45,7 @@ def main():
         print(f"cfgjax: error: {e}", file=sys.stderr)
         sys.exit(BAD_USAGE)
     except (OSError, ArithmeticError) as e:
-        fail(e)
-
-
-def fail(reason):
-    """Ends the process with the reason as the last line on stderr.
-
-    At a full disk the libraries' threads and exit handlers fail once more, later; what they say then is dropped.
-    """
-    sys.stdout.flush()
-    stderr = os.dup(sys.stderr.fileno())
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    os.write(stderr, f"cfgjax: failed: {reason}\n".encode())
-    os._exit(FAILED)
+        end_process(f"cfgjax: failed: {e}", FAILED)
 
 
 def run(arguments):

@@ -13,12 +13,23 @@ from ml_collections import config_flags
 
 from cfgjax.errors import UsageError, nearest
 
-CLASSIFIER_SECTIONS = ("seed", "data", "model", "optimizer", "ema", "train", "checkpoint", "evaluate", "mesh")
-NOISY_CLASSIFIER_SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion")
+CLASSIFIER_SECTIONS: tuple = (
+    "seed",
+    "data",
+    "model",
+    "optimizer",
+    "ema",
+    "train",
+    "checkpoint",
+    "evaluate",
+    "mesh",
+    "cluster",
+)
+NOISY_CLASSIFIER_SECTIONS: tuple = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
-# What may differ between a run and its resumption: run length, cadence, and where the arrays lie.
-RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "evaluate.", "mesh.")
+# What may differ between a run and its resumption: run length, cadence, where the arrays lie, and who is waited for.
+RESUMABLE = ("train.num_steps", "train.log_every_steps", "checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.")
 
 
 def define_flag(flag_values, argv):

@@ -24,7 +24,7 @@ from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
-from cfgjax.sharding import batch_sharding, make_mesh, place_global, replicated
+from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
 
@@ -32,17 +32,20 @@ NOISE_OPTIONS = ("v", "eta")  # how much noise a sampler adds; which one it take
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
-def load(workdir, step=None, ema=None):
+def load(workdir, step=None, ema=None, mesh=None):
     """The `Model` of a run's newest whole checkpoint, or of `step`.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging.
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: a
+    `sharding.make_mesh`, over whose fsdp axis the parameters are split; all devices, each with all of them, by default.
     Raises UsageError where there is no such run, step or rate.
     """
     config = read_config(workdir)
     if is_classifier(config):
         raise UsageError(f"{workdir} holds a classifier ({config.model.name}), which draws no samples")
     params, step = load_params(workdir, config, step, ema)
-    return Model(config, params, step=step)
+    model = Model(config, None, step=step, mesh=make_mesh() if mesh is None else mesh)
+    model.put(params)
+    return model
 
 
 class Model:
@@ -77,8 +80,8 @@ class Model:
         self._sample = jax.jit(self._run, static_argnames=("sampler", "guided", "classifier"))
 
     def put(self, params):
-        """Replaces the parameters by those given, whole on every device; what is compiled stays."""
-        self.params = jax.device_put(params, replicated(self.mesh))
+        """Replaces the parameters by those given, numpy arrays, in their places on the mesh; what is compiled stays."""
+        self.params = place_parameters(self.mesh, params)
 
     def check_guidance(self, weights):
         """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""

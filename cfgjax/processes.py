@@ -1,16 +1,42 @@
-"""What the processes of a run tell each other: numpy arrays of any dtype and length, and rows of global arrays."""
+"""What the processes of a run tell each other: numpy arrays of any dtype and length, and rows of global arrays.
 
+All of them call these functions in the same order. Where a watchdog watches them, each call is a stage to it.
+"""
+
+import contextlib
 import io
+import json
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cfgjax.errors import UsageError
 
-def allgather(arrays):
+_watchdogs: list = []  # the one that watches this process, if there is one
+
+
+def watched_by(watchdog):
+    """From here on stages are told to a `cluster.watchdog.Watchdog`."""
+    _watchdogs[:] = [watchdog]
+
+
+def stage(what):
+    """All processes come to this point, one after the other in the same order of stages."""
+    for watchdog in _watchdogs:
+        watchdog.stage(what)
+
+
+def alone():
+    """A context in which the other processes may wait for this one as long as it takes."""
+    return _watchdogs[0].alone() if _watchdogs else contextlib.nullcontext()
+
+
+def allgather(arrays, what="an exchange"):
     """[{name: array} of process 0, of process 1, …] from each process's own {name: array}; bit for bit, any dtype."""
     if jax.process_count() == 1:
         return [arrays]
+    stage(what)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     mine = np.frombuffer(buffer.getvalue(), np.uint8)
@@ -22,8 +48,9 @@ def allgather(arrays):
 
 def gather_rows(array):
     """A global array as numpy, whole on every process."""
-    if array.is_fully_addressable:
+    if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
+    stage("rows are gathered")
     return multihost_utils.process_allgather(array, tiled=True)
 
 
@@ -35,7 +62,31 @@ def anywhere(truth):
 def barrier(name):
     """Waits until every process is here."""
     if jax.process_count() > 1:
+        stage(name)
         multihost_utils.sync_global_devices(name)
+
+
+def decided(function, what):
+    """function() of process 0, a JSON value, the same on every process: the others do not call it.
+
+    UsageError and OSError that it raises are raised on every process. what: that is decided, in words.
+    """
+    if jax.process_count() == 1:
+        return function()
+    told, error = {}, None
+    if jax.process_index() == 0:
+        with alone():
+            try:
+                told = {"value": function()}
+            except (UsageError, OSError) as e:
+                told, error = {"error": str(e), "usage": isinstance(e, UsageError)}, e
+    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    told = json.loads(allgather({"told": text}, what)[0]["told"].tobytes())
+    if error is not None:
+        raise error
+    if "error" in told:
+        raise (UsageError if told["usage"] else OSError)(told["error"])
+    return told["value"]
 
 
 def summed(arrays):

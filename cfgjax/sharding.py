@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cfgjax.errors import UsageError
 
@@ -10,10 +10,12 @@ AXES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**14  # elements; smaller arrays are replicated, gathering them would cost more than they take
 
 
-def make_mesh(data=-1, fsdp=1, devices=None):
+def make_mesh(data=-1, fsdp=1, slices=1, devices=None):
     """Mesh of the axes (data, fsdp) over devices (default: all). One of the sizes may be −1: what is left.
 
-    Raises UsageError where the sizes do not make up the number of devices.
+    slices: parts of the devices between which the network is slow, TPU slices or groups of hosts. The data axis runs
+    over them, outermost, and every fsdp group lies within one: only gradients cross.
+    Raises UsageError where the sizes do not make up the number of devices, or do not fit the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes, count = {"data": data, "fsdp": fsdp}, len(devices)
@@ -23,7 +25,37 @@ def make_mesh(data=-1, fsdp=1, devices=None):
     shape = [count // fixed if size == -1 else size for size in sizes.values()]
     if np.prod(shape) != count:
         raise UsageError(f"mesh {sizes} does not make up the {count} devices")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    axis_types = (AxisType.Auto,) * 2
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=axis_types, devices=devices)
+    parts = [
+        jax.make_mesh((shape[0] // slices, shape[1]), AXES, axis_types=axis_types, devices=part).devices
+        for part in split_slices(devices, slices, *shape)
+    ]
+    return Mesh(np.concatenate(parts), AXES, axis_types=axis_types)
+
+
+def split_slices(devices, slices, data, fsdp):
+    """The devices in `slices` equal parts, each of them one TPU slice or a group of neighbouring processes."""
+    if slices < 1 or data % slices:
+        raise UsageError(f"mesh.slices is {slices}; it must divide the data axis, which has {data} (fsdp has {fsdp})")
+    slice_of = lambda device: getattr(device, "slice_index", None) or 0
+    if (there := len(set(map(slice_of, devices)))) not in (1, slices):
+        raise UsageError(f"mesh.slices is {slices}; the devices are in {there} slices")
+    ordered = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
+    size = len(devices) // slices
+    return [ordered[start : start + size] for start in range(0, len(devices), size)]
+
+
+def parse_mesh(words):
+    """{"data": …, "fsdp": …, "slices": …} of the words of a flag such as --mesh=data=8,fsdp=4, as far as given."""
+    sizes = {}
+    for word in words:
+        name, equals, size = word.partition("=")
+        if name not in ("data", "fsdp", "slices") or not equals or not size.lstrip("-").isdecimal() or name in sizes:
+            raise UsageError(f"--mesh={','.join(words)}: need sizes of axes such as data=-1,fsdp=8,slices=2")
+        sizes[name] = int(size)
+    return sizes
 
 
 def replicated(mesh):
@@ -60,10 +92,37 @@ def check_batch_size(batch_size, mesh, accumulate_steps=1):
         raise UsageError(f"batch_size {batch_size} is not divisible by {by}; use {use}")
 
 
-def place_batch(mesh, batch, leading=0):
-    """Global arrays from each process's slice of the batch (numpy), spread over the mesh."""
-    sharding = batch_sharding(mesh, leading)
-    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
+def own_rows(mesh, batch_size):
+    """int [b]: the rows of a batch that lie on this process's devices, increasing."""
+    index = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for (rows,) in index.values()]))
+
+
+def place_batch(mesh, batch, rows, batch_size, leading=0):
+    """Global arrays [B, …] from a tree of numpy arrays [b, …], this process's rows of them, spread over the mesh.
+
+    leading: how many axes stand before the batch's.
+    """
+    sharding, position = batch_sharding(mesh, leading), np.full(batch_size, -1)
+    position[rows] = np.arange(len(rows))
+
+    def place(array):
+        shape = (*array.shape[:leading], batch_size, *array.shape[leading + 1 :])
+        part = lambda index: array[(*index[:leading], position[index[leading]], *index[leading + 1 :])]
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
+def place_parameters(mesh, params):
+    """The global arrays of a tree of numpy arrays that every process holds whole, each in its place on the mesh."""
+    place = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.tree.map(place, jax.tree.map(np.asarray, params), parameter_sharding(mesh, params))
+
+
+def whole(mesh, tree):
+    """A tree of global arrays as numpy, whole on every process."""
+    return jax.device_get(jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree))
 
 
 def place_global(mesh, array):

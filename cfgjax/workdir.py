@@ -4,8 +4,14 @@ import fcntl
 import json
 import math
 import os
+import secrets
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
+
+from cfgjax import processes
 from cfgjax.config import check_resumable, from_json, to_json
 from cfgjax.errors import UsageError
 
@@ -30,22 +36,35 @@ def step_of(line):
 
 
 class Claim:
-    """The workdir, made if need be, held by this process alone until closed or dead.
+    """The workdir, made if need be, held by the processes of this run alone until the first is closed or dead.
 
     Raises UsageError where it cannot be written, is in use by another process, holds a run whose config differs in
     more than run length, cadence and mesh, or a run whose checkpoints are gone; nothing of the run is changed then.
+    And where a process does not see it as the first does.
     """
 
     def __init__(self, workdir, config):
         self.path, self._config = Path(workdir), config
+        self._lock: Any = None  # of the first process
+        token = processes.decided(self._take, f"the claim of {workdir}")
+        lock = self.path / ".lock"
+        seen = lock.read_text() if lock.is_file() else ""
+        for i, part in enumerate(processes.allgather({"same": np.array(token in seen)}, "the workdir is seen")):
+            if not part["same"]:
+                raise UsageError(f"process {i} does not see the workdir {workdir} of process 0; it must lie in a file "
+                                 "system that all hosts share")  # fmt: skip
+
+    def _take(self):
+        """A word that is now in the lock file."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")
         except OSError as e:
-            raise UsageError(f"workdir {workdir} cannot be written: {e.strerror}") from e
+            raise UsageError(f"workdir {self.path} cannot be written: {e.strerror}") from e
         try:
-            self._take_lock()
+            token = self._take_lock()
             self._check_run()
+            return token
         except BaseException:
             self.close()
             raise
@@ -55,10 +74,13 @@ class Claim:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            raise UsageError(f"workdir {self.path} is in use by process {self._lock.read().strip()}") from None
+            holder = self._lock.read().partition(" ")[0].strip()
+            raise UsageError(f"workdir {self.path} is in use by process {holder}") from None
+        token = secrets.token_hex(8)
         self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
+        self._lock.write(f"{os.getpid()} {token}\n")
         self._lock.flush()
+        return token
 
     def _check_run(self):
         """Compares the run that is here, if there is one, with the config and with its own traces."""
@@ -82,11 +104,14 @@ class Claim:
             )
 
     def write_config(self):
-        """Writes config.json, whole or not at all."""
+        """Writes config.json, whole or not at all; the first process does."""
+        if jax.process_index() != 0:
+            return
         new = self.path / "config.json.tmp"
         new.write_text(to_json(self._config))
         os.replace(new, self.path / "config.json")
 
     def close(self):
         """Lets the workdir go."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()

@@ -84,6 +84,11 @@ def get_config():
             mesh=dict(
                 data=-1,
                 fsdp=1,
+                slices=1,
+            ),
+            cluster=dict(
+                timeout_seconds=60.0,
+                start_timeout_seconds=300.0,
             ),
         )
     )

@@ -21,12 +21,12 @@ class StopAfter:
         return "SIGTERM" if self._times < 1 else None
 
 
-def train(config, workdir, stops=(), *, ends=True):
-    """`loop.train` on one device without pictures; stopped after so many dispatches, for each of stops, and resumed.
+def train(config, workdir, stops=(), *, ends=True, devices=1):
+    """`loop.train` without pictures; stopped after so many dispatches, for each of stops, and resumed.
 
     ends: whether it goes on to its end after the last of stops.
     """
-    run = Run(config, devices=jax.devices()[:1])
+    run = Run(config, devices=jax.devices()[:devices])
     run.watchers = [watcher for watcher in run.watchers if watcher.section == "evaluate"]
     for times in (*stops, 1000) if ends else stops:
         claim = Claim(workdir, config)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
-TOOLS |= {"progress", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
+TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -24,13 +24,17 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
-    "workdir": {"config", "errors"},
+    "workdir": {"config", "processes", "errors"},
     "convert": {"convert", "nets", "weights", "files", "errors"},
-    "processes": set(),
+    "processes": {"errors"},
+    "exits": set(),
+    "cluster": {"cluster", "processes", "exits", "errors"},
     "progress": set(),
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
+    "launch": {"launch", "exits", "errors"},
+    "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
     "preflight": {"preflight", "training", "evaluation.cells", "sharding", "config", "errors"},

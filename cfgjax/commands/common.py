@@ -5,9 +5,37 @@ from pathlib import Path
 
 from absl import flags
 
+from cfgjax.cluster.session import Patience
+from cfgjax.config import call, flatten
 from cfgjax.errors import UsageError
 
-DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
+PLACE = ("coordinator", "num_processes", "process_id")
+
+
+def define_place(given):
+    """The flags that tell a process which of how many it is; where they are not given, the environment does."""
+    what = "HOST:PORT of process 0, where there are several processes."
+    flags.DEFINE_string("coordinator", None, what, flag_values=given)
+    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", flag_values=given, lower_bound=0)
+
+
+def place(given):
+    """The values of those flags."""
+    return {name: given[name].value for name in PLACE}
+
+
+def shared_facts(given, config):
+    """{name: text} that the processes of a command must have in common: its config and its other flags."""
+    told = {
+        f"--{name}": str(given[name].value) for name in given if name not in (*PLACE, "config") and given[name].present
+    }
+    return told | {key: repr(value) for key, value in flatten(config).items()}
+
+
+def patience(config):
+    """The `Patience` of a config, the usual one where it says nothing."""
+    return call(Patience, "cluster", config.get("cluster", {}))
 
 
 def define_sampling(given):
@@ -21,6 +49,19 @@ def define_sampling(given):
     flags.DEFINE_list("classifier_scale", None, "Scales of its gradient, with --guide.", flag_values=given)
     flags.DEFINE_string("classifier_form", "eps", "How it guides: eps, z or mean.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+    what = "Axes of the devices, such as data=-1,fsdp=8, over whose fsdp axis the parameters are split."
+    flags.DEFINE_list("mesh", None, what, flag_values=given)
+    define_place(given)
+
+
+def mesh_of(given):
+    """The mesh of --mesh over all devices, None without."""
+    if given.mesh is None:
+        return None
+
+    from cfgjax.sharding import make_mesh, parse_mesh
+
+    return make_mesh(**parse_mesh(given.mesh))
 
 
 def weights(given):

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import DONE, check_writable, no_arguments, required
+from cfgjax.commands.common import check_writable, no_arguments, required
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError, choose
+from cfgjax.exits import DONE
 
 
 def convert(argv):

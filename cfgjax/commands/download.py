@@ -2,9 +2,9 @@
 
 from absl import flags
 
-from cfgjax.commands.common import DONE
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 
 def download(argv):

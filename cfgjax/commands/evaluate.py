@@ -7,25 +7,30 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
-    DONE,
-    PREEMPTED,
     check_writable,
     classifier_scales,
     define_sampling,
+    mesh_of,
     no_arguments,
     numbers,
+    patience,
+    place,
     required,
+    shared_facts,
     timesteps,
     weights,
 )
 from cfgjax.config import call, define_flag, parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE, PREEMPTED
 
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
+PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 FLAGS_OF = {  # what each mode makes use of
     "a frontier": NETWORK_FLAGS
     | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
-    | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"},
+    | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"}
+    | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
     | {"images", "spacing", "logsnr_max"},
@@ -92,7 +97,18 @@ def plan_of(given, config):
 
 
 def frontier(given):
-    """The exit code of an evaluation of the run in --workdir."""
+    """The exit code of an evaluation of the run in --workdir; several processes share the work."""
+    from cfgjax.cluster.session import taking_part
+    from cfgjax.training.interrupt import StopRequest
+    from cfgjax.workdir import read_config
+
+    config = read_config(given.workdir)
+    with StopRequest() as stop, taking_part(place(given), shared_facts(given, config), patience(config)):
+        return measured(given, stop)
+
+
+def measured(given, stop):
+    """`frontier` until it is done or stop, a `StopRequest`, was asked for."""
     import jax
 
     from cfgjax import processes
@@ -102,12 +118,11 @@ def frontier(given):
     from cfgjax.evaluation.frontier import Stopped, find_reference
     from cfgjax.evaluation.measure import warn_of_few
     from cfgjax.progress import Progress
-    from cfgjax.training.interrupt import StopRequest
 
     require_matplotlib("frontier.png needs")
     work, plan, folder = planned(given)
     network, model, first = work.network, work.model, jax.process_index() == 0
-    with contextlib.closing(work), StopRequest() as stop:
+    with contextlib.closing(work):
 
         def check():
             if processes.anywhere(stop.signal):
@@ -128,7 +143,8 @@ def frontier(given):
                     rows.append(row)
                     progress.say(report.line(rows))
         except Stopped:
-            progress.say(f"{stop.signal}: what is drawn is kept in {folder}; the same command goes on from there")
+            asked = stop.signal or "another process was asked to stop"
+            progress.say(f"{asked}: what is drawn is kept in {folder}; the same command goes on from there")
             return PREEMPTED
         if first:
             finish(given, work, reference, rows, closed_form(work, plan), folder)
@@ -162,7 +178,7 @@ def planned(given):
     from cfgjax.evaluation.features import load_networks
     from cfgjax.evaluation.frontier import Frontier, Grid, make_settings
 
-    model = cfgjax.load(given.workdir, step=given.step)
+    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} holds an upsampler, which alone draws nothing to be measured")
     plan = plan_of(given, model.config)

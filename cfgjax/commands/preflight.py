@@ -6,9 +6,10 @@ import sys
 
 from absl import flags
 
-from cfgjax.commands.common import DONE, check_writable, no_arguments, required
+from cfgjax.commands.common import check_writable, no_arguments, required
 from cfgjax.config import config_path, define_flag, parse_flags
-from cfgjax.errors import UsageError, nearest
+from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 
 def preflight(argv):
@@ -26,11 +27,14 @@ def preflight(argv):
     flags.DEFINE_string("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "devices")
-    config = with_mesh(given.config, given.mesh)
     check_files(given)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
 
     from cfgjax.preflight.sizes import parse_bytes
+    from cfgjax.sharding import parse_mesh
 
+    config = given.config
+    config.mesh.update(parse_mesh(given.mesh))
     hbm = None if given.hbm is None else parse_bytes(given.hbm)
     use_virtual_devices(given.devices)
 
@@ -65,22 +69,8 @@ def check_files(given):
         raise UsageError(f"--scratch={given.scratch}: it is no folder that can be written")
 
 
-def with_mesh(config, sizes):
-    """config with the sizes NAME=N of its mesh replaced."""
-    for word in sizes:
-        name, _, size = word.partition("=")
-        if not size.removeprefix("-").isdecimal():
-            raise UsageError(f"--mesh={','.join(sizes)}: need sizes such as data=8,fsdp=8; {word!r} is none")
-        if name not in config.mesh:
-            raise UsageError(f"--mesh={','.join(sizes)}: unknown axis {name!r}{nearest(name, config.mesh)}")
-        config.mesh[name] = int(size)
-    return config
-
-
 def use_virtual_devices(count):
     """Has jax, not used so far, see `count` CPU devices and no others, and compile for them in a hurry."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
-
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -4,19 +4,24 @@ from pathlib import Path
 
 from absl import flags
 
+from cfgjax.cluster.session import taking_part
 from cfgjax.commands.common import (
-    DONE,
     check_writable,
     classifier_scales,
     define_sampling,
+    mesh_of,
     no_arguments,
     numbers,
+    patience,
+    place,
     required,
+    shared_facts,
     timesteps,
     weights,
 )
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
 
 
 def sample(argv):
@@ -24,24 +29,24 @@ def sample(argv):
 
     --base=DIR --upsampler=DIR draws from a cascade instead.
     """
-    given = flags.FlagValues()
-    define_sampling(given)
-    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
-    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
-    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
-    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
-    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
-    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
+    given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     check_stages(given)
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     guidance, scales = weights(given), classifier_scales(given)
+
+    from cfgjax.workdir import read_config
+
+    config = read_config(given.workdir or given.base)
+    with taking_part(place(given), shared_facts(given, config), patience(config)):
+        draw(given, labels, guidance, scales)
+    return DONE
+
+
+def draw(given, labels, guidance, scales):
+    """Draws and writes the picture; of several processes the first writes it."""
+    import jax
 
     from cfgjax.arguments import guidance_weights
     from cfgjax.evaluation.figures import sample_figure
@@ -66,10 +71,28 @@ def sample(argv):
         **{name: given[name].value for name in ("sampler", "v", "eta")},
         **options,
     )
-    picture.save(given.out)
-    source = given.workdir or f"{given.base} and {given.upsampler}"
-    print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-    return DONE
+    if jax.process_index() == 0:
+        picture.save(given.out)
+        source = given.workdir or f"{given.base} and {given.upsampler}"
+        print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
+
+
+def define_flags(argv):
+    """The flags of the command."""
+    given = flags.FlagValues()
+    define_sampling(given)
+    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
+    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
+    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
+    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
+    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
+    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
+    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
+    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
+    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
+    return given
 
 
 def check_stages(given):
@@ -91,7 +114,7 @@ def load_stages(given):
     import cfgjax
 
     if given.base is None:
-        return cfgjax.load(given.workdir, step=given.step, ema=given.ema), {}
+        return cfgjax.load(given.workdir, step=given.step, ema=given.ema, mesh=mesh_of(given)), {}
 
     from cfgjax.cascade import load_cascade
 
@@ -100,7 +123,8 @@ def load_stages(given):
         upsampling["num_steps"] = timesteps(given.upsampler_num_steps)
     if given.low_res_logsnr is not None:
         upsampling["low_res_logsnr"] = given.low_res_logsnr
-    return load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema), {"upsampling": upsampling}
+    stages = load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema, mesh=mesh_of(given))
+    return stages, {"upsampling": upsampling}
 
 
 def check_picture(path):

@@ -52,7 +52,8 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
             init_from=None,
         ),
         checkpoint=dict(every_steps=1, keep_last=1, keep_every_steps=None),
-        mesh=dict(data=-1, fsdp=1),
+        mesh=dict(data=-1, fsdp=1, slices=1),
+        cluster=dict(timeout_seconds=60.0, start_timeout_seconds=300.0),
     )
     if isinstance(net, NoisyClassifier):
         config["data"]["split"] = "train"

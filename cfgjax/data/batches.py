@@ -6,23 +6,22 @@ import numpy as np
 from PIL import Image
 
 
-def batch_at(dataset, seed, step, batch_size, process=0, num_processes=1):
-    """Batch `step` of training: {"image": float32 [B, …] in [−1, 1], "label": int32 [B]}, this process's slice.
+def batch_at(dataset, seed, step, batch_size, rows=None):
+    """Batch `step` of training: {"image": float32 [B, …] in [−1, 1], "label": int32 [B]}, or some rows of it.
 
-    With low_res_size also "low_res" [B, h, w, C], the image averaged over squares.
+    rows: int [b], those wanted, in any order; all by default. With low_res_size also "low_res" [B, h, w, C], the image
+    averaged over squares.
 
     Each epoch is a permutation of the data set, drawn from (seed, epoch); the batches run through the epochs without
-    a gap, so that no example is dropped at their ends. The global batch is the same for any num_processes, which
-    must divide batch_size.
+    a gap, so that no example is dropped at their ends. A row is the same whatever others are asked for with it.
     """
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    local = slice(process * batch_size // num_processes, (process + 1) * batch_size // num_processes)
-    epoch, place = np.divmod(positions[local], len(dataset))
+    rows = np.arange(batch_size) if rows is None else rows
+    epoch, place = np.divmod(step * batch_size + rows, len(dataset))
     index = np.empty(len(place), np.int64)
     for e in np.unique(epoch):
         index[epoch == e] = permutation(len(dataset), seed, int(e))[place[epoch == e]]
     image = to_float(dataset.image[index])
-    draws = lambda stream, *shape: np.random.default_rng((seed, step, stream)).random((batch_size, *shape))[local]
+    draws = lambda stream, *shape: np.random.default_rng((seed, step, stream)).random((batch_size, *shape))[rows]
     if dataset.random_flip:
         image = np.where(draws(FLIP)[:, None, None, None] < 0.5, image[:, :, ::-1], image)
     if dataset.random_crop < 1:

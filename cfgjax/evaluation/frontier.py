@@ -113,7 +113,7 @@ class Frontier:
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
-        self._lock = claim(self._folder)
+        self._lock = claim(self._folder)  # None in the others
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
             processes.barrier("the frontier's shards are found")
@@ -131,6 +131,9 @@ class Frontier:
 
     def num_missing(self, reference):
         """How many samples are still to be drawn. Raises UsageError where the disk has no space for them."""
+        return processes.decided(lambda: self._missing_in(reference), "how many samples are missing")
+
+    def _missing_in(self, reference):
         unknown = [store for store in self._stores if not self._metrics_path(store, reference).exists()]
         missing = sum(len(store.missing(self.num_samples)) for store in unknown)
         size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
@@ -150,7 +153,7 @@ class Frontier:
         """
         for setting, store in zip(self.settings, self._stores, strict=True):
             path = self._metrics_path(store, reference)
-            if not path.exists():
+            if not processes.decided(path.exists, "whether a setting is measured"):
                 self._draw(setting, store, advance, check)
                 options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
                 metrics = measure(store.read, self.num_samples, self.network, reference, **options)
@@ -158,12 +161,13 @@ class Frontier:
                     with writing(path) as new:
                         new.write_text(json.dumps(metrics, indent=1) + "\n")
                 processes.barrier("a setting is measured")
-            metrics = json.loads(path.read_text())
+            metrics = processes.decided(lambda path=path: json.loads(path.read_text()), "a setting's metrics")
             yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
 
     def _draw(self, setting, store, advance, check):
         """Draws the samples that the store lacks."""
-        missing, model = store.missing(self.num_samples), self._models[setting.scores]
+        missing = processes.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
+        missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
         if setting.scores == "learned" and setting.ema != self._rate and len(missing):
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
@@ -206,20 +210,26 @@ class Frontier:
 
     def close(self):
         """Lets the folder go."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def claim(folder):
-    """An open lock file, by which the first process holds the folder, made if need be."""
-    folder = Path(folder)
+    """An open lock file, by which the first process holds the folder, made if need be; None in the others."""
+    locks: list = []
+    processes.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
+    return locks[0] if locks else None
+
+
+def lock_file(folder):
+    """`claim` in the first process."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")
     except OSError as e:
         raise UsageError(f"{folder} cannot be written: {e.strerror}") from e
     try:
-        if jax.process_index() == 0:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         raise UsageError(f"another evaluation is at work in {folder}; wait for it, or take another --out") from None
@@ -238,7 +248,7 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
     for array in (data.image, data.label):
         digest.update(np.ascontiguousarray(array).data)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
-    if not kept.exists():
+    if not processes.decided(kept.exists, "whether the reference is there"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:
             reference.save(kept)

@@ -22,6 +22,7 @@ from cfgjax.config import from_json, to_json
 from cfgjax.errors import UsageError
 from cfgjax.preflight.memory import device_bytes, state_bytes
 from cfgjax.preflight.sizes import bytes_text
+from cfgjax.sharding import make_mesh
 from cfgjax.training.checkpoint import Cadence, Checkpoints
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
@@ -52,11 +53,12 @@ def fitted(config, devices):
     """(config for the devices at hand, whether its mesh is as it was); data parallel where they do not make it up."""
     config = ConfigDict(config.to_dict())
     config.train.batch_size *= len(devices)
-    fixed = int(np.prod([size for size in config.mesh.values() if size != -1]))
-    fits = len(devices) % fixed == 0 if -1 in config.mesh.values() else len(devices) == fixed
-    if not fits:
+    try:
+        make_mesh(**config.mesh, devices=devices)
+        return config, True
+    except UsageError:
         config.mesh = ConfigDict({name: -1 if name == "data" else 1 for name in config.mesh})
-    return config, fits
+        return config, False
 
 
 def trial(config, folder):

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from cfgjax import processes
 from cfgjax.errors import UsageError
 from cfgjax.files import sha256
 
@@ -46,14 +48,18 @@ class SaveError(OSError):
 
 
 class Checkpoints:
-    """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits."""
+    """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits.
+
+    Of several processes each writes and reads its own part of the arrays; the first alone judges which steps are whole.
+    .seconds: what the last finished save took, in the first process.
+    """
 
     def __init__(self, directory, cadence):
         self.directory = Path(directory).absolute()
         policies = [LatestN(cadence.keep_last)]
         if cadence.keep_every_steps:
             policies.append(EveryNSteps(cadence.keep_every_steps))
-        self._saving = None
+        self._saving, self._since, self.seconds = None, 0.0, 0.0
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -71,7 +77,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.wait()
-        self._saving = step
+        processes.stage(f"saving step {step}")
+        self._saving, self._since = step, time.monotonic()
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
@@ -81,24 +88,39 @@ class Checkpoints:
         like: the state's shapes, dtypes and shardings. Raises UsageError where no step is whole; then nothing has
         been changed.
         """
-        if not (steps := step_directories(self.directory)):
+        steps = processes.decided(lambda: step_directories(self.directory), "which steps there are")
+        if not steps:
             return None
-        step = newest_whole(self.directory, steps)
+        step = processes.decided(lambda: newest_whole(self.directory, steps), "the newest whole step")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        self._set_aside([newer for newer in steps if newer > step])
+        if damaged := [newer for newer in steps if newer > step]:
+            processes.decided(lambda: set_aside(self.directory, damaged), "damaged steps are set aside")
+            self._manager.reload()
         return restored.state, restored.history
 
     def wait(self):
         """Waits for the save in progress. Raises SaveError where it failed."""
+        processes.stage(f"waiting for the save of step {self._saving}")
         self._waited(self._manager.wait_until_finished)
 
     def close(self):
-        """Waits for the save in progress and releases Orbax's threads. Raises SaveError where the save failed."""
+        """Waits for the save in progress and releases Orbax's threads. Raises SaveError where the save failed.
+
+        As a context, it does so at its end; not after an error where there are other processes, which do not come to
+        wait with this one.
+        """
         try:
             self.wait()
         finally:
             self._manager.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def _waited(self, wait):
         """wait(), with a failed save as one SaveError."""
@@ -115,16 +137,16 @@ class Checkpoints:
         for directory in self.directory.glob(f"{self._saving}*"):
             if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
                 (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
+        self.seconds = time.monotonic() - self._since
 
-    def _set_aside(self, steps):
-        """Moves damaged steps out of the way, so that they can be saved again."""
-        for step in steps:
-            aside = unused_path(self.directory.parent / "damaged" / str(step))
-            aside.parent.mkdir(exist_ok=True)
-            shutil.move(self.directory / str(step), aside)
-            log.warning("moved the damaged step %d to %s", step, aside)
-        if steps:
-            self._manager.reload()
+
+def set_aside(directory, steps):
+    """Moves damaged steps out of the way, so that they can be saved again."""
+    for step in steps:
+        aside = unused_path(directory.parent / "damaged" / str(step))
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(directory / str(step), aside)
+        log.warning("moved the damaged step %d to %s", step, aside)
 
 
 def load_params(workdir, config, step=None, ema=None):
@@ -143,11 +165,16 @@ def restore_params(directory, rate, step=None):
     rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
     """
     directory = Path(directory).absolute()
+    step = processes.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
+    return read_params(directory, step, rate), step
+
+
+def find_step(directory, step=None):
+    """The newest whole step, or `step` where it is whole. Raises UsageError where there is none."""
     steps = step_directories(directory)
     if step is not None and step not in steps:
         raise UsageError(f"there is no step {step} in {directory}; it has {', '.join(map(str, steps)) or 'none'}")
-    step = newest_whole(directory, steps if step is None else [step])
-    return read_params(directory, step, rate), step
+    return newest_whole(directory, steps if step is None else [step])
 
 
 def newest_whole(directory, steps):

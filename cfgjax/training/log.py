@@ -6,10 +6,12 @@ import math
 import sys
 import time
 
+import jax
 import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
+from cfgjax import processes
 from cfgjax.files import writing
 from cfgjax.progress import clock
 from cfgjax.workdir import step_of
@@ -37,16 +39,16 @@ def summarise(steps):
 class RunLog:
     """Writes metrics of a run that starts (again) at start_step; lines of later steps, from before, are removed.
 
-    write=False makes every method do nothing: for processes other than the first.
+    Of several processes the first alone writes; in the others every method does nothing, but `has` tells them the same.
     """
 
-    def __init__(self, workdir, start_step, num_steps, batch_size, write=True):
-        self._write, self._batch_size, self._num_steps = write, batch_size, num_steps
+    def __init__(self, workdir, start_step, num_steps, batch_size):
+        self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
         self._since = time.monotonic(), start_step
         path = workdir / "metrics.jsonl"
-        lines = kept_lines(path, start_step)
+        lines = processes.decided(lambda: kept_lines(path, start_step), "the metrics so far")
         self._kept = [json.loads(line) for line in lines]
-        if not write:
+        if not self._write:
             return
         if path.exists():
             with writing(path) as new:

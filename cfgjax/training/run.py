@@ -21,8 +21,17 @@ from cfgjax.network import (
     sections,
     takes_low_res,
 )
-from cfgjax.sharding import batch_sharding, check_batch_size, make_mesh, place_batch, replicated
+from cfgjax.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    own_rows,
+    place_batch,
+    place_parameters,
+    replicated,
+)
 from cfgjax.training.checkpoint import Cadence, load_params
+from cfgjax.training.interrupt import wish_number
 from cfgjax.training.objective import classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import abstract_state, create_state, make_state
@@ -126,6 +135,7 @@ class Program:
         self.cadence = call(Cadence, "checkpoint", config.checkpoint)
         self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
         check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
+        self._rows = own_rows(self.mesh, self.pace.batch_size)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
         check_network(self.net, image_shape)
@@ -175,8 +185,7 @@ class Run(Program):
         check_init_from(self.pace.init_from, self.config.model, theirs.model)
         params, _ = load_params(self.pace.init_from, theirs)
         check_shapes(self.pace.init_from, params, self.like.params)
-        placed = jax.tree.map(lambda array, leaf: jax.device_put(array, leaf.sharding), params, self.like.params)
-        return create_state(self._build_from, self.mesh, placed)
+        return create_state(self._build_from, self.mesh, place_parameters(self.mesh, params))
 
     def _check_cadence(self):
         """Every cadence is a whole number of dispatches."""
@@ -193,7 +202,14 @@ class Run(Program):
 
     def batches(self, step):
         """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
-        place = {"process": jax.process_index(), "num_processes": jax.process_count()}
-        steps = range(step, step + self.pace.steps_per_dispatch)
-        parts = [batch_at(self.dataset, self.config.seed, s, self.pace.batch_size, **place) for s in steps]
-        return place_batch(self.mesh, jax.tree.map(lambda *arrays: np.stack(arrays), *parts), leading=1)
+        steps, size = range(step, step + self.pace.steps_per_dispatch), self.pace.batch_size
+        parts = [batch_at(self.dataset, self.config.seed, s, size, self._rows) for s in steps]
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *parts)
+        return place_batch(self.mesh, stacked, self._rows, size, leading=1)
+
+    def wishes(self, stop):
+        """The signal of a `StopRequest` as the dispatch takes it; None where there is no other process to tell."""
+        if jax.process_count() == 1:
+            return None
+        rows = own_rows(self.mesh, self.mesh.size)
+        return place_batch(self.mesh, np.repeat(wish_number(stop.signal), len(rows)), rows, self.mesh.size)

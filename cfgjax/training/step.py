@@ -67,16 +67,21 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
 
 
 def make_dispatch(train_step, mesh_shardings):
-    """The jitted, donated dispatch(state, batches, key) → (state, {name: [k]}) of k steps on batches [k, B, …].
+    """The jitted, donated dispatch(state, batches, key, wishes=None) → (state, {name: [k]}) of k steps.
 
+    batches: [k, B, …]. wishes: int32 [number of devices], each process's signal to stop on its devices, 0 for none;
+    the metrics then have "wish", the largest, which is the same on every process.
     mesh_shardings: (state's, metrics') output shardings.
     """
 
-    def dispatch(state, batches, key):
-        if jax.tree.leaves(batches)[0].shape[0] == 1:  # a scan of one would only cost compile time
+    def dispatch(state, batches, key, wishes=None):
+        k = jax.tree.leaves(batches)[0].shape[0]
+        if k == 1:  # a scan of one would only cost compile time
             state, metrics = train_step(state, jax.tree.map(lambda a: a[0], batches), key)
-            return state, jax.tree.map(lambda m: m[None], metrics)
-        return jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
+            metrics = jax.tree.map(lambda m: m[None], metrics)
+        else:
+            state, metrics = jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
+        return state, metrics if wishes is None else metrics | {"wish": jnp.full(k, wishes.max(), jnp.float32)}
 
     return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings)
 

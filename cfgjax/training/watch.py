@@ -31,7 +31,7 @@ from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import is_classifier, is_noisy_classifier
 from cfgjax.processes import gather_rows
-from cfgjax.sharding import place_global
+from cfgjax.sharding import place_global, whole
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
@@ -111,7 +111,7 @@ class SampleGrids:
 
     def __call__(self, state, step, workdir, runlog):
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
-        if path.exists():
+        if processes.decided(path.exists, f"whether {path.name} is there"):
             return
         self._model.params = averaged(state)
         picture = sample_figure(
@@ -122,9 +122,10 @@ class SampleGrids:
             seed=self._seed,
             **self._options,
         )
-        path.parent.mkdir(exist_ok=True)
-        with writing(path) as new:
-            picture.save(new)
+        if jax.process_index() == 0:
+            path.parent.mkdir(exist_ok=True)
+            with writing(path) as new:
+                picture.save(new)
         runlog.image(step, "samples", picture)
         runlog.say(f"wrote {path}")
 
@@ -136,14 +137,14 @@ class HeldOut:
 
     def __init__(self, config, mesh, *, every_steps):
         check_held_out(config, every_steps)
-        self.every_steps, self._config = every_steps, config
+        self.every_steps, self._config, self._mesh = every_steps, config, mesh
         self._data = open_source(**{**config.data, "split": "holdout"})
         self._network = None
 
     def __call__(self, state, step, workdir, runlog):
         if runlog.has(step, "holdout_accuracy"):
             return
-        params = jax.device_get(averaged(state))
+        params = whole(self._mesh, averaged(state))
         self._network = self._network.replace(params) if self._network else classifier(self._config, params)
         images, verdict = quantised(self._data.image), Verdict(self._config.data.num_classes)
         read = lambda start, stop: (images[start:stop], self._data.label[start:stop])

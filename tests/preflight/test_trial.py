@@ -54,7 +54,7 @@ def test_a_mesh_that_the_devices_at_hand_do_not_make_up_becomes_data_parallel(me
     config = mixture_config(**{"mesh.data": mesh[0], "mesh.fsdp": mesh[1], "train.batch_size": 5})
     found, kept = fitted(config, jax.devices()[:devices])
     assert kept == same
-    assert tuple(found.mesh.values()) == (mesh if same else (-1, 1))
+    assert (found.mesh.data, found.mesh.fsdp) == (mesh if same else (-1, 1))
     assert found.train.batch_size == 5 * devices
 
 

@@ -1,6 +1,7 @@
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,10 +33,12 @@ def test_what_has_no_value_is_left_out():
     assert summarise([step(np.nan, np.nan, np.nan, 0.5, 1.0, 4.0)]).keys() == {"skipped_in_row", "skipped_total"}
 
 
-def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path):
+def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (10, 20, 30)) + '{"step": 2')
-    RunLog(tmp_path, 20, 30, 1, write=False).close()
+    with monkeypatch.context() as other:
+        other.setattr(jax, "process_index", lambda: 1)
+        RunLog(tmp_path, 20, 30, 1).close()
     assert len(path.read_text().splitlines()) == 4
     log = RunLog(tmp_path, 20, 30, 1)
     log.close()

@@ -125,12 +125,18 @@ def test_noise_differs_between_steps_and_repeats_with_the_step():
     assert at_0 != at_1
 
 
+def place_all(mesh, batch):
+    """A dispatch's batches, whole in this process, on the mesh."""
+    size = batch["image"].shape[1]
+    return place_batch(mesh, batch, np.arange(size), size, leading=1)
+
+
 def poisoned(run, step):
     """The batch of a step with one NaN in it."""
     batch = jax.device_get(run.batches(step))
     batch["image"] = batch["image"].copy()
     batch["image"][0, 3, 1] = np.nan
-    return place_batch(run.mesh, batch, leading=1)
+    return place_all(run.mesh, batch)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
@@ -153,7 +159,7 @@ def test_gradients_too_large_to_square_are_skipped_too():
     state = create_state(run.build_state, run.mesh)
     batch = jax.device_get(run.batches(0))
     batch["image"] = batch["image"] * np.float32(1e20)
-    state, metrics = run.dispatch(state, place_batch(run.mesh, batch, leading=1), run.step_key)
+    state, metrics = run.dispatch(state, place_all(run.mesh, batch), run.step_key)
     assert metrics["skipped"][0] == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state.params, state.opt_state))))
 

@@ -1,0 +1,96 @@
+"""The roll call, over real sockets, a thread for each process."""
+
+import concurrent.futures
+import socket
+import time
+
+import pytest
+from command import free_port
+
+from cfgjax.cluster.meeting import call_the_roll
+from cfgjax.cluster.place import Place
+from cfgjax.errors import UsageError
+
+FACTS = {"config.train.batch_size": "64", "jax": "0.10.2"}
+
+
+def meet(*called, seconds=5.0, address=None):
+    """The meetings, or errors, of processes called as (num_processes, process_id, facts)."""
+    address = address or f"localhost:{free_port()}"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        place = lambda n, i: Place(address, n, i, "a test")
+        calls = [threads.submit(call_the_roll, place(n, i), facts, seconds) for n, i, facts in called]
+        return [call.exception() or call.result() for call in calls]
+
+
+def close(meetings):
+    for meeting in meetings:
+        for link in meeting.links.values():
+            link.close()
+
+
+def test_all_learn_of_all_and_of_one_address_for_jax():
+    meetings = meet(*[(4, i, FACTS) for i in range(4)])
+    assert [meeting.own.number for meeting in meetings] == [0, 1, 2, 3]
+    assert all(meeting.members == meetings[0].members for meeting in meetings)
+    assert len({meeting.jax_address for meeting in meetings}) == 1
+    assert set(meetings[0].links) == {1, 2, 3}
+    assert all(set(meeting.links) == {0} for meeting in meetings[1:])
+    meetings[0].links[2].send({"word": [1, "é"]})
+    assert meetings[2].links[0].receive() == {"word": [1, "é"]}
+    close(meetings)
+
+
+def test_a_process_of_another_config_or_code_ends_all_with_the_name_of_what_differs():
+    other = {**FACTS, "config.train.batch_size": "32"}
+    for error in meet((3, 0, FACTS), (3, 1, FACTS), (3, 2, other)):
+        assert isinstance(error, UsageError)
+        assert "process 2 on" in str(error)
+        assert "config.train.batch_size is 32 there, 64 at process 0" in str(error)
+
+
+def test_a_process_that_was_told_of_another_number_is_named():
+    for error in meet((2, 0, FACTS), (3, 1, FACTS)):
+        assert "process 1 on" in str(error) and "was told of 3 processes, process 0 of 2" in str(error)
+
+
+def test_two_processes_of_one_number_are_told():
+    errors = meet((3, 0, FACTS), (3, 1, FACTS), (3, 1, FACTS))
+    assert all("are both process 1" in str(error) for error in errors)
+
+
+def test_a_process_that_does_not_come_is_named_in_bounded_time():
+    start = time.monotonic()
+    for error in meet((4, 0, FACTS), (4, 2, FACTS), seconds=1.0):
+        assert "of 4 processes 1, 3 did not come to localhost:" in str(error)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
+def test_a_process_0_that_cannot_be_reached_is_an_error_with_its_address(host):
+    address, start = f"{host}:{free_port()}", time.monotonic()
+    (error,) = meet((2, 1, FACTS), seconds=1.0, address=address)
+    assert f"process 1 on {socket.gethostname()} cannot reach process 0 at {address} in 1 s" in str(error)
+    assert time.monotonic() - start < 10
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.create_server(("", 0)) as server:
+        (error,) = meet((2, 0, FACTS), address=f"localhost:{server.getsockname()[1]}")
+    assert "process 0 cannot listen at port" in str(error)
+
+
+def test_a_stranger_at_the_door_is_sent_away():
+    address = f"localhost:{free_port()}"
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        first = threads.submit(call_the_roll, Place(address, 2, 0, "a test"), FACTS, 10.0)
+        while True:
+            try:
+                stranger = socket.create_connection(("localhost", int(address.rpartition(":")[2])))
+                break
+            except ConnectionRefusedError:
+                time.sleep(0.01)
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        second = threads.submit(call_the_roll, Place(address, 2, 1, "a test"), FACTS, 10.0)
+        close([first.result(), second.result()])
+        stranger.close()

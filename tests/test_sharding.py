@@ -1,0 +1,82 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from cfgjax.errors import UsageError
+from cfgjax.sharding import (
+    AXES,
+    make_mesh,
+    own_rows,
+    parameter_sharding,
+    parse_mesh,
+    place_batch,
+    place_parameters,
+    whole,
+)
+
+
+def test_data_runs_over_slices_and_every_fsdp_group_lies_within_one():
+    devices = jax.devices()
+    mesh = make_mesh(data=4, fsdp=2, slices=2, devices=devices[::-1])
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    halves = mesh.devices.reshape(2, 4)
+    assert {device.id for device in halves[0]} == {device.id for device in devices[:4]}
+    assert {device.id for device in halves[1]} == {device.id for device in devices[4:]}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"data": 3, "fsdp": 2}, "does not make up the 8 devices"),
+        ({"data": 0}, "sizes are positive"),
+        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        (
+            {"data": 4, "fsdp": 2, "slices": 3},
+            "mesh.slices is 3; it must divide the data axis, which has 4 (fsdp has 2)",
+        ),
+        ({"slices": 0}, "mesh.slices is 0"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_told(sizes, told):
+    with pytest.raises(UsageError) as e:
+        make_mesh(**sizes)
+    assert told in str(e.value)
+
+
+def test_devices_in_other_slices_than_asked_for_are_told():
+    class Device:
+        def __init__(self, number):
+            self.id, self.process_index, self.slice_index = number, number // 2, number // 2
+
+    with pytest.raises(UsageError, match="mesh.slices is 2; the devices are in 4 slices"):
+        make_mesh(data=8, slices=2, devices=[Device(number) for number in range(8)])
+
+
+def test_every_device_gets_the_rows_of_its_place_whatever_their_order():
+    shuffled = np.random.default_rng(0).permutation(np.array(jax.devices())).reshape(4, 2)
+    mesh = Mesh(shuffled, AXES, axis_types=(AxisType.Auto,) * 2)
+    batch = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+    rows = own_rows(mesh, 16)
+    assert np.array_equal(rows, np.arange(16))
+    placed = place_batch(mesh, {"x": batch[:, rows]}, rows, 16, leading=1)["x"]
+    assert np.array_equal(placed, batch)
+    first = next(shard for shard in placed.addressable_shards if shard.device == shuffled[0, 0])
+    assert np.array_equal(first.data, batch[:, :2])
+
+
+def test_parameters_are_split_and_come_back_whole():
+    mesh = make_mesh(data=2, fsdp=4)
+    params = {"a": np.random.default_rng(0).normal(size=(128, 256)).astype(np.float32), "b": np.ones(3, np.float32)}
+    placed = place_parameters(mesh, params)
+    assert placed["a"].sharding == parameter_sharding(mesh, params)["a"]
+    assert placed["a"].addressable_shards[0].data.size == 128 * 256 // 4
+    back = whole(mesh, placed)
+    assert all(np.array_equal(back[name], params[name]) for name in params)
+
+
+def test_a_mesh_flag_names_axes():
+    assert parse_mesh(["data=-1", "fsdp=8", "slices=2"]) == {"data": -1, "fsdp": 8, "slices": 2}
+    for words in (["fdsp=8"], ["fsdp"], ["fsdp=x"], ["fsdp=2", "fsdp=4"]):
+        with pytest.raises(UsageError, match="need sizes of axes such as"):
+            parse_mesh(words)
