@@ -12,6 +12,7 @@ from cfgjax.commands.convert import convert
 from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
 from cfgjax.commands.launch import launch
+from cfgjax.commands.preflight import preflight
 from cfgjax.commands.sample import sample
 from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": compare,
     "download": download,
     "convert": convert,
+    "preflight": preflight,
 }
 
 
