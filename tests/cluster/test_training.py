@@ -252,8 +252,8 @@ def test_killed_at_random_moments_no_process_hangs_and_no_whole_step_is_lost(tmp
         assert time.monotonic() - killed < 60
         resumed = re.search(r"resumed at step (\d+)", ends[0][1])
         assert resumed is None or int(resumed[1]) == newest, ends[0]
-        steps = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-        newest = max([int(path.name) for path in steps if (path / "manifest.json").exists()], default=0)
+        saved = [path for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+        newest = max([int(path.name) for path in saved if (path / "manifest.json").exists()], default=0)
         done += running
         if not running:  # the run was through: another one
             assert all(code == 0 for code, _, _ in ends), ends
