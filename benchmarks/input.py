@@ -28,7 +28,7 @@ COLUMNS = {
     "with input": lambda f: rate(f["live_images_per_second"]),
     "an H100 at most": lambda f: rate(f["h100_images_per_second"]),
     "made / taken": lambda f: (
-        f"{f['images_per_second'] / (f['step_images_per_second'] or f['h100_images_per_second']):,.0f}"
+        f"{f['images_per_second'] / (f['step_images_per_second'] or f['h100_images_per_second']):.3g}"
     ),
 }
 

@@ -11,8 +11,11 @@ from cfgjax.commands.compare import compare
 from cfgjax.commands.convert import convert
 from cfgjax.commands.download import download
 from cfgjax.commands.evaluate import evaluate
+from cfgjax.commands.launch import launch
+from cfgjax.commands.preflight import preflight
 from cfgjax.commands.prepare import prepare
 from cfgjax.commands.sample import sample
+from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
@@ -21,10 +24,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
+    "launch": launch,
+    "sweep": sweep,
     "compare": compare,
     "prepare": prepare,
     "download": download,
     "convert": convert,
+    "preflight": preflight,
 }
 
 

@@ -27,6 +27,11 @@ def stage(what):
         watchdog.stage(what)
 
 
+def timeout_seconds():
+    """In how many seconds the watchdog finds a fault, None where there is none."""
+    return _watchdogs[0].timeout_seconds if _watchdogs else None
+
+
 def alone():
     """A context in which the other processes may wait for this one as long as it takes."""
     return _watchdogs[0].alone() if _watchdogs else contextlib.nullcontext()

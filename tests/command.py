@@ -30,10 +30,10 @@ def free_port():
         return server.getsockname()[1]
 
 
-def finish(process):
+def finish(process, timeout=120):
     """(exit code, stdout, stderr)"""
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=timeout)
     except BaseException:
         process.kill()
         process.communicate()
@@ -41,8 +41,8 @@ def finish(process):
     return process.returncode, out, err
 
 
-def finish_all(processes):
-    return [finish(process) for process in processes]
+def finish_all(processes, timeout=120):
+    return [finish(process, timeout) for process in processes]
 
 
 def run(command, **options):

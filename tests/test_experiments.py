@@ -1,6 +1,5 @@
 """Every experiment file constructs and traces a shrunk step; one of each kind trains it."""
 
-import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -12,9 +11,11 @@ import pytest
 from tiny import EXPERIMENTS, update
 
 import cfgjax
+from cfgjax import targets
 from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
 from cfgjax.data.sources import npz_in_place_of, open_source
 from cfgjax.network import check_network, is_classifier, make_network, sections
+from cfgjax.sweep import entries
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
@@ -131,28 +132,18 @@ def test_models_and_classifiers_of_the_digits_leave_out_the_same_ones(path):
     assert np.array_equal(*images) and len(images[0]) == 1498
 
 
-def load_sweep(path):
-    """The module of a sweep file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-SWEEPS = {path.stem: load_sweep(path) for path in sorted((EXPERIMENTS / "sweeps").glob("*.py"))}
-SWEPT = [(sweep, name) for sweep, module in SWEEPS.items() for name, _ in module.get_sweep()]
+SWEEP_FILES = sorted((EXPERIMENTS / "sweeps").glob("*.py"))
+SWEEPS = {path.stem: entries.load(path) for path in SWEEP_FILES}
+RUNS = {path.stem: dict(entries.named(entries.listed(SWEEPS[path.stem], path), path)) for path in SWEEP_FILES}
+SWEPT = [(sweep, name) for sweep, runs in RUNS.items() for name in runs if hasattr(SWEEPS[sweep], "BASE")]
 
 
 def swept(sweep, name):
     """(the config of a sweep's base, the overrides of one of its runs by flat key)."""
-    overrides = dict(SWEEPS[sweep].get_sweep())[name]
+    overrides = RUNS[sweep][name]
     assert all(key.startswith("config.") for key in overrides)
     base = load_file(EXPERIMENTS.parent / SWEEPS[sweep].BASE)
     return base, {key.removeprefix("config."): value for key, value in overrides.items()}
-
-
-def test_runs_of_a_sweep_have_names_of_their_own():
-    assert len(set(SWEPT)) == len(SWEPT)
 
 
 @pytest.mark.parametrize(("sweep", "name"), SWEPT)
@@ -163,11 +154,17 @@ def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
     check_network(make_network(config), config.data.image_shape)
 
 
+def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():
+    rows = targets.load("cfg_imagenet64")["rows"]
+    assert {o["config.diffusion.p_uncond"] for o in RUNS["p_uncond"].values()} == {row["p_uncond"] for row in rows}
+    assert {o["guidance"] for o in RUNS["guidance"].values()} == {row["w"] for row in rows}
+
+
 @pytest.mark.parametrize("table", ["rows", "heads"])
 def test_the_ablation_has_the_rows_of_the_papers_tables(table):
     """Table 1's rows are changes of its first one; table 2's of the architecture that section 3 tells."""
     first, length = (BASE_ROW, 1_200_000) if table == "rows" else (HEADS_ROW, 700_000)
-    runs = [name for _, name in SWEPT if name.startswith("table_2") == (table == "heads")]
+    runs = [name for name in RUNS["adm_ablation"] if name.startswith("table_2") == (table == "heads")]
     for row, name in zip(ABLATIONS[table], runs, strict=True):
         printed = {PRINTED[key]: value for key, value in (first | row).items() if key in PRINTED}
         base, overrides = swept("adm_ablation", name)

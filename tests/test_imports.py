@@ -33,8 +33,11 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
+    "launch": {"launch", "exits", "errors"},
+    "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
+    "preflight": {"preflight", "training", "evaluation.cells", "sharding", "config", "errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

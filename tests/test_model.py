@@ -57,6 +57,17 @@ def test_sample_i_is_the_same_for_any_batch_size_and_number_of_devices(model, pa
     assert np.abs(some - whole[:9]).max() < 1e-4
 
 
+def test_samples_are_the_same_where_the_parameters_are_split(model, params):
+    mesh = make_mesh(data=2, fsdp=4)
+    split = Model(digits_config(), None, mesh=mesh)
+    split.put(jax.device_get(params))
+    sizes = [(leaf.size, leaf.addressable_shards[0].data.size) for leaf in jax.tree.leaves(split.params)]
+    assert any(part == size // 4 for size, part in sizes)
+    found = split.sample_float(LABELS[:8], 1.5, num_steps=6, seed=3)
+    whole = model.sample_float(LABELS[:8], 1.5, num_steps=6, seed=3)
+    assert np.abs(found - whole).max() < 1e-4
+
+
 def test_nothing_but_shape_steps_and_sampler_compiles(params):
     traces = []
     net, levels = make_network(digits_config()), diffusion_of(digits_config()).levels

@@ -71,7 +71,7 @@ class Watchdog:
 
     def __init__(self, meeting, timeout_seconds):
         self._own, self._members, self._links = meeting.own, meeting.members, meeting.links
-        self._interval = min(1.0, timeout_seconds / 10)
+        self.timeout_seconds, self._interval = timeout_seconds, min(1.0, timeout_seconds / 10)
         self._patience = timeout_seconds - 2 * self._interval
         now = time.monotonic()
         self._seen = {member.number: Seen(now, now) for member in meeting.members}

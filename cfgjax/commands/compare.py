@@ -11,29 +11,37 @@ from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 
 ENDINGS = (".json", ".csv")
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def compare(argv):
-    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv]: frontiers side by side, and beside published rows."""
+    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: frontiers side by side, and published rows."""
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
     flags.DEFINE_bool("rows", False, "A line for each setting, with its network calls.", flag_values=given)
     flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
     flags.DEFINE_string("out", None, "File for the joined table, .json or .csv.", flag_values=given)
+    flags.DEFINE_string("plot", None, "Picture of all curves to write, .png, .pdf, .svg.", flag_values=given)
     _, *paths = parse_flags(given, argv)
     if not paths:
-        raise UsageError("give at least one RUN: a workdir, an evaluation folder, or a frontier.json")
+        raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
     if given.out is not None:
-        check_out(given.out)
+        check_out("out", given.out, ENDINGS)
+    if given.plot is not None:
+        check_out("plot", given.plot, PICTURES)
 
     from cfgjax import targets
     from cfgjax.evaluation import compare as side_by_side
     from cfgjax.evaluation.by_row import rows_table
+    from cfgjax.evaluation.figures import require_matplotlib
+    from cfgjax.evaluation.gather import gather
     from cfgjax.files import writing
 
+    if given.plot is not None:
+        require_matplotlib("--plot needs")
     published = None if given.targets is None else targets.load(given.targets)
-    files = [find_frontier(path) for path in paths]
-    records = dict(zip(labels(files), map(read, files), strict=True))
+    files, contents = zip(*gather(paths), strict=True)
+    records = dict(zip(labels(files), contents, strict=True))
     runs = [side_by_side.make_run(label, record) for label, record in records.items()]
     groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
     tables = rows_table(records) if given.rows else side_by_side.table(groups)
@@ -45,34 +53,26 @@ def compare(argv):
         with writing(given.out) as new:
             new.write_text(side_by_side.csv_text(groups) if csv else json.dumps(record, indent=1) + "\n")
         print(f"wrote {given.out}")
+    if given.plot is not None:
+        plot(given.plot, runs, published)
     return DONE
 
 
-def check_out(path):
-    """Raises UsageError where the joined table cannot be written to path."""
-    if Path(path).suffix.lower() not in ENDINGS:
-        raise UsageError(f"--out={path}: the ending must be {' or '.join(ENDINGS)}")
-    check_writable("out", path)
+def plot(path, runs, published):
+    """Draws the curves of runs, and published rows, into a file."""
+    from cfgjax.evaluation.compare_figure import figure
+    from cfgjax.files import writing
+
+    with writing(path) as new:
+        figure(runs, published).savefig(new, dpi=130)
+    print(f"wrote {path}")
 
 
-def find_frontier(path):
-    """The frontier.json that path is, or that lies in it, a workdir or an evaluation folder."""
-    folder = Path(path)
-    if folder.is_file():
-        return folder
-    for file in (folder / "evaluation" / "frontier.json", folder / "frontier.json"):
-        if file.is_file():
-            return file
-    what = "has no frontier.json" if folder.is_dir() else "is no file or folder"
-    raise UsageError(f"{path} {what}; a run, evaluate it first: cfgjax evaluate --workdir={path}")
-
-
-def read(file):
-    """The content of a JSON file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {file}: {e}") from e
+def check_out(flag, path, endings):
+    """Raises UsageError where a flag's file cannot be written to path, or has not one of the endings."""
+    if Path(path).suffix.lower() not in endings:
+        raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
+    check_writable(flag, path)
 
 
 def labels(paths):

@@ -29,19 +29,7 @@ def sample(argv):
 
     --base=DIR --upsampler=DIR draws from a cascade instead.
     """
-    given = flags.FlagValues()
-    define_sampling(given)
-    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
-    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
-    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
-    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
-    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
-    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
+    given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     check_stages(given)
     check_picture(given.out)
@@ -87,6 +75,24 @@ def draw(given, labels, guidance, scales):
         picture.save(given.out)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
+
+
+def define_flags(argv):
+    """The flags of the command."""
+    given = flags.FlagValues()
+    define_sampling(given)
+    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
+    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
+    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
+    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
+    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
+    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
+    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
+    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
+    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
+    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
+    return given
 
 
 def check_stages(given):

@@ -10,10 +10,7 @@ from cfgjax.exits import DONE, PREEMPTED
 
 def train(argv):
     """--config=FILE --workdir=DIR [--config.key=value …]: trains, or goes on with, the run in DIR."""
-    given = flags.FlagValues()
-    define_flag(given, argv)
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
-    define_place(given)
+    given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "workdir")
 
@@ -23,3 +20,12 @@ def train(argv):
         from cfgjax.training import loop
 
         return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
+
+
+def define_flags(argv):
+    """The flags of the command."""
+    given = flags.FlagValues()
+    define_flag(given, argv)
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    define_place(given)
+    return given

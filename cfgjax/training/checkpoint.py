@@ -5,6 +5,7 @@ fails its manifest later is reported, passed over, and moved aside to `<workdir>
 been restored; it is never deleted or overwritten.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -77,8 +78,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self.wait()
-        processes.stage(f"saving step {step}")
         self._saving, self._since = step, time.monotonic()
+        processes.decided(lambda: self._check_space(state), f"saving step {step}")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
@@ -102,7 +103,25 @@ class Checkpoints:
     def wait(self):
         """Waits for the save in progress. Raises SaveError where it failed."""
         processes.stage(f"waiting for the save of step {self._saving}")
+        if processes.timeout_seconds() is not None:
+            self._see_progress(2 * processes.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
+
+    def _see_progress(self, patience):
+        """Waits while the save in progress writes. Raises SaveError after `patience` seconds without a byte.
+
+        Where one process fails to write, Orbax has it and the others wait for each other at different barriers.
+        """
+        before, since = None, time.monotonic()
+        while self._manager.is_saving_in_progress():
+            written = sizes(self.directory.glob(f"{self._saving}*/**/*"))
+            if written != before:
+                before, since = written, time.monotonic()
+            elif time.monotonic() - since > patience:
+                free = shutil.disk_usage(self.directory).free / 1e9
+                reason = f"nothing was written in {patience:g} s; the disk has {free:.3g} GB free"
+                raise SaveError(f"saving step {self._saving} failed: {reason}")
+            time.sleep(0.05 if time.monotonic() - since < 1 else 0.5)
 
     def close(self):
         """Waits for the save in progress and releases Orbax's threads. Raises SaveError where the save failed.
@@ -121,6 +140,13 @@ class Checkpoints:
     def __exit__(self, kind, error, trace):
         if kind is None or jax.process_count() == 1:
             self.close()
+
+    def _check_space(self, state):
+        """Raises SaveError where the disk has less space than the state takes."""
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
+        if needed > free:
+            space = f"step {self._saving} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
+            raise SaveError(f"saving step {self._saving} failed: No space left on device: {space}")
 
     def _waited(self, wait):
         """wait(), with a failed save as one SaveError."""
@@ -205,6 +231,15 @@ def read_params(directory, step, rate):
     restored = handler.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True))
     handler.close()
     return restored["params"] if rate is None else restored["ema"][rate]
+
+
+def sizes(paths):
+    """{path: bytes} of those that are there."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile
+            found[path] = path.stat().st_size
+    return found
 
 
 def step_directories(directory):

@@ -10,7 +10,8 @@ NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what sc
 class StopRequest:
     """A context in which these signals set `.signal`, a name, and nothing else.
 
-    The same signal a second time does what it did before, so that an impatient Ctrl-C still ends the process.
+    SIGINT a second time does what it did before, so that an impatient Ctrl-C still ends the process; schedulers may
+    send the others more than once.
     """
 
     def __init__(self):
@@ -26,7 +27,8 @@ class StopRequest:
 
     def _handle(self, number, frame):
         self.signal = signal.Signals(number).name
-        signal.signal(number, self._before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
 
 
 def wish_number(name):

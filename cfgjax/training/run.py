@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cfgjax.config import call, check_sections
@@ -20,7 +21,15 @@ from cfgjax.network import (
     sections,
     takes_low_res,
 )
-from cfgjax.sharding import check_batch_size, make_mesh, own_rows, place_batch, place_parameters, replicated
+from cfgjax.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    own_rows,
+    place_batch,
+    place_parameters,
+    replicated,
+)
 from cfgjax.training.checkpoint import Cadence, load_params
 from cfgjax.training.interrupt import wish_number
 from cfgjax.training.objective import classification, denoising, noisy_classification
@@ -110,10 +119,10 @@ def flat(tree):
     return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-class Run:
-    """Everything a config describes, built and checked against each other before any long work.
+class Program:
+    """The training step that a config describes, built and checked before any long work; data and pictures apart.
 
-    devices: for the mesh; by default all.
+    devices: for the mesh; by default all. like: the state's shapes, dtypes and shardings. dispatch: the jitted steps.
     """
 
     def __init__(self, config, devices=None):
@@ -130,15 +139,8 @@ class Run:
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
         check_network(self.net, image_shape)
-        objective = make_objective(config, self.net)
+        objective = self.objective = make_objective(config, self.net)
         self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
-        self.dataset = open_source(**config.data)
-        self.watchers = make_watchers(config, self.mesh, self.dataset)
-        self._check_cadence()
-        self._batches = Batches(
-            self.dataset, config.seed, self.pace.batch_size, self._rows, self.pace.steps_per_dispatch
-        )
-        self._ahead: tuple = None, None  # a step, and the batches from there on
 
         init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
         parts = self.optimizer, self.averages.rates, objective.init
@@ -153,6 +155,31 @@ class Run:
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
         self.dispatch = make_dispatch(train_step, shardings)
+
+    def abstract_batches(self, num_steps):
+        """The shapes, dtypes and shardings of batches [num_steps, B, …], as `Run.batches` has them."""
+        data, sharding = self.config.data, batch_sharding(self.mesh, leading=1)
+        shapes = {"image": (tuple(data.image_shape), jnp.float32), "label": ((), jnp.int32)}
+        if (low := data.get("low_res_size")) is not None:
+            height, width, channels = data.image_shape
+            shapes["low_res"] = (low, width * low // height, channels), jnp.float32
+        leading = num_steps, self.pace.batch_size
+        like = lambda shape, dtype: jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=sharding)
+        return {name: like(*of) for name, of in shapes.items()}
+
+
+class Run(Program):
+    """Everything a config describes, its data and watchers too, checked against each other before any long work."""
+
+    def __init__(self, config, devices=None):
+        super().__init__(config, devices)
+        self.dataset = open_source(**config.data)
+        self.watchers = make_watchers(config, self.mesh, self.dataset)
+        self._check_cadence()
+        self._batches = Batches(
+            self.dataset, config.seed, self.pace.batch_size, self._rows, self.pace.steps_per_dispatch
+        )
+        self._ahead: tuple = None, None  # a step, and the batches from there on
 
     def new_state(self):
         """The state at step 0, with fresh parameters or those of train.init_from."""

@@ -1,6 +1,8 @@
 """The ablations of "Diffusion Models Beat GANs" (arXiv:2105.05233), on ImageNet 128×128.
 
-A sweep file: BASE is an experiment file, `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows are
+cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation --launcher=slurm --gpus_per_node=8 …
+
+BASE is an experiment file, `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows are
 those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their
 order; cfgjax/targets/adm_imagenet256.json has what they came to. Not measured here.
 """

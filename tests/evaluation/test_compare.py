@@ -5,9 +5,12 @@ import csv
 import json
 
 import pytest
+from PIL import Image
 
 from cfgjax import cli, targets
 from cfgjax.errors import UsageError
+from cfgjax.evaluation.compare import make_run
+from cfgjax.evaluation.compare_figure import figure
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
 REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}
@@ -261,6 +264,50 @@ def test_labels_are_as_short_as_they_can_be_and_never_the_same(tmp_path, capsys)
     assert table_of(capsys.readouterr().out)[0] == ["", "x/a", "y/a", "b (1)", "b (2)"]
 
 
+def test_a_sweeps_folder_is_its_runs_in_the_order_of_their_numbers(tmp_path, capsys):
+    for name in ("w=10", "w=2", "w=0.5"):
+        write(tmp_path / "sweep" / name, record(p_uncond=float(name[2:]) / 100))
+    (tmp_path / "sweep" / "unfinished").mkdir()
+    (tmp_path / "sweep" / "w=2.json").write_text("{}")
+    compare(tmp_path / "sweep")
+    assert table_of(capsys.readouterr().out)[0] == ["", "w=0.5", "w=2", "w=10"]
+
+
+def test_parts_of_one_networks_frontier_are_one_curve(tmp_path, capsys):
+    for w, pair in SCORES.items():
+        part = tmp_path / "parts" / f"guidance={w}" / "frontier.json"
+        part.parent.mkdir(parents=True)
+        part.write_text(json.dumps(record(scores={w: pair})))
+    write(tmp_path / "whole", record())
+    compare(tmp_path / "parts", tmp_path / "whole")
+    head, _, *rows = table_of(capsys.readouterr().out)
+    assert head == ["", "parts", "whole"]
+    assert all(row[1] == row[2] for row in rows) and len(rows) == len(SCORES)
+
+
+def test_the_plot_has_every_curve_and_published_rows_where_they_belong(tmp_path, capsys):
+    for p_uncond in (0.1, 0.2):
+        write(tmp_path / "a" / f"p={p_uncond}", record(p_uncond=p_uncond))
+    write(tmp_path / "b", record(network="classifier"))
+    content = {name: [record_of(file) for file in (tmp_path / name).rglob("frontier.json")] for name in "ab"}
+    runs = {name: [make_run(str(i), one) for i, one in enumerate(records)] for name, records in content.items()}
+    drawn = figure(runs["a"], targets.load("cfg_imagenet64"))
+    (axis,) = drawn.axes
+    labels = axis.get_legend_handles_labels()[1]
+    assert labels == ["0", "1", *(f"cfg_imagenet64, p_uncond={p}" for p in (0.1, 0.2, 0.5))]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("FID", "IS")
+    assert {text.get_text() for text in axis.texts} == {"0", "0.1"}
+    (axis,) = figure(runs["b"], targets.load("cfg_imagenet64")).axes
+    assert axis.get_xlabel() == "FD-classifier" and axis.get_legend_handles_labels()[1] == ["0"]
+    assert compare(tmp_path / "a", f"--plot={tmp_path / 'out.png'}") == 0
+    with Image.open(tmp_path / "out.png") as picture:
+        assert min(picture.size) > 400
+
+
+def record_of(file):
+    return json.loads(file.read_text())
+
+
 def test_the_joined_table_is_written(tmp_path, capsys):
     run = write(tmp_path / "a", record())
     for ending in ("csv", "json"):
@@ -293,6 +340,7 @@ def test_the_joined_table_is_written(tmp_path, capsys):
         ("{tmp}/a --target=x", "Unknown command line flag 'target'"),
         ("{tmp}/a --out=table.txt", "--out=table.txt: the ending must be .json or .csv"),
         ("{tmp}/a --out={tmp}/none/table.csv", "it cannot be written"),
+        ("{tmp}/a --plot=plot.txt", "--plot=plot.txt: the ending must be .png or .pdf or .svg"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, words, told):

@@ -1,0 +1,41 @@
+"""`cfgjax launch`."""
+
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.commands import evaluate, sample, train
+from cfgjax.commands.common import no_arguments, required
+from cfgjax.config import parse_flags
+from cfgjax.errors import UsageError, choose
+from cfgjax.launch import LAUNCHERS
+from cfgjax.launch.job import Job
+
+FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
+EXAMPLE = "train --config=FILE --workdir=DIR"
+
+
+def launch(argv):
+    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts the command there."""
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
+    launcher = choose("launcher", argv[1], LAUNCHERS)
+    name, own = " ".join(argv[:2]), argv[2:]
+    command = own[own.index("--") + 1 :] if "--" in own else []
+    if not command:
+        raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
+    given = flags.FlagValues()
+    flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
+    launcher.define_flags(given)
+    no_arguments(parse_flags(given, [name, *own[: own.index("--")]]))
+    return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
+
+
+def check_command(words):
+    """The flags of a cfgjax command's words, checked as far as it can be without its data."""
+    given = choose("command to launch", words[0], FLAGS_OF)([*words])
+    no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
+    required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
+    if Path(given.workdir).is_file():
+        raise UsageError(f"--workdir={given.workdir} is a file")
+    return given

@@ -1,0 +1,78 @@
+"""`cfgjax preflight`."""
+
+import json
+import os
+import sys
+
+from absl import flags
+
+from cfgjax.commands.common import check_writable, no_arguments, required
+from cfgjax.config import config_path, define_flag, parse_flags
+from cfgjax.errors import UsageError
+from cfgjax.exits import DONE
+
+
+def preflight(argv):
+    """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: what a step will take on N devices.
+
+    It is compiled for N virtual devices; no data is read. --run also takes one real step here, and saves it.
+    """
+    given = flags.FlagValues()
+    define_flag(given, argv)
+    flags.DEFINE_integer("devices", None, "How many devices.", flag_values=given, lower_bound=1)
+    flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
+    flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
+    flags.DEFINE_string("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
+    flags.DEFINE_bool("run", False, "A real step, save and restore on the devices at hand.", flag_values=given)
+    flags.DEFINE_string("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
+    no_arguments(parse_flags(given, argv))
+    required(given, "config", "devices")
+    check_files(given)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
+
+    from cfgjax.preflight.sizes import parse_bytes
+    from cfgjax.sharding import parse_mesh
+
+    config = given.config
+    config.mesh.update(parse_mesh(given.mesh))
+    hbm = None if given.hbm is None else parse_bytes(given.hbm)
+    use_virtual_devices(given.devices)
+
+    from cfgjax.preflight.figures import figures
+    from cfgjax.preflight.report import report
+    from cfgjax.preflight.trial import in_a_process, trial_config, trial_report
+
+    file = sys.stderr if given.json == "-" else sys.stdout
+    found = {"config": config_path(argv)} | figures(config, hbm=hbm)
+    print(*report(found), sep="\n", file=file, flush=True)
+    if given.run:
+        found["trial"] = in_a_process(trial_config(config, found["batch"]), given.scratch)
+        print("", *trial_report(found["trial"]), sep="\n", file=file)
+    text = json.dumps(found, indent=2)
+    if given.json == "-":
+        print(text)
+    elif given.json is not None:
+        with open(given.json, "w") as out:
+            out.write(text + "\n")
+    return DONE
+
+
+def check_files(given):
+    """Raises UsageError for files and folders that cannot be written, before anything is compiled."""
+    if given.json not in (None, "-"):
+        check_writable("json", given.json)
+    if given.scratch is None:
+        return
+    if not given.run:
+        raise UsageError("--scratch is given without --run, which alone saves")
+    if not os.path.isdir(given.scratch) or not os.access(given.scratch, os.W_OK):
+        raise UsageError(f"--scratch={given.scratch}: it is no folder that can be written")
+
+
+def use_virtual_devices(count):
+    """Has jax, not used so far, see `count` CPU devices and no others, and compile for them in a hurry."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    jax.config.update("jax_disable_most_optimizations", True)  # of machine code: collectives and memory stay the same

@@ -1,0 +1,53 @@
+"""Processes that this one starts and passes its signals on to."""
+
+import contextlib
+import os
+import signal
+import subprocess
+
+from cfgjax.exits import PREEMPTED
+
+PIPE = subprocess.PIPE
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Received:
+    """A context in which the signals PASSED_ON are put into a list, to be taken from it, and do nothing else."""
+
+    def __init__(self):
+        self.numbers = []
+
+    def __enter__(self):
+        handle = lambda number, _: self.numbers.append(signal.Signals(number))
+        self._before = {number: signal.signal(number, handle) for number in PASSED_ON}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take(self):
+        """The oldest of the signals, or None."""
+        return self.numbers.pop(0) if self.numbers else None
+
+
+def start(argv, **options):
+    """A process in a session of its own: Ctrl-C reaches it once, passed on, not from the terminal as well."""
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+
+
+def kill(process):
+    """Ends what is left of a process of `start` and of what it started itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def exit_code(returncode, passed_on=()):
+    """A Popen's returncode as shells give it, 128 + n for signal n; 75 where that was passed on to it.
+
+    A process that is ended so has not begun, or else it would have saved: started again, it goes on.
+    """
+    if -returncode in passed_on:
+        return PREEMPTED
+    return 128 - returncode if returncode < 0 else returncode

@@ -1,0 +1,25 @@
+"""The programs of schedulers and clouds."""
+
+import shutil
+import subprocess
+
+from cfgjax.errors import UsageError
+
+
+def require(program):
+    """Raises UsageError where a program is not installed."""
+    if shutil.which(program) is None:
+        raise UsageError(f"there is no {program} on this machine; --dry_run prints what it would be given")
+
+
+def output_of(argv, text=None, *, shown=False):
+    """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
+
+    Raises UsageError where the program is not installed, ChildProcessError with its last line where it fails.
+    """
+    require(argv[0])
+    done = subprocess.run(argv, input=text, text=True, capture_output=not shown)
+    if done.returncode:
+        lines = (done.stderr or "").strip().splitlines()
+        raise ChildProcessError(f"{argv[0]} ended with {done.returncode}{': ' + lines[-1] if lines else ''}")
+    return (done.stdout or "").strip()

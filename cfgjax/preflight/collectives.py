@@ -1,0 +1,173 @@
+"""The collectives of a compiled program, read from its text."""
+
+import dataclasses
+import re
+from math import prod
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "c64": 64, "c128": 128}  # of the types whose names do not end in them
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
+CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+COMMENT = re.compile(r"/\*.*?\*/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction, each time it runs.
+
+    bytes: of its result on a device; of a reduce-scatter the operand, which is larger: the whole array in each case.
+    group: the devices of the first group that take part together. times: how often it runs, in loops.
+    """
+
+    kind: str
+    bytes: int
+    group: tuple
+    times: int
+
+    @property
+    def wire_bytes(self):
+        """Bytes that each device sends when the group is a ring, all times together."""
+        return self.times * self.bytes * ring_share(self.kind, len(self.group))
+
+
+def ring_share(kind, size):
+    """Bytes that each of `size` devices in a ring sends in a collective, over those of the array."""
+    if kind == "collective-permute":
+        return 1.0
+    return (2 if kind == "all-reduce" else 1) * (size - 1) / size
+
+
+def find_collectives(text):
+    """[Collective] of the text of a compiled program (`compiled.as_text()`).
+
+    The bodies of loops count as often as XLA knows them to run (known_trip_count). Raises ValueError for a loop of
+    unknown length that has collectives in it.
+    """
+    own, calls, entry = parse(text)
+    counted: dict = {}
+
+    def inside(name):
+        """The collectives of a computation and of all it calls."""
+        if name not in counted:
+            found = list(own.get(name, ()))
+            for called, times in calls.get(name, ()):
+                inner = inside(called)
+                if inner and times is None:
+                    raise ValueError(f"{called} has collectives and runs an unknown number of times")
+                found += [dataclasses.replace(c, times=c.times * times) for c in inner]
+            counted[name] = found
+        return counted[name]
+
+    return inside(entry)
+
+
+def parse(text):
+    """({computation: [Collective, once each]}, {computation: [(called, times or None)]}, the entry's name)"""
+    own: dict = {}
+    calls: dict = {}
+    entry = name = None
+    for line in text.splitlines():
+        if header := COMPUTATION.match(line):
+            name = header[2]
+            entry = name if header[1] else entry
+        elif line.startswith(" ") and (instruction := INSTRUCTION.match(line.strip())):
+            result, opcode = instruction.groups()
+            if opcode.removesuffix("-start") in KINDS:
+                own.setdefault(name, []).append(collective(opcode, result, line))
+                continue  # what it applies is an addition
+            branches = BRANCHES.search(line)
+            called = CALLED.findall(line) + (re.findall(r"[\w.\-]+", branches[1]) if branches else [])
+            known = TRIP_COUNT.search(line)
+            times = (int(known[1]) if known else None) if opcode == "while" else 1
+            calls.setdefault(name, []).extend((inner, times) for inner in called)
+    return own, calls, entry
+
+
+def collective(opcode, result, line):
+    """The Collective of an instruction's line."""
+    if opcode.endswith("-start"):
+        raise ValueError(f"{opcode}: asynchronous collectives are not read; compile for CPU devices")
+    group = first_pair(line) if opcode == "collective-permute" else first_group(line)
+    size = array_bytes(result) * (len(group) if opcode == "reduce-scatter" else 1)
+    return Collective(opcode, size, group, 1)
+
+
+def array_bytes(shape):
+    """Bytes of an array or a tuple of arrays as XLA writes them: f32[8,3]{1,0}, (s32[], bf16[4])."""
+    arrays = ARRAY.findall(COMMENT.sub("", shape))
+    return sum(prod(numbers(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
+
+
+def bits(kind):
+    """Bits of an element of XLA's type: 16 of bf16, 8 of f8e4m3."""
+    if kind in BITS:
+        return BITS[kind]
+    found = re.match(r"[a-z]+(\d+)", kind)
+    if not found:
+        raise ValueError(f"unknown element type {kind}")
+    return int(found[1])
+
+
+def first_group(line):
+    """The first of replica_groups, in any of the ways that XLA writes them."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
+        return tuple(numbers(listed[1]))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        return tuple(device_ids(iota[2], iota[3]).reshape(numbers(iota[1]))[0].tolist())
+    if mesh := re.search(r"replica_groups=@?mesh\[(.*?)\](?:, device_ids=\((.*?)\))? ?\{([^:]*?)\}", line):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", mesh[2] or f"[{prod(axes.values())}]")
+        along = re.findall(r"'(\w+)'", mesh[3])
+        if order and along:
+            ids = device_ids(*order.groups()).reshape(tuple(axes.values()))
+            return tuple(ids[tuple(slice(None) if name in along else 0 for name in axes)].ravel().tolist())
+    raise ValueError(f"cannot read the groups of {line.strip()[:200]}")
+
+
+def first_pair(line):
+    """(from, to) of the first pair of a collective-permute."""
+    pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
+    if not pair:
+        raise ValueError(f"cannot read the pairs of {line.strip()[:200]}")
+    return int(pair[1]), int(pair[2])
+
+
+def device_ids(lengths, order):
+    """0, 1, … as an array of the lengths, its axes in the given order; both as XLA writes them, order perhaps None."""
+    shape = numbers(lengths)
+    ids = np.arange(prod(shape)).reshape(shape)
+    return ids.transpose(numbers(order)) if order else ids
+
+
+def numbers(text):
+    """[1, 2] of "1,2"."""
+    return [int(word) for word in text.split(",") if word]
+
+
+def by_kind(collectives):
+    """{kind: {count, bytes, wire_bytes}} on each device in one run of the program."""
+    sums = {}
+    for kind in KINDS:
+        ours = [c for c in collectives if c.kind == kind]
+        sizes = {"bytes": sum(c.times * c.bytes for c in ours), "wire_bytes": int(sum(c.wire_bytes for c in ours))}
+        sums[kind] = {"count": sum(c.times for c in ours), **sizes}
+    return sums
+
+
+def by_group(collectives, node=8):
+    """[{kind, size, in_node, bytes}]: bytes of each kind among groups of `size`, in_node of them on the first's node.
+
+    node: devices that share one, device i being on node i // node.
+    """
+    sums: dict = {}
+    for c in collectives:
+        key = c.kind, len(c.group), sum(i // node == c.group[0] // node for i in c.group)
+        sums[key] = sums.get(key, 0) + c.times * c.bytes
+    names = ("kind", "size", "in_node")
+    return [dict(zip(names, key, strict=True)) | {"bytes": size} for key, size in sums.items()]

@@ -1,0 +1,297 @@
+"""Sweeps: what a file lists, and runs that are finished, stopped, killed and failed when a sweep is repeated."""
+
+import fcntl
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from command import ROOT, finish, start
+
+from cfgjax import cli
+from cfgjax.errors import UsageError
+from cfgjax.sweep.entries import made_name, read_sweep
+from cfgjax.sweep.records import last_line
+
+TINY = {
+    "config.data.num_examples": 256,
+    "config.model.width": 16,
+    "config.train.batch_size": 16,
+    "config.train.steps_per_dispatch": 5,
+    "config.train.num_steps": 20,
+    "config.train.log_every_steps": 10,
+    "config.checkpoint.every_steps": 1000,
+    "config.sample.every_steps": 1000,
+    "config.sample.per_cell": 2,
+    "config.sample.num_steps": 4,
+}
+# in place of the interpreter: what it does is in a file of the run's name, in $DOES; it leaves a line for each call
+CHILD = """#!/usr/bin/env bash
+for word; do case $word in --workdir=*) name=${word##*/};; esac; done
+echo "$3 $name" >> "$DOES/calls"
+eval "$(cat "$DOES/$name")"
+"""
+WAITS = 'trap "echo saved; exit 75" TERM INT; echo ready; for _ in $(seq 300); do sleep 0.1; done'
+
+
+def sweep_file(folder, text, name="sweep.py"):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def sweep(*words):
+    return cli.run(["sweep", *map(str, words)])
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """fakes({run: what it does}, commands): the words of a sweep of them, of which nothing is trained."""
+    child = tmp_path / "child"
+    child.write_text(CHILD)
+    child.chmod(0o755)
+    monkeypatch.setenv("DOES", str(tmp_path))
+
+    def fakes(does, commands=("train",)):
+        for name, text in does.items():
+            (tmp_path / name).write_text(text)
+        runs = [(name, {}) for name in does]
+        path = sweep_file(
+            tmp_path,
+            f"BASE, COMMANDS = 'experiments/mixture.py', {commands}\ndef get_sweep():\n    return {runs}\n",
+        )
+        return [f"--sweep={path}", f"--out={tmp_path / 'out'}", f"--python={child}"]
+
+    return fakes
+
+
+def wait_until_ready(*logs):
+    """Until the runs of these logs have said so."""
+    deadline = time.monotonic() + 30
+    while not all(log.exists() and "ready" in log.read_text().splitlines() for log in logs):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def calls(folder):
+    """The calls so far, which are forgotten."""
+    said = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    (folder / "calls").unlink(missing_ok=True)
+    return said
+
+
+def states(out):
+    """{run: state} of the table that was printed last."""
+    rows = out.rpartition("last line\n")[2].splitlines()[:-1]
+    return {row.split()[0]: row.split()[1] for row in rows}
+
+
+def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
+    evaluate = {"num_samples": 60, "num_steps": 4, "guidance": (0.0, 1.0), "v": 0.3}
+    path = sweep_file(
+        tmp_path,
+        f"BASE, COMMANDS = 'experiments/mixture.py', ('train', 'evaluate')\nTINY = {TINY | evaluate}\n"
+        "def get_sweep():\n    return [('a b'.replace(' ', '_'), TINY)]\n",
+    )
+    out = tmp_path / "out"
+    code, told, err = finish(start(f"sweep --sweep={path} --out={out}"))
+    assert code == 0, (out / "a_b.log").read_text() + err
+    rows = json.loads((out / "a_b" / "evaluation" / "frontier.json").read_text())["rows"]
+    assert {row["guidance_weight"] for row in rows} == {0.0, 1.0}
+    record = json.loads((out / "a_b.json").read_text())
+    assert record["exit_code"] == 0 and [words[0] for words in record["commands"]] == ["train", "evaluate"]
+    assert re.search(r"a_b +finished +\d+ +wrote frontier.json", told)
+    began = time.monotonic()
+    code, told, _ = finish(start(f"sweep --sweep={path} --out={out}"))
+    assert code == 0 and states(told) == {"a_b": "skipped"}
+    assert time.monotonic() - began < 5
+
+
+def test_repeated_it_skips_finished_runs_goes_on_with_stopped_ones_and_reports_failures(fakes, tmp_path, capsys):
+    does = {"ends": "exit 0", "stops": "exit 75", "fails": "echo no luck >&2; exit 3"}
+    words = fakes(does)
+    assert sweep(*words) == 1
+    assert states(capsys.readouterr().out) == {"ends": "finished", "stops": "interrupted", "fails": "failed"}
+    assert calls(tmp_path) == ["train ends", "train stops", "train fails"]
+    (tmp_path / "stops").write_text("echo went on")
+    assert sweep(*words) == 1
+    out = capsys.readouterr().out
+    assert states(out) == {"ends": "skipped", "stops": "finished", "fails": "failed"}
+    assert re.search(r"fails +failed +\d+ +no luck\n", out)
+    assert calls(tmp_path) == ["train stops"]
+    (tmp_path / "fails").write_text("exit 0")
+    assert sweep(*words, "--retry_failed", "--only=fails,ends") == 0
+    assert calls(tmp_path) == ["train fails"]
+    assert not [path for path in (tmp_path / "out").iterdir() if "part" in path.name]
+
+
+def test_only_stopped_runs_are_75_and_the_second_command_waits_for_the_first(fakes, tmp_path, capsys):
+    words = fakes({"a": "[ $3 = train ] || exit 75", "b": "exit 75"}, ("train", "evaluate"))
+    assert sweep(*words) == 75
+    assert states(capsys.readouterr().out) == {"a": "interrupted", "b": "interrupted"}
+    assert calls(tmp_path) == ["train a", "evaluate a", "train b"]
+
+
+def test_a_run_of_other_overrides_is_not_taken_for_finished(fakes, tmp_path):
+    words = fakes({"a": "exit 0"})
+    assert sweep(*words) == 0
+    text = (tmp_path / "sweep.py").read_text()
+    (tmp_path / "sweep.py").write_text(text.replace("{}", "{'config.seed': 1}"))
+    assert sweep(*words) == 0
+    assert calls(tmp_path) == ["train a", "train a"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, number):
+    words = fakes({"a": WAITS, "b": WAITS, "c": "exit 0"})
+    process = start(shlex.join(["sweep", *words, "--parallel=2"]))
+    logs = [tmp_path / "out" / f"{name}.log" for name in "ab"]
+    wait_until_ready(*logs)
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert code == 75, err
+    assert states(out) == {"a": "interrupted", "b": "interrupted", "c": "waiting"}
+    assert all("saved" in log.read_text() for log in logs)
+
+
+def test_a_run_that_another_sweep_left_running_is_left_alone(fakes, tmp_path, capsys):
+    words = fakes({"a": f'echo $$ > "$DOES/pid"; {WAITS}'})
+    process = start(shlex.join(["sweep", *words]))
+    log = tmp_path / "out" / "a.log"
+    wait_until_ready(log)
+    process.kill()  # the run goes on, and holds its log
+    finish(process)
+    assert sweep(*words) == 75
+    assert states(capsys.readouterr().out) == {"a": "elsewhere"}
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    with open(log, "rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # when it has ended
+    (tmp_path / "a").write_text("exit 0")
+    assert sweep(*words) == 0
+
+
+def test_a_dry_run_prints_the_commands_that_are_left(fakes, tmp_path, capsys):
+    words = fakes({"a": "exit 0", "b": "exit 0"})
+    assert sweep(*words, "--only=a") == 0
+    before = sorted((tmp_path / "out").iterdir())
+    capsys.readouterr()
+    assert sweep(*words, "--dry-run") == 0
+    made = capsys.readouterr().out
+    command = ["train", "--config=experiments/mixture.py", f"--workdir={tmp_path / 'out' / 'b'}"]
+    assert shlex.split(made.replace("\\\n", "")) == [str(tmp_path / "child"), "-m", "cfgjax", *command]
+    assert sorted((tmp_path / "out").iterdir()) == before
+
+
+def test_slurms_array_has_a_task_for_each_run_and_writes_its_record(fakes, tmp_path, capsys):
+    """The script of a task, with what the cluster has replaced by functions of the shell."""
+    words = fakes({"a": "exit 0", "b": "echo 'no luck'; exit 3"}, ("train", "evaluate"))
+    (tmp_path / "out").mkdir()
+    assert sweep(*words, "--launcher=slurm", "--time=60", "--parallel=1", "--dry_run") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-1%1\n" in script
+    cluster = 'srun() { shift; "$@"; }\nsqueue() { echo RUNNING; }\n'
+    for task, code in [(0, 0), (1, 3)]:
+        variables = {**os.environ, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7"}
+        assert subprocess.run(["bash", "-c", cluster + script], env=variables).returncode == code
+    assert calls(tmp_path) == ["train a", "evaluate a", "train b"]
+    assert sweep(*words) == 1  # the records are read as those of runs here
+    out = capsys.readouterr().out
+    assert states(out) == {"a": "skipped", "b": "failed"} and "no luck" in out
+
+
+def test_names_are_made_of_what_differs():
+    keys = {"config.diffusion.p_uncond", "config.seed", "config.data.seed", "config.model.sizes"}
+    overrides = {"config.diffusion.p_uncond": 0.1, "config.seed": 0}
+    assert made_name(overrides, keys - {"config.data.seed"}) == "p_uncond=0.1,seed=0"
+    assert made_name(overrides | {"config.data.seed": 1}, keys) == "p_uncond=0.1,seed=0,data.seed=1"
+    assert made_name({"config.model.sizes": (16, 8)}, keys) == "sizes=16x8"
+    assert made_name({"config.data.path": "a/b c"}, {"config.data.path"}) == "path=a_b_c"
+
+
+def test_keys_go_to_the_command_that_they_are_of(tmp_path):
+    both = "BASE, COMMANDS = 'b.py', ('train', 'evaluate')\n"
+    path = sweep_file(
+        tmp_path, both + "def get_sweep():\n    return [('x', {'config.seed': 1, 'guidance': (0.0, 1)})]\n"
+    )
+    (entry,) = read_sweep(path, "out")
+    train = ("train", "--config=b.py", "--workdir=out/x", "--config.seed=1")
+    assert entry.commands == (train, ("evaluate", "--workdir=out/x", "--guidance=0.0,1"))
+    path = sweep_file(tmp_path, "COMMANDS = ('evaluate',)\ndef get_sweep():\n    return [{'guidance': 0.3}]\n")
+    (entry,) = read_sweep(path, "out", workdir="run")
+    assert entry.name == "guidance=0.3"
+    assert entry.commands == (("evaluate", "--workdir=run", "--out=out/guidance=0.3", "--guidance=0.3"),)
+
+
+def test_the_last_line_is_the_runs_own(tmp_path):
+    (tmp_path / "a.log").write_text("one\nbar 1\rbar 2\n\nslurmstepd-n: error: x\nsrun: error: n: task 0: Exited\n")
+    assert last_line(tmp_path, "a") == "bar 2"
+    assert last_line(tmp_path, "b") == ""
+
+
+BASE = "BASE = 'experiments/mixture.py'\n"
+RUNS = "def get_sweep():\n    return "
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "told"),
+    [
+        (BASE + RUNS + "[('a', {}), ('a', {'config.seed': 1})]", "", "has 2 runs of the name 'a'"),
+        (BASE + RUNS + "[{'config.seed': 1}, {'config.seed': 1}]", "", "has 2 runs of the name 'seed=1'"),
+        (BASE + RUNS + "[]", "", "get_sweep() lists no runs"),
+        (BASE + RUNS + "[('a/b', {})]", "", "'a/b' cannot be a run's folder"),
+        (BASE + RUNS + "[('..', {})]", "", "'..' cannot be a run's folder"),
+        (BASE + RUNS + "[('a.log', {})]", "", "'a.log' cannot be a run's folder"),
+        (BASE + RUNS + "[('', {})]", "", "'' cannot be a run's folder"),
+        (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "150 at most"),
+        (BASE + RUNS + "[('a', {'config.sed': 1})]", "", "run 'a': unknown config key 'sed', did you mean 'seed'?"),
+        (BASE + RUNS + "[('a', {'config.seed': 'x'})]", "", "run 'a': "),
+        (BASE + RUNS + "[('a', {'guidance': 1})]", "", "run 'a' sets 'guidance', of evaluate, which is not among"),
+        (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which is the sweep's own"),
+        (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
+        (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),
+        (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
+        (BASE, "", "has no get_sweep()"),
+        ("def get_sweep(:", "", "SyntaxError"),
+        (RUNS + "[('a', {})]", "", "has no BASE, and no --base=FILE is given"),
+        (BASE + RUNS + "[('a', {})]", "--base=none.py", "there is no config file none.py"),
+        (BASE + RUNS + "[('a', {})]", "--only=b", "--only=b: no run is called 'b'; there are a"),
+        (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs and takes no --workdir"),
+        (BASE + RUNS + "[('a', {})]", "--parallel=0", "--parallel=0: 0 is not a positive integer"),
+        (BASE + RUNS + "[('a', {})]", "--launcher=slrum", "slrum"),
+        (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes is without meaning for --launcher=local"),
+        (BASE + RUNS + "[('a', {})]", "--launcher=slurm", "--time must be given"),
+        ("COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidance': 1}]", "", "the sweep needs --workdir=RUN"),
+        (
+            "COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidence': 1}]",
+            "--workdir=x",
+            "run 'guidence=1': Unknown command line flag 'guidence'",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_begun(tmp_path, text, flags, told):
+    path = sweep_file(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        sweep(f"--sweep={path}", f"--out={tmp_path / 'out'}", *flags.split())
+    assert told in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no sweep file none\.py"):
+        sweep("--sweep=none.py", "--out=x")
+    with pytest.raises(UsageError, match="--out must be given"):
+        sweep("--sweep=none.py")
+    path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")
+    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+        sweep(f"--sweep={path}", f"--out={path}/out", f"--python={sys.executable}")
