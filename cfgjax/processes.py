@@ -3,7 +3,6 @@
 All of them call these functions in the same order. Where a watchdog watches them, each call is a stage to it.
 """
 
-import contextlib
 import io
 import json
 
@@ -30,11 +29,6 @@ def stage(what):
 def timeout_seconds():
     """In how many seconds the watchdog finds a fault, None where there is none."""
     return _watchdogs[0].timeout_seconds if _watchdogs else None
-
-
-def alone():
-    """A context in which the other processes may wait for this one as long as it takes."""
-    return _watchdogs[0].alone() if _watchdogs else contextlib.nullcontext()
 
 
 def allgather(arrays, what="an exchange"):
@@ -80,11 +74,10 @@ def decided(function, what):
         return function()
     told, error = {}, None
     if jax.process_index() == 0:
-        with alone():
-            try:
-                told = {"value": function()}
-            except (UsageError, OSError) as e:
-                told, error = {"error": str(e), "usage": isinstance(e, UsageError)}, e
+        try:
+            told = {"value": function()}
+        except (UsageError, OSError) as e:
+            told, error = {"error": str(e), "usage": isinstance(e, UsageError)}, e
     text = np.frombuffer(json.dumps(told).encode(), np.uint8)
     told = json.loads(allgather({"told": text}, what)[0]["told"].tobytes())
     if error is not None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+STARTED: list = []
 
 
 def start(command, environ=None, **options):
@@ -16,7 +17,8 @@ def start(command, environ=None, **options):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **(environ or {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     options = {"cwd": ROOT, "env": env, **pipes, **options}
-    return subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], **options)
+    STARTED.append(subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], **options))
+    return STARTED[-1]
 
 
 def start_several(command, count, **environ):
@@ -39,6 +41,15 @@ def finish(process, timeout=120):
         process.communicate()
         raise
     return process.returncode, out, err
+
+
+def end_all():
+    """Kills what a test that failed has left running, and closes its pipes."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.stdout and not process.stdout.closed:
+            process.kill()
+            process.communicate()
 
 
 def finish_all(processes, timeout=120):

@@ -4,7 +4,6 @@ Collectives wait for ever for a process that does not come. A thread beside the 
 process 0, with how far the main thread has come; process 0 judges, and its verdict ends every process.
 """
 
-import contextlib
 import dataclasses
 import faulthandler
 import math
@@ -14,6 +13,8 @@ import time
 from cfgjax.exits import FAILED, end_process
 
 STEPS = "step "  # what regular steps are called, of which it is known how long they take
+SAVES = ("saving ", "waiting for the save ")
+TOGETHER = (STEPS, *SAVES)  # stages in which no process is long alone; compiling, measuring and drawing may be uneven
 STALLED_STEPS = 10  # as many times the longest step so far, and no step has ended: nobody moves
 
 
@@ -22,22 +23,20 @@ class Seen:
     """What process 0 knows of a process, times by its own clock.
 
     heard: when it last said anything. count: how many stages it has entered, the last of them `what`, noticed `at`.
-    alone: whether the others may have to wait for this stage. leaving: whether it has come to its end.
+    leaving: whether it has come to its end.
     """
 
     heard: float
     at: float
     count: int = 0
     what: str = "the start"
-    alone: bool = False
     leaving: bool = False
 
-    def update(self, now, count, what, alone):
+    def update(self, now, count, what):
         """Takes in a beat."""
         self.heard = now
         if count != self.count:
             self.count, self.what, self.at = count, what, now
-        self.alone = alone
 
 
 def judge(now, seen, patience, longest_step=None):
@@ -52,7 +51,7 @@ def judge(now, seen, patience, longest_step=None):
     index, last = min(seen.items(), key=lambda item: item[1].count)
     if last.count < leader.count:
         waited = now - max(last.at, leader.at)
-        if waited > patience and not last.alone:
+        if waited > patience and last.what.startswith(TOGETHER):
             return index, f"is stuck at {last.what}, where the others have waited {waited:.0f} s for it"
     elif longest_step is not None and all(process.what.startswith(STEPS) for process in seen.values()):
         waited = now - max(process.at for process in seen.values())
@@ -90,19 +89,10 @@ class Watchdog:
         with self._lock:
             if mine.what.startswith(STEPS) and what.startswith(STEPS):
                 self._longest_step = max(self._longest_step or 0.0, now - mine.at)
-            mine.update(now, mine.count + 1, what, False)
+            mine.update(now, mine.count + 1, what)
             if self._own.number == 0:
                 self._stages[mine.count] = what
                 self._stages.pop(mine.count - 10_000, None)
-
-    @contextlib.contextmanager
-    def alone(self):
-        """While it lasts, the others may wait for this process as long as it takes."""
-        self._mine.alone = True
-        try:
-            yield
-        finally:
-            self._mine.alone = False
 
     def failed(self, reason, code=FAILED):
         """Tells the others that this process has failed."""
@@ -142,7 +132,7 @@ class Watchdog:
                 self._end(f"was frozen itself for {now - mine.heard:.0f} s", FAILED)
             mine.heard = now
             for link in self._links.values():
-                link.send({"beat": [mine.count, mine.what, mine.alone]})
+                link.send({"beat": [mine.count, mine.what]})
             if self._own.number != 0:
                 hub = self._seen[0]
                 silent = now - hub.heard

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import finish_all, free_port, run, start, start_several
+from command import end_all, finish_all, free_port, run, start, start_several
 from test_cli import metrics, state, wait_for_step
 from tiny import same_trees
 
@@ -21,6 +21,12 @@ TRAIN = (
     "--config.checkpoint.keep_last=100 --config.sample.every_steps=300 --config.sample.per_cell=2 "
     "--config.sample.num_steps=4 --config.cluster.timeout_seconds=20 --workdir={workdir}"
 )
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    end_all()
 
 
 def train(workdir, *flags):
@@ -94,7 +100,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsew
     assert distance(state(workdir, STEPS)["params"], state(alone, STEPS)["params"]) < 1e-4
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_other_and_nothing_is_lost(together, tmp_path, victim):
     workdir = tmp_path / "run"
     processes = start_several(train(workdir), 2)
@@ -114,14 +120,14 @@ def test_a_killed_process_ends_the_other_and_nothing_is_lost(together, tmp_path,
 
 def test_a_frozen_process_is_named(tmp_path):
     workdir = tmp_path / "run"
-    processes = start_several(train(workdir, "--config.train.num_steps=100000 --config.cluster.timeout_seconds=6"), 2)
+    processes = start_several(train(workdir, "--config.train.num_steps=100000 --config.cluster.timeout_seconds=15"), 2)
     wait_for_step(workdir, 20)
     processes[1].send_signal(signal.SIGSTOP)
     frozen = time.monotonic()
     code, _, err = finish_all(processes[:1])[0]
     assert code == 1
-    assert time.monotonic() - frozen < 7
-    assert re.search(r"process 1 on \S+ \(pid \d+\) has not been heard of for \d s: frozen", err.splitlines()[-1])
+    assert time.monotonic() - frozen < 16
+    assert re.search(r"process 1 on \S+ \(pid \d+\) has not been heard of for \d+ s: frozen", err.splitlines()[-1])
     processes[1].send_signal(signal.SIGCONT)
     assert finish_all(processes[1:])[0][0] == 1
 

@@ -35,9 +35,11 @@ for i in range(20):
 if fault == "stalled":
     time.sleep(1000)
 if fault == "alone":
-    with watchdog.alone():
-        print("ready", flush=True)
-        time.sleep(1.5 * TIMEOUT)
+    watchdog.stage("compiling")
+    print("ready", flush=True)
+    time.sleep(1.5 * TIMEOUT)
+else:
+    watchdog.stage("compiling")
 watchdog.stage("another exchange" if fault == "another way" else "an exchange")
 print("ready", flush=True)
 if fault == "leave":
@@ -164,4 +166,5 @@ def test_only_what_lasts_longer_than_patience_is_blamed():
     assert judge(100.0, seen(5, 5), 1.0, longest_step=11.0) is None
     assert judge(100.0, seen(5, 5), 1.0, longest_step=9.0) == (None, "no process has come further than step 1 in 100 s")
     assert judge(100.0, seen(5, 5, what="pictures"), 1.0, longest_step=9.0) is None
-    assert judge(100.0, seen(5, 4, alone=True), 1.0) is None
+    assert judge(100.0, seen(5, 4, what="compiling"), 1.0) is None
+    assert judge(100.0, seen(5, 4, what="saving step 5"), 1.0)[0] == 1
