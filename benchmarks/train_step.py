@@ -25,19 +25,11 @@ def measure(config, given):
     """Figures of the dispatch that training compiles for config, on random images that are on the device already."""
     import jax
 
-    from cfgjax.training.loop import Run
-    from cfgjax.training.state import create_state
-
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:
         raise UsageError(f"--steps_per_repeat={steps} is not a multiple of {k} steps per dispatch")
-    cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
-    config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))
-    with tempfile.TemporaryDirectory() as folder:
-        make_data_random(config, k * config.train.batch_size, f"{folder}/random.npz")
-        run = Run(config)
-    state, batches = create_state(run.build_state, run.mesh), run.batches(0)
+    run, state, batches = open_step(config, k)
     dispatch, compile_seconds = harness.compile_timed(run.dispatch, state, batches, run.step_key)
 
     def repeat():
@@ -57,6 +49,20 @@ def measure(config, given):
         "ms_per_step": 1000 * config.train.batch_size / shared["images_per_second"],
         **shared,
     }
+
+
+def open_step(config, steps_per_dispatch):
+    """(the `Run` of config on random images, its state, the batches of one dispatch)."""
+    from cfgjax.training.loop import Run
+    from cfgjax.training.state import create_state
+
+    k = steps_per_dispatch
+    cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
+    config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))
+    with tempfile.TemporaryDirectory() as folder:
+        make_data_random(config, k * config.train.batch_size, f"{folder}/random.npz")
+        run = Run(config)
+    return run, create_state(run.build_state, run.mesh), run.batches(0)
 
 
 def make_data_random(config, num_examples, path):

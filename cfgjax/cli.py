@@ -17,6 +17,7 @@ from cfgjax.commands.prepare import prepare
 from cfgjax.commands.sample import sample
 from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
+from cfgjax.compilation import keep_programs
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
 
@@ -41,6 +42,7 @@ def main():
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
     threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_programs()
     try:
         sys.exit(run(sys.argv[1:]))
     except UsageError as e:

@@ -65,6 +65,16 @@ def test_what_guidance_costs_is_told_beside_what_it_needs():
         assert row["overhead"] == row["guided_seconds"][0] / row["needed_seconds"][0] - 1
 
 
+def test_peers_takes_part_without_torch_and_says_so():
+    ran = run("peers", "--configs=tiny", "--contestants=eager,cfgjax", "--repeats=2", "--batch_size=2", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    *peers, ours = json.loads(ran.stdout)["results"]
+    assert ours["contestant"] == "cfgjax" and (ours["times_eager"] is None) == (not peers)
+    assert all(peer["parameters"] == ours["parameters"] for peer in peers)
+    assert bool(peers) == ("eager: left out, torch is not installed" not in ran.stderr)
+    assert all(0 < ours[figure] < math.inf for figure in ("ms_per_step", "compile_seconds", "resident_bytes"))
+
+
 @pytest.mark.parametrize("name", [*OWN, "evaluation"])
 def test_an_unknown_configuration_fails_with_the_nearest_name(name):
     ran = run(name, "--configs=digits,smal8")

@@ -13,6 +13,7 @@ TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config"
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
+    "compilation": set(),
     "files": {"errors"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.cluster.session import Patience
 from cfgjax.config import call, flatten
 from cfgjax.errors import UsageError
 
@@ -35,6 +34,8 @@ def shared_facts(given, config):
 
 def patience(config):
     """The `Patience` of a config, the usual one where it says nothing."""
+    from cfgjax.cluster.session import Patience
+
     return call(Patience, "cluster", config.get("cluster", {}))
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.cluster.session import taking_part
 from cfgjax.commands.common import (
     check_writable,
     classifier_scales,
@@ -36,6 +35,7 @@ def sample(argv):
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     guidance, scales = weights(given), classifier_scales(given)
 
+    from cfgjax.cluster.session import taking_part
     from cfgjax.workdir import read_config
 
     config = read_config(given.workdir or given.base)

@@ -2,7 +2,6 @@
 
 from absl import flags
 
-from cfgjax.cluster.session import taking_part
 from cfgjax.commands.common import define_place, no_arguments, patience, place, required, shared_facts
 from cfgjax.config import define_flag, parse_flags
 from cfgjax.exits import DONE, PREEMPTED
@@ -14,6 +13,7 @@ def train(argv):
     no_arguments(parse_flags(given, argv))
     required(given, "config", "workdir")
 
+    from cfgjax.cluster.session import taking_part
     from cfgjax.training.interrupt import StopRequest
 
     with StopRequest() as stop, taking_part(place(given), shared_facts(given, given.config), patience(given.config)):

@@ -1,0 +1,181 @@
+"""Training speed beside PyTorch: cfgjax, an ADM U-Net in eager PyTorch and diffusers' UNet2DModel, in one run.
+
+python benchmarks/peers.py --configs=small8,small32 --repeats=15 --json=peers.json
+
+Every contestant is a process of its own, so that memory and compile times are its own; all of them live at once and
+take their steps in turn, round by round, the others asleep.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import harness
+from absl import flags
+from train_step import open_step
+
+from cfgjax.errors import choose
+from cfgjax.exits import DONE
+
+# name: (what makes it, its arguments)
+CONTESTANTS = {
+    "eager": ("torch", ("adm", "eager")),
+    "eager_tuned": ("torch", ("adm", "channels_last")),
+    "eager_compiled": ("torch", ("adm", "compile")),
+    "diffusers": ("torch", ("diffusers", "eager")),
+    "diffusers_tuned": ("torch", ("diffusers", "channels_last")),
+    "diffusers_compiled": ("torch", ("diffusers", "compile")),
+    "cfgjax": ("jax", (1,)),
+    "cfgjax_8": ("jax", (8,)),
+}
+NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
+ROUND_STEPS = 8  # optimizer steps that a contestant takes in each round
+REFERENCE = "eager"
+PASSED = ("batch_size", "dtype", "cores", "clock")
+COLUMNS = {
+    "configuration": lambda f: f["config"],
+    "        contestant": lambda f: f["contestant"],
+    "parameters": lambda f: f"{f['parameters']:,}",
+    "batch": lambda f: str(f["batch_size"]),
+    "ms/step": lambda f: f"{f['ms_per_step']:.1f}",
+    **harness.RATE_COLUMNS,
+    "× eager": lambda f: "-" if f["times_eager"] is None else f"{f['times_eager']:.2f}",
+    "quartiles": lambda f: "–".join(f"{q:.2f}" for q in f["times_eager_quartiles"]) or "-",
+    "compile s": lambda f: f"{f['compile_seconds']:.1f}",
+    "resident MB": lambda f: harness.megabytes(f["resident_bytes"]),
+}
+
+
+def missing(name):
+    """The library that a contestant needs and that is not installed, or None."""
+    kind, (network, *_) = CONTESTANTS[name]
+    needed = () if kind == "jax" else NEEDS["diffusers" if network == "diffusers" else "torch"]
+    return next((library for library in needed if importlib.util.find_spec(library) is None), None)
+
+
+def make_torch(config, network, mode):
+    """(take ROUND_STEPS steps, parameters) of a peer."""
+    import torch_peers
+
+    step = torch_peers.Step(config, network, mode)
+    return lambda: [step() for _ in range(ROUND_STEPS)], step.parameters
+
+
+def make_jax(config, steps_per_dispatch):
+    """(take ROUND_STEPS steps, parameters) of cfgjax's training step as `cfgjax train` compiles it."""
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    run, state, batches = open_step(config, steps_per_dispatch)
+    dispatch = run.dispatch.lower(state, batches, run.step_key).compile()
+    kept = [state]
+
+    def take():
+        for _ in range(ROUND_STEPS // steps_per_dispatch):
+            kept[0], metrics = dispatch(kept[0], batches, run.step_key)
+        jax.block_until_ready((kept[0], metrics))
+
+    return take, sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def contestant(given):
+    """The process of one contestant: a JSON line when it is ready, one for each line it is sent, one at the end."""
+    kind, arguments = CONTESTANTS[given.contestant]
+    config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
+    if given.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before threads are counted
+    clock = time.process_time if given.clock == "cpu" else time.perf_counter
+    start = clock()
+    take, parameters = (make_torch if kind == "torch" else make_jax)(config, *arguments)
+    take()
+    ready, told = clock() - start, functools.partial(print, flush=True)
+    start = clock()
+    take()
+    told(json.dumps({"parameters": parameters, "compile_seconds": ready - (clock() - start)}))
+    for _ in sys.stdin:
+        start = clock()
+        take()
+        told(clock() - start)
+    told(harness.resident_bytes())
+    return DONE
+
+
+def measure(given):
+    """The rows of one configuration: every contestant's, its time in each round compared with eager's in that round."""
+    config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
+    names = [name for name in given.contestants if not missing(name)]
+    told, seconds, rows = {}, {name: [] for name in names}, []
+    with contextlib.ExitStack() as stack:
+        start = functools.partial(start_contestant, given, stack)
+        running = {}
+        for name in names:  # one after the other: compiling is timed too
+            running[name] = start(name)
+            told[name] = json.loads(running[name].stdout.readline())
+        for turn in range(given.repeats):
+            first = turn % len(names)
+            for name in [*names[first:], *names[:first]]:
+                print("go", file=running[name].stdin, flush=True)
+                seconds[name].append(float(running[name].stdout.readline()))
+        for name in names:
+            running[name].stdin.close()
+            told[name]["resident_bytes"] = int(running[name].stdout.readline())
+    for name in names:
+        ratios = [r / s for r, s in zip(seconds.get(REFERENCE, []), seconds[name], strict=False)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        rates = harness.rate_figures(ROUND_STEPS * config.train.batch_size, seconds[name])
+        rows.append(
+            {"config": given.configs[0], "batch_size": config.train.batch_size, "contestant": name, **told[name]}
+            | {"ms_per_step": 1000 * config.train.batch_size / rates["images_per_second"], **rates}
+            | {"times_eager": statistics.median(ratios) if ratios else None}
+            | {"times_eager_quartiles": quartiles[::2]}
+        )
+    return rows
+
+
+def start_contestant(given, stack, name):
+    """The process of a contestant, which the stack ends."""
+    command = [sys.executable, str(Path(__file__)), f"--configs={given.configs[0]}", f"--contestant={name}"]
+    command += [f"--{flag}={given[flag].value}" for flag in PASSED if given[flag].value is not None]
+    pipe = subprocess.PIPE
+    process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+    stack.callback(process.kill)
+    return process
+
+
+def cases(given):
+    """A case per configuration; says which contestants are left out, and why."""
+    for name in given.contestants:
+        choose("contestant", name, CONTESTANTS)
+        if library := missing(name):
+            print(f"{name}: left out, {library} is not installed", file=sys.stderr)
+    return harness.product(given, "configs")
+
+
+def main(argv):
+    """The exit code of `peers.py FLAGS`."""
+    given = flags.FlagValues()
+    flags.DEFINE_list("contestants", list(CONTESTANTS), "Which take part.", flag_values=given)
+    flags.DEFINE_integer(
+        "cores", None, "Cores that each contestant may use; all by default.", flag_values=given, lower_bound=1
+    )
+    flags.DEFINE_enum(
+        "clock", "wall", ["wall", "cpu"], "cpu: processor seconds; with --cores=1 for busy machines.", flag_values=given
+    )
+    flags.DEFINE_string("contestant", None, "Internal: the contestant that this process is.", flag_values=given)
+    if any(word.startswith("--contestant=") for word in argv):
+        harness.define_flags(given, [])
+        given(argv)
+        return contestant(given)
+    tables = {"peers": harness.Table(cases, measure, COLUMNS)}
+    return harness.main(argv, __doc__, given, tables, configs=["small8", "small32"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,202 @@
+"""The peers in PyTorch: ADM's U-Net as plain eager modules, diffusers' of the same shape, a training step of each."""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from cfgjax.errors import UsageError
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm(32), computed in float32."""
+
+    def __init__(self, channels):
+        super().__init__(32, channels)
+
+    def forward(self, x):
+        return super().forward(x.float()).type(x.dtype)
+
+
+def zeroed(module):
+    """The module with its parameters set to zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class ResBlock(nn.Module):
+    """GN, SiLU, conv3, AdaGN, SiLU, conv3, plus the skip; resample "none", "down" or "up" on both branches."""
+
+    def __init__(self, channels, features, embedded, resample="none"):
+        super().__init__()
+        self.in_norm, self.in_conv = GroupNorm(channels), nn.Conv2d(channels, features, 3, padding=1)
+        self.emb = nn.Linear(embedded, 2 * features)
+        self.out_norm, self.out_conv = GroupNorm(features), zeroed(nn.Conv2d(features, features, 3, padding=1))
+        self.skip = nn.Conv2d(channels, features, 1) if channels != features else nn.Identity()
+        self.resample = resample
+
+    def resampled(self, x):
+        if self.resample == "down":
+            return functional.avg_pool2d(x, 2)
+        return functional.interpolate(x, scale_factor=2, mode="nearest") if self.resample == "up" else x
+
+    def forward(self, x, emb):
+        h = self.in_conv(self.resampled(functional.silu(self.in_norm(x))))
+        scale, shift = self.emb(functional.silu(emb))[:, :, None, None].chunk(2, dim=1)
+        h = functional.silu(self.out_norm(h) * (1 + scale) + shift)
+        return self.skip(self.resampled(x)) + self.out_conv(h)
+
+
+class Attention(nn.Module):
+    """Self-attention over positions by two einsums, softmax in float32, plus x."""
+
+    def __init__(self, channels, head_channels):
+        super().__init__()
+        self.head_channels = head_channels
+        self.norm, self.qkv = GroupNorm(channels), nn.Conv1d(channels, 3 * channels, 1)
+        self.proj = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x, emb):
+        flat = x.flatten(2)
+        qkv = self.qkv(self.norm(flat))
+        q, k, v = qkv.reshape(-1, 3 * self.head_channels, qkv.shape[-1]).split(self.head_channels, dim=1)
+        scale = self.head_channels**-0.25
+        weight = torch.einsum("bct,bcs->bts", q * scale, k * scale).float().softmax(dim=-1).type(v.dtype)
+        h = torch.einsum("bts,bcs->bct", weight, v).reshape(flat.shape)
+        return (flat + self.proj(h)).reshape(x.shape)
+
+
+class UNet(nn.Module):
+    """ε_θ(z [B, C, H, W], time [B], label [B]) of a config.model with AdaGN and resampling in residual blocks."""
+
+    def __init__(self, model, image_shape, num_classes):
+        super().__init__()
+        size, _, colours = image_shape
+        first, embedded = model.channels, 4 * model.channels
+        widths = [int(m * first) for m in model.multipliers]
+        self.first = first
+        self.time = nn.Sequential(nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
+        self.label = nn.Embedding(num_classes + 1, embedded)
+
+        def block(channels, width, height):
+            made = [ResBlock(channels, width, embedded)]
+            attended = height in model.attention_resolutions
+            return nn.ModuleList(made + [Attention(width, model.head_channels)] * attended)
+
+        self.in_conv = nn.Conv2d(colours, first, 3, padding=1)
+        self.down, self.up, kept, channels = nn.ModuleList(), nn.ModuleList(), [first], first
+        for level, width in enumerate(widths):
+            for _ in range(model.depth):
+                self.down.append(block(channels, width, size >> level))
+                kept, channels = [*kept, width], width
+            if level < len(widths) - 1:
+                self.down.append(nn.ModuleList([ResBlock(channels, channels, embedded, "down")]))
+                kept.append(channels)
+        middle = [ResBlock(channels, channels, embedded) for _ in range(2)]
+        self.middle = nn.ModuleList([middle[0], Attention(channels, model.head_channels), middle[1]])
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(model.depth + 1):
+                made = block(channels + kept.pop(), width, size >> level)
+                channels = width
+                if level and i == model.depth:
+                    made.append(ResBlock(channels, channels, embedded, "up"))
+                self.up.append(made)
+        self.out_norm, self.out_conv = GroupNorm(channels), zeroed(nn.Conv2d(channels, colours, 3, padding=1))
+
+    def forward(self, z, time, label):
+        half = self.first // 2
+        omega = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        angle = time[:, None] * omega
+        emb = self.time(torch.cat([angle.cos(), angle.sin()], dim=-1)) + self.label(label)
+        h, kept = self.in_conv(z), []
+        kept.append(h)
+        for block in self.down:
+            for part in block:
+                h = part(h, emb)
+            kept.append(h)
+        for part in self.middle:
+            h = part(h, emb)
+        for block in self.up:
+            h = torch.cat([h, kept.pop()], dim=1)
+            for part in block:
+                h = part(h, emb)
+        return self.out_conv(functional.silu(self.out_norm(h)))
+
+
+def diffusers_unet(model, image_shape, num_classes):
+    """diffusers' `UNet2DModel` of the same shape."""
+    from diffusers import UNet2DModel
+
+    size, _, colours = image_shape
+    attended = [size >> level in model.attention_resolutions for level in range(len(model.multipliers))]
+    names = lambda way, plain: tuple(f"Attn{way}Block2D" if a else plain for a in attended)
+    net = UNet2DModel(
+        sample_size=size, in_channels=colours, out_channels=colours, layers_per_block=model.depth,
+        block_out_channels=tuple(int(m * model.channels) for m in model.multipliers),
+        down_block_types=names("Down", "ResnetDownsampleBlock2D"),
+        up_block_types=names("Up", "ResnetUpsampleBlock2D")[::-1],
+        downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
+        attention_head_dim=model.head_channels, attn_norm_num_groups=32, norm_num_groups=32, norm_eps=1e-5,
+        num_class_embeds=num_classes + 1, freq_shift=0,
+    )  # fmt: skip
+    return net
+
+
+class Step:
+    """A training step on one batch of random images: noise, forward, loss, backward, AdamW, EMA.
+
+    network: "adm" or "diffusers". mode: "eager"; "channels_last", with AdamW and EMA over all parameters at once too;
+    or "compile", that with torch.compile. parameters: their count.
+    """
+
+    def __init__(self, config, network, mode):
+        model, optimizer, batch = config.model, config.optimizer, config.train.batch_size
+        if not (model.scale_shift and model.resblock_resample and model.conditional) or model.dropout:
+            raise UsageError("the peers have AdaGN, resampling in residual blocks, labels and no dropout")
+        if model.dtype != "float32" or model.head_channels is None or not model.null_label:
+            raise UsageError("the peers compute in float32 and have model.head_channels and a null label")
+        torch.manual_seed(0)
+        make = {"adm": UNet, "diffusers": diffusers_unet}[network]
+        self.together = mode != "eager"
+        layout = torch.channels_last if self.together else torch.contiguous_format
+        self.net = make(model, config.data.image_shape, config.data.num_classes).to(memory_format=layout).train()
+        self.params = list(self.net.parameters())
+        self.parameters = sum(parameter.numel() for parameter in self.params)
+        self.ema = [parameter.detach().clone() for parameter in self.params]
+        self.rate, self.clip_norm, self.num_classes = config.ema.rates[0], optimizer.clip_norm, config.data.num_classes
+        rates = dict(lr=optimizer.learning_rate, betas=(optimizer.b1, optimizer.b2), eps=optimizer.eps)
+        self.optimizer = torch.optim.AdamW(
+            self.params, **rates, weight_decay=optimizer.weight_decay, fused=self.together or None
+        )
+        self.call = torch.compile(self.net) if mode == "compile" else self.net
+        height, width, colours = config.data.image_shape
+        self.image = (torch.rand(batch, colours, height, width) * 2 - 1).to(memory_format=layout)
+        self.label = torch.randint(0, self.num_classes, (batch,))
+
+    def __call__(self):
+        """One step, done when this returns; its loss."""
+        batch = len(self.image)
+        u, eps = torch.rand(batch), torch.randn_like(self.image)
+        alpha, sigma = torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)
+        z = alpha[:, None, None, None] * self.image + sigma[:, None, None, None] * eps
+        label = torch.where(torch.rand(batch) < 0.1, self.num_classes, self.label)
+        out = self.call(z, 1000 * u, label)
+        loss = functional.mse_loss(getattr(out, "sample", out), eps)
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.params, self.clip_norm)
+        self.optimizer.step()
+        self.average()
+        return loss.item()
+
+    @torch.no_grad()
+    def average(self):
+        """ema ← rate · ema + (1 − rate) · parameters."""
+        if self.together:
+            torch._foreach_lerp_(self.ema, self.params, 1 - self.rate)
+            return
+        for average, parameter in zip(self.ema, self.params, strict=True):
+            average.mul_(self.rate).add_(parameter, alpha=1 - self.rate)
