@@ -1,10 +1,12 @@
-"""How a process ends: the exit codes of the commands, and an end that nothing can hold up."""
+"""How a process ends: what asks it to, the exit codes of the commands, and an end that nothing can hold up."""
 
 import contextlib
 import os
+import signal
 import sys
 
 DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what schedulers may be told to send
 
 
 def end_process(told, code):

@@ -19,7 +19,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "nets": {"nets", "weights", "files", "errors"},
     "config": {"errors"},
     "sharding": {"errors"},
-    "data": {"data", "diffusion", "config", "files", "progress", "errors"},
+    "data": {"data", "diffusion", "config", "files", "progress", "exits", "errors"},
     "diffusion_config": {"diffusion", "config", "errors"},
     "arguments": {"diffusion", "errors"},
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},

@@ -1,6 +1,5 @@
 """`cfgjax convert`: weights published elsewhere become a run's folder, and a run's weights the files of others."""
 
-import contextlib
 import importlib.util
 import os
 from pathlib import Path
@@ -146,7 +145,7 @@ def write_run(given, net, params, **described):
     config = ConfigDict(run_config(net, **described))
     with writing_folder(given.out) as folder:
         (folder / "config.json").write_text(to_json(config))
-        with contextlib.closing(Checkpoints(folder / "checkpoints", Cadence(1, keep_last=1))) as checkpoints:
+        with Checkpoints(folder / "checkpoints", Cadence(1, keep_last=1)) as checkpoints:
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"

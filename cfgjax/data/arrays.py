@@ -39,14 +39,20 @@ class Arrays:
         return digest.hexdigest()
 
 
+def labelled_arrays(path):
+    """The arrays of an .npz, `image` and `label` among them. Raises UsageError where it lacks one of these."""
+    arrays = read_npz(path)
+    if missing := {"image", "label"} - arrays.keys():
+        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
+    return arrays
+
+
 def list_arrays(path):
     """`Arrays` of an .npz with `image`, `label` and, where it has them, the names `classes`.
 
     Raises UsageError unless they are uint8 images and labels 0 … K−1, each of them there.
     """
-    arrays = read_npz(path)
-    if missing := {"image", "label"} - arrays.keys():
-        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
+    arrays = labelled_arrays(path)
     image, label = arrays["image"], arrays["label"]
     if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not len(image):
         told = f"image has dtype {image.dtype} and shape {image.shape}"

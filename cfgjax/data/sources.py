@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfgjax.config import call
+from cfgjax.data.arrays import labelled_arrays
 from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.data.folder import folder
 from cfgjax.data.prepared import prepared
 from cfgjax.data.tfds import tfds
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.errors import UsageError, choose
-from cfgjax.files import read_npz
 
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
@@ -50,9 +50,7 @@ def npz(*, path, crop=None):
     """
     if crop is not None:
         raise UsageError(f"data.crop is {crop!r}; the arrays of an .npz are taken as they are: need None")
-    arrays = read_npz(path)
-    if missing := {"image", "label"} - arrays.keys():
-        raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
+    arrays = labelled_arrays(path)
     return arrays["image"], arrays["label"]
 
 

@@ -7,6 +7,8 @@ import sys
 import threading
 from multiprocessing import resource_tracker
 
+from cfgjax.exits import STOP_SIGNALS
+
 WARNINGS = "PYTHONWARNINGS"
 
 
@@ -26,7 +28,7 @@ def before_workers():
 
 def enter_worker():
     """Makes this process one that ends with its parent, is left alone by signals meant for it, and takes no device."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # a terminal and a launcher send them to all: the parent decides
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     if "jax" in sys.modules:  # grain imports it; what is set here holds as long as nothing is computed

@@ -5,21 +5,20 @@ import os
 import signal
 import subprocess
 
-from cfgjax.exits import PREEMPTED
+from cfgjax.exits import PREEMPTED, STOP_SIGNALS
 
 PIPE = subprocess.PIPE
-PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Received:
-    """A context in which the signals PASSED_ON are put into a list, to be taken from it, and do nothing else."""
+    """A context in which the signals STOP_SIGNALS are put into a list, to be taken from it, and do nothing else."""
 
     def __init__(self):
         self.numbers = []
 
     def __enter__(self):
         handle = lambda number, _: self.numbers.append(signal.Signals(number))
-        self._before = {number: signal.signal(number, handle) for number in PASSED_ON}
+        self._before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *error):

@@ -4,7 +4,6 @@
 go together in one process.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -79,7 +78,7 @@ def trial(config, folder):
     state, metrics = jax.block_until_ready(step(state, batches, program.step_key))
     seconds["step"] = (clock() - start) / program.pace.steps_per_dispatch
     saved = fingerprint(state)
-    with contextlib.closing(Checkpoints(Path(folder) / "checkpoints", Cadence(1))) as checkpoints:
+    with Checkpoints(Path(folder) / "checkpoints", Cadence(1)) as checkpoints:
         start = clock()
         checkpoints.save(int(state.step), state, [])
         seconds["save_blocking"] = clock() - start

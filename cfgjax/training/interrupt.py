@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 
-NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what schedulers are told to send
+from cfgjax.exits import STOP_SIGNALS
 
 
 class StopRequest:
@@ -18,7 +18,7 @@ class StopRequest:
         self.signal = None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._handle) for number in NUMBERS}
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *error):

@@ -135,7 +135,6 @@ class Program:
         self.cadence = call(Cadence, "checkpoint", config.checkpoint)
         self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
         check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
-        self._rows = own_rows(self.mesh, self.pace.batch_size)
         self.net = make_network(config)
         image_shape = tuple(config.data.image_shape)
         check_network(self.net, image_shape)
@@ -176,6 +175,7 @@ class Run(Program):
         self.dataset = open_source(**config.data)
         self.watchers = make_watchers(config, self.mesh, self.dataset)
         self._check_cadence()
+        self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (self.pace.batch_size, self.mesh.size))
         self._batches = Batches(
             self.dataset, config.seed, self.pace.batch_size, self._rows, self.pace.steps_per_dispatch
         )
@@ -226,5 +226,5 @@ class Run(Program):
         """The signal of a `StopRequest` as the dispatch takes it; None where there is no other process to tell."""
         if jax.process_count() == 1:
             return None
-        rows = own_rows(self.mesh, self.mesh.size)
-        return place_batch(self.mesh, np.repeat(wish_number(stop.signal), len(rows)), rows, self.mesh.size)
+        wishes = np.repeat(wish_number(stop.signal), len(self._own_devices))
+        return place_batch(self.mesh, wishes, self._own_devices, self.mesh.size)
