@@ -113,7 +113,7 @@ def kept_per_image(config, remat):
     from cfgjax.training.run import Program
 
     experiment = load_file(EXPERIMENTS / f"{config}.py")
-    experiment.model.remat = remat
+    experiment.model.remat = "blocks" if remat else "none"
     found = activations(Program(experiment, jax.devices()[:1]))
     return {"config": config, "remat": remat} | {count: kept.per_image for count, kept in found.items()}
 

@@ -17,14 +17,18 @@ from cfgjax.errors import UsageError
 
 
 def read_config(workdir):
-    """The config of the run in workdir."""
+    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False."""
     path = Path(workdir) / "config.json"
     try:
-        return from_json(path.read_text())
+        config = from_json(path.read_text())
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
     except (OSError, ValueError) as e:
         raise UsageError(f"cannot read {path}: {e}") from e
+    if isinstance(config.get("model", {}).get("remat"), bool):
+        with config.ignore_type():
+            config.model.remat = "blocks" if config.model.remat else "none"
+    return config
 
 
 def step_of(line):

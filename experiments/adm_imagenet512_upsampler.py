@@ -48,7 +48,7 @@ def get_config():
                 low_res=True,
                 low_res_noise=False,
                 dtype="bfloat16",
-                remat=False,
+                remat="none",
             ),
             diffusion=dict(
                 p_uncond=0.0,

@@ -44,7 +44,7 @@ def get_config():
                 dropout=0.0,
                 pool="attention",
                 dtype="bfloat16",
-                remat=False,
+                remat="none",
             ),
             diffusion=dict(
                 betas="cosine",

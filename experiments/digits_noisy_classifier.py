@@ -40,7 +40,7 @@ def get_config():
                 dropout=0.0,
                 pool="attention",
                 dtype="float32",
-                remat=False,
+                remat="none",
             ),
             diffusion=dict(
                 betas="cosine",

@@ -3,9 +3,24 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cfgjax.nets.blocks import Attention, Resample, ResBlock, conv3, time_embedding, torch_init
+
+
+def saved_products(primitive, *_, **params):
+    """Whether an operation is a convolution, or a product of activations and weights."""
+    product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *_, **params)
+    return primitive.name == "conv_general_dilated" or product
+
+
+# name: for `jax.checkpoint`, what is kept of inside the blocks; () is no checkpoint
+REMAT = {
+    "none": (),
+    "blocks": (None,),  # nothing: all of each residual and attention block is computed again
+    "convolutions": (saved_products,),  # their results; norms, SiLU and attention are computed again
+}
 
 
 class Backbone(nn.Module, kw_only=True):
@@ -20,7 +35,8 @@ class Backbone(nn.Module, kw_only=True):
     scale_shift: AdaGN; otherwise the embedding is added.
     resblock_resample: resampling inside a residual block (BigGAN); otherwise by `Resample`, learned or fixed.
     rescale: residual sums divided by √2.
-    dtype: of convolutions and matrix products, "float32" or "bfloat16". remat: recompute blocks in the backward pass.
+    dtype: of convolutions and matrix products, "float32" or "bfloat16".
+    remat: what the backward pass computes again, a name in REMAT.
 
     Raises ValueError for sizes that do not halve at every level, widths that 32 does not divide, and bad heads.
     """
@@ -39,7 +55,7 @@ class Backbone(nn.Module, kw_only=True):
     rescale: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     @property
     def widths(self):
@@ -92,8 +108,7 @@ class Backbone(nn.Module, kw_only=True):
         return self._attention(h, f"{name}_1") if h.shape[1] in self.attention_resolutions else h
 
     def _resblock(self, h, emb, train, width, name, resample="none"):
-        block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock  # 3: train, self counting
-        return block(
+        return self._rematerialised(ResBlock, static_argnums=(3,))(  # 3: train, self counting
             features=width,
             dropout=self.dropout,
             scale_shift=self.scale_shift,
@@ -109,8 +124,14 @@ class Backbone(nn.Module, kw_only=True):
         if channels % head_channels or (self.num_heads and channels % self.num_heads):
             given = f"head_channels {self.head_channels}" if self.head_channels else f"num_heads {self.num_heads}"
             raise ValueError(f"{given} does not divide the {channels} channels of the {h.shape[1]}×{h.shape[2]} maps")
-        block = nn.remat(Attention) if self.remat else Attention
+        block = self._rematerialised(Attention)
         return block(head_channels, self.legacy_attention_order, self.rescale, jnp.dtype(self.dtype), name=name)(h)
+
+    def _rematerialised(self, block, **options):
+        """A block's class, its insides computed again as `remat` says."""
+        if self.remat not in REMAT:
+            raise ValueError(f"unknown remat {self.remat!r}; known: {', '.join(REMAT)}")
+        return nn.remat(block, policy=REMAT[self.remat][0], **options) if REMAT[self.remat] else block
 
     def _resample(self, h, emb, train, resample, name):
         if self.resblock_resample:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.nets.conv import conv_general
+from cfgjax.nets.norm import group_norm
 
 # torch's default for convolutions and linear layers, U(−1/√fan_in, 1/√fan_in), which ADM trains from.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -29,14 +30,15 @@ def time_embedding(time, channels):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm in float32, as one multiply-add per element: x a + b with a, b [B, C].
+    """GroupNorm of x [B, …, C] in float32, with SiLU behind it if silu; returned in dtype.
 
-    scale_shift: optional (scale, shift), each [B, C]: AdaGN, GN(x) (1 + scale) + shift, folded into a and b.
-    Returns float32.
+    scale_shift: optional (scale, shift), each [B, C]: AdaGN, GN(x) (1 + scale) + shift.
     """
 
     groups: int = 32
     epsilon: float = 1e-5
+    silu: bool = False
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, scale_shift=None):
@@ -47,20 +49,13 @@ class GroupNorm(nn.Module):
             raise ValueError(
                 f"{channels} channels are not divisible by the {self.groups} groups of GroupNorm; use {use}"
             )
-        gamma = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
-        beta = self.param("bias", zero_init, (channels,), jnp.float32)
-        x = x.astype(jnp.float32)
-        grouped = x.reshape(x.shape[0], -1, self.groups, channels // self.groups)
-        mean = jnp.mean(grouped, axis=(1, 3), keepdims=True)
-        var = jnp.mean(jnp.square(grouped - mean), axis=(1, 3))
-        per_channel = lambda statistic: jnp.repeat(statistic, channels // self.groups, axis=-1)
-        a = per_channel(jax.lax.rsqrt(var + self.epsilon)) * gamma
-        b = beta - per_channel(mean[:, 0, :, 0]) * a
+        gain = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", zero_init, (channels,), jnp.float32)
         if scale_shift is not None:
             scale, shift = (s.astype(jnp.float32) for s in scale_shift)
-            a, b = a * (1 + scale), b * (1 + scale) + shift
-        spatial = (slice(None), *[None] * (x.ndim - 2))
-        return x * a[spatial] + b[spatial]
+            gain, bias = gain * (1 + scale), bias * (1 + scale) + shift
+        gain, bias = (jnp.broadcast_to(a, (len(x), channels)) for a in (gain, bias))
+        return group_norm(x, gain, bias, self.groups, self.epsilon, self.silu, jnp.dtype(self.dtype))
 
 
 def conv3(features, dtype, *, name, stride=1, kernel_init=torch_init):
@@ -104,15 +99,13 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x, emb, train):
         resample = RESAMPLE[self.resample]
-        h = nn.silu(GroupNorm(name="in_norm")(x)).astype(self.dtype)
+        h = GroupNorm(silu=True, dtype=self.dtype, name="in_norm")(x)
         h = conv3(self.features, self.dtype, name="in_conv")(resample(h))
         emb_features = 2 * self.features if self.scale_shift else self.features
         emb = nn.Dense(emb_features, dtype=self.dtype, kernel_init=torch_init, name="emb")(nn.silu(emb))
-        if self.scale_shift:
-            h = GroupNorm(name="out_norm")(h, jnp.split(emb, 2, axis=-1))
-        else:
-            h = GroupNorm(name="out_norm")(h + emb[:, None, None])
-        h = nn.Dropout(self.dropout, name="dropout")(nn.silu(h).astype(self.dtype), deterministic=not train)
+        out_norm = GroupNorm(silu=True, dtype=self.dtype, name="out_norm")
+        h = out_norm(h, jnp.split(emb, 2, axis=-1)) if self.scale_shift else out_norm(h + emb[:, None, None])
+        h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
         h = conv3(self.features, self.dtype, name="out_conv", kernel_init=zero_init)(h)
         x = resample(x)
         if x.shape[-1] != self.features:
@@ -150,7 +143,7 @@ class Attention(nn.Module):
     def __call__(self, x):
         batch, height, width, channels = x.shape
         heads = channels // self.head_channels
-        h = GroupNorm(name="norm")(x).astype(self.dtype).reshape(batch, height * width, channels)
+        h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=torch_init, name="qkv")(h)
         h = attend(qkv, heads, self.legacy_order)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=zero_init, name="proj")(h)

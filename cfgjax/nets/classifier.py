@@ -37,7 +37,7 @@ class ConvNet(nn.Module):
             h = downsample(h) if level else h
             for i in range(self.depth):
                 h = self._residual(h, width, f"block_{level}_{i}")
-        h = nn.silu(GroupNorm(name="out_norm")(h))
+        h = GroupNorm(silu=True, name="out_norm")(h)
         features = nn.silu(nn.Dense(self.num_features, name="features")(h.mean(axis=(1, 2))))
         dropped = nn.Dropout(self.dropout, name="dropout")(features, deterministic=not train)
         logits = nn.Dense(self.num_classes, name="logits")(dropped)
@@ -46,8 +46,8 @@ class ConvNet(nn.Module):
 
     def _residual(self, x, width, name):
         """x + conv(silu(norm(conv(silu(norm(x)))))), x brought to width where it has another."""
-        h = conv3(width, jnp.float32, name=f"{name}_conv_0")(nn.silu(GroupNorm(name=f"{name}_norm_0")(x)))
-        h = conv3(width, jnp.float32, name=f"{name}_conv_1")(nn.silu(GroupNorm(name=f"{name}_norm_1")(h)))
+        h = conv3(width, jnp.float32, name=f"{name}_conv_0")(GroupNorm(silu=True, name=f"{name}_norm_0")(x))
+        h = conv3(width, jnp.float32, name=f"{name}_conv_1")(GroupNorm(silu=True, name=f"{name}_norm_1")(h))
         return h + (x if x.shape[-1] == width else nn.Dense(width, name=f"{name}_skip")(x))
 
 
@@ -71,9 +71,9 @@ class NoisyClassifier(Backbone, kw_only=True):
         if self.pool in ("spatial", "spatial_v2"):
             means = [h.astype(jnp.float32).mean(axis=(1, 2)) for h in [*maps, h]]
             h = nn.Dense(self.POOL_WIDTH, kernel_init=torch_init, name="pool_0")(jnp.concatenate(means, axis=-1))
-            h = nn.relu(h) if self.pool == "spatial" else nn.silu(GroupNorm(name="pool_norm")(h))
+            h = nn.relu(h) if self.pool == "spatial" else GroupNorm(silu=True, name="pool_norm")(h)
             return nn.Dense(self.num_classes, kernel_init=torch_init, name="pool_1")(h)
-        h = nn.silu(GroupNorm(name="out_norm")(h))
+        h = GroupNorm(silu=True, name="out_norm")(h)
         if self.pool == "adaptive":
             return nn.Dense(self.num_classes, kernel_init=zero_init, name="pool")(h.mean(axis=(1, 2)))
         if self.head_channels is None:

@@ -50,7 +50,7 @@ class UNet(Backbone, kw_only=True):
                 block += 1
 
         dtype = jnp.dtype(self.dtype)
-        h = nn.silu(GroupNorm(name="out_norm")(h)).astype(dtype)
+        h = GroupNorm(silu=True, dtype=dtype, name="out_norm")(h)
         return conv3(self.out_channels, dtype, name="out_conv", kernel_init=zero_init)(h).astype(jnp.float32)
 
     def _embedding(self, time, label, low_res_time):

@@ -166,8 +166,9 @@ def test_bfloat16_stays_out_of_normalisation_and_softmax(params):
     assert dtypes["conv_general_dilated"] == dtypes["dot_general"] == {"bfloat16"}
 
 
-def test_recomputing_changes_neither_output_nor_gradient():
-    plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in (False, True))
+@pytest.mark.parametrize("policy", ["blocks", "convolutions"])
+def test_recomputing_changes_neither_output_nor_gradient(policy):
+    plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in ("none", policy))
     params = random_params(plain)
 
     def value_and_grad(net):
@@ -180,6 +181,22 @@ def test_recomputing_changes_neither_output_nor_gradient():
     jaxpr = jax.make_jaxpr(lambda params: apply(remat, params))(params).jaxpr
     blocks = [name for name, block in params.items() if "in_conv" in block or "qkv" in block]
     assert sum("remat" in equation.primitive.name for equation in equations(jaxpr)) == len(blocks)
+
+
+def test_convolutions_are_not_computed_again_where_their_results_are_kept(params):
+    def convolutions(remat):
+        loss = lambda params: jnp.square(apply(tiny(remat=remat), params)).mean()
+        names = [equation.primitive.name for equation in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)]
+        return names.count("conv_general_dilated"), names.count("exp")
+
+    none, kept, blocks = (convolutions(remat) for remat in ("none", "convolutions", "blocks"))
+    assert none[0] == kept[0] < blocks[0]
+    assert none[1] < kept[1]
+
+
+def test_an_unknown_policy_is_named_with_those_there_are():
+    with pytest.raises(ValueError, match="unknown remat 'block'; known: none, blocks, convolutions"):
+        shapes(tiny(remat="block"))
 
 
 def test_dropping_everything_leaves_the_skips_of_all_blocks(params):
