@@ -7,19 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.nets.blocks import Attention, Resample, ResBlock, conv3, time_embedding, torch_init
+from cfgjax.nets.conv import CONVOLUTION
 
-
-def saved_products(primitive, *_, **params):
-    """Whether an operation is a convolution, or a product of activations and weights."""
-    product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *_, **params)
-    return primitive.name == "conv_general_dilated" or product
-
-
+products = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
+)
 # name: for `jax.checkpoint`, what is kept of inside the blocks; () is no checkpoint
 REMAT = {
     "none": (),
     "blocks": (None,),  # nothing: all of each residual and attention block is computed again
-    "convolutions": (saved_products,),  # their results; norms, SiLU and attention are computed again
+    "convolutions": (products,),  # their results; norms, SiLU and attention are computed again
 }
 
 

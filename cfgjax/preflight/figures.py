@@ -10,6 +10,7 @@ import time
 import jax
 from ml_collections import ConfigDict
 
+from cfgjax.nets.conv import unfiltered
 from cfgjax.preflight.advice import replicated_parameters, warnings
 from cfgjax.preflight.collectives import by_group, by_kind, find_collectives
 from cfgjax.preflight.memory import (
@@ -28,6 +29,7 @@ from cfgjax.training.run import Program
 COMPLAINT = "Involuntary full rematerialization"  # of XLA's partitioner: it gathers an array to lay it out anew
 
 
+@unfiltered()
 def figures(config, devices=None, hbm=None):
     """{name: figure} of the training step of config on devices (default: all); bytes, seconds and FLOPs in units of 1.
 
@@ -93,6 +95,7 @@ def fitting(found, hbm):
     return fits
 
 
+@unfiltered()
 def flops_per_image(config, program):
     """XLA's count, before partitioning and optimisation, of the optimizer step and of its forward pass, per image.
 
