@@ -14,7 +14,7 @@ STARTED: list = []
 
 def start(command, environ=None, **options):
     """`cfgjax COMMAND` as a process on one CPU device."""
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1", **(environ or {})}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONUNBUFFERED": "1"} | (environ or {})
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     options = {"cwd": ROOT, "env": env, **pipes, **options}
     STARTED.append(subprocess.Popen([sys.executable, "-m", "cfgjax", *command.split()], **options))

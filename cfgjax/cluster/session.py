@@ -38,7 +38,7 @@ class Patience:
 
 @contextlib.contextmanager
 def taking_part(flags, facts, patience):
-    """A context in which jax knows all processes of this run, where there are several; entered before jax is used.
+    """A context in which jax, not used before, knows all processes of this run; it gives whether there are several.
 
     flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`. facts: {name: text} that must be equal in
     all processes, besides the code. patience: a `Patience`. Raises TimeoutError where they do not meet, UsageError
@@ -46,7 +46,7 @@ def taking_part(flags, facts, patience):
     """
     place = find_place(flags)
     if place is None:
-        yield
+        yield False
         return
     meeting = call_the_roll(place, facts | code_facts(), patience.start_timeout_seconds)
     watchdog = Watchdog(meeting, patience.timeout_seconds)
@@ -65,7 +65,7 @@ def taking_part(flags, facts, patience):
             heartbeat_timeout_seconds=max(JAX_HEARTBEAT_SECONDS, 2 * int(patience.timeout_seconds)),
             shutdown_timeout_seconds=int(patience.timeout_seconds),
         )
-        yield
+        yield True
         processes.stage("the end")
         watchdog.leave()
         jax.distributed.shutdown()

@@ -21,6 +21,7 @@ from cfgjax.commands.common import (
     weights,
 )
 from cfgjax.config import call, define_flag, parse_flags
+from cfgjax.cores import MOST, use_cores
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
 
@@ -103,7 +104,10 @@ def frontier(given):
     from cfgjax.workdir import read_config
 
     config = read_config(given.workdir)
-    with StopRequest() as stop, taking_part(place(given), shared_facts(given, config), patience(config)):
+    own = place(given), shared_facts(given, config), patience(config)
+    with StopRequest() as stop, taking_part(*own) as several:
+        if given.mesh is None and not several:
+            use_cores(MOST)
         return measured(given, stop)
 
 

@@ -4,6 +4,7 @@ from absl import flags
 
 from cfgjax.commands.common import define_place, no_arguments, patience, place, required, shared_facts
 from cfgjax.config import define_flag, parse_flags
+from cfgjax.cores import use_cores
 from cfgjax.exits import DONE, PREEMPTED
 
 
@@ -16,10 +17,21 @@ def train(argv):
     from cfgjax.cluster.session import taking_part
     from cfgjax.training.interrupt import StopRequest
 
-    with StopRequest() as stop, taking_part(place(given), shared_facts(given, given.config), patience(given.config)):
+    own = place(given), shared_facts(given, given.config), patience(given.config)
+    with StopRequest() as stop, taking_part(*own) as several:
         from cfgjax.training import loop
 
+        if not several:
+            use_cores(parts(given.config))
         return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
+
+
+def parts(config):
+    """The number of parts into which a batch can be cut; 1 where the config itself says how devices are to be used."""
+    mesh = {"data": -1, "fsdp": 1, "slices": 1} | dict(config.get("mesh", {}))
+    batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
+    whole = all(isinstance(n, int) and n > 0 for n in (batch_size, passes))
+    return batch_size // passes if whole and mesh == {"data": -1, "fsdp": 1, "slices": 1} else 1
 
 
 def define_flags(argv):

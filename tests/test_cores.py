@@ -1,0 +1,50 @@
+"""A CPU's cores as devices."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tiny import EXPERIMENTS
+
+from cfgjax.commands.train import parts
+from cfgjax.config import load_file
+from cfgjax.cores import MOST, devices_for, usable_cores
+
+
+@pytest.mark.parametrize(
+    ("batch", "cores", "devices"),
+    [(64, 1, 1), (64, 2, 2), (64, 6, 4), (64, 64, MOST), (12, 8, 4), (10, 8, 2), (7, 8, 1), (1, 8, 1)],
+)
+def test_devices_are_a_power_of_two_that_the_batch_and_the_cores_allow(batch, cores, devices):
+    assert devices_for(batch, cores) == devices
+
+
+@pytest.mark.parametrize(
+    ("text", "most"), [("max 100000", 10**6), ("100000 100000", 1), ("50000 100000", 1), ("", 10**6)]
+)
+def test_a_containers_quota_bounds_the_cores(tmp_path, text, most):
+    there = usable_cores(tmp_path / "absent")
+    assert there >= 1
+    (tmp_path / "cpu.max").write_text(text)
+    assert usable_cores(tmp_path / "cpu.max") == min(there, most)
+
+
+def test_a_config_that_says_how_devices_are_used_is_left_alone():
+    config = load_file(EXPERIMENTS / "digits.py")
+    assert parts(config) == config.train.batch_size
+    config.train.accumulate_steps = 4
+    assert parts(config) == config.train.batch_size // 4
+    config.mesh.fsdp = 2
+    assert parts(config) == 1
+
+
+@pytest.mark.parametrize(("environ", "devices"), [({}, "4"), ({"JAX_NUM_CPU_DEVICES": "3"}, "3")])
+def test_the_users_choice_of_devices_stands(environ, devices):
+    code = (
+        "import cfgjax.cores as cores, jax; cores.usable_cores = lambda: 4; "
+        "cores.use_cores(64); print(len(jax.devices('cpu')))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"} | environ
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == devices
