@@ -18,7 +18,9 @@ def use_cores(parts, environ=os.environ):
     """
     import jax
 
-    if jax.config.jax_num_cpu_devices > 0 or "xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", ""):
+    if jax.config.values["jax_num_cpu_devices"] > 0 or "xla_force_host_platform_device_count" in environ.get(
+        "XLA_FLAGS", ""
+    ):
         return
     jax.config.update("jax_num_cpu_devices", devices_for(parts, usable_cores()))
 

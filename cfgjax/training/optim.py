@@ -1,10 +1,10 @@
 """Optimizers and learning-rate schedules, by optax."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from cfgjax.errors import UsageError, choose
-
-NEVER = 2**31 - 1  # non-finite steps in a row after which optax would apply them; the loop stops long before
 
 
 def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):
@@ -41,7 +41,7 @@ def make_optimizer(
     decay_steps=None,
     clip_norm=None,
 ):
-    """Adam or AdamW that leaves its state as it is, and counts, when the gradients are not finite.
+    """Adam or AdamW as `only_if_finite`: update(grads, state, params, finite=bool).
 
     weight_decay: decoupled (AdamW only). clip_norm: global norm to which the gradients of the whole batch, after
     their mean over devices, are clipped; None for no clipping.
@@ -60,4 +60,25 @@ def make_optimizer(
     optimizer = choose("optimizer", name, makers)()
     if clip_norm is not None:
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-    return optax.apply_if_finite(optimizer, max_consecutive_errors=NEVER)
+    return only_if_finite(optimizer)
+
+
+def only_if_finite(inner):
+    """The optimizer inner, whose update is told by `finite`, a bool scalar, whether the gradients are.
+
+    Where they are not, the updates are zero and inner's state stays, and that is counted: `optax.apply_if_finite`,
+    which has the same state, without a second look at every gradient, a third of the optimizer's operations.
+    """
+
+    def update(updates, state, params=None, *, finite):
+        updates, inner_state = inner.update(updates, state.inner_state, params)
+        chosen = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), optax.ApplyIfFiniteState(
+            notfinite_count=jnp.where(finite, 0, optax.safe_increment(state.notfinite_count)),
+            last_finite=finite,
+            total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
+            inner_state=chosen(inner_state, state.inner_state),
+        )
+
+    init = optax.apply_if_finite(inner, max_consecutive_errors=0).init
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,15 +26,34 @@ def test_constant_stays():
 def test_adamw_decays_weights_apart_from_the_gradient():
     params = {"w": jnp.ones(3)}
     optimizer = make_optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5)
-    updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params)
+    updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params, finite=True)
     assert np.allclose(optax.apply_updates(params, updates)["w"], 1 - 0.1 * 0.5)
 
 
 def test_adams_first_step_is_the_learning_rate():
     params = {"w": jnp.zeros(2)}
     optimizer = make_optimizer(name="adam", learning_rate=0.1)
-    updates, _ = optimizer.update({"w": jnp.array([3.0, -0.01])}, optimizer.init(params), params)
+    updates, _ = optimizer.update({"w": jnp.array([3.0, -0.01])}, optimizer.init(params), params, finite=True)
     assert np.allclose(updates["w"], [-0.1, 0.1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_whose_gradients_are_not_finite_is_counted_and_changes_nothing_else(clip_norm):
+    params = {"w": jnp.ones(2)}
+    ours = make_optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5, clip_norm=clip_norm)
+    inner = optax.adamw(optax.constant_schedule(0.1), weight_decay=0.5)
+    theirs = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(clip_norm), inner) if clip_norm else inner, 99)
+    states = [ours.init(params), theirs.init(params)]
+    for value in (3.0, jnp.nan, jnp.inf, -1.0):
+        grads = {"w": jnp.array([value, 0.5])}
+        update, states[0] = ours.update(grads, states[0], params, finite=jnp.isfinite(value))
+        expected, states[1] = theirs.update(grads, states[1], params)
+        assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+        for found, known in zip(
+            jax.tree.leaves((update, states[0])), jax.tree.leaves((expected, states[1])), strict=True
+        ):
+            assert np.allclose(found, known, rtol=1e-6)
+    assert (states[0].notfinite_count, states[0].total_notfinite) == (0, 2)
 
 
 @pytest.mark.parametrize(
