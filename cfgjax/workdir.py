@@ -14,6 +14,10 @@ import numpy as np
 from cfgjax import processes
 from cfgjax.config import check_resumable, from_json, to_json
 from cfgjax.errors import UsageError
+from cfgjax.files import writing
+
+DATA = "data.json"  # beside config.json: `hash` of the run's data set, where it has one, and `source` and `path`
+SHOWN = 16  # characters of a hash
 
 
 def read_config(workdir):
@@ -31,6 +35,17 @@ def read_config(workdir):
     return config
 
 
+def read_data_hash(workdir):
+    """The hash of the data set of the run in workdir; None where none was recorded, as by older versions."""
+    path = Path(workdir) / DATA
+    try:
+        return json.loads(path.read_text())["hash"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UsageError(f"cannot read {path}: {type(e).__name__} {e}") from e
+
+
 def step_of(line):
     """The step of a line of metrics.jsonl, infinite for a torn one."""
     try:
@@ -42,21 +57,27 @@ def step_of(line):
 class Claim:
     """The workdir, made if need be, held by the processes of this run alone until the first is closed or dead.
 
+    data_hash: of the data set, as this process sees it; None where it has none.
     Raises UsageError where it cannot be written, is in use by another process, holds a run whose config differs in
-    more than run length, cadence and mesh, or a run whose checkpoints are gone; nothing of the run is changed then.
-    And where a process does not see it as the first does.
+    more than run length, cadence and mesh, a run on another data set, or a run whose checkpoints are gone; nothing of
+    the run is changed then. And where a process does not see the workdir, or the data, as the first does.
     """
 
-    def __init__(self, workdir, config):
-        self.path, self._config = Path(workdir), config
+    def __init__(self, workdir, config, data_hash=None):
+        self.path, self._config, self._data_hash = Path(workdir), config, data_hash
         self._lock: Any = None  # of the first process
         token = processes.decided(self._take, f"the claim of {workdir}")
         lock = self.path / ".lock"
         seen = lock.read_text() if lock.is_file() else ""
-        for i, part in enumerate(processes.allgather({"same": np.array(token in seen)}, "the workdir is seen")):
+        told = {"same": np.array(token in seen), "data": np.array(data_hash or "")}
+        parts = processes.allgather(told, "the workdir is seen")
+        for i, part in enumerate(parts):
             if not part["same"]:
                 raise UsageError(f"process {i} does not see the workdir {workdir} of process 0; it must lie in a file "
                                  "system that all hosts share")  # fmt: skip
+            if part["data"] != (first := parts[0]["data"]):
+                there = f"process {i} has the data set with hash {str(part['data'])[:SHOWN]} at {config.data.get('path')}"
+                raise UsageError(f"{there}, process 0 the one with hash {str(first)[:SHOWN]}; all need the same")
 
     def _take(self):
         """A word that is now in the lock file."""
@@ -96,6 +117,7 @@ class Claim:
             return
         saved = read_config(self.path)
         check_resumable(saved, self._config)
+        self._check_data()
         metrics = self.path / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         logged = max((step for step in map(step_of, lines) if step < math.inf), default=0)
@@ -107,13 +129,29 @@ class Claim:
                 "Put its checkpoints back, or take another workdir"
             )
 
+    def _check_data(self):
+        """Compares the data set with that which the run was trained on so far."""
+        saved, given = read_data_hash(self.path), self._data_hash
+        if saved is not None and given is not None and saved != given:
+            raise UsageError(
+                f"the run in workdir {self.path} is on the data set with hash {saved[:SHOWN]}, and "
+                f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}; nothing was overwritten. "
+                "Put the first back, or take another workdir"
+            )
+
     def write_config(self):
-        """Writes config.json, whole or not at all; the first process does."""
+        """Writes data.json, where the data set has a hash, and config.json, each whole or not at all.
+
+        The first process does. A run that older versions began has its data recorded from here on.
+        """
         if jax.process_index() != 0:
             return
-        new = self.path / "config.json.tmp"
-        new.write_text(to_json(self._config))
-        os.replace(new, self.path / "config.json")
+        if self._data_hash is not None:
+            data = {name: self._config.data.get(name) for name in ("source", "path")} | {"hash": self._data_hash}
+            with writing(self.path / DATA) as new:
+                new.write_text(json.dumps(data, indent=2) + "\n")
+        with writing(self.path / "config.json") as new:
+            new.write_text(to_json(self._config))
 
     def close(self):
         """Lets the workdir go."""

@@ -57,6 +57,11 @@ class Dataset:
         """The images of int [b], as they are in the source."""
         return self.image[index]
 
+    @property
+    def hash(self):
+        """What identifies the whole of the source: the digest of stored images, None for those in memory."""
+        return self.image.digest if isinstance(self.image, Stored) else None
+
     def content(self):
         """What the data set consists of, as bytes to be hashed; of stored images their own digest."""
         if not isinstance(self.image, Stored):

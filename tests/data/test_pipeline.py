@@ -1,6 +1,7 @@
 """Batches from worker processes are those of `batch_at`, and a worker that dies is an error."""
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -120,6 +121,48 @@ def test_training_with_workers_stopped_and_resumed_is_training_without(path, tmp
     train(broken, tmp_path / "broken", stops=[2])
     assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
     assert metrics(tmp_path / "broken")
+
+
+@pytest.fixture
+def replaced(tmp_path):
+    """(path of a prepared set, a function that puts another in its place, (first, second hash))"""
+    folder, hashes = tmp_path / "set", []
+    for count in (40, 50):
+        write_npz(tmp_path / f"{count}.npz", count=count, classes=10)
+        run(["prepare", "npz", f"{tmp_path}/{count}.npz", f"{tmp_path}/{count}", "--size=8", "--workers=1"])
+        hashes.append(json.loads((tmp_path / f"{count}" / "dataset.json").read_text())["hash"])
+    (tmp_path / "40").rename(folder)
+
+    def replace():
+        folder.rename(tmp_path / "before")
+        (tmp_path / "50").rename(folder)
+
+    return str(folder), replace, hashes
+
+
+def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, tmp_path, quick_compilation):
+    path, replace, (first, second) = replaced
+    config, workdir = config_of(path), tmp_path / "run"
+    train(config, workdir, stops=[2], ends=False)
+    assert json.loads((workdir / "data.json").read_text()) == {"source": "prepared", "path": path, "hash": first}
+    replace()
+    held = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and file.name != ".lock"}
+    with pytest.raises(UsageError, match=f"hash {first[:16]}, and .*set now holds .* {second[:16]}; nothing was overw"):
+        train(config, workdir)
+    assert {file: file.read_bytes() for file in held} == held
+
+
+def test_a_run_of_before_data_sets_were_recorded_goes_on_and_has_it_recorded(replaced, tmp_path, quick_compilation):
+    path, replace, (_, second) = replaced
+    config, workdir = config_of(path), tmp_path / "run"
+    train(config, workdir, stops=[2], ends=False)
+    (workdir / "data.json").unlink()
+    replace()
+    train(config, workdir, stops=[1], ends=False)
+    assert json.loads((workdir / "data.json").read_text())["hash"] == second
+    (workdir / "data.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"cannot read .*data.json: KeyError 'hash'"):
+        train(config, workdir)
 
 
 def test_the_batches_placed_ahead_are_those_asked_for_later(path):
