@@ -29,7 +29,7 @@ NOISY_CLASSIFIER_SECTIONS: tuple = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
 # What may differ between a run and its resumption: run length, cadence, where the arrays lie, and who is waited for.
-RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers")
+RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.")
 
 

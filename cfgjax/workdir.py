@@ -76,7 +76,9 @@ class Claim:
                 raise UsageError(f"process {i} does not see the workdir {workdir} of process 0; it must lie in a file "
                                  "system that all hosts share")  # fmt: skip
             if part["data"] != (first := parts[0]["data"]):
-                there = f"process {i} has the data set with hash {str(part['data'])[:SHOWN]} at {config.data.get('path')}"
+                there = (
+                    f"process {i} has the data set with hash {str(part['data'])[:SHOWN]} at {config.data.get('path')}"
+                )
                 raise UsageError(f"{there}, process 0 the one with hash {str(first)[:SHOWN]}; all need the same")
 
     def _take(self):

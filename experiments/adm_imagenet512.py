@@ -27,6 +27,7 @@ def get_config():
                 random_crop=1.0,
                 low_res_size=placeholder(int),
                 num_workers=16,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="unet",

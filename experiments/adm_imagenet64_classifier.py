@@ -27,6 +27,7 @@ def get_config():
                 random_flip=True,
                 random_crop=0.8,
                 num_workers=16,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="noisy_classifier",

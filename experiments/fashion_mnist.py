@@ -26,6 +26,7 @@ def get_config():
                 image_shape=(32, 32, 1),
                 random_flip=True,
                 num_workers=4,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="unet",

@@ -24,6 +24,7 @@ def get_config():
                 image_shape=(32, 32, 1),
                 random_flip=True,
                 num_workers=2,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="convnet",

@@ -26,6 +26,7 @@ def get_config():
                 image_shape=(64, 64, 3),
                 random_flip=True,
                 num_workers=16,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="unet",

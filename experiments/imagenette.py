@@ -25,6 +25,7 @@ def get_config():
                 image_shape=(64, 64, 3),
                 random_flip=True,
                 num_workers=8,
+                worker_timeout_seconds=600.0,
             ),
             model=dict(
                 name="unet",

@@ -41,6 +41,7 @@ class Dataset:
     image: an array in memory, or `Stored`. random_flip: whether training may mirror the images. random_crop: the least
     side of a crop that training takes of an image and enlarges, as a share of its own; 1 for none. low_res_size: height
     of the small images that are to be enlarged to these, None for none. num_workers: processes that make batches.
+    worker_timeout_seconds: without a batch from them, after which it is an error.
     """
 
     image: np.ndarray | Stored
@@ -49,6 +50,7 @@ class Dataset:
     random_crop: float = 1.0
     low_res_size: int | None = None
     num_workers: int = 0
+    worker_timeout_seconds: float = 600.0
 
     def __len__(self):
         return len(self.label)

@@ -67,12 +67,13 @@ def open_source(
     random_crop=1.0,
     low_res_size=None,
     num_workers=0,
+    worker_timeout_seconds=600.0,
     **options,
 ):
     """The checked Dataset of config.data: SOURCES[source](**options), to have num_classes and image_shape.
 
     split: "all", "holdout" (every sixth example by index) or "train" (the others). num_workers: processes that make
-    batches, 0 for none but this one; for images that are not in memory.
+    batches, 0 for none but this one; for images that are not in memory. worker_timeout_seconds: as in `Dataset`.
     Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
     values outside [−1, 1] (images), and wrong dtypes or shapes.
     """
@@ -94,6 +95,8 @@ def open_source(
     if num_workers and not isinstance(image, Stored):
         why = f"the images of source {source!r} are in memory, of which each worker would hold a copy"
         raise UsageError(f"data.num_workers is {num_workers}, but {why}: need 0, or cfgjax prepare")
+    if not worker_timeout_seconds >= 1:
+        raise UsageError(f"data.worker_timeout_seconds is {worker_timeout_seconds}; need at least 1")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
     check_images(image, tuple(image_shape))
@@ -101,7 +104,8 @@ def open_source(
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
     image = image.take(keep) if isinstance(image, Stored) else image[keep]
-    return Dataset(image, label[keep].astype(np.int32), random_flip, random_crop, low_res_size, num_workers)
+    label, workers = label[keep].astype(np.int32), (num_workers, worker_timeout_seconds)
+    return Dataset(image, label, random_flip, random_crop, low_res_size, *workers)
 
 
 def npz_in_place_of(data, path):

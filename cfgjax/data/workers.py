@@ -10,6 +10,8 @@ from multiprocessing import resource_tracker
 from cfgjax.exits import STOP_SIGNALS
 
 WARNINGS = "PYTHONWARNINGS"
+STOPPED = "stopped"
+STATES = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk or network", "R": "at work", "S": "idle"}  # of Linux
 
 
 def before_workers():
@@ -33,6 +35,15 @@ def enter_worker():
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     if "jax" in sys.modules:  # grain imports it; what is set here holds as long as nothing is computed
         sys.modules["jax"].config.update("jax_platforms", "cpu")
+
+
+def state_of(pid):
+    """What a process is doing, one of STATES' words; "there" where the system does not say."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return STATES.get(file.read().rpartition(")")[2].split()[0], "there")
+    except OSError:
+        return "there"
 
 
 def _end_with(parent):

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import re
 import signal
+import threading
 import time
 
 import command
@@ -93,6 +95,36 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
     with pytest.raises(OSError, match=r"a worker process that makes batches has died before step \d+ \(killed by sig"):
         _ = [made.at(step) for step in range(K, 10_000, K)]
     assert time.monotonic() - start < 20
+
+
+def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys):
+    _, made = batches(2, worker_timeout_seconds=8)
+    _ = [made.at(step) for step in (0, K, 2 * K)]
+    frozen = made._ahead._workers[0].pid
+    os.kill(frozen, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(
+        OSError, match=rf"no batch has come for [89] s: step \d+ waits for worker process {frozen} \(stop"
+    ):
+        _ = [made.at(step) for step in range(3 * K, 10_000, K)]
+    assert 8 <= time.monotonic() - start < 20
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert re.search(rf"^warning: no batch has come for [45] s: .* worker process {frozen} \(stopped\)$", told[0])
+    assert not command.lives(frozen)
+
+
+def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
+    dataset, made = batches(1, worker_timeout_seconds=60)
+    made.at(0)
+    frozen = made._ahead._workers[0].pid
+    os.kill(frozen, signal.SIGSTOP)
+    timer = threading.Timer(4, os.kill, (frozen, signal.SIGCONT))
+    timer.start()
+    for step in range(K, 12 * K, K):
+        assert same_trees(made.at(step), expected(dataset, step))
+    timer.join()
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_what_fails_in_a_worker_is_told_as_it_is_without(path, tmp_path, batches):
@@ -186,11 +218,12 @@ def test_workers_for_arrays_in_memory_are_refused():
         open_source(source="digits", num_classes=10, image_shape=(8, 8, 1), num_workers=2)
 
 
-@pytest.mark.parametrize("kill", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_training_process_whose_worker_dies_fails_and_no_worker_outlives_its_process(kill, path, tmp_path):
+@pytest.mark.parametrize("fate", ["killed", "frozen", pytest.param("orphaned", marks=pytest.mark.slow)])
+def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_its_process(fate, path, tmp_path):
     overrides = {
         "data.path": path, "data.image_shape": "(8, 8, 3)", "data.num_workers": 2, "data.crop": "adm",
         "model.channels": 32, "model.multipliers": "(1,)", "train.batch_size": 8, "train.log_every_steps": 10,
+        "data.worker_timeout_seconds": 6,
     }  # fmt: skip
     flags = " ".join(f"--config.{key}={value}".replace(" ", "") for key, value in overrides.items())
     logged = tmp_path / "run" / "metrics.jsonl"
@@ -199,13 +232,15 @@ def test_a_training_process_whose_worker_dies_fails_and_no_worker_outlives_its_p
         command.wait_until(lambda: logged.exists() and logged.read_text(), 120)
         workers = [pid for pid in command.children(process.pid) if "spawn_main" in command_line(pid)]
         assert len(workers) == 2
-        os.kill(workers[0] if kill else process.pid, signal.SIGKILL)
+        victim = process.pid if fate == "orphaned" else workers[0]
+        os.kill(victim, signal.SIGSTOP if fate == "frozen" else signal.SIGKILL)
         code, _, err = command.finish(process)
     finally:
         process.kill()
-    if kill:
+    if fate != "orphaned":
         assert code == 1
-        assert "a worker process that makes batches has died" in err.splitlines()[-1]
+        why = {"killed": "a worker process that makes batches has died", "frozen": f"worker process {victim} (stopped)"}
+        assert why[fate] in err.splitlines()[-1]
     command.wait_until(lambda: not any(map(command.lives, workers)), 10)
 
 
