@@ -135,10 +135,10 @@ class Claim:
         """Compares the data set with that which the run was trained on so far."""
         saved, given = read_data_hash(self.path), self._data_hash
         if saved is not None and given is not None and saved != given:
+            there = f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}"
             raise UsageError(
-                f"the run in workdir {self.path} is on the data set with hash {saved[:SHOWN]}, and "
-                f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}; nothing was overwritten. "
-                "Put the first back, or take another workdir"
+                f"the run in workdir {self.path} is on the data set with hash {saved[:SHOWN]}, and {there}; nothing "
+                "was overwritten. Put the first back, or take another workdir"
             )
 
     def write_config(self):

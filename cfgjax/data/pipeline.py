@@ -85,9 +85,9 @@ class Ahead:
     """draw(step), draw(step + k), … in turn, from num_workers processes that work ahead.
 
     grain looks after order and buffers. It may wait for ever for a worker that is killed while it writes, so that it is
-    waited for in a thread, and the workers are looked at meanwhile. A worker that is there and makes nothing, frozen or at
-    a disk that does not answer, is told after TELL_SECONDS. Only after timeout_seconds is it an error: a slow disk looks
-    the same, and a run that waits loses nothing, but one that waits for ever loses the machine.
+    waited for in a thread, and the workers are looked at meanwhile. A worker that is there and makes nothing, frozen or
+    at a disk that does not answer, is told after TELL_SECONDS. Only after timeout_seconds is it an error: a slow disk
+    looks the same, and to wait for one loses nothing, but a run that waits for ever loses the machine.
     """
 
     def __init__(self, draw, step, num_steps, num_workers, timeout_seconds):
@@ -151,7 +151,7 @@ class Ahead:
             return told
         pids = [process.pid for process in self._workers]
         awaited = self._makers[0] if len(self._makers) == len(pids) else None
-        slow = [pid for pid in pids if pid == awaited or awaited is None and pid not in self._makers]
+        slow = [pid for pid in pids if pid == awaited or (awaited is None and pid not in self._makers)]
         who = " or ".join(f"worker process {pid} ({state_of(pid)})" for pid in slow)
         what = f"no batch has come for {waited:.0f} s: step {self.step} waits for {who}"
         if told:
