@@ -7,6 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
+from cfgjax.caches import user_cache
+
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
 LEAST_SECONDS = "0.3"  # programs that compile faster than this are not kept
@@ -47,9 +49,8 @@ def keep_programs(environ=os.environ):
 
 
 def cache_folder(environ):
-    """$XDG_CACHE_HOME/cfgjax/jax/MACHINE, in ~/.cache by default: a home may be shared by machines of several kinds."""
-    caches = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "cfgjax" / "jax" / f"{platform.machine()}-{processor()}"
+    """jax/MACHINE in the user's cache folder: a home may be shared by machines of several kinds."""
+    return user_cache(environ) / "jax" / f"{platform.machine()}-{processor()}"
 
 
 def processor():

@@ -1,5 +1,6 @@
 """TensorFlow Datasets that were prepared as array_record: read without TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cfgjax.caches import user_cache
 from cfgjax.data.folder import decoded, synsets_of
 from cfgjax.errors import UsageError, nearest
+from cfgjax.files import writing
+from cfgjax.progress import Progress
 
 LABELLED = "among the ImageNets imagenet2012 and imagenet_resized have labels, downsampled_imagenet has none"
 
@@ -67,10 +71,42 @@ class Tfds:
         """SHA-256 of what the set is called, its version, split, number and classes."""
         return hashlib.sha256(repr((self.title, self.split, len(self), self.classes)).encode()).hexdigest()
 
-    @functools.cached_property
-    def label(self):
-        """int32 [N], by a pass over the set."""
-        return np.array([self[i][1] for i in range(len(self))], np.int32)
+    def identity(self):
+        """SHA-256 of all that the labels depend on: `digest`, order, and the place, sizes and times of the files."""
+        files = [(str(path), path.stat()) for path in sorted(Path(self.root).resolve().iterdir())]
+        told = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
+        return hashlib.sha256(repr((self.digest(), self.order, self.start, told)).encode()).hexdigest()
+
+
+def labels_of(listing):
+    """int32 [N] of a `Tfds`, out of the user's cache folder, or by a pass over the whole set and then kept there.
+
+    A label lies in one record with its image, so that none can be had without reading both.
+    """
+    try:
+        kept = user_cache() / "labels" / f"{listing.identity()}.npy"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        return read_labels(listing)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        label = np.load(kept, allow_pickle=False)
+        if label.shape == (len(listing),) and label.dtype == np.int32:
+            return label
+    label = read_labels(listing)
+    with contextlib.suppress(OSError), writing(kept) as new:  # a full disk: they are read again the next time
+        np.save(new, label)
+    return label
+
+
+def read_labels(listing):
+    """int32 [N] of a `Tfds`, by a pass over the set, which is told and counted."""
+    with Progress("reading labels", "example", len(listing)) as bar:
+        bar.say(f"{listing.title}: the labels of {len(listing):,} examples are read, and kept for the next time")
+        label = np.empty(len(listing), np.int32)
+        for i in range(len(listing)):
+            label[i] = listing[i][1]
+            bar.advance(1)
+        return label
 
 
 def list_tfds(path, split="train"):
@@ -162,10 +198,10 @@ def needs_tensorflow(name):
 
 
 def tfds(*, path, data_dir=None, tfds_split="train", crop="adm", num_classes, image_shape):
-    """A TFDS set, its folder or its name in data_dir, decoded and cropped each time; labels are read in a pass."""
+    """A TFDS set, its folder or its name in data_dir, decoded and cropped each time; `labels_of` reads the labels."""
     found = find_tfds(path, data_dir)
     if found is None:
         raise UsageError(f"the TFDS set {path} is not prepared in {data_dir or '~/tensorflow_datasets'}: "
                          f"cfgjax prepare tfds {path}")  # fmt: skip
     listing = list_tfds(found, tfds_split)
-    return decoded(listing, listing.label, crop, num_classes, image_shape)
+    return decoded(listing, labels_of(listing), crop, num_classes, image_shape)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from cfgjax.cli import run
 from cfgjax.data.sources import open_source
-from cfgjax.data.tfds import list_tfds
+from cfgjax.data.tfds import Tfds, list_tfds
 from cfgjax.errors import UsageError
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -61,6 +63,13 @@ def write(builder, folder):
     return str(made.data_path)
 
 
+@pytest.fixture(autouse=True)
+def caches(tmp_path, monkeypatch):
+    """The user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return tmp_path / "caches"
+
+
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     return write(Toy, tmp_path_factory.mktemp("tfds"))
@@ -75,6 +84,45 @@ def check(dataset):
 
 def test_synsets_are_sorted_whatever_the_order_of_the_set(toy):
     check(open_source(source="tfds", path=toy, num_classes=3, image_shape=(8, 8, 3)))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The examples that were read, one by one."""
+    read, seen = Tfds.__getitem__, []
+    monkeypatch.setattr(Tfds, "__getitem__", lambda self, i: (seen.append(i), read(self, i))[1])
+    return seen
+
+
+def opened(path):
+    return open_source(source="tfds", path=path, num_classes=3, image_shape=(8, 8, 3))
+
+
+def test_labels_are_read_once_and_kept_until_the_files_change(toy, tmp_path, reads, capsys):
+    shutil.copytree(toy, tmp_path / "toy")
+    first = opened(f"{tmp_path}/toy")
+    assert len(reads) == 30 and "toy/1.0.0: the labels of 30 examples are read, and kept" in capsys.readouterr().out
+    again = opened(f"{tmp_path}/toy")
+    assert len(reads) == 30 and capsys.readouterr().out == ""
+    assert np.array_equal(again.label, first.label)
+    check(again)
+    del reads[:]
+    os.utime(next((tmp_path / "toy").glob("*-train.*")), (1, 1))
+    assert np.array_equal(opened(f"{tmp_path}/toy").label, first.label) and len(reads) == 30
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "cut", "no folder"])
+def test_labels_that_cannot_be_kept_are_read_each_time(trouble, toy, caches, reads):
+    opened(toy)
+    kept = next((caches / "cfgjax" / "labels").iterdir())
+    if trouble == "no folder":
+        shutil.rmtree(caches)
+        caches.write_text("a file")
+    else:
+        kept.write_bytes(kept.read_bytes()[:-8] if trouble == "cut" else b"")
+    del reads[:]
+    opened(toy)
+    assert len(reads) == 30
 
 
 def test_a_prepared_tfds_set_is_the_set_read_directly(toy, tmp_path):
