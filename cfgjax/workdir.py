@@ -67,19 +67,26 @@ class Claim:
         self.path, self._config, self._data_hash = Path(workdir), config, data_hash
         self._lock: Any = None  # of the first process
         token = processes.decided(self._take, f"the claim of {workdir}")
+        try:
+            self._check_others(token)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_others(self, token):
+        """Raises UsageError where a process does not see the workdir, or the data, as the first does."""
         lock = self.path / ".lock"
-        seen = lock.read_text() if lock.is_file() else ""
-        told = {"same": np.array(token in seen), "data": np.array(data_hash or "")}
+        told = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
+        told |= {"data": np.array(self._data_hash or "")}
         parts = processes.allgather(told, "the workdir is seen")
         for i, part in enumerate(parts):
             if not part["same"]:
-                raise UsageError(f"process {i} does not see the workdir {workdir} of process 0; it must lie in a file "
-                                 "system that all hosts share")  # fmt: skip
-            if part["data"] != (first := parts[0]["data"]):
-                there = (
-                    f"process {i} has the data set with hash {str(part['data'])[:SHOWN]} at {config.data.get('path')}"
-                )
-                raise UsageError(f"{there}, process 0 the one with hash {str(first)[:SHOWN]}; all need the same")
+                raise UsageError(f"process {i} does not see the workdir {self.path} of process 0; it must lie in a "
+                                 "file system that all hosts share")  # fmt: skip
+            here, first = (str(p["data"])[:SHOWN] for p in (part, parts[0]))
+            if part["data"] != parts[0]["data"]:
+                there = f"process {i} has the data set with hash {here} at {self._config.data.get('path')}"
+                raise UsageError(f"{there}, process 0 the one with hash {first}; all need the same")
 
     def _take(self):
         """A word that is now in the lock file."""

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from pathlib import Path
 
 import command
 import jax
@@ -22,6 +23,9 @@ from cfgjax.data.batches import batch_at
 from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources import open_source
 from cfgjax.errors import UsageError
+from cfgjax.evaluation.features import load_features
+from cfgjax.evaluation.reference import of_dataset
+from cfgjax.files import read_npz
 from cfgjax.training.run import Run
 
 pytest.importorskip("grain")
@@ -242,6 +246,40 @@ def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_it
         why = {"killed": "a worker process that makes batches has died", "frozen": f"worker process {victim} (stopped)"}
         assert why[fate] in err.splitlines()[-1]
     command.wait_until(lambda: not any(map(command.lives, workers)), 10)
+
+
+SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.model.channels=32
+    --config.model.multipliers=(1,) --config.model.dropout=0.0 --config.train.batch_size=8 --config.train.num_steps=8
+    --config.train.log_every_steps=2 --config.train.steps_per_dispatch=2 --config.checkpoint.every_steps=8
+    --config.evaluate.every_steps=8 --config.optimizer.warmup_steps=0"""
+
+
+def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tmp_path, quick_compilation):
+    words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
+    together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"
+    code, _, err = command.run(together, environ={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
+    assert code == 0, err
+    straight = {"train.batch_size": 8, "model.dropout": 0.0, "checkpoint.every_steps": 8}
+    train(config_of(path, **straight), tmp_path / "one")
+    two, one = metrics(tmp_path / "two"), metrics(tmp_path / "one")
+    assert [line["step"] for line in two] == [line["step"] for line in one] and len(one) == 5
+    for a, b in zip(two, one, strict=True):
+        assert a.keys() == b.keys()
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+    assert (tmp_path / "two" / "data.json").read_bytes() == (tmp_path / "one" / "data.json").read_bytes()
+
+
+def test_the_reference_of_a_prepared_set_is_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
+    train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
+    make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "
+    make += f"--config.data.path={path} --features=classifier --classifier={tmp_path}/classifier --out={tmp_path}/r.npz"
+    assert run(make.split()) == 0
+    npz = {"source": "npz", "path": f"{Path(path).parent}/a.npz", "num_classes": 10, "image_shape": (8, 8, 3)}
+    network = load_features("classifier", config_of(path).data, classifier=tmp_path / "classifier")
+    found, expected = read_npz(tmp_path / "r.npz"), of_dataset(open_source(**npz), network, "an npz")
+    assert found["count"] == 50
+    for name in ("mean", "cov", "features"):
+        assert np.array_equal(found[name], getattr(expected, name))
 
 
 def command_line(pid):
