@@ -28,9 +28,10 @@ CLASSIFIER_SECTIONS: tuple = (
 NOISY_CLASSIFIER_SECTIONS: tuple = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
-# What may differ between a run and its resumption: run length, cadence, where the arrays lie, and who is waited for.
+# What may differ between a run and its resumption: run length, cadence, where the arrays lie, who is waited for, and in
+# what way the same is computed.
 RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
-RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.")
+RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
 
 def define_flag(flag_values, argv):

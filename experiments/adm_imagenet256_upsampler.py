@@ -48,6 +48,7 @@ def get_config():
                 low_res=True,
                 low_res_noise=False,
                 dtype="bfloat16",
+                fused_attention=False,
                 remat="none",
             ),
             diffusion=dict(

@@ -51,6 +51,7 @@ def get_config():
                 low_res=False,
                 low_res_noise=False,
                 dtype="float32",
+                fused_attention=False,
                 remat="none",
             ),
             diffusion=dict(

@@ -40,6 +40,7 @@ def get_config():
                 dropout=0.0,
                 pool="attention",
                 dtype="float32",
+                fused_attention=False,
                 remat="none",
             ),
             diffusion=dict(

@@ -33,6 +33,7 @@ class Backbone(nn.Module, kw_only=True):
     resblock_resample: resampling inside a residual block (BigGAN); otherwise by `Resample`, learned or fixed.
     rescale: residual sums divided by √2.
     dtype: of convolutions and matrix products, "float32" or "bfloat16".
+    fused_attention: one operation in place of products and softmax, see `blocks.fused_attention`.
     remat: what the backward pass computes again, a name in REMAT.
 
     Raises ValueError for sizes that do not halve at every level, widths that 32 does not divide, and bad heads.
@@ -52,6 +53,7 @@ class Backbone(nn.Module, kw_only=True):
     rescale: bool = False
     dropout: float = 0.0
     dtype: str = "float32"
+    fused_attention: bool = False
     remat: str = "none"
 
     @property
@@ -122,7 +124,8 @@ class Backbone(nn.Module, kw_only=True):
             given = f"head_channels {self.head_channels}" if self.head_channels else f"num_heads {self.num_heads}"
             raise ValueError(f"{given} does not divide the {channels} channels of the {h.shape[1]}×{h.shape[2]} maps")
         block = self._rematerialised(Attention)
-        return block(head_channels, self.legacy_attention_order, self.rescale, jnp.dtype(self.dtype), name=name)(h)
+        how = head_channels, self.legacy_attention_order, self.fused_attention, self.rescale, jnp.dtype(self.dtype)
+        return block(*how, name=name)(h)
 
     def _rematerialised(self, block, **options):
         """A block's class, its insides computed again as `remat` says."""

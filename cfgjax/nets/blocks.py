@@ -113,29 +113,44 @@ class ResBlock(nn.Module):
         return residual_sum(x, h, self.rescale)
 
 
-def attend(qkv, heads, legacy_order):
-    """softmax(q kᵀ / √C) v of qkv [B, N, 3 · heads · C], [B, N, heads · C]; legacy_order as in `Attention`."""
+def attend(qkv, heads, legacy_order, fused=False):
+    """softmax(q kᵀ / √C) v of qkv [B, N, 3 · heads · C], [B, N, heads · C]; legacy_order, fused as in `Attention`."""
     batch, positions, width = qkv.shape
     head_channels = width // (3 * heads)
     if legacy_order:
         q, k, v = jnp.split(qkv.reshape(batch, positions, heads, 3 * head_channels), 3, axis=-1)
     else:
         q, k, v = jnp.moveaxis(qkv.reshape(batch, positions, 3, heads, head_channels), 2, 0)
-    scale = head_channels**-0.25  # on q and on k, which is safer in bfloat16 than on the product
+    return (fused_attention if fused else plain_attention)(q, k, v).reshape(batch, positions, width // 3)
+
+
+def plain_attention(q, k, v):
+    """softmax(q kᵀ / √C) v of q, k, v [B, N, heads, C], shaped as they are, by two products and a softmax."""
+    scale = q.shape[-1] ** -0.25  # on q and on k, which is safer in bfloat16 than on the product
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * scale, k * scale, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(qkv.dtype)
-    return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, positions, width // 3)
+    weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
+
+
+def fused_attention(q, k, v):
+    """`plain_attention` as one operation: on GPUs, in 16 bits, cuDNN's, which never holds all N² weights; else XLA's.
+
+    cuDNN takes C a multiple of 8, up to 128. Softmax is float32 in both.
+    """
+    cudnn = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
 
 
 class Attention(nn.Module):
     """Self-attention over the positions of x [B, H, W, C], with a zero-initialised projection.
 
     head_channels: C per head. legacy_order: the 3C channels of qkv are laid out heads-major (each head's q, k, v
-    adjacent); otherwise q, k, v are split first and each is heads-major. Softmax in float32.
+    adjacent); otherwise q, k, v are split first and each is heads-major. fused: by `fused_attention`.
     """
 
     head_channels: int
     legacy_order: bool
+    fused: bool
     rescale: bool
     dtype: jnp.dtype
 
@@ -145,7 +160,7 @@ class Attention(nn.Module):
         heads = channels // self.head_channels
         h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=torch_init, name="qkv")(h)
-        h = attend(qkv, heads, self.legacy_order)
+        h = attend(qkv, heads, self.legacy_order, self.fused)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=zero_init, name="proj")(h)
         return residual_sum(x, h.reshape(x.shape), self.rescale)
 

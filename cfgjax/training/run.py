@@ -72,7 +72,13 @@ class Averages:
     warmup: bool = False
 
 
-FREE = {"dropout", "dtype", "remat", "null_label"}  # keys of config.model in which a run may differ from its init_from
+FREE = {
+    "dropout",
+    "dtype",
+    "fused_attention",
+    "remat",
+    "null_label",
+}  # keys of config.model in which a run may differ from its init_from
 
 
 def make_objective(config, net):

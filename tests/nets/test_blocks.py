@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.nets.blocks import Attention, GroupNorm, Resample, ResBlock, downsample, time_embedding, upsample
+from cfgjax.nets.blocks import (
+    Attention,
+    GroupNorm,
+    Resample,
+    ResBlock,
+    downsample,
+    fused_attention,
+    plain_attention,
+    time_embedding,
+    upsample,
+)
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((2, 4, 6, 64)), jnp.float32)
@@ -74,7 +84,9 @@ def residual(resample="none", features=64, **changes):
 
 
 def attention(**changes):
-    return Attention(**dict(head_channels=16, legacy_order=True, rescale=False, dtype=jnp.dtype("float32")) | changes)
+    return Attention(
+        **dict(head_channels=16, legacy_order=True, fused=False, rescale=False, dtype=jnp.dtype("float32")) | changes
+    )
 
 
 @pytest.mark.parametrize(("resample", "skip"), [("none", lambda x: x), ("down", downsample), ("up", upsample)])
@@ -124,3 +136,27 @@ def test_fixed_resampling_has_no_parameters_and_learned_resampling_one_convoluti
         assert (h.shape, variables) == (shape, {})
         h, variables = jax.eval_shape(learned.init_with_output, jax.random.key(0), X)
         assert (h.shape, list(variables["params"])) == (shape, ["conv"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_fused_attention_is_the_plain_one_in_value_and_gradient(dtype, tolerance):
+    rng = np.random.default_rng(0)
+    q, k, v, grad = (jnp.asarray(rng.standard_normal((2, 12, 3, 8)), dtype) for _ in range(4))
+    results = []
+    for attention in (plain_attention, fused_attention):
+        found, pull = jax.vjp(attention, q, k, v)
+        results.append([np.asarray(a, np.float32) for a in (found, *pull(grad))])
+    for fused, plain in zip(*reversed(results), strict=True):
+        np.testing.assert_allclose(fused, plain, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "implementation"),
+    [("gpu", "bfloat16", "cudnn"), ("gpu", "float32", "xla"), ("tpu", "bfloat16", "xla"), ("cpu", "bfloat16", "xla")],
+)
+def test_cudnns_attention_is_asked_for_on_gpus_in_16_bits_alone(monkeypatch, platform, dtype, implementation):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, implementation: asked.append(implementation))
+    fused_attention(*[jnp.zeros((1, 4, 1, 8), dtype)] * 3)
+    assert asked == [implementation]

@@ -78,6 +78,7 @@ def test_parameter_counts_are_adms(network, changes, count):
         {"rescale": True},
         {"num_heads": 2, "head_channels": None},
         {"dtype": "bfloat16"},
+        {"fused_attention": True},
         {"attention_resolutions": ()},
     ],
     ids=str,
