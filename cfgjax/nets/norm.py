@@ -51,6 +51,7 @@ def _forward(x, gain, bias, groups, epsilon, silu, dtype):
 def _backward(groups, epsilon, silu, dtype, saved, grad):
     """The first pass sums over positions, the second makes the gradient of x; both compute y and its SiLU anew."""
     x, gain, bias = saved
+    x, grad = jax.lax.optimization_barrier((x, grad))  # or XLA shares `normal` with the forward pass, and keeps it
     normal, sigma = moments(_flat(x), groups, epsilon)
     gain, grad = gain[:, None], _flat(grad)
     if silu:
