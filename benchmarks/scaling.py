@@ -26,6 +26,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONFIGS = ("imagenet64", "imagenet128")
 MESHES = {8: ("data=8,fsdp=1", "data=1,fsdp=8"), 64: ("data=64,fsdp=1", "data=8,fsdp=8")}
 MESHES |= {256: ("data=256,fsdp=1", "data=32,fsdp=8")}
+POLICIES = ("none", "convolutions", "blocks")  # of model.remat, from all that is kept to the least
 SPATIAL = "spatial"  # the internal flag's value for the measurement of a sharded height
 
 
@@ -106,14 +107,14 @@ def in_a_process(command):
 
 
 def kept_per_image(config, remat):
-    """Bytes kept per image for the backward pass, by both counts, with and without recomputation."""
+    """Bytes kept per image for the backward pass, by both counts, with a policy of `model.remat`."""
     import jax
 
     from cfgjax.preflight.memory import activations
     from cfgjax.training.run import Program
 
     experiment = load_file(EXPERIMENTS / f"{config}.py")
-    experiment.model.remat = "blocks" if remat else "none"
+    experiment.model.remat = remat
     found = activations(Program(experiment, jax.devices()[:1]))
     return {"config": config, "remat": remat} | {count: kept.per_image for count, kept in found.items()}
 
@@ -195,7 +196,7 @@ def document(measured):
                 "all-reduce", "all-gather", "all-to-all", "sent"]  # fmt: skip
     per_chip = [[f"{c.name}: passes", f"{c.name}: ms", f"{c.name}: images/s"] for c in CHIPS]
     bytes_cells = lambda row: [bytes_text(row["least"]), bytes_text(row["named"])]
-    remat = [[row["config"], "yes" if row["remat"] else "no", *bytes_cells(row)] for row in kept]
+    remat = [[row["config"], f"`{row['remat']}`", *bytes_cells(row)] for row in kept]
     flops = {found["config"]: found["flops_per_image"] for found in cases}
     counted = [[name, f"{f['forward'] / 1e9:,.1f}", f"{f['step'] / 1e9:,.1f}", f"{f['step'] / f['forward']:.2f}"]
                for name, f in flops.items()]  # fmt: skip
@@ -207,7 +208,7 @@ def document(measured):
     values = {
         "memory": table(headings, map(memory_row, cases)),
         "time": table([*headings[:3], *itertools.chain(*per_chip)], map(time_row, cases)),
-        "kept": table(["experiment", "remat", "at least", "as JAX names them"], remat),
+        "kept": table(["experiment", "`model.remat`", "at least", "as JAX names them"], remat),
         "flops": table(["experiment", "forward", "step", "ratio"], counted),
         "making": table([*headings[:3], "s", "GB", "complaints"], making),
         "extra": [bytes_text(extra)],
@@ -246,7 +247,7 @@ def main(argv):
         import jax
 
         jax.config.update("jax_platforms", "cpu")
-        kept = [kept_per_image(config, remat) for config, remat in itertools.product(CONFIGS, (False, True))]
+        kept = [kept_per_image(config, remat) for config, remat in itertools.product(CONFIGS, POLICIES)]
         measured = {"jax": jax.__version__, "cases": cases, "kept": kept, "spatial": spatial, "plain": plain}
         figures.write_text(json.dumps(measured, indent=1) + "\n")
     (DOCS / "scaling.md").write_text(document(json.loads(figures.read_text())))

@@ -1,0 +1,208 @@
+"""Peak memory and compile seconds of every experiment, and what a larger data set costs: a section of docs/performance.md.
+
+python benchmarks/memory.py                   # everything, docs/memory.json and the section; half an hour on one core
+python benchmarks/memory.py --only=digits     # that experiment anew, the others as they are in docs/memory.json
+python benchmarks/memory.py --render          # the section alone, from docs/memory.json
+
+Programs are compiled for as many virtual CPU devices as the experiment is meant for; no data is read and no step taken.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+import numpy as np
+from absl import flags
+from scaling import DOCS, table
+
+from cfgjax.commands.common import no_arguments
+from cfgjax.config import load_file, parse_flags
+from cfgjax.errors import UsageError, choose
+from cfgjax.exits import BAD_USAGE, DONE
+from cfgjax.preflight.advice import passes_needed
+from cfgjax.preflight.memory import USABLE
+from cfgjax.preflight.sizes import bytes_text
+
+NAMES = sorted(path.stem for path in harness.EXPERIMENTS.glob("*.py"))
+NODE = 8  # devices of the experiments on all of ImageNet, as in one node; the others' one
+HBM = 80e9  # bytes of a device's memory, for which passes are counted
+LIMIT_SECONDS = 240  # processor seconds of compiling, after which it is given up
+BEGIN, END = "<!-- benchmarks/memory.py writes from here -->", "<!-- to here -->"
+SIDE, EXAMPLES, BATCH = 16, 20_000, 256  # of the data sets: images SIDE×SIDE×3, and ten times as many of them
+
+
+def devices_of(config):
+    """How many devices a config is compiled for."""
+    return NODE if config.data.num_classes == 1000 else 1
+
+
+def experiment_figures(name):
+    """Prints two lines of JSON: what is known of an experiment's step before compiling, and what compiling it took.
+
+    For one device it is compiled as `cfgjax train` does, for more with XLA's optimisation of machine code off.
+    """
+    from cfgjax.commands.preflight import use_virtual_devices
+
+    config = load_file(harness.EXPERIMENTS / f"{name}.py")
+    count = devices_of(config)
+    use_virtual_devices(count)
+
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_disable_most_optimizations", count > 1)
+
+    from cfgjax.preflight.figures import batch_figures, memory_figures
+    from cfgjax.training.run import Program
+
+    program = Program(config)
+    known = {"experiment": name, "devices": count, "dtype": config.model.get("dtype", "float32"), "jax": jax.__version__}
+    known |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(program.like.params))}
+    print(json.dumps(known | {"batch": batch_figures(program), **memory_figures(program)}), flush=True)
+    start = time.process_time()
+    resource.setrlimit(resource.RLIMIT_CPU, (int(start) + LIMIT_SECONDS, resource.RLIM_INFINITY))
+    batches = program.abstract_batches(program.pace.steps_per_dispatch)
+    memory = program.dispatch.lower(program.like, batches, program.step_key).compile().memory_analysis()
+    made = {"compile_seconds": time.process_time() - start, "resident_bytes": harness.resident_bytes()}
+    program_bytes = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
+    print(json.dumps({"program_bytes": program_bytes, **made}))
+
+
+def measure(name):
+    """Figures of an experiment, measured in a process of its own; compile_seconds None where it was given up."""
+    known, made = in_a_process(f"--child={name}")
+    return known | (made or dict.fromkeys(("program_bytes", "compile_seconds", "resident_bytes")))
+
+
+def in_a_process(*words):
+    """(the first and the second object that this file prints with these flags, None where it ended before that)"""
+    ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+    told = [json.loads(line) for line in ran.stdout.splitlines()]
+    if not told:
+        raise SystemExit(f"{' '.join(words)} ended with exit code {ran.returncode}")
+    return (*told, None)[:2]
+
+
+def growth(source, num_examples=EXAMPLES):
+    """Peak resident bytes of a process that makes an epoch of batches, of num_examples images and of ten times as many.
+
+    per_example: the difference, over the difference in examples. image_bytes: of one, in memory.
+    """
+    from input import write_prepared
+
+    images = np.random.default_rng(0).integers(0, 256, (10 * num_examples, SIDE, SIDE, 3), np.uint8)
+    found = {"source": source, "image_bytes": images[0].nbytes, "num_examples": num_examples}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, count in {"small": num_examples, "large": 10 * num_examples}.items():
+            if source == "npz":
+                data = {"source": "npz", "path": f"{folder}/{name}.npz", "num_classes": 10, "image_shape": images[0].shape}
+                np.savez(data["path"], image=images[:count], label=np.arange(count, dtype=np.int32) % 10)
+            else:
+                data = write_prepared(f"{folder}/{name}", "raw", images[:count])
+            told, _ = in_a_process(f"--data={json.dumps(data)}")
+            found[f"{name}_bytes"] = told["resident_bytes"]
+    return found | {"per_example": (found["large_bytes"] - found["small_bytes"]) / (9 * num_examples)}
+
+
+def epoch_figures(data):
+    """Prints the peak resident bytes of this process after all batches of an epoch of config.data, and into the next."""
+    from cfgjax.data.pipeline import Batches
+    from cfgjax.data.sources import open_source
+
+    dataset = open_source(**data)
+    batches = Batches(dataset, 0, BATCH, np.arange(BATCH), 1)
+    for step in range(len(dataset) // BATCH + 2):
+        batches.at(step)
+    print(json.dumps({"resident_bytes": harness.resident_bytes()}))
+
+
+def experiment_row(found):
+    """The cells of an experiment."""
+    parts, compiled = found["bytes_per_device"], found["compile_seconds"] is not None
+    program = found["program_bytes"]
+    told = compiled and found["dtype"] == "float32"
+    return [
+        f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", f"{found['batch']['global']:,}",
+        str(found["devices"]), bytes_text(parts["peak_least"]), bytes_text(parts["peak"]),
+        bytes_text(program["arguments"] + program["temporaries"]) if told else "-",
+        str(passes_needed(found, USABLE * HBM) or "does not fit"),
+        f"{found['compile_seconds']:.0f}" if compiled else f"over {LIMIT_SECONDS}",
+        f"{found['resident_bytes'] / 1e9:.1f}" if compiled else "-",
+    ]  # fmt: skip
+
+
+def growth_row(found):
+    """The cells of a source."""
+    cells = [f"`{found['source']}`", f"{found['num_examples']:,}", f"{found['image_bytes']:,}"]
+    sizes = [harness.megabytes(found[f"{name}_bytes"]) for name in ("small", "large")]
+    return [*cells, *sizes, f"{found['per_example']:,.0f}"]
+
+
+def section(measured):
+    """The lines that docs/performance.md has between BEGIN and END."""
+    headings = ["experiment", "10⁶ parameters", "batch", "devices", "peak, at least", "as JAX names it", "XLA's for CPU",
+                "passes in 80 GB", "compile s", "compiling, GB"]  # fmt: skip
+    sources = ["source", "images N", "bytes of one", "MB with N", "MB with 10 N", "bytes for each more"]
+    experiments = table(headings, map(experiment_row, measured["experiments"]))
+    text = (Path(__file__).parent / "memory.template.md").read_text()
+    values = {"experiments": experiments, "growth": table(sources, map(growth_row, measured["growth"]))}
+    values["jax"] = [measured["experiments"][0]["jax"]]
+    for name, lines in values.items():
+        text = text.replace("{{" + name + "}}", "\n".join(lines))
+    return text
+
+
+def document(page, measured):
+    """The page with the section anew."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{section(measured)}{END}{after}"
+
+
+def write_figures(only):
+    """Measures the experiments called only, or everything, and writes docs/memory.json after each."""
+    path = DOCS / "memory.json"
+    measured = json.loads(path.read_text()) if path.exists() else {"experiments": [], "growth": []}
+    for name in only or NAMES:
+        others = [found for found in measured["experiments"] if found["experiment"] != name]
+        measured["experiments"] = sorted([*others, measure(name)], key=lambda found: found["experiment"])
+        path.write_text(json.dumps(measured, indent=1) + "\n")
+        print(name, flush=True)
+    if not only:
+        measured["growth"] = [growth(source) for source in ("prepared", "npz")]
+        path.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def main(argv):
+    """The exit code of `memory.py FLAGS`."""
+    given = flags.FlagValues()
+    flags.DEFINE_list("only", [], "Experiments to measure anew; all, and the sources, by default.", flag_values=given)
+    flags.DEFINE_bool("render", False, "Write the section from the figures that are there.", flag_values=given)
+    flags.DEFINE_string("child", None, "Internal: the experiment that is measured in this process.", flag_values=given)
+    flags.DEFINE_string("data", None, "Internal: the config.data that is read in this process.", flag_values=given)
+    try:
+        no_arguments(parse_flags(given, argv))
+        for name in given.only:
+            choose("experiment", name, dict.fromkeys(NAMES))
+    except UsageError as e:
+        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
+        return BAD_USAGE
+    if given.child:
+        experiment_figures(given.child)
+    elif given.data:
+        epoch_figures(json.loads(given.data))
+    else:
+        if not given.render:
+            write_figures(given.only)
+        page = DOCS / "performance.md"
+        page.write_text(document(page.read_text(), json.loads((DOCS / "memory.json").read_text())))
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
