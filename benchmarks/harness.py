@@ -94,10 +94,12 @@ def product(given, *axes):
     return [list(words) for words in itertools.product(*[[f"--{a}={v}" for v in given[a].value] for a in axes])]
 
 
-def define_flags(given, configs):
-    """The flags of all benchmarks."""
+def define_flags(given, configs, repeats=5):
+    """The flags of all benchmarks; configs, repeats: defaults."""
     flags.DEFINE_list("configs", configs, f"Which to measure, of {', '.join(CONFIGS)}.", flag_values=given)
-    flags.DEFINE_integer("repeats", 5, "Timed repeats; one more before them is not.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer(
+        "repeats", repeats, "Timed repeats; one more before them is not.", flag_values=given, lower_bound=1
+    )
     flags.DEFINE_integer(
         "batch_size", None, "Images, in place of the configuration's.", flag_values=given, lower_bound=1
     )
@@ -157,7 +159,7 @@ def parent(argv, given, tables):
             print_row(columns, columns, file)
             shown = name
         for figures in told["rows"]:
-            results.append({"table": name} | figures)
+            results.append({"table": name, "flags": case} | figures)
             print_row(columns, [cell(figures) for cell in columns.values()], file)
         text = json.dumps({"benchmark": Path(argv[0]).stem, **told["machine"], "results": results}, indent=2)
         if given.json not in (None, "-"):

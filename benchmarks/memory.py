@@ -1,4 +1,4 @@
-"""Peak memory and compile seconds of every experiment, and what a larger data set costs: a section of docs/performance.md.
+"""Peak memory and compile seconds of every experiment, and what a larger data set costs, for docs/performance.md.
 
 python benchmarks/memory.py                   # everything, docs/memory.json and the section; half an hour on one core
 python benchmarks/memory.py --only=digits     # that experiment anew, the others as they are in docs/memory.json
@@ -61,7 +61,8 @@ def experiment_figures(name):
     from cfgjax.training.run import Program
 
     program = Program(config)
-    known = {"experiment": name, "devices": count, "dtype": config.model.get("dtype", "float32"), "jax": jax.__version__}
+    known = {"experiment": name, "devices": count, "jax": jax.__version__}
+    known |= {"dtype": config.model.get("dtype", "float32")}
     known |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(program.like.params))}
     print(json.dumps(known | {"batch": batch_figures(program), **memory_figures(program)}), flush=True)
     start = time.process_time()
@@ -99,18 +100,21 @@ def growth(source, num_examples=EXAMPLES):
     found = {"source": source, "image_bytes": images[0].nbytes, "num_examples": num_examples}
     with tempfile.TemporaryDirectory() as folder:
         for name, count in {"small": num_examples, "large": 10 * num_examples}.items():
-            if source == "npz":
-                data = {"source": "npz", "path": f"{folder}/{name}.npz", "num_classes": 10, "image_shape": images[0].shape}
-                np.savez(data["path"], image=images[:count], label=np.arange(count, dtype=np.int32) % 10)
-            else:
-                data = write_prepared(f"{folder}/{name}", "raw", images[:count])
+            path = f"{folder}/{name}"
+            data = write_npz(path, images[:count]) if source == "npz" else write_prepared(path, "raw", images[:count])
             told, _ = in_a_process(f"--data={json.dumps(data)}")
             found[f"{name}_bytes"] = told["resident_bytes"]
     return found | {"per_example": (found["large_bytes"] - found["small_bytes"]) / (9 * num_examples)}
 
 
+def write_npz(path, images):
+    """Writes images with labels of ten classes to path.npz; returns config.data for them."""
+    np.savez(path, image=images, label=np.arange(len(images), dtype=np.int32) % 10)
+    return {"source": "npz", "path": f"{path}.npz", "num_classes": 10, "image_shape": images.shape[1:]}
+
+
 def epoch_figures(data):
-    """Prints the peak resident bytes of this process after all batches of an epoch of config.data, and into the next."""
+    """Prints this process's peak resident bytes after the batches of an epoch of config.data, and two of the next."""
     from cfgjax.data.pipeline import Batches
     from cfgjax.data.sources import open_source
 
@@ -123,13 +127,12 @@ def epoch_figures(data):
 
 def experiment_row(found):
     """The cells of an experiment."""
-    parts, compiled = found["bytes_per_device"], found["compile_seconds"] is not None
-    program = found["program_bytes"]
-    told = compiled and found["dtype"] == "float32"
+    parts, program, compiled = found["bytes_per_device"], found["program_bytes"], found["compile_seconds"] is not None
+    peaks = dict.fromkeys(map(bytes_text, (parts["peak_least"], parts["peak"])))
     return [
         f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", f"{found['batch']['global']:,}",
-        str(found["devices"]), bytes_text(parts["peak_least"]), bytes_text(parts["peak"]),
-        bytes_text(program["arguments"] + program["temporaries"]) if told else "-",
+        str(found["devices"]), " – ".join(peaks),
+        bytes_text(sum(program.values())) if compiled and found["dtype"] == "float32" else "-",
         str(passes_needed(found, USABLE * HBM) or "does not fit"),
         f"{found['compile_seconds']:.0f}" if compiled else f"over {LIMIT_SECONDS}",
         f"{found['resident_bytes'] / 1e9:.1f}" if compiled else "-",
@@ -145,8 +148,8 @@ def growth_row(found):
 
 def section(measured):
     """The lines that docs/performance.md has between BEGIN and END."""
-    headings = ["experiment", "10⁶ parameters", "batch", "devices", "peak, at least", "as JAX names it", "XLA's for CPU",
-                "passes in 80 GB", "compile s", "compiling, GB"]  # fmt: skip
+    headings = ["experiment", "10⁶ parameters", "batch", "devices", "peak", "XLA's for CPU", "passes in 80 GB",
+                "compile s", "compiling, GB"]  # fmt: skip
     sources = ["source", "images N", "bytes of one", "MB with N", "MB with 10 N", "bytes for each more"]
     experiments = table(headings, map(experiment_row, measured["experiments"]))
     text = (Path(__file__).parent / "memory.template.md").read_text()

@@ -1,5 +1,6 @@
 """The benchmarks run and report; how fast is no matter here."""
 
+import importlib
 import json
 import math
 import subprocess
@@ -73,6 +74,72 @@ def test_peers_takes_part_without_torch_and_says_so():
     assert all(peer["parameters"] == ours["parameters"] for peer in peers)
     assert bool(peers) == ("eager: left out, torch is not installed" not in ran.stderr)
     assert all(0 < ours[figure] < math.inf for figure in ("ms_per_step", "compile_seconds", "resident_bytes"))
+
+
+def test_the_runner_tells_each_figure_once_with_the_command_that_gives_it(tmp_path):
+    path, only = tmp_path / "all.json", ["train_step", "input"]
+    ran = run("run", f"--only={','.join(only)}", "--configs=tiny", "--repeats=1", "--batch_size=8", f"--json={path}")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(path.read_text())
+    rows = told["rows"]
+    assert all(told[fact] for fact in ("device", "num_devices", "jax", "commit"))
+    assert list(dict.fromkeys(row["benchmark"] for row in rows)) == list(told["reports"]) == only
+    assert len(rows) == sum(len(report["results"]) for report in told["reports"].values())
+    assert all(0 < row["rate"] < math.inf for row in rows)
+    first = told["reports"]["train_step"]["results"][0]
+    assert [rows[0][name] for name in ("rate", "resident_bytes", "compile_seconds")] == [
+        first[name] for name in ("images_per_second", "resident_bytes", "compile_seconds")
+    ]
+    for row in rows:
+        assert row["case"] in ran.stdout and f"] {row['command']}\n" in ran.stdout
+    _, script, *words = rows[-1]["command"].split()
+    again = run(Path(script).stem, *words, "--json=-")
+    assert again.returncode == 0, again.stderr
+    results = json.loads(again.stdout)["results"]
+    assert [(result["table"], result["state_bytes"]) for result in results] == [("saving", 100_000_000)]
+
+
+def test_every_table_of_the_benchmarks_has_its_place_in_the_one_table(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import harness
+    import run as runner
+
+    found: dict = {}
+    monkeypatch.setattr(harness, "main", lambda argv, doc, given, tables, *configs, **options: found.update(tables))
+    for name in runner.BENCHMARKS:
+        importlib.import_module(name).main([f"{name}.py"])
+    assert found.keys() == runner.TABLES.keys()
+
+
+def test_a_benchmark_that_fails_is_told_after_the_others_rows(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run as runner
+
+    figures = {"table": "training", "flags": ["--configs=tiny"], "config": "tiny", "resident_bytes": 2_000_000}
+    figures |= {f"images_per_second{which}": 3.0 for which in ("", "_min", "_max")}
+    report = {"device": "cpu", "num_devices": 1, "jax": "0", "results": [figures]}
+    ends = {"evaluation": (3, None), "train_step": (0, report)}
+    monkeypatch.setattr(runner, "measure", lambda benchmark, words: ends[benchmark])
+    assert runner.main(["run.py", "--only=evaluation,train_step", "--configs=tiny"]) == 3
+    told = capsys.readouterr()
+    assert "[1] python benchmarks/train_step.py --configs=tiny --repeats=3\n" in told.out
+    assert told.out.splitlines()[-1].split() == ["[1]", "train_step", "tiny", "3", "images/s", "3–3", "-", "2", "-"]
+    assert told.err.splitlines()[-1] == "evaluation ended with exit code 3"
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--only=training,input", "unknown benchmark 'training'"),
+        ("--configs=tini", "unknown configuration 'tini', did you mean 'tiny'?"),
+        ("--batch_size=0", "flag --batch_size=0"),
+        ("--json=/nowhere/all.json", "--json=/nowhere/all.json: it cannot be written in /nowhere"),
+    ],
+)
+def test_what_the_runner_cannot_do_is_told_before_anything_runs(flag, told):
+    ran = run("run", flag)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(f"run.py: error: {told}") and len(ran.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", [*OWN, "evaluation"])
