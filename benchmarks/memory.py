@@ -130,9 +130,9 @@ def experiment_row(found):
     parts, program, compiled = found["bytes_per_device"], found["program_bytes"], found["compile_seconds"] is not None
     peaks = dict.fromkeys(map(bytes_text, (parts["peak_least"], parts["peak"])))
     return [
-        f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", f"{found['batch']['global']:,}",
+        f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", found["dtype"], f"{found['batch']['global']:,}",
         str(found["devices"]), " – ".join(peaks),
-        bytes_text(sum(program.values())) if compiled and found["dtype"] == "float32" else "-",
+        bytes_text(sum(program.values())) if compiled else "-",
         str(passes_needed(found, USABLE * HBM) or "does not fit"),
         f"{found['compile_seconds']:.0f}" if compiled else f"over {LIMIT_SECONDS}",
         f"{found['resident_bytes'] / 1e9:.1f}" if compiled else "-",
@@ -148,8 +148,8 @@ def growth_row(found):
 
 def section(measured):
     """The lines that docs/performance.md has between BEGIN and END."""
-    headings = ["experiment", "10⁶ parameters", "batch", "devices", "peak", "XLA's for CPU", "passes in 80 GB",
-                "compile s", "compiling, GB"]  # fmt: skip
+    headings = ["experiment", "10⁶ parameters", "dtype", "batch", "devices", "peak", "XLA's for CPU",
+                "passes in 80 GB", "compile s", "compiling, GB"]  # fmt: skip
     sources = ["source", "images N", "bytes of one", "MB with N", "MB with 10 N", "bytes for each more"]
     experiments = table(headings, map(experiment_row, measured["experiments"]))
     text = (Path(__file__).parent / "memory.template.md").read_text()
