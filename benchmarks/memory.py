@@ -18,7 +18,7 @@ from pathlib import Path
 import harness
 import numpy as np
 from absl import flags
-from scaling import DOCS, table
+from scaling import DOCS, span, table
 
 from cfgjax.commands.common import no_arguments
 from cfgjax.config import load_file, parse_flags
@@ -128,10 +128,9 @@ def epoch_figures(data):
 def experiment_row(found):
     """The cells of an experiment."""
     parts, program, compiled = found["bytes_per_device"], found["program_bytes"], found["compile_seconds"] is not None
-    peaks = dict.fromkeys(map(bytes_text, (parts["peak_least"], parts["peak"])))
     return [
         f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", found["dtype"], f"{found['batch']['global']:,}",
-        str(found["devices"]), " – ".join(peaks),
+        str(found["devices"]), span(parts["peak_least"], parts["peak"]),
         bytes_text(sum(program.values())) if compiled else "-",
         str(passes_needed(found, USABLE * HBM) or "does not fit"),
         f"{found['compile_seconds']:.0f}" if compiled else f"over {LIMIT_SECONDS}",

@@ -156,11 +156,16 @@ def table(headings, rows):
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def span(least, most):
+    """Two numbers of bytes in words, one where they read the same."""
+    return " – ".join(dict.fromkeys([bytes_text(least), bytes_text(most)]))
+
+
 def memory_row(found):
     """A case's cells about bytes on each device."""
     parts, kinds = found["bytes_per_device"], found["collectives"]
     state = sum(parts[name] for name in ("parameters", "optimizer", "ema", "gradients"))
-    kept = f"{bytes_text(parts['activations_least'])} – {bytes_text(parts['activations'])}"
+    kept = span(parts["activations_least"], parts["activations"])
     exchanged = [bytes_text(kinds[kind]["bytes"]) for kind in ("all-reduce", "all-gather", "all-to-all")]
     exchanged = [cell if cell != "0 B" else "-" for cell in exchanged]
     return [*name_cells(found), str(found["batch"]["per_device"]), bytes_text(parts["parameters"]), bytes_text(state),
