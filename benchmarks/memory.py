@@ -29,6 +29,7 @@ from cfgjax.preflight.memory import USABLE
 from cfgjax.preflight.sizes import bytes_text
 
 NAMES = sorted(path.stem for path in harness.EXPERIMENTS.glob("*.py"))
+SOURCES = ("npz", "prepared")  # of data, of which it is measured what a larger set costs
 NODE = 8  # devices of the experiments on all of ImageNet, as in one node; the others' one
 HBM = 80e9  # bytes of a device's memory, for which passes are counted
 LIMIT_SECONDS = 240  # processor seconds of compiling, after which it is given up
@@ -167,30 +168,28 @@ def document(page, measured):
 
 
 def write_figures(only):
-    """Measures the experiments called only, or everything, and writes docs/memory.json after each."""
+    """Measures the experiments and sources called only, or everything, and writes docs/memory.json after each."""
     path = DOCS / "memory.json"
     measured = json.loads(path.read_text()) if path.exists() else {"experiments": [], "growth": []}
-    for name in only or NAMES:
-        others = [found for found in measured["experiments"] if found["experiment"] != name]
-        measured["experiments"] = sorted([*others, measure(name)], key=lambda found: found["experiment"])
+    for name in only or [*NAMES, *SOURCES]:
+        kind, key, figures = ("growth", "source", growth) if name in SOURCES else ("experiments", "experiment", measure)
+        others = [found for found in measured[kind] if found[key] != name]
+        measured[kind] = sorted([*others, figures(name)], key=lambda found: found[key])
         path.write_text(json.dumps(measured, indent=1) + "\n")
         print(name, flush=True)
-    if not only:
-        measured["growth"] = [growth(source) for source in ("prepared", "npz")]
-        path.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 def main(argv):
     """The exit code of `memory.py FLAGS`."""
     given = flags.FlagValues()
-    flags.DEFINE_list("only", [], "Experiments to measure anew; all, and the sources, by default.", flag_values=given)
+    flags.DEFINE_list("only", [], "Experiments, npz, prepared to measure anew; all by default.", flag_values=given)
     flags.DEFINE_bool("render", False, "Write the section from the figures that are there.", flag_values=given)
     flags.DEFINE_string("child", None, "Internal: the experiment that is measured in this process.", flag_values=given)
     flags.DEFINE_string("data", None, "Internal: the config.data that is read in this process.", flag_values=given)
     try:
         no_arguments(parse_flags(given, argv))
         for name in given.only:
-            choose("experiment", name, dict.fromkeys(NAMES))
+            choose("experiment", name, dict.fromkeys([*NAMES, *SOURCES]))
     except UsageError as e:
         print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
         return BAD_USAGE
