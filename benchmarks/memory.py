@@ -1,6 +1,6 @@
 """Peak memory and compile seconds of every experiment, and what a larger data set costs, for docs/performance.md.
 
-python benchmarks/memory.py                   # everything, docs/memory.json and the section; half an hour on one core
+python benchmarks/memory.py                   # everything, docs/memory.json and the section; twenty minutes on one core
 python benchmarks/memory.py --only=digits     # that experiment anew, the others as they are in docs/memory.json
 python benchmarks/memory.py --render          # the section alone, from docs/memory.json
 

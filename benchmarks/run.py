@@ -1,6 +1,6 @@
 """The benchmarks one after the other, and one table of what they found.
 
-python benchmarks/run.py                                        # digits; six minutes on two cores
+python benchmarks/run.py                                        # digits; five minutes on one core
 python benchmarks/run.py --only=train_step,input --configs=digits,small32 --repeats=5 --json=all.json
 python benchmarks/run.py --only=train_step,peers --configs=small8
 
