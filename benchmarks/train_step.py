@@ -9,6 +9,8 @@ import tempfile
 import harness
 from absl import flags
 
+from cfgjax.commands.train import parts
+from cfgjax.cores import use_cores
 from cfgjax.errors import UsageError
 
 COLUMNS = {
@@ -22,9 +24,10 @@ COLUMNS = {
 
 
 def measure(config, given):
-    """Figures of the dispatch that training compiles for config, on random images that are on the device already."""
+    """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
     import jax
 
+    use_cores(parts(config))
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:

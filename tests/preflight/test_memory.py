@@ -75,8 +75,8 @@ def test_the_compilers_temporaries_are_of_the_size_that_is_foretold():
     parts = memory_figures(program)["bytes_per_device"]
     lowered = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
     temporaries = lowered.compile().memory_analysis().temp_size_in_bytes
-    # XLA:CPU keeps more than JAX asks for: it shares what norms compute in both passes in place of computing it again
-    assert parts["activations_least"] < temporaries < 1.8 * (parts["activations"] + parts["gradients"])
+    # XLA:CPU keeps more than JAX asks for, 1.4 times as much here
+    assert parts["activations_least"] < temporaries < 1.5 * (parts["activations"] + parts["gradients"])
 
 
 def test_the_state_on_a_device_is_what_the_shards_there_hold():
