@@ -39,7 +39,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", *TOOLS},
-    "preflight": {"preflight", "training", "evaluation.cells", "sharding", "config", "errors"},
+    "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

@@ -235,7 +235,8 @@ def test_stopped_and_gone_on_is_straight_through(
 
 @pytest.mark.parametrize("batch_size", [1, 125])
 def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
-    assert_close(Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size).rows, straight[1])
+    ran = Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size)
+    assert_close(ran.rows, straight[1], rtol=5e-6)  # float32 products of other sizes add up in another order
 
 
 def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
