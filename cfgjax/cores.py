@@ -3,6 +3,7 @@
 XLA:CPU spreads convolutions over cores, but not much of what lies between them: two cores are worth 1.4 of one.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -11,18 +12,18 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of pr
 
 
 def use_cores(parts, environ=os.environ):
-    """Has jax, imported or not but not used so far, see the CPU as `devices_for(parts, cores)` devices.
+    """Has jax see the CPU as `devices_for(parts, cores)` devices.
 
-    Nothing is changed where their number was chosen already: by JAX_NUM_CPU_DEVICES or XLA_FLAGS in the environment, or
-    by jax.config.
+    Nothing is changed where their number was chosen already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS in the environment or
+    by jax.config, and where jax is in use.
     """
     import jax
 
-    if jax.config.values["jax_num_cpu_devices"] > 0 or "xla_force_host_platform_device_count" in environ.get(
-        "XLA_FLAGS", ""
-    ):
+    chosen = "xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", "")
+    if chosen or jax.config.values["jax_num_cpu_devices"] > 0:
         return
-    jax.config.update("jax_num_cpu_devices", devices_for(parts, usable_cores()))
+    with contextlib.suppress(RuntimeError):  # jax is in use
+        jax.config.update("jax_num_cpu_devices", devices_for(parts, usable_cores()))
 
 
 def devices_for(parts, cores):

@@ -39,10 +39,14 @@ def test_a_config_that_says_how_devices_are_used_is_left_alone():
     assert parts(config) == 1
 
 
-@pytest.mark.parametrize(("environ", "devices"), [({}, "4"), ({"JAX_NUM_CPU_DEVICES": "3"}, "3")])
-def test_the_users_choice_of_devices_stands(environ, devices):
+@pytest.mark.parametrize(
+    ("before", "environ", "devices"),
+    [("", {}, "4"), ("", {"JAX_NUM_CPU_DEVICES": "3"}, "3"), ("jax.devices(); ", {}, "1")],
+    ids=["open", "chosen", "in use"],
+)
+def test_what_the_user_chose_or_jax_has_begun_with_stands(before, environ, devices):
     code = (
-        "import cfgjax.cores as cores, jax; cores.usable_cores = lambda: 4; "
+        f"import cfgjax.cores as cores, jax; cores.usable_cores = lambda: 4; {before}"
         "cores.use_cores(64); print(len(jax.devices('cpu')))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"} | environ
