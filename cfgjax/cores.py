@@ -11,7 +11,7 @@ MOST = 8  # devices; more of them were not measured
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time, or max, in so many
 
 
-def use_cores(parts, environ=os.environ):
+def use_cores(parts):
     """Has jax see the CPU as `devices_for(parts, cores)` devices.
 
     Nothing is changed where their number was chosen already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS in the environment or
@@ -19,7 +19,7 @@ def use_cores(parts, environ=os.environ):
     """
     import jax
 
-    chosen = "xla_force_host_platform_device_count" in environ.get("XLA_FLAGS", "")
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     with contextlib.suppress(RuntimeError):  # jax is in use

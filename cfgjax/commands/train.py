@@ -28,10 +28,10 @@ def train(argv):
 
 def parts(config):
     """The number of parts into which a batch can be cut; 1 where the config itself says how devices are to be used."""
-    mesh = {"data": -1, "fsdp": 1, "slices": 1} | dict(config.get("mesh", {}))
+    open_mesh = {"data": -1, "fsdp": 1, "slices": 1}
     batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
     whole = all(isinstance(n, int) and n > 0 for n in (batch_size, passes))
-    return batch_size // passes if whole and mesh == {"data": -1, "fsdp": 1, "slices": 1} else 1
+    return batch_size // passes if whole and open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
 
 
 def define_flags(argv):

@@ -72,12 +72,11 @@ def only_if_finite(inner):
 
     def update(updates, state, params=None, *, finite):
         updates, inner_state = inner.update(updates, state.inner_state, params)
-        chosen = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         return jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), optax.ApplyIfFiniteState(
             notfinite_count=jnp.where(finite, 0, optax.safe_increment(state.notfinite_count)),
             last_finite=finite,
             total_notfinite=jnp.where(finite, state.total_notfinite, optax.safe_increment(state.total_notfinite)),
-            inner_state=chosen(inner_state, state.inner_state),
+            inner_state=optax.tree.where(finite, inner_state, state.inner_state),
         )
 
     init = optax.apply_if_finite(inner, max_consecutive_errors=0).init

@@ -48,9 +48,9 @@ def make_train_step(objective, optimizer, *, ema_warmup=False, accumulate_steps=
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
         params = optax.apply_updates(state.params, updates)
         averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
-        averages = jax.tree.map(lambda new, old: jnp.where(finite, new, old), averages, state.ema)
+        averages = optax.tree.where(finite, averages, state.ema)
         kept = objective.observe(state.level_losses, terms, drawn)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), kept, state.level_losses)
+        kept = optax.tree.where(finite, kept, state.level_losses)
         metrics = {
             "loss": loss,
             **objective.summary(terms, drawn),

@@ -60,10 +60,10 @@ def test_the_stand_in_for_lax_is_lax(stride, size):
     np.testing.assert_allclose(conv_general(*arguments, **options), expected, atol=1e-5)
 
 
-def products(convolve, x, kernel, grad):
-    """The numbers of (convolutions, matrix products) that a convolution and its gradients are traced to."""
-    text = str(jax.make_jaxpr(lambda *given: gradients(convolve, *given))(x, kernel, grad))
-    return text.count("conv_general_dilated["), text.count("dot_general[")
+def convolutions(convolve, x, kernel, grad):
+    """The number of convolutions that a convolution and its gradients are traced to."""
+    traced = jax.make_jaxpr(lambda *given: gradients(convolve, *given))(x, kernel, grad)
+    return str(traced).count("conv_general_dilated[")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def products(convolve, x, kernel, grad):
 )
 def test_only_wide_maps_of_many_channels_are_filtered_in_tiles(shape, features, tiled):
     given = operands(shape, features)
-    assert products(conv_cpu, *given)[0] == 3 - tiled
+    assert convolutions(conv_cpu, *given) == 3 - tiled
     with unfiltered():
-        assert products(lambda x, kernel: conv_cpu(x, kernel), *given)[0] == 3
+        assert convolutions(lambda x, kernel: conv_cpu(x, kernel), *given) == 3
     odd = (shape[0], shape[1] + 1, *shape[2:])
-    assert products(conv_cpu, *operands(odd, features))[0] == 3
-    assert products(conv_cpu, *operands(shape, features, jnp.bfloat16))[0] == 3
+    assert convolutions(conv_cpu, *operands(odd, features)) == 3
+    assert convolutions(conv_cpu, *operands(shape, features, jnp.bfloat16)) == 3
