@@ -1,5 +1,6 @@
 """The command line: `cfgjax COMMAND --flag=value …`."""
 
+import gc
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ from cfgjax.compilation import keep_programs
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
 
+NEW_OBJECTS = 200_000  # between garbage collections: at Python's 700 they are a third of tracing and lowering
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sample": sample,
@@ -43,6 +45,7 @@ def main():
     threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_programs()
+    gc.set_threshold(NEW_OBJECTS)
     try:
         sys.exit(run(sys.argv[1:]))
     except UsageError as e:

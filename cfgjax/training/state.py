@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cfgjax.compilation import optimised
 from cfgjax.sharding import parameter_sharding
 from cfgjax.training import ema
 
@@ -49,4 +50,5 @@ def abstract_state(build, mesh):
 
 def create_state(build, mesh, *inputs):
     """build(*inputs)'s state, each array made in its place on the mesh."""
-    return jax.jit(build, out_shardings=parameter_sharding(mesh, jax.eval_shape(build, *inputs)))(*inputs)
+    shardings = parameter_sharding(mesh, jax.eval_shape(build, *inputs))
+    return jax.jit(build, out_shardings=shardings, compiler_options=optimised(1))(*inputs)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cfgjax.compilation import optimised
 from cfgjax.training import ema
 from cfgjax.training.state import TrainState
 
@@ -82,13 +83,7 @@ def make_dispatch(train_step, mesh_shardings):
             state, metrics = jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
         return state, metrics if wishes is None else metrics | {"wish": jnp.full(k, wishes.max(), jnp.float32)}
 
-    return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings, compiler_options=compiler_options())
-
-
-def compiler_options():
-    """What XLA is told: on CPU to use LLVM's second level, as fast as the third in the step and quicker to compile."""
-    hurried = jax.config.values["jax_disable_most_optimizations"]
-    return {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" and not hurried else None
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings, compiler_options=optimised(2))
 
 
 def split_batch(a, parts):
