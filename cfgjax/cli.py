@@ -1,6 +1,7 @@
 """The command line: `cfgjax COMMAND --flag=value …`."""
 
 import gc
+import inspect
 import logging
 import os
 import sys
@@ -19,7 +20,7 @@ from cfgjax.commands.sample import sample
 from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
 from cfgjax.compilation import keep_programs
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import HelpAsked, UsageError, choose
 from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
 
 NEW_OBJECTS = 200_000  # between garbage collections: at Python's 700 they are a third of tracing and lowering
@@ -64,10 +65,14 @@ def run(arguments):
         print(f"cfgjax {cfgjax.__version__}")
         return DONE
     command = choose("command", arguments[0], COMMANDS)
-    return command([f"cfgjax {arguments[0]}", *arguments[1:]])
+    try:
+        return command([f"cfgjax {arguments[0]}", *arguments[1:]])
+    except HelpAsked as asked:
+        print(f"cfgjax {arguments[0]} {inspect.getdoc(command)}\n\n{asked}")
+        return DONE
 
 
 def usage():
     """The commands with their first lines."""
     lines = [f"  cfgjax {name} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join(["cfgjax: classifier-free guidance in JAX", "", *lines])
+    return "\n".join(["cfgjax: classifier-free guidance in JAX", "", *lines, "", "cfgjax COMMAND --help: its flags"])

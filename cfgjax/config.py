@@ -11,7 +11,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cfgjax.errors import UsageError, nearest
+from cfgjax.errors import HelpAsked, UsageError, nearest
 
 CLASSIFIER_SECTIONS: tuple = (
     "seed",
@@ -33,6 +33,8 @@ SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
+HELP = {"--help", "-h"}  # flags of every command
+
 
 def define_flag(flag_values, argv):
     """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
@@ -44,7 +46,10 @@ def parse_flags(flag_values, argv):
     """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
 
     --config.key=None sets None whatever the type of the value, which absl's parsers cannot.
+    Raises HelpAsked for --help.
     """
+    if HELP & set(argv):
+        raise HelpAsked(flag_help(flag_values))
     path = config_path(argv)
     if path is not None and not Path(path).is_file():
         raise UsageError(f"there is no config file {path}")
@@ -59,6 +64,12 @@ def parse_flags(flag_values, argv):
         keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
         flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
     return rest
+
+
+def flag_help(flag_values):
+    """What absl says of the flags, without its own and without the names of modules between them."""
+    own = flag_values.get_help().partition("\nabsl.flags:")[0]
+    return "\n".join(line for line in own.splitlines() if line.startswith(" "))
 
 
 def underscored(arg):

@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """
 
 
+class HelpAsked(Exception):
+    """--help or -h among the flags of a command. Its text describes them."""
+
+
 def nearest(name, known):
     """ ", did you mean 'x'?" for the closest of the known names, or the list of them all."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)

@@ -6,7 +6,7 @@ from absl import flags
 
 from cfgjax.commands import evaluate, sample, train
 from cfgjax.commands.common import no_arguments, required
-from cfgjax.config import parse_flags
+from cfgjax.config import HELP, parse_flags
 from cfgjax.errors import UsageError, choose
 from cfgjax.launch import LAUNCHERS
 from cfgjax.launch.job import Job
@@ -21,13 +21,13 @@ def launch(argv):
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
     launcher = choose("launcher", argv[1], LAUNCHERS)
     name, own = " ".join(argv[:2]), argv[2:]
-    command = own[own.index("--") + 1 :] if "--" in own else []
-    if not command:
+    own, command = (own[: own.index("--")], own[own.index("--") + 1 :]) if "--" in own else (own, [])
+    if not command and not HELP & set(own):
         raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
     given = flags.FlagValues()
     flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
     launcher.define_flags(given)
-    no_arguments(parse_flags(given, [name, *own[: own.index("--")]]))
+    no_arguments(parse_flags(given, [name, *own]))
     return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
 
 
