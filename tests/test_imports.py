@@ -38,7 +38,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "launch": {"launch", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
-    "training": {"training", "evaluation", "model", *TOOLS},
+    "training": {"training", "evaluation", "model", "compilation", *TOOLS},
     "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}

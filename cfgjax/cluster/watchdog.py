@@ -95,7 +95,8 @@ class Watchdog:
                 self._stages.pop(mine.count - 10_000, None)
 
     def failed(self, reason, code=FAILED):
-        """Tells the others that this process has failed."""
+        """Tells the others that this process has failed, which the caller ends: of their verdicts none is heard now."""
+        self._only_one_ends()
         told = {"verdict": f"{self._own} failed: {reason}", "code": code}
         for link in self._links.values():
             link.send(told)
@@ -157,11 +158,15 @@ class Watchdog:
 
     def _end(self, verdict, code, blamed=None):
         """Tells the others and ends this process, with the verdict as its last line."""
-        if not self._ending.acquire(blocking=False):
-            time.sleep(60)  # another thread is ending the process
+        self._only_one_ends()
         if self._own.number == 0:
             for link in self._links.values():
                 link.send({"verdict": verdict, "code": code, "blamed": blamed})
         if blamed == self._own.number:
             faulthandler.dump_traceback(all_threads=True)
         end_process(f"cfgjax: failed: {self._own}: {verdict}", code)
+
+    def _only_one_ends(self):
+        """Returns in the first thread that is to end the process; in others the process ends meanwhile."""
+        if not self._ending.acquire(blocking=False):
+            time.sleep(60)
