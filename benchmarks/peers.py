@@ -21,8 +21,6 @@ import harness
 from absl import flags
 from train_step import open_step
 
-from cfgjax.commands.train import parts
-from cfgjax.cores import use_cores
 from cfgjax.errors import choose
 from cfgjax.exits import DONE
 
@@ -75,7 +73,6 @@ def make_jax(config, steps_per_dispatch):
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
-    use_cores(parts(config))
     run, state, batches = open_step(config, steps_per_dispatch)
     dispatch = run.dispatch.lower(state, batches, run.step_key).compile()
     kept = [state]

@@ -27,7 +27,6 @@ def measure(config, given):
     """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
     import jax
 
-    use_cores(parts(config))
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:
@@ -55,10 +54,11 @@ def measure(config, given):
 
 
 def open_step(config, steps_per_dispatch):
-    """(the `Run` of config on random images, its state, the batches of one dispatch)."""
+    """(the `Run` of config on random images, its state, the batches of one dispatch), on the devices of training."""
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
+    use_cores(parts(config))
     k = steps_per_dispatch
     cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
     config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))
