@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
-TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
+TOOLS |= {"json_files", "progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
     "caches": set(),
     "compilation": {"caches"},
     "files": {"errors"},
+    "json_files": {"files", "errors"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
     "config": {"errors"},
