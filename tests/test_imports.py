@@ -9,7 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
-TOOLS |= {"json_files", "progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier", "arguments"}
+TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
+TOOLS |= {"arguments", "json_files"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
