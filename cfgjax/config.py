@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cfgjax.errors import HelpAsked, UsageError, nearest
+from cfgjax.settings import check_settings
 
 CLASSIFIER_SECTIONS: tuple = (
     "seed",
@@ -63,6 +64,8 @@ def parse_flags(flag_values, argv):
     if nones:
         keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
         flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+    if path is not None:
+        check_settings(flag_values.config)
     return rest
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files"}
+TOOLS |= {"arguments", "json_files", "settings"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -20,7 +20,8 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "json_files": {"files", "errors"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
-    "config": {"errors"},
+    "settings": {"errors"},
+    "config": {"settings", "errors"},
     "sharding": {"errors"},
     "data": {"data", "diffusion", "config", "caches", "files", "progress", "exits", "errors"},
     "diffusion_config": {"diffusion", "config", "errors"},

@@ -21,6 +21,7 @@ from cfgjax.network import (
     sections,
     takes_low_res,
 )
+from cfgjax.settings import check_settings
 from cfgjax.sharding import (
     batch_sharding,
     check_batch_size,
@@ -133,8 +134,7 @@ class Program:
 
     def __init__(self, config, devices=None):
         check_sections(config, sections(config))
-        if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-            raise UsageError(f"seed is {config.seed}; need an integer in 0 … 2³²−1")
+        check_settings(config)
         self.config = config
         self.pace = call(Pace, "train", config.train)
         self.averages = call(Averages, "ema", config.ema)
