@@ -28,5 +28,5 @@ def choose(what, name, known):
 
 
 def printable(name):
-    """Returns name with whatever cannot be printed on one line escaped: line ends, controls, bytes that are not UTF-8."""
+    """Returns name with line ends, control characters and bytes that are not UTF-8 escaped, to be printed on a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))

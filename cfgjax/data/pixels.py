@@ -65,7 +65,7 @@ def _decode(data):
     if getattr(image, "n_frames", 1) > 1:
         notes.append("of several frames or pages, the first taken")
     turned = image.format == "TIFF" and turn_of(image) is not None  # which Pillow turns when it loads it
-    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == MIN_IS_WHITE
+    inverted = tags_of(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     bits = stored_bits(image, data)
     image.load()
     if image.mode == "P" and image.palette is None:
@@ -101,7 +101,7 @@ def _decode(data):
 
 def check_samples(image):
     """Raises ValueError for a TIFF whose samples Pillow would read as something else, or whose range is not known."""
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    tags = tags_of(image)
     formats = tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     signed = set(formats if isinstance(formats, tuple) else (formats,)) != {UNSIGNED}
     if signed or image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
@@ -111,12 +111,17 @@ def check_samples(image):
         raise ValueError("it is an uncompressed YCbCr TIFF with subsampled colours, which are not read")
 
 
+def tags_of(image):
+    """The tags of a TIFF, none of other images."""
+    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+
+
 def stored_bits(image, data):
     """Bits of a sample in the file."""
     if image.format == "PNG" and data[12:16] == b"IHDR":
         return data[24]
     if image.format == "TIFF":
-        bits = image.tag_v2.get(BITS, 1)
+        bits = tags_of(image).get(BITS, 1)
         return max(bits) if isinstance(bits, tuple) else bits
     return 8
 
