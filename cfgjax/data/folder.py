@@ -90,7 +90,7 @@ def list_folder(path, class_order="name"):
         raise UsageError(f"{path} is no folder")
     passed_over: list = []
     try:
-        classes = ordered(class_names(root, passed_over))
+        classes = ordered(list(class_names(root, passed_over)))
         found = {name: class_files(root, name, passed_over) for name in classes}
     except OSError as e:
         raise UsageError(f"cannot read {printable(e.filename or path)}: {e.strerror}") from e
