@@ -63,6 +63,7 @@ def draw(given, labels, guidance, scales):
         options["num_steps"] = timesteps(given.num_steps)
     pictures = model.config.sample
     labels = range(model.num_classes) if labels is None else labels
+    told = rows(given.workdir or given.base, labels, model.num_classes)
     picture = sample_figure(
         model,
         labels=labels,
@@ -77,15 +78,16 @@ def draw(given, labels, guidance, scales):
         picture.save(given.out)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-        print(f"rows: {rows(given.workdir or given.base, labels, model.num_classes)}")
+        print(f"rows: {told}")
 
 
 def rows(workdir, labels, num_classes):
-    """The labels of the picture's rows, with the names of their classes if the run recorded them."""
+    """The labels of the picture's rows, with the names of their classes if the run in workdir recorded them."""
     from cfgjax.workdir import read_classes
 
     classes = read_classes(workdir)
-    return named(labels, classes if classes is not None and len(classes) == num_classes else None)
+    known = classes is not None and len(classes) == num_classes and all(0 <= label < num_classes for label in labels)
+    return named(labels, classes if known else None)
 
 
 def define_flags(argv):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cfgjax.data.dataset import Stored
-from cfgjax.data.records import ENCODINGS, RecordReader, array_record, damaged, hashed_example
+from cfgjax.data.records import ENCODINGS, RecordReader, array_record, count_records, damaged, hashed_example
 from cfgjax.errors import UsageError
 from cfgjax.files import read_npy, sha256
 from cfgjax.json_files import HASH, check_type, read_json
@@ -111,9 +111,7 @@ def check_files(folder, about):
     for path, shard in zip(paths, about["shards"], strict=True):
         if (size := path.stat().st_size) != shard["bytes"]:
             raise UsageError(f"{path} is damaged: it has {size:,} bytes, not {shard['bytes']:,}; {ANEW}")
-    found = reader(folder, about)
-    for path, count, shard in zip(paths, found.counts(), about["shards"], strict=True):
-        if count != shard["num_examples"]:
+        if (count := count_records(path)) != shard["num_examples"]:
             raise UsageError(f"{path} is damaged: it has {count:,} images, not {shard['num_examples']:,}; {ANEW}")
 
 

@@ -55,6 +55,15 @@ def decode(record, encoding, shape):
     return image
 
 
+def count_records(path):
+    """The number of records in a file; 0 if it is damaged."""
+    try:
+        with contextlib.closing(array_record().ArrayRecordReader(str(path), READER_OPTIONS)) as opened:
+            return opened.num_records()
+    except (RuntimeError, ValueError, OSError):
+        return 0
+
+
 class RecordReader:
     """(int [b]) → uint8 [b, H, W, C] of records in files, numbered through; each is opened when it is first needed.
 
@@ -80,12 +89,6 @@ class RecordReader:
                 except (OSError, ValueError, SyntaxError) as e:
                     raise damaged(self.paths[number], f"image {index[row]}: {reason_of(e)}") from e
         return images
-
-    def counts(self):
-        """The number of records in each file, which is opened for it only; 0 in one that is damaged."""
-        for path in self.paths:
-            with contextlib.closing(array_record().ArrayRecordReader(path, READER_OPTIONS)) as opened:
-                yield opened.num_records()
 
     def records(self, number):
         """The records of one file in order, a few at a time in memory."""
