@@ -13,17 +13,23 @@ INVISIBLE = 3  # levels of 255 by which a profile may differ from sRGB and its p
 def to_srgb(image, profile):
     """Returns (image of mode L or RGB in sRGB, [what was done, in words]) of an image of mode L, RGB or CMYK.
 
-    profile: bytes of its embedded ICC profile. One that is sRGB itself is without effect; one that cannot be applied is
-    ignored, and the words say so.
+    profile: bytes of its embedded ICC profile. One that is sRGB itself has no effect; one that cannot be applied is
+    ignored, and the words say so. Grey with a profile of RGB is taken for equal parts of it.
     """
     try:
-        transform = transform_of(profile, image.mode)
-    except Exception:  # what littleCMS and Pillow raise of a damaged profile is not documented
+        source = image.convert("RGB") if image.mode == "L" and space_of(profile) == "RGB" else image
+        transform = transform_of(profile, source.mode)
+    except Exception:  # what littleCMS and Pillow raise for a damaged profile is not documented
         return image, ["with an ICC profile that cannot be applied, ignored"]
     if transform is None:
         return image, []
-    converted = transform.apply(image)
+    converted = transform.apply(source)
     return converted.convert("L") if image.mode == "L" else converted, ["with an ICC profile, made sRGB"]
+
+
+def space_of(profile):
+    """The colour space of an ICC profile: RGB, GRAY, CMYK or another."""
+    return profile[16:20].decode("ascii").strip()
 
 
 @functools.lru_cache(maxsize=32)
@@ -32,7 +38,7 @@ def transform_of(profile, mode):
     from PIL import ImageCms
 
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    if source.profile.xcolor_space.strip() != SPACES[mode]:
+    if space_of(profile) != SPACES[mode]:
         raise ValueError("the profile is of another colour space than the image")
     srgb = ImageCms.createProfile("sRGB")
     transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC)

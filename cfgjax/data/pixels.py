@@ -66,7 +66,7 @@ def _decode(data):
         notes.append("of several frames or pages, the first taken")
     turned = image.format == "TIFF" and turn_of(image) is not None  # which Pillow turns when it loads it
     inverted = tags_of(image).get(PHOTOMETRIC) == MIN_IS_WHITE
-    bits = stored_bits(image, data)
+    bits, frame = stored_bits(image, data), image.tile[0].extents if image.format == "GIF" and image.tile else None
     image.load()
     if image.mode == "P" and image.palette is None:
         raise ValueError("it has no palette")
@@ -81,6 +81,8 @@ def _decode(data):
         image, alpha = rounded(image, sixteen_bits(image, data))
     if alpha is None:
         alpha = alpha_of(image, bits)
+    if frame not in (None, (0, 0, *image.size)):
+        alpha = within(frame, alpha, image.size)
     colour = opaque(image, bits, inverted)
     if image.mode in ("P", "PA"):
         notes.append("with a palette, made RGB")
@@ -168,6 +170,13 @@ def alpha_of(image, bits):
         most = 2**bits - 1
         key = (np.array(key) & most) * (255 if bits < 8 else most) // most
     return opaque_where(np.asarray(image.convert("L") if image.mode == "1" else image) != key)
+
+
+def within(frame, alpha, size):
+    """The opacity of an image that fills a part of its canvas, (left, top, right, bottom); the rest is transparent."""
+    whole = Image.new("L", size, 0)
+    whole.paste(255 if alpha is None else alpha.crop(frame), frame)
+    return whole
 
 
 def opaque_where(differs):

@@ -163,6 +163,47 @@ def test_what_a_gif_leaves_transparent_is_white():
     assert (found[:, :4] == (10, 20, 30)).all() and (found[:, 4:] == 255).all()
 
 
+def test_what_the_first_frame_of_a_gif_does_not_cover_is_white():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    data = bytearray(encoded(image, "GIF"))
+    struct.pack_into("<HH", data, 6, 8, 9)  # the canvas
+    struct.pack_into("<HH", data, data.index(b",", 13) + 1, 2, 3)  # the frame's place in it
+    expected = np.full((9, 8, 3), 255)
+    expected[3:7, 2:6] = (40, 50, 60)
+    assert np.array_equal(rgb(bytes(data)), expected)
+
+
+def bmp(body, bits, masks=(), palette=b"", top_down=False):
+    """A BMP of 4×4 pixels, by rows from below unless top_down; with masks of R, G, B and perhaps alpha."""
+    size = 108 if len(masks) == 4 else 40
+    header = struct.pack(
+        "<IiiHHIIiiII", size, 4, -4 if top_down else 4, 1, bits, 3 if masks else 0, len(body), 0, 0, 0, 0
+    )
+    header += struct.pack(f"<{len(masks)}I", *masks) + (b"BGRs" + bytes(48) if size == 108 else b"") + palette
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
+
+
+def test_a_bmp_is_read_right():
+    rng = np.random.default_rng(0)
+    five = rng.integers(0, 32, (4, 4, 3))
+    packed = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")
+    for data in (bmp(packed[::-1].tobytes(), 16), bmp(packed.tobytes(), 16, top_down=True)):
+        assert np.abs(rgb(data) - five * 255 / 31).max() <= 1
+    packed = (five[..., 0] << 11 | five[..., 1] << 6 | five[..., 2]).astype("<u2")
+    found = rgb(bmp(packed[::-1].tobytes(), 16, masks=(0xF800, 0x7E0, 0x1F)))
+    assert np.abs(found - five * [255 / 31, 2 * 255 / 63, 255 / 31]).max() <= 1
+    four = rng.integers(0, 256, (4, 4, 4), np.uint8)
+    colours, alpha = four[..., 2::-1], four[..., 3:] / 255
+    assert np.array_equal(rgb(bmp(four[::-1].tobytes(), 32)), colours)  # the fourth is not defined
+    found = rgb(bmp(four[::-1].tobytes(), 32, masks=(0xFF0000, 0xFF00, 0xFF, 0xFF000000)))
+    assert np.abs(found - (alpha * colours + (1 - alpha) * 255)).max() <= 1
+    found = rgb(
+        bmp(four[::-1, :, 0].tobytes(), 8, palette=(palette := rng.integers(0, 256, (256, 4), np.uint8)).tobytes())
+    )
+    assert np.array_equal(found, palette[four[..., 0]][..., 2::-1])
+
+
 def jpeg_of_inks(transform):
     """(JPEG of four components with Adobe's marker, its colours if they are inks, inverted as Adobe has them)"""
     inks = np.kron(np.random.default_rng(0).integers(60, 200, (2, 2, 4)), np.ones((8, 8, 1))).astype(np.uint8)
@@ -215,11 +256,18 @@ def test_colours_of_another_profile_become_srgb(kind):
     assert np.abs(np.asarray(found) - expected).max() <= 3
 
 
+@pytest.mark.parametrize(("mode", "colour"), [("RGB", COLOUR), ("L", 100)])
 @pytest.mark.parametrize(("profile", "note"), [(matrix_profile(None, False), []), (b"no profile", ["ignored"])])
-def test_a_profile_that_is_srgb_or_damaged_leaves_the_pixels(profile, note):
-    found, notes = decode(encoded(Image.new("RGB", (8, 8), COLOUR), "PNG", icc_profile=profile))
-    assert (np.asarray(found) == COLOUR).all()
+def test_a_profile_that_is_srgb_or_damaged_leaves_the_pixels(profile, note, mode, colour):
+    found, notes = decode(encoded(Image.new(mode, (8, 8), colour), "PNG", icc_profile=profile))
+    assert (np.asarray(found) == colour).all()
     assert [said.rpartition(" ")[2] for said in notes] == note
+
+
+def test_grey_of_another_profile_becomes_srgb():
+    found, notes = decode(encoded(Image.new("L", (8, 8), 100), "PNG", icc_profile=matrix_profile(1.0, False)))
+    assert found.mode == "L" and notes == ["with an ICC profile, made sRGB"]
+    assert np.abs(np.asarray(found) - 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)).max() <= 3
 
 
 DAMAGED = {
