@@ -96,8 +96,8 @@ def read_npy(path):
 def reading(path):
     """The regular file at path, open for reading. Raises UsageError in the file's name for whatever goes wrong."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is a folder" if os.path.isdir(path) else "it is not a regular file")
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise ValueError("it is not a regular file")
         with open(path, "rb") as file:
             yield file
     except UsageError:
@@ -118,7 +118,8 @@ def check_entries(archive):
     entries, end = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
     if len({entry.filename for entry in entries}) < len(entries):
         raise ValueError("it has several entries of one name")
-    for entry, behind in zip(entries, [*(entry.header_offset for entry in entries[1:]), end], strict=True):
+    starts = [entry.header_offset for entry in entries] + [end]
+    for entry, behind in zip(entries, starts[1:], strict=True):
         name, held, declared = entry.filename, entry.compress_size, entry.file_size
         if entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + held > behind:
             raise ValueError(f"its entry {name!r} overlaps with what follows it")
@@ -169,7 +170,7 @@ def _read_array(file, size):
     """The array in an open .npy file of `size` bytes. Raises ValueError unless these are its header and its items."""
     shape, fortran_order, dtype, header_size = _read_header(file)
     if dtype.hasobject:
-        raise ValueError("Object arrays are not loaded")
+        raise ValueError("Object arrays cannot be loaded")
     if not dtype.itemsize:
         raise ValueError(f"its items of dtype {dtype} have no bytes")
     declared, held = math.prod(shape) * dtype.itemsize, size - header_size

@@ -143,10 +143,8 @@ def of_ours(arrays, path):
         if wrong := [name for name, array in known.items() if array is not None and array.dtype.kind not in "fiu"]:
             raise ValueError(f"its {wrong[0]} has dtype {known[wrong[0]].dtype}")
         return Reference(**known, count=int(arrays["count"]) or None, network=about["network"], origin=about["origin"])
-    except KeyError as e:
-        raise UsageError(f"{path} is no reference: it lacks {e}") from e
-    except (TypeError, ValueError, OverflowError) as e:
-        raise UsageError(f"{path} is no reference: {e}") from e
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
+        raise UsageError(f"{path} is no reference: {type(e).__name__} {e}") from e
 
 
 def of_published(arrays, path, network, image_shape):
