@@ -102,7 +102,7 @@ def list_folder(path, class_order="name"):
         more = f", and {len(empty) - 1} other classes have none" if len(empty) > 1 else ""
         raise UsageError(f"class {printable(repr(empty[0]))} of {path} has no image{more}")
     label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found.values()])
-    notes = (*told(passed_over), *shared_between(found), *out_of_order(classes))
+    notes = (*told(passed_over), *shared_between(root, found), *out_of_order(classes))
     return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes), notes)
 
 
@@ -120,11 +120,12 @@ def class_names(root, passed_over):
 
 
 def class_files(root, name, passed_over):
-    """{path below root: real path} of the images of a class."""
+    """{path below root: real path if links lead to it, else None} of the images of a class."""
     inside: list = []
     files = image_files(root / name, inside)
     passed_over += [(reason, os.path.join(name, path)) for reason, path in inside]
-    return {os.path.join(name, path): real for path, real in files.items()}
+    own = os.path.join(os.path.realpath(root), name)
+    return {os.path.join(name, path): None if real == os.path.join(own, path) else real for path, real in files.items()}
 
 
 def told(passed_over):
@@ -135,12 +136,16 @@ def told(passed_over):
     return [f"passed over: {len(found)} {reason}, such as {printable(min(found))}" for reason, found in paths.items()]
 
 
-def shared_between(found):
+def shared_between(root, found):
     """A warning if links make a file an example of several classes."""
-    count = collections.Counter(real for files in found.values() for real in files.values())
+    if not any(real for files in found.values() for real in files.values()):
+        return []
+    own = os.path.realpath(root)
+    reals = {path: real or os.path.join(own, path) for files in found.values() for path, real in files.items()}
+    count = collections.Counter(reals.values())
     if not (repeated := sum(n > 1 for n in count.values())):
         return []
-    example = next(path for files in found.values() for path, real in files.items() if count[real] > 1)
+    example = next(path for path, real in reals.items() if count[real] > 1)
     return [f"warning: {repeated} files are in several classes by links, such as {printable(example)}"]
 
 

@@ -80,7 +80,7 @@ ADDED = {  # what is added to a folder, and the images that class ant has by it 
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_each_file_is_an_example_of_its_class_once(name, tmp_path):
+def test_each_file_is_an_example_of_its_class_once(name, tmp_path, caplog):
     root = write_folder(tmp_path / "d" / "images")
     before = list_folder(root)
     add, more = ADDED[name]
@@ -92,6 +92,7 @@ def test_each_file_is_an_example_of_its_class_once(name, tmp_path):
     assert passed_over == (more == 0 and "name of an image" not in name) or name == "a folder outside, twice"
     data = open_source(source="folder", path=str(root), num_classes=3, image_shape=(8, 8, 3))
     assert len(data.images(np.arange(12 + more))) == 12 + more
+    assert ("passed over" in caplog.text) == passed_over
 
 
 def test_what_is_passed_over_is_listed_and_prepared_sets_are_as_without(tmp_path, capsys):

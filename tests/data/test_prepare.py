@@ -288,6 +288,15 @@ def test_bad_command_lines_are_told(words, told):
         ({"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.array([0, 1, 3, 3])}, "class 2 of 4 has no image"),
         ({"image": np.zeros((4, 8, 8, 3), np.uint8)}, "lacks label; it has image"),
         (
+            {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.array([0, 1, 2, 2**62])},
+            "class 3 of .* has no image",
+        ),
+        ({"image": np.zeros((4, 0, 8, 3), np.uint8), "label": np.arange(4)}, r"shape \(4, 0, 8, 3\)"),
+        (
+            {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.arange(4), "classes": np.array("abcd")},
+            r"classes has dtype .* and shape \(\); need names",
+        ),
+        (
             {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.arange(4), "classes": np.array(["a", "b"])},
             "label 3 is that of none of the 2 classes",
         ),
