@@ -111,6 +111,15 @@ def declared(data, size, fields=("central", "local")):
     return bytes(data)
 
 
+def of_64_bits():
+    """A zip whose entry declares 4 EiB in the fields of zip64."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("a.npy", npy((2**62 - 128,), content=bytes(4000)))
+        opened.filelist[0].file_size = 2**62
+    return file.getvalue()
+
+
 def overlapping():
     """A zip of two entries that share their bytes."""
     data = bytearray(archive(("a.npy", npy((4,), content=bytes(4))), ("b.npy", npy((4,), content=bytes(4)))))
@@ -148,6 +157,7 @@ LYING = {
     ),
     "entries that overlap": overlapping(),
     "a size above what deflate can give": declared(WHOLE, 2**31),
+    "a size of 64 bits": of_64_bits(),
     "a larger size": declared(WHOLE, 4200),
     "a smaller size": declared(WHOLE, 130),
     "a size in a header alone": declared(archive(("a.npy", npy((4,), content=bytes(4)))), 2**30, ("central",)),

@@ -2,7 +2,6 @@
 
 import functools
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -91,8 +90,9 @@ def from_npz(given, path, out):
 
 def check_apart(path, out):
     """Raises UsageError if folder `out` lies in folder `path`, or is it, so that it would become part of the input."""
-    source, target = Path(path).resolve(), Path(out).resolve()
-    if target.is_relative_to(source):
+    from cfgjax.data.tree import contains
+
+    if contains(os.path.realpath(path), os.path.realpath(out)):
         raise UsageError(f"OUT {out} lies in IN {path}; prepare into a folder outside of it")
 
 

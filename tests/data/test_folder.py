@@ -203,6 +203,14 @@ def test_a_set_is_not_prepared_into_its_own_input(out, tmp_path):
     assert sorted(os.walk(root)) == before
 
 
+def test_links_without_an_end_as_input_or_output_are_refused(tmp_path):
+    link("loop", tmp_path / "loop")
+    root = write_folder(tmp_path / "images")
+    for words in ((tmp_path / "loop", tmp_path / "out"), (root, tmp_path / "loop"), (root, tmp_path / "loop" / "out")):
+        with pytest.raises(UsageError, match="loop"):
+            prepare(*words)
+
+
 def test_a_file_above_the_limit_of_pixels_is_named(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "images", size=(30, 30))
     Image.new("RGB", (100, 100)).save(root / "bee" / "large.png")
