@@ -105,6 +105,7 @@ def run(given, listing, source, out):
     from cfgjax.progress import Progress
 
     request = Request(source, given.size, given.crop, given.channels, given.encoding)
+    print(f"classes: {named(range(len(listing.classes)), listing.classes)}", flush=True)
     bar = functools.partial(Progress, "preparing", "image")
     try:
         about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
@@ -132,7 +133,6 @@ def report(out, about):
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
     lines = [f"left out, cannot be decoded: {error}" for error in left_out]
     lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
-    lines.append(f"classes: {named(range(len(about['classes'])), about['classes'])}")
     if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
         lines.append(f"warning: {len(absent)} classes have no image, such as {printable(repr(absent[0]))}")
     shape = f"{request['size']}×{request['size']}×{request['channels']}"

@@ -49,11 +49,19 @@ def read_about(path):
 
 
 def check_content(about):
-    """Raises ValueError unless the request and the shards of a dataset.json are what they should be."""
+    """Raises ValueError unless what the lists and objects of a dataset.json contain is of the right types."""
     check_keys("request", about["request"], REQUEST_KEYS)
+    for name, kind in (("classes", str), ("counts", int), ("shards", dict), ("errors", dict)):
+        for value in about[name]:
+            check_type(f"an entry of its {name!r}", value, kind)
+    for value in about["converted"].values():
+        check_type("a value of its 'converted'", value, int)
+    if len(about["counts"]) != len(about["classes"]):
+        raise ValueError(f"it has {len(about['classes'])} classes and {len(about['counts'])} counts")
+    for error in about["errors"]:
+        check_keys("errors", error, {"name": str, "reason": str})
     for shard in about["shards"]:
-        check_type("a shard", shard, dict)
-        check_keys("shard", shard, SHARD_KEYS)
+        check_keys("shards", shard, SHARD_KEYS)
         if Path(shard["file"]).name != shard["file"]:
             raise ValueError(f"shard {shard['file']!r} is not the name of a file in the folder")
     if not (about["shards"] and about["request"]["encoding"] in ENCODINGS):
@@ -88,7 +96,7 @@ def prepared(*, path, crop=None, num_classes, image_shape):
     check_num_classes(path, len(about["classes"]), num_classes)
     check_files(folder, about)
     label = read_labels(folder, about)
-    images = Stored(reader(folder, about), (count, *shape), about["hash"], classes=tuple(map(str, about["classes"])))
+    images = Stored(reader(folder, about), (count, *shape), about["hash"], classes=tuple(about["classes"]))
     return images, label
 
 

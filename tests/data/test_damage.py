@@ -173,11 +173,32 @@ def test_sets_of_the_first_format_are_read_and_verified(folder):
         run(["prepare", "--verify", str(folder / "set")])
 
 
-def test_a_file_outside_the_folder_is_no_shard(folder):
+SHARD = {"file": "a", "num_examples": 1, "bytes": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": [SHARD | {"file": "../a.npz"}]},
+        {"shards": []},
+        {"shards": [7]},
+        {"shards": [SHARD | {"bytes": "1"}]},
+        {"shards": [{"file": "a"}]},
+        {"errors": [7]},
+        {"errors": [{"name": "a"}]},
+        {"classes": [1, 2, 3, 4]},
+        {"counts": [1]},
+        {"converted": {"a": []}},
+        {"request": {}},
+        {"num_examples": True},
+    ],
+)
+def test_entries_of_the_first_format_are_checked_one_by_one(change, folder):
+    """It has no hash."""
     path = folder / "set" / "dataset.json"
     about = json.loads(path.read_text())
     del about["sha256"]
-    about["format"], about["shards"][0]["file"] = 1, "../a.npz"
-    path.write_text(json.dumps(about))
-    with pytest.raises(UsageError, match="not the name of a file"):
-        open_source(**CONFIG, path=str(folder / "set"))
+    path.write_text(json.dumps(about | {"format": 1} | change))
+    for use in (lambda: open_source(**CONFIG, path=str(folder / "set")), lambda: prepare(folder, "--encoding=raw")):
+        with pytest.raises(UsageError, match=r"dataset\.json is damaged"):
+            use()
