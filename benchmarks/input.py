@@ -197,7 +197,8 @@ def preparing(given):
 
     from PIL import Image
 
-    from cfgjax.data.decoding import Converter, decode
+    from cfgjax.data.decoding import Converter
+    from cfgjax.data.pixels import decode
     from cfgjax.data.records import encode
 
     jpegs = []

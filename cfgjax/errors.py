@@ -25,3 +25,8 @@ def choose(what, name, known):
     if name not in known:
         raise UsageError(f"unknown {what} {name!r}{nearest(name, known)}")
     return known[name]
+
+
+def printable(name):
+    """Returns name with line ends, control characters and bytes that are not UTF-8 escaped, to be printed on a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))

@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import secrets
 import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from cfgjax.errors import UsageError
+
+MAGIC = np.lib.format.MAGIC_PREFIX
+LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
+ENCRYPTED = 1  # bit of a zip entry's flags
+MAX_RATIO = 1032  # of deflate
+BOMB_BYTES, BOMB_RATIO = 2**28, 200
+CHUNK = 2**22
+CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
 
 
 def sha256(path):
@@ -60,15 +70,146 @@ def writing_folder(path):
 def read_npz(path):
     """{name: array} of an .npz file. Pickled objects are never loaded.
 
-    Raises UsageError where it cannot be read or holds anything but arrays.
+    Raises UsageError if it cannot be read, holds anything but arrays, or declares more than it holds or than fits into
+    memory; nothing is allocated then.
     """
+    with reading(path) as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            raise ValueError("it is one array, not an .npz")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            check_entries(archive)
+            if other := [entry.filename for entry in entries if not entry.filename.endswith(".npy")]:
+                raise ValueError(f"its {other[0]} is not an array")
+            return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
+
+
+def read_npy(path):
+    """The array of an .npy file, checked as `read_npz` does."""
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_memory(size)
+        return _read_array(file, size)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """The regular file at path, open for reading. Raises UsageError in the file's name for whatever goes wrong."""
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:  # which leaves bad ones open
-            arrays = {name: file[name] for name in file.files}
-    except (AttributeError, TypeError):  # np.load returned an array
-        raise UsageError(f"cannot read {path}: it is one array, not an .npz") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        raise UsageError(f"cannot read {path}: {' '.join(str(e).split())}") from e
-    if wrong := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise UsageError(f"cannot read {path}: its {wrong[0]} is not an array")  # np.load gives other files as bytes
-    return arrays
+        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+            raise ValueError("it is not a regular file")
+        with open(path, "rb") as file:
+            yield file
+    except UsageError:
+        raise
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror or e}") from e
+    except MemoryError as e:
+        raise UsageError(f"cannot read {path}: it needs more memory than there is") from e
+    except Exception as e:  # a damaged archive or header may raise anything
+        raise UsageError(f"cannot read {path}: {' '.join(str(e).split())[:300] or type(e).__name__}") from e
+
+
+def check_entries(archive):
+    """Raises ValueError if entries of an open zip archive overlap, declare impossible sizes or do not fit into memory.
+
+    zipfile reads no more of an entry than the size that it declares.
+    """
+    entries, end = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ValueError("it has several entries of one name")
+    starts = [entry.header_offset for entry in entries] + [end]
+    for entry, behind in zip(entries, starts[1:], strict=True):
+        name, held, declared = entry.filename, entry.compress_size, entry.file_size
+        if entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + held > behind:
+            raise ValueError(f"its entry {name!r} overlaps with what follows it")
+        if entry.flag_bits & ENCRYPTED:
+            raise ValueError(f"its entry {name!r} is encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its entry {name!r} is compressed by another method than deflate")
+        if entry.compress_type == zipfile.ZIP_STORED and held != declared:
+            raise ValueError(f"its entry {name!r} declares {declared:,} bytes and holds {held:,}")
+        if declared > MAX_RATIO * (held + 1):
+            raise ValueError(f"its entry {name!r} declares {declared:,} bytes, more than its {held:,} can hold")
+        if declared > BOMB_BYTES and declared > BOMB_RATIO * held:
+            raise ValueError(f"its entry {name!r} unpacks {held:,} bytes to {declared:,}, as no real data do")
+    check_memory(sum(entry.file_size for entry in entries))
+
+
+def check_memory(needed):
+    """Raises ValueError if `needed` bytes are more than the available memory."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"it needs {needed / 2**30:,.1f} GiB of memory, of which {available / 2**30:,.1f} are available"
+        )
+
+
+def available_memory():
+    """Bytes of available memory, at most the limit of the control group; None if unknown."""
+    known = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for limit in CGROUP_LIMITS:  # its use counts cached files too, so that it says nothing
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            known.append(int(Path(limit).read_text()))
+    return min(known, default=None)
+
+
+def _read_entry(archive, entry):
+    """The array of an .npy in an archive."""
+    try:
+        with archive.open(entry) as file:
+            return _read_array(file, entry.file_size)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{e} (its {entry.filename.removesuffix('.npy')})") from e
+
+
+def _read_array(file, size):
+    """The array in an open .npy file of `size` bytes. Raises ValueError unless these are its header and its items."""
+    shape, fortran_order, dtype, header_size = _read_header(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    if not dtype.itemsize:
+        raise ValueError(f"its items of dtype {dtype} have no bytes")
+    declared, held = math.prod(shape) * dtype.itemsize, size - header_size
+    if declared != held:
+        raise ValueError(f"shape {shape} and dtype {dtype} declare {declared:,} bytes; the file has {held:,}")
+    content = np.empty(declared, np.uint8)
+    view, done = content.data, 0
+    while done < declared:
+        if not (count := file.readinto(view[done : done + CHUNK])):
+            raise EOFError(f"it ends after {done:,} of {declared:,} bytes")
+        done += count
+    file.read(1)  # has zipfile check the sum of an empty array too
+    array = content.view(dtype)
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def _read_header(file):
+    """(shape, whether in Fortran's order, dtype, bytes read) of an open .npy file."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"it is .npy of version {version[0]}.{version[1]}, which is not read")
+    counted = _Counted(file)
+    try:
+        shape, fortran_order, dtype = readers[version](counted)
+    except (RecursionError, MemoryError, SyntaxError, TypeError) as e:
+        raise ValueError(f"its header is damaged ({type(e).__name__})") from e
+    if any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, fortran_order, dtype, np.lib.format.MAGIC_LEN + counted.count
+
+
+class _Counted:
+    """A file that counts the bytes read from it."""
+
+    def __init__(self, file):
+        self.file, self.count = file, 0
+
+    def read(self, size=-1, /):
+        data = self.file.read(size)
+        self.count += len(data)
+        return data

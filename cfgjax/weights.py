@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from cfgjax.errors import UsageError
-from cfgjax.files import read_npz
+from cfgjax.files import check_entries, read_npz
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -71,6 +71,7 @@ def read(path, file):
     file.seek(0)
     if begin[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(file) as archive:
+            check_entries(archive)
             pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
             if pickles:
                 return arrays(path, *read_zip(path, archive, pickles[0]))

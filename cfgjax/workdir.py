@@ -15,8 +15,9 @@ from cfgjax import processes
 from cfgjax.config import check_resumable, from_json, to_json
 from cfgjax.errors import UsageError
 from cfgjax.files import writing
+from cfgjax.json_files import read_json
 
-DATA = "data.json"  # beside config.json: `hash` of the run's data set, where it has one, and `source` and `path`
+DATA = "data.json"  # next to config.json, if the data set has a hash: `hash`, `source`, `path`, names of the `classes`
 SHOWN = 16  # characters of a hash
 
 
@@ -54,17 +55,27 @@ def step_of(line):
         return math.inf
 
 
+def read_classes(workdir):
+    """Names of the classes, by label, of the data set of the run in workdir; None if they were not recorded."""
+    try:
+        classes = read_json(Path(workdir) / DATA).get("classes")
+    except FileNotFoundError:
+        return None
+    return [str(name) for name in classes] if isinstance(classes, list) else None
+
+
 class Claim:
     """The workdir, made if need be, held by the processes of this run alone until the first is closed or dead.
 
-    data_hash: of the data set, as this process sees it; None where it has none.
+    data_hash: of the data set, as this process sees it; None where it has none. classes: names of its classes by
+    label, None if they are not known.
     Raises UsageError where it cannot be written, is in use by another process, holds a run whose config differs in
     more than run length, cadence and mesh, a run on another data set, or a run whose checkpoints are gone; nothing of
     the run is changed then. And where a process does not see the workdir, or the data, as the first does.
     """
 
-    def __init__(self, workdir, config, data_hash=None):
-        self.path, self._config, self._data_hash = Path(workdir), config, data_hash
+    def __init__(self, workdir, config, data_hash=None, classes=None):
+        self.path, self._config, self._data_hash, self._classes = Path(workdir), config, data_hash, classes
         self._lock: Any = None  # of the first process
         token = processes.decided(self._take, f"the claim of {workdir}")
         try:
@@ -157,6 +168,8 @@ class Claim:
             return
         if self._data_hash is not None:
             data = {name: self._config.data.get(name) for name in ("source", "path")} | {"hash": self._data_hash}
+            if self._classes is not None:
+                data["classes"] = list(self._classes)
             with writing(self.path / DATA) as new:
                 new.write_text(json.dumps(data, indent=2) + "\n")
         with writing(self.path / "config.json") as new:

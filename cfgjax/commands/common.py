@@ -6,8 +6,9 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.config import call, flatten
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, printable
 
+MANY = 20  # classes named on one line
 PLACE = ("coordinator", "num_processes", "process_id")
 
 
@@ -118,3 +119,9 @@ def check_writable(flag, path):
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
+
+
+def named(labels, classes):
+    """Labels with the names of their classes, "0 ant, 1 bee", or alone if classes is None; of many, some."""
+    parts = [f"{label}" if classes is None else f"{label} {printable(classes[label])}" for label in labels]
+    return ", ".join(parts if len(parts) <= MANY else [*parts[: MANY - 2], "…", parts[-1]])

@@ -5,36 +5,47 @@ import os
 
 from absl import flags
 
-from cfgjax.commands.common import no_arguments, required
+from cfgjax.commands.common import named, required
 from cfgjax.config import parse_flags
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import UsageError, choose, printable
 from cfgjax.exits import DONE, PREEMPTED
 
 
 def prepare(argv):
-    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: images to train on, made once."""
+    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: images to train on, made once.
+
+    --verify OUT reads a prepared set and compares it with its hashes.
+    """
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
     whole = functools.partial(flags.DEFINE_integer, flag_values=given)
     whole("size", None, "Height and width of the images.", lower_bound=1)
+    whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
     what = "adm (guided-diffusion's: short side to size, centre), lanczos, area (central squares), pad (black around)."
     flags.DEFINE_string("crop", "adm", what, flag_values=given)
     whole("channels", 3, "3 (RGB) or 1 (grey).")
     flags.DEFINE_string("encoding", "webp", "webp, png (both without loss) or raw.", flag_values=given)
     whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
-    whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
+    what = "Order of the classes of a folder, which numbers them: name, or numeric for folders 0, 1, 2, 10."
+    flags.DEFINE_string("class_order", "name", what, flag_values=given)
+    flags.DEFINE_bool(
+        "verify", False, "Read the prepared set and compare its hashes; alone with OUT.", flag_values=given
+    )
     flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
     flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
     flags.DEFINE_string("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
+    if given.verify and len(words) == 1 and words[0] not in KINDS:
+        return verify(words[0])
     kind = choose("kind of data", words[0], KINDS)
     least = 2 if words[0] == "tfds" else 3
     if not least <= len(words) <= 3:
         places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
         raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
-    no_arguments([argv[0]])
+    if given["class_order"].present and words[0] != "folder":
+        raise UsageError(f"--class_order is for folders; the classes of {words[0]} have their own labels")
     return kind(given, *words[1:])
 
 
@@ -43,12 +54,13 @@ def from_folder(given, path, out):
     from cfgjax.data.folder import list_folder
 
     required(given, "size")
-    listing = list_folder(path)
-    if listing.ignored:
-        print(
-            f"{len(listing.ignored)} files are no jpeg, png or webp and are passed over, such as {listing.ignored[0]}"
-        )
-    return run(given, listing, {"kind": "folder", "digest": listing.digest()}, out)
+    check_apart(path, out)
+    listing = list_folder(path, given.class_order)
+    print("\n".join(listing.notes), end="\n" if listing.notes else "")
+    source = {"kind": "folder", "digest": listing.digest()}
+    if given.class_order != "name":
+        source["class_order"] = given.class_order
+    return run(given, listing, source, out)
 
 
 def from_tfds(given, name, out=None):
@@ -58,6 +70,8 @@ def from_tfds(given, name, out=None):
     if out is not None:
         required(given, "size")
     folder = download(name, given.data_dir, given.manual_dir)
+    if out is not None:
+        check_apart(folder, out)
     listing = list_tfds(folder, given.split)
     if out is None:
         print(f"{name} is prepared in {folder}: data.source='tfds', data.path={folder!r}")
@@ -74,6 +88,14 @@ def from_npz(given, path, out):
     return run(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
 
+def check_apart(path, out):
+    """Raises UsageError if folder `out` lies in folder `path`, or is it, so that it would become part of the input."""
+    from cfgjax.data.tree import contains
+
+    if contains(os.path.realpath(path), os.path.realpath(out)):
+        raise UsageError(f"OUT {out} lies in IN {path}; prepare into a folder outside of it")
+
+
 KINDS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
 
 
@@ -83,6 +105,7 @@ def run(given, listing, source, out):
     from cfgjax.progress import Progress
 
     request = Request(source, given.size, given.crop, given.channels, given.encoding)
+    print(f"classes: {named(range(len(listing.classes)), listing.classes)}", flush=True)
     bar = functools.partial(Progress, "preparing", "image")
     try:
         about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
@@ -90,16 +113,28 @@ def run(given, listing, source, out):
         print(f"stopped: finished shards are kept in {out}; the same command goes on from there")
         return PREEMPTED
     print("\n".join(report(out, about)))
+    return verify(out) if given.verify else DONE
+
+
+def verify(out):
+    """Compares the files of a prepared set with their hashes."""
+    from cfgjax.data.prepared import read_about, verify
+    from cfgjax.progress import Progress
+
+    with Progress("verifying", "image", read_about(out)["num_examples"]) as bar:
+        about = verify(out, bar.advance)
+    print(f"{out}: {about['num_examples']:,} images are as they were written; hash {about['hash'][:16]}")
     return DONE
 
 
 def report(out, about):
     """What is told of a set at its end."""
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
-    lines = [f"left out, cannot be decoded: {error['name']}: {error['reason']}" for error in about["errors"]]
+    left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
+    lines = [f"left out, cannot be decoded: {error}" for error in left_out]
     lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
     if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
-        lines.append(f"warning: {len(absent)} classes have no image, such as {absent[0]!r}")
+        lines.append(f"warning: {len(absent)} classes have no image, such as {printable(repr(absent[0]))}")
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
     lines.append(f"{out}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")

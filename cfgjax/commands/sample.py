@@ -9,6 +9,7 @@ from cfgjax.commands.common import (
     classifier_scales,
     define_sampling,
     mesh_of,
+    named,
     no_arguments,
     numbers,
     patience,
@@ -61,9 +62,11 @@ def draw(given, labels, guidance, scales):
     if given.num_steps is not None:
         options["num_steps"] = timesteps(given.num_steps)
     pictures = model.config.sample
+    labels = range(model.num_classes) if labels is None else labels
+    told = rows(given.workdir or given.base, labels, model.num_classes)
     picture = sample_figure(
         model,
-        labels=range(model.num_classes) if labels is None else labels,
+        labels=labels,
         guidance=pictures.guidance if guidance is None else guidance,
         classifier_scale=(None,) if scales is None else scales,
         per_cell=given.per_cell or pictures.per_cell,
@@ -75,6 +78,16 @@ def draw(given, labels, guidance, scales):
         picture.save(given.out)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
+        print(f"rows: {told}")
+
+
+def rows(workdir, labels, num_classes):
+    """The labels of the picture's rows, with the names of their classes if the run in workdir recorded them."""
+    from cfgjax.workdir import read_classes
+
+    classes = read_classes(workdir)
+    known = classes is not None and len(classes) == num_classes and all(0 <= label < num_classes for label in labels)
+    return named(labels, classes if known else None)
 
 
 def define_flags(argv):

@@ -54,16 +54,28 @@ def list_arrays(path):
     """
     arrays = labelled_arrays(path)
     image, label = arrays["image"], arrays["label"]
-    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not len(image):
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not image.size:
         told = f"image has dtype {image.dtype} and shape {image.shape}"
         raise UsageError(f"{path}: {told}; need uint8 [N, H, W, 1 or 3]")
     if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
         told = f"label has dtype {label.dtype} and shape {label.shape}"
         raise UsageError(f"{path}: {told}; need {len(image)} integers of at least 0")
-    classes = tuple(map(str, arrays.get("classes", range(label.max() + 1))))
-    counts = np.bincount(label, minlength=len(classes))
-    if len(counts) > len(classes):
+    num_classes = int(label.max()) + 1
+    classes = class_names(path, arrays["classes"]) if "classes" in arrays else None
+    if classes is not None and num_classes > len(classes):
         raise UsageError(f"{path}: label {label.max()} is that of none of the {len(classes)} classes")
-    if not counts.all():
-        raise UsageError(f"{path}: class {int(np.flatnonzero(counts == 0)[0])} of {len(counts)} has no image")
-    return Arrays(image, label.astype(np.int32), classes)
+    count = num_classes if classes is None else len(classes)
+    if len(present := np.unique(label)) < count:
+        absent = np.flatnonzero(present != np.arange(len(present)))
+        raise UsageError(f"{path}: class {absent[0] if len(absent) else len(present)} of {count} has no image")
+    return Arrays(image, label.astype(np.int32), classes or tuple(map(str, range(count))))
+
+
+def class_names(path, names):
+    """The names in the array `classes` of the .npz at path. Raises UsageError if they are no names."""
+    if names.ndim != 1 or names.dtype.kind not in "USiu":
+        raise UsageError(f"{path}: classes has dtype {names.dtype} and shape {names.shape}; need names [K]")
+    try:
+        return tuple(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else str(n) for n in names.tolist())
+    except ValueError as e:
+        raise UsageError(f"{path}: classes has a name that is no text: {e}") from e

@@ -11,13 +11,14 @@ class Stored:
     """Images that are read and decoded when they are asked for: images[int [b]] → uint8 [b, H, W, C].
 
     read: (int [b]) → those images of the source; it can be pickled. shape: [N, H, W, C]. digest: SHA-256 of the whole
-    source. index: int [N], which of the source these are; None for all.
+    source. index: int [N], which of the source these are; None for all. classes: their names by label, None if unknown.
     """
 
     read: Callable
     shape: tuple
     digest: str
     index: np.ndarray | None = None
+    classes: tuple | None = None
     dtype = np.dtype(np.uint8)
 
     def __len__(self):
@@ -63,6 +64,11 @@ class Dataset:
     def hash(self):
         """What identifies the whole of the source: the digest of stored images, None for those in memory."""
         return self.image.digest if isinstance(self.image, Stored) else None
+
+    @property
+    def classes(self):
+        """Names of the classes by label; None for images in memory, whose names are not known."""
+        return self.image.classes if isinstance(self.image, Stored) else None
 
     def content(self):
         """What the data set consists of, as bytes to be hashed; of stored images their own digest."""

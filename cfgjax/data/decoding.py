@@ -1,16 +1,15 @@
 """Encoded images of any kind and size → uint8 [size, size, C]."""
 
 import dataclasses
-import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from cfgjax.data.pixels import decode
 from cfgjax.errors import UsageError, choose
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 Resampling = Image.Resampling
+MAX_SCALED_PIXELS = 2**28
 
 
 def adm(image, size):
@@ -18,7 +17,10 @@ def adm(image, size):
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_SCALED_PIXELS:
+        raise ValueError(f"is {image.width}×{image.height}, too long and narrow to scale its short side to {size}")
+    image = image.resize((width, height), Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -80,25 +82,3 @@ class Converter:
             image = image.convert(mode)
         cropped = np.asarray(CROPS[self.crop](image, self.size))
         return cropped.reshape(self.size, self.size, self.channels), notes
-
-
-def decode(data):
-    """(upright Pillow image of mode RGB or L, [what had to be converted, in words]) of an encoded image."""
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    notes = []
-    image.load()
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        notes.append("turned as EXIF says")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        notes.append("with transparency, laid on white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"), notes
-    if image.mode.startswith("I"):
-        notes.append("of 16 bits, made 8")
-        return Image.fromarray(np.rint(np.asarray(image) / 257).clip(0, 255).astype(np.uint8)), notes
-    if image.mode in ("1", "L"):
-        return image.convert("L"), notes
-    if image.mode != "RGB":
-        notes.append({"P": "with a palette, made RGB"}.get(image.mode, f"{image.mode}, made RGB"))
-    return image.convert("RGB"), notes

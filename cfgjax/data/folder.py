@@ -1,31 +1,42 @@
-"""Folders of images, class/…/image: the classes are the folders in path, in the order of their names."""
+"""Folders of images, class/…/image: the classes are the folders in path, in the order of their names or numbers."""
 
+import collections
 import dataclasses
 import hashlib
+import logging
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 
 from cfgjax.data.dataset import Stored
 from cfgjax.data.decoding import Converter
+from cfgjax.data.pixels import reason_of
 from cfgjax.data.prepared import check_num_classes
-from cfgjax.errors import UsageError
+from cfgjax.data.tree import LOOP, contains, image_files, is_image_name
+from cfgjax.errors import UsageError, choose, printable
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".webp")
 SYNSET = re.compile(r"n\d{8}")
+NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+LOOSE = "images that are in no class"
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """Image files and their labels, in order; folder[i] is (the bytes of file i, its label)."""
+    """Image files and their labels, in order; folder[i] is (the bytes of file i, its label).
+
+    notes: what the user should know about the folder, in words, such as what was passed over.
+    """
 
     root: str
     files: tuple
     label: np.ndarray
     classes: tuple
-    ignored: tuple = ()
+    notes: tuple = ()
 
     def __len__(self):
         return len(self.files)
@@ -34,11 +45,11 @@ class Folder:
         return Path(self.root, self.files[i]).read_bytes(), int(self.label[i])
 
     def name(self, i):
-        """File i in words."""
+        """Path of file i below root."""
         return self.files[i]
 
     def part(self, start, stop):
-        """Those from start to stop."""
+        """The files from start to stop."""
         return dataclasses.replace(self, files=self.files[start:stop], label=self.label[start:stop])
 
     def digest(self):
@@ -52,36 +63,99 @@ def synsets_of(classes):
     return list(classes) if all(map(SYNSET.fullmatch, classes)) else None
 
 
-def list_folder(path):
-    """The `Folder` at path. Raises UsageError where it has no classes, no images, or a class without any."""
+def by_name(names):
+    """Names in the order of their characters: 1, 10, 2."""
+    return sorted(names)
+
+
+def by_number(names):
+    """Names in the order of the numbers that they are or contain: 1, 2, 10; class1, class2, class10."""
+    if all(map(NUMBER.fullmatch, names)):
+        return sorted(names, key=lambda name: (Decimal(name), name))
+    parts = lambda name: [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"([0-9]+)", name)]
+    return sorted(names, key=lambda name: (parts(name), name))
+
+
+CLASS_ORDERS = {"name": by_name, "numeric": by_number}
+
+
+def list_folder(path, class_order="name"):
+    """The `Folder` at path. class_order: "name", or "numeric" for classes named by numbers, such as 0 … 10.
+
+    Raises UsageError if it has no classes, no images, or a class without images, or cannot be read.
+    """
+    ordered = choose("class_order", class_order, CLASS_ORDERS)
     root = Path(path)
     if not root.is_dir():
         raise UsageError(f"{path} is no folder")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    ignored: list = []
-    found = {name: sorted(image_files(root, name, ignored)) for name in classes}
+    passed_over: list = []
+    try:
+        classes = ordered(list(class_names(root, passed_over)))
+        found = {name: class_files(root, name, passed_over) for name in classes}
+    except OSError as e:
+        raise UsageError(f"cannot read {printable(e.filename or path)}: {e.strerror}") from e
     if not any(found.values()):
-        loose = sum(entry.name.lower().endswith(ENDINGS) for entry in os.scandir(root))
-        has = f"{loose} images that are in no class" if loose else "none"
-        raise UsageError(f"{path} needs images as class/…/image.jpg, .png or .webp; it has {has}")
+        loose = sum(reason == LOOSE for reason, _ in passed_over)
+        has = f"{loose} {LOOSE}" if loose else "none"
+        raise UsageError(f"{path} needs images as class/…/image.jpg, .png, .webp, …; it has {has}")
     if empty := [name for name, files in found.items() if not files]:
-        more = f", and {len(empty) - 1} other classes have" if len(empty) > 1 else ""
-        raise UsageError(f"class {empty[0]!r} of {path} has no image{more}")
+        more = f", and {len(empty) - 1} other classes have none" if len(empty) > 1 else ""
+        raise UsageError(f"class {printable(repr(empty[0]))} of {path} has no image{more}")
     label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found.values()])
-    return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes),
-                  tuple(ignored))  # fmt: skip
+    notes = (*told(passed_over), *shared_between(root, found), *out_of_order(classes))
+    return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes), notes)
 
 
-def image_files(root, name, ignored):
-    """Paths below root of the images in root/name at any depth; other files go to the list `ignored`."""
-    for folder, below, files in os.walk(root / name, followlinks=True):
-        below[:] = [part for part in below if not part.startswith(".")]
-        for file in files:
-            path = os.path.relpath(os.path.join(folder, file), root)
-            if file.startswith(".") or not file.lower().endswith(ENDINGS):
-                ignored.append(path)
-            else:
-                yield path
+def class_names(root, passed_over):
+    """The names of the folders in root, except hidden ones and links to what contains root."""
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_dir() and not entry.name.startswith("."):
+                if contains(os.path.realpath(entry.path), os.path.realpath(root)):
+                    passed_over.append((LOOP, entry.name))
+                else:
+                    yield entry.name
+            elif is_image_name(entry.name) and not entry.is_dir():
+                passed_over.append((LOOSE, entry.name))
+
+
+def class_files(root, name, passed_over):
+    """{path below root: real path if links lead to it, else None} of the images of a class."""
+    inside: list = []
+    files = image_files(root / name, inside)
+    passed_over += [(reason, os.path.join(name, path)) for reason, path in inside]
+    own = os.path.join(os.path.realpath(root), name)
+    return {os.path.join(name, path): None if real == os.path.join(own, path) else real for path, real in files.items()}
+
+
+def told(passed_over):
+    """A line for each reason why files were passed over."""
+    paths = collections.defaultdict(list)
+    for reason, path in passed_over:
+        paths[reason].append(path)
+    return [f"passed over: {len(found)} {reason}, such as {printable(min(found))}" for reason, found in paths.items()]
+
+
+def shared_between(root, found):
+    """A warning if links make a file an example of several classes."""
+    if not any(real for files in found.values() for real in files.values()):
+        return []
+    own = os.path.realpath(root)
+    reals = {path: real or os.path.join(own, path) for files in found.values() for path, real in files.items()}
+    count = collections.Counter(reals.values())
+    if not (repeated := sum(n > 1 for n in count.values())):
+        return []
+    example = next(path for path, real in reals.items() if count[real] > 1)
+    return [f"warning: {repeated} files are in several classes by links, such as {printable(example)}"]
+
+
+def out_of_order(classes):
+    """A warning if the classes are named by numbers and not in their order."""
+    if by_number(classes) == list(classes) or by_name(classes) != list(classes):
+        return []
+    i = next(i for i, (here, there) in enumerate(zip(classes, by_number(classes), strict=True)) if here != there)
+    here = f"label {i} is class {printable(repr(classes[i]))}, not {printable(repr(by_number(classes)[i]))}"
+    return [f"warning: classes are named by numbers but ordered by name: {here}; class_order=numeric orders them"]
 
 
 class Decoding:
@@ -96,8 +170,9 @@ class Decoding:
     def _one(self, i):
         try:
             return self.converter(self.listing[i][0])[0]
-        except (OSError, ValueError, SyntaxError, EOFError) as e:
-            what = f"{self.listing.root}: cannot decode {self.listing.name(i)}: {' '.join(str(e).split())}"
+        except Exception as e:  # decoders raise what they like
+            name = printable(self.listing.name(i))
+            what = f"{self.listing.root}: cannot decode {name}: {reason_of(e)}"
             raise OSError(f"{what}; cfgjax prepare leaves such images out, and lists them") from e
 
 
@@ -108,10 +183,13 @@ def decoded(listing, label, crop, num_classes, image_shape):
         raise UsageError(f"data.image_shape is {tuple(image_shape)}; images are cropped to squares: need [S, S, C]")
     converter = Converter(image_shape[0], crop, image_shape[2])
     digest = hashlib.sha256(f"{listing.digest()} {converter}".encode()).hexdigest()
-    return Stored(Decoding(listing, converter), (len(label), *image_shape), digest), label
+    images = Stored(Decoding(listing, converter), (len(label), *image_shape), digest, classes=listing.classes)
+    return images, label
 
 
-def folder(*, path, crop="adm", num_classes, image_shape):
+def folder(*, path, crop="adm", class_order="name", num_classes, image_shape):
     """The images below path, class/…/image, decoded and cropped each time that they are asked for."""
-    listing = list_folder(path)
+    listing = list_folder(path, class_order)
+    for note in listing.notes:
+        log.warning("%s: %s", path, note.removeprefix("warning: "))
     return decoded(listing, listing.label, crop, num_classes, image_shape)

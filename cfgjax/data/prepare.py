@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
+import logging
 import multiprocessing
 from pathlib import Path
 
@@ -17,14 +18,29 @@ import numpy as np
 
 from cfgjax.data.decoding import Converter
 from cfgjax.data.folder import synsets_of
-from cfgjax.data.prepared import ABOUT, FORMAT, LABELS, REQUEST, read_about
-from cfgjax.data.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode
+from cfgjax.data.pixels import reason_of
+from cfgjax.data.prepared import (
+    ABOUT,
+    FORMAT,
+    LABELS,
+    REQUEST,
+    REQUEST_KEYS,
+    check_files,
+    content_digest,
+    read_about,
+    read_own,
+)
+from cfgjax.data.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
 from cfgjax.data.workers import before_workers, enter_worker
-from cfgjax.errors import UsageError, choose
-from cfgjax.files import writing
+from cfgjax.errors import UsageError, choose, printable
+from cfgjax.files import sha256, writing
+from cfgjax.json_files import read_json, write_json
 
 SECONDS = 0.2  # between looks at how far the workers are
 TOLD = 20  # errors told one by one
+SHARD_KEYS = ("file", "num_examples", "bytes", "file_sha256", "digest")
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +74,19 @@ def prepare(listing, out, request, *, workers, max_errors, progress):
     with claimed(out):
         asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
         if (out / ABOUT).exists():
-            check_same(out, read_about(out)["request"], asked)
-            return read_about(out)
+            about = read_about(out)
+            check_same(out, about["request"], asked)
+            check_files(out, about)
+            return about
         begin(out, asked)
         size = shard_size(len(listing))
         bounds = [(start, min(start + size, len(listing))) for start in range(0, len(listing), size)]
         names = [f"shard-{i:05}-of-{len(bounds):05}" for i in range(len(bounds))]
-        done = {name: read_shard(out, name) for name in names if (out / f"{name}.json").exists()}
+        done = {name: shard for name in names if (shard := read_shard(out, name)) is not None}
         todo = [(name, *ends) for name, ends in zip(names, bounds, strict=True) if name not in done]
         with progress(sum(stop - start for _, start, stop in todo)) as bar:
             if done:
-                bar.say(f"{out}: goes on, {len(done)} of {len(names)} shards are there")
+                bar.say(f"{out}: resumes, {len(done)} of {len(names)} shards are there")
             make_shards(listing, out, request, todo, done, workers, max_errors, bar)
         return finish(out, asked, listing.classes, [done[name] for name in names])
 
@@ -97,12 +115,12 @@ def claimed(out):
 def begin(out, asked):
     """Writes what is asked for, or checks that it is what was, and removes what a killed process left half written."""
     if (out / REQUEST).exists():
-        check_same(out, json.loads((out / REQUEST).read_text()), asked)
+        check_same(out, read_own(out / REQUEST, REQUEST_KEYS), asked)
     elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock" and ".part." not in path.name):
         raise UsageError(f"{out} holds something else ({others[0]}); prepare into a new folder")
     for path in out.glob(".*.part.*"):
         path.unlink()
-    write_json(out / REQUEST, asked)
+    write_json(out / REQUEST, asked, hashed=True)
 
 
 def check_same(out, there, asked):
@@ -151,7 +169,7 @@ def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
 
 def check_errors(out, shards, max_errors):
     """Raises UsageError where more images of the shards are broken than may be."""
-    found = [f"{error['name']} ({error['reason']})" for shard in shards for error in shard["errors"]]
+    found = [f"{printable(error['name'])} ({error['reason']})" for shard in shards for error in shard["errors"]]
     if len(found) > max_errors:
         more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
         raise UsageError(
@@ -186,7 +204,7 @@ def make_shard(part, out, name, request, max_errors):
                     check_errors(out, [{"errors": errors}], max_errors)
                     if image is not None:
                         record = encode(image, request.encoding)
-                        digest.update(f"{label} {len(record)} ".encode() + record)
+                        digest.update(hashed_example(label, record))
                         writer.write(record)
                         labels.append(label)
                         converted.update(notes)
@@ -195,8 +213,9 @@ def make_shard(part, out, name, request, max_errors):
         except RuntimeError as e:  # of the writer
             raise OSError(f"{out}: {' '.join(str(e).split())}; finished shards are kept") from e
         about = {"name": name, "file": path.name, "num_examples": len(labels), "bytes": new.stat().st_size}
-    about |= {"digest": digest.hexdigest(), "labels": labels, "errors": errors, "converted": dict(converted)}
-    write_json(path.with_suffix(".json"), about)
+        about |= {"file_sha256": sha256(new), "digest": digest.hexdigest()}
+    about |= {"labels": labels, "errors": errors, "converted": dict(converted)}
+    write_json(path.with_suffix(".json"), about, hashed=True)
     return about
 
 
@@ -206,19 +225,24 @@ def converted_example(part, i, converter, errors):
         data, label = part[i]
         return *converter(data), label
     except Exception as e:  # decoders raise what they like; each one is listed
-        errors.append({"name": part.name(i), "reason": " ".join(f"{e}".split())[:200] or type(e).__name__})
+        errors.append({"name": part.name(i), "reason": reason_of(e)})
         return None, [], None
 
 
 def read_shard(out, name):
-    """What describes a finished shard."""
-    return json.loads((out / f"{name}.json").read_text())
-
-
-def write_json(path, value):
-    """Writes a JSON file, whole or not at all."""
-    with writing(path) as new:
-        new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """What describes a finished shard; None if there is none, or it or its file is damaged and has to be made again."""
+    keys = {"file": str, "num_examples": int, "bytes": int, "labels": list, "errors": list, "converted": dict}
+    try:
+        about = read_json(out / f"{name}.json", keys=keys, hashed=True)
+        size = (out / about["file"]).stat().st_size
+        if size != about["bytes"]:
+            raise UsageError(f"{out / about['file']} is damaged: it has {size:,} bytes, not {about['bytes']:,}")
+    except FileNotFoundError:
+        return None
+    except UsageError as e:
+        log.warning("%s; the shard is made again", e)
+        return None
+    return about
 
 
 def finish(out, asked, classes, shards):
@@ -226,7 +250,7 @@ def finish(out, asked, classes, shards):
     label = np.array([label for shard in shards for label in shard["labels"]], np.int32)
     if not len(label):
         raise UsageError(f"{out}: no image is left")
-    digest = hashlib.sha256(json.dumps([FORMAT, asked["encoding"], asked["size"], asked["channels"]]).encode())
+    digest = content_digest(asked)
     for shard in shards:
         digest.update(bytes.fromhex(shard["digest"]))
     converted: collections.Counter = collections.Counter()
@@ -242,11 +266,11 @@ def finish(out, asked, classes, shards):
         "counts": np.bincount(label, minlength=len(classes)).tolist(),
         "converted": dict(sorted(converted.items())),
         "errors": [error for shard in shards for error in shard["errors"]],
-        "shards": [{key: shard[key] for key in ("file", "num_examples", "bytes")} for shard in shards],
+        "shards": [{key: shard[key] for key in SHARD_KEYS} for shard in shards],
     }
     with writing(out / LABELS) as new:
         np.save(new, label)
-    write_json(out / ABOUT, about)
+    write_json(out / ABOUT, about, hashed=True)
     for shard in shards:
         (out / f"{shard['name']}.json").unlink()
     return about

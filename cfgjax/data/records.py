@@ -1,14 +1,17 @@
 """Small images as records of array_record files, each encoded on its own and without loss."""
 
 import bisect
+import contextlib
 import io
 import itertools
 
 import numpy as np
 from PIL import Image
 
+from cfgjax.data.pixels import reason_of
 from cfgjax.errors import UsageError
 
+AT_ONCE = 256
 ENDING = ".array_record"
 WRITER_OPTIONS, READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0"
 ENCODINGS: dict = {  # {name: options with which Pillow saves}
@@ -36,12 +39,29 @@ def encode(image, encoding):
     return file.getvalue()
 
 
+def hashed_example(label, record):
+    """The bytes of an example that a digest of examples is updated with."""
+    return f"{label} {len(record)} ".encode() + record
+
+
 def decode(record, encoding, shape):
-    """The image that was encoded, uint8 of shape [H, W, 1 or 3]."""
+    """The image that was encoded, uint8 of shape [H, W, 1 or 3]. Raises ValueError if it is of another shape."""
     if encoding == "raw":
         return np.frombuffer(record, np.uint8).reshape(shape)
     image = np.asarray(Image.open(io.BytesIO(record), formats=(encoding.upper(),)))
-    return image[..., : shape[-1]] if image.ndim == 3 else image[..., None]  # WebP's grey is three equal channels
+    image = image[..., : shape[-1]] if image.ndim == 3 else image[..., None]  # WebP's grey is three equal channels
+    if image.shape != tuple(shape):
+        raise ValueError(f"it has shape {image.shape}, not {tuple(shape)}")
+    return image
+
+
+def count_records(path):
+    """The number of records in a file; 0 if it is damaged."""
+    try:
+        with contextlib.closing(array_record().ArrayRecordReader(str(path), READER_OPTIONS)) as opened:
+            return opened.num_records()
+    except (RuntimeError, ValueError, OSError):
+        return 0
 
 
 class RecordReader:
@@ -67,8 +87,14 @@ class RecordReader:
                 try:
                     images[row] = decode(record, self.encoding, self.shape)
                 except (OSError, ValueError, SyntaxError) as e:
-                    raise damaged(self.paths[number], f"image {index[row]}: {e}") from e
+                    raise damaged(self.paths[number], f"image {index[row]}: {reason_of(e)}") from e
         return images
+
+    def records(self, number):
+        """The records of one file in order, a few at a time in memory."""
+        count = self.starts[number + 1] - self.starts[number]
+        for start in range(0, count, AT_ONCE):
+            yield from self._read(number, np.arange(start, min(start + AT_ONCE, count)))
 
     def _read(self, number, places):
         """The records of one file."""

@@ -11,7 +11,7 @@ import numpy as np
 from cfgjax.caches import user_cache
 from cfgjax.data.folder import decoded, synsets_of
 from cfgjax.errors import UsageError, nearest
-from cfgjax.files import writing
+from cfgjax.files import read_npy, writing
 from cfgjax.progress import Progress
 
 LABELLED = "among the ImageNets imagenet2012 and imagenet_resized have labels, downsampled_imagenet has none"
@@ -88,8 +88,8 @@ def labels_of(listing):
         kept.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return read_labels(listing)
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        label = np.load(kept, allow_pickle=False)
+    with contextlib.suppress(UsageError):
+        label = read_npy(kept)
         if label.shape == (len(listing),) and label.dtype == np.int32:
             return label
     label = read_labels(listing)

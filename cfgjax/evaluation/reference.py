@@ -22,6 +22,7 @@ from cfgjax.evaluation.manifold import neighbour_radii
 from cfgjax.evaluation.metrics import feature_rows, matrix_sqrt
 from cfgjax.evaluation.sums import FeatureMoments, Rows, feature_blocks
 from cfgjax.files import read_npz, writing
+from cfgjax.json_files import parse_json
 
 NUM_NEIGHBOURS = 3  # k of precision and recall
 MOST_FEATURES = 50_000  # examples whose features are kept, for precision, recall and KID
@@ -137,10 +138,12 @@ def load_reference(path, network, image_shape, advance=lambda images: None):
 def of_ours(arrays, path):
     """The Reference that `Reference.save` wrote."""
     try:
-        about = json.loads(str(arrays["about"]))
+        about = parse_json(str(arrays["about"]).encode(), keys={"network": (str, type(None)), "origin": str})
         known = {name: arrays.get(name) for name in ARRAYS}
+        if wrong := [name for name, array in known.items() if array is not None and array.dtype.kind not in "fiu"]:
+            raise ValueError(f"its {wrong[0]} has dtype {known[wrong[0]].dtype}")
         return Reference(**known, count=int(arrays["count"]) or None, network=about["network"], origin=about["origin"])
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise UsageError(f"{path} is no reference: {type(e).__name__} {e}") from e
 
 
@@ -156,7 +159,7 @@ def of_published(arrays, path, network, image_shape):
     known = [name for name in ("mu", "sigma", "mu_s", "sigma_s") if name in arrays]
     try:
         statistics = {name: arrays[name].astype(np.float64) for name in known}
-    except ValueError as e:
+    except (TypeError, ValueError) as e:
         raise UsageError(f"{path} has statistics that are not numbers: {e}") from e
     return Reference(
         mean=statistics["mu"],

@@ -29,7 +29,7 @@ def train(config, workdir, stop=None):
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(config)) as run,
-        contextlib.closing(Claim(workdir, config, run.dataset.hash)) as claim,
+        contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim,
     ):
         return fit(run, claim, stop)
 

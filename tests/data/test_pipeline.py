@@ -180,7 +180,8 @@ def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, 
     path, replace, (first, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
     train(config, workdir, stops=[2], ends=False)
-    assert json.loads((workdir / "data.json").read_text()) == {"source": "prepared", "path": path, "hash": first}
+    recorded = {"source": "prepared", "path": path, "hash": first, "classes": [str(i) for i in range(10)]}
+    assert json.loads((workdir / "data.json").read_text()) == recorded
     replace()
     held = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and file.name != ".lock"}
     with pytest.raises(UsageError, match=f"hash {first[:16]}, and .*set now holds .* {second[:16]}; nothing was overw"):

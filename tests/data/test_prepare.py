@@ -97,7 +97,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tm
     assert workers
     command.wait_until(lambda: not any(map(command.lives, workers)), 10)
     assert not (tmp_path / "killed" / "dataset.json").exists()
-    with pytest.raises(UsageError, match="is not prepared to its end; the same cfgjax prepare command goes on"):
+    with pytest.raises(UsageError, match="is not prepared to its end; the same cfgjax prepare command resumes it"):
         opened(tmp_path / "killed", image_shape=(96, 96, 3))
     code, out, err = command.run(words.format("killed"))
     assert code == 0, err
@@ -168,7 +168,7 @@ def test_what_was_converted_is_counted(tmp_path, capsys):
     assert about(tmp_path / "set")["converted"] == {"CMYK, made RGB": 1, "grey, made RGB": 1}
     out = capsys.readouterr().out
     assert "1 images grey, made RGB" in out
-    assert "1 files are no jpeg, png or webp and are passed over, such as bee/notes.txt" in out
+    assert "passed over: 1 files that are not images, such as bee/notes.txt" in out
 
 
 def empty(root):
@@ -189,7 +189,7 @@ def one_class_empty(root):
     ("make", "told"),
     [
         (lambda root: None, "is no folder"),
-        (empty, r"needs images as class/…/image\.jpg, \.png or \.webp; it has none"),
+        (empty, r"needs images as class/…/image\.jpg, \.png, \.webp, …; it has none"),
         (loose, "it has 1 images that are in no class"),
         (one_class_empty, "class 'dog' of .* has no image"),
     ],
@@ -287,6 +287,15 @@ def test_bad_command_lines_are_told(words, told):
         ),
         ({"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.array([0, 1, 3, 3])}, "class 2 of 4 has no image"),
         ({"image": np.zeros((4, 8, 8, 3), np.uint8)}, "lacks label; it has image"),
+        (
+            {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.array([0, 1, 2, 2**62])},
+            "class 3 of .* has no image",
+        ),
+        ({"image": np.zeros((4, 0, 8, 3), np.uint8), "label": np.arange(4)}, r"shape \(4, 0, 8, 3\)"),
+        (
+            {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.arange(4), "classes": np.array("abcd")},
+            r"classes has dtype .* and shape \(\); need names",
+        ),
         (
             {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.arange(4), "classes": np.array(["a", "b"])},
             "label 3 is that of none of the 2 classes",

@@ -1,0 +1,101 @@
+"""Image files below a folder: each real file once, whatever links lead to it."""
+
+import os
+import stat
+
+ENDINGS = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif")
+NO_IMAGE, LOOP, REPEATED, DANGLING, SPECIAL = (
+    "files that are not images",
+    "links that form a loop",
+    "links to files or folders that are already listed in the class",
+    "links that lead nowhere",
+    "devices, pipes and sockets",
+)
+
+
+def is_image_name(name):
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(ENDINGS)
+
+
+def image_files(top, passed_over):
+    """Returns {relative path: real path} of the images at any depth below folder `top`, in the order of their paths.
+
+    A file is listed once, by a path without links if it has one. Links are followed unless they lead to a folder that
+    contains them or to what is already listed. passed_over: list that receives (reason, relative path) of whatever else
+    is found. Raises OSError if a folder cannot be read.
+    """
+    walk = Walk(top, passed_over)
+    walk.folder("", walk.top)
+    while walk.links:  # all that is reached without them is listed by now
+        walk.link(*walk.links.pop())
+    return dict(sorted(walk.files.items()))
+
+
+class Walk:
+    """State of `image_files`. files: {relative path: real path}. links: [(relative path, real folder it is in)]."""
+
+    def __init__(self, top, passed_over):
+        self.root, self.top, self.passed_over = top, os.path.realpath(top), passed_over
+        self.files: dict = {}
+        self.links: list = []
+        self.seen: set = set()  # real paths of files and folders
+
+    def folder(self, relative, real):
+        """Lists a folder and those below it, and collects the links."""
+        folders = [(relative, real)]
+        while folders:
+            relative, real = folders.pop()
+            if self._is_new(real, relative):
+                with os.scandir(os.path.join(self.root, relative)) as entries:
+                    for entry in entries:
+                        path = os.path.join(relative, entry.name)
+                        if entry.is_symlink():
+                            self.links.append((path, real))
+                        elif not entry.is_dir(follow_symlinks=False):
+                            mode = stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+                            self._file(path, os.path.join(real, entry.name), mode)
+                        elif not entry.name.startswith("."):
+                            folders.append((path, os.path.join(real, entry.name)))
+        self.links.sort(reverse=True)  # the order in which a file system lists them does not matter
+
+    def link(self, path, parent):
+        """Lists what a link leads to."""
+        real = os.path.realpath(os.path.join(self.root, path))
+        try:
+            mode = os.stat(real).st_mode
+        except OSError:
+            self.passed_over.append((DANGLING, path))
+            return
+        if not stat.S_ISDIR(mode):
+            self._file(path, real, mode)
+        elif contains(real, parent) or contains(real, self.top):
+            self.passed_over.append((LOOP, path))
+        elif not os.path.basename(path).startswith("."):
+            self.folder(path, real)
+
+    def _file(self, path, real, mode):
+        if reason := reason_against(os.path.basename(path), mode):
+            self.passed_over.append((reason, path))
+        elif self._is_new(real, path):
+            self.files[path] = real
+
+    def _is_new(self, real, path):
+        """Whether a file or folder was not seen before."""
+        if real in self.seen:
+            self.passed_over.append((REPEATED, path))
+            return False
+        self.seen.add(real)
+        return True
+
+
+def reason_against(name, mode):
+    """Why a file of this name and mode (st_mode) is not listed; None if it is."""
+    if not stat.S_ISREG(mode):
+        return SPECIAL
+    return NO_IMAGE if name.startswith(".") or not is_image_name(name) else None
+
+
+def contains(folder, path):
+    """Whether path is `folder` or lies below it; both are real paths."""
+    return os.path.commonpath([folder, path]) == folder
