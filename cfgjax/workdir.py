@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import math
 import os
 import secrets
 from pathlib import Path
@@ -15,6 +14,7 @@ from cfgjax import processes
 from cfgjax.config import check_resumable, from_json, to_json
 from cfgjax.errors import UsageError
 from cfgjax.files import writing
+from cfgjax.metrics_file import last_logged_step
 
 DATA = "data.json"  # beside config.json: `hash` of the run's data set, where it has one, and `source` and `path`
 SHOWN = 16  # characters of a hash
@@ -44,14 +44,6 @@ def read_data_hash(workdir):
         return None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UsageError(f"cannot read {path}: {type(e).__name__} {e}") from e
-
-
-def step_of(line):
-    """The step of a line of metrics.jsonl, infinite for a torn one."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 class Claim:
@@ -127,9 +119,7 @@ class Claim:
         saved = read_config(self.path)
         check_resumable(saved, self._config)
         self._check_data()
-        metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        logged = max((step for step in map(step_of, lines) if step < math.inf), default=0)
+        logged = last_logged_step(self.path)
         # a save waits for the one before it: past two cadences there was a checkpoint
         expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
         if expected and not steps:

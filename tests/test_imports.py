@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files"}
+TOOLS |= {"arguments", "json_files", "metrics_file"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -18,6 +18,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "compilation": {"caches"},
     "files": {"errors"},
     "json_files": {"files", "errors"},
+    "metrics_file": {"files", "json_files"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
     "config": {"errors"},
@@ -28,7 +29,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
-    "workdir": {"config", "processes", "files", "errors"},
+    "workdir": {"config", "network", "processes", "files", "json_files", "metrics_file", "errors"},
     "convert": {"convert", "nets", "weights", "files", "errors"},
     "processes": {"errors"},
     "exits": set(),
