@@ -153,13 +153,18 @@ def to_json(config):
 
 def from_json(text):
     """The ConfigDict of `to_json`'s text, with lists as tuples."""
+    return from_dict(json.loads(text))
+
+
+def from_dict(value):
+    """The ConfigDict of a dict read from JSON, with lists as tuples."""
 
     def tuples(value):
         if isinstance(value, dict):
             return {key: tuples(v) for key, v in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    return ml_collections.ConfigDict(tuples(value))
 
 
 def check_resumable(saved, given):

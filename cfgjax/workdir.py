@@ -1,7 +1,6 @@
 """A run's folder: its config, its lock, and errors in the user's terms when it cannot be used."""
 
 import fcntl
-import json
 import os
 import secrets
 from pathlib import Path
@@ -11,39 +10,72 @@ import jax
 import numpy as np
 
 from cfgjax import processes
-from cfgjax.config import check_resumable, from_json, to_json
+from cfgjax.config import check_resumable, from_dict, to_json
 from cfgjax.errors import UsageError
 from cfgjax.files import writing
+from cfgjax.json_files import check_keys, check_type, read_json, write_json
 from cfgjax.metrics_file import last_logged_step
+from cfgjax.network import sections
 
 DATA = "data.json"  # beside config.json: `hash` of the run's data set, where it has one, and `source` and `path`
+KEYS: dict = {  # of config.json, by section: values that are read before the section is checked
+    "data": {"source": str, "num_classes": int, "image_shape": list},
+    "model": {"name": str},
+    "ema": {"rates": list},
+    "train": {},
+    "checkpoint": {"every_steps": int},
+    "sample": {"num_steps": (int, str, list), "sampler": str, "guidance": list, "per_cell": int},
+}
+LATER_SECTIONS = ("evaluate", "cluster")  # which older versions did not have
+CONFIG_REMEDY = "restore it from a copy, or take another workdir"
 SHOWN = 16  # characters of a hash
 
 
 def read_config(workdir):
-    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False."""
+    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False.
+
+    Raises UsageError if it is damaged, lacks a section, or lacks a value that describes the run.
+    """
     path = Path(workdir) / "config.json"
     try:
-        config = from_json(path.read_text())
+        found = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
-    if isinstance(config.get("model", {}).get("remat"), bool):
+    try:
+        config = from_dict(found)
+        check_described(found, sections(config))
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{path} is damaged: {e}; {CONFIG_REMEDY}") from e
+    if isinstance(config.model.get("remat"), bool):
         with config.ignore_type():
             config.model.remat = "blocks" if config.model.remat else "none"
     return config
+
+
+def check_described(found, names):
+    """Raises ValueError unless a config, a dict, has the sections of these names and in them the values of KEYS."""
+    missing = [name for name in names if name not in found and name not in LATER_SECTIONS]
+    if missing:
+        raise ValueError(f"it lacks the sections {', '.join(missing)}")
+    check_keys(found, {name: dict for name in names if name in found and name != "seed"})
+    for section, keys in KEYS.items():
+        if section in names:
+            check_keys(found[section], keys, of=f" in {section}")
+    if not (sides := found["data"]["image_shape"]):
+        raise ValueError("its 'image_shape' in data is empty")
+    for side in sides:
+        check_type("a side of its data.image_shape", side, int)
+    for rate in found["ema"]["rates"]:
+        check_type("a rate of its ema.rates", rate, float)
 
 
 def read_data_hash(workdir):
     """The hash of the data set of the run in workdir; None where none was recorded, as by older versions."""
     path = Path(workdir) / DATA
     try:
-        return json.loads(path.read_text())["hash"]
+        return read_json(path, keys={"hash": str}, remedy="delete it, and it is written anew when the run resumes")["hash"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"cannot read {path}: {type(e).__name__} {e}") from e
 
 
 class Claim:
@@ -147,8 +179,7 @@ class Claim:
             return
         if self._data_hash is not None:
             data = {name: self._config.data.get(name) for name in ("source", "path")} | {"hash": self._data_hash}
-            with writing(self.path / DATA) as new:
-                new.write_text(json.dumps(data, indent=2) + "\n")
+            write_json(self.path / DATA, data)
         with writing(self.path / "config.json") as new:
             new.write_text(to_json(self._config))
 

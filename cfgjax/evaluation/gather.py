@@ -12,7 +12,11 @@ ROW = {  # settings that each row has
     **{"guidance_weight": float, "num_steps": (int, str), "scores": str, "sampler": str, "label_policy": str},
     **{"num_samples": int, "ema": float, "v": (float, NONE), "eta": (float, NONE)},
 }
-GUIDE = {"classifier": (str, NONE), "classifier_scale": (float, NONE), "classifier_form": (str, NONE)}
+MORE = {  # that it may have; all else are metrics, numbers
+    **{"classifier": (str, NONE), "classifier_scale": (float, NONE), "classifier_form": (str, NONE)},
+    "accuracy_per_class": list,
+}
+LARGEST = 1e300  # of the integers in a row
 REMEDY = "write it anew with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
@@ -85,7 +89,9 @@ def check_rows(content):
         check_type(f"row {i}", row, dict)
         check_keys(row, ROW, of=f" in row {i}")
         for name, value in row.items():
-            check_type(f"its {name!r} in row {i}", value, ROW.get(name) or GUIDE.get(name) or (float, list))
+            check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or float)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"its {name!r} in row {i} is too large a number")
 
 
 def sameness(content):

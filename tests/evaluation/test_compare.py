@@ -388,7 +388,9 @@ def taken_or_refused_in_one_line(words):
 
 @pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
 def test_whatever_part_of_a_frontier_is_odd_the_error_is_one_line(tmp_path, odd):
-    whole = write(tmp_path / "whole", record(judge="8c8b", classifier="8c", classifier_scale=1.0))
+    guide = {"classifier": "8c", "classifier_scale": 1.0, "classifier_form": "eps"}
+    whole = write(tmp_path / "whole", record(judge="8c8b", **guide))
+    assert compare(whole, "--rows", "--targets=cfg_imagenet64") == 0
     path = write(tmp_path / "parts" / "a", record()) / "evaluation" / "frontier.json"
     write(tmp_path / "parts" / "b", record())
     refused = 0
