@@ -22,7 +22,15 @@ from cfgjax.diffusion.process import diffuse, split_variance
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
-from cfgjax.network import CLEAN_LOGSNR, bind, check_parameters, has_null_label, is_classifier, make_network, takes_low_res
+from cfgjax.network import (
+    CLEAN_LOGSNR,
+    bind,
+    check_parameters,
+    has_null_label,
+    is_classifier,
+    make_network,
+    takes_low_res,
+)
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params

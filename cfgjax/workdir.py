@@ -73,7 +73,9 @@ def read_data_hash(workdir):
     """The hash of the data set of the run in workdir; None where none was recorded, as by older versions."""
     path = Path(workdir) / DATA
     try:
-        return read_json(path, keys={"hash": str}, remedy="delete it, and it is written anew when the run resumes")["hash"]
+        return read_json(path, keys={"hash": str}, remedy="delete it, and it is written anew when the run resumes")[
+            "hash"
+        ]
     except FileNotFoundError:
         return None
 

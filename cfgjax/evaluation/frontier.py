@@ -26,7 +26,8 @@ from cfgjax.evaluation.generate import SampleStore, Setting, draw_samples
 from cfgjax.evaluation.hashed import read_arrays, read_metrics, write_metrics
 from cfgjax.evaluation.measure import measure
 from cfgjax.evaluation.reference import load_reference, of_dataset
-from cfgjax.training.checkpoint import load_params, manifest_digest
+from cfgjax.training.checkpoint import load_params
+from cfgjax.training.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
 

@@ -8,14 +8,10 @@ from cfgjax.errors import UsageError
 from cfgjax.json_files import HASH, check_keys, check_type, content_hash, read_json
 
 NONE = type(None)
-ROW = {  # settings that each row has
-    **{"guidance_weight": float, "num_steps": (int, str), "scores": str, "sampler": str, "label_policy": str},
-    **{"num_samples": int, "ema": float, "v": (float, NONE), "eta": (float, NONE)},
-}
-MORE = {  # that it may have; all else are metrics, numbers
-    **{"classifier": (str, NONE), "classifier_scale": (float, NONE), "classifier_form": (str, NONE)},
-    "accuracy_per_class": list,
-}
+TEXT, NUMBER = (str, NONE), (float, NONE)
+ROW = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "v": NUMBER, "eta": NUMBER, "ema": float}
+ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings that each row has
+MORE = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT, "accuracy_per_class": list}
 LARGEST = 1e300  # of the integers in a row
 REMEDY = "write it anew with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))

@@ -2,7 +2,7 @@
 
 | layout | arrays |
 | --- | --- |
-| ours | mean, cov, count (0: unknown), features, spatial_mean, spatial_cov, about (JSON text: network, origin), sha256 |
+| ours | mean, cov, count (0: unknown), features, spatial_mean, spatial_cov, about (JSON: network, origin), sha256 |
 | guided-diffusion | mu, sigma, mu_s, sigma_s; arr_0, images that precision and recall compare with, where it is there |
 | pytorch-fid, EDM | mu, sigma |
 | raw images | arr_0 or image, uint8 [N, H, W, C] |

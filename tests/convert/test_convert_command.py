@@ -19,7 +19,8 @@ from cfgjax.convert.layout import flat, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.errors import UsageError
 from cfgjax.network import check_network, make_network, sections
-from cfgjax.training.checkpoint import load_params, whole_steps
+from cfgjax.training.checkpoint import load_params
+from cfgjax.training.manifest import whole_steps
 from cfgjax.workdir import read_config
 
 SMALL = dict(
