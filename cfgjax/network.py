@@ -87,7 +87,7 @@ def check_network(net, image_shape):
     return params
 
 
-def check_parameters(workdir, config, params):
+def check_params(workdir, config, params):
     """Raises UsageError unless params, of a checkpoint in workdir, have the names and shapes of config's network."""
     what = f"{workdir}: config.json and the checkpoint do not belong together"
     try:

@@ -11,7 +11,7 @@ import cfgjax
 from cfgjax import processes
 from cfgjax.config import check_resumable, from_dict, load_file, to_json
 from cfgjax.errors import UsageError
-from cfgjax.network import check_parameters, init_params, make_network
+from cfgjax.network import check_params, init_params, make_network
 from cfgjax.workdir import Claim, read_config
 
 
@@ -91,9 +91,9 @@ def test_a_damaged_record_of_the_data_is_one_line(tmp_path, content):
 )
 def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
     params = jax.eval_shape(lambda: init_params(make_network(CONFIG), jax.random.key(0), CONFIG.data.image_shape))
-    check_parameters("run", CONFIG, params)
+    check_params("run", CONFIG, params)
     other = json.loads(to_json(CONFIG))
     section, _, name = key.partition(".")
     other[section][name] = value
     with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not belong together"):
-        check_parameters("run", from_dict(other), params)
+        check_params("run", from_dict(other), params)

@@ -7,6 +7,7 @@ from absl import flags
 
 from cfgjax.config import call, flatten
 from cfgjax.errors import UsageError
+from cfgjax.numerals import is_whole_number, real_number, whole_number
 
 PLACE = ("coordinator", "num_processes", "process_id")
 
@@ -76,7 +77,7 @@ def weights(given):
 
 def timesteps(word):
     """A number of steps, or a word that says which timesteps are kept, as it is."""
-    return int(word) if word.lstrip("-").isdecimal() else word
+    return whole_number(word) if is_whole_number(word) else word
 
 
 def classifier_scales(given):
@@ -104,13 +105,15 @@ def required(given, *names):
 
 
 def numbers(name, words, kind):
-    """The words of a comma-separated flag, each as kind makes it."""
+    """The words of a comma-separated flag, each as kind makes it: int, float or a function."""
+    given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
+    if not words:
+        raise UsageError(f"{given}: need {kind.__name__}s separated by commas")
     try:
-        if words:
-            return [kind(word) for word in words]
-    except ValueError:
-        pass
-    raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas")
+        return [convert(word) for word in words]
+    except ValueError as e:
+        why = f"{e}; " if "finite" in str(e) else ""
+        raise UsageError(f"{given}: {why}need {kind.__name__}s separated by commas") from None
 
 
 def check_writable(flag, path):
