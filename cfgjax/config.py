@@ -140,7 +140,7 @@ def load_file(path):
     config = call_function(load_module(path, what), "get_config", what)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UsageError(f"{what} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
-    guarded(lambda: to_json(config), path, f"the config of {what}")
+    guarded(lambda: to_json(config), path, what, doing="its config: ")
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = ml_collections.ConfigDict(config)
     config.lock()

@@ -38,10 +38,10 @@ def call_function(module, name, what):
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what} {module.__file__} has no {name}()")
-    return guarded(function, module.__file__, f"{name}() of {what}")
+    return guarded(function, module.__file__, what, doing=f"{name}(): ")
 
 
-def guarded(function, path, what):
+def guarded(function, path, what, doing=""):
     """Returns function(). Raises UsageError with the line of the file at path for all but KeyboardInterrupt."""
     try:
         return function()
@@ -50,7 +50,7 @@ def guarded(function, path, what):
     except BaseException as e:  # SystemExit, too
         line = line_of(e, path)
         where = f"{what} {path}" + ("" if line is None else f", line {line}")
-        raise UsageError(f"{where}: {cause(e)}") from e
+        raise UsageError(f"{where}: {doing}{cause(e)}") from e
 
 
 def line_of(error, path):

@@ -56,7 +56,7 @@ def load(path):
 def listed(module, path):
     """[(name or None, overrides)] of a module's get_sweep()."""
     found = call_function(module, "get_sweep", WHAT)
-    items = guarded(lambda: list(found), path, f"the list of {WHAT}")
+    items = guarded(lambda: list(found), path, WHAT, doing="get_sweep(): ")
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
     found = [(None, item) if isinstance(item, dict) else item for item in items]
