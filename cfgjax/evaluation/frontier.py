@@ -163,7 +163,8 @@ class Frontier:
                 options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
                 metrics = measure(store.read, self.num_samples, self.network, reference, **options)
                 if jax.process_index() == 0:
-                    write_metrics(*self._metrics_file(store, reference), metrics)
+                    path, identity = self._metrics_file(store, reference)
+                    write_metrics(path, identity, metrics)
                 processes.barrier("a setting is measured")
                 metrics = processes.decided(cached, "a setting's metrics")
             yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}

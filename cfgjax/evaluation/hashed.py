@@ -20,9 +20,9 @@ class NoHash(UsageError):
 
 def write_arrays(path, arrays, identity=""):
     """Writes {name: array} to an .npz file, atomically, with a hash. identity: text on which the arrays depend."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    hashed: dict = {**arrays, HASH: np.array(arrays_hash(arrays, identity))}
     with writing(path) as new, open(new, "wb") as file:
-        np.savez(file, **arrays, **{HASH: np.array(arrays_hash(arrays, identity))})
+        np.savez(file, **hashed)
 
 
 def read_arrays(path, identity=""):

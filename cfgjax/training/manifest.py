@@ -13,7 +13,7 @@ log = logging.getLogger("cfgjax")
 MANIFEST = "manifest.json"
 REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the manifest is made
 NONE = type(None)
-ORBAX_KEYS = dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), (dict, NONE))  # of REWRITTEN
+ORBAX_KEYS: dict = dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), (dict, NONE))  # of REWRITTEN
 ORBAX_KEYS |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), (int, NONE))
 ORBAX_KEYS |= {"item_handlers": (dict, str, NONE)}
 
