@@ -53,7 +53,10 @@ class ConfigParser(flags.ArgumentParser):
 def define_flag(flag_values, argv):
     """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
     what = "Experiment file; override a value with --config.key=value."
-    config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
+    try:
+        config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
+    except flags.Error as e:  # for a --flagfile that cannot be read
+        raise UsageError(" ".join(str(e).split())) from e
     flag_values["config"].parser = ConfigParser()
 
 
@@ -120,8 +123,12 @@ def check_overrides(config, argv):
     known = flatten(config) if keys else {}
     sections = {name.partition(".")[0] for name in known}
     for key in keys:
-        if key not in known and key not in sections:
-            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+        if key in known:
+            continue
+        if key in sections:
+            inner = next(name for name in known if name.startswith(f"{key}."))
+            raise UsageError(f"--config.{key} is a section; override its keys, such as --config.{inner}=…")
+        raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
 
 
 def config_path(argv):

@@ -16,6 +16,8 @@ def load_module(path, what):
     included.
     """
     path = str(path)
+    if not path:
+        raise UsageError(f"the path of the {what} is empty")
     if Path(path).is_dir():
         raise UsageError(f"{what} {path} is a folder; need a .py file")
     if not Path(path).is_file():

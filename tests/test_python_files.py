@@ -1,6 +1,7 @@
 """Config and sweep files that fail, in any way that Python can: one line with the file, the line and the cause."""
 
 import pytest
+from tiny import EXPERIMENTS
 
 from cfgjax import cli
 from cfgjax.config import load_file
@@ -89,6 +90,24 @@ def test_another_ending_is_refused(tmp_path, name, ending):
     path = tmp_path / f"mine{ending}"
     path.write_text(f"def {name}():\n    return []\n")
     assert "the ending must be .py" in error_of(READERS[name], path)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--config.data=None", "--config.data is a section"),
+        ("--config.data=3", "--config.data is a section"),
+        ("--config.model.=3", "unknown config key 'model.'"),
+        ("--config=none.py", "none.py"),
+        ("--config=", "--config"),
+        ("--flagfile=none.txt", "none.txt"),
+    ],
+)
+def test_flags_that_are_of_no_config_are_one_line(words, told):
+    with pytest.raises(UsageError) as e:
+        cli.run(["preflight", f"--config={EXPERIMENTS}/mixture.py", "--devices=1", words])
+    assert told in str(e.value)
+    assert len(str(e.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", READERS)
