@@ -13,7 +13,7 @@ import numpy as np
 from cfgjax.data.sources import check_labels
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
-from cfgjax.network import bind_classifier, is_noisy_classifier, make_network
+from cfgjax.network import bind_classifier, check_params, is_noisy_classifier, make_network
 from cfgjax.sharding import place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
@@ -31,6 +31,7 @@ def load_classifier(workdir, step=None, ema=None):
     if not is_noisy_classifier(config):
         raise UsageError(f"{workdir} holds no noise-aware classifier but a {config.model.name}")
     params, step = load_params(workdir, config, step, ema)
+    check_params(workdir, config, params)
     return Classifier(config, params, step=step)
 
 

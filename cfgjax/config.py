@@ -5,13 +5,14 @@
 
 import inspect
 import json
-from pathlib import Path
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
 from cfgjax.errors import HelpAsked, UsageError, nearest
+from cfgjax.numerals import check_ascii, real_number
+from cfgjax.python_files import call_function, guarded, load_module
 from cfgjax.settings import check_settings
 
 CLASSIFIER_SECTIONS: tuple = (
@@ -37,36 +38,72 @@ RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model
 HELP = {"--help", "-h"}  # flags of every command
 
 
+class ConfigParser(flags.ArgumentParser):
+    """Parser of --config=FILE: the locked config of the file, loaded once."""
+
+    def __init__(self):
+        self._loaded: dict = {}
+
+    def parse(self, argument):
+        """Returns the ConfigDict of a config file."""
+        if argument not in self._loaded:
+            self._loaded[argument] = load_file(argument)
+        return self._loaded[argument]
+
+
 def define_flag(flag_values, argv):
     """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
     what = "Experiment file; override a value with --config.key=value."
-    config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
+    try:
+        config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
+    except flags.Error as e:  # for a --flagfile that cannot be read
+        raise UsageError(" ".join(str(e).split())) from e
+    flag_values["config"].parser = ConfigParser()
 
 
 def parse_flags(flag_values, argv):
     """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
 
-    --config.key=None sets None whatever the type of the value, which absl's parsers cannot.
-    Raises HelpAsked for --help.
+    --config.key=None sets None whatever the type of the value, which absl's parsers cannot. Numbers must have ASCII
+    digits and, config values aside, be finite. Raises HelpAsked for --help.
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
-    path = config_path(argv)
-    if path is not None and not Path(path).is_file():
-        raise UsageError(f"there is no config file {path}")
-    check_overrides(path, argv)
+    if "config" in flag_values:
+        path = config_path(argv)
+        check_overrides(None if path is None else flag_values["config"].parser.parse(path), argv)
     argv = [underscored(arg) for arg in argv]
     nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
     try:
         rest = flag_values([arg for arg in argv if arg not in nones])
     except flags.Error as e:
         raise UsageError(" ".join(str(e).split())) from e
+    check_numbers(flag_values, argv)
     if nones:
         keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
-        flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+        try:
+            flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise UsageError(f"{' '.join(nones)}: {' '.join(str(e).split())}") from e
     if path is not None:
         check_settings(flag_values.config)
     return rest
+
+
+def check_numbers(flag_values, argv):
+    """Raises UsageError for a numeric flag with digits of another script or, unless of the config, not finite."""
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = arg.lstrip("-").partition("=")
+        if not arg.startswith("-") or name not in flag_values:
+            continue
+        parser, text = flag_values[name].parser, value if equals else following
+        if not isinstance(parser, flags.IntegerParser | flags.FloatParser):
+            continue
+        check = real_number if isinstance(parser, flags.FloatParser) and name[:7] != "config." else check_ascii
+        try:
+            check(text)
+        except ValueError as e:
+            raise UsageError(f"--{name}={text}: {e}") from None
 
 
 def flag_help(flag_values):
@@ -81,16 +118,20 @@ def underscored(arg):
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else arg
 
 
-def check_overrides(path, argv):
-    """Raises UsageError for a --config.key that the file at path does not have, or without a file."""
+def check_overrides(config, argv):
+    """Raises UsageError for a --config.key that a config does not have. config: None if no --config is given."""
     keys = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
-    if keys and path is None:
+    if keys and config is None:
         raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
-    known = flatten(load_file(path)) if keys else {}
+    known = flatten(config) if keys else {}
     sections = {name.partition(".")[0] for name in known}
     for key in keys:
-        if key not in known and key not in sections:
-            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+        if key in known:
+            continue
+        if key in sections:
+            inner = next(name for name in known if name.startswith(f"{key}."))
+            raise UsageError(f"--config.{key} is a section; override its keys, such as --config.{inner}=…")
+        raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
 
 
 def config_path(argv):
@@ -104,16 +145,16 @@ def config_path(argv):
 
 
 def load_file(path):
-    """The ConfigDict of an experiment file's get_config()."""
-    flag_values, argv = flags.FlagValues(), ["cfgjax", f"--config={path}"]
-    define_flag(flag_values, argv)
-    try:
-        flag_values(argv)
-    except (flags.Error, AttributeError, KeyError, SyntaxError, NameError, ImportError) as e:
-        raise UsageError(f"config file {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
-    if not isinstance(flag_values.config, ml_collections.ConfigDict):
-        raise UsageError(f"config file {path}: get_config() returns a {type(flag_values.config).__name__}")
-    return flag_values.config
+    """The locked ConfigDict of a config file's get_config(). Raises UsageError for a file that fails in any way."""
+    what = "config file"
+    config = call_function(load_module(path, what), "get_config", what)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UsageError(f"{what} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
+    guarded(lambda: to_json(config), path, what, doing="its config: ")
+    if isinstance(config, ml_collections.FrozenConfigDict):
+        config = ml_collections.ConfigDict(config)
+    config.lock()
+    return config
 
 
 def flatten(config):
@@ -156,13 +197,18 @@ def to_json(config):
 
 def from_json(text):
     """The ConfigDict of `to_json`'s text, with lists as tuples."""
+    return from_dict(json.loads(text))
+
+
+def from_dict(value):
+    """The ConfigDict of a dict read from JSON, with lists as tuples."""
 
     def tuples(value):
         if isinstance(value, dict):
             return {key: tuples(v) for key, v in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(json.loads(text)))
+    return ml_collections.ConfigDict(tuples(value))
 
 
 def check_resumable(saved, given):

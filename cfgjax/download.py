@@ -29,13 +29,18 @@ def default_inception_path():
 
 
 def find_inception(path=None):
-    """path, or the default one, if there is a file. Raises UsageError saying how to get it."""
+    """path, or the default one, if there is a file. Raises UsageError saying how to get it.
+
+    The file in the cache, which `inception` downloaded, must still have its hash.
+    """
     found = Path(path).expanduser() if path else default_inception_path()
     if not found.is_file():
         raise UsageError(
             f"no Inception weights at {found}: run `cfgjax download inception`, or name the file by "
             "--inception=PATH or CFGJAX_INCEPTION"
         )
+    if not path and not os.environ.get("CFGJAX_INCEPTION"):
+        check_hash(found, found, "remove it and run `cfgjax download inception`")
     return found
 
 

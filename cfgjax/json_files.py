@@ -54,10 +54,7 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
         raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
     check_depth(value)
     check_type("it", value, kind)
-    for name, types in (keys or {}).items():
-        if name not in value:
-            raise ValueError(f"it lacks the key {name!r}")
-        check_type(f"its {name!r}", value[name], types)
+    check_keys(value, keys or {})
     if hashed:
         if (recorded := value.pop(HASH, None)) is None:
             raise ValueError("it has no hash")
@@ -81,6 +78,14 @@ def write_json(path, value, *, hashed=False, indent=2):
 def content_hash(value):
     """Returns the hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_keys(value, keys, of=""):
+    """Raises ValueError unless an object has these keys, {name: type or types}. of: words on where it is."""
+    for name, types in keys.items():
+        if name not in value:
+            raise ValueError(f"it lacks the key {name!r}{of}")
+        check_type(f"its {name!r}{of}", value[name], types)
 
 
 def check_type(what, value, types):

@@ -22,7 +22,7 @@ from cfgjax.diffusion.process import diffuse, split_variance
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
-from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
+from cfgjax.network import CLEAN_LOGSNR, bind, check_params, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params
@@ -43,6 +43,7 @@ def load(workdir, step=None, ema=None, mesh=None):
     if is_classifier(config):
         raise UsageError(f"{workdir} holds a classifier ({config.model.name}), which draws no samples")
     params, step = load_params(workdir, config, step, ema)
+    check_params(workdir, config, params)
     model = Model(config, None, step=step, mesh=make_mesh() if mesh is None else mesh)
     model.put(params)
     return model

@@ -87,6 +87,23 @@ def check_network(net, image_shape):
     return params
 
 
+def check_params(workdir, config, params):
+    """Raises UsageError unless params, of a checkpoint in workdir, have the names and shapes of config's network."""
+    what = f"{workdir}: config.json and the checkpoint do not belong together"
+    try:
+        expected = jax.eval_shape(
+            lambda key: init_params(make_network(config), key, tuple(config.data.image_shape)), jax.random.key(0)
+        )
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise UsageError(f"{what}: {' '.join(str(e).split())}") from e
+    shapes = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    ours, theirs = shapes(expected), shapes(params)
+    if differing := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:
+        name = differing[0]
+        there, here = (tree.get(name, "absent") for tree in (theirs, ours))
+        raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
+
+
 def bind(net, params, *, levels, train=False, dropout_key=None, low_res=None, low_res_logsnr=None):
     """eps_fn(z [B, …], logsnr [B], label [B]) → ε [B, …]: net with its parameters and time = levels.time(λ).
 

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cfgjax.errors import UsageError
+from cfgjax.numerals import is_whole_number
 
 AXES = ("data", "fsdp")
 FSDP_MIN_SIZE = 2**14  # elements; smaller arrays are replicated, gathering them would cost more than they take
@@ -52,7 +53,7 @@ def parse_mesh(words):
     sizes = {}
     for word in words:
         name, equals, size = word.partition("=")
-        if name not in ("data", "fsdp", "slices") or not equals or not size.lstrip("-").isdecimal() or name in sizes:
+        if name not in ("data", "fsdp", "slices") or not equals or not is_whole_number(size) or name in sizes:
             raise UsageError(f"--mesh={','.join(words)}: need sizes of axes such as data=-1,fsdp=8,slices=2")
         sizes[name] = int(size)
     return sizes

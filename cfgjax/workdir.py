@@ -1,8 +1,6 @@
 """A run's folder: its config, its lock, and errors in the user's terms when it cannot be used."""
 
 import fcntl
-import json
-import math
 import os
 import secrets
 from pathlib import Path
@@ -12,47 +10,70 @@ import jax
 import numpy as np
 
 from cfgjax import processes
-from cfgjax.config import check_resumable, from_json, to_json
+from cfgjax.config import check_resumable, from_dict, to_json
 from cfgjax.errors import UsageError
 from cfgjax.files import writing
-from cfgjax.json_files import read_json
+from cfgjax.json_files import read_json, write_json
+from cfgjax.metrics_file import last_logged_step
+from cfgjax.network import sections
+from cfgjax.settings import check_settings
 
 DATA = "data.json"  # next to config.json, if the data set has a hash: `hash`, `source`, `path`, names of the `classes`
+NEEDED = {  # keys of config.json, by section, that every run has
+    "data": ("source", "num_classes", "image_shape"),
+    "model": ("name",),
+    "ema": ("rates",),
+    "train": (),
+    "checkpoint": ("every_steps",),
+    "sample": ("num_steps", "sampler", "guidance", "per_cell"),
+}
+LATER_SECTIONS = ("evaluate", "cluster")  # which older versions did not have
+CONFIG_REMEDY = "restore it from a copy, or take another workdir"
 SHOWN = 16  # characters of a hash
 
 
 def read_config(workdir):
-    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False."""
+    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False.
+
+    Raises UsageError if it is damaged, lacks a section, or lacks a value that describes the run.
+    """
     path = Path(workdir) / "config.json"
     try:
-        config = from_json(path.read_text())
+        found = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
-    if isinstance(config.get("model", {}).get("remat"), bool):
-        with config.ignore_type():
-            config.model.remat = "blocks" if config.model.remat else "none"
+    try:
+        config = from_dict(found)
+        if isinstance(config.model.get("remat"), bool):
+            with config.ignore_type():
+                config.model.remat = "blocks" if config.model.remat else "none"
+        check_settings(config)
+        check_complete(config, sections(config))
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"{path} is damaged: {e}; {CONFIG_REMEDY}") from e
     return config
+
+
+def check_complete(config, names):
+    """Raises ValueError unless a config has the sections of these names, and in them the keys of NEEDED."""
+    missing = [name for name in names if name not in config and name not in LATER_SECTIONS]
+    if missing:
+        raise ValueError(f"it lacks the sections {', '.join(missing)}")
+    for section in set(names) & set(NEEDED):
+        absent = [key for key in NEEDED[section] if key not in config[section]]
+        if absent:
+            raise ValueError(f"it lacks {section}.{absent[0]}")
 
 
 def read_data_hash(workdir):
     """The hash of the data set of the run in workdir; None where none was recorded, as by older versions."""
     path = Path(workdir) / DATA
     try:
-        return json.loads(path.read_text())["hash"]
+        return read_json(path, keys={"hash": str}, remedy="delete it, and it is written anew when the run resumes")[
+            "hash"
+        ]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UsageError(f"cannot read {path}: {type(e).__name__} {e}") from e
-
-
-def step_of(line):
-    """The step of a line of metrics.jsonl, infinite for a torn one."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def read_classes(workdir):
@@ -138,9 +159,7 @@ class Claim:
         saved = read_config(self.path)
         check_resumable(saved, self._config)
         self._check_data()
-        metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        logged = max((step for step in map(step_of, lines) if step < math.inf), default=0)
+        logged = last_logged_step(self.path)
         # a save waits for the one before it: past two cadences there was a checkpoint
         expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
         if expected and not steps:
@@ -170,8 +189,7 @@ class Claim:
             data = {name: self._config.data.get(name) for name in ("source", "path")} | {"hash": self._data_hash}
             if self._classes is not None:
                 data["classes"] = list(self._classes)
-            with writing(self.path / DATA) as new:
-                new.write_text(json.dumps(data, indent=2) + "\n")
+            write_json(self.path / DATA, data)
         with writing(self.path / "config.json") as new:
             new.write_text(to_json(self._config))
 

@@ -64,6 +64,10 @@ def test_without_a_path_it_lies_where_it_is_looked_for(server, tmp_path):
     path = download.inception(url=f"{server}/good")
     assert path == tmp_path / "cache" / "cfgjax" / "pt_inception-2015-12-05-6726825d.pth"
     assert download.find_inception() == path
+    path.write_bytes(CONTENT[:-1] + b"S")
+    with pytest.raises(UsageError, match=r"its SHA-256 begins with .*; remove it and run `cfgjax download inception`"):
+        download.find_inception()
+    assert download.find_inception(path) == path  # which the user vouches for
 
 
 def test_the_default_place_is_that_of_the_environment(monkeypatch, tmp_path):

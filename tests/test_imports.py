@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files", "settings"}
+TOOLS |= {"arguments", "json_files", "metrics_file", "settings"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -18,19 +18,22 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "compilation": {"caches"},
     "files": {"errors"},
     "json_files": {"files", "errors"},
+    "metrics_file": {"files", "json_files"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
+    "numerals": set(),
+    "python_files": {"errors"},
     "settings": {"errors"},
-    "config": {"settings", "errors"},
-    "sharding": {"errors"},
+    "config": {"numerals", "python_files", "settings", "errors"},
+    "sharding": {"numerals", "errors"},
     "data": {"data", "diffusion", "config", "caches", "files", "json_files", "progress", "exits", "errors"},
     "diffusion_config": {"diffusion", "config", "errors"},
     "arguments": {"diffusion", "errors"},
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
-    "workdir": {"config", "processes", "files", "json_files", "errors"},
-    "convert": {"convert", "nets", "weights", "files", "errors"},
+    "workdir": {"config", "network", "settings", "processes", "files", "json_files", "metrics_file", "errors"},
+    "convert": {"convert", "nets", "weights", "files", "json_files", "errors"},
     "processes": {"errors"},
     "exits": set(),
     "cluster": {"cluster", "processes", "exits", "errors"},
@@ -39,8 +42,8 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
     "launch": {"launch", "exits", "errors"},
-    "sweep": {"sweep", "launch", "files", "exits", "errors"},
-    "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
+    "sweep": {"sweep", "launch", "json_files", "python_files", "exits", "errors"},
+    "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint", "training.manifest"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},
     "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},
 }

@@ -135,6 +135,30 @@ def test_repeated_it_skips_finished_runs_goes_on_with_stopped_ones_and_reports_f
     assert not [path for path in (tmp_path / "out").iterdir() if "part" in path.name]
 
 
+DAMAGED_JSON = ["", "[]", "3", "{}", "{", "\0" * 40, "[" * 100_000, '{"exit_code": "0", "commands": [], "seconds": 1}']
+
+
+@pytest.mark.parametrize("content", DAMAGED_JSON, ids=range(8))
+def test_a_run_whose_record_is_damaged_is_started_again_and_reported(fakes, tmp_path, caplog, content):
+    words = fakes({"a": "exit 0"})
+    assert sweep(*words) == 0
+    (tmp_path / "out" / "a.json").write_text(content)
+    assert sweep(*words) == 0
+    assert calls(tmp_path) == ["train a"] * 2
+    (record,) = caplog.records
+    assert "a.json is damaged" in record.getMessage()
+
+
+@pytest.mark.parametrize("content", [*DAMAGED_JSON[:3], *DAMAGED_JSON[4:7], '{"a": 3}'], ids=range(7))
+def test_damaged_numbers_of_jobs_are_one_line(fakes, tmp_path, content):
+    words = fakes({"a": "exit 0"})
+    (tmp_path / "out" / ".slurm").mkdir(parents=True)
+    (tmp_path / "out" / ".slurm" / "jobs.json").write_text(content)
+    with pytest.raises(UsageError, match=r"jobs\.json is damaged: .*; delete it") as e:
+        sweep(*words, "--launcher=slurm", "--time=1:00:00", "--dry_run")
+    assert len(str(e.value).splitlines()) == 1
+
+
 def test_only_stopped_runs_are_75_and_the_second_command_waits_for_the_first(fakes, tmp_path, capsys):
     words = fakes({"a": "[ $3 = train ] || exit 75", "b": "exit 75"}, ("train", "evaluate"))
     assert sweep(*words) == 75

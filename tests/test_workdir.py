@@ -3,14 +3,17 @@
 import contextlib
 import json
 
+import jax
 import numpy as np
 import pytest
-from tiny import EXPERIMENTS
+from tiny import EXPERIMENTS, mixture_config
 
+import cfgjax
 from cfgjax import processes
 from cfgjax.commands.sample import rows
-from cfgjax.config import check_resumable, load_file, to_json
+from cfgjax.config import check_resumable, from_dict, load_file, to_json
 from cfgjax.errors import UsageError, printable
+from cfgjax.network import check_params, init_params, make_network
 from cfgjax.workdir import Claim, read_config
 
 
@@ -48,3 +51,69 @@ def test_rows_of_runs_that_recorded_no_names_have_labels_alone(tmp_path, content
         (tmp_path / "data.json").write_text(json.dumps(content))
     assert rows(tmp_path, range(3), 3) == "0, 1, 2"
     assert rows(tmp_path, range(1000), 1000).endswith("…, 999")
+
+
+CONFIG = mixture_config()
+SECTIONS = [name for name in CONFIG if name not in ("evaluate", "cluster")]
+CONFIG_DAMAGE = {
+    "empty": b"",
+    "a list": b"[]",
+    "a number": b"3",
+    "an empty object": b"{}",
+    "null": b"null",
+    "not JSON": b"seed: 0",
+    "torn": to_json(CONFIG).encode()[:-20],
+    "NUL bytes": b"\0" * 200,
+    "not UTF-8": to_json(CONFIG).encode().replace(b"mixture", b"mixt\xffre"),
+    "deep": b"[" * 100_000,
+    "a key with a dot": json.dumps(CONFIG.to_dict() | {"a.b": 1}).encode(),
+    **{f"without {name}": json.dumps({k: v for k, v in CONFIG.to_dict().items() if k != name}) for name in SECTIONS},
+    **{f"{name} a list": json.dumps(CONFIG.to_dict() | {name: []}) for name in CONFIG if name != "seed"},
+    **{
+        f"{section}.{key} {what}": json.dumps(CONFIG.to_dict() | {section: CONFIG[section].to_dict() | {key: value}})
+        for section, key in [("data", "image_shape"), ("data", "num_classes"), ("model", "name"), ("ema", "rates")]
+        for what, value in [("null", None), ("an object", {}), ("a list of texts", ["x"])]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CONFIG_DAMAGE)
+def test_a_damaged_config_is_one_line_to_those_who_read_and_resume(tmp_path, kind):
+    content = CONFIG_DAMAGE[kind]
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = path.read_bytes()
+    for use in (read_config, cfgjax.load, lambda workdir: Claim(workdir, CONFIG)):
+        with pytest.raises(UsageError) as e:
+            use(tmp_path)
+        assert str(path) in str(e.value)
+        assert len(str(e.value).splitlines()) == 1
+    assert path.read_bytes() == before
+
+
+def test_a_config_of_an_older_version_without_later_sections_is_read(tmp_path):
+    older = {name: section for name, section in CONFIG.to_dict().items() if name not in ("evaluate", "cluster")}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert read_config(tmp_path).to_dict() == older
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"hash": 3}', b"\0\0", b'{"hash": "a"', b"[" * 100_000])
+def test_a_damaged_record_of_the_data_is_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(to_json(CONFIG))
+    (tmp_path / "data.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"data\.json is damaged") as e:
+        Claim(tmp_path, CONFIG)
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("model.width", 33), ("model.depth", 2), ("data.image_shape", (3,)), ("model.width", None)]
+)
+def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
+    params = jax.eval_shape(lambda: init_params(make_network(CONFIG), jax.random.key(0), CONFIG.data.image_shape))
+    check_params("run", CONFIG, params)
+    other = json.loads(to_json(CONFIG))
+    section, _, name = key.partition(".")
+    other[section][name] = value
+    with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not belong together"):
+        check_params("run", from_dict(other), params)

@@ -46,7 +46,7 @@ class Link:
         try:
             line = self._lines.readline()
             return json.loads(line) if line.endswith(b"\n") else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def set_timeout(self, seconds):

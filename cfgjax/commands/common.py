@@ -7,6 +7,7 @@ from absl import flags
 
 from cfgjax.config import call, flatten
 from cfgjax.errors import UsageError, printable
+from cfgjax.numerals import check_ascii, is_whole_number, real_number, whole_number
 
 MANY = 20  # classes named on one line
 PLACE = ("coordinator", "num_processes", "process_id")
@@ -76,8 +77,19 @@ def weights(given):
 
 
 def timesteps(word):
-    """A number of steps, or a word that says which timesteps are kept, as it is."""
-    return int(word) if word.lstrip("-").isdecimal() else word
+    """A number of steps, or a word that says which timesteps are kept, as it is. Raises ValueError for neither."""
+    check_ascii(word)
+    if not word.strip():
+        raise ValueError("it is empty")
+    return whole_number(word) if is_whole_number(word) else word
+
+
+def timesteps_of(given, name):
+    """`timesteps` of a flag, or None. Raises UsageError."""
+    try:
+        return None if given[name].value is None else timesteps(given[name].value)
+    except ValueError as e:
+        raise UsageError(f"--{name}={given[name].value}: {e}; need a number of steps, ddim25 or 10+15+20") from None
 
 
 def classifier_scales(given):
@@ -105,13 +117,25 @@ def required(given, *names):
 
 
 def numbers(name, words, kind):
-    """The words of a comma-separated flag, each as kind makes it."""
+    """The words of a comma-separated flag, each as kind makes it: int, float or a function."""
+    given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
+    need = f"need {kind.__name__}s separated by commas"
+    if not words:
+        raise UsageError(f"{given}: {need}")
     try:
-        if words:
-            return [kind(word) for word in words]
-    except ValueError:
-        pass
-    raise UsageError(f"--{name}={','.join(words)}: need {kind.__name__}s separated by commas")
+        return [convert(word) for word in words]
+    except ValueError as e:
+        raise UsageError(f"{given}: {need}; {e}") from None
+
+
+def single(name, words, kind):
+    """The one number of a flag that may be a list elsewhere, or None."""
+    if words is None:
+        return None
+    values = numbers(name, words, kind)
+    if len(values) > 1:
+        raise UsageError(f"--{name}={','.join(words)}: bits/dim takes one value")
+    return values[0]
 
 
 def check_writable(flag, path):

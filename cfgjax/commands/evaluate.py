@@ -17,6 +17,7 @@ from cfgjax.commands.common import (
     place,
     required,
     shared_facts,
+    single,
     timesteps,
     weights,
 )
@@ -25,6 +26,7 @@ from cfgjax.cores import MOST, use_cores
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
 
+MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 FLAGS_OF = {  # what each mode makes use of
@@ -36,6 +38,7 @@ FLAGS_OF = {  # what each mode makes use of
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
     | {"images", "spacing", "logsnr_max"},
 }
+KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # of flags with several values
 OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
 PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
 
@@ -50,6 +53,7 @@ def evaluate(argv):
     for name in given:
         if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
             raise UsageError(f"--{name} is without meaning for {mode}")
+    weights(given), classifier_scales(given), listed(given)  # or an error, before anything is read
     if not given.make_reference:
         required(given, "workdir")
     return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
@@ -62,17 +66,17 @@ def define_flags(argv):
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, several = define(flags.DEFINE_string), define(flags.DEFINE_list)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
-    count("num_samples", None, "Samples N of each setting.", lower_bound=2)
+    count("num_samples", None, "Samples N of each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
     several("num_steps", None, "Network calls T, one or several.")
     several("v", None, "Variance interpolations of ancestral, 0 … 1, one or several.")
     several("ema", None, "Rates of averaged parameters, one or several; 0 for none.")
     several("seeds", ["0"], "Seeds of noise and labels, one or several.")
-    count("batch_size", None, "Samples per call on each device.", lower_bound=1)
+    count("batch_size", None, "Samples per call on each device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
     text("label_policy", None, "balanced or random.")
     text("features", None, "classifier, inception, or mixture.")
     text("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
     text("inception", None, "Inception's weight file.")
-    text("resize", "tf1", "How images get Inception's size: tf1 or half_pixel.")
+    flags.DEFINE_enum("resize", "tf1", ["tf1", "half_pixel"], "How images get Inception's size.", flag_values=given)
     text("reference", None, "Reference statistics, .npz; by default of the training data.")
     text("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
     switch("neighbours", True, "Precision and recall, which keep all features in memory.")
@@ -167,12 +171,16 @@ def finish(given, work, reference, rows, tilted, folder):
     print(f"wrote {', '.join(written)} in {folder}")
 
 
+def listed(given):
+    """{name: numbers} of the flags that may have several values, as far as given."""
+    return {
+        name: tuple(numbers(name, given[name].value, KINDS[name])) for name in KINDS if given[name].value is not None
+    }
+
+
 def planned(given):
     """(the `Frontier`, its `Plan`, its folder) that the flags ask for, checked."""
-    kinds = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}
-    several: dict = {
-        name: tuple(numbers(name, words, kind)) for name, kind in kinds.items() if (words := given[name].value)
-    }
+    several: dict = listed(given)
     scales = classifier_scales(given)
     if scales is not None:
         several |= {"classifier_scale": tuple(scales), "classifier_form": given.classifier_form}
@@ -249,8 +257,7 @@ def make_reference(given):
 
 def bits_per_dim(given):
     """The exit code of measuring the likelihood of held-out examples."""
-    one = {name: single(name, given[name].value, kind) for name, kind in
-           {"num_steps": int, "v": float, "ema": float, "seeds": int}.items()}  # fmt: skip
+    one = {name: single(name, given[name].value, kind) for name, kind in (KINDS | {"num_steps": int}).items()}
 
     import cfgjax
     from cfgjax.data.sources import npz_in_place_of, open_source
@@ -276,7 +283,7 @@ def bits_per_dim(given):
         model,
         held_out.image,
         held_out.label,
-        num_steps=one["num_steps"] or plan.num_steps,
+        num_steps=plan.num_steps if one["num_steps"] is None else one["num_steps"],
         v=model.config.sample.v if one["v"] is None else one["v"],
         seed=one["seeds"],
         batch_size=plan.batch_size,
@@ -288,13 +295,3 @@ def bits_per_dim(given):
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE
-
-
-def single(name, words, kind):
-    """The one number of a flag that may be a list elsewhere, or None."""
-    if words is None:
-        return None
-    values = numbers(name, words, kind)
-    if len(values) > 1:
-        raise UsageError(f"--{name}={','.join(words)}: bits/dim takes one value")
-    return values[0]

@@ -11,6 +11,8 @@ from cfgjax.config import config_path, define_flag, parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 
+MAX_DEVICES = 2**16
+
 
 def preflight(argv):
     """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: what a step will take on N devices.
@@ -19,7 +21,8 @@ def preflight(argv):
     """
     given = flags.FlagValues()
     define_flag(given, argv)
-    flags.DEFINE_integer("devices", None, "How many devices.", flag_values=given, lower_bound=1)
+    what = "How many devices."
+    flags.DEFINE_integer("devices", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DEVICES)
     flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
     flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
     flags.DEFINE_string("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)

@@ -16,12 +16,14 @@ from cfgjax.commands.common import (
     place,
     required,
     shared_facts,
-    timesteps,
+    timesteps_of,
     weights,
 )
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+
+MAX_PER_CELL = 10_000
 
 
 def sample(argv):
@@ -35,6 +37,8 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     guidance, scales = weights(given), classifier_scales(given)
+    for name in ("num_steps", "upsampler_num_steps"):
+        timesteps_of(given, name)
 
     from cfgjax.cluster.session import taking_part
     from cfgjax.workdir import read_config
@@ -60,7 +64,7 @@ def draw(given, labels, guidance, scales):
 
         options |= {"classifier": load_classifier(given.guide), "classifier_form": given.classifier_form}
     if given.num_steps is not None:
-        options["num_steps"] = timesteps(given.num_steps)
+        options["num_steps"] = timesteps_of(given, "num_steps")
     pictures = model.config.sample
     labels = range(model.num_classes) if labels is None else labels
     told = rows(given.workdir or given.base, labels, model.num_classes)
@@ -96,7 +100,8 @@ def define_flags(argv):
     define_sampling(given)
     flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
-    flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
+    what = "Samples of each label and weight."
+    flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
     flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
     flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
@@ -133,7 +138,7 @@ def load_stages(given):
 
     upsampling = {}
     if given.upsampler_num_steps is not None:
-        upsampling["num_steps"] = timesteps(given.upsampler_num_steps)
+        upsampling["num_steps"] = timesteps_of(given, "upsampler_num_steps")
     if given.low_res_logsnr is not None:
         upsampling["low_res_logsnr"] = given.low_res_logsnr
     stages = load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema, mesh=mesh_of(given))

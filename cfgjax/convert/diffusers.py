@@ -7,12 +7,12 @@ Accepted are the configs whose network is `cfgjax.nets.UNet`, number for number.
 `attn_norm_num_groups` 32, or "default". `num_class_embeds` may be given. Every other key has the value in `ONLY`.
 """
 
-import json
 import math
 from pathlib import Path
 
 from cfgjax.convert.layout import Slot, load, shapes_of
 from cfgjax.errors import UsageError, nearest
+from cfgjax.json_files import read_json
 from cfgjax.nets import UNet
 from cfgjax.weights import read_state_dict
 
@@ -86,7 +86,7 @@ def read_unet(folder):
 
     Raises UsageError for files that are missing or damaged, and for a config that is not accepted.
     """
-    net, image_shape = make_unet(read_json(Path(folder) / "config.json"))
+    net, image_shape = make_unet(read_object(Path(folder) / "config.json"))
     for name in WEIGHTS:
         if (Path(folder) / name).is_file():
             return net, image_shape, read_state_dict(Path(folder) / name)
@@ -242,7 +242,7 @@ def process(folder):
     path = Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return "linear", 1000, 0.0
-    given = read_json(path)
+    given = read_object(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
     only: dict = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
     only |= {"rescale_betas_zero_snr": (False, None), "variance_type": (None, *VARIANCES)}
@@ -258,14 +258,9 @@ def process(folder):
     return known[given["beta_schedule"]], steps, v
 
 
-def read_json(path):
+def read_object(path):
     """The dict in a JSON file."""
     try:
-        found = json.loads(Path(path).read_text())
+        return read_json(path)
     except FileNotFoundError:
         raise UsageError(f"{Path(path).parent} is no folder of diffusers: there is no {path}") from None
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {path}: {' '.join(str(e).split())}") from e
-    if not isinstance(found, dict):
-        raise UsageError(f"cannot read {path}: it holds a {type(found).__name__}, not a dict")
-    return found

@@ -6,8 +6,11 @@ noisier as t grows, so that λ_t falls. In terms of λ the posterior and both re
 """
 
 import math
+import re
 
 import numpy as np
+
+DIGITS = re.compile("[0-9]+")
 
 
 def linear(num_timesteps):
@@ -45,14 +48,14 @@ def kept_timesteps(num_timesteps, spacing):
     Raises ValueError where there are not so many timesteps or strides.
     """
     text = str(spacing)
-    if text.startswith("ddim") and text[4:].isdecimal():
+    if text.startswith("ddim") and DIGITS.fullmatch(text[4:]):
         wanted = int(text[4:])
         for stride in range(1, num_timesteps):
             if len(range(0, num_timesteps, stride)) == wanted:
                 return np.arange(0, num_timesteps, stride)
         raise ValueError(f"num_steps is {spacing}: no integer stride takes {wanted} of {num_timesteps} timesteps")
     words = text.replace("+", ",").split(",")
-    if not all(word.isdecimal() for word in words):
+    if not all(map(DIGITS.fullmatch, words)):
         raise ValueError(f"num_steps is {spacing!r}: need a number, 'ddimK', or numbers of sections such as '10+15+20'")
     counts, kept, start = [int(word) for word in words], [], 0
     for i, count in enumerate(counts):

@@ -70,7 +70,7 @@ def make_run(label, record):
         curves = [
             make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
         ]
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as e:
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as e:
         raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {e}") from e
     return Run(label, facts, compared, curves)
 

@@ -15,7 +15,7 @@ from cfgjax.download import find_inception
 from cfgjax.errors import UsageError, choose
 from cfgjax.files import sha256
 from cfgjax.nets import inception
-from cfgjax.network import is_classifier, is_noisy_classifier, make_network
+from cfgjax.network import check_params, is_classifier, is_noisy_classifier, make_network
 from cfgjax.sharding import batch_sharding, make_mesh, replicated
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
@@ -81,6 +81,7 @@ def load_classifier(workdir, data, hint):
                 f"the classifier in {workdir} was trained on data.{key} {config.data[key]}, not {data[key]}"
             )
     params, _ = load_params(workdir, config)
+    check_params(workdir, config, params)
     return classifier(config, params)
 
 

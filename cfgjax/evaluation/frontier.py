@@ -6,9 +6,11 @@ known, its metrics. What is there is not done again.
 
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -21,10 +23,13 @@ from cfgjax.arguments import check_whole_number, guidance_weights, per_label
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.figures import exact_model
 from cfgjax.evaluation.generate import SampleStore, Setting, draw_samples
+from cfgjax.evaluation.hashed import read_arrays, read_metrics, write_metrics
 from cfgjax.evaluation.measure import measure
 from cfgjax.evaluation.reference import load_reference, of_dataset
-from cfgjax.files import writing
-from cfgjax.training.checkpoint import load_params, manifest_digest
+from cfgjax.training.checkpoint import load_params
+from cfgjax.training.manifest import manifest_digest
+
+log = logging.getLogger("cfgjax")
 
 FORMAT = 1  # of what is kept; another one where the same settings come to give other samples or metrics
 
@@ -134,7 +139,7 @@ class Frontier:
         return processes.decided(lambda: self._missing_in(reference), "how many samples are missing")
 
     def _missing_in(self, reference):
-        unknown = [store for store in self._stores if not self._metrics_path(store, reference).exists()]
+        unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
         missing = sum(len(store.missing(self.num_samples)) for store in unknown)
         size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
         needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
@@ -152,16 +157,16 @@ class Frontier:
         process, to raise Stopped.
         """
         for setting, store in zip(self.settings, self._stores, strict=True):
-            path = self._metrics_path(store, reference)
-            if not processes.decided(path.exists, "whether a setting is measured"):
+            cached = functools.partial(self._cached_metrics, store, reference)
+            if (metrics := processes.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
                 metrics = measure(store.read, self.num_samples, self.network, reference, **options)
                 if jax.process_index() == 0:
-                    with writing(path) as new:
-                        new.write_text(json.dumps(metrics, indent=1) + "\n")
+                    path, identity = self._metrics_file(store, reference)
+                    write_metrics(path, identity, metrics)
                 processes.barrier("a setting is measured")
-            metrics = processes.decided(lambda path=path: json.loads(path.read_text()), "a setting's metrics")
+                metrics = processes.decided(cached, "a setting's metrics")
             yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
 
     def _draw(self, setting, store, advance, check):
@@ -183,11 +188,16 @@ class Frontier:
         processes.barrier("a setting is drawn")
         store.rescan()
 
-    def _metrics_path(self, store, reference):
-        """Where the metrics of a store's samples lie, by all that they depend on besides."""
+    def _metrics_file(self, store, reference):
+        """Returns (path, identity) of the metrics of a store's samples: identity is a text of all they depend on."""
         judge = self.judge.digest if self.judge else ""
         what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
-        return store.folder / f"metrics-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.json"
+        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
+
+    def _cached_metrics(self, store, reference):
+        """Returns the metrics of a store's samples, None if they are still to be measured. In the first process."""
+        return read_metrics(*self._metrics_file(store, reference))
 
     def record(self, reference):
         """What a result records besides its rows, as JSON values."""
@@ -248,9 +258,21 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
     for part in data.content():
         digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
-    if not processes.decided(kept.exists, "whether the reference is there"):
+    if not processes.decided(lambda: is_sound(kept), "whether the reference is there"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:
             reference.save(kept)
         processes.barrier("the reference is made")
     return load_reference(kept, network, image_shape)
+
+
+def is_sound(path):
+    """Whether there is a cached reference at path that matches its hash. One that does not is reported."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path)
+        return True
+    except UsageError as e:
+        log.warning("%s; the reference is measured again", e)
+        return False

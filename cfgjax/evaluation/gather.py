@@ -5,7 +5,15 @@ import re
 from pathlib import Path
 
 from cfgjax.errors import UsageError
+from cfgjax.json_files import HASH, check_keys, check_type, content_hash, read_json
 
+NONE = type(None)
+TEXT, NUMBER = (str, NONE), (float, NONE)
+ROW = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "v": NUMBER, "eta": NUMBER, "ema": float}
+ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings that each row has
+MORE = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT, "accuracy_per_class": list}
+LARGEST = 1e300  # of the integers in a row
+REMEDY = "write it anew with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
 
@@ -20,7 +28,7 @@ def gather(paths):
         files = find(path)
         parts: dict = {}
         for file, content in zip(files, map(read, files), strict=True):
-            parts.setdefault(sameness(content) or file, []).append((file, content))
+            parts.setdefault(sameness(content), []).append((file, content))
         for same in parts.values():
             found.append(same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined([c for _, c in same])))
     return found
@@ -53,17 +61,37 @@ def natural(path):
 
 
 def read(file):
-    """The content of a JSON file."""
+    """The content of a frontier.json, without its hash. Raises UsageError for a damaged or altered one."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {file}: {e}") from e
+        content = read_json(file, remedy=REMEDY)
+    except FileNotFoundError:
+        raise UsageError(f"cannot read {file}: No such file") from None
+    try:
+        recorded = content.pop(HASH, None)  # older versions wrote none
+        if recorded not in (None, content_hash({key: value for key, value in content.items() if key != "tilted"})):
+            raise ValueError("its content does not match its hash")
+        check_rows(content)
+    except ValueError as e:
+        raise UsageError(f"{file} is not what cfgjax evaluate writes: {e}; {REMEDY}") from e
+    return content
+
+
+def check_rows(content):
+    """Raises ValueError unless content has rows, each with all its settings and with metrics that are numbers."""
+    check_keys(content, {"rows": list})
+    if not content["rows"]:
+        raise ValueError("it has no rows")
+    for i, row in enumerate(content["rows"]):
+        check_type(f"row {i}", row, dict)
+        check_keys(row, ROW, of=f" in row {i}")
+        for name, value in row.items():
+            check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or float)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"its {name!r} in row {i} is too large a number")
 
 
 def sameness(content):
-    """Text that is the same for frontiers of one network, measured in the same way; None of anything else."""
-    if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
-        return None
+    """Text that is the same for frontiers of one network, measured in the same way."""
     return json.dumps({key: value for key, value in content.items() if key not in ("rows", "tilted")}, sort_keys=True)
 
 

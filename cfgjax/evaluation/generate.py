@@ -11,7 +11,8 @@ import numpy as np
 
 from cfgjax.data.batches import to_uint8
 from cfgjax.errors import UsageError, choose
-from cfgjax.files import read_npz, writing
+from cfgjax.evaluation.hashed import NoHash, read_arrays, write_arrays
+from cfgjax.files import writing
 from cfgjax.sharding import local_rows
 
 log = logging.getLogger("cfgjax")
@@ -94,10 +95,10 @@ def finished(wanted, labels, x, setting, is_image):
 
 
 class SampleStore:
-    """The samples of one setting of one model on disk, in shards that are whole or absent.
+    """The samples of one setting of one model on disk, in shards that are complete or absent.
 
     folder: for samples of every identity. identity: JSON values that determine the samples; their digest names the
-    subfolder, so that samples of different models or settings never meet.
+    subfolder and enters the hash of each shard, so that samples of different models or settings never meet.
     """
 
     def __init__(self, folder, identity):
@@ -112,18 +113,29 @@ class SampleStore:
         self.rescan()
 
     def rescan(self):
-        """Finds the shards that are there. One that cannot be read is told, put aside and drawn anew."""
+        """Finds the shards. A damaged one is reported and moved aside, and its samples are missing."""
+        without_hash = 0
         for path in sorted(set(self.folder.glob("[0-9]*.npz")) - self._shards.keys()):
             try:
-                shard = read_npz(path)
-                lengths = [shard[name].shape[:1] if name in shard else None for name in ("index", "label", "image")]
-                if lengths != [shard["index"].shape if "index" in shard else ()] * 3:
-                    raise UsageError(f"cannot read {path}: it has no index [N] with as many labels and images")
-                self._shards[path] = shard["index"]
+                self._shards[path] = self._read(path)["index"]
             except UsageError as e:
-                log.warning("%s; its samples are drawn anew", e)
+                if isinstance(e, NoHash):
+                    without_hash += 1
+                else:
+                    log.warning("%s; its samples are drawn anew", e)
                 if jax.process_index() == 0:
                     path.replace(path.with_suffix(".damaged"))
+        if without_hash:
+            what = "shards in %s carry no hash, as older versions wrote them; their samples are drawn anew"
+            log.warning(f"%d {what}", without_hash, self.folder)
+
+    def _read(self, path):
+        """Returns the arrays of a shard. Raises UsageError if it is damaged."""
+        shard = read_arrays(path, self.digest)
+        lengths = [shard[name].shape[:1] if name in shard else None for name in ("index", "label", "image")]
+        if lengths != [shard["index"].shape if "index" in shard else ()] * 3:
+            raise UsageError(f"cannot read {path}: it has no index [N] with as many labels and images")
+        return shard
 
     def missing(self, num_samples):
         """The indices below num_samples that are in no shard, int [M]."""
@@ -135,8 +147,7 @@ class SampleStore:
         if not len(index):
             return
         path = self.folder / f"{index[0]:08}-{index[-1]:08}.npz"
-        with writing(path) as new, open(new, "wb") as file:
-            np.savez(file, index=index, label=label.astype(np.int32), image=image)
+        write_arrays(path, {"index": index, "label": label.astype(np.int32), "image": image}, self.digest)
         self._shards[path] = index
 
     def remove(self):
@@ -150,7 +161,7 @@ class SampleStore:
         parts = []
         for path, index in self._shards.items():
             if len(index) and index[0] < stop and index[-1] >= start:
-                shard, keep = read_npz(path), (index >= start) & (index < stop)
+                shard, keep = self._read(path), (index >= start) & (index < stop)
                 parts.append((index[keep], shard["image"][keep], shard["label"][keep]))
         found = np.concatenate([np.empty(0, int), *(index for index, _, _ in parts)])
         unique, first = np.unique(found, return_index=True)

@@ -2,7 +2,7 @@
 
 | layout | arrays |
 | --- | --- |
-| ours | mean, cov, count (0: unknown), features, spatial_mean, spatial_cov, about (JSON text: network, origin) |
+| ours | mean, cov, count (0: unknown), features, spatial_mean, spatial_cov, about (JSON: network, origin), sha256 |
 | guided-diffusion | mu, sigma, mu_s, sigma_s; arr_0, images that precision and recall compare with, where it is there |
 | pytorch-fid, EDM | mu, sigma |
 | raw images | arr_0 or image, uint8 [N, H, W, C] |
@@ -18,10 +18,11 @@ import numpy as np
 
 from cfgjax.data.batches import quantised
 from cfgjax.errors import UsageError
+from cfgjax.evaluation.hashed import HASH, arrays_hash, write_arrays
 from cfgjax.evaluation.manifold import neighbour_radii
 from cfgjax.evaluation.metrics import feature_rows, matrix_sqrt
 from cfgjax.evaluation.sums import FeatureMoments, Rows, feature_blocks
-from cfgjax.files import read_npz, writing
+from cfgjax.files import read_npz
 from cfgjax.json_files import parse_json
 
 NUM_NEIGHBOURS = 3  # k of precision and recall
@@ -70,11 +71,10 @@ class Reference:
         return neighbour_radii(self.features, NUM_NEIGHBOURS)
 
     def save(self, path):
-        """Writes our layout, whole or not at all."""
+        """Writes our layout, atomically."""
         about = json.dumps({"network": self.network, "origin": self.origin})
         arrays = {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
-        with writing(path) as new, open(new, "wb") as file:
-            np.savez(file, count=np.array(self.count or 0), about=np.array(about), **arrays)
+        write_arrays(path, {"count": self.count or 0, "about": about, **arrays})
 
 
 def make_reference(read, count, network, origin, advance=lambda images: None):
@@ -132,7 +132,16 @@ def load_reference(path, network, image_shape, advance=lambda images: None):
     else:
         raise UsageError(f"{path} is no reference: it has {', '.join(arrays) or 'nothing'}; need {LAYOUTS}")
     check(reference, network, image_shape, path)
+    if "mean" in arrays:
+        check_hash(arrays, path)
     return reference
+
+
+def check_hash(arrays, path):
+    """Raises UsageError if arrays of our layout do not match their hash. Files of older versions carry none."""
+    others = {name: array for name, array in arrays.items() if name != HASH}
+    if HASH in arrays and str(arrays[HASH]) != arrays_hash(others):
+        raise UsageError(f"cannot read {path}: its content does not match its hash; make it anew with --make_reference")
 
 
 def of_ours(arrays, path):

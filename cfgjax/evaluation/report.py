@@ -3,12 +3,12 @@
 import csv
 import io
 import itertools
-import json
 
 import numpy as np
 
 from cfgjax.evaluation.figures import require_matplotlib
 from cfgjax.files import writing
+from cfgjax.json_files import HASH, content_hash, write_json
 
 KEYS = (  # of a curve
     *("scores", "ema", "num_steps", "sampler", "v", "eta", "label_policy", "num_samples"),
@@ -203,14 +203,16 @@ def write(folder, rows, record, network, tilted=()):
 
     tilted: as in `figure`. Returns the files' names.
     """
-    record = {**record, **({"tilted": tilted} if tilted else {})}
-    texts = {"frontier.json": json.dumps({**record, "rows": rows}, indent=1) + "\n", "frontier.csv": csv_text(rows)}
+    content = {**record, "rows": rows}
+    content[HASH] = content_hash(content)  # not of the closed form, which follows from the config
+    texts = {"frontier.csv": csv_text(rows)}
     if "accuracy_per_class" in rows[0]:
         texts["per_class.csv"] = per_class_text(rows)
     write_texts(folder, texts)
+    write_json(folder / "frontier.json", content | ({"tilted": tilted} if tilted else {}), indent=1)
     with writing(folder / "frontier.png") as new:
         figure(rows, network, tilted).savefig(new, dpi=130, metadata={"Software": None})
-    return [*texts, "frontier.png"]
+    return ["frontier.json", *texts, "frontier.png"]
 
 
 def bits_lines(found):
@@ -232,9 +234,9 @@ def write_bits(folder, found):
     writer.writerow([found["logsnr"][0], "prior", found["prior"]])
     kinds = ["transition"] * (found["num_steps"] - 1) + ["decoder"]
     writer.writerows(zip(found["logsnr"], kinds, found["terms"], strict=True))
-    texts = {"bits_per_dim.json": json.dumps(found, indent=1) + "\n", "bits_per_dim.csv": out.getvalue()}
-    write_texts(folder, texts)
-    return list(texts)
+    write_texts(folder, {"bits_per_dim.csv": out.getvalue()})
+    write_json(folder / "bits_per_dim.json", found, indent=1)
+    return ["bits_per_dim.json", "bits_per_dim.csv"]
 
 
 def write_texts(folder, texts):

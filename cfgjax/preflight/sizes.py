@@ -6,15 +6,19 @@ from cfgjax.errors import UsageError
 
 UNITS = {"B": 1} | {f"{prefix}B": 1000 ** (i + 1) for i, prefix in enumerate("kMGT")}
 UNITS |= {f"{prefix}iB": 1024 ** (i + 1) for i, prefix in enumerate("KMGT")}
+LARGEST = 10**15  # bytes
 
 
 def parse_bytes(text):
     """Bytes of "16GiB", "80GB" or "1.5e9B"; UsageError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d+)?) ?([a-zA-Z]+)", text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?) ?([a-zA-Z]+)", text)
     units = {unit.lower(): size for unit, size in UNITS.items()}
     if not found or found[2].lower() not in units:
         raise UsageError(f"{text!r} is no size; need a number and a unit, such as 16GiB or 80GB")
-    return int(float(found[1]) * units[found[2].lower()])
+    size = float(found[1]) * units[found[2].lower()]
+    if not 1 <= size <= LARGEST:
+        raise UsageError(f"{text!r} is no size: need at least a byte and at most {bytes_text(LARGEST)}")
+    return int(size)
 
 
 def bytes_text(count):

@@ -4,7 +4,7 @@ import json
 import shlex
 from pathlib import Path
 
-from cfgjax.files import writing
+from cfgjax.json_files import read_json, write_json
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, shell_lines
 from cfgjax.launch.programs import output_of
@@ -85,12 +85,16 @@ def submit(entries, text, out):
     """Submits the script, and keeps the number of each task's job; returns that of the array."""
     number = slurm.submit(text, folder(out))
     jobs = read_jobs(out) | {entry.name: f"{number}_{i}" for i, entry in enumerate(entries)}
-    with writing(folder(out) / "jobs.json") as new:
-        new.write_text(json.dumps(jobs, indent=1) + "\n")
+    write_json(folder(out) / "jobs.json", jobs, indent=1)
     return number
 
 
 def read_jobs(out):
-    """{name: number of its task} of what was submitted so far."""
+    """{name: number of its task} of what was submitted so far. Raises UsageError if the file is damaged."""
     path = folder(out) / "jobs.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    remedy = "delete it once squeue lists none of this sweep's jobs"
+    try:
+        jobs = read_json(path, remedy=remedy)
+    except FileNotFoundError:
+        return {}
+    return read_json(path, keys=dict.fromkeys(jobs, str), remedy=remedy)

@@ -6,13 +6,14 @@ keys that do not begin with "config." are flags of evaluate.
 """
 
 import dataclasses
-import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
 
 from cfgjax.errors import UsageError
+from cfgjax.python_files import call_function, guarded, load_module
 
+WHAT = "sweep file"
 COMMANDS = (("train",), ("train", "evaluate"), ("evaluate",))
 OWN = ("workdir", "out")  # flags that the sweep gives itself
 LONGEST_NAME = 150
@@ -32,8 +33,9 @@ def read_sweep(path, out, *, base=None, workdir=None):
     base: an experiment file in place of BASE; workdir: the trained run of a sweep of evaluate alone.
     """
     module = load(path)
-    commands, base = tuple(getattr(module, "COMMANDS", ("train",))), base or getattr(module, "BASE", None)
-    if commands not in COMMANDS:
+    commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
+    commands = tuple(commands) if isinstance(commands, list) else commands
+    if not isinstance(commands, tuple) or commands not in COMMANDS:
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMANDS))}")
     if (workdir is None) == (commands == ("evaluate",)):
         what = "needs --workdir=RUN, the trained run" if workdir is None else "trains its runs and takes no --workdir"
@@ -48,34 +50,22 @@ def read_sweep(path, out, *, base=None, workdir=None):
 
 def load(path):
     """The module of a sweep file."""
-    if not Path(path).is_file():
-        raise UsageError(f"there is no sweep file {path}")
-    spec = importlib.util.spec_from_file_location("sweep", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"sweep file {path}: the ending must be .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise UsageError(f"sweep file {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
-    return module
+    return load_module(path, WHAT)
 
 
 def listed(module, path):
     """[(name or None, overrides)] of a module's get_sweep()."""
-    if not callable(getattr(module, "get_sweep", None)):
-        raise UsageError(f"sweep file {path} has no get_sweep()")
-    try:
-        items = list(module.get_sweep())
-    except Exception as e:
-        raise UsageError(f"sweep file {path}: get_sweep(): {type(e).__name__}: {' '.join(str(e).split())}") from e
+    found = call_function(module, "get_sweep", WHAT)
+    items = guarded(lambda: list(found), path, WHAT, doing="get_sweep(): ")
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
     found = [(None, item) if isinstance(item, dict) else item for item in items]
     for item in found:
         pair = isinstance(item, tuple | list) and len(item) == 2
         if not pair or not isinstance(item[0], str | None) or not isinstance(item[1], dict):
-            raise UsageError(f"sweep file {path}: need {{key: value}} or (name, {{key: value}}), not {item!r}")
+            raise UsageError(f"sweep file {path}: need {{key: value}} or (name, {{key: value}}), not {item!r:.80}")
+        if odd := [key for key in item[1] if not isinstance(key, str)]:
+            raise UsageError(f"sweep file {path}: the key {odd[0]!r} is not a text")
     return found
 
 

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
+from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
-from cfgjax.files import writing
+from cfgjax.json_files import read_json, write_json
+
+log = logging.getLogger("cfgjax")
 
 STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # of exit codes; any other is a failure
 TAIL_BYTES = 8192
@@ -33,20 +37,25 @@ def record_path(out, name):
 
 
 def write(out, entry, code, seconds):
-    """Writes an entry's record, whole or not at all."""
+    """Writes an entry's record, atomically."""
     record = {"commands": entry.commands, "exit_code": code, "seconds": round(seconds, 1)}
-    with writing(record_path(out, entry.name)) as new:
-        new.write_text(json.dumps(record) + "\n")
+    write_json(record_path(out, entry.name), record, indent=None)
 
 
 def read(out, entry):
-    """The record of an entry, None where there is none of the same commands: it has not run, or not to an end."""
+    """The record of an entry, None if there is none of the same commands: it has not run, or not to an end.
+
+    A damaged one is reported and counts as none.
+    """
+    path = record_path(out, entry.name)
     try:
-        record = json.loads(record_path(out, entry.name).read_text())
-        same = record["commands"] == json.loads(json.dumps(entry.commands))
-        return record if same and isinstance(record["exit_code"], int) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_json(path, keys={"commands": list, "exit_code": int, "seconds": (float, type(None))})
+    except FileNotFoundError:
         return None
+    except UsageError as e:
+        log.warning("%s; the run is started again", e)
+        return None
+    return record if record["commands"] == json.loads(json.dumps(entry.commands)) else None
 
 
 def outcome(out, entry, record):

@@ -4,11 +4,13 @@ setting: what the rows were made with, null where that is not stated; a row may 
 guidance weight w, fid and inception_score. recalled: settings from memory of the paper, not read in its text.
 """
 
-import json
 from importlib import resources
 from pathlib import Path
 
 from cfgjax.errors import UsageError, choose, nearest
+from cfgjax.json_files import read_json
+
+LARGEST = 1e30  # of the numbers in rows
 
 SETTINGS = (
     *("num_samples", "label_policy", "sampler", "num_steps", "v", "features", "image_shape", "num_classes", "data"),
@@ -27,9 +29,9 @@ def load(name):
     """The targets of a name of `published`, or in a JSON file of the same form. Raises UsageError for any other."""
     file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published())
     try:
-        targets = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {name}: {e}") from e
+        targets = read_json(file)
+    except FileNotFoundError:
+        raise UsageError(f"cannot read {name}: No such file; there are {', '.join(published())}") from None
     check(targets, name)
     return targets
 
@@ -37,13 +39,18 @@ def load(name):
 def check(targets, path):
     """Raises UsageError unless targets, read from path, are of the form above, each setting there or in every row."""
     needed = {"name": str, "source": str, "setting": dict, "rows": list}
-    if not isinstance(targets, dict) or not all(isinstance(targets.get(key), kind) for key, kind in needed.items()):
+    if not all(isinstance(targets.get(key), kind) for key, kind in needed.items()):
         raise UsageError(f"{path} holds no targets: need texts name and source, an object setting and a list of rows")
     setting, rows = targets["setting"], targets["rows"]
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UsageError(f"{path} holds no targets: rows must be objects, one at least")
-    for key, value in ((key, row[key]) for row in rows for key in ("w", *METRICS) if key in row):
-        if type(value) not in (int, float):
+    baselines, recalled = targets.get("baselines", []), targets.get("recalled", [])
+    if not isinstance(baselines, list) or not all(isinstance(row, dict) for row in baselines):
+        raise UsageError(f"{path}: baselines must be a list of objects")
+    if not isinstance(recalled, list) or not all(isinstance(text, str) for text in recalled):
+        raise UsageError(f"{path}: recalled must be a list of texts")
+    for key, value in ((key, row[key]) for row in [*rows, *baselines] for key in ("w", *METRICS) if key in row):
+        if type(value) not in (int, float) or not -LARGEST < value < LARGEST:
             raise UsageError(f"{path}: a row has the {key} {value!r}; need a number, or leave it out")
     for name in setting:
         if name not in SETTINGS:

@@ -7,7 +7,6 @@ been restored; it is never deleted or overwritten.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -20,12 +19,9 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from cfgjax import processes
 from cfgjax.errors import UsageError
-from cfgjax.files import sha256
+from cfgjax.training.manifest import damage, move_damaged_metadata, step_directories, write_manifest
 
 log = logging.getLogger("cfgjax")
-
-MANIFEST = "manifest.json"
-REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the manifest is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +57,7 @@ class Checkpoints:
         if cadence.keep_every_steps:
             policies.append(EveryNSteps(cadence.keep_every_steps))
         self._saving, self._since, self.seconds = None, 0.0, 0.0
+        processes.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -162,7 +159,7 @@ class Checkpoints:
             return
         for directory in self.directory.glob(f"{self._saving}*"):
             if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
-                (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
+                write_manifest(directory)
         self.seconds = time.monotonic() - self._since
 
 
@@ -240,50 +237,6 @@ def sizes(paths):
         with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile
             found[path] = path.stat().st_size
     return found
-
-
-def step_directories(directory):
-    """The steps that have a directory, whole or not."""
-    return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and is_step(path.name)]
-
-
-def is_step(name):
-    """Whether Orbax could have given a step's directory this name."""
-    return name.isdecimal() and str(int(name)) == name
-
-
-def manifest_digest(directory, step):
-    """The SHA-256 of a step's manifest, which has those of all its files."""
-    return sha256(Path(directory) / str(step) / MANIFEST)
-
-
-def whole_steps(directory):
-    """The steps whose files are as their manifest says."""
-    return [step for step in step_directories(directory) if not damage(Path(directory) / str(step))]
-
-
-def damage(path):
-    """What is wrong with the step directory at path, in a few words; None if it is whole."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not manifest or not isinstance(manifest, dict):
-            return "its manifest is empty"
-        for name, digest in manifest.items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            if sha256(path / name) != digest:
-                return f"{name} has changed since it was saved"
-    except FileNotFoundError:
-        return "it has no manifest" if path.is_dir() else "there is no such step"
-    except (OSError, ValueError) as e:
-        return f"it cannot be read: {e}"
-    return None
-
-
-def hashes(directory):
-    """{relative path: SHA-256} of every file below directory that a later commit does not rewrite."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, REWRITTEN))
-    return {str(path.relative_to(directory)): sha256(path) for path in files}
 
 
 def unused_path(path):

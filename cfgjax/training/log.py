@@ -1,7 +1,7 @@
 """What a run says: metrics.jsonl, TensorBoard events, and a line or a bar of progress."""
 
 import contextlib
-import json
+import functools
 import math
 import sys
 import time
@@ -11,10 +11,8 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
-from cfgjax import processes
-from cfgjax.files import writing
+from cfgjax import metrics_file, processes
 from cfgjax.progress import clock
-from cfgjax.workdir import step_of
 
 # Metrics that hold only for some examples of a step, and the share of examples they hold for.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
@@ -37,23 +35,20 @@ def summarise(steps):
 
 
 class RunLog:
-    """Writes metrics of a run that starts (again) at start_step; lines of later steps, from before, are removed.
+    """Writes metrics of a run that starts or resumes at start_step; earlier lines of later steps are removed.
 
-    Of several processes the first alone writes; in the others every method does nothing, but `has` tells them the same.
+    Only the first of several processes writes; in the others every method does nothing, but `has` returns the same.
     """
 
     def __init__(self, workdir, start_step, num_steps, batch_size):
         self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
         self._since = time.monotonic(), start_step
-        path = workdir / "metrics.jsonl"
-        lines = processes.decided(lambda: kept_lines(path, start_step), "the metrics so far")
-        self._kept = [json.loads(line) for line in lines]
+        read = functools.partial(metrics_file.read_metrics, workdir, start_step)
+        self._kept = processes.decided(read, "the metrics so far")
         if not self._write:
             return
-        if path.exists():
-            with writing(path) as new:
-                new.write_text("".join(f"{line}\n" for line in lines))
-        self._file = open(path, "a")
+        metrics_file.rewind(workdir, start_step)
+        self._file = open(workdir / metrics_file.NAME, "a")
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm.tqdm(
             total=num_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr
@@ -94,7 +89,7 @@ class RunLog:
         return any(line["step"] == step and name in line for line in self._kept)
 
     def _put(self, step, metrics):
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(metrics_file.metrics_line(step, metrics))
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
@@ -124,9 +119,3 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._events.close()
-
-
-def kept_lines(path, last_step):
-    """The lines of a metrics.jsonl up to last_step; a torn last line is none."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line for line in lines if step_of(line) <= last_step]

@@ -7,9 +7,10 @@ import time
 import jax
 
 from cfgjax import processes
-from cfgjax.training.checkpoint import Checkpoints, SaveError, whole_steps
+from cfgjax.training.checkpoint import Checkpoints, SaveError
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
+from cfgjax.training.manifest import whole_steps
 from cfgjax.training.run import Run
 from cfgjax.workdir import Claim
 

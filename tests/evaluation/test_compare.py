@@ -11,6 +11,7 @@ from cfgjax import cli, targets
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.compare import make_run
 from cfgjax.evaluation.compare_figure import figure
+from cfgjax.json_files import content_hash
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
 REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}
@@ -331,12 +332,12 @@ def test_the_joined_table_is_written(tmp_path, capsys):
             "{tmp}/empty has no frontier.json; a run, evaluate it first: cfgjax evaluate --workdir={tmp}/e",
         ),
         ("{tmp}/none", "{tmp}/none is no file or folder"),
-        ("{tmp}/broken.json", "cannot read {tmp}/broken.json"),
-        ("{tmp}/list.json", "list is not what cfgjax evaluate writes"),
-        ("{tmp}/rows.json", "rows is not what cfgjax evaluate writes: IndexError"),
+        ("{tmp}/broken.json", "{tmp}/broken.json is damaged"),
+        ("{tmp}/list.json", "{tmp}/list.json is damaged"),
+        ("{tmp}/rows.json", "{tmp}/rows.json is not what cfgjax evaluate writes"),
         ("{tmp}/a --targets=cfg_imagenet63", "unknown targets 'cfg_imagenet63', did you mean 'cfg_imagenet64'?"),
         ("{tmp}/a --targets={tmp}/none.json", "cannot read {tmp}/none.json"),
-        ("{tmp}/a --targets={tmp}/list.json", "{tmp}/list.json holds no targets"),
+        ("{tmp}/a --targets={tmp}/list.json", "{tmp}/list.json is damaged"),
         ("{tmp}/a --target=x", "Unknown command line flag 'target'"),
         ("{tmp}/a --out=table.txt", "--out=table.txt: the ending must be .json or .csv"),
         ("{tmp}/a --out={tmp}/none/table.csv", "it cannot be written"),
@@ -353,6 +354,72 @@ def test_bad_input_is_one_line(tmp_path, words, told):
         compare(*words.format(tmp=tmp_path).split())
     assert told.format(tmp=tmp_path) in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+ODD = (None, [], {}, [{}], "x", True, -1, 10**400, float("nan"))
+GONE = object()
+
+
+def variants(value, odd):
+    """The value with each of its parts, at any depth, replaced by odd or, for GONE, left out."""
+    if odd is not GONE:
+        yield odd
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            if odd is GONE:
+                one = copy.deepcopy(value)
+                del one[key]
+                yield one
+            for inner in variants(value[key], odd):
+                one = copy.deepcopy(value)
+                one[key] = inner
+                yield one
+
+
+def refusal(words):
+    """The error of a comparison, which must be a UsageError; empty if there is none."""
+    try:
+        compare(*words)
+    except UsageError as e:
+        return str(e)
+    return ""
+
+
+@pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
+def test_whatever_part_of_a_frontier_is_odd_the_error_is_one_line(tmp_path, odd):
+    guide = {"classifier": "8c", "classifier_scale": 1.0, "classifier_form": "eps"}
+    whole = write(tmp_path / "whole", record(judge="8c8b", **guide))
+    assert compare(whole, "--rows", "--targets=cfg_imagenet64") == 0
+    path = write(tmp_path / "parts" / "a", record()) / "evaluation" / "frontier.json"
+    write(tmp_path / "parts" / "b", record())
+    refusals = []
+    for content in variants(json.loads((whole / "evaluation/frontier.json").read_text()), odd):
+        path.write_text(json.dumps(content))
+        refusals.append(refusal([tmp_path / "parts", "--rows", "--targets=cfg_imagenet64"]))
+    assert sum(map(bool, refusals)) > 10
+    assert "\n" not in "".join(refusals)
+
+
+@pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
+def test_whatever_part_of_targets_is_odd_the_error_is_one_line(tmp_path, odd):
+    run, content = write(tmp_path / "a", record()), published()
+    content |= {"rows": content["rows"][:3], "baselines": [{"name": "x", "fid": 1.0}], "recalled": ["v"]}
+    refusals = []
+    for changed in variants(content, odd):
+        (tmp_path / "targets.json").write_text(json.dumps(changed))
+        refusals.append(refusal([run, f"--targets={tmp_path / 'targets.json'}"]))
+    assert sum(map(bool, refusals)) > 5
+    assert "\n" not in "".join(refusals)
+
+
+def test_a_frontier_with_one_changed_digit_is_refused(tmp_path, capsys):
+    content = record()
+    run = write(tmp_path / "a", {**content, "sha256": content_hash(content), "tilted": []})
+    assert compare(run) == 0
+    content["rows"][1]["FID"] += 0.01
+    (run / "evaluation" / "frontier.json").write_text(json.dumps({**content, "sha256": content_hash(record())}))
+    with pytest.raises(UsageError, match=r"frontier\.json .* does not match its hash"):
+        compare(run)
 
 
 @pytest.mark.parametrize(

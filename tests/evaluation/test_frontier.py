@@ -3,6 +3,8 @@ import csv
 import dataclasses
 import itertools
 import json
+import re
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -231,6 +233,65 @@ def test_stopped_and_gone_on_is_straight_through(
     assert contents(tmp_path) == contents(straight[0])
     names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.glob("samples/*/*"))
     assert names(tmp_path) == names(straight[0])
+
+
+def altered_digit(path):
+    """The content of a JSON file with one digit of its metrics changed."""
+    text = path.read_text()
+    at = next(m.start(1) for m in re.finditer(r"\.(\d)", text))
+    return f"{text[:at]}{(int(text[at]) + 1) % 10}{text[at + 1 :]}"
+
+
+CACHE_DAMAGE = {
+    "a changed digit": altered_digit,
+    "a changed digit, the hash gone": lambda path: json.dumps({**altered(path), "sha256": None}),
+    "an older version's": lambda path: json.dumps(json.loads(path.read_text())["metrics"]),
+    "another setting's": lambda path: next(p for p in path.parent.parent.glob("*/metrics-*") if p != path).read_text(),
+    "empty": lambda path: "",
+    "a list": lambda path: "[]",
+    "deep": lambda path: "[" * 100_000,
+    "NUL bytes": lambda path: "\0" * 100,
+    "torn": lambda path: path.read_text()[:-30],
+}
+
+
+def altered(path):
+    return json.loads(altered_digit(path))
+
+
+@pytest.mark.parametrize("damage", CACHE_DAMAGE)
+def test_cached_metrics_that_do_not_match_their_hash_are_measured_again(
+    straight, workdir, model, network, tmp_path, caplog, damage
+):
+    folder = shutil.copytree(straight[0], tmp_path / "copy")
+    path = sorted(folder.glob("samples/*/metrics-*"))[0]
+    path.write_text(CACHE_DAMAGE[damage](path))
+    again = Ran(workdir, folder, model, network, GRID)
+    assert (again.rows, again.drawn) == (straight[1], [])
+    (record,) = caplog.records
+    assert path.name in record.getMessage() and "measured again" in record.getMessage()
+    caplog.clear()
+    assert Ran(workdir, folder, model, network, GRID).rows == straight[1]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["altered", "no hash", "truncated"])
+def test_a_cached_reference_that_does_not_match_its_hash_is_measured_again(model, network, tmp_path, caplog, kind):
+    first = reference_of(model, network, tmp_path)
+    (path,) = tmp_path.glob("reference-*.npz")
+    arrays = dict(np.load(path))
+    if kind == "no hash":
+        del arrays["sha256"]
+    else:
+        arrays["mean"] = arrays["mean"] + 1e-9
+    np.savez(path, **arrays)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-40])
+    assert reference_of(model, network, tmp_path).digest == first.digest
+    (record,) = caplog.records
+    assert path.name in record.getMessage() and "measured again" in record.getMessage()
+    assert reference_of(model, network, tmp_path).digest == first.digest
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 125])

@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from tiny import digits_config, mixture_config
 from cfgjax.data.sources import toy_mixture
 from cfgjax.errors import UsageError
 from cfgjax.evaluation.generate import LABELS, SampleStore, Setting, draw_samples
+from cfgjax.evaluation.hashed import write_arrays
 from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import check_network, make_network
@@ -182,16 +184,39 @@ def test_a_damaged_shard_is_told_and_its_samples_are_missing(tmp_path, caplog, k
 
 def test_shards_of_other_arrays_are_told(tmp_path, caplog):
     store, index = SampleStore(tmp_path, {}), np.arange(3)
-    others = [
-        {"label": np.arange(2), "image": np.zeros((3, 2))},
-        {},
-        {"label": np.arange(3), "image": np.array([{}, {}, {}])},
-    ]
-    for i, arrays in enumerate(others):
-        np.savez(store.folder / f"{i:08}-{i + 2:08}.npz", index=index, **arrays)
+    for i, arrays in enumerate([{"label": np.arange(2), "image": np.zeros((3, 2))}, {}]):
+        write_arrays(store.folder / f"{i:08}-{i + 2:08}.npz", {"index": index, **arrays}, store.digest)
+    np.savez(store.folder / "00000002-00000004.npz", index=index, label=index, image=np.array([{}, {}, {}]))
     store.rescan()
     assert caplog.text.count("cannot read") == 3
     assert len(store.missing(3)) == 3
+
+
+def test_a_shard_that_was_altered_counts_as_missing(tmp_path, caplog):
+    store, other = SampleStore(tmp_path, {}), SampleStore(tmp_path, {"w": 2.0})
+    other.write(*shard(np.arange(12, 15)))
+    for start in (0, 3, 6, 9):
+        store.write(*shard(np.arange(start, start + 3)))
+    paths = sorted(store.folder.glob("*.npz"))
+    for path, name in zip(paths, ("index", "label", "image"), strict=False):
+        arrays = dict(np.load(path))
+        arrays[name] = arrays[name] + 1
+        np.savez(path, **arrays)
+    shutil.copy(other.folder / "00000012-00000014.npz", store.folder)
+    found = SampleStore(tmp_path, {})
+    assert caplog.text.count("does not match its hash") == 4
+    assert np.array_equal(found.missing(15), [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14])
+
+
+def test_shards_of_older_versions_are_reported_in_one_line_and_count_as_missing(tmp_path, caplog):
+    store = SampleStore(tmp_path, {})
+    for start in (0, 3, 6):
+        store.write(*shard(np.arange(start, start + 3)))
+    for path in sorted(store.folder.glob("*.npz"))[:2]:
+        np.savez(path, **{name: array for name, array in np.load(path).items() if name != "sha256"})
+    assert np.array_equal(SampleStore(tmp_path, {}).missing(9), np.arange(6))
+    (record,) = caplog.records
+    assert "2 shards" in record.getMessage() and "no hash" in record.getMessage()
 
 
 def test_a_shard_that_is_being_written_is_none(tmp_path, caplog):
@@ -200,7 +225,7 @@ def test_a_shard_that_is_being_written_is_none(tmp_path, caplog):
         unfinished.write_bytes(b"PK")
         assert len(SampleStore(tmp_path, {}).missing(3)) == 3
         assert unfinished.exists()
-        np.savez(unfinished, **dict(zip(("index", "label", "image"), shard(np.arange(3)), strict=True)))
+        write_arrays(unfinished, dict(zip(("index", "label", "image"), shard(np.arange(3)), strict=True)), store.digest)
     assert not len(SampleStore(tmp_path, {}).missing(3))
     assert not caplog.text
 

@@ -283,6 +283,16 @@ def test_pickles_are_refused_and_never_loaded(saved, tmp_path, name):
     assert (tmp_path / "ran").exists()  # it would have
 
 
+@pytest.mark.parametrize("name", ["mean", "cov", "features", "count", "about"])
+def test_a_reference_of_ours_with_other_content_is_refused(reference, saved, name):
+    path = saved()
+    reference.save(path)
+    arrays = dict(np.load(path))
+    arrays[name] = np.array(str(arrays[name]).replace("fifty", "sixty")) if name == "about" else arrays[name] + 1
+    np.savez(path, **arrays)
+    refused(path, "does not match its hash")
+
+
 @pytest.mark.parametrize("kept", [0, 3, 200, -1, -40])
 def test_a_truncated_file_is_told(saved, published, kept):
     path = saved(**published)

@@ -7,7 +7,8 @@ from tiny import same_trees
 
 from cfgjax.errors import UsageError
 from cfgjax.sharding import make_mesh
-from cfgjax.training.checkpoint import Cadence, Checkpoints, restore_params, whole_steps
+from cfgjax.training.checkpoint import Cadence, Checkpoints, restore_params
+from cfgjax.training.manifest import whole_steps
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
 
@@ -69,6 +70,10 @@ DAMAGE = {
     "a missing manifest": lambda directory: (directory / "30" / "manifest.json").unlink(),
     "a torn manifest": lambda directory: (directory / "30" / "manifest.json").write_text('{"a'),
     "an empty manifest": lambda directory: (directory / "30" / "manifest.json").write_text("[]"),
+    "a manifest nested deeply": lambda directory: (directory / "30" / "manifest.json").write_text("[" * 100_000),
+    "a manifest of numbers": lambda directory: (directory / "30" / "manifest.json").write_text(
+        '{"state/_METADATA": 3}'
+    ),
     "an empty step": lambda directory: (directory / "40").mkdir(),
 }
 
@@ -98,6 +103,21 @@ def test_a_damaged_newest_step_is_told_and_set_aside_and_the_one_before_used(sav
     assert (saved.parent / "damaged" / str(expected + 10)).is_dir()
     save(saved, expected + 10)  # the step can be saved anew
     assert same_trees(restore(saved)[0], state_at(expected + 10))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "3", "{}", "{", "\0" * 50, "[" * 100_000, '{"item_handlers": 3}', '{"performance_metrics": 1}'],
+    ids=range(9),
+)
+def test_a_step_with_damaged_metadata_of_orbax_is_restored_and_followed_by_others(saved, content, caplog):
+    (saved / "30" / "_CHECKPOINT_METADATA").write_text(content)
+    assert same_trees(restore(saved)[0], state_at(30))
+    assert (content == "{}") != ("_CHECKPOINT_METADATA is damaged" in caplog.text)
+    caplog.clear()
+    save(saved, 40)
+    assert same_trees(restore(saved)[0], state_at(40))
+    assert "is damaged" not in caplog.text
 
 
 @pytest.mark.parametrize("harm", [flip_a_bit, truncate], ids=["a flipped bit", "a truncated file"])

@@ -47,6 +47,62 @@ def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path, monkeypatch):
     assert not log.has(30, "step")
 
 
+LINES = [json.dumps({"step": n, "loss": 0.5, "note": "é"}) for n in (10, 10, 20, 30)]
+DAMAGED = {
+    "a flipped bit": bytes([LINES[1].encode()[0] ^ 1]) + LINES[1].encode()[1:],
+    "not UTF-8": b'{"step": 10, "loss": 0.\xb5}',
+    "NUL bytes": b"\0" * 30,
+    "NUL bytes before a line": b"\0" * 30 + LINES[1].encode(),
+    "a string": b'{"step": "10"}',
+    "null": b'{"step": null}',
+    "a list for a step": b'{"step": [10]}',
+    "a boolean": b'{"step": true}',
+    "a fraction": b'{"step": 10.5}',
+    "negative": b'{"step": -10}',
+    "infinite": b'{"step": Infinity}',
+    "a step too large for its place": b'{"step": 90}',
+    "without a step": b'{"loss": 0.5}',
+    "a list": b"[10]",
+    "a number": b"10",
+    "deep": b"[" * 100_000,
+    "deep in a line": b'{"step": 10, "loss": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+    "digits without end": b'{"step": ' + b"1" * 5000 + b"}",
+    "two lines in one": b'{"step": 10}{"step": 10}',
+    "a repeated key": b'{"step": 10, "step": 10}',
+    "torn": b'{"step": 1',
+    "a form feed": b'{"step": \x0c10\x0b}',
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, kind, place):
+    lines = [line.encode() for line in LINES[:3]]
+    lines.insert(place, DAMAGED[kind])
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.damaged.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    if place == 3 and kind.startswith("a step too large"):
+        return  # the last line is that of a later step
+    aside.write_bytes(b"earlier\n")
+    for _ in range(2):
+        log = RunLog(tmp_path, 20, 30, 1)
+        log.close()
+        assert path.read_bytes() == "".join(f"{line}\n" for line in LINES[:3]).encode()
+        assert aside.read_bytes() == b"earlier\n" + DAMAGED[kind] + b"\n"
+        assert log.has(20, "loss")
+    (record,) = caplog.records
+    assert "1 damaged line" in record.getMessage() and aside.name in record.getMessage()
+
+
+def test_many_damaged_lines_are_counted_in_one_warning(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in DAMAGED.values()) + LINES[0].encode() + b"\n")
+    RunLog(tmp_path, 20, 30, 1).close()
+    (record,) = caplog.records
+    assert f"{len(DAMAGED)} damaged lines" in record.getMessage()
+    assert path.read_text() == LINES[0] + "\n"
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_run():
     history = [step(1.0, 1.0, 1.0, 0.1, in_row=n) for n in (1.0, 2.0, 3.0, 0.0)]
     check_finite(history, 4, step=9)

@@ -1,0 +1,30 @@
+"""Numbers in text, such as the values of flags: ASCII digits, finite."""
+
+import math
+import re
+
+
+def whole_number(text):
+    """Returns the integer that a text of ASCII digits stands for. Raises ValueError for any other text."""
+    check_ascii(text)
+    return int(text)
+
+
+def real_number(text):
+    """Returns the finite float that an ASCII text stands for. Raises ValueError for any other text."""
+    check_ascii(text)
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not finite")
+    return value
+
+
+def is_whole_number(text):
+    """Whether a text is an integer of at most 20 ASCII digits, with or without a minus sign."""
+    return re.fullmatch("-?[0-9]{1,20}", text) is not None
+
+
+def check_ascii(text):
+    """Raises ValueError for a text with other characters, such as the digits of other scripts."""
+    if not text.isascii():
+        raise ValueError(f"{text} has characters other than 0-9")
