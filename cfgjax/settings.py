@@ -201,7 +201,7 @@ def example(section):
 def shown(value):
     """A value in an error: on one line, cut where it is long."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())  # a ConfigDict's has several lines
     except ValueError:  # an integer of thousands of digits
         return "an integer of too many digits"
     return text if len(text) <= 80 else f"{text[:77]}…"
