@@ -69,8 +69,8 @@ def parse_flags(flag_values, argv):
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
+    path = config_path(argv) if "config" in flag_values else None
     if "config" in flag_values:
-        path = config_path(argv)
         check_overrides(None if path is None else flag_values["config"].parser.parse(path), argv)
     argv = [underscored(arg) for arg in argv]
     nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
