@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path
@@ -55,6 +56,26 @@ def writing_folder(path):
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path, what):
+    """Raises UsageError unless the folder exists or can be made, and can be written to. Creates nothing.
+
+    what: the folder in words, with the flag that named it.
+    """
+    path = Path(path).absolute()
+    for folder in (path, *path.parents):
+        try:
+            mode = os.stat(folder).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise UsageError(f"{what} cannot be made: {e.strerror}") from e
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"{what} cannot be made: {folder} is not a directory")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
+        return
 
 
 def read_npz(path):

@@ -37,7 +37,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
-    "launch": {"launch", "exits", "errors"},
+    "launch": {"launch", "files", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import shlex
 import socket
 import sys
 import threading
@@ -14,7 +13,9 @@ from absl import flags
 
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
-from cfgjax.launch.job import argv_of, shell_lines
+from cfgjax.launch.job import argv_of, check_python, shell_lines
+from cfgjax.launch.programs import check_interpreter
+from cfgjax.launch.quoting import shell_word
 
 
 def define_flags(given):
@@ -29,11 +30,13 @@ def define_flags(given):
 
 def launch(given, job):
     """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
+    check_python(given.python)
     argv = argv_of(given.python, job.words)
     shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
     if given.dry_run:
         print("\n".join(script(argv, shared, own)))
         return DONE
+    check_interpreter(given.python)
     return Group(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
 
 
@@ -58,7 +61,7 @@ def free_port():
 
 def script(argv, shared, own):
     """The lines of a shell that starts the same processes."""
-    setting = lambda variables: " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
     return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
 
 
