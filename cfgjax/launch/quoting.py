@@ -6,7 +6,8 @@ import shlex
 from cfgjax.errors import UsageError
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")  # line breaks among them
-KEYWORDS = "if then else elif fi case esac for select while until do done in function time coproc".split()
+KEYWORDS = {"if", "then", "else", "elif", "fi", "case", "esac", "for", "select", "while", "until", "do", "done"}
+KEYWORDS |= {"in", "function", "time", "coproc"}
 
 
 def check_word(word, what="a word of the command"):
