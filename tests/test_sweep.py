@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from command import ROOT, finish, start
+from command import ROOT, finish, start, wait_until
 
 from cfgjax import cli
 from cfgjax.errors import UsageError
@@ -164,16 +164,19 @@ def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, numb
     assert all("saved" in log.read_text() for log in logs)
 
 
-def test_a_run_that_another_sweep_left_running_is_left_alone(fakes, tmp_path, capsys):
-    words = fakes({"a": f'echo $$ > "$DOES/pid"; {WAITS}'})
+def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save(fakes, tmp_path, capsys):
+    saves = 'while [ -e "$DOES/hold" ]; do sleep 0.05; done; exit 75'
+    words = fakes({"a": WAITS.replace("exit 75", f'touch "$DOES/asked"; {saves}', 1)})
+    (tmp_path / "hold").touch()
     process = start(shlex.join(["sweep", *words]))
     log = tmp_path / "out" / "a.log"
     wait_until_ready(log)
-    process.kill()  # the run goes on, and holds its log
+    process.kill()
     finish(process)
+    wait_until((tmp_path / "asked").exists, 10)
     assert sweep(*words) == 75
     assert states(capsys.readouterr().out) == {"a": "elsewhere"}
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    (tmp_path / "hold").unlink()
     with open(log, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # when it has ended
     (tmp_path / "a").write_text("exit 0")

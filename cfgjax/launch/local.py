@@ -13,6 +13,7 @@ from absl import flags
 
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
+from cfgjax.launch.guardian import Guardian
 from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
@@ -68,6 +69,8 @@ def script(argv, shared, own):
 class Group:
     """Processes of one command: one fails, all end; a signal to this process is one to each of them.
 
+    They end with this process, also when it is killed.
+
     Process 0 has this process's output to itself; the lines of the others have their number before them.
     """
 
@@ -81,14 +84,15 @@ class Group:
         readers: list = []
         passed_on: list = []
         ended: dict = {}
-        with children.Received() as received:
+        with Guardian(grace_seconds) as guardian, children.Received() as received:
             try:
                 for i, environment in enumerate(self._environments):
-                    processes.append(self._start(i, environment, readers))
+                    processes.append(self._start(i, environment, readers, guardian))
                 deadline = float("inf")
                 while len(ended) < len(processes):
                     for i, process in enumerate(processes):
                         if i not in ended and process.poll() is not None:
+                            guardian.ended(process.pid)
                             ended[i] = children.exit_code(process.returncode, passed_on)
                             if ended[i] not in (DONE, PREEMPTED):
                                 deadline = min(deadline, time.monotonic() + grace_seconds)
@@ -107,11 +111,11 @@ class Group:
                     reader.join(timeout=5)
         return self._told(ended)
 
-    def _start(self, i, environment, readers):
+    def _start(self, i, environment, readers, guardian):
         """Process i, and the threads that read what it says."""
         if i == 0:
-            return children.start(self._argv, env=environment)
-        process = children.start(self._argv, env=environment, stdout=children.PIPE, stderr=children.PIPE)
+            return children.start(self._argv, guardian, env=environment)
+        process = children.start(self._argv, guardian, env=environment, stdout=children.PIPE, stderr=children.PIPE)
         for stream, to in [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]:
             readers.append(threading.Thread(target=self._pass_lines, args=(i, stream, to), daemon=True))
             readers[-1].start()
