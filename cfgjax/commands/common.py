@@ -1,6 +1,7 @@
 """What the commands share: exit codes, and checks of flags."""
 
 import os
+import re
 from pathlib import Path
 
 from absl import flags
@@ -76,7 +77,7 @@ def weights(given):
 
 def timesteps(word):
     """A number of steps, or a word that says which timesteps are kept, as it is."""
-    return int(word) if word.lstrip("-").isdecimal() else word
+    return int(word) if re.fullmatch(r"-?[0-9]{1,18}", word) else word
 
 
 def classifier_scales(given):
