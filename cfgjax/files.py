@@ -75,6 +75,9 @@ def check_folder(path, what):
             raise UsageError(f"{what} cannot be made: {folder} is not a directory")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
+        missing = [len(os.fsencode(part)) for part in path.relative_to(folder).parts]
+        if max(missing, default=0) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise UsageError(f"{what} cannot be made: File name too long")
         return
 
 

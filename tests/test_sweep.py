@@ -290,7 +290,12 @@ def test_bad_input_is_one_line_and_nothing_is_begun(tmp_path, text, flags, told)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path):
+@pytest.mark.parametrize("programs", [[], ["sbatch", "squeue"]], ids=["no program", "every program"])
+def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypatch, programs):
+    for name in programs:
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"there is no sweep file none\.py"):
         sweep("--sweep=none.py", "--out=x")
     with pytest.raises(UsageError, match="--out must be given"):
@@ -298,3 +303,7 @@ def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path):
     path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")
     with pytest.raises(UsageError, match="cannot be made: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", f"--python={sys.executable}")
+    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+        sweep(f"--sweep={path}", f"--out={path}/out", "--launcher=slurm", "--time=60")
+    with pytest.raises(UsageError, match="--python=no-such-python: there is no such program"):
+        sweep(f"--sweep={path}", f"--out={tmp_path}/out", "--python=no-such-python")
