@@ -64,15 +64,15 @@ class Link:
 
 class Meeting(NamedTuple):
     """Result of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
-    others to process 0. jax_address: where process 0 is to start jax's service. reserved: in process 0, the socket that
-    reserves its port until then.
+    others to process 0. jax_address: where process 0 is to start jax's service. reserved: in process 0, the descriptor
+    of the socket that reserves its port until then.
     """
 
     own: Member
     members: list
     links: dict
     jax_address: str
-    reserved: socket.socket | None = None
+    reserved: int | None = None
 
 
 def call_the_roll(place, facts, seconds):
@@ -105,15 +105,15 @@ def gather(place, own, facts, deadline, seconds):
                 links[member.number if member.number not in members else -1] = link
                 check(place, members, member, hello, facts)
                 members[member.number] = member
-            reserved = reserve(place.jax_port)
+            port, reserved = reserve(place.jax_port)
         except (UsageError, TimeoutError) as e:
             turn_away(server, links.values(), place.num_processes - 1, e)
             raise
     everyone = [members[i] for i in range(place.num_processes)]
     for link in links.values():
-        link.send({"members": everyone, "port": reserved.getsockname()[1]})
+        link.send({"members": everyone, "port": port})
         link.set_timeout(None)
-    return Meeting(own, everyone, links, place.with_port(reserved.getsockname()[1]), reserved)
+    return Meeting(own, everyone, links, place.with_port(port), reserved)
 
 
 def greet(server, deadline):
@@ -154,7 +154,7 @@ def listening(place):
 
 
 def reserve(port):
-    """A socket bound to the port for jax's service, or to any free port for None, that does not listen.
+    """(port, descriptor of a socket) bound to the port for jax's service, any free one for None, and not listening.
 
     The service, which starts seconds later, can share the port with it; other programs cannot take it meanwhile.
     Raises UsageError if the port is in use.
@@ -171,7 +171,7 @@ def reserve(port):
         raise UsageError(f"process 0 cannot listen at port {port}, which jax takes: {e.strerror}; {need}") from e
     if sys.platform == "linux":
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # after binding: before, it shares with others
-    return reserved
+    return reserved.getsockname()[1], reserved.detach()
 
 
 def check(place, members, member, hello, facts):

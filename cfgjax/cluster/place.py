@@ -9,6 +9,7 @@ from pathlib import Path
 from cfgjax.errors import UsageError
 
 PORT = 8476  # of process 0, where what started the processes names a host and no port
+MAX_PROCESSES = 100_000
 MAX_PORT = 65534  # jax takes the next one
 ADDRESS = re.compile(r"([\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})")
 SLURM = "Slurm"
@@ -25,6 +26,8 @@ class Place:
     origin: str
 
     def __post_init__(self):
+        if not 1 <= self.num_processes <= MAX_PROCESSES:
+            raise UsageError(f"{self.origin}: {self.num_processes} processes; need 1 … {MAX_PROCESSES}")
         if not 0 <= self.process_id < self.num_processes:
             given = f"process {self.process_id} of {self.num_processes}"
             raise UsageError(f"{self.origin}: {given}; need a process in 0 … {self.num_processes - 1}")
@@ -71,7 +74,7 @@ def find_place(given, environ=os.environ):
         try:
             if (found := find(environ)) is not None:
                 address, count, index = found
-                return Place(address, int(count), int(index), origin) if int(count) > 1 else None
+                return None if int(count) == 1 else Place(address, int(count), int(index), origin)
         except (KeyError, ValueError) as e:
             raise UsageError(f"{origin}: the environment of this process is not whole: {e}") from e
     return None
@@ -79,13 +82,14 @@ def find_place(given, environ=os.environ):
 
 def explicit(environ):
     """CFGJAX_COORDINATOR, CFGJAX_NUM_PROCESSES, and CFGJAX_PROCESS_ID or an indexed Kubernetes job's index."""
-    if "CFGJAX_COORDINATOR" not in environ:
+    if not {"CFGJAX_COORDINATOR", "CFGJAX_NUM_PROCESSES", "CFGJAX_PROCESS_ID"} & environ.keys():
         return None
+    address = environ["CFGJAX_COORDINATOR"]
     count = int(environ["CFGJAX_NUM_PROCESSES"])
     index = environ.get("CFGJAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
     if index is None:
         raise KeyError("neither CFGJAX_PROCESS_ID nor JOB_COMPLETION_INDEX")
-    return environ["CFGJAX_COORDINATOR"], count, index
+    return address, count, index
 
 
 def slurm(environ):

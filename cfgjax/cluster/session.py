@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import platform
 import sys
 import time
@@ -57,7 +58,7 @@ def taking_part(flags, facts, patience):
 
         jax.config.update("jax_enable_preemption_service", False)  # signals are the training loop's
         if meeting.reserved is not None and sys.platform != "linux":
-            meeting.reserved.close()  # elsewhere jax's service cannot share the port
+            os.close(meeting.reserved)  # elsewhere jax's service cannot share the port
         try:
             jax.distributed.initialize(
                 meeting.jax_address,
@@ -72,8 +73,8 @@ def taking_part(flags, facts, patience):
         except RuntimeError as e:
             raise OSError(f"jax's service at {meeting.jax_address} cannot be used: {e}") from e
         finally:
-            if meeting.reserved is not None:
-                meeting.reserved.close()
+            if meeting.reserved is not None and sys.platform == "linux":
+                os.close(meeting.reserved)
         yield True
         processes.stage("the end")
         watchdog.leave()

@@ -11,12 +11,15 @@ import time
 
 from absl import flags
 
+from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
 from cfgjax.launch.guardian import Guardian
 from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
+
+MAX_PROCESSES = 1024  # also virtual devices of a process: more only fill the memory
 
 
 def define_flags(given):
@@ -32,6 +35,9 @@ def define_flags(given):
 def launch(given, job):
     """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
     check_python(given.python)
+    for name in ("num_processes", "devices_per_process"):
+        if (given[name].value or 0) > MAX_PROCESSES:
+            raise UsageError(f"--{name}={given[name].value}: need at most {MAX_PROCESSES} on one machine")
     argv = argv_of(given.python, job.words)
     shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
     if given.dry_run:
@@ -50,13 +56,13 @@ def environments(num_processes, port, devices_per_process):
 
 
 def free_port():
-    """A port that no one listens on now, nor on the one after it, which is jax's own."""
+    """A port that is not in use at any address, and neither is the next one, which is jax's own."""
     while True:
         with socket.socket() as found, socket.socket() as following:
-            found.bind(("127.0.0.1", 0))
+            found.bind(("", 0))
             port = found.getsockname()[1]
             with contextlib.suppress(OSError, OverflowError):
-                following.bind(("127.0.0.1", port + 1))
+                following.bind(("", port + 1))
                 return port
 
 

@@ -111,6 +111,8 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"local -- {TRAIN} --config.train.batch_size=many", "invalid literal for int"),
         ("local -- evaluate --workdir=x --guidence=1", "Unknown command line flag 'guidence'. Did you mean: guidance"),
         (f"local --num_processes=0 -- {TRAIN}", "--num_processes=0: 0 is not a positive integer"),
+        (f"local --num_processes=1000000000 -- {TRAIN}", "--num_processes=1000000000: need at most 1024"),
+        (f"local --devices_per_process=1000000000 -- {TRAIN}", "--devices_per_process=1000000000: need at most 1024"),
         (f"local --num_proceses=2 -- {TRAIN}", "Did you mean: num_processes"),
         (f"slurm -- {TRAIN}", "--time must be given"),
         (
