@@ -263,6 +263,14 @@ RUNS = "def get_sweep():\n    return "
         (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
         (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),
         (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
+        (BASE + "COMMANDS = 5\n" + RUNS + "[{}]", "", "COMMANDS is 5; need ('train',), "),
+        (BASE + "COMMANDS = None\n" + RUNS + "[{}]", "", "COMMANDS is None; need ('train',), "),
+        (BASE + RUNS + "[{1: 2}]", "", "the key 1 is no string"),
+        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be written"),
+        (BASE + RUNS + "iter(dict, 1)", "", "get_sweep() lists more than 10000 runs"),
+        (BASE + RUNS + "exit(3)", "", "get_sweep(): SystemExit: 3"),
+        ("raise SystemExit(0)", "", "SystemExit: 0"),
+        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be made: File name too long"),
         (BASE, "", "has no get_sweep()"),
         ("def get_sweep(:", "", "SyntaxError"),
         (RUNS + "[('a', {})]", "", "has no BASE, and no --base=FILE is given"),
@@ -296,8 +304,9 @@ def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypat
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UsageError, match=r"there is no sweep file none\.py"):
-        sweep("--sweep=none.py", "--out=x")
+    for missing in ("none.py", "x" * 300):
+        with pytest.raises(UsageError, match=f"there is no sweep file {missing}"):
+            sweep(f"--sweep={missing}", "--out=x")
     with pytest.raises(UsageError, match="--out must be given"):
         sweep("--sweep=none.py")
     path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")

@@ -10,7 +10,7 @@ from cfgjax.config import HELP, parse_flags
 from cfgjax.errors import UsageError, choose
 from cfgjax.launch import LAUNCHERS
 from cfgjax.launch.job import Job
-from cfgjax.launch.quoting import check_line, check_word
+from cfgjax.launch.quoting import check_line, check_word, shown
 
 FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
 EXAMPLE = "train --config=FILE --workdir=DIR"
@@ -50,5 +50,5 @@ def check_command(words):
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
     if os.path.isfile(given.workdir):  # false for names that are too long, of which Path's complains
-        raise UsageError(f"--workdir={given.workdir} is a file")
+        raise UsageError(f"--workdir={shown(given.workdir)} is a file")
     return given

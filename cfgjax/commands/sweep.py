@@ -38,6 +38,7 @@ def sweep(argv):
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
     check_lines(given)
+    check_folder(given.out, f"--out={given.out}")
     if given.launcher == "slurm":
         slurm.check_flags(given)
     elif odd := [name for name in of_slurm if given[name].present and name not in SHARED]:
@@ -82,7 +83,6 @@ def array(given, entries):
         print(text, end="")
         return DONE
     if missing:
-        check_folder(given.out, f"--out={given.out}")
         require("sbatch")
         make_folder(given.out)
         number = array.submit(missing, text, given.out)

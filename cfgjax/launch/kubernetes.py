@@ -15,7 +15,7 @@ from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_name, check_python, dns_name
 from cfgjax.launch.programs import output_of
-from cfgjax.launch.quoting import kubernetes_word
+from cfgjax.launch.quoting import kubernetes_word, shown
 
 GROUP = "workers"
 
@@ -56,10 +56,12 @@ def launch(given, job):
 def check_flags(given, job):
     """Raises UsageError for flags that are missing or do not go together."""
     for name in ("image", "claim", "hosts"):
-        if given[name].value is None:
+        if not given[name].value:
             raise UsageError(f"--{name} must be given")
     if not PurePosixPath(job.workdir).is_relative_to(given.mount) or ".." in PurePosixPath(job.workdir).parts:
-        raise UsageError(f"--workdir={job.workdir} is not below --mount={given.mount}: it would end with its pod")
+        raise UsageError(
+            f"--workdir={shown(job.workdir)} is not below --mount={given.mount}: it would end with its pod"
+        )
     check_name(given.name)
     check_python(given.python)
     tpu = {name: given[name].value for name in ("tpus_per_host", "tpu_accelerator", "tpu_topology")}

@@ -18,6 +18,11 @@ def check_word(word, what="a word of the command"):
         raise UsageError(f"{what} {word!r} is not UTF-8")
 
 
+def shown(value):
+    """The value as a line of an error message."""
+    return value if value.isprintable() else repr(value)
+
+
 def check_line(name, value):
     """Raises UsageError unless value, of the flag `name`, is one line of text, or None."""
     if value is not None and CONTROL.search(value):

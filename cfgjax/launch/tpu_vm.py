@@ -39,7 +39,7 @@ def define_flags(given):
 def launch(given, job):
     """Calls gcloud for one of the ACTIONS."""
     action = choose("action", given.action, ACTIONS)
-    if given.zone is None:
+    if not given.zone:
         raise UsageError("--zone must be given")
     check_name(given.name)
     check_python(given.python)
@@ -57,7 +57,7 @@ def launch(given, job):
 def create(given, name, job):
     """The calls that ask for the slice."""
     for flag in ("accelerator_type", "runtime_version"):
-        if given[flag].value is None:
+        if not given[flag].value:
             raise UsageError(f"--{flag} must be given to create a slice")
     nodes = [f"--node-count={given.node_count}"] if given.node_count > 1 else [f"--node-id={name}"]
     kind = [f"--accelerator-type={given.accelerator_type}", f"--runtime-version={given.runtime_version}"]

@@ -7,6 +7,8 @@ keys that do not begin with "config." are flags of evaluate.
 
 import dataclasses
 import importlib.util
+import itertools
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,6 +18,7 @@ from cfgjax.errors import UsageError
 COMMANDS = (("train",), ("train", "evaluate"), ("evaluate",))
 OWN = ("workdir", "out")  # flags that the sweep gives itself
 LONGEST_NAME = 150
+MAX_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,8 @@ def read_sweep(path, out, *, base=None, workdir=None):
     base: an experiment file in place of BASE; workdir: the trained run of a sweep of evaluate alone.
     """
     module = load(path)
-    commands, base = tuple(getattr(module, "COMMANDS", ("train",))), base or getattr(module, "BASE", None)
+    commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
+    commands = tuple(commands) if isinstance(commands, list) else commands
     if commands not in COMMANDS:
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMANDS))}")
     if (workdir is None) == (commands == ("evaluate",)):
@@ -48,7 +52,7 @@ def read_sweep(path, out, *, base=None, workdir=None):
 
 def load(path):
     """The module of a sweep file."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # false for names that are too long, of which Path's complains
         raise UsageError(f"there is no sweep file {path}")
     spec = importlib.util.spec_from_file_location("sweep", path)
     if spec is None or spec.loader is None:
@@ -56,7 +60,7 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         raise UsageError(f"sweep file {path}: {type(e).__name__}: {' '.join(str(e).split())}") from e
     return module
 
@@ -66,17 +70,31 @@ def listed(module, path):
     if not callable(getattr(module, "get_sweep", None)):
         raise UsageError(f"sweep file {path} has no get_sweep()")
     try:
-        items = list(module.get_sweep())
-    except Exception as e:
+        items = list(itertools.islice(module.get_sweep(), MAX_RUNS + 1))
+    except (Exception, SystemExit) as e:
         raise UsageError(f"sweep file {path}: get_sweep(): {type(e).__name__}: {' '.join(str(e).split())}") from e
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
+    if len(items) > MAX_RUNS:
+        raise UsageError(f"sweep file {path}: get_sweep() lists more than {MAX_RUNS} runs")
     found = [(None, item) if isinstance(item, dict) else item for item in items]
     for item in found:
         pair = isinstance(item, tuple | list) and len(item) == 2
         if not pair or not isinstance(item[0], str | None) or not isinstance(item[1], dict):
             raise UsageError(f"sweep file {path}: need {{key: value}} or (name, {{key: value}}), not {item!r}")
+        check_texts(item[1], path)
     return found
+
+
+def check_texts(overrides, path):
+    """Raises UsageError unless the keys of overrides are strings and the values can be written as text."""
+    for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise UsageError(f"sweep file {path}: the key {key!r} is no string such as 'config.seed'")
+        try:
+            str(value)
+        except Exception as e:
+            raise UsageError(f"sweep file {path}: {key!r} has a value that cannot be written: {e}") from e
 
 
 def named(items, path):

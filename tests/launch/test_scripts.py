@@ -7,6 +7,7 @@ program here does, is done by functions of this file.
 import json
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -27,7 +28,7 @@ HOSTILE = [
 ]
 PLAIN = [value for value in HOSTILE if value.isprintable() or value == "\u00a0"]
 CLOUD = {"slurm": "--time=60", "tpu_vm": "--zone=z", "kubernetes": "--image=i --claim=c --hosts=1"}
-STUB = '#!/bin/bash\nprintf "%s\\0" "$#" "$@" >> "$RECORD"\n'
+STUB = '#!/bin/bash\nprintf "%s\\0" "$#" "$@" > "$RECORD/$$"\n'
 SRUN = STUB.replace('printf "%s', 'while [[ $1 == --* ]]; do shift; done\nprintf "%s')
 
 
@@ -52,23 +53,17 @@ def shell(tmp_path):
         (programs / name).chmod(0o755)
 
     def shell(text, **environ):
-        record.unlink(missing_ok=True)
+        shutil.rmtree(record, ignore_errors=True)
+        record.mkdir()
         environ = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(record), **environ}
         done = subprocess.run(["bash", "-c", text], cwd=empty, env=environ, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert not list(tmp_path.rglob("pwned"))
-        return calls(record)
+        found = [path.read_bytes().decode().split("\0")[:-1] for path in record.iterdir()]
+        assert all(int(words[0]) == len(words) - 1 for words in found)
+        return [words[1:] for words in found]
 
     return shell
-
-
-def calls(record):
-    words, found = record.read_bytes().decode().split("\0")[:-1], []
-    while words:
-        count = int(words[0])
-        found.append(words[1 : count + 1])
-        words = words[count + 1 :]
-    return found
 
 
 def dry_run(capsys, *words):
