@@ -19,7 +19,7 @@ from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
 
-MAX_PROCESSES = 1024  # also virtual devices of a process: more only fill the memory
+MAX_ON_ONE_HOST = 1024  # also virtual devices of a process: more only fill the memory
 
 
 def define_flags(given):
@@ -36,8 +36,8 @@ def launch(given, job):
     """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
     check_python(given.python)
     for name in ("num_processes", "devices_per_process"):
-        if (given[name].value or 0) > MAX_PROCESSES:
-            raise UsageError(f"--{name}={given[name].value}: need at most {MAX_PROCESSES} on one machine")
+        if (given[name].value or 0) > MAX_ON_ONE_HOST:
+            raise UsageError(f"--{name}={given[name].value}: need at most {MAX_ON_ONE_HOST} on one machine")
     argv = argv_of(given.python, job.words)
     shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
     if given.dry_run:

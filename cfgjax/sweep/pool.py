@@ -12,7 +12,7 @@ from cfgjax.launch.job import argv_of
 from cfgjax.sweep import records
 from cfgjax.sweep.records import Outcome
 
-GRACE_SECONDS = 60  # in which the runs of a sweep that was killed save
+SAVE_SECONDS = 60  # that the runs of a killed sweep have to save in
 
 
 class Busy(Exception):
@@ -73,7 +73,7 @@ def run_all(entries, out, *, parallel, python, retry_failed):
     """
     waiting, outcomes, stopped = list(entries), {}, False
     running: list[Run] = []
-    with Guardian(GRACE_SECONDS) as guardian, children.Received() as received:
+    with Guardian(SAVE_SECONDS) as guardian, children.Received() as received:
         while running or (waiting and not stopped):
             while waiting and len(running) < parallel and not stopped:
                 entry = waiting.pop(0)
