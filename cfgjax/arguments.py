@@ -3,6 +3,7 @@
 import numpy as np
 
 from cfgjax.diffusion.guidance import scale_to_weight
+from cfgjax.diffusion.schedules import MAX_STEPS
 from cfgjax.errors import UsageError
 
 
@@ -10,6 +11,13 @@ def check_whole_number(name, value, least):
     """Raises UsageError unless value is an integer in [least, 2³²)."""
     if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
         raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
+
+
+def check_num_steps(value):
+    """Raises UsageError unless value can be the number of levels of a sampling grid."""
+    check_whole_number("num_steps", value, 2)
+    if value > MAX_STEPS:
+        raise UsageError(f"num_steps is {value}; need at most {MAX_STEPS}")
 
 
 def guidance_weights(guidance, scale, length):

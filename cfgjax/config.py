@@ -39,10 +39,13 @@ HELP = {"--help", "-h"}  # flags of every command
 
 
 class ConfigParser(flags.ArgumentParser):
-    """Parser of --config=FILE: the locked config of the file, loaded once."""
+    """Parser of --config=FILE: the locked config of the file, loaded once.
 
-    def __init__(self):
-        self._loaded: dict = {}
+    loaded: {path: config}. Passed by keyword because absl shares parsers whose positional arguments are equal.
+    """
+
+    def __init__(self, *, loaded):
+        self._loaded = loaded
 
     def parse(self, argument):
         """Returns the ConfigDict of a config file."""
@@ -58,7 +61,7 @@ def define_flag(flag_values, argv):
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # for a --flagfile that cannot be read
         raise UsageError(" ".join(str(e).split())) from e
-    flag_values["config"].parser = ConfigParser()
+    flag_values["config"].parser = ConfigParser(loaded={})
 
 
 def parse_flags(flag_values, argv):

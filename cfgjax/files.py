@@ -67,6 +67,29 @@ def writing_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_folder(path, what):
+    """Raises UsageError unless the folder exists or can be made, and can be written to. Creates nothing.
+
+    what: the folder in words, with the flag that named it.
+    """
+    path = Path(path).absolute()
+    for folder in (path, *path.parents):
+        try:
+            mode = os.stat(folder).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise UsageError(f"{what} cannot be made: {e.strerror}") from e
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"{what} cannot be made: {folder} is not a directory")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
+        missing = [len(os.fsencode(part)) for part in path.relative_to(folder).parts]
+        if max(missing, default=0) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise UsageError(f"{what} cannot be made: File name too long")
+        return
+
+
 def read_npz(path):
     """{name: array} of an .npz file. Pickled objects are never loaded.
 

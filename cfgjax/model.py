@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.arguments import check_num_steps, check_whole_number, guidance_weights, per_label
 from cfgjax.classifier import ClassifierGuidance
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources import check_images, check_labels
@@ -240,7 +240,7 @@ class Model:
     def grid(self, num_steps):
         """λ of the levels of a sampler of num_steps, float32 [T], increasing."""
         if isinstance(num_steps, (int, np.integer)):
-            check_whole_number("num_steps", num_steps, 2)
+            check_num_steps(num_steps)
         try:
             grid = self.levels.grid(num_steps)
         except ValueError as e:

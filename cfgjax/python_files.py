@@ -1,5 +1,6 @@
 """Python files of users, which hold configs and sweeps: every failure in them is one line."""
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -18,9 +19,9 @@ def load_module(path, what):
     path = str(path)
     if not path:
         raise UsageError(f"the path of the {what} is empty")
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{what} {path} is a folder; need a .py file")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # False for names that are too long, for which Path raises
         raise UsageError(f"there is no {what} {path}")
     if not path.endswith(".py"):
         raise UsageError(f"{what} {path}: the ending must be .py")

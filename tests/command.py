@@ -28,8 +28,12 @@ def start_several(command, count, **environ):
 
 
 def free_port():
-    with socket.create_server(("localhost", 0)) as server:
-        return server.getsockname()[1]
+    """A port that is free, as is the next one, which jax takes."""
+    while True:
+        with socket.create_server(("", 0)) as server, contextlib.suppress(OSError, OverflowError):
+            port = server.getsockname()[1]
+            socket.create_server(("", port + 1)).close()
+            return port
 
 
 def finish(process, timeout=120):

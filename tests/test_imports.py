@@ -41,8 +41,8 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "errors"},
-    "launch": {"launch", "exits", "errors"},
-    "sweep": {"sweep", "launch", "json_files", "python_files", "exits", "errors"},
+    "launch": {"launch", "files", "exits", "errors"},
+    "sweep": {"sweep", "launch", "files", "json_files", "python_files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint", "training.manifest"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},
     "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},

@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from command import ROOT, finish, start
+from command import ROOT, finish, start, wait_until
 
 from cfgjax import cli
 from cfgjax.errors import UsageError
@@ -188,16 +188,19 @@ def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, numb
     assert all("saved" in log.read_text() for log in logs)
 
 
-def test_a_run_that_another_sweep_left_running_is_left_alone(fakes, tmp_path, capsys):
-    words = fakes({"a": f'echo $$ > "$DOES/pid"; {WAITS}'})
+def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save(fakes, tmp_path, capsys):
+    saves = 'while [ -e "$DOES/hold" ]; do sleep 0.05; done; exit 75'
+    words = fakes({"a": WAITS.replace("exit 75", f'touch "$DOES/asked"; {saves}', 1)})
+    (tmp_path / "hold").touch()
     process = start(shlex.join(["sweep", *words]))
     log = tmp_path / "out" / "a.log"
     wait_until_ready(log)
-    process.kill()  # the run goes on, and holds its log
+    process.kill()
     finish(process)
+    wait_until((tmp_path / "asked").exists, 10)
     assert sweep(*words) == 75
     assert states(capsys.readouterr().out) == {"a": "elsewhere"}
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    (tmp_path / "hold").unlink()
     with open(log, "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # when it has ended
     (tmp_path / "a").write_text("exit 0")
@@ -284,6 +287,14 @@ RUNS = "def get_sweep():\n    return "
         (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
         (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),
         (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
+        (BASE + "COMMANDS = 5\n" + RUNS + "[{}]", "", "COMMANDS is 5; need ('train',), "),
+        (BASE + "COMMANDS = None\n" + RUNS + "[{}]", "", "COMMANDS is None; need ('train',), "),
+        (BASE + RUNS + "[{1: 2}]", "", "the key 1 is no string"),
+        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be written"),
+        (BASE + RUNS + "iter(dict, 1)", "", "get_sweep() lists more than 10000 runs"),
+        (BASE + RUNS + "exit(3)", "", "get_sweep(): SystemExit: 3"),
+        ("raise SystemExit(0)", "", "SystemExit: 0"),
+        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be made: File name too long"),
         (BASE, "", "has no get_sweep()"),
         ("def get_sweep(:", "", "SyntaxError"),
         (RUNS + "[('a', {})]", "", "has no BASE, and no --base=FILE is given"),
@@ -311,11 +322,21 @@ def test_bad_input_is_one_line_and_nothing_is_begun(tmp_path, text, flags, told)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path):
-    with pytest.raises(UsageError, match=r"there is no sweep file none\.py"):
-        sweep("--sweep=none.py", "--out=x")
+@pytest.mark.parametrize("programs", [[], ["sbatch", "squeue"]], ids=["no program", "every program"])
+def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypatch, programs):
+    for name in programs:
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for missing in ("none.py", "x" * 300):
+        with pytest.raises(UsageError, match=f"there is no sweep file {missing}"):
+            sweep(f"--sweep={missing}", "--out=x")
     with pytest.raises(UsageError, match="--out must be given"):
         sweep("--sweep=none.py")
     path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")
     with pytest.raises(UsageError, match="cannot be made: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", f"--python={sys.executable}")
+    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+        sweep(f"--sweep={path}", f"--out={path}/out", "--launcher=slurm", "--time=60")
+    with pytest.raises(UsageError, match="--python=no-such-python: there is no such program"):
+        sweep(f"--sweep={path}", f"--out={tmp_path}/out", "--python=no-such-python")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from typing import NamedTuple
@@ -62,14 +63,16 @@ class Link:
 
 
 class Meeting(NamedTuple):
-    """What comes of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
-    others to process 0. jax_address: where process 0 is to start jax's service.
+    """Result of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
+    others to process 0. jax_address: where process 0 is to start jax's service. reserved: in process 0, the descriptor
+    of the socket that reserves its port until then.
     """
 
     own: Member
     members: list
     links: dict
     jax_address: str
+    reserved: int | None = None
 
 
 def call_the_roll(place, facts, seconds):
@@ -102,7 +105,7 @@ def gather(place, own, facts, deadline, seconds):
                 links[member.number if member.number not in members else -1] = link
                 check(place, members, member, hello, facts)
                 members[member.number] = member
-            port = free_port(place.port + 1)
+            port, reserved = reserve(place.jax_port)
         except (UsageError, TimeoutError) as e:
             turn_away(server, links.values(), place.num_processes - 1, e)
             raise
@@ -110,7 +113,7 @@ def gather(place, own, facts, deadline, seconds):
     for link in links.values():
         link.send({"members": everyone, "port": port})
         link.set_timeout(None)
-    return Meeting(own, everyone, links, f"{place.host}:{port}")
+    return Meeting(own, everyone, links, place.with_port(port), reserved)
 
 
 def greet(server, deadline):
@@ -150,12 +153,25 @@ def listening(place):
         raise UsageError(f"process 0 cannot listen at port {place.port}: {e.strerror}") from e
 
 
-def free_port(wanted):
-    """wanted where it is free, or another port that is."""
-    for port in (wanted, 0):
-        with contextlib.suppress(OSError, OverflowError), socket.create_server(("", port)) as server:
-            return server.getsockname()[1]
-    raise UsageError("process 0 finds no free port")
+def reserve(port):
+    """(port, descriptor of a socket) bound to the port for jax's service, any free one for None, and not listening.
+
+    The service, which starts seconds later, can share the port with it; other programs cannot take it meanwhile.
+    Raises UsageError if the port is in use.
+    """
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    reserved = socket.socket(family)
+    try:
+        if family == socket.AF_INET6:
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        reserved.bind(("", port or 0))
+    except OSError as e:
+        reserved.close()
+        need = "need a coordinator whose next port is free too"
+        raise UsageError(f"process 0 cannot listen at port {port}, which jax takes: {e.strerror}; {need}") from e
+    if sys.platform == "linux":
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # after binding: before, it shares with others
+    return reserved.getsockname()[1], reserved.detach()
 
 
 def check(place, members, member, hello, facts):
@@ -192,7 +208,7 @@ def join(place, own, facts, deadline, seconds):
         raise (TimeoutError if answer["late"] else UsageError)(answer["refused"])
     link.set_timeout(None)
     members = [Member(*member) for member in answer["members"]]
-    return Meeting(own, members, {0: link}, f"{place.host}:{answer['port']}")
+    return Meeting(own, members, {0: link}, place.with_port(answer["port"]))
 
 
 def connected(place, own, deadline, seconds):

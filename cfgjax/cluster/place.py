@@ -9,6 +9,10 @@ from pathlib import Path
 from cfgjax.errors import UsageError
 
 PORT = 8476  # of process 0, where what started the processes names a host and no port
+MAX_PROCESSES = 100_000
+MAX_PORT = 65534  # jax takes the next one
+ADDRESS = re.compile(r"([\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})")
+SLURM = "Slurm"
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -22,17 +26,32 @@ class Place:
     origin: str
 
     def __post_init__(self):
+        if not 1 <= self.num_processes <= MAX_PROCESSES:
+            raise UsageError(f"{self.origin}: {self.num_processes} processes; need 1 … {MAX_PROCESSES}")
         if not 0 <= self.process_id < self.num_processes:
             given = f"process {self.process_id} of {self.num_processes}"
             raise UsageError(f"{self.origin}: {given}; need a process in 0 … {self.num_processes - 1}")
-        host, colon, port = self.address.rpartition(":")
-        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UsageError(f"{self.origin}: coordinator {self.address!r}; need HOST:PORT, port 1 … 65535")
+        found = ADDRESS.fullmatch(self.address)
+        if found is None or not 0 < int(found[2]) <= MAX_PORT:
+            need = f"need HOST:PORT, an IPv6 address in brackets, port 1 … {MAX_PORT} (jax takes the next one)"
+            raise UsageError(f"{self.origin}: coordinator {self.address!r}; {need}")
 
     @property
     def host(self):
-        """The host of process 0."""
+        """The host of process 0, an IPv6 address without brackets."""
         return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def jax_port(self):
+        """The port for jax's own service at process 0, or None for any that is free.
+
+        Tasks of a Slurm array have consecutive numbers and so consecutive ports: the next one may be another job's.
+        """
+        return None if self.origin == SLURM else self.port + 1
+
+    def with_port(self, port):
+        """HOST:PORT of another port of process 0, in brackets as given."""
+        return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property
     def port(self):
@@ -55,7 +74,7 @@ def find_place(given, environ=os.environ):
         try:
             if (found := find(environ)) is not None:
                 address, count, index = found
-                return Place(address, int(count), int(index), origin) if int(count) > 1 else None
+                return None if int(count) == 1 else Place(address, int(count), int(index), origin)
         except (KeyError, ValueError) as e:
             raise UsageError(f"{origin}: the environment of this process is not whole: {e}") from e
     return None
@@ -63,13 +82,14 @@ def find_place(given, environ=os.environ):
 
 def explicit(environ):
     """CFGJAX_COORDINATOR, CFGJAX_NUM_PROCESSES, and CFGJAX_PROCESS_ID or an indexed Kubernetes job's index."""
-    if "CFGJAX_COORDINATOR" not in environ:
+    if not {"CFGJAX_COORDINATOR", "CFGJAX_NUM_PROCESSES", "CFGJAX_PROCESS_ID"} & environ.keys():
         return None
+    address = environ["CFGJAX_COORDINATOR"]
     count = int(environ["CFGJAX_NUM_PROCESSES"])
     index = environ.get("CFGJAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
     if index is None:
         raise KeyError("neither CFGJAX_PROCESS_ID nor JOB_COMPLETION_INDEX")
-    return environ["CFGJAX_COORDINATOR"], count, index
+    return address, count, index
 
 
 def slurm(environ):
@@ -131,7 +151,7 @@ def metadata(environ, name):
 
 ENVIRONMENTS = {
     "CFGJAX_COORDINATOR": explicit,
-    "Slurm": slurm,
+    SLURM: slurm,
     "Open MPI": open_mpi,
     "TPU pod": tpu,
 }

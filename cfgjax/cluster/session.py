@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
+import os
 import platform
+import sys
 import time
 import traceback
 from importlib import metadata
@@ -55,16 +57,24 @@ def taking_part(flags, facts, patience):
         import jax
 
         jax.config.update("jax_enable_preemption_service", False)  # signals are the training loop's
-        jax.distributed.initialize(
-            meeting.jax_address,
-            place.num_processes,
-            place.process_id,
-            local_device_ids=local_devices(),
-            cluster_detection_method="deactivate",
-            initialization_timeout=int(patience.start_timeout_seconds),
-            heartbeat_timeout_seconds=max(JAX_HEARTBEAT_SECONDS, 2 * int(patience.timeout_seconds)),
-            shutdown_timeout_seconds=int(patience.timeout_seconds),
-        )
+        if meeting.reserved is not None and sys.platform != "linux":
+            os.close(meeting.reserved)  # elsewhere jax's service cannot share the port
+        try:
+            jax.distributed.initialize(
+                meeting.jax_address,
+                place.num_processes,
+                place.process_id,
+                local_device_ids=local_devices(),
+                cluster_detection_method="deactivate",
+                initialization_timeout=int(patience.start_timeout_seconds),
+                heartbeat_timeout_seconds=max(JAX_HEARTBEAT_SECONDS, 2 * int(patience.timeout_seconds)),
+                shutdown_timeout_seconds=int(patience.timeout_seconds),
+            )
+        except RuntimeError as e:
+            raise OSError(f"jax's service at {meeting.jax_address} cannot be used: {e}") from e
+        finally:
+            if meeting.reserved is not None and sys.platform == "linux":
+                os.close(meeting.reserved)
         yield True
         processes.stage("the end")
         watchdog.leave()

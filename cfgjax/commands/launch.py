@@ -1,6 +1,6 @@
 """`cfgjax launch`."""
 
-from pathlib import Path
+import os
 
 from absl import flags
 
@@ -10,6 +10,7 @@ from cfgjax.config import HELP, parse_flags
 from cfgjax.errors import UsageError, choose
 from cfgjax.launch import LAUNCHERS
 from cfgjax.launch.job import Job
+from cfgjax.launch.quoting import check_line, check_word, shown
 
 FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
 EXAMPLE = "train --config=FILE --workdir=DIR"
@@ -28,14 +29,26 @@ def launch(argv):
     flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
     launcher.define_flags(given)
     no_arguments(parse_flags(given, [name, *own]))
+    check_lines(given)
     return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
 
 
+def check_lines(given):
+    """Raises UsageError for a text among the flags of a launcher that is not one line."""
+    for name in given:
+        values = given[name].value if isinstance(given[name].value, list) else [given[name].value]
+        for value in values:
+            if isinstance(value, str):
+                check_line(name, value)
+
+
 def check_command(words):
-    """The flags of a cfgjax command's words, checked as far as it can be without its data."""
+    """The flags of a cfgjax command's words, checked as far as possible without its data."""
+    for word in words:
+        check_word(word)
     given = choose("command to launch", words[0], FLAGS_OF)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
-    if Path(given.workdir).is_file():
-        raise UsageError(f"--workdir={given.workdir} is a file")
+    if os.path.isfile(given.workdir):  # false for names that are too long, of which Path's complains
+        raise UsageError(f"--workdir={shown(given.workdir)} is a file")
     return given

@@ -6,13 +6,14 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import no_arguments, required
-from cfgjax.commands.launch import check_command
+from cfgjax.commands.launch import check_command, check_lines
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, FAILED, PREEMPTED
+from cfgjax.files import check_folder
 from cfgjax.launch import slurm
-from cfgjax.launch.job import argv_of, shell_lines
-from cfgjax.launch.programs import require
+from cfgjax.launch.job import argv_of, check_python, shell_lines
+from cfgjax.launch.programs import check_interpreter, require
 from cfgjax.sweep.entries import chosen, read_sweep
 
 SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
@@ -36,10 +37,14 @@ def sweep(argv):
     given.append_flag_values(of_slurm)
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
+    check_lines(given)
+    check_folder(given.out, f"--out={given.out}")
     if given.launcher == "slurm":
         slurm.check_flags(given)
     elif odd := [name for name in of_slurm if given[name].present and name not in SHARED]:
         raise UsageError(f"--{odd[0]} is without meaning for --launcher=local")
+    else:
+        check_python(given.python)
 
     entries = read_sweep(given.sweep, given.out, base=given.base, workdir=given.workdir)
     for entry in entries:
@@ -62,6 +67,7 @@ def local(given, entries):
         for words in (words for entry in missing for words in entry.commands):
             print(shell_lines(argv_of(given.python, words)))
         return DONE
+    check_interpreter(given.python)
     make_folder(given.out)
     how = dict(parallel=given.parallel or 1, python=given.python, retry_failed=given.retry_failed)
     return tell(pool.run_all(entries, given.out, **how))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cfgjax.diffusion.discrete import BETAS, kept_timesteps, logsnr_table
-from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid, network_time
+from cfgjax.diffusion.schedules import MAX_STEPS, SCHEDULES, logsnr_grid, network_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,8 @@ class Discrete:
             raise ValueError(f"unknown betas {self.betas!r}; known: {', '.join(BETAS)}")
         if self.num_timesteps < 2:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; need at least 2")
+        if self.num_timesteps > MAX_STEPS:
+            raise ValueError(f"num_timesteps is {self.num_timesteps}; need at most {MAX_STEPS}")
         if not (largest := BETAS[self.betas](self.num_timesteps).max()) < 1:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; {self.betas} betas reach {largest:g}; need more")
 

@@ -30,12 +30,19 @@ def uniform(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
 SCHEDULES = {"cosine": cosine, "uniform": uniform}
 
 
+MAX_STEPS = 1_000_000
+"""Bound of the levels of a grid, a thousand times the usual number: more would be a typing error that fills the memory,
+and neighbouring λ would soon be equal in float32."""
+
+
 def logsnr_grid(num_steps, schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0):
     """λ_1 = λmin < … < λ_T = λmax for a sampler of T = num_steps network calls, CFG algorithm 2.
 
     Returns float64 numpy [num_steps], increasing: the schedule at equally spaced u, both ends included.
     Raises ValueError for fewer than two steps, an unknown schedule, or bounds out of order.
     """
+    if num_steps > MAX_STEPS:
+        raise ValueError(f"num_steps is {num_steps}; need at most {MAX_STEPS}")
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}; a sampling grid has both ends and so at least 2 steps")
     if schedule not in SCHEDULES:

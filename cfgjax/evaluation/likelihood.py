@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from cfgjax.arguments import check_whole_number
+from cfgjax.arguments import check_num_steps, check_whole_number
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
 from cfgjax.data.sources import check_images, check_labels, first
@@ -40,7 +40,8 @@ def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, 
     check_labels(label, model.num_classes + model.has_null_label)
     if len(image) != len(label):
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
-    for name, value, least in (("num_steps", num_steps, 2), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+    check_num_steps(num_steps)
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole_number(name, value, least)
     learned = model.learned_variance
     if not learned and (v is None or not 0 <= v <= 1):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from cfgjax.arguments import check_num_steps
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.generate import LABELS
 
@@ -37,6 +38,7 @@ class Plan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < bound):
                 raise UsageError(f"evaluate.{name} is {value!r}; need an integer of at least {bound}")
+        check_num_steps(self.num_steps)
         if not self.guidance or not self.every_guidance:
             raise UsageError(f"evaluate.guidance {self.guidance}, every_guidance {self.every_guidance}: one is empty")
         choose("label policy", self.label_policy, LABELS)

@@ -30,9 +30,13 @@ class Received:
         return self.numbers.pop(0) if self.numbers else None
 
 
-def start(argv, **options):
-    """A process in a session of its own: Ctrl-C reaches it once, passed on, not from the terminal as well."""
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+def start(argv, guardian, **options):
+    """A process in a session of its own, which ends with this one.
+
+    Ctrl-C reaches it once, passed on, not from the terminal as well.
+    """
+    options = {"stdin": subprocess.DEVNULL, "start_new_session": True, "preexec_fn": guardian.began, **options}
+    return subprocess.Popen(argv, **options)
 
 
 def kill(process):

@@ -2,10 +2,10 @@
 
 import dataclasses
 import re
-import shlex
 from pathlib import Path
 
 from cfgjax.errors import UsageError
+from cfgjax.launch.quoting import command_word, shell_word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ def argv_of(python, words):
 
 
 def shell_lines(argv, indent=""):
-    """A command as text of a shell, each flag of its own on a line of its own."""
+    """A command as text of a shell, each flag on a line of its own."""
     first = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
-    lines = [shlex.join(argv[:first]), *map(shlex.quote, argv[first:])]
-    return f" \\\n{indent}    ".join(line for line in lines if line)
+    program = [command_word(argv[0]), *map(shell_word, argv[1:first])]
+    return f" \\\n{indent}    ".join([" ".join(program), *map(shell_word, argv[first:])])
 
 
 def dns_name(name):
@@ -41,7 +41,7 @@ def dns_name(name):
 
 def seconds_of(time):
     """Seconds of a time limit as Slurm reads it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time, re.ASCII)
     if match is None:
         raise UsageError(f"--time={time}: need MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
     days, *parts = match.groups()
@@ -51,6 +51,18 @@ def seconds_of(time):
     else:
         hours, minutes, seconds = 0, *[*numbers, 0][:2]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def check_python(python):
+    """Raises UsageError unless --python can be a program's name: an option of srun would run something else."""
+    if not python or python.startswith("-"):
+        raise UsageError(f"--python={python!r}: need an interpreter, such as --python=python3")
+
+
+def check_name(name):
+    """Raises UsageError unless --name, if given, is a name that clouds and clusters take."""
+    if name is not None and name != dns_name(name):
+        raise UsageError(f"--name={name}: need lower-case letters, digits and hyphens, a letter first, 40 at most")
 
 
 def check_time(time, grace_seconds):

@@ -13,8 +13,9 @@ from absl import flags
 
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
-from cfgjax.launch.job import argv_of, dns_name
+from cfgjax.launch.job import argv_of, check_name, check_python, dns_name
 from cfgjax.launch.programs import output_of
+from cfgjax.launch.quoting import kubernetes_word, shown
 
 GROUP = "workers"
 
@@ -55,12 +56,14 @@ def launch(given, job):
 def check_flags(given, job):
     """Raises UsageError for flags that are missing or do not go together."""
     for name in ("image", "claim", "hosts"):
-        if given[name].value is None:
+        if not given[name].value:
             raise UsageError(f"--{name} must be given")
     if not PurePosixPath(job.workdir).is_relative_to(given.mount) or ".." in PurePosixPath(job.workdir).parts:
-        raise UsageError(f"--workdir={job.workdir} is not below --mount={given.mount}: it would end with its pod")
-    if given.name is not None and given.name != dns_name(given.name):
-        raise UsageError(f"--name={given.name}: need lower-case letters, digits and hyphens, 40 at most")
+        raise UsageError(
+            f"--workdir={shown(job.workdir)} is not below --mount={given.mount}: it would end with its pod"
+        )
+    check_name(given.name)
+    check_python(given.python)
     tpu = {name: given[name].value for name in ("tpus_per_host", "tpu_accelerator", "tpu_topology")}
     if given.gpus_per_host and any(tpu.values()):
         raise UsageError("--gpus_per_host and flags of TPUs are both given; give one")
@@ -73,7 +76,7 @@ def check_flags(given, job):
 
 def check_topology(given):
     """Raises UsageError unless the topology's chips are those of all hosts."""
-    if not re.fullmatch(r"\d+(x\d+){1,2}", given.tpu_topology):
+    if not re.fullmatch(r"\d{1,6}(x\d{1,6}){1,2}", given.tpu_topology, re.ASCII):
         raise UsageError(f"--tpu_topology={given.tpu_topology}: need numbers with x between them, such as 4x4")
     chips = math.prod(map(int, given.tpu_topology.split("x")))
     if chips != given.hosts * given.tpus_per_host:
@@ -133,7 +136,7 @@ def pod_spec(given, name, job):
     container: dict = {
         "name": "cfgjax",
         "image": given.image,
-        "command": argv_of(given.python, job.words),
+        "command": [kubernetes_word(word) for word in argv_of(given.python, job.words)],
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"containerPort": given.port, "protocol": "TCP"}],
         **({"resources": {"limits": resources}} if resources else {}),

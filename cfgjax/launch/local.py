@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import re
-import shlex
 import socket
 import sys
 import threading
@@ -12,9 +11,15 @@ import time
 
 from absl import flags
 
+from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
-from cfgjax.launch.job import argv_of, shell_lines
+from cfgjax.launch.guardian import Guardian
+from cfgjax.launch.job import argv_of, check_python, shell_lines
+from cfgjax.launch.programs import check_interpreter
+from cfgjax.launch.quoting import shell_word
+
+MAX_ON_ONE_HOST = 1024  # also virtual devices of a process: more only fill the memory
 
 
 def define_flags(given):
@@ -29,11 +34,16 @@ def define_flags(given):
 
 def launch(given, job):
     """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
+    check_python(given.python)
+    for name in ("num_processes", "devices_per_process"):
+        if (given[name].value or 0) > MAX_ON_ONE_HOST:
+            raise UsageError(f"--{name}={given[name].value}: need at most {MAX_ON_ONE_HOST} on one machine")
     argv = argv_of(given.python, job.words)
     shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
     if given.dry_run:
         print("\n".join(script(argv, shared, own)))
         return DONE
+    check_interpreter(given.python)
     return Group(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
 
 
@@ -46,24 +56,26 @@ def environments(num_processes, port, devices_per_process):
 
 
 def free_port():
-    """A port that no one listens on now, nor on the one after it, which is jax's own."""
+    """A port that is not in use at any address, and neither is the next one, which is jax's own."""
     while True:
         with socket.socket() as found, socket.socket() as following:
-            found.bind(("127.0.0.1", 0))
+            found.bind(("", 0))
             port = found.getsockname()[1]
             with contextlib.suppress(OSError, OverflowError):
-                following.bind(("127.0.0.1", port + 1))
+                following.bind(("", port + 1))
                 return port
 
 
 def script(argv, shared, own):
     """The lines of a shell that starts the same processes."""
-    setting = lambda variables: " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
     return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
 
 
 class Group:
     """Processes of one command: one fails, all end; a signal to this process is one to each of them.
+
+    They end with this process, also when it is killed.
 
     Process 0 has this process's output to itself; the lines of the others have their number before them.
     """
@@ -78,14 +90,15 @@ class Group:
         readers: list = []
         passed_on: list = []
         ended: dict = {}
-        with children.Received() as received:
+        with Guardian(grace_seconds) as guardian, children.Received() as received:
             try:
                 for i, environment in enumerate(self._environments):
-                    processes.append(self._start(i, environment, readers))
+                    processes.append(self._start(i, environment, readers, guardian))
                 deadline = float("inf")
                 while len(ended) < len(processes):
                     for i, process in enumerate(processes):
                         if i not in ended and process.poll() is not None:
+                            guardian.ended(process.pid)
                             ended[i] = children.exit_code(process.returncode, passed_on)
                             if ended[i] not in (DONE, PREEMPTED):
                                 deadline = min(deadline, time.monotonic() + grace_seconds)
@@ -104,11 +117,11 @@ class Group:
                     reader.join(timeout=5)
         return self._told(ended)
 
-    def _start(self, i, environment, readers):
+    def _start(self, i, environment, readers, guardian):
         """Process i, and the threads that read what it says."""
         if i == 0:
-            return children.start(self._argv, env=environment)
-        process = children.start(self._argv, env=environment, stdout=children.PIPE, stderr=children.PIPE)
+            return children.start(self._argv, guardian, env=environment)
+        process = children.start(self._argv, guardian, env=environment, stdout=children.PIPE, stderr=children.PIPE)
         for stream, to in [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]:
             readers.append(threading.Thread(target=self._pass_lines, args=(i, stream, to), daemon=True))
             readers[-1].start()

@@ -12,13 +12,23 @@ def require(program):
         raise UsageError(f"there is no {program} on this machine; --dry_run prints what it would be given")
 
 
+def check_interpreter(python):
+    """Raises UsageError unless --python is a program of this machine."""
+    if shutil.which(python) is None:
+        raise UsageError(f"--python={python}: there is no such program on this machine")
+
+
 def output_of(argv, text=None, *, shown=False):
     """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
 
-    Raises UsageError where the program is not installed, ChildProcessError with its last line where it fails.
+    Raises UsageError if the program is not installed or cannot be started with these words, ChildProcessError with
+    its last line if it fails.
     """
     require(argv[0])
-    done = subprocess.run(argv, input=text, text=True, capture_output=not shown)
+    try:
+        done = subprocess.run(argv, input=text, text=True, capture_output=not shown, encoding="utf-8", errors="replace")
+    except OSError as e:
+        raise UsageError(f"{argv[0]} cannot be started: {e.strerror}") from e
     if done.returncode:
         lines = (done.stderr or "").strip().splitlines()
         raise ChildProcessError(f"{argv[0]} ended with {done.returncode}{': ' + lines[-1] if lines else ''}")

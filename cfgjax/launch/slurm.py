@@ -5,7 +5,7 @@ with 75; the script then puts the job back into the queue. A cancelled job is no
 """
 
 import functools
-import shlex
+import re
 import sys
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from absl import flags
 
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
-from cfgjax.launch.job import argv_of, check_time, shell_lines
+from cfgjax.files import check_folder
+from cfgjax.launch.job import argv_of, check_python, check_time, shell_lines
 from cfgjax.launch.programs import output_of, require
+from cfgjax.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
 
 OPTIONS = ("partition", "account", "qos", "constraint")
 
@@ -42,7 +44,7 @@ def launch(given, job):
     """Submits the job; prints its number and where its output goes."""
     check_flags(given)
     logs = Path(given.logs or Path(job.workdir) / "slurm")
-    text = script(given, given.job_name or job.name, logs / "%j.log", job_lines(given, job))
+    text = script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
     if given.dry_run:
         print(text, end="")
         return DONE
@@ -52,23 +54,26 @@ def launch(given, job):
 
 
 def check_flags(given):
-    """Raises UsageError for numbers that do not go together."""
+    """Raises UsageError for flags that are missing, do not go together, or cannot stand in the script."""
     if given.time is None:
         raise UsageError("--time must be given: before it ends the job saves, and it is put back into the queue")
     check_time(given.time, given.grace_seconds)
     if given.gpus_per_node is not None and given.gpus_per_node % given.tasks_per_node:
         raise UsageError(f"--gpus_per_node={given.gpus_per_node} do not divide among {given.tasks_per_node} tasks")
-    if wrong := [option for option in given.sbatch if not option.startswith("-") or "\n" in option]:
+    check_python(given.python)
+    check_shell_line("setup", given.setup)
+    if wrong := [option for option in given.sbatch if not re.fullmatch(r"--[a-z][\w-]*(=.*)?|-[a-zA-Z]\S*", option)]:
         raise UsageError(f"--sbatch={wrong[0]!r}: need an option of sbatch, such as --sbatch=--mem=64G")
 
 
 def submit(text, logs):
-    """The number of the job whose script is text; logs: the folder of its output, made if need be."""
+    """Submits a script and returns the number of its job. logs: the folder of its output, created if missing."""
+    check_folder(logs, f"the folder {logs} of Slurm's output")
     require("sbatch")
     try:
         Path(logs).mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UsageError(f"the folder {logs} for Slurm's output cannot be made: {e.strerror}") from e
+        raise UsageError(f"the folder {logs} of Slurm's output cannot be made: {e.strerror}") from e
     return output_of(["sbatch", "--parsable"], text).partition(";")[0]
 
 
@@ -88,10 +93,14 @@ def script(given, name, log, lines, array=None):
         "--requeue",
         f"--signal=TERM@{given.grace_seconds}",
     ]
-    head = [f"#SBATCH {shlex.quote(option)}" for option in options] + [f"#SBATCH {option}" for option in given.sbatch]
+    head = [sbatch_line(option) for option in [*options, *given.sbatch]]
     setup = [given.setup] if given.setup else []
     exports = f"export CFGJAX_GRACE_SECONDS={given.grace_seconds}"
-    return "\n".join(["#!/usr/bin/env bash", *head, "", exports, *setup, "", *lines]) + "\n"
+    text = "\n".join(["#!/usr/bin/env bash", *head, "", exports, *setup, "", *lines]) + "\n"
+    check_word(text, "the script")
+    if "\r\n" in text:
+        raise UsageError("a value of the job has a line break of DOS, \\r\\n, for which sbatch refuses the script")
+    return text
 
 
 def job_lines(given, job):

@@ -5,15 +5,15 @@ that was preempted and saved is started again where it was.
 """
 
 import functools
-import textwrap
 from pathlib import Path
 
 from absl import flags
 
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE
-from cfgjax.launch.job import argv_of, dns_name, shell_lines
+from cfgjax.launch.job import argv_of, check_name, check_python, dns_name, shell_lines
 from cfgjax.launch.programs import output_of
+from cfgjax.launch.quoting import check_shell_line, here_document
 
 SOURCE = ("cfgjax", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 SETUP = "sudo apt-get install -y -q python3.11-venv && python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
@@ -39,8 +39,11 @@ def define_flags(given):
 def launch(given, job):
     """Calls gcloud for one of the ACTIONS."""
     action = choose("action", given.action, ACTIONS)
-    if given.zone is None:
+    if not given.zone:
         raise UsageError("--zone must be given")
+    check_name(given.name)
+    check_python(given.python)
+    check_shell_line("setup", given.setup)
     name = given.name or dns_name(job.name)
     commands = action(given, name, job)
     for argv in commands:
@@ -54,7 +57,7 @@ def launch(given, job):
 def create(given, name, job):
     """The calls that ask for the slice."""
     for flag in ("accelerator_type", "runtime_version"):
-        if given[flag].value is None:
+        if not given[flag].value:
             raise UsageError(f"--{flag} must be given to create a slice")
     nodes = [f"--node-count={given.node_count}"] if given.node_count > 1 else [f"--node-id={name}"]
     kind = [f"--accelerator-type={given.accelerator_type}", f"--runtime-version={given.runtime_version}"]
@@ -121,29 +124,29 @@ def ssh(given, name, text):
 
 
 def start_text(setup, argv):
-    """What a worker runs: it installs, writes the job's script and leaves it running. Not where one runs already."""
-    script = textwrap.dedent(f"""\
-        #!/usr/bin/env bash
-        # 75 is preempted and saved: it goes on, unless it was stopped by `kill -TERM $(cat job.pid)`
-        export CFGJAX_GRACE_SECONDS={GRACE_SECONDS}
-        stopped= code=75
-        trap "stopped=1; kill -TERM \\$child" TERM
-        while [ "$code" = 75 ] && [ -z "$stopped" ]; do
-            {shell_lines(argv, " " * 12)} &
-            child=$!
-            wait "$child"; code=$?
-            if [ -n "$stopped" ]; then wait "$child"; code=$?; fi
-        done
-        echo "ended with exit code $code"
-        rm job.pid
-        exit "$code"
-        """)
+    """What a worker runs: it installs, writes the job's script and starts it, unless a job is running already."""
+    script = [
+        "#!/usr/bin/env bash",
+        "# 75 is preempted and saved: it goes on, unless it was stopped by `kill -TERM $(cat job.pid)`",
+        f"export CFGJAX_GRACE_SECONDS={GRACE_SECONDS}",
+        "stopped= code=75",
+        'trap "stopped=1; kill -TERM \\$child" TERM',
+        'while [ "$code" = 75 ] && [ -z "$stopped" ]; do',
+        f"    {shell_lines(argv, '    ')} &",
+        "    child=$!",
+        '    wait "$child"; code=$?',
+        '    if [ -n "$stopped" ]; then wait "$child"; code=$?; fi',
+        "done",
+        'echo "ended with exit code $code"',
+        "rm job.pid",
+        'exit "$code"',
+    ]
     return "\n".join(
         [
             "set -e; cd cfgjax",
             'if [ -e job.pid ] && kill -0 "$(cat job.pid)" 2> /dev/null; then echo "a job runs already"; exit 1; fi',
             setup,
-            f'cat > job.sh <<"END"\n{script}END',
+            here_document("cat > job.sh", "\n".join([*script, ""])),
             "nohup bash job.sh >> job.log 2>&1 < /dev/null &",
             "echo $! > job.pid",
         ]

@@ -1,13 +1,13 @@
 """A sweep as an array of Slurm: a task for each run, which goes on after preemption and leaves the run's record."""
 
 import json
-import shlex
 from pathlib import Path
 
 from cfgjax.json_files import read_json, write_json
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, shell_lines
 from cfgjax.launch.programs import output_of
+from cfgjax.launch.quoting import shell_word, slurm_path
 from cfgjax.sweep import records
 from cfgjax.sweep.records import Outcome
 
@@ -23,24 +23,24 @@ def script(given, entries, out, parallel):
     """The text of the array's script. parallel: how many run at a time, or None."""
     array = f"0-{len(entries) - 1}" + (f"%{parallel}" if parallel else "")
     name = given.job_name or Path(out).absolute().name
-    return slurm.script(given, name, folder(out) / "%A_%a.log", lines(given, entries, out), array)
+    return slurm.script(given, name, slurm_path(folder(out), "%A_%a.log"), lines(given, entries, out), array)
 
 
 def lines(given, entries, out):
     """The lines of the script after its options: the run of the task, its end, its record."""
     cases = [line for i, entry in enumerate(entries) for line in case(given, i, entry)]
-    path = f'{shlex.quote(str(out))}/"$name"'
+    path = f'{shell_word(str(out))}/"$name"'
     return [
         'case "$SLURM_ARRAY_TASK_ID" in',
         *cases,
         "esac",
         "trap : TERM  # the step gets it too, saves, and is waited for",
-        f"rm -f {path}.json  # of an earlier start",
+        f"rm -f -- {path}.json  # of an earlier start",
         f"run >> {path}.log 2>&1",
         "code=$?",
         *slurm.requeue_lines(NUMBER),
         'record="{\\"commands\\": $commands, \\"exit_code\\": $code, \\"seconds\\": $SECONDS}"',
-        f'printf "%s\\n" "$record" > {path}.json.part && mv {path}.json.part {path}.json',
+        f'printf "%s\\n" "$record" > {path}.json.part && mv -- {path}.json.part {path}.json',
         'exit "$code"',
     ]
 
@@ -50,8 +50,8 @@ def case(given, i, entry):
     steps = [slurm.srun(given, shell_lines(argv_of(given.python, words), " " * 8)) for words in entry.commands]
     return [
         f"{i})",
-        f"    name={shlex.quote(entry.name)}",
-        f"    commands={shlex.quote(json.dumps(entry.commands))}",
+        f"    name={shell_word(entry.name)}",
+        f"    commands={shell_word(json.dumps(entry.commands))}",
         "    run() {",
         *(f"        {step}{' &&' if n < len(steps) else ''}" for n, step in enumerate(steps, start=1)),
         "    }",

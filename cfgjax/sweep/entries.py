@@ -6,6 +6,7 @@ keys that do not begin with "config." are flags of evaluate.
 """
 
 import dataclasses
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,7 @@ WHAT = "sweep file"
 COMMANDS = (("train",), ("train", "evaluate"), ("evaluate",))
 OWN = ("workdir", "out")  # flags that the sweep gives itself
 LONGEST_NAME = 150
+MAX_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ def read_sweep(path, out, *, base=None, workdir=None):
     module = load(path)
     commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
     commands = tuple(commands) if isinstance(commands, list) else commands
-    if not isinstance(commands, tuple) or commands not in COMMANDS:
+    if commands not in COMMANDS:
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMANDS))}")
     if (workdir is None) == (commands == ("evaluate",)):
         what = "needs --workdir=RUN, the trained run" if workdir is None else "trains its runs and takes no --workdir"
@@ -56,17 +58,29 @@ def load(path):
 def listed(module, path):
     """[(name or None, overrides)] of a module's get_sweep()."""
     found = call_function(module, "get_sweep", WHAT)
-    items = guarded(lambda: list(found), path, WHAT, doing="get_sweep(): ")
+    items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), path, WHAT, doing="get_sweep(): ")
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
+    if len(items) > MAX_RUNS:
+        raise UsageError(f"sweep file {path}: get_sweep() lists more than {MAX_RUNS} runs")
     found = [(None, item) if isinstance(item, dict) else item for item in items]
     for item in found:
         pair = isinstance(item, tuple | list) and len(item) == 2
         if not pair or not isinstance(item[0], str | None) or not isinstance(item[1], dict):
             raise UsageError(f"sweep file {path}: need {{key: value}} or (name, {{key: value}}), not {item!r:.80}")
-        if odd := [key for key in item[1] if not isinstance(key, str)]:
-            raise UsageError(f"sweep file {path}: the key {odd[0]!r} is not a text")
+        check_texts(item[1], path)
     return found
+
+
+def check_texts(overrides, path):
+    """Raises UsageError unless the keys of overrides are strings and the values can be written as text."""
+    for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise UsageError(f"sweep file {path}: the key {key!r} is no string such as 'config.seed'")
+        try:
+            str(value)
+        except Exception as e:
+            raise UsageError(f"sweep file {path}: {key!r} has a value that cannot be written: {e}") from e
 
 
 def named(items, path):

@@ -7,9 +7,12 @@ import time
 
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
+from cfgjax.launch.guardian import Guardian
 from cfgjax.launch.job import argv_of
 from cfgjax.sweep import records
 from cfgjax.sweep.records import Outcome
+
+SAVE_SECONDS = 60  # that the runs of a killed sweep have to save in
 
 
 class Busy(Exception):
@@ -19,12 +22,12 @@ class Busy(Exception):
 class Run:
     """An entry that runs: its commands one after the other, all that they say appended to its log.
 
-    The log is locked for as long as a process of the run lives, also when that of the sweep does not. Raises Busy where
-    it is locked already.
+    The log is locked for as long as a process of the run lives, also one that still saves after its sweep was killed.
+    Raises Busy if it is locked already.
     """
 
-    def __init__(self, entry, out, python):
-        self.entry, self._out, self._python = entry, out, python
+    def __init__(self, entry, out, python, guardian):
+        self.entry, self._out, self._python, self._guardian = entry, out, python, guardian
         self._began, self._left, self._passed_on = time.monotonic(), list(entry.commands), []
         self._log = open(records.log_path(out, entry.name), "ab", buffering=0)
         try:
@@ -39,7 +42,7 @@ class Run:
         argv = argv_of(self._python, self._left.pop(0))
         self._log.write(f"$ {shlex.join(argv)}\n".encode())
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self._process = children.start(argv, env=environment, stdout=self._log, stderr=self._log)
+        self._process = children.start(argv, self._guardian, env=environment, stdout=self._log, stderr=self._log)
 
     def pass_on(self, number):
         """Sends the signal to the run's process."""
@@ -50,6 +53,7 @@ class Run:
         """The `Outcome` when the last command has ended or one of them has not with 0, recorded; None until then."""
         if self._process.poll() is None:
             return None
+        self._guardian.ended(self._process.pid)
         code = children.exit_code(self._process.returncode, self._passed_on)
         if code == DONE and self._left and self._passed_on:
             code = PREEMPTED
@@ -63,12 +67,13 @@ class Run:
 
 def run_all(entries, out, *, parallel, python, retry_failed):
     """[`Outcome`] of the entries, of which parallel run at a time. SIGTERM, SIGINT and SIGUSR1 are passed on to them.
+    If this process is killed, they get SIGTERM too.
 
     What is left then is "waiting". "elsewhere" is a run that a process of another sweep holds.
     """
     waiting, outcomes, stopped = list(entries), {}, False
     running: list[Run] = []
-    with children.Received() as received:
+    with Guardian(SAVE_SECONDS) as guardian, children.Received() as received:
         while running or (waiting and not stopped):
             while waiting and len(running) < parallel and not stopped:
                 entry = waiting.pop(0)
@@ -76,7 +81,7 @@ def run_all(entries, out, *, parallel, python, retry_failed):
                     if told := records.settled(out, entry, retry_failed=retry_failed):
                         outcomes[entry.name] = told
                         continue
-                    running.append(Run(entry, out, python))
+                    running.append(Run(entry, out, python, guardian))
                     print(f"{entry.name}: started, {records.log_path(out, entry.name)}", flush=True)
                 except Busy:
                     outcomes[entry.name] = Outcome(entry.name, "elsewhere", None, records.last_line(out, entry.name))

@@ -5,7 +5,6 @@ fails its manifest later is reported, passed over, and moved aside to `<workdir>
 been restored; it is never deleted or overwritten.
 """
 
-import contextlib
 import dataclasses
 import logging
 import shutil
@@ -20,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 from cfgjax import processes
 from cfgjax.errors import UsageError
 from cfgjax.training.manifest import damage, move_damaged_metadata, step_directories, write_manifest
+from cfgjax.training.writes import SaveError, check_space, noticing, save_error, sizes
 
 log = logging.getLogger("cfgjax")
 
@@ -40,10 +40,6 @@ class Cadence:
                 raise UsageError(f"checkpoint.{name} is {value}; need at least 1")
 
 
-class SaveError(OSError):
-    """A checkpoint that could not be written."""
-
-
 class Checkpoints:
     """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits.
 
@@ -58,8 +54,11 @@ class Checkpoints:
             policies.append(EveryNSteps(cadence.keep_every_steps))
         self._saving, self._since, self.seconds = None, 0.0, 0.0
         processes.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
+        self._failure: BaseException | None = None
+        handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers={name: noticing(handler, self._notice) for name, handler in handlers.items()},
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
@@ -76,7 +75,7 @@ class Checkpoints:
             return
         self.wait()
         self._saving, self._since = step, time.monotonic()
-        processes.decided(lambda: self._check_space(state), f"saving step {step}")
+        processes.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
@@ -104,13 +103,23 @@ class Checkpoints:
             self._see_progress(2 * processes.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
 
+    def check(self):
+        """Raises SaveError if this process has failed to write its part of the save in progress. Does not wait."""
+        if self._failure is not None:
+            raise save_error(self._saving, self._failure)
+
+    def _notice(self, error):
+        """Remembers that a write of this process has failed."""
+        self._failure = self._failure or error
+
     def _see_progress(self, patience):
         """Waits while the save in progress writes. Raises SaveError after `patience` seconds without a byte.
 
-        Where one process fails to write, Orbax has it and the others wait for each other at different barriers.
+        If one process fails to write, Orbax has it and the others wait for each other at different barriers.
         """
         before, since = None, time.monotonic()
         while self._manager.is_saving_in_progress():
+            self.check()
             written = sizes(self.directory.glob(f"{self._saving}*/**/*"))
             if written != before:
                 before, since = written, time.monotonic()
@@ -138,28 +147,24 @@ class Checkpoints:
         if kind is None or jax.process_count() == 1:
             self.close()
 
-    def _check_space(self, state):
-        """Raises SaveError where the disk has less space than the state takes."""
-        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
-        if needed > free:
-            space = f"step {self._saving} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
-            raise SaveError(f"saving step {self._saving} failed: No space left on device: {space}")
-
     def _waited(self, wait):
         """wait(), with a failed save as one SaveError."""
         try:
             return wait()
         except (OSError, ValueError, RuntimeError) as e:
-            reason = " ".join(str(e).split()).rpartition(": ")[-1]  # the innermost of a chain of them
-            raise SaveError(f"saving step {self._saving} failed: {reason}") from e
+            raise save_error(self._saving, e) from e
 
     def _write_manifest(self):
         """Orbax's last call before it renames the directory of the step into place."""
         if jax.process_index() != 0:
             return
-        for directory in self.directory.glob(f"{self._saving}*"):
-            if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
-                write_manifest(directory)
+        try:
+            for directory in self.directory.glob(f"{self._saving}*"):
+                if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
+                    write_manifest(directory)
+        except OSError as e:
+            self._notice(e)
+            raise
         self.seconds = time.monotonic() - self._since
 
 
@@ -228,15 +233,6 @@ def read_params(directory, step, rate):
     restored = handler.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True))
     handler.close()
     return restored["params"] if rate is None else restored["ema"][rate]
-
-
-def sizes(paths):
-    """{path: bytes} of those that are there."""
-    found = {}
-    for path in paths:
-        with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile
-            found[path] = path.stat().st_size
-    return found
 
 
 def unused_path(path):

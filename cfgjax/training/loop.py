@@ -7,11 +7,12 @@ import time
 import jax
 
 from cfgjax import processes
-from cfgjax.training.checkpoint import Checkpoints, SaveError
+from cfgjax.training.checkpoint import Checkpoints
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.manifest import whole_steps
 from cfgjax.training.run import Run
+from cfgjax.training.writes import SaveError
 from cfgjax.workdir import Claim
 
 
@@ -88,6 +89,7 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         fetched, heard = fetch(running)
         history, running, wish = history + fetched, [metrics], wish or heard
         runlog.advance(step)
+        checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
         saving_now = step % run.cadence.every_steps == 0 or done or stopping

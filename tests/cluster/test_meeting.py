@@ -1,6 +1,7 @@
 """The roll call, over real sockets, a thread for each process."""
 
 import concurrent.futures
+import os
 import socket
 import time
 
@@ -27,6 +28,8 @@ def close(meetings):
     for meeting in meetings:
         for link in meeting.links.values():
             link.close()
+        if meeting.reserved is not None:
+            os.close(meeting.reserved)
 
 
 def test_all_learn_of_all_and_of_one_address_for_jax():
@@ -78,6 +81,43 @@ def test_a_port_that_is_taken_is_told():
     with socket.create_server(("", 0)) as server:
         (error,) = meet((2, 0, FACTS), address=f"localhost:{server.getsockname()[1]}")
     assert "process 0 cannot listen at port" in str(error)
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1", "::1", "::"])
+def test_a_port_of_jax_that_is_taken_is_told_to_all_at_once(host):
+    port, begun = free_port(), time.monotonic()
+    with socket.create_server((host, port + 1), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        errors = meet((2, 0, FACTS), (2, 1, FACTS), address=f"localhost:{port}")
+    for error in errors:
+        assert isinstance(error, UsageError)
+        assert f"process 0 cannot listen at port {port + 1}, which jax takes: Address already in use" in str(error)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_port_of_jax_is_nobody_elses_until_it_is_used():
+    meetings = meet((2, 0, FACTS), (2, 1, FACTS))
+    address = meetings[0].jax_address
+    for host in ("", "127.0.0.1"):
+        with pytest.raises(OSError, match="Address already in use"):
+            socket.create_server((host, int(address.rpartition(":")[2])))
+    close(meetings)
+
+
+def test_tasks_of_slurm_leave_the_next_port_to_the_next_task():
+    port = free_port()
+    with socket.create_server(("", port + 1)), concurrent.futures.ThreadPoolExecutor() as threads:
+        place = lambda i: Place(f"localhost:{port}", 2, i, "Slurm")
+        meetings = list(threads.map(lambda i: call_the_roll(place(i), FACTS, 5.0), range(2)))
+    assert meetings[0].jax_address == meetings[1].jax_address != f"localhost:{port + 1}"
+    close(meetings)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+def test_an_address_of_ipv6_keeps_its_brackets():
+    port = free_port()
+    meetings = meet((2, 0, FACTS), (2, 1, FACTS), address=f"[::1]:{port}")
+    assert [meeting.jax_address for meeting in meetings] == 2 * [f"[::1]:{port + 1}"]
+    close(meetings)
 
 
 def test_a_stranger_at_the_door_is_sent_away():

@@ -17,6 +17,8 @@ SLURM = {
     "SLURM_STEP_NUM_TASKS": "4",
     "SLURM_PROCID": "3",
 }
+NO_ADDRESS = ["", ":", "a:", ":1", "a:0", "a:-1", "a:65535", "a:65536", "a:99999", "a:1e3", "a:٣", "a:b:1", "a b:1"]
+NO_ADDRESS += ["http://a:1", "::1:80", "[::1]", "[::1]:", "[]:1", "[::1:80", "a:1\n", "a\n:1", "a:1 ", "/a:1"]
 CASES = {
     "CFGJAX_COORDINATOR": (
         {"CFGJAX_COORDINATOR": "a:1234", "CFGJAX_NUM_PROCESSES": "4", "CFGJAX_PROCESS_ID": "3"},
@@ -78,13 +80,48 @@ def test_a_process_alone_has_no_place():
     ("flags", "told"),
     [
         (("a:1", 2, 2), "process 2 of 2; need a process in 0 … 1"),
+        (("a:1", 0, 0), "0 processes; need 1 … 100000"),
+        (("a:1", 10**10, 0), "10000000000 processes; need 1 … 100000"),
         (("a", 2, 1), "coordinator 'a'; need HOST:PORT"),
-        (("a:99999", 2, 1), "coordinator 'a:99999'; need HOST:PORT"),
+        *(((address, 2, 1), "the flags: coordinator .*; need HOST:PORT") for address in NO_ADDRESS),
     ],
 )
 def test_a_place_that_cannot_be_is_told(flags, told):
     with pytest.raises(UsageError, match=told):
         find_place(dict(zip(NO_FLAGS, flags, strict=True)), {})
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port", "jax"),
+    [
+        ("a:1", "a", 1, "a:2"),
+        ("a-b.c_d:65534", "a-b.c_d", 65534, "a-b.c_d:65535"),
+        ("127.0.0.1:80", "127.0.0.1", 80, "127.0.0.1:81"),
+        ("[fe80::1%eth0]:80", "fe80::1%eth0", 80, "[fe80::1%eth0]:81"),
+    ],
+)
+def test_an_address_of_a_place_has_a_host_and_a_port(address, host, port, jax):
+    found = Place(address, 2, 1, "a test")
+    assert (found.host, found.port, found.with_port(found.jax_port)) == (host, port, jax)
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"CFGJAX_NUM_PROCESSES": "-1"}, "-1 processes; need 1"),
+        ({"CFGJAX_NUM_PROCESSES": "two"}, "CFGJAX_COORDINATOR: .* is not whole: .*'two'"),
+        ({"CFGJAX_PROCESS_ID": "2"}, "process 2 of 2"),
+        ({"CFGJAX_PROCESS_ID": "-1"}, "process -1 of 2"),
+        ({"CFGJAX_COORDINATOR": None}, "is not whole: 'CFGJAX_COORDINATOR'"),
+        ({"CFGJAX_COORDINATOR": None, "CFGJAX_PROCESS_ID": None}, "is not whole: 'CFGJAX_COORDINATOR'"),
+        ({"CFGJAX_COORDINATOR": ""}, "coordinator ''; need HOST:PORT"),
+    ],
+)
+def test_variables_that_cannot_be_are_told_and_not_taken_for_a_process_alone(variables, told):
+    whole = {"CFGJAX_COORDINATOR": "a:1", "CFGJAX_NUM_PROCESSES": "2", "CFGJAX_PROCESS_ID": "1"}
+    environ = {name: value for name, value in (whole | variables).items() if value is not None}
+    with pytest.raises(UsageError, match=told):
+        find_place(NO_FLAGS, environ)
 
 
 def test_an_environment_that_is_not_whole_is_told():

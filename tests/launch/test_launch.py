@@ -40,6 +40,16 @@ def here(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.fixture(params=["no program", "every program"])
+def installed(request, monkeypatch, tmp_path):
+    """A machine with none of the programs of clusters and clouds, and one with all of them."""
+    if request.param == "every program":
+        for name in ("sbatch", "squeue", "gcloud", "kubectl"):
+            (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+            (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
 @pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.name)
 def test_job_files_are_what_their_commands_print(path, capsys):
     text = path.read_text()
@@ -101,6 +111,8 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"local -- {TRAIN} --config.train.batch_size=many", "invalid literal for int"),
         ("local -- evaluate --workdir=x --guidence=1", "Unknown command line flag 'guidence'. Did you mean: guidance"),
         (f"local --num_processes=0 -- {TRAIN}", "--num_processes=0: 0 is not a positive integer"),
+        (f"local --num_processes=1000000000 -- {TRAIN}", "--num_processes=1000000000: need at most 1024"),
+        (f"local --devices_per_process=1000000000 -- {TRAIN}", "--devices_per_process=1000000000: need at most 1024"),
         (f"local --num_proceses=2 -- {TRAIN}", "Did you mean: num_processes"),
         (f"slurm -- {TRAIN}", "--time must be given"),
         (
@@ -112,7 +124,16 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"slurm --time=60 --gpus_per_node=8 --tasks_per_node=3 -- {TRAIN}", "--gpus_per_node=8 do not divide among 3"),
         (f"slurm --time=60 --sbatch=mem=3G -- {TRAIN}", "need an option of sbatch"),
         (f"slurm --time=60 --logs=README.md/x -- {TRAIN}", "cannot be made: Not a directory"),
+        (f"slurm --time=60 --logs=README.md -- {TRAIN}", "README.md is not a directory"),
+        (f"slurm --time=60 -- {TRAIN.replace('runs', 'README.md')}", "cannot be made: Not a directory"),
+        (f"slurm --time=60 -- {TRAIN}{'x' * 300}", "cannot be made: File name too long"),
+        (f"local --python=no-such-python -- {TRAIN}", "--python=no-such-python: there is no such program"),
+        (f"tpu_vm --zone=z --name=A_b -- {TRAIN}", "--name=A_b: need lower-case"),
         (f"tpu_vm -- {TRAIN}", "--zone must be given"),
+        (f"tpu_vm --zone= -- {TRAIN}", "--zone must be given"),
+        (f"tpu_vm --zone=z --action=create --accelerator_type= -- {TRAIN}", "--accelerator_type must be given"),
+        (f"kubernetes --image= --claim=c --hosts=2 -- {TRAIN}", "--image must be given"),
+        (f"kubernetes --image=i --claim=c --hosts=2 -- {TRAIN}'\n'", "is not below --mount=/runs"),
         (f"tpu_vm --zone=z --action=strat -- {TRAIN}", "unknown action 'strat', did you mean 'status'?"),
         (f"tpu_vm --zone=z --action=create -- {TRAIN}", "--accelerator_type must be given"),
         (f"kubernetes --image=i --claim=c -- {TRAIN}", "--hosts must be given"),
@@ -132,6 +153,7 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --name=A_b -- {TRAIN}", "--name=A_b: need lower-case"),
     ],
 )
+@pytest.mark.usefixtures("installed")
 def test_bad_input_is_one_line(words, told):
     with pytest.raises(UsageError) as raised:
         launch(words)

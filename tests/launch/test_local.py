@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from command import ROOT
+from command import ROOT, lives, wait_until
 
 CHILD = """#!/usr/bin/env bash
 # in place of the interpreter; $CHILD_<i> is what process i does
@@ -75,6 +75,19 @@ def test_one_failure_ends_all_in_bounded_time_and_is_told_last(start):
     assert time.monotonic() - began < 15
     told = "cfgjax: failed: process 1 of 3 ended with 1: disk full; 2 that went on were killed"
     assert err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize("does", ["trap 'touch $HERE/saved_$I; exit 75' TERM", "trap '' TERM"], ids=["saves", "hangs"])
+def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
+    says = f"HERE={tmp_path} I=$CFGJAX_PROCESS_ID; {does}; echo $$ > $HERE/pid_$I"
+    runs = f"{says}; for _ in $(seq 600); do sleep 0.1; done"
+    process = start(runs, runs, grace=1)
+    files = [tmp_path / f"pid_{i}" for i in range(2)]
+    wait_until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files), 30)
+    process.kill()
+    wait_until(lambda: not any(lives(int(file.read_text())) for file in files), 15)
+    saved = sorted(path.name for path in tmp_path.glob("saved_*"))
+    assert saved == (["saved_0", "saved_1"] if "saved" in does else [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

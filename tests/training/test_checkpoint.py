@@ -1,8 +1,10 @@
+import resource
 import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
+from command import wait_until
 from tiny import same_trees
 
 from cfgjax.errors import UsageError
@@ -10,6 +12,7 @@ from cfgjax.sharding import make_mesh
 from cfgjax.training.checkpoint import Cadence, Checkpoints, restore_params
 from cfgjax.training.manifest import whole_steps
 from cfgjax.training.state import TrainState, abstract_state, create_state
+from cfgjax.training.writes import SaveError
 
 
 def state_at(step):
@@ -137,6 +140,32 @@ def test_with_no_whole_step_left_nothing_is_overwritten(saved):
     with pytest.raises(UsageError, match="no checkpoint in .* is whole, nothing was overwritten"):
         restore(saved)
     assert sorted(saved.rglob("*")) == before
+
+
+def failure(checkpoints):
+    """What `check` raises, as text; empty while nothing has failed."""
+    try:
+        checkpoints.check()
+    except SaveError as e:
+        return str(e)
+    return ""
+
+
+def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_path):
+    """Orbax would wait for the other processes, which wait for this one."""
+    state = TrainState(jnp.int32(1), {"w": jax.random.normal(jax.random.key(0), (256, 256))}, {}, ())
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Cadence(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # as a full disk, to this process alone
+        checkpoints.save(1, state, [])
+        wait_until(lambda: failure(checkpoints), seconds=10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failure(checkpoints).startswith("saving step 1 failed: File too large")
+    with pytest.raises(SaveError):
+        checkpoints.close()
+    assert whole_steps(tmp_path / "checkpoints") == []
 
 
 def test_a_state_restores_onto_another_mesh(tmp_path):
