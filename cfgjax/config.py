@@ -12,6 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from cfgjax.errors import HelpAsked, UsageError, nearest
+from cfgjax.overrides import split_overrides
+from cfgjax.paths import check_path
 
 CLASSIFIER_SECTIONS: tuple = (
     "seed",
@@ -33,6 +35,7 @@ SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
+PATHS = ("data.path", "data.data_dir", "train.init_from", "evaluate.classifier", "evaluate.reference")
 HELP = {"--help", "-h"}  # flags of every command
 
 
@@ -45,24 +48,24 @@ def define_flag(flag_values, argv):
 def parse_flags(flag_values, argv):
     """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
 
-    --config.key=None sets None whatever the type of the value, which absl's parsers cannot.
+    Of overrides of one key the last counts. --config.key=None sets None whatever the type of the value.
     Raises HelpAsked for --help.
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
     path = config_path(argv)
+    check_path("--config", path)
     if path is not None and not Path(path).is_file():
         raise UsageError(f"there is no config file {path}")
-    check_overrides(path, argv)
-    argv = [underscored(arg) for arg in argv]
-    nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
+    argv, nones = split_overrides(list(map(underscored, argv)), check_overrides(path, argv))
     try:
-        rest = flag_values([arg for arg in argv if arg not in nones])
+        rest = flag_values(argv)
     except flags.Error as e:
         raise UsageError(" ".join(str(e).split())) from e
     if nones:
-        keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
-        flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+        flag_values.config.update_from_flattened_dict(nones)
+    if path is not None:
+        check_paths(flag_values.config)
     return rest
 
 
@@ -79,25 +82,39 @@ def underscored(arg):
 
 
 def check_overrides(path, argv):
-    """Raises UsageError for a --config.key that the file at path does not have, or without a file."""
+    """The ConfigDict of the file at path where a key of it is overridden, otherwise None.
+
+    Raises UsageError for a --config.key that it does not have, or without a file.
+    """
     keys = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
     if keys and path is None:
         raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
-    known = flatten(load_file(path)) if keys else {}
+    config = load_file(path) if keys else None
+    known = flatten(config) if keys else {}
     sections = {name.partition(".")[0] for name in known}
     for key in keys:
         if key not in known and key not in sections:
             raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+    return config
+
+
+def check_paths(config):
+    """Raises UsageError where one of PATHS in a config cannot be a path."""
+    flat = flatten(config)
+    for key in PATHS:
+        if isinstance(flat.get(key), str):
+            check_path(f"config.{key}", flat[key])
 
 
 def config_path(argv):
-    """The FILE of --config=FILE or --config FILE in argv, or None."""
+    """The FILE of the last --config=FILE or --config FILE in argv, or None."""
+    path = None
     for arg, following in zip(argv, [*argv[1:], None], strict=True):
         if arg.startswith("--config="):
-            return arg.removeprefix("--config=")
+            path = arg.removeprefix("--config=")
         if arg == "--config":
-            return following
-    return None
+            path = following
+    return path
 
 
 def load_file(path):
@@ -131,6 +148,7 @@ def check_sections(config, sections=SECTIONS):
             raise UsageError(f"unknown config section {name!r}{nearest(name, sections)}")
     if missing := [name for name in sections if name not in config]:
         raise UsageError(f"config lacks the sections {', '.join(missing)}")
+    check_paths(config)
 
 
 def call(function, section, given, **fixed):

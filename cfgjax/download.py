@@ -56,7 +56,9 @@ def inception(out=None, url=INCEPTION_URL):
         with writing(path) as temporary:
             fetch(url, temporary)
             check_hash(temporary, url, by_hand)
-    except (OSError, http.client.HTTPException) as e:
+    except UsageError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: of a proxy or a redirection
         reason = str(e).removeprefix("<urlopen error ").removesuffix(">") or type(e).__name__
         raise OSError(f"cannot download {url}: {reason}; {by_hand}") from e
     return path
@@ -76,8 +78,8 @@ def check_hash(path, origin, advice):
 def fetch(url, path):
     """Writes what is at url to path. Raises OSError where the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
-        total = response.headers["Content-Length"]
-        total = int(total) if total else None
+        length = response.headers["Content-Length"] or ""
+        total = int(length) if length.isascii() and length.isdecimal() else None  # any other: unknown; the hash decides
         with tqdm(total=total, unit="B", unit_scale=True, desc="Inception", disable=None) as progress:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)

@@ -1,5 +1,6 @@
 """A trained model: `load(workdir).sample(labels, guidance=…)`, with no training code in sight."""
 
+import contextlib
 import functools
 import inspect
 
@@ -24,6 +25,7 @@ from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
+from cfgjax.progress import timed
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
@@ -76,6 +78,7 @@ class Model:
         self.params = params
         if mesh is None:
             self.put(params)
+        self._programs: set = set()  # of the sampler, called so far
         self._eps = jax.jit(self._predict)
         self._sample = jax.jit(self._run, static_argnames=("sampler", "guided", "classifier"))
 
@@ -232,9 +235,19 @@ class Model:
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             params = self.params, None if classifier is None else classifier.classifier.params_on(self.mesh)
             options = dict(sampler=sampler, guided=guided, classifier=classifier and classifier.kind)
-            return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
+            with self._compiling(len(grid), len(index), **options):
+                return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
 
         return draw
+
+    def _compiling(self, *program, **options):
+        """A context that reports the compilation of the sampler where the first call of a program causes one."""
+        key = (*program, *options.values())
+        if key in self._programs:
+            return contextlib.nullcontext()
+        self._programs.add(key)
+        num_steps, size = program
+        return timed(f"compiling the {options['sampler']} sampler ({num_steps} steps, batch {size})")
 
     def grid(self, num_steps):
         """λ of the levels of a sampler of num_steps, float32 [T], increasing."""

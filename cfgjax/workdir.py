@@ -15,6 +15,7 @@ from cfgjax import processes
 from cfgjax.config import check_resumable, from_json, to_json
 from cfgjax.errors import UsageError
 from cfgjax.files import writing
+from cfgjax.paths import check_path
 
 DATA = "data.json"  # beside config.json: `hash` of the run's data set, where it has one, and `source` and `path`
 SHOWN = 16  # characters of a hash
@@ -22,6 +23,7 @@ SHOWN = 16  # characters of a hash
 
 def read_config(workdir):
     """The config of the run in workdir, `model.remat` by name where an older version wrote True or False."""
+    check_path("workdir", workdir)
     path = Path(workdir) / "config.json"
     try:
         config = from_json(path.read_text())
@@ -64,6 +66,7 @@ class Claim:
     """
 
     def __init__(self, workdir, config, data_hash=None):
+        check_path("workdir", workdir)
         self.path, self._config, self._data_hash = Path(workdir), config, data_hash
         self._lock: Any = None  # of the first process
         token = processes.decided(self._take, f"the claim of {workdir}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import check_writable, no_arguments, required
+from cfgjax.commands.common import begin, check_writable, no_arguments, required
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
 
 
 def convert(argv):
@@ -24,6 +25,7 @@ def openai_adm(argv):
     given = flags.FlagValues()
     flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
     parse_import(given, argv, "preset")
+    begin(given, f"converting {given.checkpoint}")
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.convert.layout import with_null_label
@@ -61,6 +63,7 @@ def diffusers(argv):
     what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
+    begin(given, f"converting {given.checkpoint}")
 
     from cfgjax.convert import diffusers
     from cfgjax.convert.layout import with_null_label
@@ -83,8 +86,8 @@ def diffusers(argv):
 def to_openai_adm(argv):
     """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: a run's weights under guided-diffusion's names."""
     given = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
-    flags.DEFINE_string("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
+    define_path("workdir", None, "Folder of the run.", flag_values=given)
+    define_path("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
     no_arguments(parse_flags(given, argv))
@@ -95,6 +98,7 @@ def to_openai_adm(argv):
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--out={given.out}: a .pt file is written by torch, which is not installed; take .npz")
     check_writable("out", given.out)
+    begin(given, f"converting the run in {given.workdir}")
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.files import writing
@@ -113,8 +117,8 @@ def to_openai_adm(argv):
 
 def parse_import(given, argv, *also_required):
     """Reads the flags, which must have a checkpoint and a workdir that is to be new."""
-    flags.DEFINE_string("checkpoint", None, "What to convert.", flag_values=given)
-    flags.DEFINE_string("out", None, "Workdir to write, new or empty.", flag_values=given)
+    define_path("checkpoint", None, "What to convert.", flag_values=given)
+    define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
     what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))

@@ -6,10 +6,12 @@ import sys
 
 from absl import flags
 
-from cfgjax.commands.common import check_writable, no_arguments, required
+from cfgjax.commands.common import begin, check_writable, no_arguments, required
 from cfgjax.config import config_path, define_flag, parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
+from cfgjax.progress import show_progress
 
 
 def preflight(argv):
@@ -22,13 +24,16 @@ def preflight(argv):
     flags.DEFINE_integer("devices", None, "How many devices.", flag_values=given, lower_bound=1)
     flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
     flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
-    flags.DEFINE_string("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
+    define_path("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
     flags.DEFINE_bool("run", False, "A real step, save and restore on the devices at hand.", flag_values=given)
-    flags.DEFINE_string("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
+    define_path("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "devices")
     check_files(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
+    if given.json == "-":
+        show_progress(sys.stderr)
+    begin(given, f"preflight of {config_path(argv)} on {given.devices} devices")
 
     from cfgjax.preflight.sizes import parse_bytes
     from cfgjax.sharding import parse_mesh

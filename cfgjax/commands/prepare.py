@@ -9,6 +9,8 @@ from cfgjax.commands.common import no_arguments, required
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE, PREEMPTED
+from cfgjax.paths import check_path, define_path
+from cfgjax.progress import log
 
 
 def prepare(argv):
@@ -24,8 +26,8 @@ def prepare(argv):
     whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
     whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
     flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
-    flags.DEFINE_string("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
+    define_path("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
+    define_path("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
@@ -35,6 +37,9 @@ def prepare(argv):
         places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
         raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
     no_arguments([argv[0]])
+    for path in words[2:] if words[0] == "tfds" else words[1:]:
+        check_path("IN or OUT", path)
+    log.info("preparing %s …", words[1])
     return kind(given, *words[1:])
 
 

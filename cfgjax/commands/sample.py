@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
+    begin,
     check_writable,
     classifier_scales,
     define_sampling,
@@ -21,6 +22,7 @@ from cfgjax.commands.common import (
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
 
 
 def sample(argv):
@@ -35,11 +37,15 @@ def sample(argv):
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     guidance, scales = weights(given), classifier_scales(given)
 
+    begin(given, f"sampling from {given.workdir or given.base}")
+
     from cfgjax.cluster.session import taking_part
+    from cfgjax.devices import open_devices
     from cfgjax.workdir import read_config
 
     config = read_config(given.workdir or given.base)
     with taking_part(place(given), shared_facts(given, config), patience(config)):
+        open_devices()
         draw(given, labels, guidance, scales)
     return DONE
 
@@ -81,15 +87,15 @@ def define_flags(argv):
     """The flags of the command."""
     given = flags.FlagValues()
     define_sampling(given)
-    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
+    define_path("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
     flags.DEFINE_integer("per_cell", None, "Samples of each label and weight.", flag_values=given, lower_bound=1)
     flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
     flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
-    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    define_path("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
+    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
     flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
     flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
     return given

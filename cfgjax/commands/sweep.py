@@ -12,7 +12,8 @@ from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, FAILED, PREEMPTED
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, shell_lines
-from cfgjax.launch.programs import require
+from cfgjax.launch.programs import require, require_interpreter
+from cfgjax.paths import define_path
 from cfgjax.sweep.entries import chosen, read_sweep
 
 SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
@@ -22,12 +23,12 @@ UNFINISHED = ("interrupted", "waiting", "elsewhere")
 def sweep(argv):
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: the runs of a sweep file, those still to do."""
     given, of_slurm = flags.FlagValues(), flags.FlagValues()
-    flags.DEFINE_string("sweep", None, "Sweep file.", flag_values=given)
-    flags.DEFINE_string("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
+    define_path("sweep", None, "Sweep file.", flag_values=given)
+    define_path("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
     flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the runs run.", flag_values=given)
     flags.DEFINE_integer("parallel", None, "Runs at a time; here 1, of Slurm all.", lower_bound=1, flag_values=given)
-    flags.DEFINE_string("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
-    flags.DEFINE_string("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
+    define_path("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
+    define_path("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
     flags.DEFINE_string("only", None, "Names of the runs to take, separated by commas.", flag_values=given)
     what = "Run failed ones again, which otherwise are only reported."
     flags.DEFINE_bool("retry_failed", False, what, flag_values=given)
@@ -62,6 +63,7 @@ def local(given, entries):
         for words in (words for entry in missing for words in entry.commands):
             print(shell_lines(argv_of(given.python, words)))
         return DONE
+    require_interpreter(given.python)
     make_folder(given.out)
     how = dict(parallel=given.parallel or 1, python=given.python, retry_failed=given.retry_failed)
     return tell(pool.run_all(entries, given.out, **how))

@@ -37,8 +37,20 @@ def find(path):
     below = [first(child) for child in sorted(folder.glob("*/"), key=natural)]
     if files := [file for file in below if file is not None]:
         return files
-    what = "has no frontier.json" if folder.is_dir() else "is no file or folder"
-    raise UsageError(f"{path} {what}; a run, evaluate it first: cfgjax evaluate --workdir={path}")
+    raise UsageError(unevaluated(folder))
+
+
+def unevaluated(folder):
+    """Why nothing can be compared in a folder, and what to do about it."""
+    if not folder.is_dir():
+        return f"{folder} is no file or folder"
+    if (folder / "config.json").is_file():
+        return f"{folder} has no frontier.json; evaluate the run first: cfgjax evaluate --workdir={folder}"
+    runs = [child for child in sorted(folder.glob("*/"), key=natural) if (child / "config.json").is_file()]
+    if runs:
+        advice = f"evaluate each, such as: cfgjax evaluate --workdir={runs[0]}"
+        return f"{folder} has no frontier.json, and none of its {len(runs)} runs has been evaluated; {advice}"
+    return f"{folder} has no frontier.json and no run; give a run's workdir, an evaluation's folder or a sweep's --out"
 
 
 def first(folder):

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from cfgjax.evaluation.figures import require_matplotlib
+from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.files import writing
 
 KEYS = (  # of a curve

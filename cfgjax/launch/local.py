@@ -15,6 +15,8 @@ from absl import flags
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
 from cfgjax.launch.job import argv_of, shell_lines
+from cfgjax.launch.programs import require_interpreter
+from cfgjax.paths import define_path
 
 
 def define_flags(given):
@@ -24,7 +26,7 @@ def define_flags(given):
     integer("devices_per_process", None, "Virtual CPU devices of each process.", lower_bound=1)
     integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 60, "Seconds that the others have to end in when one failed.", lower_bound=0)
-    flags.DEFINE_string("python", sys.executable, "Interpreter.", flag_values=given)
+    define_path("python", sys.executable, "Interpreter.", flag_values=given)
 
 
 def launch(given, job):
@@ -34,6 +36,7 @@ def launch(given, job):
     if given.dry_run:
         print("\n".join(script(argv, shared, own)))
         return DONE
+    require_interpreter(given.python)
     return Group(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
 
 

@@ -12,6 +12,12 @@ def require(program):
         raise UsageError(f"there is no {program} on this machine; --dry_run prints what it would be given")
 
 
+def require_interpreter(python):
+    """Raises UsageError unless --python names a program that can be started on this machine."""
+    if shutil.which(python) is None:
+        raise UsageError(f"--python={python}: there is no such program on this machine; give a Python interpreter")
+
+
 def output_of(argv, text=None, *, shown=False):
     """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
 
