@@ -1,6 +1,5 @@
 """A trained model: `load(workdir).sample(labels, guidance=…)`, with no training code in sight."""
 
-import contextlib
 import functools
 import inspect
 
@@ -25,7 +24,7 @@ from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
-from cfgjax.progress import timed
+from cfgjax.progress import compiling
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
@@ -78,7 +77,6 @@ class Model:
         self.params = params
         if mesh is None:
             self.put(params)
-        self._programs: set = set()  # of the sampler, called so far
         self._eps = jax.jit(self._predict)
         self._sample = jax.jit(self._run, static_argnames=("sampler", "guided", "classifier"))
 
@@ -226,8 +224,7 @@ class Model:
         noisy = self._check_low_res_logsnr(low_res_logsnr)
 
         def draw(index, labels, weights, scales=None, low_res=None):
-            batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
-            batch["weight"] = weights.astype(np.float32)
+            batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             if classifier is not None:
                 batch["scale"] = scales.astype(np.float32)
             if low_res is not None:
@@ -235,19 +232,10 @@ class Model:
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             params = self.params, None if classifier is None else classifier.classifier.params_on(self.mesh)
             options = dict(sampler=sampler, guided=guided, classifier=classifier and classifier.kind)
-            with self._compiling(len(grid), len(index), **options):
+            with compiling(self, f"the sampler ({len(grid)} steps, batch {len(index)})", options):
                 return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
 
         return draw
-
-    def _compiling(self, *program, **options):
-        """A context that reports the compilation of the sampler where the first call of a program causes one."""
-        key = (*program, *options.values())
-        if key in self._programs:
-            return contextlib.nullcontext()
-        self._programs.add(key)
-        num_steps, size = program
-        return timed(f"compiling the {options['sampler']} sampler ({num_steps} steps, batch {size})")
 
     def grid(self, num_steps):
         """λ of the levels of a sampler of num_steps, float32 [T], increasing."""

@@ -4,10 +4,12 @@ import contextlib
 import logging
 import sys
 import time
+import weakref
 
 import tqdm
 
 log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is set to INFO
+_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: its programs so far
 LINE_SECONDS = 30  # between lines of progress where there is no terminal
 
 
@@ -38,6 +40,16 @@ def timed(what):
     start = time.monotonic()
     yield
     log.info("%s: %.1f s", what, time.monotonic() - start)
+
+
+def compiling(owner, what, options):
+    """`timed` for the first call of one of owner's jitted functions with these words and options, which compiles it."""
+    programs = _compiled.setdefault(owner, set())
+    program = (what, *options.items())
+    if program in programs:
+        return contextlib.nullcontext()
+    programs.add(program)
+    return timed(f"compiling {what}")
 
 
 class Progress:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files"}
+TOOLS |= {"arguments", "json_files", "paths", "devices"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -20,7 +20,12 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "json_files": {"files", "errors"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
-    "config": {"errors"},
+    "config": {"overrides", "paths", "errors"},
+    "overrides": set(),
+    "paths": {"errors"},
+    "devices": {"errors"},
+    "environment": {"paths", "errors"},
+    "failures": {"exits", "errors"},
     "sharding": {"errors"},
     "data": {"data", "diffusion", "config", "caches", "files", "progress", "exits", "errors"},
     "diffusion_config": {"diffusion", "config", "errors"},
@@ -28,20 +33,21 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
-    "workdir": {"config", "processes", "files", "errors"},
+    "workdir": {"config", "processes", "files", "paths", "errors"},
     "convert": {"convert", "nets", "weights", "files", "errors"},
     "processes": {"errors"},
     "exits": set(),
-    "cluster": {"cluster", "processes", "exits", "errors"},
+    "cluster": {"cluster", "processes", "exits", "failures", "errors"},
     "progress": set(),
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
-    | {"training.checkpoint", "workdir", "errors"},
-    "launch": {"launch", "exits", "errors"},
+    | {"training.checkpoint", "workdir", "progress", "errors"},
+    "launch": {"launch", "exits", "paths", "errors"},
     "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},
-    "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},
+    "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "devices", "progress"}
+    | {"errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

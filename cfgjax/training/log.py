@@ -101,8 +101,8 @@ class RunLog:
             told = "  ".join(f"{name} {value}" for name, value in losses.items())
             self.say(f"step {step}/{self._num_steps}  {told}  {rate:,.0f} images/s  ETA {clock(eta)}")
         else:
-            shown = [f"{rate:,.0f} images/s", *(f"{name} {value}" for name, value in losses.items())]
-            self._bar.set_postfix_str(fitting(shown, shutil.get_terminal_size().columns - BAR_COLUMNS))
+            entries = [f"{rate:,.0f} images/s", *(f"{name} {value}" for name, value in losses.items())]
+            self._bar.set_postfix_str(fitting(entries, shutil.get_terminal_size().columns - BAR_COLUMNS))
 
     def record(self, step, metrics):
         """One line of what was measured at step, besides the training itself, everywhere and to the user."""
