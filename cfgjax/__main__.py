@@ -1,11 +1,11 @@
 """The entry point of `cfgjax` and `python -m cfgjax`. Stop signals are handled before anything slow is imported."""
 
-from cfgjax.exits import catch_stop_signals
+from cfgjax.exits import stop_at_once
 
 
 def main():
     """Runs the command line and exits."""
-    catch_stop_signals()
+    stop_at_once()
 
     from cfgjax import cli
 

@@ -24,7 +24,7 @@ from cfgjax.compilation import keep_programs
 from cfgjax.config import HELP
 from cfgjax.environment import check_environment
 from cfgjax.errors import HelpAsked, UsageError, choose
-from cfgjax.exits import BAD_USAGE, DONE, PREEMPTED, catch_stop_signals, end_process, stopped_line
+from cfgjax.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_at_once, stop_by_exception, stopped_line
 from cfgjax.failures import expected_failure
 from cfgjax.progress import show_progress
 
@@ -45,7 +45,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def main():
     """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure reported on a line."""
-    catch_stop_signals()
+    stop_at_once()
     streams: tuple = (sys.stdout, sys.stderr)
     for stream in streams:
         with contextlib.suppress(AttributeError):  # another object took its place
@@ -58,6 +58,7 @@ def main():
     show_progress(sys.stdout)
     gc.set_threshold(NEW_OBJECTS)
     try:
+        stop_by_exception()
         keep_programs()
         sys.exit(run(sys.argv[1:]))
     except UsageError as e:

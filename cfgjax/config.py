@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cfgjax.errors import HelpAsked, UsageError, nearest
-from cfgjax.overrides import split_overrides
+from cfgjax.overrides import key_of, split_overrides
 from cfgjax.paths import check_path
 
 CLASSIFIER_SECTIONS: tuple = (
@@ -86,7 +86,7 @@ def check_overrides(path, argv):
 
     Raises UsageError for a --config.key that it does not have, or without a file.
     """
-    keys = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    keys = [key for key in map(key_of, argv) if key not in (None, "config")]
     if keys and path is None:
         raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
     config = load_file(path) if keys else None

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cfgjax.errors import UsageError
 from cfgjax.files import sha256, writing
+from cfgjax.paths import check_path
 
 log = logging.getLogger("cfgjax")
 
@@ -30,6 +31,7 @@ def default_inception_path():
 
 def find_inception(path=None):
     """path, or the default one, if there is a file. Raises UsageError saying how to get it."""
+    check_path("path", path)
     found = Path(path).expanduser() if path else default_inception_path()
     if not found.is_file():
         raise UsageError(
@@ -45,6 +47,7 @@ def inception(out=None, url=INCEPTION_URL):
     The file is whole and its hash right, or nothing is written. Raises UsageError for a file with another hash, and
     OSError for what the network or the disk refuse.
     """
+    check_path("out", out)
     path = Path(out).expanduser() if out else default_inception_path()
     if path.exists():
         check_hash(path, path, "remove it or name another place with --out")

@@ -16,11 +16,17 @@ class StopSignal(KeyboardInterrupt):
     """A stop signal reached a command that has no handler of its own. Its text is the signal's name."""
 
 
-def catch_stop_signals():
-    """From here on a stop signal ends the process with PREEMPTED, unless a command installs its own handlers.
+def stop_at_once():
+    """From here on a stop signal ends the process with PREEMPTED: for its start, when there is nothing to clean up."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, frame: end_stopped(number))
 
-    The handler raises `StopSignal`, so that temporary files are removed. Code outside Python, such as a compilation,
-    may keep the handler from running; after STUCK_SECONDS the process is ended all the same.
+
+def stop_by_exception():
+    """From here on a stop signal raises `StopSignal`, so that temporary files are removed.
+
+    Code outside Python, such as a compilation, may keep the handler from running; after STUCK_SECONDS the process is
+    ended all the same. Commands that save when they are stopped install handlers of their own.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
@@ -31,11 +37,11 @@ def catch_stop_signals():
 
 
 def stop(number, frame):
-    """The handler of the stop signals: raises StopSignal, or ends the process at once where it is importing modules."""
+    """The handler of `stop_by_exception`; ends the process at once where it is importing modules."""
     for other in STOP_SIGNALS:  # a second signal does not interrupt the removal of temporary files; a second Ctrl-C may
         signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
     if is_importing(frame):  # where an exception may be swallowed, or become an ImportError
-        end_process(stopped_line(signal.Signals(number).name), PREEMPTED)
+        end_stopped(number)
     raise StopSignal(signal.Signals(number).name)
 
 
@@ -55,7 +61,12 @@ def end_when_stuck(reading):
             if number in STOP_SIGNALS and signal.getsignal(number) is stop:
                 time.sleep(STUCK_SECONDS)
                 if signal.getsignal(number) is stop:
-                    end_process(stopped_line(signal.Signals(number).name), PREEMPTED)
+                    end_stopped(number)
+
+
+def end_stopped(number):
+    """Ends the process because of a signal."""
+    end_process(stopped_line(signal.Signals(number).name), PREEMPTED)
 
 
 def stopped_line(name):

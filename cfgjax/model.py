@@ -232,7 +232,7 @@ class Model:
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             params = self.params, None if classifier is None else classifier.classifier.params_on(self.mesh)
             options = dict(sampler=sampler, guided=guided, classifier=classifier and classifier.kind)
-            with compiling(self, f"the sampler ({len(grid)} steps, batch {len(index)})", options):
+            with compiling(self, f"the {'guided ' * guided}sampler ({len(grid)} steps, batch {len(index)})", options):
                 return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
 
         return draw

@@ -39,7 +39,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "exits": set(),
     "cluster": {"cluster", "processes", "exits", "failures", "errors"},
     "progress": set(),
-    "download": {"files", "errors"},
+    "download": {"files", "paths", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "progress", "errors"},
     "launch": {"launch", "exits", "paths", "errors"},

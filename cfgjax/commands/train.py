@@ -17,16 +17,17 @@ def train(argv):
     begin(given, f"training in {given.workdir}")
 
     from cfgjax.cluster.session import taking_part
+    from cfgjax.devices import open_devices
     from cfgjax.training.interrupt import StopRequest
 
     own = place(given), shared_facts(given, given.config), patience(given.config)
     with StopRequest() as stop, taking_part(*own) as several:
-        from cfgjax.devices import open_devices
-        from cfgjax.training import loop
-
         if not several:
             use_cores(parts(given.config))
         open_devices()
+
+        from cfgjax.training import loop
+
         return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
 
 

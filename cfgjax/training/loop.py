@@ -7,6 +7,7 @@ import time
 import jax
 
 from cfgjax import processes
+from cfgjax.paths import check_path
 from cfgjax.progress import log
 from cfgjax.training.checkpoint import Checkpoints, SaveError, whole_steps
 from cfgjax.training.interrupt import StopRequest, wish_name
@@ -27,6 +28,7 @@ def train(config, workdir, stop=None):
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
     OSError where something cannot be written.
     """
+    check_path("workdir", workdir)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(config)) as run,
