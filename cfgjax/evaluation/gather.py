@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from cfgjax.errors import UsageError
@@ -41,16 +42,17 @@ def find(path):
 
 
 def unevaluated(folder):
-    """Why nothing can be compared in a folder, and what to do about it."""
+    """Why nothing can be compared in a folder, and the command that helps."""
     if not folder.is_dir():
         return f"{folder} is no file or folder"
-    if (folder / "config.json").is_file():
-        return f"{folder} has no frontier.json; evaluate the run first: cfgjax evaluate --workdir={folder}"
-    runs = [child for child in sorted(folder.glob("*/"), key=natural) if (child / "config.json").is_file()]
-    if runs:
-        advice = f"evaluate each, such as: cfgjax evaluate --workdir={runs[0]}"
-        return f"{folder} has no frontier.json, and none of its {len(runs)} runs has been evaluated; {advice}"
-    return f"{folder} has no frontier.json and no run; give a run's workdir, an evaluation's folder or a sweep's --out"
+    below = sorted(folder.glob("*/"), key=natural)
+    evaluate = lambda run: f"cfgjax evaluate --workdir={shlex.quote(str(run))}"
+    if runs := [child for child in below if (child / "config.json").is_file()]:
+        what = f"none of the {len(runs)} runs in {folder} has been evaluated (there is no frontier.json)"
+        return f"{what}; evaluate each, such as: {evaluate(runs[0])}"
+    if any(child.with_name(f"{child.name}.log").is_file() for child in below):
+        return f"no evaluation in {folder} has ended (there is no frontier.json); give its `cfgjax sweep` command again"
+    return f"{folder} has no frontier.json; a run, evaluate it first: {evaluate(folder)}"
 
 
 def first(folder):
