@@ -12,8 +12,8 @@ NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nv
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
 PACKAGES = {  # kind of accelerator: how jax is made to use it
-    "an NVIDIA GPU": "pip install 'cfgjax[cuda13]' (cfgjax[cuda12] for drivers older than 580)",
-    "a TPU": "pip install 'cfgjax[tpu]'",
+    "an NVIDIA GPU": "pip install 'jax[cuda13]' ('jax[cuda12]' for drivers older than 580)",
+    "a TPU": "pip install 'jax[tpu]'",
 }
 
 

@@ -37,6 +37,8 @@ def expected_failure(error):
         return Failure(f"out of memory: {text}", FAILED)
     if isinstance(error, RecursionError):
         return Failure(f"the input is nested too deeply: {text}", FAILED)
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return Failure(f"{text}; set HOME or XDG_CACHE_HOME", BAD_USAGE)
     if isinstance(error, RuntimeError) and is_of_jax(error):
         if any(word in text for word in OUT_OF_MEMORY):
             return Failure(f"the device is out of memory; a smaller batch needs less: {text}", FAILED)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ RAISED = {
     "recursion": (too_deep, FAILED, "nested"),
     "bytes that are no UTF-8": (lambda: b"\xff".decode(), BAD_USAGE, "utf-8"),
     "a name that is no UTF-8": (lambda: "\udcff".encode(), BAD_USAGE, "utf-8"),
+    "no home": (lambda: Path("~no-such-user/x").expanduser(), BAD_USAGE, "HOME"),
     "NUL in a path": (lambda: open("a\0b"), BAD_USAGE, "NUL"),
     "NUL in a folder": (lambda: os.listdir("a\0b"), BAD_USAGE, "NUL"),
     "a file that is not there": (lambda: open("/nonexistent/x"), FAILED, "/nonexistent/x"),
