@@ -40,7 +40,10 @@ def open_devices():
     except (RuntimeError, AssertionError) as e:  # AssertionError: a plugin that finds no GPU is passed over
         if not requested:
             raise
-        reason = " ".join(str(e).split()).partition(" (set JAX_PLATFORMS")[0] or "it found no device"
+        reason = (
+            " ".join(str(e).split()).partition(" (set JAX_PLATFORMS")[0]
+            or "no device was found, or the plugin is missing"
+        )
         available = ", ".join(available_platforms())
         raise UsageError(f"JAX_PLATFORMS={requested!r} cannot start; available here: {available} ({reason})") from e
     finally:

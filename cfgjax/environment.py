@@ -1,6 +1,8 @@
 """The environment variables that cfgjax reads: their kinds, checked before a command begins."""
 
+import math
 import os
+import re
 
 from cfgjax.errors import UsageError
 from cfgjax.paths import wrong_path
@@ -25,7 +27,8 @@ WHOLE = {  # variable: the least value
     "JAX_NUM_CPU_DEVICES": -1,  # jax's own default: not chosen
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-SECONDS = ("CFGJAX_GRACE_SECONDS", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+SECONDS = {"CFGJAX_GRACE_SECONDS": 0.0, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf}  # and the least value
+DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count(?:=(\S*))?")
 PATHS = ("CFGJAX_INCEPTION", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")  # empty: as if not set
 SWITCHES = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_ENABLE_X64", "JAX_DISABLE_JIT")
 TRUTHS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
@@ -38,8 +41,11 @@ def check_environment(environ=os.environ):
             raise UsageError(f"{wrong(environ, name)}; need a whole number of at least {max(least, 0)}")
     if environ.get("JAX_NUM_CPU_DEVICES", "").strip() == "0":
         raise UsageError(f"{wrong(environ, 'JAX_NUM_CPU_DEVICES')}; need a whole number of at least 1")
-    for name in SECONDS:
-        if name in environ and not is_seconds(environ[name]):
+    count = DEVICE_COUNT.search(environ.get("XLA_FLAGS", ""))
+    if count and not (is_whole(count[1] or "") and int(count[1]) >= 1):
+        raise UsageError(f"{wrong(environ, 'XLA_FLAGS')}; need a whole number of devices of at least 1")
+    for name, seconds in SECONDS.items():
+        if name in environ and not is_seconds(environ[name], seconds):
             raise UsageError(f"{wrong(environ, name)}; need a number of seconds without a unit, such as 300")
     for name in PATHS:
         if environ.get(name) and (reason := wrong_path(environ[name])):
@@ -59,9 +65,9 @@ def is_whole(text):
     return text.strip().removeprefix("-").isdecimal() and text.isascii()
 
 
-def is_seconds(text):
-    """Whether text is a number that is not negative; inf is one."""
+def is_seconds(text, least):
+    """Whether text is a number of at least least; inf is one."""
     try:
-        return float(text) >= 0
+        return float(text) >= least
     except ValueError:
         return False

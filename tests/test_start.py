@@ -149,6 +149,10 @@ __main__.main()
         *[("CFGJAX_GRACE_SECONDS", value) for value in ("5m", "", "-1", "nan", "1,5")],
         *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²")],
         *[(name, value) for name in environment.WHOLE for value in ("x", "1.5", "-2")],
+        *[
+            ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
+            for value in ("", "=", "=abc", "=0", "=2.5")
+        ],
         *[(name, "fast") for name in environment.SECONDS],
         *[(name, "maybe") for name in environment.SWITCHES],
         *[(name, " ") for name in environment.PATHS],
@@ -169,6 +173,7 @@ def test_what_schedulers_and_jax_accept_is_accepted():
             "JAX_ENABLE_X64": "False",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "XLA_FLAGS": "--a=b --xla_force_host_platform_device_count=8 --c",
             "SLURM_PROCID": "0",
             "SLURM_NTASKS_PER_NODE": "4",
         }
