@@ -39,7 +39,7 @@ def timed(what):
     log.info("%s …", what)
     start = time.monotonic()
     yield
-    log.info("%s: %.1f s", what, time.monotonic() - start)
+    log.info("%s: done in %.1f s", what, time.monotonic() - start)
 
 
 def compiling(owner, what, options):

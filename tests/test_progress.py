@@ -33,7 +33,7 @@ def test_the_python_api_is_silent(capsys):
 def test_work_is_announced_before_it_begins_and_its_seconds_follow(lines):
     with progress.timed("work"):
         assert lines.getvalue() == "work …\n"
-    assert re.fullmatch(r"work …\nwork: \d+\.\d s\n", lines.getvalue())
+    assert re.fullmatch(r"work …\nwork: done in \d+\.\d s\n", lines.getvalue())
 
 
 def test_each_sampler_is_announced_when_it_is_compiled(lines, quick_compilation):

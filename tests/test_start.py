@@ -9,10 +9,12 @@ import sys
 import jax
 import pytest
 from command import ROOT, finish, start
-from tiny import EXPERIMENTS
+from runs import StopAfter
+from tiny import EXPERIMENTS, mixture_config
 
 from cfgjax import cli, devices, environment, exits, progress
 from cfgjax.errors import UsageError
+from cfgjax.training import loop
 
 CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
 
@@ -95,6 +97,11 @@ runpy.run_module("cfgjax", run_name="__main__")
     assert done.returncode == exits.PREEMPTED, done.stderr
     (line,) = [line for line in (done.stdout + done.stderr).splitlines() if number.name in line]
     assert "again" in line and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
+    assert not loop.train(mixture_config(), tmp_path / "run", StopAfter(1))
     assert not list(tmp_path.iterdir())
 
 
