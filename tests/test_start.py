@@ -13,6 +13,7 @@ from runs import StopAfter
 from tiny import EXPERIMENTS, mixture_config
 
 from cfgjax import cli, devices, environment, exits, progress
+from cfgjax.commands import preflight
 from cfgjax.errors import UsageError
 from cfgjax.training import loop
 
@@ -32,7 +33,6 @@ class Reached(Exception):
         ["evaluate", "--workdir={}/run"],
         ["evaluate", "--workdir={}/run", "--bits_per_dim"],
         ["evaluate", CONFIG, "--make_reference", "--out={}/reference.npz"],
-        ["preflight", CONFIG, "--devices=8"],
         ["convert", "openai-adm", "--preset=x", "--checkpoint={}/x.pt", "--out={}/out"],
         ["convert", "diffusers", "--checkpoint={}/x", "--out={}/out"],
         ["convert", "to-openai-adm", "--workdir={}/run", "--out={}/x.npz"],
@@ -48,6 +48,14 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
         cli.run([word.format(tmp_path) for word in words])
     assert len(caplog.messages) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
+    monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
+    monkeypatch.setattr("cfgjax.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt"))
+    with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
+        cli.run(["preflight", CONFIG, "--devices=8"])
+    assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize(

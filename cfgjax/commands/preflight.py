@@ -6,12 +6,13 @@ import sys
 
 from absl import flags
 
-from cfgjax.commands.common import begin, check_writable, no_arguments, required
-from cfgjax.config import config_path, define_flag, parse_flags
+from cfgjax.commands.common import check_writable, no_arguments, required
+from cfgjax.config import call, config_path, define_flag, parse_flags
+from cfgjax.devices import import_jax
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 from cfgjax.paths import define_path
-from cfgjax.progress import show_progress
+from cfgjax.progress import log, show_progress
 
 
 def preflight(argv):
@@ -31,9 +32,7 @@ def preflight(argv):
     required(given, "config", "devices")
     check_files(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
-    if given.json == "-":
-        show_progress(sys.stderr)
-    begin(given, f"preflight of {config_path(argv)} on {given.devices} devices")
+    import_jax()
 
     from cfgjax.preflight.sizes import parse_bytes
     from cfgjax.sharding import parse_mesh
@@ -42,6 +41,10 @@ def preflight(argv):
     config.mesh.update(parse_mesh(given.mesh))
     hbm = None if given.hbm is None else parse_bytes(given.hbm)
     use_virtual_devices(given.devices)
+    check_mesh(config)
+    if given.json == "-":
+        show_progress(sys.stderr)
+    log.info("preflight of %s on %d devices …", config_path(argv), given.devices)
 
     from cfgjax.preflight.figures import figures
     from cfgjax.preflight.report import report
@@ -72,6 +75,16 @@ def check_files(given):
         raise UsageError("--scratch is given without --run, which alone saves")
     if not os.path.isdir(given.scratch) or not os.access(given.scratch, os.W_OK):
         raise UsageError(f"--scratch={given.scratch}: it is no folder that can be written")
+
+
+def check_mesh(config):
+    """Raises UsageError unless the devices make up the mesh and divide the batch, before the slower imports."""
+    from cfgjax.sharding import check_batch_size, make_mesh
+
+    mesh = call(make_mesh, "mesh", config.mesh)
+    size, parts = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
+    if isinstance(size, int) and isinstance(parts, int) and parts > 0:
+        check_batch_size(size, mesh, parts)
 
 
 def use_virtual_devices(count):
