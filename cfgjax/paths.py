@@ -13,9 +13,11 @@ class PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument):
-        """The path as it is given. Raises ValueError with the reason where `wrong_path` has one."""
+        """The path as it is given. Raises ValueError with the reason where it cannot be meant as one."""
         if reason := wrong_path(argument):
             raise ValueError(reason)
+        if argument.startswith("--"):  # as of `--workdir $UNSET --out=x`, without quotes
+            raise ValueError("the path is missing: a flag follows (./--name is a file of such a name)")
         return argument
 
     def flag_type(self):

@@ -15,6 +15,7 @@ from cfgjax.training.loop import train as train_run
 from cfgjax.training.run import Program
 from cfgjax.workdir import Claim
 
+FOLLOWING = "--seed=1"
 WRONG = {"empty": "", "blank": " \t", "NUL": "runs/a\0b"}
 CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
 FLAGS = {  # command: its flags that are paths
@@ -54,6 +55,13 @@ def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
 def test_no_word_that_is_a_path_is_wrong(words, path):
     with pytest.raises(UsageError, match="empty|NUL"):
         cli.run([*words, path])
+
+
+@pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
+def test_a_flag_is_no_path(command, flag):
+    tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
+    with pytest.raises(UsageError, match=rf"--{flag}\W.*missing"):
+        cli.run([*command.split(), f"--{flag}", FOLLOWING, *tail])
 
 
 def test_launched_and_swept_commands_are_checked():

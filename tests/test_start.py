@@ -13,7 +13,7 @@ from runs import StopAfter
 from tiny import EXPERIMENTS, mixture_config
 
 from cfgjax import cli, devices, environment, exits, progress
-from cfgjax.commands import preflight
+from cfgjax.commands import convert, preflight
 from cfgjax.errors import UsageError
 from cfgjax.training import loop
 
@@ -33,8 +33,8 @@ class Reached(Exception):
         ["evaluate", "--workdir={}/run"],
         ["evaluate", "--workdir={}/run", "--bits_per_dim"],
         ["evaluate", CONFIG, "--make_reference", "--out={}/reference.npz"],
-        ["convert", "openai-adm", "--preset=x", "--checkpoint={}/x.pt", "--out={}/out"],
-        ["convert", "diffusers", "--checkpoint={}/x", "--out={}/out"],
+        ["convert", "openai-adm", "--preset=x", f"--checkpoint={sys.executable}", "--out={}/out"],
+        ["convert", "diffusers", f"--checkpoint={sys.executable}", "--out={}/out"],
         ["convert", "to-openai-adm", "--workdir={}/run", "--out={}/x.npz"],
     ],
     ids=lambda words: " ".join(words[:2]).replace("{}/", ""),
@@ -44,6 +44,7 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
         raise Reached
 
     monkeypatch.setattr(devices, "import_jax", reached)
+    monkeypatch.setattr(convert, "LARGE_BYTES", 0)
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(Reached):
         cli.run([word.format(tmp_path) for word in words])
     assert len(caplog.messages) == 1

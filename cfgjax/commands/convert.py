@@ -8,9 +8,13 @@ from absl import flags
 
 from cfgjax.commands.common import begin, check_writable, no_arguments, required
 from cfgjax.config import parse_flags
+from cfgjax.devices import import_jax
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE
 from cfgjax.paths import define_path
+from cfgjax.progress import log
+
+LARGE_BYTES = 20_000_000  # of weights; fewer are read within a second
 
 
 def convert(argv):
@@ -25,7 +29,7 @@ def openai_adm(argv):
     given = flags.FlagValues()
     flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
     parse_import(given, argv, "preset")
-    begin(given, f"converting {given.checkpoint}")
+    begin_import(given)
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.convert.layout import with_null_label
@@ -37,6 +41,7 @@ def openai_adm(argv):
     if given.null_label:
         with_null_label(net)  # or an error, before the file is read
     state_dict = read_state_dict(given.checkpoint)
+    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
     try:
         params = guided_diffusion.parameters(net, image_shape, state_dict)
     except UsageError as e:
@@ -63,13 +68,14 @@ def diffusers(argv):
     what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
-    begin(given, f"converting {given.checkpoint}")
+    begin_import(given)
 
     from cfgjax.convert import diffusers
     from cfgjax.convert.layout import with_null_label
 
     betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(given.checkpoint)
     net, image_shape, state_dict = diffusers.read_unet(given.checkpoint)
+    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
     if given.null_label:
         with_null_label(net)
     try:
@@ -129,6 +135,16 @@ def parse_import(given, argv, *also_required):
     above = next(folder for folder in out.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UsageError(f"--out={given.out}: it cannot be written in {above}")
+
+
+def begin_import(given):
+    """Imports jax, and reports that the command begins where reading the weights takes a while."""
+    path = Path(given.checkpoint)
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*")) if file.is_file())
+    if size > LARGE_BYTES:
+        begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
+    else:
+        import_jax()
 
 
 def write_run(given, net, params, **described):
