@@ -8,7 +8,7 @@ from absl import flags
 
 from cfgjax.commands.common import begin, check_writable, no_arguments, required
 from cfgjax.config import parse_flags
-from cfgjax.devices import import_jax
+from cfgjax.devices import import_jax, open_devices
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE
 from cfgjax.paths import define_path
@@ -105,6 +105,7 @@ def to_openai_adm(argv):
         raise UsageError(f"--out={given.out}: a .pt file is written by torch, which is not installed; take .npz")
     check_writable("out", given.out)
     begin(given, f"converting the run in {given.workdir}")
+    open_devices()
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.files import writing
@@ -138,13 +139,14 @@ def parse_import(given, argv, *also_required):
 
 
 def begin_import(given):
-    """Imports jax, and reports that the command begins where reading the weights takes a while."""
+    """Starts jax, and reports that the command begins where reading the weights takes a while."""
     path = Path(given.checkpoint)
     size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*")) if file.is_file())
     if size > LARGE_BYTES:
         begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
     else:
         import_jax()
+    open_devices()
 
 
 def write_run(given, net, params, **described):
