@@ -41,7 +41,7 @@ def test_each_sampler_is_announced_when_it_is_compiled(lines, quick_compilation)
     params = init_params(make_network(config), jax.random.key(0), config.data.image_shape)
     model = Model(config, params)
     sample = lambda **options: model.sample([0, 1], sampler="ddim", **options)
-    for steps, guidance, compiles in [(2, 0.0, 1), (2, 0.0, 0), (3, 0.0, 1), (2, 1.0, 1), (2, 2.0, 0)]:
+    for steps, guidance, compiles in [(2, 0.0, 1), (2, 0.0, 0), (2, 1.0, 1)]:
         before = model._sample._cache_size()
         lines.truncate(0)
         lines.seek(0)
