@@ -1,3 +1,16 @@
-from cfgjax.cli import main
+"""The entry point of `cfgjax` and `python -m cfgjax`. Stop signals are handled before anything slow is imported."""
 
-main()
+from cfgjax.exits import stop_at_once
+
+
+def main():
+    """Runs the command line and exits."""
+    stop_at_once()
+
+    from cfgjax import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The command line: `cfgjax COMMAND --flag=value …`."""
 
+import contextlib
 import gc
 import inspect
 import logging
@@ -20,8 +21,12 @@ from cfgjax.commands.sample import sample
 from cfgjax.commands.sweep import sweep
 from cfgjax.commands.train import train
 from cfgjax.compilation import keep_programs
+from cfgjax.config import HELP
+from cfgjax.environment import check_environment
 from cfgjax.errors import HelpAsked, UsageError, choose
-from cfgjax.exits import BAD_USAGE, DONE, FAILED, end_process
+from cfgjax.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_at_once, stop_by_exception, stopped_line
+from cfgjax.failures import expected_failure
+from cfgjax.progress import show_progress
 
 NEW_OBJECTS = 200_000  # between garbage collections: at Python's 700 they are a third of tracing and lowering
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -39,21 +44,32 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main():
-    """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure told on one line."""
+    """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure reported on a line."""
+    stop_at_once()
+    streams: tuple = (sys.stdout, sys.stderr)
+    for stream in streams:
+        with contextlib.suppress(AttributeError):  # another object took its place
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
     threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    keep_programs()
+    show_progress(sys.stdout)
     gc.set_threshold(NEW_OBJECTS)
     try:
+        stop_by_exception()
+        keep_programs()
         sys.exit(run(sys.argv[1:]))
     except UsageError as e:
-        print(f"cfgjax: error: {e}", file=sys.stderr)
+        print(expected_failure(e).line, file=sys.stderr)
         sys.exit(BAD_USAGE)
-    except (OSError, ArithmeticError) as e:
-        end_process(f"cfgjax: failed: {e}", FAILED)
+    except KeyboardInterrupt as e:
+        end_process(stopped_line(str(e) or "SIGINT"), PREEMPTED)
+    except Exception as e:
+        if (failure := expected_failure(e)) is None:
+            raise
+        end_process(failure.line, failure.code)
 
 
 def run(arguments):
@@ -66,6 +82,8 @@ def run(arguments):
         return DONE
     command = choose("command", arguments[0], COMMANDS)
     try:
+        if not HELP & set(arguments):
+            check_environment()
         return command([f"cfgjax {arguments[0]}", *arguments[1:]])
     except HelpAsked as asked:
         print(f"cfgjax {arguments[0]} {inspect.getdoc(command)}\n\n{asked}")

@@ -12,6 +12,8 @@ from ml_collections import config_flags
 
 from cfgjax.errors import HelpAsked, UsageError, nearest
 from cfgjax.numerals import check_ascii, real_number
+from cfgjax.overrides import key_of, split_overrides
+from cfgjax.paths import check_path
 from cfgjax.python_files import call_function, guarded, load_module
 from cfgjax.settings import check_settings
 
@@ -67,27 +69,28 @@ def define_flag(flag_values, argv):
 def parse_flags(flag_values, argv):
     """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
 
-    --config.key=None sets None whatever the type of the value, which absl's parsers cannot. Numbers must have ASCII
-    digits and, config values aside, be finite. Raises HelpAsked for --help.
+    Of overrides of one key the last counts. --config.key=None sets None whatever the type of the value. Numbers must
+    have ASCII digits and, config values aside, be finite. Raises HelpAsked for --help.
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
-    path = config_path(argv) if "config" in flag_values else None
+    argv, nones, path = [underscored(arg) for arg in argv], {}, None
     if "config" in flag_values:
-        check_overrides(None if path is None else flag_values["config"].parser.parse(path), argv)
-    argv = [underscored(arg) for arg in argv]
-    nones = [arg for arg in argv if arg.startswith("--config.") and arg.endswith("=None")]
+        path = config_path(argv)
+        check_path("--config", path)
+        config = None if path is None else flag_values["config"].parser.parse(path)
+        check_overrides(config, argv)
+        argv, nones = split_overrides(argv, config)
     try:
-        rest = flag_values([arg for arg in argv if arg not in nones])
+        rest = flag_values(argv)
     except flags.Error as e:
         raise UsageError(" ".join(str(e).split())) from e
     check_numbers(flag_values, argv)
     if nones:
-        keys = [arg.removeprefix("--config.").removesuffix("=None") for arg in nones]
         try:
-            flag_values.config.update_from_flattened_dict(dict.fromkeys(keys))
+            flag_values.config.update_from_flattened_dict(nones)
         except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise UsageError(f"{' '.join(nones)}: {' '.join(str(e).split())}") from e
+            raise UsageError(f"--config.{next(iter(nones))}=None: {' '.join(str(e).split())}") from e
     if path is not None:
         check_settings(flag_values.config)
     return rest
@@ -123,7 +126,7 @@ def underscored(arg):
 
 def check_overrides(config, argv):
     """Raises UsageError for a --config.key that a config does not have. config: None if no --config is given."""
-    keys = [arg.partition("=")[0].removeprefix("--config.") for arg in argv if arg.startswith("--config.")]
+    keys = [key for key in map(key_of, argv) if key not in (None, "config")]
     if keys and config is None:
         raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
     known = flatten(config) if keys else {}
@@ -138,13 +141,14 @@ def check_overrides(config, argv):
 
 
 def config_path(argv):
-    """The FILE of --config=FILE or --config FILE in argv, or None."""
+    """The FILE of the last --config=FILE or --config FILE in argv, or None."""
+    path = None
     for arg, following in zip(argv, [*argv[1:], None], strict=True):
         if arg.startswith("--config="):
-            return arg.removeprefix("--config=")
+            path = arg.removeprefix("--config=")
         if arg == "--config":
-            return following
-    return None
+            path = following
+    return path
 
 
 def load_file(path):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from cfgjax.errors import UsageError
 from cfgjax.files import sha256, writing
+from cfgjax.paths import check_path
 
 log = logging.getLogger("cfgjax")
 
@@ -33,6 +34,7 @@ def find_inception(path=None):
 
     The file in the cache, which `inception` downloaded, must still have its hash.
     """
+    check_path("path", path)
     found = Path(path).expanduser() if path else default_inception_path()
     if not found.is_file():
         raise UsageError(
@@ -50,6 +52,7 @@ def inception(out=None, url=INCEPTION_URL):
     The file is whole and its hash right, or nothing is written. Raises UsageError for a file with another hash, and
     OSError for what the network or the disk refuse.
     """
+    check_path("out", out)
     path = Path(out).expanduser() if out else default_inception_path()
     if path.exists():
         check_hash(path, path, "remove it or name another place with --out")
@@ -61,7 +64,9 @@ def inception(out=None, url=INCEPTION_URL):
         with writing(path) as temporary:
             fetch(url, temporary)
             check_hash(temporary, url, by_hand)
-    except (OSError, http.client.HTTPException) as e:
+    except UsageError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: of a proxy or a redirection
         reason = str(e).removeprefix("<urlopen error ").removesuffix(">") or type(e).__name__
         raise OSError(f"cannot download {url}: {reason}; {by_hand}") from e
     return path
@@ -81,8 +86,8 @@ def check_hash(path, origin, advice):
 def fetch(url, path):
     """Writes what is at url to path. Raises OSError where the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
-        total = response.headers["Content-Length"]
-        total = int(total) if total else None
+        length = response.headers["Content-Length"] or ""
+        total = int(length) if length.isascii() and length.isdecimal() else None  # any other: unknown; the hash decides
         with tqdm(total=total, unit="B", unit_scale=True, desc="Inception", disable=None) as progress:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)

@@ -24,6 +24,7 @@ from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.network import CLEAN_LOGSNR, bind, check_params, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
+from cfgjax.progress import compiling
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.training.checkpoint import load_params
 from cfgjax.workdir import read_config
@@ -224,8 +225,7 @@ class Model:
         noisy = self._check_low_res_logsnr(low_res_logsnr)
 
         def draw(index, labels, weights, scales=None, low_res=None):
-            batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32)}
-            batch["weight"] = weights.astype(np.float32)
+            batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             if classifier is not None:
                 batch["scale"] = scales.astype(np.float32)
             if low_res is not None:
@@ -233,7 +233,8 @@ class Model:
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             params = self.params, None if classifier is None else classifier.classifier.params_on(self.mesh)
             options = dict(sampler=sampler, guided=guided, classifier=classifier and classifier.kind)
-            return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
+            with compiling(self, f"the {'guided ' * guided}sampler ({len(grid)} steps, batch {len(index)})", options):
+                return self._sample(params, jax.random.key(seed), placed, grid, noise, noisy, **options)
 
         return draw
 

@@ -1,9 +1,55 @@
-"""A bar with an ETA, or plain lines where there is no terminal."""
+"""What a command reports while it works: lines before long work begins, and a bar, or lines without a terminal."""
 
+import contextlib
+import logging
 import sys
 import time
+import weakref
 
 import tqdm
+
+log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is set to INFO
+_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: its programs so far
+LINE_SECONDS = 30  # between lines of progress where there is no terminal
+
+
+class LineHandler(logging.Handler):
+    """Writes records as plain lines, above the bars of a terminal."""
+
+    def __init__(self, file):
+        super().__init__()
+        self._file = file
+
+    def emit(self, record):
+        """Writes the record's message."""
+        tqdm.tqdm.write(record.getMessage(), file=self._file)
+        self._file.flush()
+
+
+def show_progress(file):
+    """Has lines of progress written to file, an open text file; None shows none."""
+    log.handlers[:] = [] if file is None else [LineHandler(file)]
+    log.setLevel(logging.WARNING if file is None else logging.INFO)
+    log.propagate = False
+
+
+@contextlib.contextmanager
+def timed(what):
+    """Reports that work begins, before it does, and how long it took."""
+    log.info("%s …", what)
+    start = time.monotonic()
+    yield
+    log.info("%s: done in %.1f s", what, time.monotonic() - start)
+
+
+def compiling(owner, what, options):
+    """`timed` for the first call of one of owner's jitted functions with these words and options, which compiles it."""
+    programs = _compiled.setdefault(owner, set())
+    program = (what, *options.items())
+    if program in programs:
+        return contextlib.nullcontext()
+    programs.add(program)
+    return timed(f"compiling {what}")
 
 
 class Progress:
@@ -14,8 +60,11 @@ class Progress:
 
     def __init__(self, what, unit, total=None, write=True):
         self._write, self._total, self._seen, self._since = write, total, 0, time.monotonic()
+        self._what, self._unit, self._last_line = what, unit, self._since
         shown = {"disable": None if write else True, "dynamic_ncols": True, "leave": False, "file": sys.stderr}
         self._bar = tqdm.tqdm(desc=what, unit=unit, total=total, **shown)
+        if write and self._bar.disable:
+            log.info("%s%s …", what, "" if total is None else f": {total:,} {unit}s")
 
     def __enter__(self):
         return self
@@ -27,11 +76,14 @@ class Progress:
         """Counts `count` more."""
         self._seen += count
         self._bar.update(count)
+        if self._write and self._bar.disable and time.monotonic() - self._last_line > LINE_SECONDS:
+            self.say(f"{self._what}: {self._seen:,}{f' of {self._total:,}' if self._total else ''} {self._unit}s")
 
     def say(self, text):
-        """A line to the user, above the bar; without one, with the time that is left."""
+        """Prints a line above the bar; without a terminal, with the time that is left."""
         if not self._write:
             return
+        self._last_line = time.monotonic()
         if self._bar.disable and self._total and 0 < self._seen < self._total:
             left = (time.monotonic() - self._since) * (self._total - self._seen) / self._seen
             text = f"{text}  ETA {clock(left)}"

@@ -16,6 +16,7 @@ from cfgjax.files import writing
 from cfgjax.json_files import read_json, write_json
 from cfgjax.metrics_file import last_logged_step
 from cfgjax.network import sections
+from cfgjax.paths import check_path
 from cfgjax.settings import check_settings
 
 DATA = "data.json"  # next to config.json, if the data set has a hash: `hash`, `source`, `path`, names of the `classes`
@@ -37,6 +38,7 @@ def read_config(workdir):
 
     Raises UsageError if it is damaged, lacks a section, or lacks a value that describes the run.
     """
+    check_path("workdir", workdir)
     path = Path(workdir) / "config.json"
     try:
         found = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
@@ -96,6 +98,7 @@ class Claim:
     """
 
     def __init__(self, workdir, config, data_hash=None, classes=None):
+        check_path("workdir", workdir)
         self.path, self._config, self._data_hash, self._classes = Path(workdir), config, data_hash, classes
         self._lock: Any = None  # of the first process
         token = processes.decided(self._take, f"the claim of {workdir}")

@@ -18,9 +18,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/missing":
             self.send_error(404)
             return
-        body = {"/good": CONTENT, "/chunked": CONTENT, "/cut": CONTENT[:1000], "/wrong": b"other"}[self.path]
+        body = {"/good": CONTENT, "/chunked": CONTENT, "/cut": CONTENT[:1000], "/wrong": b"other"}.get(
+            self.path, CONTENT
+        )
         self.send_response(200)
-        if self.path != "/chunked":  # then the end of the connection is that of the file
+        if self.path.startswith("/length="):
+            self.send_header("Content-Length", self.path.removeprefix("/length="))
+        elif self.path != "/chunked":  # then the end of the connection is that of the file
             self.send_header("Content-Length", str(len(CONTENT if self.path == "/cut" else body)))
         self.end_headers()
         self.wfile.write(body)
@@ -52,7 +56,7 @@ def files(path):
     return [p for p in path.rglob("*") if not p.is_dir()]
 
 
-@pytest.mark.parametrize("page", ["good", "chunked"])
+@pytest.mark.parametrize("page", ["good", "chunked", "length=abc", "length=", "length=-1", "length=1.5", "length=1e9"])
 def test_the_file_is_what_the_server_sent(server, tmp_path, page):
     out = tmp_path / "new" / "weights.pth"
     assert download.inception(out, f"{server}/{page}") == out
@@ -94,6 +98,15 @@ def test_a_failure_is_one_line_and_leaves_nothing(server, tmp_path, page, error,
     out = tmp_path / "weights.pth"
     with pytest.raises(error, match=rf"\A[^\n]*{told} by other means and put it at {out}\Z"):
         download.inception(out, f"{server}/{page}")
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:abc", "http://[", "http://127.0.0.1:9", "nonsense://x"])
+def test_a_proxy_that_cannot_be_used_is_one_line(proxy, tmp_path, monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(OSError, match=r"\Acannot download http://example\.invalid/x: [^\n]*\Z"):
+        download.inception(tmp_path / "weights.pth", "http://example.invalid/x")
     assert not files(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files", "metrics_file", "settings"}
+TOOLS |= {"arguments", "json_files", "metrics_file", "settings", "paths", "devices"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -24,7 +24,12 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "numerals": set(),
     "python_files": {"errors"},
     "settings": {"errors"},
-    "config": {"numerals", "python_files", "settings", "errors"},
+    "overrides": set(),
+    "paths": {"errors"},
+    "config": {"numerals", "overrides", "paths", "python_files", "settings", "errors"},
+    "devices": {"errors"},
+    "environment": {"paths", "errors"},
+    "failures": {"exits", "errors"},
     "sharding": {"numerals", "errors"},
     "data": {"data", "diffusion", "config", "caches", "files", "json_files", "progress", "exits", "errors"},
     "diffusion_config": {"diffusion", "config", "errors"},
@@ -32,20 +37,21 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "network": {"nets", "diffusion", "diffusion_config", "config", "errors"},
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
-    "workdir": {"config", "network", "settings", "processes", "files", "json_files", "metrics_file", "errors"},
+    "workdir": {"config", "network", "paths", "settings", "processes", "files", "json_files", "metrics_file", "errors"},
     "convert": {"convert", "nets", "weights", "files", "json_files", "errors"},
     "processes": {"errors"},
     "exits": set(),
-    "cluster": {"cluster", "processes", "exits", "errors"},
+    "cluster": {"cluster", "processes", "exits", "failures", "errors"},
     "progress": set(),
-    "download": {"files", "errors"},
+    "download": {"files", "paths", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
-    | {"training.checkpoint", "workdir", "errors"},
-    "launch": {"launch", "files", "exits", "errors"},
+    | {"training.checkpoint", "workdir", "progress", "errors"},
+    "launch": {"launch", "files", "paths", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "json_files", "python_files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint", "training.manifest"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},
-    "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "errors"},
+    "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "devices", "progress"}
+    | {"errors"},
 }
 OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 

@@ -17,7 +17,8 @@ from cfgjax.cluster.meeting import call_the_roll
 from cfgjax.cluster.place import find_place, local_devices
 from cfgjax.cluster.watchdog import Watchdog
 from cfgjax.errors import UsageError
-from cfgjax.exits import BAD_USAGE, FAILED, end_process
+from cfgjax.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped_line
+from cfgjax.failures import expected_failure
 
 VERDICT_SECONDS = 3  # in which the watchdog tells whose fault it is that a collective failed
 JAX_HEARTBEAT_SECONDS = 100  # at least: jax's own watch aborts the process, and ours is to come first
@@ -83,14 +84,19 @@ def taking_part(flags, facts, patience):
         time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # an error of all is process 0's to tell
         watchdog.failed(str(e), BAD_USAGE)
         end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
+    except KeyboardInterrupt as e:
+        watchdog.failed(f"{e}: stopped", PREEMPTED)
+        end_process(f"{stopped_line(str(e) or 'SIGINT')}", PREEMPTED)
     except BaseException as e:
         # where another process is to blame, the watchdog ends this one meanwhile
         time.sleep(VERDICT_SECONDS + bool(meeting.own.number))
-        if not isinstance(e, (OSError, ArithmeticError)):
+        failure = expected_failure(e)
+        if failure is None:
             traceback.print_exc()
-        reason = " ".join(str(e).split()) or type(e).__name__
-        watchdog.failed(reason)
-        end_process(f"cfgjax: failed: {place_words(meeting)}{reason}", FAILED)
+        reason = failure.reason if failure else " ".join(str(e).split()) or type(e).__name__
+        code = failure.code if failure else FAILED
+        watchdog.failed(reason, code)
+        end_process(f"cfgjax: failed: {place_words(meeting)}{reason}", code)
 
 
 def place_words(meeting):

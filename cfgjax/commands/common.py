@@ -8,8 +8,11 @@ from absl import flags
 from cfgjax.config import call, flatten
 from cfgjax.errors import UsageError, printable
 from cfgjax.numerals import check_ascii, is_whole_number, real_number, whole_number
+from cfgjax.paths import define_path
+from cfgjax.progress import log, show_progress
 
 MANY = 20  # classes named on one line
+PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
 PLACE = ("coordinator", "num_processes", "process_id")
 
 
@@ -34,6 +37,18 @@ def shared_facts(given, config):
     return told | {key: repr(value) for key, value in flatten(config).items()}
 
 
+def begin(given, what):
+    """Reports what the command does, in the first process alone, then imports jax, which takes a while."""
+    from cfgjax.cluster.place import find_place
+    from cfgjax.devices import import_jax
+
+    found = find_place(place(given)) if PLACE[0] in given else None
+    if found is not None and found.process_id != 0:
+        show_progress(None)
+    log.info("%s: starting jax …", what)
+    import_jax()
+
+
 def patience(config):
     """The `Patience` of a config, the usual one where it says nothing."""
     from cfgjax.cluster.session import Patience
@@ -43,12 +58,12 @@ def patience(config):
 
 def define_sampling(given):
     """The flags of `Model.sample` that have one value."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    define_path("workdir", None, "Folder of the run.", flag_values=given)
     flags.DEFINE_list("guidance", None, "Weights w of (1+w) ε(z,c) − w ε(z).", flag_values=given)
     flags.DEFINE_list("scale", None, "Scales s = 1 + w, in place of guidance.", flag_values=given)
     flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
     flags.DEFINE_float("eta", None, "Noise of ddim, 0 … 1.", flag_values=given)
-    flags.DEFINE_string("guide", None, "Workdir of a noise-aware classifier that guides.", flag_values=given)
+    define_path("guide", None, "Workdir of a noise-aware classifier that guides.", flag_values=given)
     flags.DEFINE_list("classifier_scale", None, "Scales of its gradient, with --guide.", flag_values=given)
     flags.DEFINE_string("classifier_form", "eps", "How it guides: eps, z or mean.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
@@ -74,6 +89,16 @@ def weights(given):
     if given.scale is not None:
         return [float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float)]
     return None if given.guidance is None else numbers("guidance", given.guidance, float)
+
+
+def plan_of(given, config):
+    """The `Plan` of config.evaluate with the flags over it."""
+    from cfgjax.evaluation.plan import Plan
+
+    section = dict(config.get("evaluate", {}))
+    section |= {name: given[name].value for name in PLAN_FLAGS if given[name].value is not None}
+    guidance = weights(given)
+    return call(Plan, "evaluate", section | ({} if guidance is None else {"guidance": tuple(guidance)}))
 
 
 def timesteps(word):

@@ -9,6 +9,7 @@ from cfgjax.commands.common import check_writable
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import check_path, define_path
 
 ENDINGS = (".json", ".csv")
 PICTURES = (".png", ".pdf", ".svg")
@@ -20,11 +21,13 @@ def compare(argv):
     given.set_gnu_getopt(True)
     flags.DEFINE_bool("rows", False, "A line for each setting, with its network calls.", flag_values=given)
     flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
-    flags.DEFINE_string("out", None, "File for the joined table, .json or .csv.", flag_values=given)
-    flags.DEFINE_string("plot", None, "Picture of all curves to write, .png, .pdf, .svg.", flag_values=given)
+    define_path("out", None, "File for the joined table, .json or .csv.", flag_values=given)
+    define_path("plot", None, "Picture of all curves to write, .png, .pdf, .svg.", flag_values=given)
     _, *paths = parse_flags(given, argv)
     if not paths:
         raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
+    for path in paths:
+        check_path("RUN", path)
     if given.out is not None:
         check_out("out", given.out, ENDINGS)
     if given.plot is not None:
@@ -33,8 +36,8 @@ def compare(argv):
     from cfgjax import targets
     from cfgjax.evaluation import compare as side_by_side
     from cfgjax.evaluation.by_row import rows_table
-    from cfgjax.evaluation.figures import require_matplotlib
     from cfgjax.evaluation.gather import gather
+    from cfgjax.evaluation.plots_extra import require_matplotlib
     from cfgjax.files import writing
 
     if given.plot is not None:

@@ -6,10 +6,15 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import check_writable, no_arguments, required
+from cfgjax.commands.common import begin, check_writable, no_arguments, required
 from cfgjax.config import parse_flags
+from cfgjax.devices import import_jax, open_devices
 from cfgjax.errors import UsageError, choose
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
+from cfgjax.progress import log
+
+LARGE_BYTES = 20_000_000  # of weights; fewer are read within a second
 
 
 def convert(argv):
@@ -24,6 +29,7 @@ def openai_adm(argv):
     given = flags.FlagValues()
     flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
     parse_import(given, argv, "preset")
+    begin_import(given)
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.convert.layout import with_null_label
@@ -35,6 +41,7 @@ def openai_adm(argv):
     if given.null_label:
         with_null_label(net)  # or an error, before the file is read
     state_dict = read_state_dict(given.checkpoint)
+    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
     try:
         params = guided_diffusion.parameters(net, image_shape, state_dict)
     except UsageError as e:
@@ -61,12 +68,14 @@ def diffusers(argv):
     what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
+    begin_import(given)
 
     from cfgjax.convert import diffusers
     from cfgjax.convert.layout import with_null_label
 
     betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(given.checkpoint)
     net, image_shape, state_dict = diffusers.read_unet(given.checkpoint)
+    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
     if given.null_label:
         with_null_label(net)
     try:
@@ -83,8 +92,8 @@ def diffusers(argv):
 def to_openai_adm(argv):
     """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: a run's weights under guided-diffusion's names."""
     given = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
-    flags.DEFINE_string("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
+    define_path("workdir", None, "Folder of the run.", flag_values=given)
+    define_path("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
     no_arguments(parse_flags(given, argv))
@@ -95,6 +104,8 @@ def to_openai_adm(argv):
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--out={given.out}: a .pt file is written by torch, which is not installed; take .npz")
     check_writable("out", given.out)
+    begin(given, f"converting the run in {given.workdir}")
+    open_devices()
 
     from cfgjax.convert import guided_diffusion
     from cfgjax.files import writing
@@ -113,8 +124,8 @@ def to_openai_adm(argv):
 
 def parse_import(given, argv, *also_required):
     """Reads the flags, which must have a checkpoint and a workdir that is to be new."""
-    flags.DEFINE_string("checkpoint", None, "What to convert.", flag_values=given)
-    flags.DEFINE_string("out", None, "Workdir to write, new or empty.", flag_values=given)
+    define_path("checkpoint", None, "What to convert.", flag_values=given)
+    define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
     what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
@@ -125,6 +136,17 @@ def parse_import(given, argv, *also_required):
     above = next(folder for folder in out.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise UsageError(f"--out={given.out}: it cannot be written in {above}")
+
+
+def begin_import(given):
+    """Starts jax, and reports that the command begins where reading the weights takes a while."""
+    path = Path(given.checkpoint)
+    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*")) if file.is_file())
+    if size > LARGE_BYTES:
+        begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
+    else:
+        import_jax()
+    open_devices()
 
 
 def write_run(given, net, params, **described):

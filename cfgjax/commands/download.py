@@ -5,17 +5,20 @@ from absl import flags
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
+from cfgjax.progress import log
 
 
 def download(argv):
     """inception [--out=FILE]: fetches the weights of the FID Inception, 91 MB, and checks their hash."""
     given = flags.FlagValues()
-    flags.DEFINE_string("out", None, "File to write; by default where `evaluate` looks.", flag_values=given)
+    define_path("out", None, "File to write; by default where `evaluate` looks.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if words != ["inception"]:
         raise UsageError(f"cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
 
     from cfgjax.download import inception
 
+    log.info("downloading Inception's weights, 91 MB, unless they are there …")
     print(f"Inception's weights are in {inception(given.out)}")
     return DONE

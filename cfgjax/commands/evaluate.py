@@ -7,6 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
+    begin,
     check_writable,
     classifier_scales,
     define_sampling,
@@ -15,16 +16,18 @@ from cfgjax.commands.common import (
     numbers,
     patience,
     place,
+    plan_of,
     required,
     shared_facts,
-    single,
     timesteps,
     weights,
 )
-from cfgjax.config import call, define_flag, parse_flags
+from cfgjax.commands.likelihood import bits_per_dim
+from cfgjax.config import define_flag, parse_flags
 from cfgjax.cores import MOST, use_cores
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
+from cfgjax.paths import define_path
 
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
@@ -40,7 +43,6 @@ FLAGS_OF = {  # what each mode makes use of
 }
 KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # of flags with several values
 OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
-PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
 
 
 def evaluate(argv):
@@ -64,7 +66,7 @@ def define_flags(argv):
     given = flags.FlagValues()
     define_sampling(given)
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
-    text, several = define(flags.DEFINE_string), define(flags.DEFINE_list)
+    text, several, path = define(flags.DEFINE_string), define(flags.DEFINE_list), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
     count("num_samples", None, "Samples N of each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
     several("num_steps", None, "Network calls T, one or several.")
@@ -74,16 +76,16 @@ def define_flags(argv):
     count("batch_size", None, "Samples per call on each device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
     text("label_policy", None, "balanced or random.")
     text("features", None, "classifier, inception, or mixture.")
-    text("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
-    text("inception", None, "Inception's weight file.")
+    path("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
+    path("inception", None, "Inception's weight file.")
     flags.DEFINE_enum("resize", "tf1", ["tf1", "half_pixel"], "How images get Inception's size.", flag_values=given)
-    text("reference", None, "Reference statistics, .npz; by default of the training data.")
-    text("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
+    path("reference", None, "Reference statistics, .npz; by default of the training data.")
+    path("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
     switch("neighbours", True, "Precision and recall, which keep all features in memory.")
     switch("keep_samples", True, "Keep the samples when the metrics are known.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "The likelihood of held-out data in place of the frontier.")
-    text("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
+    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
     text("spacing", "uniform", "With --bits_per_dim: of the levels λ: uniform, cosine, timesteps.")
     real("logsnr_max", None, "With --bits_per_dim: the last λ, where the decoder takes over.")
     text("split", None, "With --make_reference: which data, train, holdout or all.")
@@ -91,19 +93,12 @@ def define_flags(argv):
     return given
 
 
-def plan_of(given, config):
-    """The `Plan` of config.evaluate with the flags over it."""
-    from cfgjax.evaluation.plan import Plan
-
-    section = dict(config.get("evaluate", {}))
-    section |= {name: given[name].value for name in PLAN_FLAGS if given[name].value is not None}
-    guidance = weights(given)
-    return call(Plan, "evaluate", section | ({} if guidance is None else {"guidance": tuple(guidance)}))
-
-
 def frontier(given):
     """The exit code of an evaluation of the run in --workdir; several processes share the work."""
+    begin(given, f"evaluating {given.workdir}")
+
     from cfgjax.cluster.session import taking_part
+    from cfgjax.devices import open_devices
     from cfgjax.training.interrupt import StopRequest
     from cfgjax.workdir import read_config
 
@@ -112,6 +107,7 @@ def frontier(given):
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
             use_cores(MOST)
+        open_devices()
         return measured(given, stop)
 
 
@@ -122,9 +118,9 @@ def measured(given, stop):
     from cfgjax import processes
     from cfgjax.data.sources import open_source
     from cfgjax.evaluation import report
-    from cfgjax.evaluation.figures import require_matplotlib
     from cfgjax.evaluation.frontier import Stopped, find_reference
     from cfgjax.evaluation.measure import warn_of_few
+    from cfgjax.evaluation.plots_extra import require_matplotlib
     from cfgjax.progress import Progress
 
     require_matplotlib("frontier.png needs")
@@ -236,14 +232,17 @@ def make_reference(given):
     if Path(given.out).suffix != ".npz":
         raise UsageError(f"--out={given.out}: a reference is an .npz file")
     check_writable("out", given.out)
+    begin(given, f"making reference statistics of {given.workdir or 'the data of --config'}")
 
     from cfgjax.data.sources import open_source
+    from cfgjax.devices import open_devices
     from cfgjax.evaluation.features import load_networks
     from cfgjax.evaluation.reference import of_dataset
     from cfgjax.progress import Progress
     from cfgjax.workdir import read_config
 
     config = given.config or read_config(given.workdir)
+    open_devices()
     network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
     split = {} if given.split is None else {"split": given.split}
     dataset = open_source(**{**config.data, **split})
@@ -252,46 +251,4 @@ def make_reference(given):
         reference = of_dataset(dataset, network, origin, seen.advance)
     reference.save(given.out)
     print(f"wrote {given.out}: {network.name}'s statistics of {origin}; digest {reference.digest[:16]}")
-    return DONE
-
-
-def bits_per_dim(given):
-    """The exit code of measuring the likelihood of held-out examples."""
-    one = {name: single(name, given[name].value, kind) for name, kind in (KINDS | {"num_steps": int}).items()}
-
-    import cfgjax
-    from cfgjax.data.sources import npz_in_place_of, open_source
-    from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
-    from cfgjax.evaluation.report import bits_lines, write_bits
-
-    check_guidance(weights(given) or 0.0)
-    model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
-    if not model.is_image:
-        raise UsageError(f"bits/dim is of 8-bit images; the run's data are points of shape {model.image_shape}")
-    if one["v"] is not None and model.learned_variance:
-        raise UsageError(f"--v={one['v']:g}: the model has learned its variance")
-    data, plan = dict(model.config.data), plan_of(given, model.config)
-    if given.images is not None:
-        data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
-    elif data.get("split") != "train":
-        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which leaves none out"
-        raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
-    else:
-        data |= {"split": "holdout"}
-    held_out = open_source(**data)
-    found = held_out_bits(
-        model,
-        held_out.image,
-        held_out.label,
-        num_steps=plan.num_steps if one["num_steps"] is None else one["num_steps"],
-        v=model.config.sample.v if one["v"] is None else one["v"],
-        seed=one["seeds"],
-        batch_size=plan.batch_size,
-        spacing=given.spacing,
-        logsnr_max=given.logsnr_max,
-    )
-    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.config.ema.rates or (0.0,)
-    rate = rates[0] if one["ema"] is None else one["ema"]
-    print("\n".join(bits_lines(found)))
-    print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE

@@ -7,9 +7,12 @@ import sys
 from absl import flags
 
 from cfgjax.commands.common import check_writable, no_arguments, required
-from cfgjax.config import config_path, define_flag, parse_flags
+from cfgjax.config import call, config_path, define_flag, parse_flags
+from cfgjax.devices import import_jax
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
+from cfgjax.progress import log, show_progress
 
 MAX_DEVICES = 2**16
 
@@ -25,13 +28,14 @@ def preflight(argv):
     flags.DEFINE_integer("devices", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DEVICES)
     flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
     flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
-    flags.DEFINE_string("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
+    define_path("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
     flags.DEFINE_bool("run", False, "A real step, save and restore on the devices at hand.", flag_values=given)
-    flags.DEFINE_string("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
+    define_path("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "devices")
     check_files(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
+    import_jax()
 
     from cfgjax.preflight.sizes import parse_bytes
     from cfgjax.sharding import parse_mesh
@@ -40,6 +44,10 @@ def preflight(argv):
     config.mesh.update(parse_mesh(given.mesh))
     hbm = None if given.hbm is None else parse_bytes(given.hbm)
     use_virtual_devices(given.devices)
+    check_mesh(config)
+    if given.json == "-":
+        show_progress(sys.stderr)
+    log.info("preflight of %s on %d devices …", config_path(argv), given.devices)
 
     from cfgjax.preflight.figures import figures
     from cfgjax.preflight.report import report
@@ -70,6 +78,16 @@ def check_files(given):
         raise UsageError("--scratch is given without --run, which alone saves")
     if not os.path.isdir(given.scratch) or not os.access(given.scratch, os.W_OK):
         raise UsageError(f"--scratch={given.scratch}: it is no folder that can be written")
+
+
+def check_mesh(config):
+    """Raises UsageError unless the devices make up the mesh and divide the batch, before the slower imports."""
+    from cfgjax.sharding import check_batch_size, make_mesh
+
+    mesh = call(make_mesh, "mesh", config.mesh)
+    size, parts = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
+    if isinstance(size, int) and isinstance(parts, int) and parts > 0:
+        check_batch_size(size, mesh, parts)
 
 
 def use_virtual_devices(count):

@@ -9,6 +9,8 @@ from cfgjax.commands.common import named, required
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError, choose, printable
 from cfgjax.exits import DONE, PREEMPTED
+from cfgjax.paths import check_path, define_path
+from cfgjax.progress import log
 
 
 def prepare(argv):
@@ -32,8 +34,8 @@ def prepare(argv):
         "verify", False, "Read the prepared set and compare its hashes; alone with OUT.", flag_values=given
     )
     flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
-    flags.DEFINE_string("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
-    flags.DEFINE_string("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
+    define_path("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
+    define_path("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
@@ -46,6 +48,9 @@ def prepare(argv):
         raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
     if given["class_order"].present and words[0] != "folder":
         raise UsageError(f"--class_order is for folders; the classes of {words[0]} have their own labels")
+    for path in words[2:] if words[0] == "tfds" else words[1:]:
+        check_path("IN or OUT", path)
+    log.info("preparing %s …", words[1])
     return kind(given, *words[1:])
 
 

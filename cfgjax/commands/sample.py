@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.commands.common import (
+    begin,
     check_writable,
     classifier_scales,
     define_sampling,
@@ -22,6 +23,7 @@ from cfgjax.commands.common import (
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.paths import define_path
 
 MAX_PER_CELL = 10_000
 
@@ -40,11 +42,15 @@ def sample(argv):
     for name in ("num_steps", "upsampler_num_steps"):
         timesteps_of(given, name)
 
+    begin(given, f"sampling from {given.workdir or given.base}")
+
     from cfgjax.cluster.session import taking_part
+    from cfgjax.devices import open_devices
     from cfgjax.workdir import read_config
 
     config = read_config(given.workdir or given.base)
     with taking_part(place(given), shared_facts(given, config), patience(config)):
+        open_devices()
         draw(given, labels, guidance, scales)
     return DONE
 
@@ -98,7 +104,7 @@ def define_flags(argv):
     """The flags of the command."""
     given = flags.FlagValues()
     define_sampling(given)
-    flags.DEFINE_string("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
+    define_path("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
     what = "Samples of each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
@@ -106,8 +112,8 @@ def define_flags(argv):
     flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_string("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
-    flags.DEFINE_string("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    define_path("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
+    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
     flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
     flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
     return given

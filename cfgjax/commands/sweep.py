@@ -14,6 +14,7 @@ from cfgjax.files import check_folder
 from cfgjax.launch import slurm
 from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter, require
+from cfgjax.paths import define_path
 from cfgjax.sweep.entries import chosen, read_sweep
 
 SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
@@ -23,12 +24,12 @@ UNFINISHED = ("interrupted", "waiting", "elsewhere")
 def sweep(argv):
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: the runs of a sweep file, those still to do."""
     given, of_slurm = flags.FlagValues(), flags.FlagValues()
-    flags.DEFINE_string("sweep", None, "Sweep file.", flag_values=given)
-    flags.DEFINE_string("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
+    define_path("sweep", None, "Sweep file.", flag_values=given)
+    define_path("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
     flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the runs run.", flag_values=given)
     flags.DEFINE_integer("parallel", None, "Runs at a time; here 1, of Slurm all.", lower_bound=1, flag_values=given)
-    flags.DEFINE_string("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
-    flags.DEFINE_string("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
+    define_path("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
+    define_path("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
     flags.DEFINE_string("only", None, "Names of the runs to take, separated by commas.", flag_values=given)
     what = "Run failed ones again, which otherwise are only reported."
     flags.DEFINE_bool("retry_failed", False, what, flag_values=given)

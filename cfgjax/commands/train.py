@@ -2,10 +2,11 @@
 
 from absl import flags
 
-from cfgjax.commands.common import define_place, no_arguments, patience, place, required, shared_facts
+from cfgjax.commands.common import begin, define_place, no_arguments, patience, place, required, shared_facts
 from cfgjax.config import define_flag, parse_flags
 from cfgjax.cores import use_cores
 from cfgjax.exits import DONE, PREEMPTED
+from cfgjax.paths import define_path
 
 
 def train(argv):
@@ -13,16 +14,20 @@ def train(argv):
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "workdir")
+    begin(given, f"training in {given.workdir}")
 
     from cfgjax.cluster.session import taking_part
+    from cfgjax.devices import open_devices
     from cfgjax.training.interrupt import StopRequest
 
     own = place(given), shared_facts(given, given.config), patience(given.config)
     with StopRequest() as stop, taking_part(*own) as several:
-        from cfgjax.training import loop
-
         if not several:
             use_cores(parts(given.config))
+        open_devices()
+
+        from cfgjax.training import loop
+
         return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
 
 
@@ -38,6 +43,6 @@ def define_flags(argv):
     """The flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=given)
+    define_path("workdir", None, "Folder of the run.", flag_values=given)
     define_place(given)
     return given

@@ -3,7 +3,7 @@
 import numpy as np
 
 from cfgjax.evaluation.cells import text
-from cfgjax.evaluation.figures import require_matplotlib
+from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.targets import METRICS, SETTINGS
 
 COVERAGE = ("recall", "precision")

@@ -1,6 +1,5 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
-import importlib.util
 import itertools
 
 import numpy as np
@@ -8,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.arguments import per_label
 from cfgjax.data.sources import check_labels, toy_mixture
-from cfgjax.errors import UsageError
+from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.model import Model
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this, pixel by pixel
@@ -79,12 +78,6 @@ def exact_model(model):
     data = model.config.data
     mixture = toy_mixture(data.means, data.stds, data.weights)
     return Model(model.config, {}, bind_params=lambda params: mixture.eps)
-
-
-def require_matplotlib(what="pictures of points need"):
-    """Raises UsageError where matplotlib, an extra, is not installed. what: needs it, with its verb."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UsageError(f"{what} matplotlib: pip install 'cfgjax[plots]'")
 
 
 def scatter(rows, labels, guidance):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from cfgjax.errors import UsageError
@@ -45,8 +46,21 @@ def find(path):
     below = [first(child) for child in sorted(folder.glob("*/"), key=natural)]
     if files := [file for file in below if file is not None]:
         return files
-    what = "has no frontier.json" if folder.is_dir() else "is no file or folder"
-    raise UsageError(f"{path} {what}; a run, evaluate it first: cfgjax evaluate --workdir={path}")
+    raise UsageError(unevaluated(folder))
+
+
+def unevaluated(folder):
+    """Why nothing can be compared in a folder, and the command that helps."""
+    if not folder.is_dir():
+        return f"{folder} is no file or folder"
+    below = sorted(folder.glob("*/"), key=natural)
+    evaluate = lambda run: f"cfgjax evaluate --workdir={shlex.quote(str(run))}"
+    if runs := [child for child in below if (child / "config.json").is_file()]:
+        what = f"none of the {len(runs)} runs in {folder} has been evaluated (there is no frontier.json)"
+        return f"{what}; evaluate each, such as: {evaluate(runs[0])}"
+    if any(child.with_name(f"{child.name}.log").is_file() for child in below):
+        return f"no evaluation in {folder} has ended (there is no frontier.json); give its `cfgjax sweep` command again"
+    return f"{folder} has no frontier.json; a run, evaluate it first: {evaluate(folder)}"
 
 
 def first(folder):

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from cfgjax.evaluation.figures import require_matplotlib
+from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.files import writing
 from cfgjax.json_files import HASH, content_hash, write_json
 

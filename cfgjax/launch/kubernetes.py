@@ -16,6 +16,7 @@ from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_name, check_python, dns_name
 from cfgjax.launch.programs import output_of
 from cfgjax.launch.quoting import kubernetes_word, shown
+from cfgjax.paths import define_path
 
 GROUP = "workers"
 
@@ -24,11 +25,12 @@ def define_flags(given):
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
+    path = functools.partial(define_path, flag_values=given)
     text("name", None, "Name of the JobSet; made from the workdir by default.")
     text("namespace", None, "Namespace; kubectl's own by default.")
     text("image", None, "Container image with cfgjax installed, in whose working folder experiments/ is.")
     text("claim", None, "PersistentVolumeClaim, ReadWriteMany, that holds the workdir.")
-    text("mount", "/runs", "Folder in the container at which it is mounted.")
+    path("mount", "/runs", "Folder in the container at which it is mounted.")
     integer("hosts", None, "Hosts, a process on each.", lower_bound=1)
     integer("gpus_per_host", None, "NVIDIA GPUs of each host.", lower_bound=1)
     integer("tpus_per_host", None, "TPU chips of each host.", lower_bound=1)
@@ -37,7 +39,7 @@ def define_flags(given):
     integer("port", 12355, "Port of process 0; jax takes the next one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 300, "Seconds between SIGTERM and the end of a pod.", lower_bound=1)
     integer("max_restarts", 3, "How often a failure other than bad usage starts all again.", lower_bound=0)
-    text("python", "python", "Interpreter in the image.")
+    path("python", "python", "Interpreter in the image.")
 
 
 def launch(given, job):

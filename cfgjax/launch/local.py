@@ -18,6 +18,7 @@ from cfgjax.launch.guardian import Guardian
 from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
+from cfgjax.paths import define_path
 
 MAX_ON_ONE_HOST = 1024  # also virtual devices of a process: more only fill the memory
 
@@ -29,7 +30,7 @@ def define_flags(given):
     integer("devices_per_process", None, "Virtual CPU devices of each process.", lower_bound=1)
     integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 60, "Seconds that the others have to end in when one failed.", lower_bound=0)
-    flags.DEFINE_string("python", sys.executable, "Interpreter.", flag_values=given)
+    define_path("python", sys.executable, "Interpreter.", flag_values=given)
 
 
 def launch(given, job):

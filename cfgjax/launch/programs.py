@@ -15,7 +15,7 @@ def require(program):
 def check_interpreter(python):
     """Raises UsageError unless --python is a program of this machine."""
     if shutil.which(python) is None:
-        raise UsageError(f"--python={python}: there is no such program on this machine")
+        raise UsageError(f"--python={python}: there is no such program on this machine; give a Python interpreter")
 
 
 def output_of(argv, text=None, *, shown=False):

@@ -17,6 +17,7 @@ from cfgjax.files import check_folder
 from cfgjax.launch.job import argv_of, check_python, check_time, shell_lines
 from cfgjax.launch.programs import output_of, require
 from cfgjax.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
+from cfgjax.paths import define_path
 
 OPTIONS = ("partition", "account", "qos", "constraint")
 
@@ -25,6 +26,7 @@ def define_flags(given):
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
+    path = functools.partial(define_path, flag_values=given)
     integer("nodes", 1, "Nodes.", lower_bound=1)
     integer("tasks_per_node", 1, "Processes on each node, which share its devices.", lower_bound=1)
     integer("gpus_per_node", None, "GPUs of each node.", lower_bound=1)
@@ -36,8 +38,8 @@ def define_flags(given):
     text("job_name", None, "Name of the job; that of the folder by default.")
     flags.DEFINE_multi_string("sbatch", [], "Any other option of sbatch, as --sbatch=--mem=64G.", flag_values=given)
     text("setup", None, "A line of the script to run first, such as 'module load cuda'.")
-    text("logs", None, "Folder of the job's output; <workdir>/slurm by default.")
-    text("python", sys.executable, "Interpreter on the nodes.")
+    path("logs", None, "Folder of the job's output; <workdir>/slurm by default.")
+    path("python", sys.executable, "Interpreter on the nodes.")
 
 
 def launch(given, job):

@@ -14,6 +14,7 @@ from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_name, check_python, dns_name, shell_lines
 from cfgjax.launch.programs import output_of
 from cfgjax.launch.quoting import check_shell_line, here_document
+from cfgjax.paths import define_path
 
 SOURCE = ("cfgjax", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 SETUP = "sudo apt-get install -y -q python3.11-venv && python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
@@ -33,7 +34,7 @@ def define_flags(given):
     flags.DEFINE_integer("node_count", 1, what, lower_bound=1, flag_values=given)
     flags.DEFINE_bool("spot", False, "For create: cheaper, and preempted at any time.", flag_values=given)
     text("setup", SETUP, "For run: what installs cfgjax, in the folder that copy made.")
-    text("python", ".venv/bin/python", "For run: interpreter on the workers.")
+    define_path("python", ".venv/bin/python", "For run: interpreter on the workers.", flag_values=given)
 
 
 def launch(given, job):

@@ -24,6 +24,7 @@ from cfgjax.preflight.memory import (
     nbytes,
     state_bytes,
 )
+from cfgjax.progress import timed
 from cfgjax.training.run import Program
 
 COMPLAINT = "Involuntary full rematerialization"  # of XLA's partitioner: it gathers an array to lay it out anew
@@ -35,19 +36,21 @@ def figures(config, devices=None, hbm=None):
 
     hbm: bytes of memory of a device, if it is to be said what fits. Compiles; makes no arrays and opens no data.
     """
-    program = Program(config, devices)
-    found = {
-        "devices": program.mesh.size,
-        "device_kind": program.mesh.devices.flat[0].device_kind,
-        "mesh": dict(program.mesh.shape),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.like.params)),
-        "dtype": config.model.get("dtype", "float32"),
-        "batch": batch_figures(program),
-        **memory_figures(program),
-        "replicated_bytes": sum(sum(paths.values()) for paths in replicated_parameters(program)),
-        "flops_per_image": flops_per_image(config, program),
-    }
-    found |= compiled_figures(program)
+    with timed("tracing the step, for its memory and FLOPs"):
+        program = Program(config, devices)
+        found = {
+            "devices": program.mesh.size,
+            "device_kind": program.mesh.devices.flat[0].device_kind,
+            "mesh": dict(program.mesh.shape),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.like.params)),
+            "dtype": config.model.get("dtype", "float32"),
+            "batch": batch_figures(program),
+            **memory_figures(program),
+            "replicated_bytes": sum(sum(paths.values()) for paths in replicated_parameters(program)),
+            "flops_per_image": flops_per_image(config, program),
+        }
+    with timed(f"compiling the step for {program.mesh.size} devices"):
+        found |= compiled_figures(program)
     if hbm is not None:
         found["fits"] = fitting(found, hbm)
     return found | {"warnings": warnings(program, found)}

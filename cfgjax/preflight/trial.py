@@ -18,9 +18,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cfgjax.config import from_json, to_json
+from cfgjax.devices import open_devices
 from cfgjax.errors import UsageError
 from cfgjax.preflight.memory import device_bytes, state_bytes
 from cfgjax.preflight.sizes import bytes_text
+from cfgjax.progress import timed
 from cfgjax.sharding import make_mesh
 from cfgjax.training.checkpoint import Cadence, Checkpoints
 from cfgjax.training.run import Program, Run
@@ -41,7 +43,8 @@ def in_a_process(config, scratch=None):
         path.write_text(to_json(config))
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "cfgjax.preflight.trial", str(path), folder]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
+        with timed("--run: a real step, save and restore in a process of its own"):
+            ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
     if ran.returncode:
         last = ran.stdout.strip().rpartition("\n")[-1]
         raise UsageError(f"--run: {last or f'it ended with exit code {ran.returncode}'}")
@@ -173,6 +176,7 @@ def main(argv):
     """The exit code of `python -m cfgjax.preflight.trial CONFIG.json FOLDER`."""
     path, folder = argv[1:]
     try:
+        open_devices()
         found = trial(from_json(Path(path).read_text()), folder)
     except UsageError as e:
         print(e)

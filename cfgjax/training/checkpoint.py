@@ -201,7 +201,8 @@ def find_step(directory, step=None):
     """The newest whole step, or `step` where it is whole. Raises UsageError where there is none."""
     steps = step_directories(directory)
     if step is not None and step not in steps:
-        raise UsageError(f"there is no step {step} in {directory}; it has {', '.join(map(str, steps)) or 'none'}")
+        there = ", ".join(map(str, sorted(steps, reverse=True))) or "none"
+        raise UsageError(f"there is no step {step} in {directory}; it has {there}")
     return newest_whole(directory, steps if step is None else [step])
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import shutil
 import sys
 import time
 
@@ -16,6 +17,8 @@ from cfgjax.progress import clock
 
 # Metrics that hold only for some examples of a step, and the share of examples they hold for.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
+BAR_COLUMNS = 50  # that this needs at 10⁶ steps, of which 15 are the bar itself
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 
 
@@ -32,6 +35,17 @@ def summarise(steps):
         if weight > 0:
             summary[name] = math.fsum(m[name] * share(m) for m in kept if share(m)) / weight
     return dict(sorted(summary.items()))
+
+
+def fitting(entries, columns):
+    """As many of the entries, from the first on, as fit into so many columns, in one text."""
+    text = ""
+    for entry in entries:
+        longer = f"{text}, {entry}" if text else entry
+        if len(longer) > columns:
+            break
+        text = longer
+    return text
 
 
 class RunLog:
@@ -51,7 +65,13 @@ class RunLog:
         self._file = open(workdir / metrics_file.NAME, "a")
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm.tqdm(
-            total=num_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True, file=sys.stderr
+            total=num_steps,
+            initial=start_step,
+            unit="step",
+            disable=None,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            bar_format=BAR,
         )
 
     def advance(self, step):
@@ -76,7 +96,8 @@ class RunLog:
             told = "  ".join(f"{name} {value}" for name, value in losses.items())
             self.say(f"step {step}/{self._num_steps}  {told}  {rate:,.0f} images/s  ETA {clock(eta)}")
         else:
-            self._bar.set_postfix({**losses, "images/s": f"{rate:,.0f}"})
+            entries = [f"{rate:,.0f} images/s", *(f"{name} {value}" for name, value in losses.items())]
+            self._bar.set_postfix_str(fitting(entries, shutil.get_terminal_size().columns - BAR_COLUMNS))
 
     def record(self, step, metrics):
         """One line of what was measured at step, besides the training itself, everywhere and to the user."""

@@ -7,6 +7,8 @@ import time
 import jax
 
 from cfgjax import processes
+from cfgjax.paths import check_path
+from cfgjax.progress import log
 from cfgjax.training.checkpoint import Checkpoints
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
@@ -28,12 +30,16 @@ def train(config, workdir, stop=None):
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
     OSError where something cannot be written.
     """
+    check_path("workdir", workdir)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(config)) as run,
-        contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim,
     ):
-        return fit(run, claim, stop)
+        if jax.process_count() == 1 and (name := stop.signal):
+            log.info("%s: stopped before %s was touched; the same command starts again", name, workdir)
+            return False
+        with contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim:
+            return fit(run, claim, stop)
 
 
 def fit(run, claim, stop):
@@ -134,6 +140,8 @@ def compiled(run, state, step, runlog, stop):
     """The dispatch, compiled ahead of time."""
     start = time.monotonic()
     processes.stage("compiling")
+    k = run.pace.steps_per_dispatch
+    runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {run.pace.batch_size} …")
     dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.wishes(stop)).compile()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch

@@ -20,11 +20,12 @@ from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.features import classifier, load_networks
-from cfgjax.evaluation.figures import require_matplotlib, sample_figure
+from cfgjax.evaluation.figures import sample_figure
 from cfgjax.evaluation.frontier import Grid, find_reference, make_settings
 from cfgjax.evaluation.generate import draw_samples
 from cfgjax.evaluation.measure import measure
 from cfgjax.evaluation.plan import Plan
+from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.evaluation.reference import load_reference
 from cfgjax.evaluation.sums import Verdict, feature_blocks
 from cfgjax.files import writing

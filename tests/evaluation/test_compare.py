@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shlex
 
 import pytest
 from PIL import Image
@@ -321,6 +322,24 @@ def test_the_joined_table_is_written(tmp_path, capsys):
     with open(tmp_path / "out.csv") as file:
         rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
     assert rows == content["rows"]
+
+
+@pytest.mark.parametrize("name", ["sweep", "a sweep"])
+def test_the_advised_evaluation_is_of_a_run_in_the_sweep(name, tmp_path):
+    for run in ("10", "9"):
+        (tmp_path / name / run).mkdir(parents=True)
+        (tmp_path / name / run / "config.json").touch()
+    with pytest.raises(UsageError, match="none of the 2 runs") as raised:
+        compare(tmp_path / name)
+    advice = shlex.split(str(raised.value).rpartition(": ")[2])
+    assert advice == ["cfgjax", "evaluate", f"--workdir={tmp_path / name / '9'}"]
+
+
+def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
+    (tmp_path / "w=0.5").mkdir()
+    (tmp_path / "w=0.5.log").touch()
+    with pytest.raises(UsageError, match="no evaluation in .* has ended.*cfgjax sweep"):
+        compare(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,10 @@ import time
 
 import pytest
 from command import ROOT, lives, wait_until
+from tiny import EXPERIMENTS
+
+from cfgjax import cli
+from cfgjax.errors import UsageError
 
 CHILD = """#!/usr/bin/env bash
 # in place of the interpreter; $CHILD_<i> is what process i does
@@ -99,3 +103,19 @@ def test_a_signal_reaches_every_process_once(start, number):
     code, out, err = finish(process)
     assert code == 75, err
     assert sorted(out.splitlines()) == ["[1] saved", "saved"]
+
+
+@pytest.mark.parametrize("python", ["/nonexistent", "no-such-python", "/etc/passwd", "/tmp"])
+@pytest.mark.parametrize("command", ["launch local", "sweep"])
+def test_an_interpreter_that_cannot_be_started_is_bad_usage(command, python, tmp_path):
+    config = EXPERIMENTS / "mixture.py"
+    (tmp_path / "sweep.py").write_text(
+        f"BASE = {str(config)!r}\nCOMMANDS = ('train',)\n\n\ndef get_sweep():\n    return [('a', {{}})]\n"
+    )
+    tail = {
+        "launch local": ["--", "train", f"--config={config}", f"--workdir={tmp_path / 'run'}"],
+        "sweep": [f"--sweep={tmp_path / 'sweep.py'}", f"--out={tmp_path / 'out'}"],
+    }[command]
+    with pytest.raises(UsageError, match=f"--python={python}"):
+        cli.run([*command.split(), f"--python={python}", *tail])
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.py"]

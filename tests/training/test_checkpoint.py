@@ -133,6 +133,13 @@ def test_a_damaged_step_is_never_loaded_for_sampling(saved, harm):
         restore_params(saved, "0.9", step=30)
 
 
+def test_the_steps_that_there_are_are_listed_newest_first(tmp_path):
+    for step in (20, 100, 5):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no step 7 in .* it has 100, 20, 5\Z"):
+        restore_params(tmp_path / "checkpoints", "0.9", step=7)
+
+
 def test_with_no_whole_step_left_nothing_is_overwritten(saved):
     for step in (10, 20, 30):
         (saved / str(step) / "manifest.json").unlink()

@@ -1,0 +1,105 @@
+"""No path is empty: an unset shell variable does not become the current folder."""
+
+import re
+
+import pytest
+from tiny import EXPERIMENTS, mixture_config
+
+import cfgjax
+from cfgjax import cli, download
+from cfgjax.cascade import load_cascade
+from cfgjax.commands import train
+from cfgjax.config import parse_flags
+from cfgjax.errors import UsageError
+from cfgjax.training.loop import train as train_run
+from cfgjax.training.run import Program
+from cfgjax.workdir import Claim
+
+FOLLOWING = "--seed=1"
+WRONG = {"empty": "", "blank": " \t", "NUL": "runs/a\0b"}
+CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
+FLAGS = {  # command: its flags that are paths
+    "train": "config workdir",
+    "sample": "workdir out guide base upsampler",
+    "evaluate": "config workdir out guide classifier inception reference images",
+    "compare": "out plot",
+    "download": "out",
+    "sweep": "sweep out base workdir logs python",
+    "preflight": "config json scratch",
+    "prepare folder": "data_dir manual_dir",
+    "convert openai-adm": "checkpoint out",
+    "convert diffusers": "checkpoint out",
+    "convert to-openai-adm": "workdir out",
+    "launch local": "python",
+    "launch slurm": "python logs",
+    "launch kubernetes": "python mount",
+    "launch tpu_vm": "python",
+}
+PAIRS = [(command, flag) for command, names in FLAGS.items() for flag in names.split()]
+KEYS = ["data.path", "data.data_dir", "train.init_from", "evaluate.reference", "evaluate.classifier"]
+
+
+@pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("command", "flag"), PAIRS)
+def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
+    tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
+    with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
+        cli.run([*command.split(), f"--{flag}={path}", *tail])
+    assert re.search("empty|NUL", str(raised.value)) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    "words", [["compare"], ["prepare", "folder", "x"], ["prepare", "npz", "x"], ["prepare", "tfds", "x"]]
+)
+def test_no_word_that_is_a_path_is_wrong(words, path):
+    with pytest.raises(UsageError, match="empty|NUL"):
+        cli.run([*words, path])
+
+
+@pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
+def test_a_flag_is_no_path(command, flag):
+    tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
+    with pytest.raises(UsageError, match=rf"--{flag}\W.*missing"):
+        cli.run([*command.split(), f"--{flag}", FOLLOWING, *tail])
+
+
+def test_launched_and_swept_commands_are_checked():
+    with pytest.raises(UsageError, match="--workdir"):
+        cli.run(["launch", "local", "--dry_run", "--", "train", CONFIG, "--workdir="])
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
+def test_no_path_in_a_config_is_wrong(key, path):
+    config = mixture_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: path})
+    with pytest.raises(UsageError, match=rf"config\.{re.escape(key)}=.*(empty|NUL)"):
+        Program(config)
+
+
+def test_no_override_of_a_path_is_empty():
+    argv = ["cfgjax train", CONFIG, "--config.train.init_from="]
+    with pytest.raises(UsageError, match=r"config\.train\.init_from=''"):
+        parse_flags(train.define_flags(argv), argv)
+
+
+@pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    "call",
+    [
+        cfgjax.load,
+        cfgjax.load_classifier,
+        lambda path: load_cascade(path, "x"),
+        lambda path: Claim(path, mixture_config()),
+        lambda path: train_run(mixture_config(), path),
+        download.inception,
+        download.find_inception,
+    ],
+)
+def test_no_path_of_the_python_api_is_wrong(call, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="empty|NUL"):
+        call(path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,263 @@
+"""The first seconds of a command: signals, environment variables, devices, and what it reports before long work."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+from command import ROOT, finish, start
+from runs import StopAfter
+from tiny import EXPERIMENTS, mixture_config
+
+from cfgjax import cli, devices, environment, exits, progress
+from cfgjax.commands import convert, preflight
+from cfgjax.errors import UsageError
+from cfgjax.training import loop
+
+CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
+
+
+class Reached(Exception):
+    """jax would be imported now."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", CONFIG, "--workdir={}/run"],
+        ["sample", "--workdir={}/run", "--out={}/grid.png"],
+        ["sample", "--base={}/run", "--upsampler={}/run", "--out={}/grid.png"],
+        ["evaluate", "--workdir={}/run"],
+        ["evaluate", "--workdir={}/run", "--bits_per_dim"],
+        ["evaluate", CONFIG, "--make_reference", "--out={}/reference.npz"],
+        ["convert", "openai-adm", "--preset=x", f"--checkpoint={sys.executable}", "--out={}/out"],
+        ["convert", "diffusers", f"--checkpoint={sys.executable}", "--out={}/out"],
+        ["convert", "to-openai-adm", "--workdir={}/run", "--out={}/x.npz"],
+    ],
+    ids=lambda words: " ".join(words[:2]).replace("{}/", ""),
+)
+def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, monkeypatch, caplog):
+    def reached():
+        raise Reached
+
+    monkeypatch.setattr(devices, "import_jax", reached)
+    monkeypatch.setattr(convert, "LARGE_BYTES", 0)
+    with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(Reached):
+        cli.run([word.format(tmp_path) for word in words])
+    assert len(caplog.messages) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
+    monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
+    monkeypatch.setattr("cfgjax.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt"))
+    with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
+        cli.run(["preflight", CONFIG, "--devices=8"])
+    assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    "module", ["cli", "evaluation.compare", "evaluation.by_row", "data.prepare", "sweep.pool", "download"]
+)
+def test_what_runs_before_the_first_line_does_not_import_jax(module):
+    code = f"import sys, cfgjax.{module}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "import_jax", lambda: exec("raise Reached", {"Reached": Reached}))
+    monkeypatch.setattr(progress.log, "propagate", True)
+    place = ["--coordinator=localhost:1", "--num_processes=2"]
+    for number, lines in [(0, 1), (1, 0)]:
+        progress.show_progress(sys.stdout)
+        with pytest.raises(Reached):
+            cli.run(["train", CONFIG, "--workdir=x", *place, f"--process_id={number}"])
+        assert len(capsys.readouterr().out.splitlines()) == lines
+    progress.show_progress(None)
+
+
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    [
+        (signal.SIGTERM, "cfgjax.cli"),
+        (signal.SIGINT, "cfgjax.commands.train"),
+        (signal.SIGUSR1, "cfgjax.config"),
+        (signal.SIGINT, "cfgjax.devices"),
+        (signal.SIGTERM, "jax.numpy"),
+        (signal.SIGTERM, "cfgjax.training.run"),
+    ],
+)
+def test_a_signal_during_imports_is_a_preemption(number, stage, tmp_path):
+    code = f"""
+import os, runpy, sys
+class Signalled:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{stage}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Signalled())
+sys.argv[1:] = ["train", "{CONFIG}", "--workdir={tmp_path}/run"]
+runpy.run_module("cfgjax", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == exits.PREEMPTED, done.stderr
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if number.name in line]
+    assert "again" in line and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
+    assert not loop.train(mixture_config(), tmp_path / "run", StopAfter(1))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["sample --workdir=x", "prepare folder x y"])
+def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(command, tmp_path):
+    program = f"""
+import os, signal, sys, tempfile
+from cfgjax import cli, __main__
+from cfgjax.files import writing
+def stopped(argv):
+    with writing({str(tmp_path / "file")!r}) as new:
+        new.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+cli.COMMANDS[{command.split()[0]!r}] = stopped
+sys.argv[1:] = {command.split()!r}
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (exits.PREEMPTED, 1)
+    assert "SIGTERM" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
+    program = """
+import re, sys
+from cfgjax import cli, exits, __main__
+exits.STUCK_SECONDS = 0.1
+def stuck(argv):
+    print("ready", flush=True)
+    re.match("(a+)+b", "a" * 40)  # for hours
+cli.COMMANDS["compare"] = stuck
+sys.argv[1:] = ["compare"]
+__main__.main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert code in (exits.PREEMPTED, -signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("CFGJAX_GRACE_SECONDS", value) for value in ("5m", "", "-1", "nan", "1,5")],
+        *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²")],
+        *[(name, value) for name in environment.WHOLE for value in ("x", "1.5", "-2")],
+        *[
+            ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
+            for value in ("", "=", "=abc", "=0", "=2.5")
+        ],
+        *[(name, "fast") for name in environment.SECONDS],
+        *[(name, "maybe") for name in environment.SWITCHES],
+        *[(name, " ") for name in environment.PATHS],
+    ],
+)
+def test_an_environment_variable_of_the_wrong_kind_is_named(name, value):
+    with pytest.raises(UsageError, match=rf"{name} is {value!r}"):
+        environment.check_environment({name: value})
+
+
+def test_what_schedulers_and_jax_accept_is_accepted():
+    environment.check_environment({})
+    environment.check_environment(
+        {
+            "CFGJAX_GRACE_SECONDS": "300.5",
+            "CFGJAX_INCEPTION": "",
+            "JAX_NUM_CPU_DEVICES": "8",
+            "JAX_ENABLE_X64": "False",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "XLA_FLAGS": "--a=b --xla_force_host_platform_device_count=8 --c",
+            "SLURM_PROCID": "0",
+            "SLURM_NTASKS_PER_NODE": "4",
+        }
+    )
+
+
+def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
+    monkeypatch.setenv("CFGJAX_GRACE_SECONDS", "5m")
+    with pytest.raises(UsageError, match="CFGJAX_GRACE_SECONDS is '5m'"):
+        cli.run(["train", CONFIG, "--workdir=x"])
+    assert cli.run(["train", "--help"]) == 0
+
+
+@pytest.mark.parametrize("name", ["cuad", "cpu,cuad"])
+def test_a_platform_that_cannot_start_is_named_with_what_can(name):
+    code = """
+from cfgjax import devices
+devices.import_jax()
+try:
+    devices.open_devices()
+except devices.UsageError as e:
+    print(e)
+"""
+    environ = {**os.environ, "JAX_PLATFORMS": name}
+    ran = subprocess.run([sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.count("\n") == 1, ran.stderr
+    assert f"JAX_PLATFORMS={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
+
+
+def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):
+    words = f"train {CONFIG} --workdir={tmp_path}/run"
+    code, _, err = finish(start(words, environ={"JAX_PLATFORMS": "cuad"}))
+    assert (code, err.count("\n")) == (exits.BAD_USAGE, 1), err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_variable_that_jax_refuses_is_one_line(tmp_path):
+    words = f"train {CONFIG} --workdir={tmp_path}/run"
+    code, _, err = finish(start(words, environ={"JAX_DEFAULT_MATMUL_PRECISION": "abc"}))
+    assert (code, err.count("\n")) == (exits.BAD_USAGE, 1)
+    assert "jax_default_matmul_precision" in err
+
+
+@pytest.mark.parametrize("accelerator", [*devices.PACKAGES, None])
+@pytest.mark.parametrize("requested", [None, "", "cpu", "cpu,cuda"])
+def test_an_accelerator_that_jax_does_not_use_is_warned_of_once(accelerator, requested, monkeypatch, caplog):
+    monkeypatch.setattr(devices, "visible_accelerator", lambda: accelerator)
+    before = jax.config.values["jax_platforms"]
+    jax.config.update("jax_platforms", requested)
+    try:
+        with caplog.at_level(logging.WARNING):
+            devices.open_devices()
+    finally:
+        jax.config.update("jax_platforms", before)
+    warned = [message for message in caplog.messages if "pip install" in message]
+    assert len(caplog.messages) == len(warned) == (accelerator is not None and not requested)
+    assert all(accelerator in message for message in warned)
+
+
+def test_an_accelerator_is_visible_by_its_device_files(tmp_path, monkeypatch):
+    gpu, tpu = tmp_path / "nvidia0", tmp_path / "accel0"
+    monkeypatch.setattr(devices, "NVIDIA_DEVICES", (str(gpu),))
+    monkeypatch.setattr(devices, "TPU_DEVICES", (str(tpu),))
+    assert devices.visible_accelerator({}) is None
+    tpu.touch()
+    assert devices.visible_accelerator({}) == "a TPU"
+    gpu.touch()
+    assert devices.visible_accelerator({}) == "an NVIDIA GPU"
+    assert devices.visible_accelerator({"CUDA_VISIBLE_DEVICES": "0"}) == "an NVIDIA GPU"
+    for hidden in ("", "-1"):
+        assert devices.visible_accelerator({"CUDA_VISIBLE_DEVICES": hidden}) == "a TPU"
