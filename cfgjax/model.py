@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.arguments import check_share, check_whole_number, guidance_weights, is_number, label_array, per_label
 from cfgjax.classifier import ClassifierGuidance
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources import check_images, check_labels
@@ -22,6 +22,7 @@ from cfgjax.diffusion.process import diffuse, split_variance
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
+from cfgjax.finite import check_samples
 from cfgjax.network import CLEAN_LOGSNR, bind, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
 from cfgjax.sharding import batch_sharding, make_mesh, place_global, place_parameters
@@ -151,9 +152,9 @@ class Model:
         float32 in [−1, 1]; low_res_logsnr: λ of the noise to add to them, where the network was trained with it;
         none by default. The other options are `sampler`'s; guided is by default whether a weight is not 0.
 
-        Raises UsageError for labels, weights or options that do not fit.
+        Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
-        labels = np.atleast_1d(np.asarray(labels))
+        labels = label_array(labels)
         check_labels(labels, self.num_classes)
         weights = guidance_weights(guidance, scale, len(labels))
         scales = per_label("classifier_scale", 0.0 if classifier_scale is None else classifier_scale, len(labels))
@@ -172,10 +173,11 @@ class Model:
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            parts.append(
-                draw(index, labels[index], weights[index], scales[index], None if low_res is None else low_res[index])
-            )
-        return np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
+            small = None if low_res is None else low_res[index]
+            parts.append(draw(index, labels[index], weights[index], scales[index], small))
+        x = np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
+        check_samples(x, np.arange(len(labels)), labels, weights)
+        return x
 
     def _check_low_res(self, low_res, length):
         """low_res as float32, or None for a model that takes none."""
@@ -238,7 +240,7 @@ class Model:
 
     def grid(self, num_steps):
         """λ of the levels of a sampler of num_steps, float32 [T], increasing."""
-        if isinstance(num_steps, (int, np.integer)):
+        if not isinstance(num_steps, str):
             check_whole_number("num_steps", num_steps, 2)
         try:
             grid = self.levels.grid(num_steps)
@@ -254,8 +256,8 @@ class Model:
         for name, value in given.items():
             if value is not None and name not in takes:
                 raise UsageError(f"sampler {sampler} takes no {name}")
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}; need a value in [0, 1]")
+            if value is not None:
+                check_share(name, value)
         pick = lambda name: self.config.sample[name] if given[name] is None else given[name]
         options = {name: pick(name) for name in NOISE_OPTIONS if name in takes}
         if options.get("v", 0.0) is None and not self.learned_variance:
@@ -270,8 +272,8 @@ class Model:
             return None
         least = self.config.diffusion.low_res_logsnr_min
         logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
-        if not least <= logsnr <= CLEAN_LOGSNR:
-            raise UsageError(f"low_res_logsnr is {logsnr}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
+        if not is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
+            raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
         return np.float32(logsnr)
 
     def _run(self, params, key, batch, logsnrs, noise, low_res_logsnr, *, sampler, guided, classifier):

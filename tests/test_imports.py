@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files"}
+TOOLS |= {"arguments", "json_files", "finite"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -18,6 +18,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "compilation": {"caches"},
     "files": {"errors"},
     "json_files": {"files", "errors"},
+    "finite": {"errors"},
     "weights": {"errors", "files"},
     "nets": {"nets", "weights", "files", "errors"},
     "config": {"errors"},
@@ -36,7 +37,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "progress": set(),
     "download": {"files", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
-    | {"training.checkpoint", "workdir", "errors"},
+    | {"training.checkpoint", "workdir", "finite", "errors"},
     "launch": {"launch", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint"},

@@ -14,9 +14,11 @@ from tensorboardX import SummaryWriter
 from cfgjax import processes
 from cfgjax.files import writing
 from cfgjax.progress import clock
+from cfgjax.training.objective import SHARE
 from cfgjax.workdir import step_of
 
-# Metrics that hold only for some examples of a step, and the share of examples they hold for.
+# Metrics that hold only for some examples of a step, and the share of examples they hold for. The share of others is
+# in a metric of their name and SHARE, or it is 1.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 
@@ -29,7 +31,9 @@ def summarise(steps):
     kept = [m for m in steps if not m["skipped"]]
     summary = {name: steps[-1][name] for name in LAST}
     for name in steps[0].keys() - {"skipped", *LAST}:
-        share = SHARES.get(name, lambda m: 1.0)
+        if name.endswith(SHARE):
+            continue
+        share = SHARES.get(name, lambda m, name=name: m.get(name + SHARE, 1.0))
         weight = math.fsum(share(m) for m in kept)
         if weight > 0:
             summary[name] = math.fsum(m[name] * share(m) for m in kept if share(m)) / weight
