@@ -13,7 +13,7 @@ from cfgjax.evaluation.generate import LABELS, SampleStore, Setting, draw_sample
 from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import check_network, make_network
-from cfgjax.sharding import make_mesh
+from cfgjax.sharding import make_mesh, place_global
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
