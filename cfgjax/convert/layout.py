@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from cfgjax.errors import UsageError
+from cfgjax.finite import count_not_finite
 
 MOST_NAMED = 10  # keys in an error
 
@@ -54,13 +55,18 @@ def load(state_dict, shapes, slot):
     """Our parameter tree, float32, out of their arrays, each of which is used exactly once.
 
     state_dict: {key: array}. shapes: of our parameters, a tree. slot: function of a path in it that gives its `Slot`.
-    What is float32 there and one array is a view, not a copy. Raises UsageError as `check`.
+    What is float32 there and one array is a view, not a copy. Raises UsageError as `check`, and for the first array
+    that is not finite in float32.
     """
     check(state_dict, shapes, slot)
     found: dict = {}
     for path in flat(shapes):
         keys, ones = slot(path)
-        arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
+        with np.errstate(over="ignore"):
+            arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
+        for key, array in zip(keys, arrays, strict=True):
+            if bad := count_not_finite(array):
+                raise UsageError(f"{key} has {bad:,} of {array.size:,} values that are not finite in float32")
         found[path] = to_ours(path, arrays[0] if len(arrays) == 1 else np.concatenate(arrays), ones)
     return tree(found)
 

@@ -32,6 +32,7 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 
+
 def read_zip(path, archive, pickled):
     """Returns (unpickled object, function from storages to {key: bytes}) of a file of torch 1.6 and later."""
     folder, size = pickled.removesuffix("data.pkl"), os.fstat(archive.fp.fileno()).st_size
