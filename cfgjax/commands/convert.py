@@ -60,11 +60,12 @@ def openai_adm(argv):
             with_null_label(net)
         params = guided_diffusion.parameters(net, image_shape, weights.arrays)
     except UsageError as e:
-        hints = [explained(preset, weights.arrays, source)]
-        if fitting := [name for name in PRESETS if guided_diffusion.fits(PRESETS[name], weights.arrays)]:
-            hints = [f"it fits {', '.join(fitting)}"]
+        hint = explained(preset, weights.arrays, source)
+        similar = [name for name in PRESETS if not explained(PRESETS[name], weights.arrays)]  # the others are not built
+        if fitting := [name for name in similar if guided_diffusion.fits(PRESETS[name], weights.arrays)]:
+            hint = f"it fits {', '.join(fitting)}"
         what = f"is not {given.preset}" if given.preset else "does not fit the flags"
-        raise UsageError("; ".join([f"{given.checkpoint} {what}: {e}", *filter(None, hints)])) from e
+        raise UsageError(f"{given.checkpoint} {what}: {e}{hint and f'; {hint}'}") from e
     write_run(
         given,
         net,
@@ -186,7 +187,10 @@ def parse_import(given, argv, check=lambda: None):
 
 
 def write_run(given, net, params, choice, **described):
-    """Writes the workdir --out, complete or not at all; choice: of the weights, in words; described: as `run_config`."""
+    """Writes the workdir --out, complete or not at all.
+
+    choice: which weights were taken, in words. described: as in `run_config`.
+    """
     import jax
     import jax.numpy as jnp
     from ml_collections import ConfigDict

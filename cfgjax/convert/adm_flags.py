@@ -1,4 +1,4 @@
-"""guided-diffusion's own flags, of its `script_util.py` → a `presets.Preset` of a network that was trained with them."""
+"""guided-diffusion's own flags, of its `script_util.py` → a `presets.Preset` of the network trained with them."""
 
 import math
 
@@ -208,6 +208,8 @@ def read_flags(given, kind, source="--"):
 def explained(preset, state_dict, source="--"):
     """Returns the flags that would explain why a state dict is not of a preset, in words; "" if none does."""
     found, given = derived(state_dict), {"num_classes": None} | preset.arguments
+    if not found:
+        return "the weights are not of guided-diffusion: they have no input_blocks.0.0.weight or time_embed.0.weight"
     rates = [2**level for level in range(len(given["channel_mult"]))]
     given["attention_resolutions"] = tuple(rate for rate in rates if rate in given["attention_resolutions"])
     reasons = []

@@ -1,4 +1,4 @@
-"""The types of a diffusers config.json, and its sizes next to those of the weights: checked before a network is built."""
+"""Types in a config.json of diffusers, and its sizes next to the weights': checked before a network is built."""
 
 import re
 from types import NoneType

@@ -106,15 +106,17 @@ def test_prefixes_are_found_in_files_of_every_kind(ending, tmp_path):
 
 # Shards
 
+ONE, TWO = "w-00001-of-00002.safetensors", "w-00002-of-00002.safetensors"
+BOTH = dict(zip(RAW, (ONE, TWO), strict=True))
+
 
 @pytest.fixture
 def index(tmp_path):
     """Two shards of RAW, and a function that writes their index and returns its path."""
-    names = [f"w-0000{i}-of-00002.safetensors" for i in (1, 2)]
-    for name, key in zip(names, RAW, strict=True):
+    for key, name in BOTH.items():
         save_safetensors(tmp_path / name, {key: RAW[key]})
 
-    def write(weight_map=dict(zip(RAW, names, strict=True))):  # noqa: B006
+    def write(weight_map):
         path = tmp_path / "w.safetensors.index.json"
         path.write_text(json.dumps({"metadata": {"total_size": 32}, "weight_map": weight_map}))
         return path
@@ -123,29 +125,25 @@ def index(tmp_path):
 
 
 def test_shards_are_joined(index):
-    found = read_state_dict(index())
+    found = read_state_dict(index(BOTH))
     assert found.keys() == RAW.keys() and all(np.array_equal(found[key], RAW[key]) for key in RAW)
 
 
 def test_a_missing_shard_is_named(index, tmp_path):
     (tmp_path / "w-00002-of-00002.safetensors").unlink()
     with pytest.raises(UsageError, match=r"\A[^\n]*of which w-00002-of-00002\.safetensors[^\n]*missing\Z"):
-        read_state_dict(index())
+        read_state_dict(index(BOTH))
 
 
 def test_a_shard_that_the_index_does_not_name_is_an_error(index, tmp_path):
     save_safetensors(tmp_path / "w-00003-of-00003.safetensors", RAW)
     with pytest.raises(UsageError, match=r"does not name: w-00003-of-00003\.safetensors\Z"):
-        read_state_dict(index())
+        read_state_dict(index(BOTH))
 
 
 def test_shards_of_another_family_do_not_matter(index, tmp_path):
     save_safetensors(tmp_path / "w.fp16-00001-of-00003.safetensors", RAW)
-    assert read_state_dict(index()).keys() == RAW.keys()
-
-
-ONE = "w-00001-of-00002.safetensors"
-TWO = "w-00002-of-00002.safetensors"
+    assert read_state_dict(index(BOTH)).keys() == RAW.keys()
 
 
 @pytest.mark.parametrize(
