@@ -82,21 +82,26 @@ def save(params, slot):
 
 
 def check(state_dict, shapes, slot):
-    """Raises UsageError naming the first ten keys that are missing or not used, or the first of another shape."""
+    """Raises UsageError naming the first ten keys that are missing or not used, and the first of another shape."""
     wanted: dict = {}
     for path, leaf in flat(shapes).items():
         keys, ones = slot(path)
         rows, *rest = to_theirs(path, np.broadcast_to(np.float32(0), leaf.shape), ones).shape
         wanted |= dict.fromkeys(keys, (rows // len(keys), *rest))
+    problems = []
     missing = [key for key in wanted if key not in state_dict]
     unused = sorted(state_dict.keys() - wanted.keys())
-    told = [f"{len(keys)} {word}: {some(keys)}" for word, keys in (("missing", missing), ("not used", unused)) if keys]
-    if told:
-        raise UsageError(f"its keys are not the network's; {'; '.join(told)}")
-    if wrong := [key for key, shape in wanted.items() if np.shape(state_dict[key]) != shape]:
-        key = wrong[0]
-        others = f" ({len(wrong)} differ in all)" if len(wrong) > 1 else ""
-        raise UsageError(f"{key} has shape {np.shape(state_dict[key])}, the network needs {wanted[key]}{others}")
+    if missing or unused:
+        problems.append("its keys are not the network's")
+    problems += [
+        f"{len(keys)} {word}: {some(keys)}" for word, keys in (("missing", missing), ("not used", unused)) if keys
+    ]
+    present = [key for key in wanted if key in state_dict]
+    if wrong := [key for key in present if np.shape(state_dict[key]) != wanted[key]]:
+        key, others = wrong[0], f" ({len(wrong)} differ in all)" if len(wrong) > 1 else ""
+        problems.append(f"{key} has shape {np.shape(state_dict[key])}, the network needs {wanted[key]}{others}")
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def some(keys):

@@ -114,7 +114,10 @@ def test_defaults_are_those_of_guided_diffusion():
         ({"attention_resolutions": ""}, "attention_resolutions is empty, the weights have 8"),
         ({"class_cond": False}, "not used: label_emb.weight.*class_cond is false, the weights have true"),
         ({"num_classes": 6}, r"label_emb\.weight has shape \(5, 128\).*num_classes is 6, the weights have 5"),
-        ({"learn_sigma": False}, r"out\.2\.weight has shape \(6, .*\(3, .*learn_sigma is false, the weights have true"),
+        (
+            {"learn_sigma": False},
+            r"out\.2\.bias has shape \(6,\), the network needs \(3,\).*learn_sigma is false, the weights have true",
+        ),
         ({"use_scale_shift_norm": False}, "use_scale_shift_norm is false, the weights have true"),
         ({"image_size": 15}, "cannot be halved"),
     ],
