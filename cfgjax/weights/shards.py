@@ -38,7 +38,7 @@ def extra_shards(folder, names):
 
 def read_shards(path, read):
     """Returns {key: array} of all shards of an index; read: function from a file's path to {key: array}."""
-    found = {}
+    found: dict = {}
     for name, keys in sorted(shards_of(path).items()):
         shard = read(Path(path).parent / name)
         if missing := sorted(keys - shard.keys()):
