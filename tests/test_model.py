@@ -170,7 +170,7 @@ def test_arguments_that_do_not_fit_are_reported_in_one_line(model, arguments, to
 SHORT = {"labels": [3, 7, 5], "num_steps": 3}
 
 
-@pytest.mark.parametrize("options", [{}, {"sampler": "ddim"}, {"guided": False}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"sampler": "ddim"}], ids=str)
 def test_weights_with_a_nan_draw_no_picture(model, params, options):
     broken = Model(model.config, {**params, "label": params["label"].at[7, 0].set(jnp.nan)}, mesh=model.mesh)
     broken.put(jax.device_get(broken.params))

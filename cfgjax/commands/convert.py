@@ -1,19 +1,23 @@
 """`cfgjax convert`: weights published elsewhere become a run's folder, and a run's weights the files of others."""
 
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 
 from absl import flags
 
 from cfgjax.commands.common import check_writable, no_arguments, required
-from cfgjax.config import parse_flags
-from cfgjax.errors import UsageError, choose
+from cfgjax.config import HELP, parse_flags
+from cfgjax.errors import HelpAsked, UsageError, choose
 from cfgjax.exits import DONE
 
 
 def convert(argv):
     """openai-adm|diffusers|to-openai-adm --flag=value …: published weights to a workdir, and back."""
+    if HELP & set(argv[1:2]):
+        lines = [f"  {name} {inspect.getdoc(function)}" for name, function in CONVERSIONS.items()]
+        raise HelpAsked("\n\n".join(line.replace("\n", "\n  ").replace("\n  \n", "\n\n") for line in lines))
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(CONVERSIONS)}")
     return choose("conversion", argv[1], CONVERSIONS)([" ".join(argv[:2]), *argv[2:]])

@@ -373,3 +373,12 @@ def test_weights_with_a_nan_are_refused_wherever_they_are_loaded(runs, tmp_path)
     with pytest.raises(UsageError, match=told):
         cli.run(["convert", "to-openai-adm", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'x.npz'}"])
     assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_the_conversions(word, capsys):
+    assert cli.run(["convert", word]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} --" in out for name in ("openai-adm", "diffusers", "to-openai-adm"))
+    assert cli.run(["convert", "openai-adm", word]) == 0
+    assert "--num_res_blocks" in capsys.readouterr().out

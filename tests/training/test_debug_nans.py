@@ -32,7 +32,6 @@ def adm():
 CONFIGS = {
     "mixture": lambda: mixture_config(**SMALL),
     "second moment": lambda: mixture_config(**SMALL, **{"diffusion.time_sampler": "second_moment"}),
-    "accumulated": lambda: mixture_config(**SMALL | {"train.batch_size": 4, "train.accumulate_steps": 2}),
     "digits": lambda: digits_config(**SMALL),
     "learned variance": adm,
     "noisy classifier": noisy_classifier,
@@ -45,7 +44,10 @@ def debug_nans(quick_compilation):
         yield
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SLOW = ("learned variance", "noisy classifier")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS])
 def test_nothing_is_not_a_number_in_training_and_sampling(name, debug_nans):
     config = CONFIGS[name]()
     run = Run(config, jax.devices()[:1])
