@@ -57,7 +57,7 @@ def images(n=6):
 
 @pytest.mark.parametrize("stage", ["base", "upsampler"])
 def test_the_stage_whose_sample_is_not_finite_is_named(stage):
-    cascade = Cascade(base(lambda label: jnp.where(label == 4, jnp.nan, 0.5) if stage == "base" else 0.5), upsampler())
+    cascade = Cascade(base(lambda label: jnp.where(label == 4, jnp.nan if stage == "base" else 0.5, 0.5)), upsampler())
     if stage == "upsampler":
         bind = cascade.upsampler.bind
         cascade.upsampler.bind = lambda params, low_res: bind(params, jnp.full_like(low_res, jnp.nan))
