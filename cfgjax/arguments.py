@@ -1,4 +1,4 @@
-"""Checks of what users give to samplers."""
+"""Checks of what users pass to samplers."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from cfgjax.errors import UsageError
 
 def check_whole_number(name, value, least):
     """Raises UsageError unless value is an integer in [least, 2³²)."""
-    if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**32:
         raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
 
 
@@ -18,6 +18,25 @@ def check_num_steps(value):
     check_whole_number("num_steps", value, 2)
     if value > MAX_STEPS:
         raise UsageError(f"num_steps is {value}; need at most {MAX_STEPS}")
+
+
+def check_share(name, value):
+    """Raises UsageError unless value is a number in [0, 1]."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise UsageError(f"{name} is {value!r}; need a value in [0, 1]")
+
+
+def is_number(value):
+    """Whether value is one real number: no boolean, no string."""
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
+
+
+def label_array(labels):
+    """labels as an array [N]; its values are not checked."""
+    try:
+        return np.atleast_1d(np.asarray(labels))
+    except ValueError:  # lists of different lengths
+        raise UsageError("labels are lists of different lengths; need integers [N]") from None
 
 
 def guidance_weights(guidance, scale, length):
@@ -32,11 +51,15 @@ def guidance_weights(guidance, scale, length):
 def per_label(name, value, length):
     """value, a finite number or one per label, as float32 [length]."""
     try:
-        values = np.asarray(value, np.float32)
-    except (TypeError, ValueError):
-        raise UsageError(f"{name} {value}: need a number or one per label") from None
+        values = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind not in "iuf":
+        raise UsageError(f"{name} {value!r}: need a number or one per label")
     if values.ndim and values.shape != (length,):
         raise UsageError(f"{name} has shape {values.shape} for {length} labels; give a number or one per label")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise UsageError(f"{name} {values} is not finite")
+        raise UsageError(f"{name} {value} is not finite in float32")
     return np.broadcast_to(values, (length,)).astype(np.float32)

@@ -1,5 +1,7 @@
 """A cascade: a model of small images, and an upsampler of them; ADM (arXiv:2105.05233) section 5.3."""
 
+import contextlib
+
 from cfgjax.data.batches import to_uint8
 from cfgjax.errors import UsageError
 from cfgjax.model import load
@@ -36,5 +38,16 @@ class Cascade:
         """Samples uint8 [N, H, W, C], one per label. options: of the base's `Model.sample`; upsampling: the other's."""
         stage = {"seed": (seed + UPSAMPLER_SEED) % 2**32, **(upsampling or {})}
         self.upsampler.sampler(**stage, guided=False)  # or an error, before the base draws
-        low_res = self.base.sample(labels, guidance, seed=seed, **options)
-        return to_uint8(self.upsampler.sample_float(labels, low_res=low_res, **stage))
+        with named("base"):
+            low_res = self.base.sample(labels, guidance, seed=seed, **options)
+        with named("upsampler"):
+            return to_uint8(self.upsampler.sample_float(labels, low_res=low_res, **stage))
+
+
+@contextlib.contextmanager
+def named(stage):
+    """Puts the name of a stage in front of an error about samples that are not finite."""
+    try:
+        yield
+    except ArithmeticError as e:
+        raise ArithmeticError(f"{stage}: {e}") from e

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, and words to help."""
 
 import difflib
+from collections.abc import Hashable
 
 
 class UsageError(ValueError):
@@ -22,7 +23,7 @@ def nearest(name, known):
 
 def choose(what, name, known):
     """known[name], or a UsageError that names the nearest."""
-    if name not in known:
+    if not isinstance(name, Hashable) or name not in known:
         raise UsageError(f"unknown {what} {name!r}{nearest(name, known)}")
     return known[name]
 

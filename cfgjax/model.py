@@ -7,21 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.arguments import check_num_steps, check_whole_number, guidance_weights, per_label
+from cfgjax import arguments
 from cfgjax.classifier import ClassifierGuidance
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources import check_images, check_labels
-from cfgjax.diffusion.guidance import (
-    classifier_free,
-    classifier_guided,
-    classifier_score,
-    classifier_shift,
-    conditional,
-)
+from cfgjax.diffusion import guidance as rules
 from cfgjax.diffusion.process import diffuse, split_variance
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, noise_at
 from cfgjax.diffusion_config import diffusion_of
 from cfgjax.errors import UsageError, choose
+from cfgjax.finite import check_samples
 from cfgjax.network import CLEAN_LOGSNR, bind, check_params, has_null_label, is_classifier, make_network, takes_low_res
 from cfgjax.processes import gather_rows
 from cfgjax.progress import compiling
@@ -153,17 +148,19 @@ class Model:
         float32 in [−1, 1]; low_res_logsnr: λ of the noise to add to them, where the network was trained with it;
         none by default. The other options are `sampler`'s; guided is by default whether a weight is not 0.
 
-        Raises UsageError for labels, weights or options that do not fit.
+        Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
-        labels = np.atleast_1d(np.asarray(labels))
+        labels = arguments.label_array(labels)
         check_labels(labels, self.num_classes)
-        weights = guidance_weights(guidance, scale, len(labels))
-        scales = per_label("classifier_scale", 0.0 if classifier_scale is None else classifier_scale, len(labels))
+        weights = arguments.guidance_weights(guidance, scale, len(labels))
+        scales = arguments.per_label(
+            "classifier_scale", 0.0 if classifier_scale is None else classifier_scale, len(labels)
+        )
         if classifier is None and classifier_scale is not None:
             raise UsageError(f"classifier_scale is {classifier_scale} with no classifier")
         if classifier is not None and classifier_scale is None:
             raise UsageError("a classifier is given without classifier_scale")
-        check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
+        arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         guided = bool(weights.any()) if guided is None else guided
         options = dict(num_steps=num_steps, sampler=sampler, seed=seed, v=v, eta=eta, guided=guided)
         guide = None if classifier is None else ClassifierGuidance(classifier, classifier_form)
@@ -174,10 +171,11 @@ class Model:
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            parts.append(
-                draw(index, labels[index], weights[index], scales[index], None if low_res is None else low_res[index])
-            )
-        return np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
+            small = None if low_res is None else low_res[index]
+            parts.append(draw(index, labels[index], weights[index], scales[index], small))
+        x = np.concatenate([gather_rows(part) for part in parts])[: len(labels)]
+        check_samples(x, np.arange(len(labels)), labels, weights)
+        return x
 
     def _check_low_res(self, low_res, length):
         """low_res as float32, or None for a model that takes none."""
@@ -216,7 +214,7 @@ class Model:
         """
         sampler = self.config.sample.sampler if sampler is None else sampler
         num_steps = self.config.sample.num_steps if num_steps is None else num_steps
-        check_whole_number("seed", seed, 0)
+        arguments.check_whole_number("seed", seed, 0)
         noise = self.noise_option(sampler, v=v, eta=eta)
         grid = self.grid(num_steps)
         self.check_guidance([guided])
@@ -240,8 +238,8 @@ class Model:
 
     def grid(self, num_steps):
         """λ of the levels of a sampler of num_steps, float32 [T], increasing."""
-        if isinstance(num_steps, (int, np.integer)):
-            check_num_steps(num_steps)
+        if not isinstance(num_steps, str):
+            arguments.check_num_steps(num_steps)
         try:
             grid = self.levels.grid(num_steps)
         except ValueError as e:
@@ -256,8 +254,8 @@ class Model:
         for name, value in given.items():
             if value is not None and name not in takes:
                 raise UsageError(f"sampler {sampler} takes no {name}")
-            if value is not None and not 0 <= value <= 1:
-                raise UsageError(f"{name} is {value}; need a value in [0, 1]")
+            if value is not None:
+                arguments.check_share(name, value)
         pick = lambda name: self.config.sample[name] if given[name] is None else given[name]
         options = {name: pick(name) for name in NOISE_OPTIONS if name in takes}
         if options.get("v", 0.0) is None and not self.learned_variance:
@@ -272,8 +270,8 @@ class Model:
             return None
         least = self.config.diffusion.low_res_logsnr_min
         logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
-        if not least <= logsnr <= CLEAN_LOGSNR:
-            raise UsageError(f"low_res_logsnr is {logsnr}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
+        if not arguments.is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
+            raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
         return np.float32(logsnr)
 
     def _run(self, params, key, batch, logsnrs, noise, low_res_logsnr, *, sampler, guided, classifier):
@@ -289,12 +287,12 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
             inputs["low_res"] = diffuse(batch["low_res"], fresh, inputs["low_res_logsnr"])
         eps_fn = self.bind(params, **inputs)
-        guide = lambda: classifier_free(eps_fn, labels, batch["weight"], self.num_classes)
-        denoise = guide() if guided else conditional(eps_fn, labels)
+        guide = lambda: rules.classifier_free(eps_fn, labels, batch["weight"], self.num_classes)
+        denoise = guide() if guided else rules.conditional(eps_fn, labels)
         if classifier is not None:
-            score = classifier_score(classifier.bind(classifier_params), labels)
+            score = rules.classifier_score(classifier.bind(classifier_params), labels)
             if classifier.form == "eps":
-                denoise = classifier_guided(denoise, score, batch["scale"])
+                denoise = rules.classifier_guided(denoise, score, batch["scale"])
             else:
-                options["shift"] = classifier_shift(score, batch["scale"], classifier.form)
+                options["shift"] = rules.classifier_shift(score, batch["scale"], classifier.form)
         return SAMPLERS[sampler](keys, denoise, z, logsnrs, clip=self.is_image, **options)

@@ -55,6 +55,16 @@ def images(n=6):
     return np.random.default_rng(0).integers(0, 256, (n, 4, 4, 1), np.uint8)
 
 
+@pytest.mark.parametrize("stage", ["base", "upsampler"])
+def test_the_stage_whose_sample_is_not_finite_is_named(stage):
+    cascade = Cascade(base(lambda label: jnp.where(label == 4, jnp.nan if stage == "base" else 0.5, 0.5)), upsampler())
+    if stage == "upsampler":
+        bind = cascade.upsampler.bind
+        cascade.upsampler.bind = lambda params, low_res: bind(params, jnp.full_like(low_res, jnp.nan))
+    with pytest.raises(ArithmeticError, match=rf"^{stage}: sample [02] at w = 0 has a value that is not finite"):
+        cascade.sample([1, 3, 4], num_steps=2, upsampling={"num_steps": 2})
+
+
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"devices": 2}], ids=str)
 def test_each_sample_is_of_its_own_small_image(guidance, options):

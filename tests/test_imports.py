@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 TOOLS = {"nets", "network", "data", "diffusion", "sharding", "processes", "workdir", "files", "weights", "download"}
 TOOLS |= {"progress", "exits", "config", "errors", "targets", "diffusion_config", "classifier"}
-TOOLS |= {"arguments", "json_files", "metrics_file", "settings", "paths", "devices"}
+TOOLS |= {"arguments", "finite", "json_files", "metrics_file", "settings", "paths", "devices"}
 BELOW = {  # what the modules of a layer may import of cfgjax
     "diffusion": {"diffusion"},
     "errors": set(),
@@ -19,7 +19,8 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "files": {"errors"},
     "json_files": {"files", "errors"},
     "metrics_file": {"files", "json_files"},
-    "weights": {"errors", "files"},
+    "finite": {"errors"},
+    "weights": {"weights", "errors", "files", "json_files"},
     "nets": {"nets", "weights", "files", "errors"},
     "numerals": set(),
     "python_files": {"errors"},
@@ -38,14 +39,14 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "classifier": {"data", "network", "diffusion_config", "sharding", "workdir", "training.checkpoint", "errors"},
     "cascade": {"data", "model", "errors"},
     "workdir": {"config", "network", "paths", "settings", "processes", "files", "json_files", "metrics_file", "errors"},
-    "convert": {"convert", "nets", "weights", "files", "json_files", "errors"},
+    "convert": {"convert", "nets", "weights", "files", "json_files", "finite", "errors"},
     "processes": {"errors"},
     "exits": set(),
     "cluster": {"cluster", "processes", "exits", "failures", "errors"},
     "progress": set(),
     "download": {"files", "paths", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
-    | {"training.checkpoint", "workdir", "progress", "errors"},
+    | {"training.checkpoint", "workdir", "finite", "progress", "errors"},
     "launch": {"launch", "files", "paths", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "json_files", "python_files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint", "training.manifest"},

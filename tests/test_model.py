@@ -136,11 +136,60 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "seed": 2**64}, "seed is 18446744073709551616; need an integer"),
         ({"labels": [1], "num_steps": 1}, "num_steps is 1"),
         ({"labels": [1], "num_steps": 10**9}, "num_steps is 1000000000; need at most 1000000"),
+        ({"labels": None}, "label has dtype object"),
+        ({"labels": [True, False]}, "label has dtype bool"),
+        ({"labels": [[1], [2, 3]]}, "lists of different lengths"),
+        ({"labels": [[1, 2]]}, r"label has dtype int64 and shape \(1, 2\)"),
+        ({"labels": ["1"]}, "label has dtype <U1"),
+        ({"labels": [-1]}, "label 0 is -1"),
+        ({"labels": [2**70]}, "label has dtype object"),
+        ({"labels": [1], "guidance": "1.5"}, "guidance '1.5': need a number"),
+        ({"labels": [1], "guidance": True}, "guidance True: need a number"),
+        ({"labels": [1], "guidance": 1j}, "need a number"),
+        ({"labels": [1, 2], "guidance": [1.0, None]}, "need a number"),
+        ({"labels": [1, 2], "guidance": [[1.0], [2.0, 3.0]]}, "need a number"),
+        ({"labels": [1], "guidance": 1e39}, "guidance 1e[+]39 is not finite in float32"),
+        ({"labels": [1], "guidance": 10**400}, "need a number"),
+        ({"labels": [1], "scale": float("inf")}, "scale inf is not finite"),
+        ({"labels": [1], "seed": True}, "seed is True"),
+        ({"labels": [1], "seed": 1.0}, "seed is 1.0"),
+        ({"labels": [1], "seed": None}, "seed is None"),
+        ({"labels": [1], "seed": -1}, "seed is -1"),
+        ({"labels": [1], "v": "high"}, "v is 'high'"),
+        ({"labels": [1], "v": float("nan")}, "v is nan"),
+        ({"labels": [1], "sampler": ["ddim"]}, r"unknown sampler \['ddim'\]"),
+        ({"labels": [1], "num_steps": 4.5}, "num_steps is 4.5"),
+        ({"labels": [1], "num_steps": [4]}, r"num_steps is \[4\]"),
+        ({"labels": [1], "low_res": np.zeros((1, 4, 4, 1), np.uint8)}, "low_res is given"),
     ],
 )
-def test_arguments_that_do_not_fit_are_told(model, arguments, told):
-    with pytest.raises(ValueError, match=told):
+def test_arguments_that_do_not_fit_are_reported_in_one_line(model, arguments, told):
+    with pytest.raises(UsageError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
         model.sample(**arguments)
+
+
+SHORT = {"labels": [3, 7, 5], "num_steps": 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "ddim"}], ids=str)
+def test_weights_with_a_nan_draw_no_picture(model, params, options):
+    broken = Model(model.config, {**params, "label": params["label"].at[7, 0].set(jnp.nan)}, mesh=model.mesh)
+    broken.put(jax.device_get(broken.params))
+    with pytest.raises(ArithmeticError, match=r"\Asample 1 at w = 0 has a value that is not finite; its label is 7\Z"):
+        broken.sample(**SHORT, **options)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+def test_a_weight_so_large_that_a_sample_overflows_is_an_error(model, sampler):
+    with pytest.raises(ArithmeticError, match=r"sample 2 at w = 3e\+38 has a value that is not finite; its label is 5"):
+        model.sample(**SHORT, guidance=[0.0, 1.0, 3e38], sampler=sampler)
+
+
+def test_an_overflow_of_the_last_step_alone_is_no_white_pixel():
+    eps = lambda z, logsnr, label: jnp.where((logsnr > 19)[:, None, None, None], jnp.inf, z)
+    model = Model(digits_config(), {}, mesh=make_mesh(devices=jax.devices()[:1]), bind_params=lambda params: eps)
+    with pytest.raises(ArithmeticError, match="sample 0 at w = 0"):
+        model.sample([1], num_steps=3)
 
 
 def test_the_exact_model_draws_the_mixture():

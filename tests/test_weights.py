@@ -147,6 +147,32 @@ def test_a_storage_that_says_more_than_the_file_has_is_refused(save, tmp_path):
 
 
 @SAVERS
+@pytest.mark.parametrize(("shape", "strides"), [((10**13,), (0,)), ((2**20, 2**20), (0, 1)), ((2**40, 4), (0, 1))])
+def test_a_few_elements_do_not_stand_for_terabytes(save, shape, strides, tmp_path):
+    path = save(tmp_path / "x.pth", dict_of(x=tensor(0, shape, strides, storage(4))), FOUR.tobytes())
+    with pytest.raises(UsageError, match=r"\A[^\n]*tensor x reaches outside its storage\Z"):
+        read_state_dict(path)
+
+
+def test_an_archive_whose_parts_are_compressed_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", dict_of(x=tensor(0, (2**18,), (1,), storage(2**18))))
+        archive.writestr("archive/data/0", bytes(2**20))
+    with pytest.raises(UsageError, match="is compressed, which PyTorch's files never are"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+def test_an_archive_that_declares_more_than_it_has_is_refused(tmp_path):
+    path = save_zip(tmp_path / "x.pth", dict_of(x=tensor(0, (4,), (1,), storage(2**30))), FOUR.tobytes())
+    content = path.read_bytes()
+    sizes = struct.pack("<II", 16, 16)
+    assert content.count(sizes) == 2  # in front of the part, and in the directory at the end
+    path.write_bytes(content.replace(sizes, struct.pack("<II", 2**32 - 16, 2**32 - 16)))
+    with pytest.raises(UsageError, match=r"\A[^\n]*x\.pth is damaged: its parts declare more than its[^\n]*\Z"):
+        read_state_dict(path)
+
+
+@SAVERS
 def test_one_storage_of_two_sizes_is_refused(save, tmp_path):
     values = dict_of(x=tensor(0, (4,), (1,), storage(4)), y=tensor(0, (8,), (1,), storage(8)))
     with pytest.raises(UsageError, match="storage 0 has two sizes"):

@@ -1,15 +1,16 @@
 """`cfgjax convert`: weights published elsewhere become a run's folder, and a run's weights the files of others."""
 
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 
 from absl import flags
 
 from cfgjax.commands.common import begin, check_writable, no_arguments, required
-from cfgjax.config import parse_flags
+from cfgjax.config import HELP, parse_flags
 from cfgjax.devices import import_jax, open_devices
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import HelpAsked, UsageError, choose
 from cfgjax.exits import DONE
 from cfgjax.paths import define_path
 from cfgjax.progress import log
@@ -19,51 +20,107 @@ LARGE_BYTES = 20_000_000  # of weights; fewer are read within a second
 
 def convert(argv):
     """openai-adm|diffusers|to-openai-adm --flag=value …: published weights to a workdir, and back."""
+    if HELP & set(argv[1:2]):
+        lines = [f"  {name} {inspect.getdoc(function)}" for name, function in CONVERSIONS.items()]
+        raise HelpAsked("\n\n".join(line.replace("\n", "\n  ").replace("\n  \n", "\n\n") for line in lines))
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(CONVERSIONS)}")
     return choose("conversion", argv[1], CONVERSIONS)([" ".join(argv[:2]), *argv[2:]])
 
 
 def openai_adm(argv):
-    """--preset=NAME --checkpoint=FILE.pt --out=WORKDIR [--null_label]: a published model of openai/guided-diffusion."""
+    """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: guided-diffusion's networks.
+
+    The published models have presets. Networks of your own are described by the flags that guided-diffusion trained
+    them with, on the command line or in a JSON file.
+    """
+    from cfgjax.convert.adm_flags import ALIASES, FLAGS
+
     given = flags.FlagValues()
     flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
-    parse_import(given, argv, "preset")
+    define_path("model_flags", None, "JSON file with guided-diffusion's flags, {name: value}.", flag_values=given)
+    for name, (_, default, what) in FLAGS.items():
+        flags.DEFINE_string(name, None, f"{what} Default of guided-diffusion: {default}.", flag_values=given)
+    for name, flag in ALIASES.items():
+        flags.DEFINE_string(name, None, f"The same as --{flag}.", flag_values=given)
+    parse_import(given, argv, lambda: adm_source(given))
+    own_flags = adm_source(given)
     begin_import(given)
 
     from cfgjax.convert import guided_diffusion
+    from cfgjax.convert.adm_flags import check_sizes, explained, preset_of
     from cfgjax.convert.layout import with_null_label
-    from cfgjax.convert.presets import NUM_TIMESTEPS, PRESETS
-    from cfgjax.weights import read_state_dict
+    from cfgjax.convert.presets import PRESETS
+    from cfgjax.weights import read_weights
 
-    preset = choose("preset", given.preset, PRESETS)
+    if own_flags is None:
+        preset = choose("preset", given.preset, PRESETS)
+        if given.null_label:
+            with_null_label(guided_diffusion.MAKERS[preset.kind](preset.arguments)[0])  # before the file is read
+    source = "" if given.preset or given.model_flags else "--"
+    weights = read_weights(given.checkpoint)
+    log.info("converting %d arrays of %s …", len(weights.arrays), given.checkpoint)
+    if own_flags is not None:
+        preset = preset_of(own_flags, weights.arrays, source)
+        check_sizes(preset, weights.arrays, source)
     net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
-    if given.null_label:
-        with_null_label(net)  # or an error, before the file is read
-    state_dict = read_state_dict(given.checkpoint)
-    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
     try:
-        params = guided_diffusion.parameters(net, image_shape, state_dict)
+        if given.null_label:
+            with_null_label(net)
+        params = guided_diffusion.parameters(net, image_shape, weights.arrays)
     except UsageError as e:
-        fitting = [name for name in PRESETS if guided_diffusion.fits(PRESETS[name], state_dict)]
-        hint = f"; it fits {', '.join(fitting)}" if fitting else ""
-        raise UsageError(f"{given.checkpoint} is not {given.preset}: {e}{hint}") from e
+        hint = explained(preset, weights.arrays, source)
+        similar = [name for name in PRESETS if not explained(PRESETS[name], weights.arrays)]  # the others are not built
+        if fitting := [name for name in similar if guided_diffusion.fits(PRESETS[name], weights.arrays)]:
+            hint = f"it fits {', '.join(fitting)}"
+        what = f"is not {given.preset}" if given.preset else "does not fit the flags"
+        raise UsageError(f"{given.checkpoint} {what}: {e}{hint and f'; {hint}'}") from e
     write_run(
         given,
         net,
         params,
+        weights.choice,
         image_shape=image_shape,
         num_classes=preset.num_classes,
         betas=preset.betas,
-        num_timesteps=NUM_TIMESTEPS,
-        data_path=f"{preset.data}_train.npz",
+        num_timesteps=preset.num_timesteps,
+        data_path=f"{preset.data}_train.npz" if preset.data else "train.npz",
         low_res_size=preset.low_res_size,
+        v=preset.v,
     )
     return DONE
 
 
+def adm_source(given):
+    """Returns the flags of guided-diffusion that are given, {name: value}; None with --preset.
+
+    Raises UsageError unless there is either a preset or such flags, and if their file cannot be read.
+    """
+    from cfgjax.convert.adm_flags import ALIASES, FLAGS
+    from cfgjax.json_files import read_json
+
+    own = {name: given[name].value for name in (*FLAGS, *ALIASES) if given[name].value is not None}
+    if given.preset is not None:
+        if own or given.model_flags is not None:
+            other = f"--{next(iter(own))}" if own else "--model_flags"
+            raise UsageError(f"--preset={given.preset} and {other} are both given; a preset has all its flags")
+        return None
+    if given.model_flags is not None:
+        try:
+            return read_json(given.model_flags) | own
+        except FileNotFoundError:
+            raise UsageError(f"--model_flags={given.model_flags}: there is no such file") from None
+    if not own:
+        required(given, "preset", "checkpoint", "out")
+    return own
+
+
 def diffusers(argv):
-    """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: a `UNet2DModel` of diffusers."""
+    """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: a `UNet2DModel` of diffusers.
+
+    FOLDER is that of the network, or of a pipeline, whose unet/ is taken. The weights may be .safetensors or .bin, in
+    shards, and of a variant such as fp16.
+    """
     given = flags.FlagValues()
     what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
@@ -71,21 +128,24 @@ def diffusers(argv):
     begin_import(given)
 
     from cfgjax.convert import diffusers
+    from cfgjax.convert.diffusers_folder import network_folder
     from cfgjax.convert.layout import with_null_label
 
-    betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(given.checkpoint)
-    net, image_shape, state_dict = diffusers.read_unet(given.checkpoint)
-    log.info("converting %d arrays of %s …", len(state_dict), given.checkpoint)
+    folder = network_folder(given.checkpoint)
+    betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(folder)
+    net, image_shape, config, file, weights = diffusers.read_unet(folder)
+    log.info("converting %d arrays of %s …", len(weights.arrays), given.checkpoint)
     if given.null_label:
         with_null_label(net)
     try:
-        params = diffusers.parameters(net, image_shape, state_dict)
+        params = diffusers.parameters(net, image_shape, weights.arrays, config)
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} are not of its config.json: {e}") from e
     process = dict(betas=betas, num_timesteps=num_timesteps, v=v)
-    write_run(
-        given, net, params, image_shape=image_shape, num_classes=net.num_classes, data_path="train.npz", **process
-    )
+    read = f"read {file.relative_to(given.checkpoint)}"
+    choice = f"{read}, {weights.choice}" if weights.choice else read
+    shapes = dict(image_shape=image_shape, num_classes=net.num_classes)
+    write_run(given, net, params, choice, data_path="train.npz", **shapes, **process)
     return DONE
 
 
@@ -122,14 +182,15 @@ def to_openai_adm(argv):
     return DONE
 
 
-def parse_import(given, argv, *also_required):
-    """Reads the flags, which must have a checkpoint and a workdir that is to be new."""
+def parse_import(given, argv, check=lambda: None):
+    """Reads the flags, which must have a checkpoint and a workdir that is to be new; check: of the other flags."""
     define_path("checkpoint", None, "What to convert.", flag_values=given)
     define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
     what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
-    required(given, *also_required, "checkpoint", "out")
+    check()
+    required(given, "checkpoint", "out")
     out = Path(given.out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out={given.out} exists and is not an empty folder; nothing was overwritten")
@@ -141,7 +202,8 @@ def parse_import(given, argv, *also_required):
 def begin_import(given):
     """Starts jax, and reports that the command begins where reading the weights takes a while."""
     path = Path(given.checkpoint)
-    size = sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*")) if file.is_file())
+    files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
+    size = sum(file.stat().st_size for file in files if file.is_file())
     if size > LARGE_BYTES:
         begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
     else:
@@ -149,8 +211,11 @@ def begin_import(given):
     open_devices()
 
 
-def write_run(given, net, params, **described):
-    """Writes the workdir --out, whole or not at all; described: as in `run_config`."""
+def write_run(given, net, params, choice, **described):
+    """Writes the workdir --out, complete or not at all.
+
+    choice: which weights were taken, in words. described: as in `run_config`.
+    """
     import jax
     import jax.numpy as jnp
     from ml_collections import ConfigDict
@@ -158,10 +223,12 @@ def write_run(given, net, params, **described):
     from cfgjax.config import to_json
     from cfgjax.convert.layout import add_null_row, with_null_label
     from cfgjax.convert.run_config import run_config
+    from cfgjax.diffusion_config import Diffusion
     from cfgjax.files import writing_folder
     from cfgjax.training.checkpoint import Cadence, Checkpoints
     from cfgjax.training.state import TrainState
 
+    Diffusion(betas=described["betas"], num_timesteps=described["num_timesteps"])  # or an error
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
     config = ConfigDict(run_config(net, **described))
@@ -171,7 +238,7 @@ def write_run(given, net, params, **described):
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"
-    print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}")
+    print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}{choice and f'; {choice}'}")
 
 
 def save_arrays(path, arrays):

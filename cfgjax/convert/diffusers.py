@@ -10,13 +10,13 @@ Accepted are the configs whose network is `cfgjax.nets.UNet`, number for number.
 import math
 from pathlib import Path
 
+from cfgjax.convert.diffusers_folder import network_folder, weights_file
+from cfgjax.convert.diffusers_sizes import MAX_SIZE, check_sizes, check_values, differences, shown
 from cfgjax.convert.layout import Slot, load, shapes_of
 from cfgjax.errors import UsageError, nearest
 from cfgjax.json_files import read_json
 from cfgjax.nets import UNet
-from cfgjax.weights import read_state_dict
-
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+from cfgjax.weights import read_weights
 
 # The keys of config.json: those with one value that is accepted, which is the default too, and defaults of the others.
 ONLY = {
@@ -51,8 +51,12 @@ DEFAULTS = {
     "resnet_time_scale_shift": "default",
     "num_class_embeds": None,
 }
+MAX_TIMESTEPS = 100_000
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
-IGNORED = ("num_train_timesteps",)  # of time embeddings that are not accepted
+IGNORED = (
+    "num_train_timesteps",  # of time embeddings that are not accepted
+    *("decay", "min_decay", "inv_gamma", "power", "optimization_step", "update_after_step", "use_ema_warmup"),  # of EMA
+)
 
 # Their blocks → (whether they have attention, how they resample; None: as downsample_type or upsample_type says)
 DOWN = {"ResnetDownsampleBlock2D": (False, "resnet"), "DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None)}
@@ -82,15 +86,18 @@ KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def read_unet(folder):
-    """(net, image shape, {key: array}) of a folder with config.json and the weights, .safetensors or .bin.
+    """Returns (net, image shape, config, file, `Weights`) of a network's or a pipeline's folder; file has the weights.
 
-    Raises UsageError for files that are missing or damaged, and for a config that is not accepted.
+    Raises UsageError for files that are missing or damaged, and for a config that is not accepted or whose sizes are
+    far from those of the weights.
     """
-    net, image_shape = make_unet(read_object(Path(folder) / "config.json"))
-    for name in WEIGHTS:
-        if (Path(folder) / name).is_file():
-            return net, image_shape, read_state_dict(Path(folder) / name)
-    raise UsageError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
+    folder = network_folder(folder)
+    config = read_json(folder / "config.json")
+    check(config)
+    file = weights_file(folder)
+    weights = read_weights(file)
+    net, image_shape = make_unet(config, weights.arrays)
+    return net, image_shape, config, file, weights
 
 
 def unet(config, state_dict):
@@ -99,30 +106,28 @@ def unet(config, state_dict):
     Raises UsageError naming the key of a config that is not accepted, see above, or the keys of the state dict that
     are missing, left over or of another shape.
     """
-    net, image_shape = make_unet(config)
-    return net, parameters(net, image_shape, state_dict)
+    net, image_shape = make_unet(config, state_dict)
+    return net, parameters(net, image_shape, state_dict, config)
 
 
-def parameters(net, image_shape, state_dict):
-    """The parameters of net, which `make_unet` made, out of a state dict; errors as in `unet`."""
-    return load(state_dict, shapes_of(net, image_shape), slots(net))
-
-
-def make_unet(config):
-    """(net, image shape) of the dict of a config.json."""
+def parameters(net, image_shape, state_dict, config):
+    """The parameters of net, which `make_unet` made of config, out of a state dict; errors as in `unet`."""
     try:
-        return checked_unet(config)
-    except (TypeError, AttributeError, IndexError, ArithmeticError) as e:  # a value of another type, or an empty list
-        raise UsageError(f"config.json is not of a UNet2DModel: {' '.join(str(e).split())}") from e
+        return load(state_dict, shapes_of(net, image_shape), slots(net))
+    except UsageError as e:
+        if reasons := differences({**DEFAULTS, **config}, state_dict):
+            raise UsageError(f"{e}; {reasons}") from e
+        raise
 
 
-def checked_unet(config):
-    """`make_unet` of a config whose values have the right types."""
+def make_unet(config, state_dict):
+    """(net, image shape) of the dict of a config.json, whose sizes are those of a state dict."""
     check(config)
     given = {**DEFAULTS, **config}
     channels, types = given["block_out_channels"], given["down_block_types"]
     attention, resample = levels(given)
     size, head_channels = sample_size(given), given["attention_head_dim"]
+    check_sizes(given, state_dict)
     net = UNet(
         num_classes=given["num_class_embeds"] or 1,
         conditional=given["num_class_embeds"] is not None,
@@ -150,8 +155,9 @@ def check(config):
         if key not in ONLY and key not in DEFAULTS:
             raise UsageError(f"config.json has {key}, which is not understood{nearest(key, [*ONLY, *DEFAULTS])}")
         if key in ONLY and value != ONLY[key]:
-            raise UsageError(f"config.json has {key} {value!r}; accepted is {ONLY[key]!r}")
+            raise UsageError(f"config.json has {key} {shown(repr(value))}; accepted is {ONLY[key]!r}")
     given = {**DEFAULTS, **config}
+    check_values(given)
     if len({len(given[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}) > 1:
         raise UsageError("config.json has down_block_types, up_block_types and block_out_channels of different lengths")
     time, groups = given["resnet_time_scale_shift"], given["attn_norm_num_groups"]
@@ -189,6 +195,8 @@ def sample_size(given):
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
         raise UsageError(f"config.json has sample_size {size}; need the one height and width of the images")
+    if not 1 <= side <= MAX_SIZE:
+        raise UsageError(f"config.json has sample_size {shown(size)}; need a height in 1 … {MAX_SIZE}")
     return side
 
 
@@ -242,25 +250,17 @@ def process(folder):
     path = Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         return "linear", 1000, 0.0
-    given = read_object(path)
+    given = read_json(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
     only: dict = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
     only |= {"rescale_betas_zero_snr": (False, None), "variance_type": (None, *VARIANCES)}
-    if not isinstance(steps, int) or steps < 2:
-        raise UsageError(f"{path} has num_train_timesteps {steps!r}; need an integer of at least 2")
+    if type(steps) is not int or not 2 <= steps <= MAX_TIMESTEPS:
+        raise UsageError(f"{path} has num_train_timesteps {steps!r}; need an integer in 2 … {MAX_TIMESTEPS}")
     if given.get("beta_schedule") == "linear":
         only |= {"beta_start": (0.1 / steps, None), "beta_end": (20 / steps, None)}
     for key, accepted in only.items():
         if given.get(key) not in accepted:
-            told = ", ".join(str(value) for value in accepted if value is not None) or "none"
-            raise UsageError(f"{path} has {key} {given.get(key)!r}; accepted: {told}")
+            listed = ", ".join(str(value) for value in accepted if value is not None) or "none"
+            raise UsageError(f"{path} has {key} {shown(repr(given.get(key)))}; accepted: {listed}")
     v = 1.0 if str(given.get("variance_type")).startswith("fixed_large") else 0.0
     return known[given["beta_schedule"]], steps, v
-
-
-def read_object(path):
-    """The dict in a JSON file."""
-    try:
-        return read_json(path)
-    except FileNotFoundError:
-        raise UsageError(f"{Path(path).parent} is no folder of diffusers: there is no {path}") from None

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from cfgjax.errors import UsageError
+from cfgjax.finite import count_not_finite
 
 MOST_NAMED = 10  # keys in an error
 
@@ -54,13 +55,18 @@ def load(state_dict, shapes, slot):
     """Our parameter tree, float32, out of their arrays, each of which is used exactly once.
 
     state_dict: {key: array}. shapes: of our parameters, a tree. slot: function of a path in it that gives its `Slot`.
-    What is float32 there and one array is a view, not a copy. Raises UsageError as `check`.
+    What is float32 there and one array is a view, not a copy. Raises UsageError as `check`, and for the first array
+    that is not finite in float32.
     """
     check(state_dict, shapes, slot)
     found: dict = {}
     for path in flat(shapes):
         keys, ones = slot(path)
-        arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
+        with np.errstate(over="ignore"):
+            arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
+        for key, array in zip(keys, arrays, strict=True):
+            if bad := count_not_finite(array):
+                raise UsageError(f"{key} has {bad:,} of {array.size:,} values that are not finite in float32")
         found[path] = to_ours(path, arrays[0] if len(arrays) == 1 else np.concatenate(arrays), ones)
     return tree(found)
 
@@ -76,21 +82,26 @@ def save(params, slot):
 
 
 def check(state_dict, shapes, slot):
-    """Raises UsageError naming the first ten keys that are missing or not used, or the first of another shape."""
+    """Raises UsageError naming the first ten keys that are missing or not used, and the first of another shape."""
     wanted: dict = {}
     for path, leaf in flat(shapes).items():
         keys, ones = slot(path)
         rows, *rest = to_theirs(path, np.broadcast_to(np.float32(0), leaf.shape), ones).shape
         wanted |= dict.fromkeys(keys, (rows // len(keys), *rest))
+    problems = []
     missing = [key for key in wanted if key not in state_dict]
     unused = sorted(state_dict.keys() - wanted.keys())
-    told = [f"{len(keys)} {word}: {some(keys)}" for word, keys in (("missing", missing), ("not used", unused)) if keys]
-    if told:
-        raise UsageError(f"its keys are not the network's; {'; '.join(told)}")
-    if wrong := [key for key, shape in wanted.items() if np.shape(state_dict[key]) != shape]:
-        key = wrong[0]
-        others = f" ({len(wrong)} differ in all)" if len(wrong) > 1 else ""
-        raise UsageError(f"{key} has shape {np.shape(state_dict[key])}, the network needs {wanted[key]}{others}")
+    if missing or unused:
+        problems.append("its keys are not the network's")
+    problems += [
+        f"{len(keys)} {word}: {some(keys)}" for word, keys in (("missing", missing), ("not used", unused)) if keys
+    ]
+    present = [key for key in wanted if key in state_dict]
+    if wrong := [key for key in present if np.shape(state_dict[key]) != wanted[key]]:
+        key, others = wrong[0], f" ({len(wrong)} differ in all)" if len(wrong) > 1 else ""
+        problems.append(f"{key} has shape {np.shape(state_dict[key])}, the network needs {wanted[key]}{others}")
+    if problems:
+        raise UsageError("; ".join(problems))
 
 
 def some(keys):

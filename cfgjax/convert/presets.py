@@ -20,7 +20,8 @@ class Preset(NamedTuple):
 
     kind: "unet", "upsampler" or "classifier". arguments: of guided-diffusion's constructor. betas: of its process of
     1000 timesteps. data: name of the training data. num_classes: of that; conditional or not is in the arguments.
-    low_res_size: height of the images that an upsampler starts from.
+    low_res_size: height of the images that an upsampler starts from. num_timesteps: of the process. v: of the
+    sampler's variance, where it is not learned.
     """
 
     kind: str
@@ -29,6 +30,8 @@ class Preset(NamedTuple):
     data: str = ""
     num_classes: int = 1000
     low_res_size: int | None = None
+    num_timesteps: int = NUM_TIMESTEPS
+    v: float = 0.0
 
 
 def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, **others):

@@ -178,7 +178,7 @@ class Frontier:
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
-        options = {"guided": self._guided, "classifier": self._guide}
+        options = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
         for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch

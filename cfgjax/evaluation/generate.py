@@ -13,6 +13,7 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.errors import UsageError, choose
 from cfgjax.evaluation.hashed import NoHash, read_arrays, write_arrays
 from cfgjax.files import writing
+from cfgjax.finite import check_samples
 from cfgjax.sharding import local_rows
 
 log = logging.getLogger("cfgjax")
@@ -57,20 +58,30 @@ LABELS = {"balanced": balanced, "random": random}
 LABEL_STREAM = 2**32 - 1  # where the samplers have the step, which never gets there
 
 
-def draw_samples(model, setting, index, batch_size, *, guided=True, classifier=None):
+def rows_per_device(num_samples, batch_size, num_devices):
+    """Samples per call on each device: batch_size, or fewer where all num_samples fit into one call."""
+    return min(batch_size, -(-num_samples // num_devices))
+
+
+def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=True, classifier=None):
     """Yields (index [b], labels [b], samples [b, …]) batch by batch, this process's part of each.
 
-    index: int [N] of the wanted samples. samples: uint8 images, or float32 points. batch_size: of each
-    device, so that a device does the same whatever their number, and sample i is the same to the bit. guided: False
-    leaves out the unconditional branch, where every w is 0. classifier: the setting's `ClassifierGuidance`.
-    Raises ArithmeticError where a sample is not finite.
+    index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
+    each device, at most. guided: False leaves out the unconditional branch, where every w is 0. classifier: the
+    setting's `ClassifierGuidance`. num_samples: how many there are in all where index is what is left of them: with it
+    a resumed evaluation runs the same program as one that was not interrupted.
+
+    Where num_samples fill at least one call, every device does the same whatever their number, and sample i is the
+    same to the bit. Raises ArithmeticError if a sample is not finite.
     """
     make_labels = choose("label policy", setting.label_policy, LABELS)
     options = {name: getattr(setting, name) for name in ("num_steps", "sampler", "seed", "v", "eta")}
-    draw, size = model.sampler(**options, guided=guided, classifier=classifier), batch_size * model.mesh.size
+    draw = model.sampler(**options, guided=guided, classifier=classifier)
+    rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
+    size = rows * model.mesh.size
     weights, scales = (np.full(size, x, np.float32) for x in (setting.guidance_weight, setting.classifier_scale))
     running = None  # the batch that the devices are at work on while the one before it is written
-    for start in [*range(0, len(index), size), None]:
+    for start in [*range(0, len(index), size or 1), None]:
         before = running
         if start is not None:
             wanted = index[start : start + size]
@@ -86,11 +97,7 @@ def finished(wanted, labels, x, setting, is_image):
     rows, values = local_rows(x)
     keep = rows < len(wanted)
     rows, values = rows[keep], values[keep]
-    finite = np.isfinite(values.reshape(len(values), values[0].size if len(values) else 1)).all(axis=1)
-    if not finite.all():
-        raise ArithmeticError(
-            f"sample {wanted[rows[~finite][0]]} at w = {setting.guidance_weight:g} has a value that is not finite"
-        )
+    check_samples(values, wanted[rows], labels[rows], np.full(len(rows), setting.guidance_weight))
     return wanted[rows], labels[rows], to_uint8(values) if is_image else values
 
 

@@ -14,10 +14,10 @@ class Plan:
     """config.evaluate.
 
     guidance: weights w. num_samples: N of each. num_steps: network calls T. batch_size: samples per call of the
-    sampler on each device. label_policy: "balanced" or "random". features: "classifier", "inception" or "mixture".
-    classifier: workdir of a classifier run. reference: file of reference statistics; by default those of the run's
-    own training data. every_steps: cadence while training, None for never; then of every_num_samples samples of each
-    w of every_guidance.
+    sampler on each device, at most. label_policy: "balanced" or "random". features: "classifier", "inception" or
+    "mixture". classifier: workdir of a classifier run. reference: file of reference statistics; by default those of
+    the run's own training data. every_steps: cadence while training, None for never; then of every_num_samples samples
+    of each w of every_guidance.
     """
 
     guidance: tuple = PAPER_WEIGHTS

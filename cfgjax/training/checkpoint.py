@@ -18,6 +18,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from cfgjax import processes
 from cfgjax.errors import UsageError
+from cfgjax.finite import check_weights
 from cfgjax.training.manifest import damage, move_damaged_metadata, step_directories, write_manifest
 from cfgjax.training.writes import SaveError, check_space, noticing, save_error, sizes
 
@@ -181,10 +182,12 @@ def load_params(workdir, config, step=None, ema=None):
     """(parameters, step) of the run in workdir, of config, as numpy arrays.
 
     ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. step: by default the
-    newest whole one. Raises UsageError where there is no such step or rate.
+    newest complete one. Raises UsageError if there is no such step or rate, or the parameters are not finite.
     """
     rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
-    return restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
+    params, step = restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
+    check_weights(params, f"checkpoint step {step} of {workdir}")
+    return params, step
 
 
 def restore_params(directory, rate, step=None):

@@ -14,8 +14,10 @@ from tensorboardX import SummaryWriter
 
 from cfgjax import metrics_file, processes
 from cfgjax.progress import clock
+from cfgjax.training.objective import SHARE
 
-# Metrics that hold only for some examples of a step, and the share of examples they hold for.
+# Metrics that hold only for some examples of a step, and the share of examples they hold for. The share of others is
+# in a metric of their name and SHARE, or it is 1.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 BAR_COLUMNS = 50  # that this needs at 10⁶ steps, of which 15 are the bar itself
@@ -30,7 +32,9 @@ def summarise(steps):
     kept = [m for m in steps if not m["skipped"]]
     summary = {name: steps[-1][name] for name in LAST}
     for name in steps[0].keys() - {"skipped", *LAST}:
-        share = SHARES.get(name, lambda m: 1.0)
+        if name.endswith(SHARE):
+            continue
+        share = SHARES.get(name, lambda m, name=name: m.get(name + SHARE, 1.0))
         weight = math.fsum(share(m) for m in kept)
         if weight > 0:
             summary[name] = math.fsum(m[name] * share(m) for m in kept if share(m)) / weight

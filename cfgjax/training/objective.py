@@ -13,7 +13,8 @@ from cfgjax.errors import UsageError
 from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res, takes_low_res_level
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
-LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is told
+LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is logged
+SHARE = "_share"  # suffix of a metric: the share of the batch that the metric without it was averaged over
 
 
 class Objective(NamedTuple):
@@ -37,7 +38,7 @@ def denoising(net, num_classes, diffusion):
     """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: a `Diffusion`.
 
     With learned variance the hybrid loss. Logs loss_cond and loss_uncond over the examples that kept and lost their
-    label (NaN if none did) and drop_rate, for a network with a null label; mse and bound of the hybrid loss.
+    label (0 if none did) and drop_rate, for a network with a null label; mse and bound of the hybrid loss.
     """
     levels = diffusion.levels
     if diffusion.p_uncond and not has_null_label(net):
@@ -89,8 +90,9 @@ def denoising(net, num_classes, diffusion):
         logged = {name: jnp.mean(terms[name] * weight) for name in ("mse", "bound") if name in terms}
         if has_null_label(net):
             dropped = drawn["label"] == num_classes
-            mean = lambda mask: jnp.sum(jnp.where(mask, terms["loss"], 0)) / jnp.sum(mask)
-            logged |= {"loss_cond": mean(~dropped), "loss_uncond": mean(dropped), "drop_rate": jnp.mean(dropped)}
+            logged["loss_cond"] = masked_mean(terms["loss"], ~dropped)
+            logged["loss_uncond"] = masked_mean(terms["loss"], dropped)
+            logged["drop_rate"] = jnp.mean(dropped)
         return logged
 
     if not by_moment:
@@ -113,8 +115,8 @@ def classification(net):
 def noisy_classification(net, diffusion):
     """Cross-entropy −log p(c | z_λ), λ drawn as a diffusion model's; ADM (arXiv:2105.05233) section 4.
 
-    Logs the accuracy on the batch, and in each of LEVEL_BINS equal parts of u, accuracy_0 the cleanest (NaN if none
-    of the batch is there).
+    Logs the accuracy on the batch, and in each of LEVEL_BINS equal parts of u: accuracy_0 is that of the cleanest (0 if
+    none of the batch is there), accuracy_0_share the share of the batch that is there.
     """
     levels = diffusion.levels
 
@@ -129,11 +131,18 @@ def noisy_classification(net, diffusion):
 
     def summary(terms, drawn):
         part = (drawn["u"] * LEVEL_BINS).astype(jnp.int32)
-        mean = lambda mask: jnp.sum(jnp.where(mask, terms["correct"], 0)) / jnp.sum(mask)
-        parts = {f"accuracy_{i}": mean(part == i) for i in range(LEVEL_BINS)}
-        return {"accuracy": jnp.mean(terms["correct"]), **parts}
+        logged = {"accuracy": jnp.mean(terms["correct"])}
+        for i in range(LEVEL_BINS):
+            logged[f"accuracy_{i}"] = masked_mean(terms["correct"], part == i)
+            logged[f"accuracy_{i}{SHARE}"] = jnp.mean(part == i)
+        return logged
 
     return Objective(draw, terms, summary)
+
+
+def masked_mean(values, mask):
+    """Mean of values [B] where mask [B] is true, 0 where it is true nowhere (never 0/0: JAX_DEBUG_NANS would stop)."""
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def cross_entropy(logits, label):

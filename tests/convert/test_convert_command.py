@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import pickle
+import shutil
 
 import command
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import same_trees
@@ -19,8 +21,9 @@ from cfgjax.convert.layout import flat, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.errors import UsageError
 from cfgjax.network import check_network, make_network, sections
-from cfgjax.training.checkpoint import load_params
+from cfgjax.training.checkpoint import Cadence, Checkpoints, load_params
 from cfgjax.training.manifest import whole_steps
+from cfgjax.training.state import TrainState
 from cfgjax.workdir import read_config
 
 SMALL = dict(
@@ -306,7 +309,7 @@ def test_a_bin_file_is_read_too(pipeline):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("unet/config.json", "{", "config.json is damaged"),
+        ("unet/config.json", "{", "config.json is damaged: it is not JSON"),
         ("unet/config.json", "[]", "it is a list, not an object"),
         ("unet/config.json", '{"norm_eps": 1e-06}', "norm_eps 1e-06; accepted is 1e-05"),
         ("unet/diffusion_pytorch_model.safetensors", "{}", "neither a PyTorch file"),
@@ -339,3 +342,44 @@ def test_what_a_workdir_holds_is_what_the_file_held(pipeline):
     values = np.sort(np.concatenate([value.ravel() for value in state_dict.values()]).astype(np.float32))
     params = flat(load_params(pipeline / "run", read_config(pipeline / "run"))[0])
     np.testing.assert_array_equal(np.sort(np.concatenate([leaf.ravel() for leaf in params.values()])), values)
+
+
+def test_a_pipeline_of_half_precision_in_shards_is_read(pipeline, capsys):
+    name = "unet/diffusion_pytorch_model.safetensors"
+    (pipeline / name).unlink()
+    (pipeline / "model_index.json").write_text("{}")
+    _, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
+    shards = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for i, shard in enumerate(shards):
+        save_safetensors(pipeline / "unet" / shard, dict(list(state_dict.items())[i::2]))
+    index = {"weight_map": {key: shards[i % 2] for i, key in enumerate(state_dict)}}
+    (pipeline / "unet/diffusion_pytorch_model.fp16.safetensors.index.json").write_text(json.dumps(index))
+    assert cli.run(["convert", "diffusers", f"--checkpoint={pipeline}", f"--out={pipeline / 'run'}"]) == 0
+    assert "read unet/diffusion_pytorch_model.fp16.safetensors.index.json" in capsys.readouterr().out
+    assert read_config(pipeline / "run").diffusion.num_timesteps == 400
+
+
+def test_weights_with_a_nan_are_refused_wherever_they_are_loaded(runs, tmp_path):
+    """A workdir that an earlier version converted is not sampled, not used as a guide and not converted back."""
+    shutil.copytree(runs / "tiny", tmp_path / "run")
+    broken = jax.tree.map(np.array, load_params(runs / "tiny", read_config(runs / "tiny"))[0])
+    broken["label"][2, 5] = np.nan
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with Checkpoints(tmp_path / "run/checkpoints", Cadence(1)) as checkpoints:
+        checkpoints.save(0, TrainState(jnp.int32(0), broken, {}, ()), [])
+    told = r"\A[^\n]*checkpoint step 0 of [^\n]*run: label has 1 of 640 values that are not finite\Z"
+    for load_it in (cfgjax.load, lambda run: cli.run(["sample", f"--workdir={run}", f"--out={tmp_path / 'x.png'}"])):
+        with pytest.raises(UsageError, match=told):
+            load_it(tmp_path / "run")
+    with pytest.raises(UsageError, match=told):
+        cli.run(["convert", "to-openai-adm", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'x.npz'}"])
+    assert os.listdir(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_the_conversions(word, capsys):
+    assert cli.run(["convert", word]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} --" in out for name in ("openai-adm", "diffusers", "to-openai-adm"))
+    assert cli.run(["convert", "openai-adm", word]) == 0
+    assert "--num_res_blocks" in capsys.readouterr().out

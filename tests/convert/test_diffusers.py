@@ -70,6 +70,62 @@ def test_a_config_of_another_network_is_refused_by_its_key(changed, told):
         diffusers.unet(config | changed, state_dict)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"layers_per_block": 10**9}, "layers_per_block 1000000000, the weights have 1"),
+        ({"layers_per_block": 3}, r"\d+ missing: .*; config.json has layers_per_block 3, the weights have 1"),
+        ({"layers_per_block": 0}, "layers_per_block 0; sizes are at least 1"),
+        ({"layers_per_block": -1}, "layers_per_block -1; sizes"),
+        ({"layers_per_block": "2"}, "its 'layers_per_block' is a string, not an integer"),
+        ({"layers_per_block": True}, "its 'layers_per_block' is a boolean"),
+        ({"layers_per_block": 1.0}, "its 'layers_per_block' is a number"),
+        ({"layers_per_block": [1]}, "its 'layers_per_block' is a list"),
+        ({"block_out_channels": [0, 64]}, r"block_out_channels \[0, 64\]; sizes are at least 1"),
+        ({"block_out_channels": [-32, 64]}, r"block_out_channels \[-32, 64\]; sizes"),
+        (
+            {"block_out_channels": [32, 10**12]},
+            r"block_out_channels \[32, 1000000000000\], the weights have \[32, 64\]",
+        ),
+        (
+            {"block_out_channels": [64, 64]},
+            r"has shape .*the network needs .*block_out_channels \[64, 64\], the weights",
+        ),
+        ({"block_out_channels": [32, "64"]}, "an entry of its 'block_out_channels' is a string"),
+        ({"block_out_channels": {}}, "its 'block_out_channels' is an object"),
+        ({"block_out_channels": [], "down_block_types": [], "up_block_types": []}, "empty down_block_types"),
+        ({"in_channels": 10**9, "out_channels": 10**9}, "in_channels 1000000000, the weights have 3"),
+        ({"attention_head_dim": 0}, "attention_head_dim 0; sizes are at least 1"),
+        ({"attention_head_dim": 10**30}, "attention_head_dim 10"),
+        ({"attention_head_dim": 24}, "head_channels 24 does not divide the 64 channels"),
+        ({"sample_size": 10**9}, "sample_size 1000000000; need a height in 1 … 65536"),
+        ({"sample_size": 0}, "sample_size 0; need a height"),
+        ({"sample_size": [16, 16.0]}, "an entry of its 'sample_size' is a number"),
+        ({"num_class_embeds": 10**9}, "num_class_embeds 1000000000, the weights have 5"),
+        (
+            {"num_class_embeds": 6},
+            r"class_embedding\.weight has shape \(5, 128\), the network needs \(6, 128\); .*embeds 6",
+        ),
+        ({"num_class_embeds": None}, "num_class_embeds none, the weights have 5"),
+        ({"dropout": "high"}, "its 'dropout' is a string, not a number"),
+        ({"dropout": float("nan")}, "dropout nan; need a value in 0 … 1"),
+        ({"down_block_types": [["x"], "y"]}, "an entry of its 'down_block_types' is a list"),
+        ({"act_fn": ["s" * 10**6]}, "act_fn .{1,110}; accepted is 'silu'"),
+    ],
+)
+def test_sizes_are_checked_against_the_weights_before_anything_is_built(changed, told):
+    config, state_dict, _ = load(ADM)
+    with pytest.raises(UsageError, match=rf"\A[^\n]*{told}[^\n]*\Z"):
+        diffusers.unet(config | changed, state_dict)
+
+
+@pytest.mark.parametrize("changed", [{"layers_per_block": 10**9}, {"block_out_channels": [10**12, 10**12]}])
+def test_sizes_are_checked_even_if_the_weights_are_of_something_else(changed):
+    config, _, _ = load(ADM)
+    with pytest.raises(UsageError):
+        diffusers.unet(config | changed, {"weight": np.zeros((3, 3), np.float32)})
+
+
 def test_keys_with_defaults_may_be_absent():
     config, state_dict, _ = load(CONV)
     short = {key: value for key, value in config.items() if key in diffusers.DEFAULTS}
@@ -104,6 +160,8 @@ def test_without_a_scheduler_the_process_is_adms(tmp_path):
     [
         ({"beta_end": 0.012}, "has beta_end 0.012; accepted: 0.02"),
         ({"num_train_timesteps": "all"}, "has num_train_timesteps 'all'; need an integer"),
+        ({"num_train_timesteps": 10**12}, "has num_train_timesteps 1000000000000; need an integer in 2 …"),
+        ({"num_train_timesteps": True}, "has num_train_timesteps True"),
         ({"num_train_timesteps": 4000}, "has beta_start 0.0001; accepted: 2.5e-05"),
         ({"beta_schedule": "scaled_linear"}, "has beta_schedule 'scaled_linear'; accepted: linear, squaredcos_cap_v2"),
         ({"prediction_type": "v_prediction"}, "has prediction_type 'v_prediction'; accepted: epsilon"),

@@ -34,15 +34,23 @@ def pickled_tensor(key, shape):
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + piece(math.prod(shape)) + b"tQ" + view + b"tR"
 
 
-def save_pt(path, arrays):
-    """A state dict of float32 in the zip format of torch.save."""
-    body = b"".join(
-        piece(name) + pickled_tensor(str(i), np.shape(a)) + b"s" for i, (name, a) in enumerate(arrays.items())
-    )
+def save_pt(path, content):
+    """A state dict of float32, or such dicts and plain values in dicts, in the zip format of torch.save."""
+    storages: list = []
+
+    def pickled(value):
+        if isinstance(value, dict):
+            items = b"".join(piece(name) + pickled(inner) + b"s" for name, inner in value.items())
+            return b"ccollections\nOrderedDict\n)R" + items
+        if not isinstance(value, np.ndarray):
+            return piece(value)
+        storages.append(np.ascontiguousarray(value, "<f4").tobytes())
+        return pickled_tensor(str(len(storages) - 1), value.shape)
+
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02ccollections\nOrderedDict\n)R" + body + b".")
-        for i, array in enumerate(arrays.values()):
-            archive.writestr(f"archive/data/{i}", np.ascontiguousarray(array, "<f4").tobytes())
+        archive.writestr("archive/data.pkl", b"\x80\x02" + pickled(content) + b".")
+        for i, data in enumerate(storages):
+            archive.writestr(f"archive/data/{i}", data)
     return path
 
 

@@ -15,7 +15,7 @@ from cfgjax.evaluation.hashed import write_arrays
 from cfgjax.files import writing
 from cfgjax.model import Model
 from cfgjax.network import check_network, make_network
-from cfgjax.sharding import make_mesh
+from cfgjax.sharding import make_mesh, place_global
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
@@ -125,8 +125,49 @@ def test_images_come_as_bytes():
 def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
     model = model_of(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z))
     setting = dataclasses.replace(SETTING, label_policy="balanced")
-    with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite"):
+    with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite; its label is 2$"):
         list(draw_samples(model, setting, np.arange(6, 40), 16))
+
+
+class Counting:
+    """A model of `devices` that draws nothing but counts the rows of each call."""
+
+    num_classes, is_image = 10, False
+
+    def __init__(self, devices):
+        self.mesh, self.rows = make_mesh(devices=jax.devices()[:devices]), []
+
+    def sampler(self, **options):
+        def draw(index, labels, weights, scales):
+            self.rows.append(len(index))
+            return place_global(self.mesh, np.zeros((len(index), 1), np.float32))
+
+        return draw
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "batch_size", "devices", "rows"),
+    [
+        (200, 250, 2, [200]),
+        (200, 250, 8, [200]),
+        (200, 25, 8, [200]),
+        (201, 250, 2, [202]),
+        (3, 250, 8, [8]),
+        (600, 250, 2, [500, 500]),
+        (100, 16, 1, [16] * 7),
+    ],
+)
+def test_no_more_rows_are_drawn_than_the_samples_need(num_samples, batch_size, devices, rows):
+    model = Counting(devices)
+    index = np.concatenate([part[0] for part in draw_samples(model, SETTING, np.arange(num_samples), batch_size)])
+    assert model.rows == rows
+    assert np.array_equal(index, np.arange(num_samples))
+
+
+def test_what_is_left_of_an_evaluation_is_drawn_in_calls_of_the_same_size():
+    model = Counting(2)
+    list(draw_samples(model, SETTING, np.arange(90, 100), 250, num_samples=100))
+    assert model.rows == [100]
 
 
 def shard(index):

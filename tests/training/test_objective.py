@@ -8,6 +8,7 @@ import pytest
 from cfgjax.diffusion.process import eps_from_x
 from cfgjax.diffusion_config import Diffusion
 from cfgjax.errors import UsageError
+from cfgjax.training.log import LAST, summarise
 from cfgjax.training.objective import denoising, noisy_classification
 
 N, K = 64, 10
@@ -108,6 +109,16 @@ def test_a_noisy_classifier_sees_the_level_and_its_accuracy_is_told_by_level():
     np.testing.assert_array_equal(terms["correct"], drawn["u"] < 0.5)
     assert [float(summary[f"accuracy_{i}"]) for i in range(4)] == [1, 1, 0, 0]
     assert (np.asarray(terms["loss"])[np.asarray(drawn["u"] > 0.5)] > 1).all()
+
+
+def test_a_level_without_examples_has_no_accuracy_and_divides_nothing_by_zero():
+    summary = noisy_classification(Network(None), Diffusion(**CONTINUOUS)).summary
+    u, correct = jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 0.0, 1.0])
+    with jax.debug_nans(True):
+        found = jax.jit(summary)({"correct": correct}, {"u": u})
+    assert [float(found[f"accuracy_{i}"]) for i in range(4)] == [0.5, 1, 0, 0]
+    steps = [{name: float(value) for name, value in found.items()} | dict.fromkeys(("skipped", *LAST), 0.0)]
+    assert {"accuracy_0", "accuracy_1"} == {name for name in summarise(steps) if name.startswith("accuracy_")}
 
 
 @pytest.mark.parametrize(

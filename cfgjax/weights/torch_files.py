@@ -1,8 +1,7 @@
-"""State dicts out of PyTorch's files, safetensors and .npz, without PyTorch, and without running what a pickle asks."""
+"""PyTorch's files of tensors, read without PyTorch and without running what a pickle asks for."""
 
 import collections
 import io
-import json
 import math
 import os
 import pickle
@@ -15,9 +14,9 @@ import ml_dtypes
 import numpy as np
 
 from cfgjax.errors import UsageError
-from cfgjax.files import check_entries, read_npz
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MAX_EXPANDED = 2**24  # elements of a tensor that has some of its storage's elements several times
 
 # torch's storage classes → dtypes of their little-endian elements
 STORAGES = {
@@ -33,59 +32,14 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 
-# the same for safetensors (github.com/huggingface/safetensors, its README)
-SAFETENSORS = {
-    "F64": STORAGES["DoubleStorage"],
-    "F32": STORAGES["FloatStorage"],
-    "F16": STORAGES["HalfStorage"],
-    "BF16": STORAGES["BFloat16Storage"],
-    "I64": STORAGES["LongStorage"],
-    "I32": STORAGES["IntStorage"],
-    "I16": STORAGES["ShortStorage"],
-    "I8": STORAGES["CharStorage"],
-    "U8": STORAGES["ByteStorage"],
-    "BOOL": STORAGES["BoolStorage"],
-}
-
-
-def read_state_dict(path):
-    """{key: numpy array}, read-only, of a PyTorch file (.pth, .pt; zip or the older stream), safetensors or an .npz.
-
-    What the file holds tells its kind, not its name. A dict below the key `state_dict` stands for the whole.
-    Of a pickle only tensors in dicts are read. Raises UsageError for anything else, and for a damaged or missing file.
-    """
-    try:
-        with open(path, "rb") as file:
-            return read(path, file)
-    except UsageError:
-        raise
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror or e}") from e
-    except Exception as e:  # a damaged archive or pickle may raise anything
-        raise UsageError(f"cannot read {path}: {' '.join(str(e).split()) or type(e).__name__}") from e
-
-
-def read(path, file):
-    """`read_state_dict` of an open file."""
-    begin = file.read(9)
-    file.seek(0)
-    if begin[:4] == b"PK\x03\x04":
-        with zipfile.ZipFile(file) as archive:
-            check_entries(archive)
-            pickles = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
-            if pickles:
-                return arrays(path, *read_zip(path, archive, pickles[0]))
-        return read_npz(path)
-    if begin[5:] == b"\0\0\0{":  # the length of a header of less than 2⁴⁰ bytes, and the header
-        return read_safetensors(path, file)
-    if begin[:1] != b"\x80":  # how every pickle of protocol 2 and later begins
-        raise UsageError(f"{path} is neither a PyTorch file nor an .npz nor safetensors")
-    return arrays(path, *read_legacy(path, file))
-
 
 def read_zip(path, archive, pickled):
-    """(unpickled object, {key: bytes of the storage}) of a file of torch 1.6 and later."""
-    folder = pickled.removesuffix("data.pkl")
+    """Returns (unpickled object, function from storages to {key: bytes}) of a file of torch 1.6 and later."""
+    folder, size = pickled.removesuffix("data.pkl"), os.fstat(archive.fp.fileno()).st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise UsageError(f"{path} is compressed, which PyTorch's files never are; refused")
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        raise UsageError(f"{path} is damaged: its parts declare more than its {size:,} bytes")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
         raise UsageError(f"{path} holds big-endian numbers, which are not read")
     unpickler = Unpickler(path, io.BytesIO(archive.read(pickled)))
@@ -93,11 +47,11 @@ def read_zip(path, archive, pickled):
     for storage in unpickler.storages.values():
         if (size := archive.getinfo(f"{folder}data/{storage.key}").file_size) != storage.bytes:
             raise UsageError(f"{path} is damaged: storage {storage.key} has {size} bytes, not {storage.bytes}")
-    return value, {key: archive.read(f"{folder}data/{key}") for key in unpickler.storages}
+    return value, lambda keys: {key: archive.read(f"{folder}data/{key}") for key in keys}
 
 
 def read_legacy(path, file):
-    """(unpickled object, {key: bytes of the storage}) of a file of torch before 1.6."""
+    """Returns what `read_zip` does, of a file of torch before 1.6."""
     magic, protocol, system = (Unpickler(path, file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise UsageError(f"{path} is a pickle, but not one of PyTorch's")
@@ -105,15 +59,21 @@ def read_legacy(path, file):
         raise UsageError(f"{path} holds big-endian numbers, which are not read")
     unpickler = Unpickler(path, file)
     value = unpickler.load()
-    storages = {}
+    starts = {}
     for key in Unpickler(path, file).load():
         storage = unpickler.storages[key]
         (numel,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
         if numel != storage.numel or storage.bytes > left:
             raise UsageError(f"{path} is damaged: storage {key} has {left} bytes left of {storage.bytes}")
-        storages[key] = file.read(storage.bytes)
-    return value, storages
+        starts[key] = file.tell()
+        file.seek(storage.bytes, os.SEEK_CUR)
+
+    def read(key):
+        file.seek(starts[key])
+        return file.read(unpickler.storages[key].bytes)
+
+    return value, lambda keys: {key: read(key) for key in keys}
 
 
 class Storage(NamedTuple):
@@ -179,31 +139,28 @@ class Unpickler(pickle.Unpickler):
         return storage
 
 
-def arrays(path, value, storages):
-    """{key: array} of an unpickled dict of Tensors."""
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} holds a {type(value).__name__}, not a dict of tensors")
-    found = {}
-    for key, tensor in value.items():
+def arrays(path, tensors, read_storages):
+    """Returns {key: array} of a dict of Tensors; read_storages: as `read_zip` returns it."""
+    if not isinstance(tensors, dict):
+        raise UsageError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors")
+    for key, tensor in tensors.items():
         if type(key) is not str or not isinstance(tensor, Tensor):
             raise UsageError(f"{path} holds {key!r}, a {type(tensor).__name__}; need tensors by name")
         if not fits(tensor):
             raise UsageError(f"{path} is damaged: tensor {key} reaches outside its storage")
-        found[key] = view(tensor, storages[tensor.storage.key])
-    return found
+    storages = read_storages({tensor.storage.key for tensor in tensors.values()})
+    return {key: view(tensor, storages[tensor.storage.key]) for key, tensor in tensors.items()}
 
 
 def fits(tensor):
-    """Whether every element of tensor lies in its storage."""
+    """Whether every element of a tensor lies in its storage, and a large tensor has no element twice."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         return False
     if any(type(n) is not int or not 0 <= n <= sys.maxsize for n in (offset, *shape, *strides)):
         return False
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-    return 0 in shape or last < tensor.storage.numel
+    return 0 in shape or (last < tensor.storage.numel and math.prod(shape) <= max(tensor.storage.numel, MAX_EXPANDED))
 
 
 def view(tensor, buffer):
@@ -215,34 +172,3 @@ def view(tensor, buffer):
     strides = [stride * dtype.itemsize for stride in tensor.strides]
     flat = np.frombuffer(buffer, dtype)[tensor.offset :]
     return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
-
-
-def read_safetensors(path, file):
-    """{key: array} of a safetensors file: the header's length, the header in JSON, and the arrays without gaps."""
-    (length,) = struct.unpack("<Q", file.read(8))
-    size = os.fstat(file.fileno()).st_size - 8 - length
-    if size < 0:
-        raise UsageError(f"{path} is damaged: its header has {size + length} bytes left of {length}")
-    header = json.loads(file.read(length), object_pairs_hook=no_repeats)
-    header.pop("__metadata__", None)
-    found, end = {}, 0
-    for key, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        if entry["dtype"] not in SAFETENSORS:
-            raise UsageError(f"{path} holds {key} as {entry['dtype']}, which is not read")
-        dtype, shape = SAFETENSORS[entry["dtype"]], tuple(entry["shape"])
-        if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != stop - start:
-            raise UsageError(f"{path} is damaged: {key} of shape {shape} has {stop - start} bytes")
-        if start != end or stop > size:
-            raise UsageError(f"{path} is damaged: {key} lies at {start} … {stop} of {size} bytes, not from {end} on")
-        found[key], end = np.frombuffer(file.read(stop - start), dtype).reshape(shape), stop
-    if end != size:
-        raise UsageError(f"{path} is damaged: it has {size} bytes of arrays, of which {end} are used")
-    return {key: found[key] for key in header}
-
-
-def no_repeats(pairs):
-    """dict(pairs), in which no key is twice."""
-    if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a key of its header is there twice")
-    return found

@@ -1,0 +1,255 @@
+"""guided-diffusion's own flags, of its `script_util.py` → a `presets.Preset` of the network trained with them."""
+
+import math
+
+from cfgjax.convert.adm_sizes import derived
+from cfgjax.convert.presets import MULTIPLIERS, Preset
+from cfgjax.errors import UsageError, nearest
+
+MAX_SIZE = 2**16  # of any integer: larger ones are typing errors, and would be built before they are found
+MAX_TIMESTEPS = 100_000
+LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIERS[256]}  # of upsamplers
+
+
+def whole(value, least=1, most=MAX_SIZE):
+    """Returns an integer in least … most."""
+    try:
+        found = int(value) if isinstance(value, str) else value
+    except ValueError:
+        found = None
+    if type(found) is not int or not least <= found <= most:
+        raise ValueError(f"need an integer in {least} … {most}")
+    return found
+
+
+def whole_or_none(value):
+    """Returns a positive integer, or −1, which stands for "not set"."""
+    return -1 if value in (-1, "-1") else whole(value)
+
+
+def timesteps(value):
+    """Returns a number of timesteps."""
+    return whole(value, 2, MAX_TIMESTEPS)
+
+
+def truth(value):
+    """Returns a boolean."""
+    words = {"true": True, "t": True, "1": True, "yes": True, "y": True}
+    words |= {"false": False, "f": False, "0": False, "no": False, "n": False}
+    if not isinstance(value, (bool, int, str)) or str(value).lower() not in words:
+        raise ValueError("need true or false")
+    return words[str(value).lower()]
+
+
+def number(value, least=0.0, most=1.0):
+    """Returns a number in [least, most]."""
+    try:
+        found = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if not least <= found <= most:
+        raise ValueError(f"need a number in {least:g} … {most:g}")
+    return found
+
+
+def sequence(value, kind):
+    """Returns a tuple of the values of a list, or of a string with commas; () of an empty one."""
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else []
+    return tuple(map(kind, value if isinstance(value, (list, tuple)) else [value]))
+
+
+def wholes(value):
+    """Returns a tuple of positive integers."""
+    return sequence(value, whole)
+
+
+def multipliers(value):
+    """Returns a tuple of positive numbers, integers where they are whole."""
+    found = sequence(value, lambda entry: number(entry, 2**-10, 2**10))
+    return tuple(int(entry) if entry == int(entry) else entry for entry in found)
+
+
+def word(*known):
+    """Returns the function that checks that a value is one of the known words."""
+
+    def check(value):
+        if value not in known:
+            raise ValueError(f"need one of {', '.join(known)}")
+        return value
+
+    return check
+
+
+# {flag: (how its value is read, guided-diffusion's default, what it is)}
+FLAGS: dict = {
+    "image_size": (whole, 64, "Height and width of the images."),
+    "num_channels": (whole, 128, "Width of the first level, also --channels."),
+    "num_res_blocks": (whole, 2, "Residual blocks of each level, also --depth."),
+    "channel_mult": (multipliers, (), "Widths of the levels over num_channels: 1,2,3,4; by default by image_size."),
+    "attention_resolutions": (wholes, (16, 8), "Heights of the maps that have attention."),
+    "num_heads": (whole, 4, "Attention heads, without num_head_channels."),
+    "num_heads_upsample": (whole_or_none, -1, "The same on the way up."),
+    "num_head_channels": (whole_or_none, -1, "Channels of an attention head."),
+    "dropout": (number, 0.0, "Dropout of the training."),
+    "class_cond": (truth, False, "Whether the labels are an input."),
+    "num_classes": (whole, None, "Number of classes, by default that of the weights."),
+    "learn_sigma": (truth, False, "Whether the variance is learned."),
+    "use_scale_shift_norm": (truth, True, "Whether the embedding scales and shifts the norms."),
+    "resblock_updown": (truth, False, "Whether residual blocks resample."),
+    "use_new_attention_order": (truth, False, "The other layout of queries, keys and values."),
+    "diffusion_steps": (timesteps, 1000, "Number of timesteps."),
+    "noise_schedule": (word("linear", "cosine"), "linear", "linear or cosine."),
+    "predict_xstart": (truth, False, "Whether the network predicts x; it must predict the noise."),
+    "rescale_timesteps": (truth, False, "Whether the network sees timesteps times 1000 / diffusion_steps."),
+    "large_size": (whole, 256, "Of an upsampler: height of its images."),
+    "small_size": (whole, 64, "Of an upsampler: height of the images it enlarges."),
+    "classifier_width": (whole, 128, "Of a classifier: what num_channels is, also --channels."),
+    "classifier_depth": (whole, 2, "Of a classifier: what num_res_blocks is, also --depth."),
+    "classifier_attention_resolutions": (wholes, (32, 16, 8), "Of a classifier."),
+    "classifier_use_scale_shift_norm": (truth, True, "Of a classifier."),
+    "classifier_resblock_updown": (truth, True, "Of a classifier."),
+    "classifier_pool": (word("adaptive", "attention", "spatial", "spatial_v2"), "attention", "Of a classifier."),
+}
+ALIASES = {"channels": "num_channels", "depth": "num_res_blocks"}
+OF_CLASSIFIER = {"channels": "classifier_width", "depth": "classifier_depth"}
+IGNORED = {  # flags of guided-diffusion's scripts that change no weight and no timestep
+    *("use_kl", "rescale_learned_sigmas", "timestep_respacing", "use_checkpoint", "use_fp16", "classifier_use_fp16"),
+    *("data_dir", "schedule_sampler", "lr", "weight_decay", "lr_anneal_steps", "batch_size", "microbatch", "ema_rate"),
+    *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "clip_denoised", "num_samples"),
+    *("use_ddim", "model_path", "classifier_path", "classifier_scale", "val_data_dir", "noised", "iterations"),
+    *("anneal_lr", "eval_interval", "base_samples"),
+}
+
+# Constructor arguments of guided-diffusion → the flags that set them: of a classifier where it has others
+SET_BY = {
+    "model_channels": ("num_channels", "classifier_width"),
+    "num_res_blocks": ("num_res_blocks", "classifier_depth"),
+    "channel_mult": ("channel_mult", "channel_mult"),
+    "attention_resolutions": ("attention_resolutions", "classifier_attention_resolutions"),
+    "use_scale_shift_norm": ("use_scale_shift_norm", "classifier_use_scale_shift_norm"),
+    "resblock_updown": ("resblock_updown", "classifier_resblock_updown"),
+    "pool": ("classifier_pool", "classifier_pool"),
+    "out_channels": ("learn_sigma", "num_classes"),
+    "num_classes": ("num_classes", "num_classes"),
+}
+
+
+def preset_of(given, state_dict, source="--"):
+    """Returns the `Preset` of the network of a state dict and the flags it was trained with, {name: value}.
+
+    What kind of network it is and how many classes it has, where no flag says so, is seen in the state dict. The
+    flags that are not given have guided-diffusion's defaults. source: what stands in front of names in errors.
+    Raises UsageError for unknown flags and values that do not fit.
+    """
+    found = derived(state_dict)
+    kind = found.get("kind", "unet")
+    flags = read_flags(given, kind, source)
+    sizes = {"unet": "image_size", "classifier": "image_size", "upsampler": "large_size"}
+    size = flags[sizes[kind]]
+    of = lambda argument: flags[SET_BY[argument][kind == "classifier"]]
+    defaults = LARGE_MULTIPLIERS if kind == "upsampler" else MULTIPLIERS
+    multipliers = flags["channel_mult"] or defaults.get(size)
+    if multipliers is None:
+        raise UsageError(f"{source}channel_mult must be given for images of {size} × {size}")
+    if too_high := [height for height in of("attention_resolutions") if height > size]:
+        raise UsageError(f"{source}{SET_BY['attention_resolutions'][0]} has {too_high[0]}; the images are {size} high")
+    arguments = dict(
+        image_size=size,
+        in_channels=3,
+        model_channels=of("model_channels"),
+        num_res_blocks=of("num_res_blocks"),
+        attention_resolutions=tuple(size // height for height in of("attention_resolutions")),
+        channel_mult=multipliers,
+        use_scale_shift_norm=of("use_scale_shift_norm"),
+        resblock_updown=of("resblock_updown"),
+    )
+    process = dict(betas=flags["noise_schedule"], num_timesteps=flags["diffusion_steps"])
+    if kind == "classifier":
+        classes = flags["num_classes"] or found.get("out_channels", 1000)
+        arguments |= dict(out_channels=classes, num_head_channels=64, pool=flags["classifier_pool"])
+        return Preset(kind, arguments, num_classes=classes, **process)
+    classes = (flags["num_classes"] or found.get("num_classes") or 1000) if flags["class_cond"] else None
+    arguments |= dict(out_channels=6 if flags["learn_sigma"] else 3, num_classes=classes, dropout=flags["dropout"])
+    arguments |= {name: flags[name] for name in ("num_heads", "num_heads_upsample", "num_head_channels")}
+    if kind == "upsampler":
+        if size <= flags["small_size"] or size % flags["small_size"]:
+            raise UsageError(f"{source}large_size {size} is not a multiple of {source}small_size {flags['small_size']}")
+        process["low_res_size"] = flags["small_size"]
+    else:
+        arguments["use_new_attention_order"] = flags["use_new_attention_order"]
+    v = 0.0 if flags["learn_sigma"] else 1.0  # without a learned variance guided-diffusion samples with the large one
+    return Preset(kind, arguments, num_classes=classes or 1, v=v, **process)
+
+
+def read_flags(given, kind, source="--"):
+    """Returns all FLAGS, {name: value}, from those given, aliases resolved and values read."""
+    flags = {name: default for name, (_, default, _) in FLAGS.items()}
+    for name, value in given.items():
+        if name in IGNORED or value is None:
+            continue
+        own = (OF_CLASSIFIER if kind == "classifier" else ALIASES).get(name, name)
+        if own not in FLAGS:
+            raise UsageError(f"guided-diffusion has no flag {name!r}{nearest(name, [*FLAGS, *ALIASES])}")
+        if own != name and given.get(own) is not None:
+            raise UsageError(f"{source}{name} and {source}{own} are both given; give one")
+        try:
+            flags[own] = FLAGS[own][0](value)
+        except ValueError as e:
+            raise UsageError(f"{source}{name} is {str(value)[:100]!r}; {e}") from None
+    if flags["predict_xstart"]:
+        raise UsageError(f"{source}predict_xstart is true; networks that predict the noise are converted")
+    if flags["rescale_timesteps"] and flags["diffusion_steps"] != 1000:
+        steps = flags["diffusion_steps"]
+        raise UsageError(f"{source}rescale_timesteps is true with {steps} diffusion_steps; need 1000, or false")
+    return flags
+
+
+def explained(preset, state_dict, source="--"):
+    """Returns the flags that would explain why a state dict is not of a preset, in words; "" if none does."""
+    found, given = derived(state_dict), {"num_classes": None} | preset.arguments
+    if not found:
+        return "the weights are not of guided-diffusion: they have no input_blocks.0.0.weight or time_embed.0.weight"
+    rates = [2**level for level in range(len(given["channel_mult"]))]
+    given["attention_resolutions"] = tuple(rate for rate in rates if rate in given["attention_resolutions"])
+    reasons = []
+    if found.get("kind", preset.kind) != preset.kind:
+        return f"the weights are of a network of kind {found['kind']}, not {preset.kind}"
+    for name, value in found.items():
+        if name == "input_blocks":
+            count = len(given["channel_mult"]) * (given["num_res_blocks"] + 1)
+            if count != value and "num_res_blocks" not in found:
+                depth = SET_BY["num_res_blocks"][preset.kind == "classifier"]
+                reasons.append(f"{source}{depth} and {source}channel_mult make {count} input blocks, not {value}")
+        elif name in given and not same(given[name], value):
+            reasons.append(reason(preset, name, given[name], value, source))
+    return "; ".join(reasons)
+
+
+def same(a, b):
+    """Whether two arguments are equal, sequences up to rounding."""
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-2) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def reason(preset, name, given, found, source):
+    """Returns "--num_channels is 128, the weights have 64" for a constructor argument."""
+    flag = SET_BY[name][preset.kind == "classifier"]
+    show = lambda value: ",".join(f"{entry:g}" for entry in value) if isinstance(value, tuple) else str(value).lower()
+    if name == "attention_resolutions":
+        size = preset.arguments["image_size"]
+        given, found = (tuple(size // rate for rate in rates if rate <= size) for rates in (given, found))
+    if name == "num_classes" and None in (given, found):
+        flag, given, found = "class_cond", given is not None, found is not None
+    if flag == "learn_sigma":
+        given, found = given == 6, found == 6
+    return f"{source}{flag} is {show(given) or 'empty'}, the weights have {show(found) or 'none'}"
+
+
+def check_sizes(preset, state_dict, source="--"):
+    """Raises UsageError if a network with these flags would have far more blocks than the weights."""
+    blocks = len(preset.arguments["channel_mult"]) * preset.arguments["num_res_blocks"]
+    if blocks > len(state_dict):
+        why = explained(preset, state_dict, source)
+        raise UsageError(why or f"the flags make {blocks:,} blocks, the weights are {len(state_dict)} arrays")

@@ -1,0 +1,45 @@
+"""Where the config and the weights lie in a folder that diffusers wrote."""
+
+import re
+from pathlib import Path
+
+from cfgjax.errors import UsageError
+
+NAME = "diffusion_pytorch_model"
+WEIGHTS = (f"{NAME}.safetensors", f"{NAME}.bin")
+INDEX = ".index.json"
+VARIANT = re.compile(rf"{NAME}(\.(?P<variant>[\w-]+))?\.(safetensors|bin)(\.index(\.(?P<old>[\w-]+))?\.json)?")
+SHARD = re.compile(r"-\d+-of-\d+")
+NETWORKS = ("unet_ema", "unet")  # of a pipeline, the preferred first
+
+
+def network_folder(folder):
+    """Returns the folder of the network: `folder` itself, or its unet_ema/ or unet/ where it is that of a pipeline."""
+    folder = Path(folder)
+    if (folder / "config.json").exists():
+        return folder
+    for name in NETWORKS:
+        if (folder / name / "config.json").exists():
+            return folder / name
+    if (folder / "model_index.json").exists():
+        raise UsageError(f"{folder} is a pipeline of diffusers without {NETWORKS[1]}/config.json")
+    raise UsageError(f"{folder} is no folder of diffusers: there is no {folder / 'config.json'}")
+
+
+def weights_file(folder):
+    """Returns the file with the weights, or the index of its shards.
+
+    Preferred are full precision over variants such as fp16, safetensors over .bin, one file over shards.
+    """
+    found = []
+    for path in Path(folder).iterdir():
+        match = VARIANT.fullmatch(path.name)
+        if match and path.is_file() and not SHARD.search(path.name):
+            variant = match["variant"] or match["old"] or ""
+            is_index = path.name.endswith(".json")
+            found.append(((bool(variant), "non_ema" in variant, ".bin" in path.name, is_index, path.name), path))
+    if not found:
+        shards = [path.name for path in Path(folder).iterdir() if path.name.startswith(NAME)]
+        but = f", and {shards[0]} without {WEIGHTS[0]}{INDEX}" if shards else ""
+        raise UsageError(f"{folder} has neither {' nor '.join(WEIGHTS)}{but}")
+    return min(found)[1]

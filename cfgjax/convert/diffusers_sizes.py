@@ -1,0 +1,104 @@
+"""Types in a config.json of diffusers, and its sizes next to the weights': checked before a network is built."""
+
+import re
+from types import NoneType
+
+import numpy as np
+
+from cfgjax.errors import UsageError
+from cfgjax.json_files import check_type
+
+MAX_SIZE = 2**16  # of sizes that the weights do not show
+TYPES: dict = {
+    "sample_size": (int, list, NoneType),
+    "in_channels": int,
+    "out_channels": int,
+    "down_block_types": list,
+    "up_block_types": list,
+    "block_out_channels": list,
+    "layers_per_block": int,
+    "downsample_type": str,
+    "upsample_type": str,
+    "dropout": float,
+    "attention_head_dim": (int, NoneType),
+    "attn_norm_num_groups": (int, NoneType),
+    "resnet_time_scale_shift": str,
+    "num_class_embeds": (int, NoneType),
+}
+ENTRIES = {"down_block_types": str, "up_block_types": str, "block_out_channels": int, "sample_size": int}
+POSITIVE = ("in_channels", "out_channels", "layers_per_block", "attention_head_dim", "num_class_embeds")
+
+
+def check_values(given):
+    """Raises UsageError unless every value of a config, all keys of TYPES, has its type, and sizes are positive."""
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    try:
+        for key, types in TYPES.items():
+            check_type(f"its {key!r}", given[key], types)
+            if key in ENTRIES and isinstance(given[key], list):
+                for entry in given[key]:
+                    check_type(f"an entry of its {key!r}", entry, ENTRIES[key])
+    except ValueError as e:
+        raise UsageError(f"config.json is not of a UNet2DModel: {e}") from None
+    for key in ("down_block_types", "block_out_channels"):
+        if not given[key]:
+            raise UsageError(f"config.json has an empty {key}")
+    sizes = {key: given[key] for key in POSITIVE if given[key] is not None}
+    sizes |= {"block_out_channels": min(given["block_out_channels"])}
+    for key, value in sizes.items():
+        if value < 1:
+            raise UsageError(f"config.json has {key} {given[key]}; sizes are at least 1")
+    if not 0 <= given["dropout"] <= 1:
+        raise UsageError(f"config.json has dropout {given['dropout']}; need a value in 0 … 1")
+
+
+def check_sizes(given, state_dict):
+    """Raises UsageError if a network of the config would be far larger than the weights."""
+    blocks = len(given["block_out_channels"]) * given["layers_per_block"]
+    widest = max(np.shape(value)[0] if np.ndim(value) else 0 for value in state_dict.values()) if state_dict else 0
+    if blocks > len(state_dict) or max(given["block_out_channels"]) > max(widest, MAX_SIZE):
+        raise UsageError(
+            differences(given, state_dict) or f"config.json has {blocks} blocks, which the weights have not"
+        )
+    for key in ("in_channels", "attention_head_dim", "num_class_embeds"):
+        if (given[key] or 0) > MAX_SIZE:
+            raise UsageError(differences(given, state_dict) or f"config.json has {key} {given[key]}, above {MAX_SIZE}")
+
+
+def differences(given, state_dict):
+    """Returns the keys of a config whose values the weights contradict, in words; "" if there are none."""
+    found = derived(state_dict)
+    pairs = [(key, given[key], found[key]) for key in found if as_list(given[key]) != as_list(found[key])]
+    return "; ".join(
+        f"config.json has {key} {shown(ours)}, the weights have {shown(theirs)}" for key, ours, theirs in pairs
+    )
+
+
+def shown(value):
+    """Returns a value for an error, at most 100 characters of it."""
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def as_list(value):
+    """Returns a tuple as a list, other values as they are."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def derived(state_dict):
+    """Returns the keys of config.json that a state dict determines, {key: value}; what cannot be seen is absent."""
+    shapes = {key: np.shape(value) for key, value in state_dict.items()}
+    count = lambda pattern: 1 + max((int(m[1]) for key in shapes if (m := re.match(pattern, key))), default=-1)
+    levels, layers = count(r"down_blocks\.(\d+)\."), count(r"down_blocks\.0\.resnets\.(\d+)\.")
+    widths = [shapes.get(f"down_blocks.{i}.resnets.0.conv1.weight", (0,))[0] for i in range(levels)]
+    if not layers or not all(widths):
+        return {}
+    found = {"layers_per_block": layers, "block_out_channels": widths}
+    if len(conv_in := shapes.get("conv_in.weight", ())) == 4:
+        found["in_channels"] = conv_in[1]
+    if conv_out := shapes.get("conv_out.weight"):
+        found["out_channels"] = conv_out[0]
+    found["num_class_embeds"] = next(iter(shapes.get("class_embedding.weight", ())), None)
+    if projection := shapes.get("down_blocks.0.resnets.0.time_emb_proj.weight"):
+        found["resnet_time_scale_shift"] = "scale_shift" if projection[0] == 2 * widths[0] else "default"
+    return found

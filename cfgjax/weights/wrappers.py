@@ -1,0 +1,66 @@
+"""What trainers put around a state dict: nested dicts such as {"model": …, "ema": …}, prefixes such as `module.`."""
+
+import math
+import re
+
+PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "unet", "online_model", "_orig_mod")
+EMA = re.compile(r"(?:.*_)?ema(?:_.*)?")
+MAX_DEPTH = 8
+
+
+def unwrap(value):
+    """Returns (the innermost state dict, path of names that led to it, names of other state dicts passed over).
+
+    value: what a file holds: {name: array or anything that has a shape}, or such dicts inside of dicts. A prefix
+    that all arrays have counts as a dict of that name. Of several, averaged weights (EMA) are preferred.
+    """
+    return _unwrap(value, 0) or (value, (), ())
+
+
+def _unwrap(value, depth):
+    """`unwrap`, or None where there is no array."""
+    if not isinstance(value, dict) or depth > MAX_DEPTH:
+        return None
+    parts = inner_dicts(value)
+    found = [(name, inner) for name in parts if (inner := _unwrap(parts[name], depth + 1)) is not None]
+    if not found:
+        return (value, (), ()) if any(map(is_array, value.values())) else None
+    name, (state_dict, path, passed) = found[0]
+    return state_dict, (name, *path), (*(other for other, _ in found[1:]), *passed)
+
+
+def inner_dicts(value):
+    """Returns {name: dict} of what may be a state dict in value, the preferred first."""
+    names = [name for name, inner in value.items() if isinstance(name, str) and isinstance(inner, dict)]
+    known = [name for name in names if is_ema(name) or name in PLAIN]
+    if not known and len(names) == 1 and not any(map(is_array, value.values())):
+        known = names  # such as {"ema": {"0.999": …}}
+    return {name: value[name] for name in sorted(known, key=rank)} or by_prefix(value)
+
+
+def by_prefix(value):
+    """Returns {prefix: dict} of a state dict whose arrays, counters aside, all have known prefixes; {} of others."""
+    parts: dict = {}
+    for key, array in value.items():
+        prefix, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+        if dot and (is_ema(prefix) or prefix in PLAIN):
+            parts.setdefault(prefix, {})[rest] = array
+        elif is_array(array) and math.prod(array.shape) > 1:
+            return {}
+    return dict(sorted(parts.items(), key=lambda item: rank(item[0])))
+
+
+def rank(name):
+    """The order in which names are preferred."""
+    return (0, 0) if is_ema(name) else (1, PLAIN.index(name) if name in PLAIN else len(PLAIN))
+
+
+def is_ema(name):
+    """Whether a name says that what it holds are averaged weights."""
+    return EMA.fullmatch(name.lower()) is not None
+
+
+def is_array(value):
+    """Whether value has a shape, a tuple of integers."""
+    shape = getattr(value, "shape", None)
+    return isinstance(shape, tuple) and all(type(n) is int for n in shape)

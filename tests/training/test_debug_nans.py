@@ -1,0 +1,77 @@
+"""Training, sampling and evaluation compute no NaN on the way: they run under JAX_DEBUG_NANS=1.
+
+Which steps drop no label, or have no example of a level, is a matter of chance: a batch of two meets both at once.
+"""
+
+import jax
+import numpy as np
+import pytest
+from tiny import digits_config, mixture_config, update
+
+from cfgjax.config import load_file
+from cfgjax.evaluation.generate import Setting, draw_samples
+from cfgjax.model import Model
+from cfgjax.network import is_classifier
+from cfgjax.training.loop import Run, fetch
+from cfgjax.training.state import create_state
+
+SMALL = {"train.batch_size": 2, "train.steps_per_dispatch": 1, "train.log_every_steps": 1, "mesh.data": 1}
+SMALL |= {"optimizer.warmup_steps": 1}
+
+
+def noisy_classifier():
+    config = load_file("experiments/digits_noisy_classifier.py")
+    return update(config, {**SMALL, "model.depth": 1, "model.channels": 32})
+
+
+def adm():
+    config = load_file("experiments/digits_adm.py")
+    return update(config, {**SMALL, "model.depth": 1, "model.channels": 32})
+
+
+CONFIGS = {
+    "mixture": lambda: mixture_config(**SMALL),
+    "second moment": lambda: mixture_config(**SMALL, **{"diffusion.time_sampler": "second_moment"}),
+    "digits": lambda: digits_config(**SMALL),
+    "learned variance": adm,
+    "noisy classifier": noisy_classifier,
+}
+
+
+@pytest.fixture
+def debug_nans(quick_compilation):
+    with jax.debug_nans(True):
+        yield
+
+
+SLOW = ("learned variance", "noisy classifier")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS])
+def test_nothing_is_not_a_number_in_training_and_sampling(name, debug_nans):
+    config = CONFIGS[name]()
+    run = Run(config, jax.devices()[:1])
+    state, empty = create_state(run.build_state, run.mesh), 0
+    for step in range(3):
+        state, metrics = run.dispatch(state, run.batches(step), run.step_key)
+        (logged,), _ = fetch([metrics])
+        assert np.isfinite(list(logged.values())).all()
+        empty += logged.get("drop_rate") == 0 or logged.get("accuracy_0_share") == 0
+    run.close()
+    if name != "learned variance":
+        assert empty
+    if not is_classifier(config):
+        model = Model(config, state.params, mesh=run.mesh)
+        sampler = config.sample.sampler
+        noise = {key: float(value) for key, value in model.noise_option(sampler, v=None, eta=None).items()}
+        setting = Setting(
+            1.0 * model.has_null_label,
+            3,
+            sampler,
+            **{"v": None, "eta": None} | noise,
+            ema=0,
+            seed=0,
+            label_policy="random",
+        )
+        drawn = draw_samples(model, setting, np.arange(3), 2, guided=model.has_null_label)
+        assert sum(len(index) for index, _, _ in drawn) == 3
