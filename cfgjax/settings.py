@@ -61,7 +61,7 @@ def finite(value):
 
 NONE = Kind("None", lambda v: v is None)
 YES_NO = Kind("True or False", lambda v: isinstance(v, bool))
-TEXT = Kind("a non-empty string", lambda v: isinstance(v, str) and bool(v.strip()) and "\0" not in v)
+TEXT = Kind("a non-empty string without NUL", lambda v: isinstance(v, str) and bool(v.strip()) and "\0" not in v)
 NUMBER = real()
 POSITIVE = real("a finite number above 0", lambda v: v > 0)
 NOT_NEGATIVE = real("a finite number of at least 0", lambda v: v >= 0)

@@ -1,6 +1,7 @@
 """Of flags that are given twice the later one counts, whatever their kind."""
 
 import itertools
+import re
 
 import pytest
 from absl import flags
@@ -9,6 +10,7 @@ from tiny import EXPERIMENTS
 from cfgjax.commands import evaluate, sample
 from cfgjax.config import define_flag, parse_flags
 from cfgjax.errors import UsageError
+from cfgjax.settings import SETTINGS
 
 CONFIG = f"--config={EXPERIMENTS / 'digits.py'}"
 VALUES = {  # key: [(words of a command line, value)]
@@ -40,7 +42,11 @@ def value(config, key):
 @pytest.mark.parametrize(("key", "first", "second"), PAIRS)
 def test_of_two_overrides_of_a_key_the_later_counts(key, first, second):
     words = [f"--config.{key}={text}" for text, _ in (first, second)]
-    assert value(parse(CONFIG, *words), key) == second[1]
+    if SETTINGS[key].admits(second[1]):
+        assert value(parse(CONFIG, *words), key) == second[1]
+    else:
+        with pytest.raises(UsageError, match=re.escape(f"{key} is {second[1]!r}; need")):
+            parse(CONFIG, *words)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,7 @@ def test_of_two_overrides_of_a_key_the_later_counts(key, first, second):
         (["--config.model.multipliers", "(1,)", "--config.model.multipliers=(1,2)"], "model.multipliers", (1, 2)),
         (["--config.model.multipliers=(1,2)", "--config.model.multipliers", "(1,)"], "model.multipliers", (1,)),
         (["-config.model.multipliers=(1,2)", "--config.model.multipliers=(1,)"], "model.multipliers", (1,)),
-        (["--config.train.batch_size", "8", "--config.train.batch_size", "None"], "train.batch_size", None),
+        (["--config.optimizer.clip_norm", "8", "--config.optimizer.clip_norm", "None"], "optimizer.clip_norm", None),
         (["--config.train.batch_size=None", "--config.train.batch_size", "8"], "train.batch_size", 8),
         (["--config.data.random_flip", "--config.train.batch_size=8"], "data.random_flip", True),
         (["--config.data.random_flip", "--noconfig.data.random_flip"], "data.random_flip", False),
