@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cfgjax.errors import HelpAsked, UsageError, nearest
+from cfgjax.errors import HelpAsked, UsageError, nearest, printable
 from cfgjax.numerals import check_ascii, real_number
 from cfgjax.overrides import key_of, split_overrides
 from cfgjax.paths import check_path
@@ -84,7 +84,7 @@ def parse_flags(flag_values, argv):
     try:
         rest = flag_values(argv)
     except flags.Error as e:
-        raise UsageError(" ".join(str(e).split())) from e
+        raise UsageError(printable(" ".join(str(e).split()))) from e
     check_numbers(flag_values, argv)
     if nones:
         try:
