@@ -8,6 +8,7 @@ import re
 import shutil
 import tomllib
 
+import jax
 import newcomer
 import pytest
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
@@ -126,17 +127,27 @@ def test_commands_within_the_text_and_their_flags_exist(document, benchmarks):
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def hurried():
+    """Programs are compiled with little optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory, hurried):
     """The folder of a newcomer who has followed the README, and what went wrong there, by step."""
     folder, failed = tmp_path_factory.mktemp("newcomer"), {}
     newcomer.make(folder)
     with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
         for i, step in enumerate(steps("README.md")):
             if newcomer.runnable(step):
+                import time, sys; t0=time.time(); c0=time.process_time()
                 try:
                     newcomer.follow(step)
                 except Exception as e:
                     failed[i] = e
+                print(f"{time.time()-t0:6.1f} s {time.process_time()-c0:6.1f} cpu", step, repr(failed.get(i, "")), file=sys.stderr)
     return folder, failed
 
 
