@@ -38,11 +38,14 @@ def normal(notebook):
 
 
 def normal_outputs(outputs, count):
-    """The outputs of the count-th code cell, without widgets."""
+    """The outputs of the count-th code cell, without widgets, and without JPEGs of what is there as PNG."""
     for output in outputs:
-        if WIDGET in output.get("data", {}):
+        data = output.get("data", {})
+        if WIDGET in data:
             continue
-        yield output | ({"execution_count": count} if "execution_count" in output else {})
+        kept = {kind: content for kind, content in data.items() if kind != "image/jpeg" or "image/png" not in data}
+        counted = {"execution_count": count} if "execution_count" in output else {}
+        yield output | counted | ({"data": kept} if data else {})
 
 
 def text(notebook):

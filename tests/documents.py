@@ -1,7 +1,7 @@
 """The commands and the Python snippets of documents, in their order.
 
-Blocks are fenced with backticks or tildes, or indented by four spaces. Fences marked `python` are snippets, those marked
-as data are neither, and every other block is read by bash, which says what words each command would get.
+Blocks are fenced with backticks or tildes, or indented by four spaces. Fences marked `python` are snippets, and those
+marked as data are neither. Bash reads every other block and records the words of each command.
 """
 
 import ast

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from convert.weight_files import save_pt
 from data.images import write_folder, write_npz
-from documents import ROOT, Snippet
+from documents import ROOT, Snippet, steps
 
 from cfgjax import cli, download
 from cfgjax.convert import guided_diffusion, presets
@@ -28,7 +28,7 @@ from cfgjax.sweep import entries
 
 SYNSETS = ("n01440764", "n01443537")
 SIZE = 8  # pixels of all images, whatever the documents say
-SMALL = {
+SMALL = {  # the same in all experiments as far as may be: what is compiled for one is then there for the next
     "data.num_workers": 0,
     "model.channels": 32,
     "model.multipliers": (1,),
@@ -37,13 +37,24 @@ SMALL = {
     "model.num_heads": None,
     "model.head_channels": 32,
     "model.width": 32,
-    "train.batch_size": 16,
+    "model.legacy_attention_order": True,
+    "model.dropout": 0.0,
+    "model.dtype": "float32",
+    "diffusion.betas": "linear",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+    "optimizer.decay_steps": None,
+    "optimizer.clip_norm": 1.0,
+    "ema.rates": (0.9,),
+    "train.batch_size": 64,  # a row for each device of the documents' preflight
     "train.num_steps": 2,
     "train.log_every_steps": 1,
     "train.steps_per_dispatch": 1,
     "train.accumulate_steps": 1,
     "checkpoint.every_steps": 2,
-    "sample.every_steps": 2,
+    "sample.every_steps": 1000,
     "sample.labels": (0, 1),
     "sample.per_cell": 1,
     "sample.num_steps": 2,
@@ -178,6 +189,20 @@ def in_own_process(words):
     return words[1] in ("preflight", "launch", "sweep") and "--dry_run" not in words
 
 
+def numbered(documents):
+    """The parameters of a test of every step: (document, number, step), and their names."""
+    listed = [(document, i, step) for document in documents for i, step in enumerate(steps(document))]
+    return listed, [f"{document}:{i}:{' '.join(str(step).split()[1:4])}" for document, i, step in listed]
+
+
+@contextlib.contextmanager
+def hurrying():
+    """Programs are compiled with little optimisation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def follow(step):
     """Does one step of a document, a `cfgjax` command or a snippet, in the working folder. Fails where it does."""
     if isinstance(step, Snippet):
@@ -194,4 +219,3 @@ def follow(step):
 def runnable(step):
     """Whether `follow` does this step."""
     return isinstance(step, Snippet) or step.words[0] == "cfgjax"
-

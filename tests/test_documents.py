@@ -8,7 +8,6 @@ import re
 import shutil
 import tomllib
 
-import jax
 import newcomer
 import pytest
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
@@ -76,10 +75,10 @@ def unknown_to_cfgjax(words):
     if words[0] not in cli.COMMANDS:
         return {words[0]}
     words, _, launched = partition(words, "--")
-    name = words[: 2 if words[0] in TWO_WORDS and not words[-1].startswith("-") or words[0] in TWO_WORDS else 1]
-    if len(name) < 2 and words[0] in TWO_WORDS:
+    size = 2 if words[0] in TWO_WORDS else 1
+    if len(words) < size:
         return set()  # the bare name of the command
-    found = missing(words[len(name) :], text_of_help(cli.run, *name))
+    found = missing(words[size:], text_of_help(cli.run, *words[:size]))
     return found | (unknown_to_cfgjax(launched) if launched else set())
 
 
@@ -127,54 +126,43 @@ def test_commands_within_the_text_and_their_flags_exist(document, benchmarks):
 
 
 @pytest.fixture(scope="module")
-def hurried():
-    """Programs are compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def followed(tmp_path_factory):
+    """The folder of a newcomer who has followed the README, and what failed there, by the number of the step."""
+    folder, failed = tmp_path_factory.mktemp("newcomer"), {}
+    newcomer.make(folder)
+    with newcomer.hurrying():
+        with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
+            for i, step in enumerate(steps("README.md")):
+                if newcomer.runnable(step):
+                    try:
+                        newcomer.follow(step)
+                    except Exception as e:
+                        failed[i] = e
+        yield folder, failed
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory, hurried):
-    """The folder of a newcomer who has followed the README, and what went wrong there, by step."""
-    folder, failed = tmp_path_factory.mktemp("newcomer"), {}
-    newcomer.make(folder)
-    with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
-        for i, step in enumerate(steps("README.md")):
-            if newcomer.runnable(step):
-                import time, sys; t0=time.time(); c0=time.process_time()
-                try:
-                    newcomer.follow(step)
-                except Exception as e:
-                    failed[i] = e
-                print(f"{time.time()-t0:6.1f} s {time.process_time()-c0:6.1f} cpu", step, repr(failed.get(i, "")), file=sys.stderr)
-    return folder, failed
+def folder_of(followed, tmp_path_factory):
+    """folder_of(document): where its commands are followed, at first a copy of what the README's leave."""
+
+    @functools.cache
+    def folder(document):
+        return shutil.copytree(followed[0], tmp_path_factory.mktemp("follower") / "folder", symlinks=True)
+
+    return folder
 
 
-STEPS = [(document, i, step) for document in DOCUMENTS for i, step in enumerate(steps(document))]
-
-
-def name(document, i, step):
-    """A name of a test: where the step stands, and its first words."""
-    return f"{document}:{i}:{' '.join(str(step).split()[1:4])}"
-
-
-FOLDERS: dict = {}
+STEPS, NAMES = newcomer.numbered(PAGES)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("document", "i", "step"), STEPS, ids=[name(*step) for step in STEPS])
-def test_the_step_works_where_those_before_it_were_followed(document, i, step, followed, tmp_path_factory, monkeypatch):
-    """The README is followed first; every other document begins in a copy of what it leaves."""
-    if why := reason(step):
-        pytest.skip(why)
-    folder, failed = followed
-    if document == "README.md":
-        if i in failed:
-            raise failed[i]
-        return
-    if document not in FOLDERS:
-        FOLDERS[document] = tmp_path_factory.mktemp("follower") / "folder"
-        shutil.copytree(folder, FOLDERS[document])
-    with newcomer.living_in(FOLDERS[document], monkeypatch):
-        newcomer.follow(step)
+@pytest.mark.parametrize(("document", "i", "step"), STEPS, ids=NAMES)
+def test_a_step_works_after_those_before_it(document, i, step, followed, folder_of, monkeypatch):
+    """The README is followed first; every other page begins with what it leaves."""
+    if not newcomer.runnable(step):
+        pytest.skip(reason(step))
+    if document != "README.md":
+        with newcomer.living_in(folder_of(document), monkeypatch):
+            newcomer.follow(step)
+    elif i in followed[1]:
+        raise followed[1][i]
