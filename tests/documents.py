@@ -9,15 +9,22 @@ import dataclasses
 import re
 import subprocess
 import tempfile
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DATA = {"text", "json", "yaml", "toml", "csv", "ini", "bibtex"}  # marks of fences that hold no commands
-PAGES = [
-    "README.md", "CONTRIBUTING.md", "benchmarks/README.md", "launch/README.md",
-    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
-]  # fmt: skip
-EXPERIMENTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").rglob("*.py"))
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "launch/*.md", "experiments/**/*.md", "notebooks/*.md")
+NO_PAGES = re.compile(r"README\.md|CHANGELOG\.md|.*\.template\.md")  # the README comes first; the rest instructs no one
+
+
+def found(*patterns):
+    """The files of the checkout that match, relative to it."""
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+PAGES = ["README.md", *(name for name in found(*PLACES) if not NO_PAGES.fullmatch(name))]
+EXPERIMENTS = found("experiments/**/*.py")
 # Nothing is on the PATH, so that bash hands every command to the function; fd 3 escapes pipes and redirections.
 RECORDER = """
 command_not_found_handle() { printf '%s\\0' "$@" $'\\x1e' >&3; }
@@ -55,13 +62,13 @@ def steps(document):
     if document.endswith(".py"):
         header = "\n".join(line for line in ast.get_docstring(ast.parse(text)).splitlines() if is_command(line))
         return commands(document, header)
-    found: list = []
+    listed: list = []
     for mark, block in blocks(text):
         if mark == "python":
-            found.append(Snippet(document, block))
+            listed.append(Snippet(document, block))
         elif mark not in DATA:
-            found += commands(document, block)
-    return found
+            listed += commands(document, block)
+    return listed
 
 
 def is_command(line):
@@ -70,24 +77,24 @@ def is_command(line):
 
 def blocks(text):
     """[(mark of the fence, or "", text)] of the blocks of a page."""
-    found: list = []
-    lines = iter([*text.splitlines(), ""])
-    before = ""
-    for line in lines:
-        if fence := re.match(r"(`{3,}|~{3,})\s*(\w*)", line):
-            block = list(iter(lambda end=fence[1]: next(lines), fence[1]))
-            found.append((fence[2], "\n".join(block)))
-        elif line.startswith("    ") and not before.strip():
+    listed: list = []
+    fence, block, before = None, [], ""
+    for line in [*text.splitlines(), ""]:
+        if fence and line.strip() == fence[1]:
+            listed.append((fence[2], textwrap.dedent("\n".join(block))))
+            fence, block = None, []
+        elif fence:
+            block.append(line)
+        elif not block and (fence := re.match(r"\s*(`{3,}|~{3,})\s*(\w*)", line)):
+            pass
+        elif line.startswith("    ") and (block or not before.strip()):
+            block.append(line)
+        elif block:
+            listed.append(("", textwrap.dedent("\n".join(block))))
             block = []
-            while line.startswith("    ") or (not line.strip() and block):
-                block.append(line[4:])
-                line = next(lines, None)
-                if line is None:
-                    break
-            found.append(("", "\n".join(block)))
-            line = line or ""
         before = line
-    return found
+    assert not fence, f"a fence is not closed: {fence[0]}"
+    return listed
 
 
 def spans(text):

@@ -8,6 +8,7 @@ import re
 import shutil
 import tomllib
 
+import documents
 import newcomer
 import pytest
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
@@ -104,6 +105,65 @@ def missing(words, told):
 
 def extras():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+PAGE = """Text with `cfgjax train
+--help` in it.
+
+```bash
+job="-- train --config=a.py"
+cfgjax launch slurm \\
+    $job  # a comment
+$ .venv/bin/cfgjax sample --out='a b.png' && pip install -e '.[data]'
+```
+
+- a list:
+
+  ~~~
+  X=1 cfgjax evaluate
+  ~~~
+
+    cfgjax compare a
+
+```python
+import cfgjax
+```
+
+```json
+{"cfgjax": 1}
+```
+"""
+
+
+def test_commands_are_found_in_every_kind_of_block(monkeypatch, tmp_path):
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    (tmp_path / "page.md").write_text(PAGE)
+    *found, snippet = documents.steps("page.md")
+    assert [" ".join(command.words) for command in found] == [
+        "cfgjax launch slurm -- train --config=a.py",
+        "cfgjax sample --out=a b.png",
+        "pip install -e .[data]",
+        "cfgjax evaluate",
+        "cfgjax compare a",
+    ]
+    assert snippet.text == "import cfgjax"
+    assert documents.mentions("page.md") == [("cfgjax", "train", "--help")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "cfgjax train --confg=experiments/digits.py",
+        "cfgjax train --config=experiments/digits.py --config.train.steps=1",
+        "cfgjax trian",
+        "cfgjax launch slurm -- sample --nothing",
+        "python benchmarks/run.py --nothing",
+        "pip install -e .[nothing]",
+        "mystery --flag",
+    ],
+)
+def test_what_no_program_has_is_found(line, benchmarks):
+    assert unknown(tuple(line.split()))
 
 
 @pytest.fixture
