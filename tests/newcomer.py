@@ -109,6 +109,8 @@ def has(config, key):
 
 def make(folder):
     """Fills folder, as a checkout and what a newcomer has fetched."""
+    for name in ("cfgjax", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        (folder / name).symlink_to(ROOT / name)
     for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("experiments/sweeps/*.py")]:
         there = folder / path.relative_to(ROOT)
         there.parent.mkdir(parents=True, exist_ok=True)
