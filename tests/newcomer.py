@@ -26,7 +26,7 @@ from cfgjax.data import arrays, tfds
 from cfgjax.evaluation import features
 from cfgjax.sweep import entries
 
-SYNSETS = ("n01440764", "n01443537")
+SYNSETS = ("n01440764", "n01443537", "n01484850")
 SIZE = 8  # pixels of all images, whatever the documents say
 SMALL = {  # the same in all experiments as far as may be: what is compiled for one is then there for the next
     "data.num_workers": 0,
@@ -34,8 +34,6 @@ SMALL = {  # the same in all experiments as far as may be: what is compiled for 
     "model.multipliers": (1,),
     "model.depth": 1,
     "model.attention_resolutions": (),
-    "model.num_heads": None,
-    "model.head_channels": 32,
     "model.width": 32,
     "model.legacy_attention_order": True,
     "model.dropout": 0.0,
@@ -92,6 +90,11 @@ def small_experiment(path):
     data = config.data
     if data.source == "prepared":
         data.update(num_classes=len(SYNSETS), image_shape=(SIZE, SIZE, data.image_shape[-1]))
+    if data.get("crop") == "pad":
+        data.crop = "area"  # images of 28×28 are larger than SIZE
+    if "attention_resolutions" in config.model:  # the one of the two that is given stays the one, for one head
+        name, value = ("num_heads", 1) if config.model.num_heads is not None else ("head_channels", 32)
+        config.model[name] = value
     if data.get("low_res_size") is not None:
         data.low_res_size = SIZE // 2
     if data.source == "mixture":
@@ -123,7 +126,7 @@ def make(folder):
     write_folder(folder / "imagenette2" / "train", SYNSETS, count=8)
     for name in ("images", "cifar10", "tfds"):
         write_npz(folder / f"{name}.npz", count=24, shape=(6, 6, 3), classes=len(SYNSETS))
-    for name, content in zip(FASHION, (bytes(16 + 24 * 28 * 28), bytes(8) + bytes([0, 1] * 12)), strict=True):
+    for name, content in zip(FASHION, (bytes(16 + 24 * 28 * 28), bytes(8) + bytes([0, 1, 2] * 8)), strict=True):
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     for preset, name in PUBLISHED.values():
         net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
@@ -165,7 +168,7 @@ def random_features(path=None, resize="tf1"):
 
 def smaller(words):
     """A command with smaller numbers, and with --dry_run where it would submit something."""
-    words = [reduced(word) for word in words]
+    words = ["--crop=area" if word == "--crop=pad" else reduced(word) for word in words]
     given = {word.partition("=")[0] for word in words}
     words += [f"{name}={value}" for name, value in ADDED.get(words[1], {}).items() if name not in given]
     if words[1] == "launch" and words[2] != "local":

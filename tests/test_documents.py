@@ -43,13 +43,13 @@ def reason(step):
 @functools.cache
 def text_of_help(run, *words):
     """What a command prints with --help."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
         try:
             run([*words, "--help"])
         except HelpAsked as asked:
             print(asked)
-    return told.getvalue()
+    return printed.getvalue()
 
 
 def benchmark(script):
@@ -89,13 +89,13 @@ def partition(words, mark):
     return words[:at], words[at : at + 1], words[at + 1 :]
 
 
-def missing(words, told):
-    """The flags among words that the text of a --help does not have, and keys that the config file does not have."""
+def missing(words, printed):
+    """The flags among words that a --help, printed, does not have, and keys that the config file does not have."""
     flags = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
     keys = {flag.removeprefix("config.") for flag in flags if flag.startswith("config.")}
     names = {flag.replace("-", "_") for flag in flags if not flag.startswith("config.")}
-    known = set(re.findall(r"--(?:\[no\])?(\w+)", told))
-    negated = {f"no{name}" for name in re.findall(r"--\[no\](\w+)", told)}
+    known = set(re.findall(r"--(?:\[no\])?(\w+)", printed))
+    negated = {f"no{name}" for name in re.findall(r"--\[no\](\w+)", printed)}
     found = names - known - negated - {"help"}
     if keys:
         (path,) = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
