@@ -2,6 +2,7 @@
 
 cfgjax prepare tfds cifar10 data/cifar10 --size=32
 cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10
+cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=runs/cifar10_reference.npz
 
 The first command needs TensorFlow, in any environment; an .npz or folder of images does as well. Neither guidance paper

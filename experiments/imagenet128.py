@@ -2,6 +2,7 @@
 
 cfgjax prepare folder ILSVRC2012/train data/imagenet128 --size=128 --crop=adm
 cfgjax train --config=experiments/imagenet128.py --workdir=runs/imagenet128
+cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/imagenet128.py --out=runs/imagenet128_reference.npz
 
 The classes are the sorted synsets, whatever the source. ADM's network predicts ε alone, λ is continuous. p_uncond is

@@ -2,6 +2,7 @@
 
 cfgjax prepare folder ILSVRC2012/train data/imagenet64 --size=64 --crop=adm
 cfgjax train --config=experiments/imagenet64.py --workdir=runs/imagenet64
+cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/imagenet64.py --out=runs/imagenet64_reference.npz
 
 The classes are the sorted synsets, whatever the source. ADM's network predicts ε alone, λ is continuous. p_uncond is

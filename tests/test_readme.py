@@ -20,4 +20,5 @@ def test_pictures_and_files_that_the_readme_links_exist():
     text = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
     assert links
-    assert all((ROOT / link).exists() for link in links)
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
+    assert all(link[1:] in anchors if link.startswith("#") else (ROOT / link).exists() for link in links)

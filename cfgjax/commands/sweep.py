@@ -23,7 +23,7 @@ UNFINISHED = ("interrupted", "waiting", "elsewhere")
 
 def sweep(argv):
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: the runs of a sweep file, those still to do."""
-    given, of_slurm = flags.FlagValues(), flags.FlagValues()
+    given = flags.FlagValues()
     define_path("sweep", None, "Sweep file.", flag_values=given)
     define_path("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
     flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the runs run.", flag_values=given)
@@ -34,15 +34,15 @@ def sweep(argv):
     what = "Run failed ones again, which otherwise are only reported."
     flags.DEFINE_bool("retry_failed", False, what, flag_values=given)
     flags.DEFINE_bool("dry_run", False, "Print the commands, or Slurm's script, and do nothing.", flag_values=given)
-    slurm.define_flags(of_slurm)
-    given.append_flag_values(of_slurm)
+    own = set(given)
+    slurm.define_flags(given)  # not by append_flag_values, whose flags --help does not list
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
     check_lines(given)
     check_folder(given.out, f"--out={given.out}")
     if given.launcher == "slurm":
         slurm.check_flags(given)
-    elif odd := [name for name in of_slurm if given[name].present and name not in SHARED]:
+    elif odd := [name for name in given if given[name].present and name not in own.union(SHARED)]:
         raise UsageError(f"--{odd[0]} is without meaning for --launcher=local")
     else:
         check_python(given.python)

@@ -1,6 +1,7 @@
 """The ablations of "Diffusion Models Beat GANs" (arXiv:2105.05233), on ImageNet 128×128.
 
-cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation --launcher=slurm --gpus_per_node=8 …
+cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation \
+    --launcher=slurm --time=7-00:00:00 --gpus_per_node=8
 
 BASE is an experiment file, `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows are
 those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their

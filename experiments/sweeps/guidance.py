@@ -1,6 +1,8 @@
 """The frontier of one trained network drawn by many machines, a weight w each: those of the tables of classifier-free
 guidance (arXiv:2207.12598).
 
+cfgjax train --config=experiments/digits.py --workdir=runs/digits
+cfgjax train --config=experiments/digits_classifier.py --workdir=runs/digits_classifier
 cfgjax sweep --sweep=experiments/sweeps/guidance.py --workdir=runs/digits --out=runs/digits_guidance
 cfgjax compare runs/digits_guidance --plot=guidance.png
 

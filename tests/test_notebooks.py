@@ -1,0 +1,168 @@
+"""The notebooks run from top to bottom, and are stored in the one form that `notebooks/execute.py` gives them."""
+
+import ast
+import json
+import re
+import tomllib
+
+import pytest
+from documents import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
+MAX_BYTES = 1_000_000
+SLIDES = """
+import jax
+
+compiled = []
+is_compilation = lambda name: "backend_compile" in name
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if is_compilation(name) else None
+)
+pictures = []
+for w in (-1, 0, 0.25, 3):
+    slider.value = w
+    pictures.append(picture.value)
+assert not compiled, compiled
+assert len(set(pictures)) == len(pictures)
+jax.jit(lambda x: x + w)(1.0)
+assert compiled  # they are counted
+"""
+
+every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+
+
+@pytest.fixture
+def execute(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    import execute
+
+    return execute
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def cell(path, name):
+    """The source of a cell by its id."""
+    (found,) = [cell for cell in cells(path) if cell["id"] == name]
+    return "".join(found["source"])
+
+
+def outputs(path):
+    return [output for cell in cells(path) for output in cell["outputs"]]
+
+
+@every
+def test_a_notebook_is_stored_in_normal_form(path, execute):
+    stored = path.read_text()
+    assert stored == execute.text(execute.normal(json.loads(stored)))
+    assert len(stored.encode()) < MAX_BYTES
+
+
+def test_the_normal_form_does_not_depend_on_when_and_where_cells_ran(execute):
+    picture = {"output_type": "display_data", "metadata": {}, "data": {"image/png": "a"}}
+    result = {"output_type": "execute_result", "metadata": {}, "data": {"text/plain": "1"}, "execution_count": 5}
+    widget = {"output_type": "display_data", "metadata": {}, "data": {execute.WIDGET: {"model_id": "b9"}}}
+    code = {"cell_type": "code", "id": "a", "source": "1"}
+    again = {"metadata": {"execution": {"iopub.execute_input": "12:00"}}, "execution_count": 7}
+    first = {"cells": [code | {"outputs": [picture, result]}]}
+    second = {"cells": [code | again | {"outputs": [widget, picture, result | {"execution_count": 7}]}]}
+    second |= {"metadata": {"language_info": {"version": "3.13.0"}, "widgets": {"state": {}}}}
+    assert execute.normal(first) == execute.normal(second)
+
+
+@every
+def test_its_outputs_are_those_of_a_whole_run_without_warnings_and_paths(path):
+    names = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-z-]+", name) for name in names)
+    assert any("image/png" in output.get("data", {}) for output in outputs(path))
+    for output in outputs(path):
+        assert output["output_type"] != "error" and output.get("name") != "stderr"
+        shown = "".join([*output.get("text", []), *output.get("data", {}).get("text/plain", [])])
+        assert not re.search(r"(^|[^\w.…])/\w", shown, re.MULTILINE), shown
+
+
+def test_the_project_has_one_address():
+    colab = re.compile(r"https://colab\.research\.google\.com/github/(.*?)/blob/main/(notebooks/\w+\.ipynb)")
+    linked = colab.findall((ROOT / "README.md").read_text())
+    for path in NOTEBOOKS:
+        name = str(path.relative_to(ROOT))
+        text = "".join("".join(cell["source"]) for kind in ("code", "markdown") for cell in cells(path, kind))
+        assert (f"https://github.com/{linked[0][0]}", name) == (REPOSITORY, linked[0][1])
+        assert colab.findall(text) == linked
+        assert set(re.findall(r"https://github\.com/[\w-]+/[\w-]+", text)) == {REPOSITORY}
+
+
+@pytest.fixture(scope="module")
+def installer():
+    """What the install cell defines; the statements that install are not executed."""
+    tree = ast.parse(cell(ROOT / "notebooks" / "sampling.ipynb", "install"))
+    defined = (ast.Import, ast.ImportFrom, ast.FunctionDef)
+    constant = lambda node: isinstance(node, ast.Assign) and node.targets[0].id.isupper()
+    tree.body = [node for node in tree.body if isinstance(node, defined) or constant(node)]
+    names: dict = {}
+    exec(compile(tree, "install", "exec"), names)
+    return names
+
+
+def versions(jax="0.12.0", jaxlib=None, **others):
+    return {"jax": jax, "jaxlib": jaxlib or jax} | {name.replace("_", "-"): value for name, value in others.items()}
+
+
+def test_the_oldest_jax_that_is_left_as_it_is_is_the_projects(installer):
+    assert f"jax>={installer['MIN_JAX']}" in PROJECT["dependencies"]
+
+
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [
+        (versions(), True),
+        (versions("0.10.2"), True),
+        (versions("0.12.0.dev20260901"), True),
+        (versions(jax_cuda12_plugin="0.12.0", jax_cuda12_pjrt="0.12.0"), True),
+        (versions(libtpu="0.0.30"), True),
+        (versions("0.10.1"), False),
+        (versions("0.9.9"), False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_installing_leaves_jax_as_it_is_unless_it_is_too_old(installer, there, kept):
+    expected = [f"{name}=={version}" for name, version in there.items()] if kept else []
+    assert installer["constraints"](there) == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "command"),
+    [
+        (versions(), None),
+        (versions(jax_cuda12_plugin="0.12.0", jax_cuda12_pjrt="0.12.0"), None),
+        (versions("0.12.1", "0.12.0", jax_cuda13_plugin="0.12.0"), None),
+        (versions(libtpu="0.0.30"), None),
+        (versions("0.12.1", jax_cuda12_plugin="0.12.0"), "pip install 'jax[cuda12]==0.12.1'"),
+        (versions("0.12.0", "0.12.1", jax_cuda13_pjrt="0.12.0"), "pip install 'jax[cuda13]==0.12.0'"),
+        (versions("0.12.0", "0.11.2"), "pip install 'jax==0.12.0'"),
+        (versions("0.12.0", "0.11.2", libtpu="0.0.30"), "pip install 'jax[tpu]==0.12.0'"),
+    ],
+    ids=str,
+)
+def test_a_plugin_that_does_not_fit_is_named_with_the_command_that_mends_it(installer, there, command):
+    assert installer["repair"](there) == command
+
+
+@pytest.mark.e2e
+@every
+def test_it_runs_from_top_to_bottom_and_the_slider_compiles_nothing(path, execute, tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="the extra `notebooks` is not installed")
+    pytest.importorskip("nbclient")
+    monkeypatch.setenv("CFGJAX_NOTEBOOK_QUICK", "1")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    notebook = nbformat.read(path, as_version=4)
+    if any("slider = " in cell.source for cell in notebook.cells):
+        notebook.cells.append(nbformat.v4.new_code_cell(SLIDES, id="slides"))
+    execute.execute(notebook, tmp_path)
+    printed = [output for cell in notebook.cells if cell.id == "install" for output in cell.outputs]
+    assert not printed and not (tmp_path / "constraints.txt").exists()  # cfgjax was there
