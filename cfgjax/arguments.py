@@ -40,7 +40,7 @@ def label_array(labels):
 
 
 def guidance_weights(guidance, scale, length):
-    """w as float32 [length], from w or from s = 1 + w, a number or one per label; 0 where neither is given."""
+    """w as float32 [length], from w or from s = 1 + w, a number or one per label; 0 by default."""
     if guidance is not None and scale is not None:
         raise UsageError(f"guidance (w) {guidance} and scale (s = 1 + w) {scale} are both given; give one")
     if scale is not None:

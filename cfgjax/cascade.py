@@ -38,15 +38,15 @@ class Cascade:
         """Samples uint8 [N, H, W, C], one per label. options: of the base's `Model.sample`; upsampling: the other's."""
         stage = {"seed": (seed + UPSAMPLER_SEED) % 2**32, **(upsampling or {})}
         self.upsampler.sampler(**stage, guided=False)  # or an error, before the base draws
-        with named("base"):
+        with naming("base"):
             low_res = self.base.sample(labels, guidance, seed=seed, **options)
-        with named("upsampler"):
+        with naming("upsampler"):
             return to_uint8(self.upsampler.sample_float(labels, low_res=low_res, **stage))
 
 
 @contextlib.contextmanager
-def named(stage):
-    """Puts the name of a stage in front of an error about samples that are not finite."""
+def naming(stage):
+    """Adds the name of a stage to an error about samples that are not finite."""
     try:
         yield
     except ArithmeticError as e:

@@ -24,7 +24,7 @@ from cfgjax.compilation import keep_programs
 from cfgjax.config import HELP
 from cfgjax.environment import check_environment
 from cfgjax.errors import HelpAsked, UsageError, choose
-from cfgjax.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_at_once, stop_by_exception, stopped_line
+from cfgjax.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_by_exception, stopped_line
 from cfgjax.failures import expected_failure
 from cfgjax.progress import show_progress
 
@@ -45,10 +45,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def main():
     """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure reported on a line."""
-    stop_at_once()
     streams: tuple = (sys.stdout, sys.stderr)
     for stream in streams:
-        with contextlib.suppress(AttributeError):  # another object took its place
+        with contextlib.suppress(AttributeError):  # the stream was replaced
             stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     for name in ("absl", "asyncio"):

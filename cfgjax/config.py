@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cfgjax.errors import HelpAsked, UsageError, nearest, printable
+from cfgjax.errors import HelpAsked, UsageError, nearest, one_line, printable
 from cfgjax.numerals import check_ascii, real_number
 from cfgjax.overrides import key_of, split_overrides
 from cfgjax.paths import check_path
@@ -32,8 +32,8 @@ CLASSIFIER_SECTIONS: tuple = (
 NOISY_CLASSIFIER_SECTIONS: tuple = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
-# What may differ between a run and its resumption: run length, cadence, where the arrays lie, who is waited for, and in
-# what way the same is computed.
+# What may differ when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways to
+# compute the same.
 RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
@@ -41,7 +41,7 @@ HELP = {"--help", "-h"}  # flags of every command
 
 
 class ConfigParser(flags.ArgumentParser):
-    """Parser of --config=FILE: the locked config of the file, loaded once.
+    """Parser of --config=FILE. Loads a config file once and locks its config.
 
     loaded: {path: config}. Passed by keyword because absl shares parsers whose positional arguments are equal.
     """
@@ -62,15 +62,16 @@ def define_flag(flag_values, argv):
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # for a --flagfile that cannot be read
-        raise UsageError(" ".join(str(e).split())) from e
+        raise UsageError(one_line(e)) from e
     flag_values["config"].parser = ConfigParser(loaded={})
 
 
 def parse_flags(flag_values, argv):
-    """flag_values(argv), with every failure as one line: unknown flags and config keys name the nearest one.
+    """Parses argv into flag_values and returns the words that are not flags.
 
-    Of overrides of one key the last counts. --config.key=None sets None whatever the type of the value. Numbers must
-    have ASCII digits and, config values aside, be finite. Raises HelpAsked for --help.
+    The last override of a key takes effect. --config.key=None sets None for a value of any type. Numbers must have
+    ASCII digits and be finite, config values aside, which `check_settings` checks. Raises HelpAsked for --help, and
+    UsageError of one line for everything else; for an unknown flag or config key it names the nearest known one.
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
@@ -84,20 +85,20 @@ def parse_flags(flag_values, argv):
     try:
         rest = flag_values(argv)
     except flags.Error as e:
-        raise UsageError(printable(" ".join(str(e).split()))) from e
+        raise UsageError(printable(one_line(e))) from e
     check_numbers(flag_values, argv)
     if nones:
         try:
             flag_values.config.update_from_flattened_dict(nones)
         except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise UsageError(f"--config.{next(iter(nones))}=None: {' '.join(str(e).split())}") from e
+            raise UsageError(f"--config.{next(iter(nones))}=None: {one_line(e)}") from e
     if path is not None:
         check_settings(flag_values.config)
     return rest
 
 
 def check_numbers(flag_values, argv):
-    """Raises UsageError for a numeric flag with digits of another script or, unless of the config, not finite."""
+    """Raises UsageError if a numeric flag has digits of another script or, except for config values, is not finite."""
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = arg.lstrip("-").partition("=")
         if not arg.startswith("-") or name not in flag_values:
@@ -125,7 +126,7 @@ def underscored(arg):
 
 
 def check_overrides(config, argv):
-    """Raises UsageError for a --config.key that a config does not have. config: None if no --config is given."""
+    """Raises UsageError if argv overrides a key that config lacks. config: None without --config."""
     keys = [key for key in map(key_of, argv) if key not in (None, "config")]
     if keys and config is None:
         raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
@@ -185,7 +186,7 @@ def check_sections(config, sections=SECTIONS):
 
 
 def call(function, section, given, **fixed):
-    """function(**given, **fixed), for the keys of a config section, with those unknown or missing told by name."""
+    """Returns function(**given, **fixed); given: a config section. Raises UsageError for unknown or missing keys."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in fixed]
     for key in given:

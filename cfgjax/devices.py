@@ -1,59 +1,56 @@
-"""The devices that jax runs on: errors in the user's terms, and a warning where an accelerator stays unused."""
+"""Starts jax and its devices: errors in the user's terms, and a warning if an accelerator stays unused."""
 
 import logging
 import os
 from pathlib import Path
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 
 log = logging.getLogger("cfgjax")
 
-NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/gpus")  # dxg: of WSL
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/gpus")  # dxg: on WSL
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
-HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
-PACKAGES = {  # kind of accelerator: how jax is made to use it
+HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
+PACKAGES = {  # accelerator: command that lets jax use it
     "an NVIDIA GPU": "pip install 'jax[cuda13]' ('jax[cuda12]' for drivers older than 580)",
     "a TPU": "pip install 'jax[tpu]'",
 }
 
 
 def import_jax():
-    """Imports jax. Raises UsageError where an environment variable has a value that jax does not accept."""
+    """Imports jax. Raises UsageError if jax does not accept the value of an environment variable."""
     try:
         import jax  # noqa: F401
     except ValueError as e:
-        raise UsageError(f"jax does not accept an environment variable: {' '.join(str(e).split())}") from e
+        raise UsageError(f"jax does not accept an environment variable: {one_line(e)}") from e
 
 
 def open_devices():
-    """Starts jax's backend, and warns where an accelerator is visible but jax runs on the CPU.
+    """Starts jax's backend, and warns if an accelerator is visible but jax runs on the CPU.
 
-    Raises UsageError, naming JAX_PLATFORMS and what is available, where the requested platform cannot start.
+    Raises UsageError with JAX_PLATFORMS and the available platforms if the requested platform cannot start.
     """
     import jax
 
     requested = jax.config.values["jax_platforms"]
     noise = logging.getLogger("jax._src.xla_bridge")
-    noise.addFilter(is_no_suggestion)
+    noise.addFilter(is_other_warning)
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as e:  # AssertionError: a plugin that finds no GPU is passed over
+    except (RuntimeError, AssertionError) as e:  # AssertionError: a plugin found no GPU
         if not requested:
             raise
-        reason = (
-            " ".join(str(e).split()).partition(" (set JAX_PLATFORMS")[0]
-            or "no device was found, or the plugin is missing"
-        )
+        reason = one_line(e).partition(" (set JAX_PLATFORMS")[0] if str(e) else "no device, or its plugin is missing"
         available = ", ".join(available_platforms())
         raise UsageError(f"JAX_PLATFORMS={requested!r} cannot start; available here: {available} ({reason})") from e
     finally:
-        noise.removeFilter(is_no_suggestion)
+        noise.removeFilter(is_other_warning)
     if jax.default_backend() == "cpu" and (requested or "").partition(",")[0] != "cpu" and jax.process_index() == 0:
         warn_of_unused(visible_accelerator())
 
 
 def available_platforms():
-    """Names of the platforms that jax can start, after the requested one could not."""
+    """Returns the names of the platforms that jax can start, for the error about one that could not."""
     import jax
 
     jax.config.update("jax_platforms", "")
@@ -64,7 +61,7 @@ def available_platforms():
 
 
 def visible_accelerator(environ=os.environ):
-    """The key of PACKAGES for what this machine shows of accelerators, or None."""
+    """Returns the accelerator of this machine, a key of PACKAGES, or None."""
     hidden = environ.get("CUDA_VISIBLE_DEVICES", "all") in HIDDEN or environ.get("NVIDIA_VISIBLE_DEVICES") in HIDDEN
     if not hidden and any(Path(device).exists() for device in NVIDIA_DEVICES):
         return "an NVIDIA GPU"
@@ -72,13 +69,13 @@ def visible_accelerator(environ=os.environ):
 
 
 def warn_of_unused(accelerator):
-    """Warns that jax runs on the CPU although there is an accelerator, a key of PACKAGES or None."""
+    """Warns that jax runs on the CPU next to an unused accelerator, a key of PACKAGES, or None."""
     if accelerator is not None:
         advice = f"{PACKAGES[accelerator]}; JAX_PLATFORMS=cpu chooses the CPU without this warning"
         log.warning("%s is visible, but jax runs on the CPU: its plugin is missing or does not fit: %s",
                     accelerator, advice)  # fmt: skip
 
 
-def is_no_suggestion(record):
-    """A logging filter without jax's own warning of a missing plugin, which names no command."""
+def is_other_warning(record):
+    """Logging filter that drops jax's own warning about a missing plugin, which names no command."""
     return "may be present on this machine" not in record.getMessage()

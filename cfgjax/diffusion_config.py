@@ -55,16 +55,10 @@ class Diffusion:
                 )
         else:
             choose("betas", self.betas, BETAS)
-        for name, least in (("num_timesteps", 2), ("bound_steps", 2)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise UsageError(f"diffusion.{name} is {value!r}; need an integer of at least {least}")
         try:
             self.levels  # noqa: B018  it checks itself
         except ValueError as e:
             raise UsageError(f"config.diffusion: {e}") from None
-        if not 0 <= self.p_uncond <= 1:
-            raise UsageError(f"diffusion.p_uncond is {self.p_uncond}; need a probability")
         choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
 
     @property

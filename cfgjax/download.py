@@ -30,9 +30,9 @@ def default_inception_path():
 
 
 def find_inception(path=None):
-    """path, or the default one, if there is a file. Raises UsageError saying how to get it.
+    """Returns path, or the default one, if the file exists. Raises UsageError with advice if not.
 
-    The file in the cache, which `inception` downloaded, must still have its hash.
+    A file in the cache, which `inception` downloaded, must still have its hash.
     """
     check_path("path", path)
     found = Path(path).expanduser() if path else default_inception_path()
@@ -66,7 +66,7 @@ def inception(out=None, url=INCEPTION_URL):
             check_hash(temporary, url, by_hand)
     except UsageError:
         raise
-    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: of a proxy or a redirection
+    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: from a proxy or a redirection
         reason = str(e).removeprefix("<urlopen error ").removesuffix(">") or type(e).__name__
         raise OSError(f"cannot download {url}: {reason}; {by_hand}") from e
     return path
@@ -87,7 +87,7 @@ def fetch(url, path):
     """Writes what is at url to path. Raises OSError where the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         length = response.headers["Content-Length"] or ""
-        total = int(length) if length.isascii() and length.isdecimal() else None  # any other: unknown; the hash decides
+        total = int(length) if length.isascii() and length.isdecimal() else None  # otherwise unknown; the hash decides
         with tqdm(total=total, unit="B", unit_scale=True, desc="Inception", disable=None) as progress:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)

@@ -1,13 +1,14 @@
-"""The environment variables that cfgjax reads: their kinds, checked before a command begins."""
+"""Checks the environment variables that cfgjax and jax read, before a command begins."""
 
 import math
 import os
 import re
 
 from cfgjax.errors import UsageError
+from cfgjax.numerals import is_whole_number
 from cfgjax.paths import wrong_path
 
-WHOLE = {  # variable: the least value
+INTEGERS = {  # variable: minimum
     "CFGJAX_NUM_PROCESSES": 1,
     "CFGJAX_PROCESS_ID": 0,
     "JOB_COMPLETION_INDEX": 0,
@@ -24,25 +25,28 @@ WHOLE = {  # variable: the least value
     "TPU_WORKER_ID": 0,
     "MEGASCALE_NUM_SLICES": 1,
     "MEGASCALE_SLICE_ID": 0,
-    "JAX_NUM_CPU_DEVICES": -1,  # jax's own default: not chosen
+    "JAX_NUM_CPU_DEVICES": -1,  # jax's default: not set
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-SECONDS = {"CFGJAX_GRACE_SECONDS": 0.0, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf}  # and the least value
+SECONDS = {
+    "CFGJAX_GRACE_SECONDS": 0.0,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf,
+}  # variable: minimum
 DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count(?:=(\S*))?")
-PATHS = ("CFGJAX_INCEPTION", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")  # empty: as if not set
+PATHS = ("CFGJAX_INCEPTION", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")  # an empty one counts as unset
 SWITCHES = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_ENABLE_X64", "JAX_DISABLE_JIT")
 TRUTHS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 
 
 def check_environment(environ=os.environ):
-    """Raises UsageError, naming the variable, where the value of one is not of its kind."""
-    for name, least in WHOLE.items():
-        if name in environ and not (is_whole(environ[name]) and int(environ[name]) >= least):
+    """Raises UsageError with the name of the first variable whose value is invalid."""
+    for name, least in INTEGERS.items():
+        if name in environ and not (is_whole_number(environ[name].strip()) and int(environ[name]) >= least):
             raise UsageError(f"{wrong(environ, name)}; need a whole number of at least {max(least, 0)}")
     if environ.get("JAX_NUM_CPU_DEVICES", "").strip() == "0":
         raise UsageError(f"{wrong(environ, 'JAX_NUM_CPU_DEVICES')}; need a whole number of at least 1")
     count = DEVICE_COUNT.search(environ.get("XLA_FLAGS", ""))
-    if count and not (is_whole(count[1] or "") and int(count[1]) >= 1):
+    if count and not (is_whole_number(count[1] or "") and int(count[1]) >= 1):
         raise UsageError(f"{wrong(environ, 'XLA_FLAGS')}; need a whole number of devices of at least 1")
     for name, seconds in SECONDS.items():
         if name in environ and not is_seconds(environ[name], seconds):
@@ -56,17 +60,12 @@ def check_environment(environ=os.environ):
 
 
 def wrong(environ, name):
-    """The beginning of a message about a variable."""
+    """Returns the beginning of an error about a variable."""
     return f"the environment variable {name} is {environ[name]!r}"
 
 
-def is_whole(text):
-    """Whether text is a decimal integer as int() and jax read it."""
-    return text.strip().removeprefix("-").isdecimal() and text.isascii()
-
-
 def is_seconds(text, least):
-    """Whether text is a number of at least least; inf is one."""
+    """Whether text is a number of at least `least`, infinity included."""
     try:
         return float(text) >= least
     except ValueError:

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and words to help."""
+"""Errors that the user can fix, and text for their messages."""
 
 import difflib
 from collections.abc import Hashable
@@ -28,6 +28,12 @@ def choose(what, name, known):
     return known[name]
 
 
+def one_line(value, longest=None):
+    """Returns the text of an error or another value on one line, cut to `longest` characters; an empty one's type."""
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if longest is None or len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def printable(name):
-    """Returns name with line ends, control characters and bytes that are not UTF-8 escaped, to be printed on a line."""
+    """Returns name for a line of output: line ends, control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))

@@ -1,4 +1,4 @@
-"""How a process ends: the exit codes of the commands, the signals that stop them, and an end that nothing can delay."""
+"""Exit codes of the commands, handlers of stop signals, and an immediate end of the process."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import threading
 import time
 
 DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is what schedulers may be told to send
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # schedulers can be set to send SIGUSR1
 STUCK_SECONDS = 5
 
 
@@ -17,16 +17,16 @@ class StopSignal(KeyboardInterrupt):
 
 
 def stop_at_once():
-    """From here on a stop signal ends the process with PREEMPTED: for its start, when there is nothing to clean up."""
+    """Installs handlers by which a stop signal ends the process with PREEMPTED at once, before there is any state."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: end_stopped(number))
 
 
 def stop_by_exception():
-    """From here on a stop signal raises `StopSignal`, so that temporary files are removed.
+    """Installs handlers by which a stop signal raises `StopSignal`, so that temporary files are removed.
 
-    Code outside Python, such as a compilation, may keep the handler from running; after STUCK_SECONDS the process is
-    ended all the same. Commands that save when they are stopped install handlers of their own.
+    Code outside Python, such as a compilation, can delay the handler; the process ends after STUCK_SECONDS at the
+    latest. Commands that save when they are stopped install their own handlers.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
@@ -37,16 +37,16 @@ def stop_by_exception():
 
 
 def stop(number, frame):
-    """The handler of `stop_by_exception`; ends the process at once where it is importing modules."""
-    for other in STOP_SIGNALS:  # a second signal does not interrupt the removal of temporary files; a second Ctrl-C may
+    """Handler of `stop_by_exception`. Ends the process at once while it imports modules."""
+    for other in STOP_SIGNALS:  # only a second Ctrl-C may interrupt the removal of temporary files
         signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
-    if is_importing(frame):  # where an exception may be swallowed, or become an ImportError
+    if is_importing(frame):  # an exception might be swallowed or become an ImportError
         end_stopped(number)
     raise StopSignal(signal.Signals(number).name)
 
 
 def is_importing(frame):
-    """Whether the frame, or one that called it, is the import system's."""
+    """Whether the frame or one of its callers belongs to the import system."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -55,7 +55,7 @@ def is_importing(frame):
 
 
 def end_when_stuck(reading):
-    """Ends the process where a stop signal came and its handler, `stop`, has not run STUCK_SECONDS later."""
+    """Ends the process if the handler `stop` has not run STUCK_SECONDS after a stop signal arrived."""
     while True:
         for number in os.read(reading, 64):
             if number in STOP_SIGNALS and signal.getsignal(number) is stop:
@@ -70,20 +70,20 @@ def end_stopped(number):
 
 
 def stopped_line(name):
-    """The last line of a command that a signal of this name stopped before it had anything to save."""
-    return f"cfgjax: {name}: stopped; no file is half-written, the same command starts again"
+    """Returns the last line of a command that a signal stopped before there was anything to save."""
+    return f"cfgjax: {name}: stopped; no file is half-written; the same command starts again"
 
 
-def end_process(told, code):
-    """Ends the process at once, with the text as its last line on stderr.
+def end_process(line, code):
+    """Ends the process at once, with `line` as its last line on stderr.
 
-    Exit handlers and libraries' threads may hang where another process is gone, or fail once more at a full disk; what
-    they print then is dropped.
+    Exit handlers and library threads are skipped: they may hang if another process is gone, or fail again on a full
+    disk.
     """
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal came while it was flushed
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal arrived during a flush
         sys.stdout.flush()
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with contextlib.suppress(OSError):
-        os.write(stderr, f"{told}\n".encode(errors="backslashreplace"))
+        os.write(stderr, f"{line}\n".encode(errors="backslashreplace"))
     os._exit(code)

@@ -1,9 +1,9 @@
-"""Errors of the machine or of the input, which end a command with one line instead of a traceback."""
+"""Errors of the machine or the input. They end a command with one line instead of a traceback."""
 
 import sys
 from typing import NamedTuple
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 from cfgjax.exits import BAD_USAGE, FAILED
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "out of memory", "Out of memory")
@@ -11,20 +11,20 @@ OF_DEVICES = ("Unable to initialize backend", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class Failure(NamedTuple):
-    """How a command ends: its last line without the name of the program and the word for the code, and its code."""
+    """The end of a command that fails: reason, for its last line, and exit code."""
 
     reason: str
     code: int
 
     @property
     def line(self):
-        """The last line."""
+        """The last line of the command."""
         return f"cfgjax: {'error' if self.code == BAD_USAGE else 'failed'}: {self.reason}"
 
 
 def expected_failure(error):
-    """The `Failure` of an error that is no bug of cfgjax; None where a traceback is needed to find the cause."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """Returns the `Failure` for an error of the machine or the input, or None for a bug, which needs its traceback."""
+    text = one_line(error)
     if isinstance(error, UsageError):
         return Failure(text, BAD_USAGE)
     if isinstance(error, UnicodeError):

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their hashes, and arrays out of them without unpickling."""
+"""Atomic writes of files and folders, hashes, and arrays read from files without unpickling."""
 
 import contextlib
 import hashlib
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 
 MAGIC = np.lib.format.MAGIC_PREFIX
 LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
 ENCRYPTED = 1  # bit of a zip entry's flags
-MAX_RATIO = 1032  # of deflate
+MAX_RATIO = 1032  # largest compression ratio of deflate
 BOMB_BYTES, BOMB_RATIO = 2**28, 200
 CHUNK = 2**22
 CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
@@ -117,7 +117,7 @@ def read_npy(path):
 
 @contextlib.contextmanager
 def reading(path):
-    """The regular file at path, open for reading. Raises UsageError in the file's name for whatever goes wrong."""
+    """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name."""
     try:
         if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
             raise ValueError("it is not a regular file")
@@ -130,7 +130,7 @@ def reading(path):
     except MemoryError as e:
         raise UsageError(f"cannot read {path}: it needs more memory than there is") from e
     except Exception as e:  # a damaged archive or header may raise anything
-        raise UsageError(f"cannot read {path}: {' '.join(str(e).split())[:300] or type(e).__name__}") from e
+        raise UsageError(f"cannot read {path}: {one_line(e, 300)}") from e
 
 
 def check_entries(archive):
@@ -140,22 +140,22 @@ def check_entries(archive):
     """
     entries, end = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
     if len({entry.filename for entry in entries}) < len(entries):
-        raise ValueError("it has several entries of one name")
+        raise ValueError("it has several entries with the same name")
     starts = [entry.header_offset for entry in entries] + [end]
-    for entry, behind in zip(entries, starts[1:], strict=True):
+    for entry, following in zip(entries, starts[1:], strict=True):
         name, held, declared = entry.filename, entry.compress_size, entry.file_size
-        if entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + held > behind:
-            raise ValueError(f"its entry {name!r} overlaps with what follows it")
+        if entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + held > following:
+            raise ValueError(f"its entry {name!r} overlaps with the next one")
         if entry.flag_bits & ENCRYPTED:
             raise ValueError(f"its entry {name!r} is encrypted")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"its entry {name!r} is compressed by another method than deflate")
+            raise ValueError(f"its entry {name!r} is compressed by a method other than deflate")
         if entry.compress_type == zipfile.ZIP_STORED and held != declared:
             raise ValueError(f"its entry {name!r} declares {declared:,} bytes and holds {held:,}")
         if declared > MAX_RATIO * (held + 1):
             raise ValueError(f"its entry {name!r} declares {declared:,} bytes, more than its {held:,} can hold")
         if declared > BOMB_BYTES and declared > BOMB_RATIO * held:
-            raise ValueError(f"its entry {name!r} unpacks {held:,} bytes to {declared:,}, as no real data do")
+            raise ValueError(f"its entry {name!r} unpacks {held:,} bytes to {declared:,}, an implausible ratio")
     check_memory(sum(entry.file_size for entry in entries))
 
 
@@ -174,14 +174,14 @@ def available_memory():
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
-    for limit in CGROUP_LIMITS:  # its use counts cached files too, so that it says nothing
+    for limit in CGROUP_LIMITS:  # not the group's usage, which includes cached files
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
             known.append(int(Path(limit).read_text()))
     return min(known, default=None)
 
 
 def _read_entry(archive, entry):
-    """The array of an .npy in an archive."""
+    """Returns the array of an .npy in an archive."""
     try:
         with archive.open(entry) as file:
             return _read_array(file, entry.file_size)
@@ -190,7 +190,7 @@ def _read_entry(archive, entry):
 
 
 def _read_array(file, size):
-    """The array in an open .npy file of `size` bytes. Raises ValueError unless these are its header and its items."""
+    """Returns the array in an open .npy file of `size` bytes. Raises ValueError for any other size of its content."""
     shape, fortran_order, dtype, header_size = _read_header(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
@@ -205,17 +205,17 @@ def _read_array(file, size):
         if not (count := file.readinto(view[done : done + CHUNK])):
             raise EOFError(f"it ends after {done:,} of {declared:,} bytes")
         done += count
-    file.read(1)  # has zipfile check the sum of an empty array too
+    file.read(1)  # so that zipfile checks the CRC of an empty array too
     array = content.view(dtype)
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
 def _read_header(file):
-    """(shape, whether in Fortran's order, dtype, bytes read) of an open .npy file."""
+    """Returns (shape, whether in Fortran order, dtype, bytes read) of an open .npy file."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
-        raise ValueError(f"it is .npy of version {version[0]}.{version[1]}, which is not read")
+        raise ValueError(f"it is .npy of version {version[0]}.{version[1]}, which cannot be read")
     counted = _Counted(file)
     try:
         shape, fortran_order, dtype = readers[version](counted)

@@ -1,4 +1,4 @@
-"""Weights and samples must be finite: a NaN in either would silently become a black picture."""
+"""Checks that weights and samples are finite. A NaN in either would silently become a black picture."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from cfgjax.errors import UsageError
 
 
 def check_weights(params, source):
-    """Raises UsageError that names the first array of a tree with NaN or infinite values; source: where it is from."""
+    """Raises UsageError naming the first array of a tree with NaN or infinite values. source: its origin."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if bad := count_not_finite(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -15,14 +15,14 @@ def check_weights(params, source):
 
 
 def count_not_finite(array):
-    """How many values of an array are NaN or infinite."""
+    """Returns the number of NaN or infinite values of an array."""
     return np.size(array) - np.count_nonzero(np.isfinite(array))
 
 
 def check_samples(samples, index, labels, weights):
-    """Raises ArithmeticError that names the first of samples [N, …] with a value that is not finite.
+    """Raises ArithmeticError naming the first of samples [N, …] with a value that is not finite.
 
-    index, labels, weights: [N], of the same samples.
+    index, labels, weights: [N], of these samples, for the error.
     """
     finite = np.isfinite(samples.reshape(len(samples), -1 if len(samples) else 0)).all(axis=1)
     if not finite.all():

@@ -1,4 +1,4 @@
-"""JSON files that were written by cfgjax or come from elsewhere: one reader, which checks them, and one writer."""
+"""One checking reader and one atomic writer for all JSON files, those of cfgjax and those of others."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from cfgjax.files import writing
 MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 64
 HASH = "sha256"  # key of a hashed object: the hash of all its other keys
+IF_PRESENT = "if present"  # value of `hashed`: older versions wrote these files without a hash
 
 
 def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
@@ -19,29 +20,31 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
       path: the file.
       keys: {name: type or tuple of types} that an object must have. `float` admits integers; `int` excludes booleans.
       kind: type or tuple of types of the whole value.
-      hashed: the file was written with `write_json(..., hashed=True)`: the hash is checked and removed.
-      remedy: what the user can do about a damaged file, appended to the error.
+      hashed: True if the file was written with `write_json(..., hashed=True)`: the hash is checked and removed.
+        IF_PRESENT admits an object without a hash.
+      remedy: advice appended to the error about a damaged file.
 
     Raises:
       FileNotFoundError: there is no such file.
       UsageError: one line that names the file, for everything else: not readable, too large, not UTF-8, not JSON,
         nested too deeply, a repeated key, another type, a missing key, another hash.
     """
+    advice = f"; {remedy}" if remedy else ""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}{_behind(remedy)}") from e
+        raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
     try:
         return parse_json(data, keys=keys, kind=kind, hashed=hashed)
     except ValueError as e:
-        raise UsageError(f"{path} is damaged: {e}{_behind(remedy)}") from e
+        raise UsageError(f"{path} is damaged: {e}{advice}") from e
 
 
 def parse_json(data, *, keys=None, kind=dict, hashed=False):
-    """Returns the value of JSON bytes, checked as `read_json` does. Raises ValueError that says what is wrong."""
+    """Returns the value of JSON bytes, checked as `read_json` does. Raises ValueError with the reason."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
     try:
@@ -55,11 +58,11 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
     check_depth(value)
     check_type("it", value, kind)
     check_keys(value, keys or {})
-    if hashed:
-        if (recorded := value.pop(HASH, None)) is None:
-            raise ValueError("it has no hash")
-        if recorded != content_hash(value):
+    if hashed and HASH in value:
+        if value.pop(HASH) != content_hash(value):
             raise ValueError("its content does not match its hash")
+    elif hashed is True:
+        raise ValueError("it has no hash (older versions wrote none)")
     return value
 
 
@@ -76,12 +79,12 @@ def write_json(path, value, *, hashed=False, indent=2):
 
 
 def content_hash(value):
-    """Returns the hexadecimal SHA-256 of a JSON value, whatever the order of its keys."""
+    """Returns the hexadecimal SHA-256 of a JSON value. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def check_keys(value, keys, of=""):
-    """Raises ValueError unless an object has these keys, {name: type or types}. of: words on where it is."""
+    """Raises ValueError unless an object has these keys, {name: type or types}. of: words that locate the object."""
     for name, types in keys.items():
         if name not in value:
             raise ValueError(f"it lacks the key {name!r}{of}")
@@ -125,7 +128,3 @@ def _without_repeats(pairs):
             raise ValueError(f"the key {key!r} is repeated")
         found[key] = value
     return found
-
-
-def _behind(remedy):
-    return f"; {remedy}" if remedy else ""

@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run: a line of JSON for each logged step, with `step` and the metrics."""
+"""metrics.jsonl of a run: one line of JSON for each logged step, with `step` and the metrics."""
 
 import json
 import logging
@@ -9,16 +9,16 @@ from cfgjax.json_files import parse_json
 log = logging.getLogger("cfgjax")
 
 NAME = "metrics.jsonl"
-DAMAGED = "metrics.damaged.jsonl"  # next to it: lines that cannot be read
+DAMAGED = "metrics.damaged.jsonl"  # next to it, for lines that cannot be read
 
 
 def metrics_line(step, metrics):
-    """Returns the line of some metrics at a step."""
+    """Returns the line for {metric: value} at a step."""
     return json.dumps({"step": step, **metrics}) + "\n"
 
 
 def step_of(line):
-    """Returns the step of a line, bytes; None for a damaged one."""
+    """Returns the step of a line, bytes, or None if the line is damaged."""
     try:
         step = parse_json(line, keys={"step": int})["step"]
     except ValueError:
@@ -32,14 +32,14 @@ def last_logged_step(workdir):
 
 
 def read_lines(path):
-    """Returns the lines of a file, bytes, without blank ones."""
+    """Returns the lines of a file as bytes, without blank ones; [] if there is no file."""
     return [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.exists() else []
 
 
 def split_lines(workdir, last_step):
-    """Returns (lines up to last_step, damaged lines) of the metrics of a run, bytes; the others are of later steps.
+    """Returns (lines up to last_step, damaged lines) of the metrics of a run, as bytes. Later steps are left out.
 
-    A line of a later step that comes before one of last_step or earlier is damaged: steps never decrease.
+    Steps never decrease: a line of a later step before one of last_step or earlier is damaged.
     """
     lines = read_lines(workdir / NAME)
     steps = [step_of(line) for line in lines]

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from cfgjax.config import CLASSIFIER_SECTIONS, NOISY_CLASSIFIER_SECTIONS, SECTIONS, call
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.diffusion_config import diffusion_of
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import UsageError, choose, one_line
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
@@ -81,7 +81,7 @@ def check_network(net, image_shape):
         params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
         out = jax.eval_shape(lambda params: net.apply({"params": params}, *args, **options), params)
     except (TypeError, ValueError) as e:
-        raise UsageError(f"config.model: {' '.join(str(e).split())}") from e
+        raise UsageError(f"config.model: {one_line(e)}") from e
     if hasattr(net, "out_channels") and out.shape != (3, *image_shape[:-1], net.out_channels):
         raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {out.shape[1:]}")
     return params
@@ -89,13 +89,13 @@ def check_network(net, image_shape):
 
 def check_params(workdir, config, params):
     """Raises UsageError unless params, of a checkpoint in workdir, have the names and shapes of config's network."""
-    what = f"{workdir}: config.json and the checkpoint do not belong together"
+    what = f"{workdir}: config.json and the checkpoint do not fit each other"
     try:
         expected = jax.eval_shape(
             lambda key: init_params(make_network(config), key, tuple(config.data.image_shape)), jax.random.key(0)
         )
     except (TypeError, ValueError, ArithmeticError) as e:
-        raise UsageError(f"{what}: {' '.join(str(e).split())}") from e
+        raise UsageError(f"{what}: {one_line(e)}") from e
     shapes = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
     ours, theirs = shapes(expected), shapes(params)
     if differing := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:

@@ -1,17 +1,17 @@
-"""Numbers in text, such as the values of flags: ASCII digits, finite."""
+"""Reads numbers from text, such as the values of flags. Only ASCII digits and finite numbers are accepted."""
 
 import math
 import re
 
 
 def whole_number(text):
-    """Returns the integer that a text of ASCII digits stands for. Raises ValueError for any other text."""
+    """Returns a text of ASCII digits as an int. Raises ValueError for any other text."""
     check_ascii(text)
     return int(text)
 
 
 def real_number(text):
-    """Returns the finite float that an ASCII text stands for. Raises ValueError for any other text."""
+    """Returns an ASCII text as a finite float. Raises ValueError for any other text."""
     check_ascii(text)
     value = float(text)
     if not math.isfinite(value):
@@ -25,6 +25,6 @@ def is_whole_number(text):
 
 
 def check_ascii(text):
-    """Raises ValueError for a text with other characters, such as the digits of other scripts."""
+    """Raises ValueError unless a text is ASCII: int() and float() also accept the digits of other scripts."""
     if not text.isascii():
         raise ValueError(f"{text} has characters other than 0-9")

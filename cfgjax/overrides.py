@@ -1,4 +1,4 @@
-"""Words of a command line that override values of a config: of those for one key the last counts."""
+"""Overrides of config values on the command line. The last override of a key takes effect."""
 
 from ml_collections.config_flags import config_path
 
@@ -6,10 +6,10 @@ PREFIXES = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 
 
 def split_overrides(argv, config):
-    """(argv with at most one --config and one override of each key, {key: None} for keys whose last value is None).
+    """Returns (argv with at most one --config and one override per key, {key: None} for keys whose last value is None).
 
-    An override is --config.KEY=VALUE, --config.KEY VALUE, or --config.KEY and --noconfig.KEY for a truth value. Left to
-    absl, values of a tuple are joined, and None fits no type. config: the ConfigDict, None without a config file.
+    An override is --config.KEY=VALUE, --config.KEY VALUE, or --config.KEY and --noconfig.KEY for a boolean. absl itself
+    would join repeated tuples and reject None. config: the ConfigDict, None without a config file.
     """
     words, last = spans(argv, config), {}
     for i, (key, _) in enumerate(words):
@@ -18,13 +18,13 @@ def split_overrides(argv, config):
     kept = [span for i, (key, span) in enumerate(words) if key is None or (key != "config" and last[key] == i)]
     nones = {key: None for key, i in last.items() if key != "config" and value_of(words[i][1]) == "None"}
     kept = [span for span in kept if key_of(span[0]) not in nones]
-    if "config" in last:  # ahead of its overrides, as absl wants it
+    if "config" in last:  # absl needs it before its overrides
         kept.insert(1, words[last["config"]][1])
     return [word for span in kept for word in span], nones
 
 
 def spans(argv, config):
-    """[(key, words)] of argv: the words of one override and its key, "config" for the file; key None of other words."""
+    """Splits argv into [(key, words)]: a key with the words of its override, "config" for the file, None for others."""
     found: list = []
     rest = list(argv)
     while rest:
@@ -38,7 +38,7 @@ def spans(argv, config):
 
 
 def key_of(word):
-    """The key that a word overrides, "config" for --config itself, None for any other word."""
+    """Returns the key that a word overrides, "config" for --config itself, or None."""
     name = word.partition("=")[0]
     if name in ("--config", "-config"):
         return "config"
@@ -46,12 +46,12 @@ def key_of(word):
 
 
 def value_of(span):
-    """The value in the words of an override, or None for a truth value without one."""
+    """Returns the value in the words of an override, or None for a boolean without a value."""
     return span[0].partition("=")[2] if "=" in span[0] else span[1] if len(span) > 1 else None
 
 
 def is_switch(word, key, config):
-    """Whether a word without a value is one by itself: --config.KEY of a truth value, --noconfig.KEY."""
+    """Whether a word without "=" takes no value: --config.KEY of a boolean, or --noconfig.KEY."""
     if key == "config":
         return False
     if word.startswith(("--no", "-no")) or config is None:

@@ -1,4 +1,4 @@
-"""Paths that users give. An empty one, as of an unset shell variable, would mean the current folder."""
+"""Checks of paths. An empty path, from an unset shell variable for example, would mean the current folder."""
 
 import os
 
@@ -13,31 +13,31 @@ class PathParser(flags.ArgumentParser):
     syntactic_help = "a path"
 
     def parse(self, argument):
-        """The path as it is given. Raises ValueError with the reason where it cannot be meant as one."""
+        """Returns the path unchanged. Raises ValueError with the reason if it cannot be a path."""
         if reason := wrong_path(argument):
             raise ValueError(reason)
-        if argument.startswith("--"):  # as of `--workdir $UNSET --out=x`, without quotes
-            raise ValueError("the path is missing: a flag follows (./--name is a file of such a name)")
+        if argument.startswith("--"):  # from `--workdir $UNSET --out=x`
+            raise ValueError("the path is missing: a flag follows (write ./--name for a file of that name)")
         return argument
 
     def flag_type(self):
-        """The name of the type in the help."""
+        """Returns the name of the type for the help."""
         return "path"
 
 
 def define_path(name, default, description, *, flag_values):
-    """Adds a flag whose value is a path: every path flag of every command."""
+    """Adds a flag for a path. Every path flag of every command is defined by this function."""
     flags.DEFINE(PathParser(), name, default, description, flag_values, flags.ArgumentSerializer())
 
 
 def check_path(name, path):
-    """Raises UsageError, naming the argument, unless path can be a path. None is not checked."""
+    """Raises UsageError with the argument's name if path cannot be a path. None is not checked."""
     if path is not None and (reason := wrong_path(path)):
         raise UsageError(f"{name}={os.fspath(path)!r}: {reason}")
 
 
 def wrong_path(path):
-    """Why path, a str or os.PathLike, cannot be meant as a path, or None."""
+    """Returns the reason why a str or os.PathLike cannot be a path, or None."""
     text = os.fspath(path)
     if not text.strip():
         return "the path is empty; name a file or folder (. is the current folder)"

@@ -1,4 +1,4 @@
-"""What a command reports while it works: lines before long work begins, and a bar, or lines without a terminal."""
+"""Progress of a command: a line before long work begins, and a bar, or lines without a terminal."""
 
 import contextlib
 import logging
@@ -9,8 +9,8 @@ import weakref
 import tqdm
 
 log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is set to INFO
-_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: its programs so far
-LINE_SECONDS = 30  # between lines of progress where there is no terminal
+_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: programs compiled so far
+LINE_SECONDS = 30  # between lines of progress without a terminal
 
 
 class LineHandler(logging.Handler):
@@ -27,7 +27,7 @@ class LineHandler(logging.Handler):
 
 
 def show_progress(file):
-    """Has lines of progress written to file, an open text file; None shows none."""
+    """Directs lines of progress to an open text file; None turns them off."""
     log.handlers[:] = [] if file is None else [LineHandler(file)]
     log.setLevel(logging.WARNING if file is None else logging.INFO)
     log.propagate = False
@@ -35,7 +35,7 @@ def show_progress(file):
 
 @contextlib.contextmanager
 def timed(what):
-    """Reports that work begins, before it does, and how long it took."""
+    """Reports work before it begins, and afterwards its duration."""
     log.info("%s …", what)
     start = time.monotonic()
     yield
@@ -43,7 +43,10 @@ def timed(what):
 
 
 def compiling(owner, what, options):
-    """`timed` for the first call of one of owner's jitted functions with these words and options, which compiles it."""
+    """Returns `timed` for the first call of a jitted function, which compiles it, and an empty context for others.
+
+    owner: object that holds the function. what, options: {name: value} that, together, tell its programs apart.
+    """
     programs = _compiled.setdefault(owner, set())
     program = (what, *options.items())
     if program in programs:
@@ -53,7 +56,7 @@ def compiling(owner, what, options):
 
 
 class Progress:
-    """Counts `unit`s up to total, None where it is not known; as a context, closed at its end.
+    """Counts `unit`s up to total, None if unknown. A context that closes the bar.
 
     write=False shows nothing: for processes other than the first.
     """
@@ -80,7 +83,7 @@ class Progress:
             self.say(f"{self._what}: {self._seen:,}{f' of {self._total:,}' if self._total else ''} {self._unit}s")
 
     def say(self, text):
-        """Prints a line above the bar; without a terminal, with the time that is left."""
+        """Prints a line above the bar; without a terminal, with the remaining time."""
         if not self._write:
             return
         self._last_line = time.monotonic()

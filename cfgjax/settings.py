@@ -1,7 +1,6 @@
 """The values that a config may have, key by key: types and ranges, checked in one place before anything else.
 
-Which keys a network, a process or a data source takes is checked where they are built, as is what two keys have to do
-with each other.
+The code that builds a network, a process or a data source checks which keys it takes and how they depend on each other.
 """
 
 import dataclasses
@@ -12,14 +11,14 @@ from typing import Any
 
 import ml_collections
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 
 MAX_INT = 2**31 - 1  # steps are counted in int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of value: `admits(value)` is whether a value is of this kind, `text` describes it in an error."""
+    """A kind of value: `admits(value)` returns whether a value is of this kind, `text` describes it in an error."""
 
     text: str
     admits: Callable[[Any], bool]
@@ -35,13 +34,13 @@ def integer(low=0, high=MAX_INT):
 
 
 def real(text="a finite number", within: Callable[[float], bool] = lambda v: True):
-    """A finite number for which `within` holds, as `text` says."""
+    """A finite number for which `within` holds; `text` describes it."""
     number = lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool) and finite(v)
     return Kind(text, lambda v: number(v) and within(float(v)))
 
 
 def several(kind, text, *, least=1, lengths=None):
-    """A tuple of values of a kind: of at least so many, or of one of the given lengths."""
+    """A tuple of values of a kind, with at least `least` of them or with one of `lengths`."""
     fits = lambda v: len(v) >= least if lengths is None else len(v) in lengths
     return Kind(text, lambda v: isinstance(v, (tuple, list)) and fits(v) and all(map(kind.admits, v)))
 
@@ -65,10 +64,12 @@ TEXT = Kind("a non-empty string without NUL", lambda v: isinstance(v, str) and b
 NUMBER = real()
 POSITIVE = real("a finite number above 0", lambda v: v > 0)
 NOT_NEGATIVE = real("a finite number of at least 0", lambda v: v >= 0)
+AT_LEAST_ONE = real("a finite number of at least 1", lambda v: v >= 1)
 BELOW_ONE = real("a number in [0, 1)", lambda v: 0 <= v < 1)
 SHARE = real("a number in [0, 1]", lambda v: 0 <= v <= 1)
 COUNT = integer(1)
 NUMBERS = several(NUMBER, "a non-empty tuple of finite numbers")
+ALL_LEFT = Kind("-1 (all that are left)", lambda v: v == -1 and isinstance(v, numbers.Integral))
 
 SETTINGS: dict[str, Kind] = {
     "seed": integer(0, 2**32 - 1),
@@ -81,7 +82,7 @@ SETTINGS: dict[str, Kind] = {
     "data.random_crop": real("a share of the side in (0, 1]", lambda v: 0 < v <= 1),
     "data.low_res_size": COUNT | NONE,
     "data.num_workers": integer(0, 1024),
-    "data.worker_timeout_seconds": real("a finite number of at least 1", lambda v: v >= 1),
+    "data.worker_timeout_seconds": AT_LEAST_ONE,
     "data.crop": TEXT | NONE,
     "data.class_order": TEXT,
     "data.data_dir": TEXT | NONE,
@@ -166,17 +167,17 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.every_steps": COUNT | NONE,
     "evaluate.every_num_samples": integer(2),
     "evaluate.every_guidance": NUMBERS,
-    "mesh.data": COUNT | Kind("-1 (all that are left)", lambda v: v == -1 and isinstance(v, numbers.Integral)),
-    "mesh.fsdp": COUNT | Kind("-1 (all that are left)", lambda v: v == -1 and isinstance(v, numbers.Integral)),
+    "mesh.data": COUNT | ALL_LEFT,
+    "mesh.fsdp": COUNT | ALL_LEFT,
     "mesh.slices": COUNT,
-    "cluster.timeout_seconds": POSITIVE,
-    "cluster.start_timeout_seconds": POSITIVE,
+    "cluster.timeout_seconds": real("a finite number of at least 2", lambda v: v >= 2),
+    "cluster.start_timeout_seconds": AT_LEAST_ONE,
 }
 SECTIONS = {key.partition(".")[0] for key in SETTINGS if "." in key}
 
 
 def check_settings(config):
-    """Raises UsageError for the first value of a config that is of another kind than its key takes."""
+    """Raises UsageError for the first value of a config that its key does not take."""
     for name, value in config.items():
         if name not in SECTIONS:
             check_value(name, value)
@@ -188,7 +189,7 @@ def check_settings(config):
 
 
 def check_value(key, value):
-    """Raises UsageError for a value of another kind than the key takes."""
+    """Raises UsageError for a value that the key does not take."""
     if key in SETTINGS and not SETTINGS[key].admits(value):
         raise UsageError(f"{key} is {shown(value)}; need {SETTINGS[key].text}")
 
@@ -199,9 +200,8 @@ def example(section):
 
 
 def shown(value):
-    """A value in an error: on one line, cut where it is long."""
+    """The text of a value in an error, on one line and cut if it is long."""
     try:
-        text = " ".join(repr(value).split())  # a ConfigDict's has several lines
+        return one_line(repr(value), 80)
     except ValueError:  # an integer of thousands of digits
         return "an integer of too many digits"
-    return text if len(text) <= 80 else f"{text[:77]}…"

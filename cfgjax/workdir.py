@@ -19,8 +19,8 @@ from cfgjax.network import sections
 from cfgjax.paths import check_path
 from cfgjax.settings import check_settings
 
-DATA = "data.json"  # next to config.json, if the data set has a hash: `hash`, `source`, `path`, names of the `classes`
-NEEDED = {  # keys of config.json, by section, that every run has
+DATA = "data.json"  # of a data set with a hash: `hash`, `source`, `path`, class names `classes`
+REQUIRED = {  # keys of config.json, by section
     "data": ("source", "num_classes", "image_shape"),
     "model": ("name",),
     "ema": ("rates",),
@@ -28,15 +28,15 @@ NEEDED = {  # keys of config.json, by section, that every run has
     "checkpoint": ("every_steps",),
     "sample": ("num_steps", "sampler", "guidance", "per_cell"),
 }
-LATER_SECTIONS = ("evaluate", "cluster")  # which older versions did not have
-CONFIG_REMEDY = "restore it from a copy, or take another workdir"
+LATER_SECTIONS = ("evaluate", "cluster")  # absent in older versions
+CONFIG_REMEDY = "restore it from a copy, or use another workdir"
 SHOWN = 16  # characters of a hash
 
 
 def read_config(workdir):
-    """The config of the run in workdir, `model.remat` by name where an older version wrote True or False.
+    """Returns the config of the run in workdir. A boolean `model.remat` of older versions becomes a name.
 
-    Raises UsageError if it is damaged, lacks a section, or lacks a value that describes the run.
+    Raises UsageError if the file is damaged or lacks a section or a required value.
     """
     check_path("workdir", workdir)
     path = Path(workdir) / "config.json"
@@ -57,29 +57,27 @@ def read_config(workdir):
 
 
 def check_complete(config, names):
-    """Raises ValueError unless a config has the sections of these names, and in them the keys of NEEDED."""
+    """Raises ValueError unless a config has the sections of these names, and in them the keys of REQUIRED."""
     missing = [name for name in names if name not in config and name not in LATER_SECTIONS]
     if missing:
         raise ValueError(f"it lacks the sections {', '.join(missing)}")
-    for section in set(names) & set(NEEDED):
-        absent = [key for key in NEEDED[section] if key not in config[section]]
+    for section in set(names) & set(REQUIRED):
+        absent = [key for key in REQUIRED[section] if key not in config[section]]
         if absent:
             raise ValueError(f"it lacks {section}.{absent[0]}")
 
 
 def read_data_hash(workdir):
-    """The hash of the data set of the run in workdir; None where none was recorded, as by older versions."""
+    """Returns the hash of the data set of the run in workdir, or None if none was recorded."""
     path = Path(workdir) / DATA
     try:
-        return read_json(path, keys={"hash": str}, remedy="delete it, and it is written anew when the run resumes")[
-            "hash"
-        ]
+        return read_json(path, keys={"hash": str}, remedy="delete it; it is written anew when the run resumes")["hash"]
     except FileNotFoundError:
         return None
 
 
 def read_classes(workdir):
-    """Names of the classes, by label, of the data set of the run in workdir; None if they were not recorded."""
+    """Returns the class names, by label, of the data set of the run in workdir, or None if they were not recorded."""
     try:
         classes = read_json(Path(workdir) / DATA).get("classes")
     except FileNotFoundError:
@@ -88,13 +86,12 @@ def read_classes(workdir):
 
 
 class Claim:
-    """The workdir, made if need be, held by the processes of this run alone until the first is closed or dead.
+    """Exclusive lock on the workdir (created if missing), released on close or process exit.
 
-    data_hash: of the data set, as this process sees it; None where it has none. classes: names of its classes by
-    label, None if they are not known.
-    Raises UsageError where it cannot be written, is in use by another process, holds a run whose config differs in
-    more than run length, cadence and mesh, a run on another data set, or a run whose checkpoints are gone; nothing of
-    the run is changed then. And where a process does not see the workdir, or the data, as the first does.
+    data_hash: of the data set as this process sees it, or None. classes: class names by label, None if unknown.
+    Raises UsageError, and changes nothing of the run, if the workdir cannot be written, is in use, or holds a run on
+    another data set, without its checkpoints, or with a config that differs in more than run length, cadence and mesh;
+    also if a process sees another workdir or other data than the first.
     """
 
     def __init__(self, workdir, config, data_hash=None, classes=None):
@@ -109,11 +106,11 @@ class Claim:
             raise
 
     def _check_others(self, token):
-        """Raises UsageError where a process does not see the workdir, or the data, as the first does."""
+        """Raises UsageError if a process sees another workdir or other data than the first."""
         lock = self.path / ".lock"
-        told = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
-        told |= {"data": np.array(self._data_hash or "")}
-        parts = processes.allgather(told, "the workdir is seen")
+        own = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
+        own |= {"data": np.array(self._data_hash or "")}
+        parts = processes.allgather(own, "the workdir is seen")
         for i, part in enumerate(parts):
             if not part["same"]:
                 raise UsageError(f"process {i} does not see the workdir {self.path} of process 0; it must lie in a "
@@ -182,9 +179,9 @@ class Claim:
             )
 
     def write_config(self):
-        """Writes data.json, where the data set has a hash, and config.json, each whole or not at all.
+        """Writes config.json and, if the data set has a hash, data.json, in the first process. Each write is atomic.
 
-        The first process does. A run that older versions began has its data recorded from here on.
+        For a run of an older version, the data set is recorded from now on.
         """
         if jax.process_index() != 0:
             return
@@ -197,6 +194,6 @@ class Claim:
             new.write_text(to_json(self._config))
 
     def close(self):
-        """Lets the workdir go."""
+        """Releases the workdir."""
         if self._lock is not None:
             self._lock.close()

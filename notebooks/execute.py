@@ -1,15 +1,15 @@
-"""Executes notebooks from top to bottom and stores them with their outputs, in the form that git shows best.
+"""Executes notebooks from top to bottom and stores them with their outputs, in a form with small diffs.
 
     python notebooks/execute.py notebooks/sampling.ipynb
 
-Needs the extra `notebooks`. CFGJAX_NOTEBOOK_QUICK=1 trains for a few steps only, which is for tests.
+Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train for a few steps only.
 """
 
 import json
 import sys
 from pathlib import Path
 
-WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its kernel, and its id is random
+WIDGET = "application/vnd.jupyter.widget-view+json"  # empty without a kernel, and its id is random
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -17,7 +17,7 @@ METADATA = {
 
 
 def execute(notebook, folder):
-    """Executes a notebook, an nbformat node, in place, with folder as its working folder. Raises where a cell does."""
+    """Executes a notebook, an nbformat node, in place and in a working folder. Raises if a cell does."""
     from nbclient import NotebookClient
 
     resources = {"metadata": {"path": str(folder)}}
@@ -26,7 +26,7 @@ def execute(notebook, folder):
 
 
 def normal(notebook):
-    """The notebook, parsed JSON, without what differs between two runs of the same cells on the same machine."""
+    """Returns the notebook, parsed JSON, without the parts that differ between two runs on the same machine."""
     cells, count = [], 0
     for cell in notebook["cells"]:
         kept = {key: cell[key] for key in ("cell_type", "id", "source")} | {"metadata": {}}
@@ -38,7 +38,7 @@ def normal(notebook):
 
 
 def normal_outputs(outputs, count):
-    """The outputs of the count-th code cell, without widgets, and without JPEGs of what is there as PNG."""
+    """Yields the outputs of code cell number `count`, without widgets, and without JPEGs of pictures stored as PNG."""
     for output in outputs:
         data = output.get("data", {})
         if WIDGET in data:
@@ -49,7 +49,7 @@ def normal_outputs(outputs, count):
 
 
 def text(notebook):
-    """The notebook as text of its file, as nbformat writes it."""
+    """Returns the text of the notebook's file, as nbformat writes it."""
     return json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

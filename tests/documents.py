@@ -13,9 +13,9 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-DATA = {"text", "json", "yaml", "toml", "csv", "ini", "bibtex"}  # marks of fences that hold no commands
+DATA = {"text", "json", "yaml", "toml", "csv", "ini", "bibtex"}  # languages of code blocks without commands
 PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "launch/*.md", "experiments/**/*.md", "notebooks/*.md")
-NO_PAGES = re.compile(r"README\.md|CHANGELOG\.md|.*\.template\.md")  # the README comes first; the rest instructs no one
+NO_PAGES = re.compile(r"README\.md|CHANGELOG\.md|.*\.template\.md")  # the README is tested first
 
 
 def found(*patterns):
@@ -76,7 +76,7 @@ def is_command(line):
 
 
 def blocks(text):
-    """[(mark of the fence, or "", text)] of the blocks of a page."""
+    """[(language or "", text)] of the code blocks of a page."""
     listed: list = []
     fence, block, before = None, [], ""
     for line in [*text.splitlines(), ""]:
@@ -107,13 +107,13 @@ def commands(document, block):
     """The commands that bash would start for a block. Prompts are dropped."""
     script = re.sub(r"^\$ ", "", block, flags=re.MULTILINE).replace(".venv/bin/", "")
     shell = ["bash", "--norc", "-c", f"{RECORDER}PATH=/nonexistent\nexec 3>&1 >/dev/null\n{script}"]
-    with tempfile.TemporaryDirectory() as folder:  # for what is redirected into files
+    with tempfile.TemporaryDirectory() as folder:  # for redirected output
         ran = subprocess.run(shell, capture_output=True, text=True, timeout=60, cwd=folder)
     assert not ran.stderr, f"{document}: bash cannot read this block: {ran.stderr}\n{block}"
     return [Command(document, tuple(words.split("\0"))) for words in ran.stdout.split("\0\x1e\0") if words]
 
 
 def mentions(document):
-    """The words of commands that stand within the text of a page."""
+    """The words of the commands in the running text of a page."""
     found = [span for span in spans((ROOT / document).read_text()) if re.match(rf"{PROGRAMS}( |$)", span)]
     return [tuple(span.replace(".venv/bin/", "").split()) for span in found]

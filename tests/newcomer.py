@@ -27,8 +27,8 @@ from cfgjax.evaluation import features
 from cfgjax.sweep import entries
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
-SIZE = 8  # pixels of all images, whatever the documents say
-SMALL = {  # the same in all experiments as far as may be: what is compiled for one is then there for the next
+SIZE = 8  # pixels of all images
+SMALL = {  # the same in all experiments where possible, so that compiled programs are shared
     "data.num_workers": 0,
     "model.channels": 32,
     "model.multipliers": (1,),
@@ -92,7 +92,7 @@ def small_experiment(path):
         data.update(num_classes=len(SYNSETS), image_shape=(SIZE, SIZE, data.image_shape[-1]))
     if data.get("crop") == "pad":
         data.crop = "area"  # images of 28×28 are larger than SIZE
-    if "attention_resolutions" in config.model:  # the one of the two that is given stays the one, for one head
+    if "attention_resolutions" in config.model:  # keeps the one of the two that is present
         name, value = ("num_heads", 1) if config.model.num_heads is not None else ("head_channels", 32)
         config.model[name] = value
     if data.get("low_res_size") is not None:
@@ -111,7 +111,7 @@ def has(config, key):
 
 
 def make(folder):
-    """Fills folder, as a checkout and what a newcomer has fetched."""
+    """Fills folder with a checkout and the files that a newcomer has downloaded."""
     for name in ("cfgjax", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / name).symlink_to(ROOT / name)
     for path in [*ROOT.glob("experiments/*.py"), *ROOT.glob("experiments/sweeps/*.py")]:
@@ -136,7 +136,7 @@ def make(folder):
 
 @contextlib.contextmanager
 def living_in(folder, monkeypatch):
-    """The working folder is `folder`, and nothing is fetched, submitted or kept elsewhere."""
+    """Changes to `folder`; nothing is downloaded, submitted or written elsewhere."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -167,7 +167,7 @@ def random_features(path=None, resize="tf1"):
 
 
 def smaller(words):
-    """A command with smaller numbers, and with --dry_run where it would submit something."""
+    """A command with smaller numbers, and with --dry_run if it would submit a job."""
     words = ["--crop=area" if word == "--crop=pad" else reduced(word) for word in words]
     given = {word.partition("=")[0] for word in words}
     words += [f"{name}={value}" for name, value in ADDED.get(words[1], {}).items() if name not in given]
@@ -183,14 +183,14 @@ def smaller(words):
 
 
 def reduced(word):
-    """--flag=value, with the value that is small where it has one."""
+    """--flag=value, with a small value for the flags that have one."""
     name, _, value = word.partition("=")
     name = name.replace("-", "_").replace("__", "--", 1)
     return f"{name}={SMALLER[name]}" if name in SMALLER and value.isdecimal() else word
 
 
 def in_own_process(words):
-    """Whether a command starts processes, or needs a jax of its own."""
+    """Whether a command starts processes or needs its own jax."""
     return words[1] in ("preflight", "launch", "sweep") and "--dry_run" not in words
 
 
@@ -209,7 +209,7 @@ def hurrying():
 
 
 def follow(step):
-    """Does one step of a document, a `cfgjax` command or a snippet, in the working folder. Fails where it does."""
+    """Does one step of a document, a `cfgjax` command or a snippet, in the working folder. Raises if the step fails."""
     if isinstance(step, Snippet):
         exec(step.text, {})
         return

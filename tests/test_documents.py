@@ -1,4 +1,4 @@
-"""What the documents tell a newcomer to type works, in the order in which it is written."""
+"""The commands of the documents work in the order in which they are written."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def benchmark(script):
 
 
 def unknown(words):
-    """What a command line has that its program does not: flags, config keys, extras, or the program itself."""
+    """The flags, config keys and extras of a command line that its program does not have, or the program itself."""
     if words[0] == "cfgjax" and len(words) > 1:
         return unknown_to_cfgjax(words[1:])
     if words[0].startswith("python") and words[1:2] and words[1].startswith("benchmarks/"):
@@ -72,7 +72,7 @@ def unknown(words):
 
 
 def unknown_to_cfgjax(words):
-    """The same of `cfgjax WORDS`, and of the command that a launcher is given."""
+    """The same for `cfgjax WORDS`, and for the command after a launcher."""
     if words[0] not in cli.COMMANDS:
         return {words[0]}
     words, _, launched = partition(words, "--")

@@ -65,7 +65,7 @@ def test_killed_and_stopped_and_started_again_it_leaves_the_same_files(workdir, 
         code, out, err = finish(process)
         assert code == expected, err
         if expected == 75:
-            assert "the same command goes on from there" in out
+            assert "the same command resumes" in out
         assert not (tmp_path / "out" / "frontier.csv").exists()
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("samples/*/*.npz")}
     code, _, err = run(EVALUATE.format(workdir, tmp_path / "out"))
@@ -148,10 +148,10 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--features=clasifier", "features of 'clasifier' are of images"),
         ("--reference=nowhere.npz", "cannot read nowhere.npz"),
         ("--step=3", "there is no step 3"),
-        ("--bits_per_dim", "bits/dim is of 8-bit images"),
+        ("--bits_per_dim", "--bits_per_dim needs 8-bit images"),
         ("--bits_per_dim --guidance=1", "guidance (w = 1) defines no likelihood"),
         ("--make_reference --bits_per_dim", "are both given"),
-        ("--config=experiments/mixture.py", "--config is without meaning for a frontier"),
+        ("--config=experiments/mixture.py", "--config has no effect on a frontier"),
         ("--num-smaples=7", "Unknown command line flag 'num_smaples'. Did you mean: num_samples"),
         ("now", "takes flags only"),
     ],

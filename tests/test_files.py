@@ -1,4 +1,4 @@
-"""Files are whole or absent; arrays are read as they were written, or the file is refused before memory is taken."""
+"""Files are complete or absent; arrays are read as written, or refused before memory is allocated."""
 
 import hashlib
 import io
@@ -198,7 +198,7 @@ def test_arrays_larger_than_the_memory_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
-def test_what_is_no_file_is_refused_at_once(make, tmp_path):
+def test_anything_but_a_regular_file_is_refused_at_once(make, tmp_path):
     make(tmp_path / "a.npz")
     with pytest.raises(UsageError, match="cannot read"):
         read_npz(tmp_path / "a.npz")

@@ -29,7 +29,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "paths": {"errors"},
     "config": {"numerals", "overrides", "paths", "python_files", "settings", "errors"},
     "devices": {"errors"},
-    "environment": {"paths", "errors"},
+    "environment": {"numerals", "paths", "errors"},
     "failures": {"exits", "errors"},
     "sharding": {"numerals", "errors"},
     "data": {"data", "diffusion", "config", "caches", "files", "json_files", "progress", "exits", "errors"},
@@ -42,7 +42,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "convert": {"convert", "nets", "weights", "files", "json_files", "finite", "errors"},
     "processes": {"errors"},
     "exits": set(),
-    "cluster": {"cluster", "processes", "exits", "failures", "errors"},
+    "cluster": {"cluster", "processes", "exits", "failures", "devices", "errors"},
     "progress": set(),
     "download": {"files", "paths", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}

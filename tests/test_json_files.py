@@ -1,4 +1,4 @@
-"""The reader of JSON files: whatever is in them, a value of the requested form or one line."""
+"""The reader of JSON files returns a value of the requested form or raises an error of one line."""
 
 import json
 import math
@@ -46,7 +46,7 @@ def test_damage_is_one_line(tmp_path, content, told):
     assert "\n" not in str(e.value)
 
 
-def test_what_was_written_is_read(tmp_path):
+def test_values_are_read_as_written(tmp_path):
     value = GOOD | {"file": os.fsdecode(b"caf\xe9.png"), "none": math.inf}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json", keys=KEYS) == value
@@ -67,7 +67,7 @@ def test_a_hash_finds_every_changed_character(tmp_path):
         read_json(path, hashed=True)
 
 
-def test_a_missing_file_is_the_callers_matter(tmp_path):
+def test_a_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")
     for path in (tmp_path, "a\0b"):

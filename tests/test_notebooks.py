@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and are stored in the one form that `notebooks/execute.py` gives them."""
+"""Notebooks run from top to bottom and are stored in the normal form of `notebooks/execute.py`."""
 
 import ast
 import json
@@ -75,7 +75,7 @@ def test_the_normal_form_does_not_depend_on_when_and_where_cells_ran(execute):
 
 
 @every
-def test_its_outputs_are_those_of_a_whole_run_without_warnings_and_paths(path):
+def test_its_outputs_are_of_one_complete_run_without_warnings_and_paths(path):
     names = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-z-]+", name) for name in names)
     assert any("image/png" in output.get("data", {}) for output in outputs(path))
@@ -98,7 +98,7 @@ def test_the_project_has_one_address():
 
 @pytest.fixture(scope="module")
 def installer():
-    """What the install cell defines; the statements that install are not executed."""
+    """The functions of the install cell; its statements are not executed."""
     tree = ast.parse(cell(ROOT / "notebooks" / "sampling.ipynb", "install"))
     defined = (ast.Import, ast.ImportFrom, ast.FunctionDef)
     constant = lambda node: isinstance(node, ast.Assign) and node.targets[0].id.isupper()

@@ -1,4 +1,4 @@
-"""Of flags that are given twice the later one counts, whatever their kind."""
+"""If a flag is given twice, the later value takes effect, for flags of every type."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""No path is empty: an unset shell variable does not become the current folder."""
+"""Empty paths are refused: an unset shell variable does not mean the current folder."""
 
 import re
 

@@ -78,7 +78,7 @@ def test_a_function_that_fails_is_one_line_with_its_line(tmp_path, name, body):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"# \xe9\n", b"x = 1\0", b"\0" * 50, b"", b"# -*- coding: nothing -*-"]
 )
-def test_what_is_not_a_python_text_with_the_function_is_one_line(tmp_path, name, content):
+def test_a_file_without_python_or_the_function_is_one_line(tmp_path, name, content):
     path = tmp_path / "mine.py"
     path.write_bytes(content)
     error_of(READERS[name], path)
@@ -103,7 +103,7 @@ def test_another_ending_is_refused(tmp_path, name, ending):
         ("--flagfile=none.txt", "none.txt"),
     ],
 )
-def test_flags_that_are_of_no_config_are_one_line(words, told):
+def test_flags_of_no_config_are_one_line(words, told):
     with pytest.raises(UsageError) as e:
         cli.run(["preflight", f"--config={EXPERIMENTS}/mixture.py", "--devices=1", words])
     assert told in str(e.value)

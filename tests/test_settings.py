@@ -121,8 +121,6 @@ MAY_BE = {  # (name of a value): keys for which it is a value of the right kind
         "sample.v",
         "sample.eta",
         "data.random_crop",
-        "cluster.timeout_seconds",
-        "cluster.start_timeout_seconds",
     ],
     "zero": [
         "seed",

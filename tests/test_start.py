@@ -21,7 +21,7 @@ CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
 
 
 class Reached(Exception):
-    """jax would be imported now."""
+    """Raised at the point where jax would be imported."""
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ __main__.main()
     [
         *[("CFGJAX_GRACE_SECONDS", value) for value in ("5m", "", "-1", "nan", "1,5")],
         *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²")],
-        *[(name, value) for name in environment.WHOLE for value in ("x", "1.5", "-2")],
+        *[(name, value) for name in environment.INTEGERS for value in ("x", "1.5", "-2")],
         *[
             ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
             for value in ("", "=", "=abc", "=0", "=2.5")

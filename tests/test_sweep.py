@@ -289,7 +289,7 @@ RUNS = "def get_sweep():\n    return "
         (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
         (BASE + "COMMANDS = 5\n" + RUNS + "[{}]", "", "COMMANDS is 5; need ('train',), "),
         (BASE + "COMMANDS = None\n" + RUNS + "[{}]", "", "COMMANDS is None; need ('train',), "),
-        (BASE + RUNS + "[{1: 2}]", "", "the key 1 is no string"),
+        (BASE + RUNS + "[{1: 2}]", "", "the key 1 is not a string"),
         (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be written"),
         (BASE + RUNS + "iter(dict, 1)", "", "get_sweep() lists more than 10000 runs"),
         (BASE + RUNS + "exit(3)", "", "get_sweep(): it calls sys.exit(3)"),
@@ -303,7 +303,7 @@ RUNS = "def get_sweep():\n    return "
         (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs and takes no --workdir"),
         (BASE + RUNS + "[('a', {})]", "--parallel=0", "--parallel=0: 0 is not a positive integer"),
         (BASE + RUNS + "[('a', {})]", "--launcher=slrum", "slrum"),
-        (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes is without meaning for --launcher=local"),
+        (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes has no effect with --launcher=local"),
         (BASE + RUNS + "[('a', {})]", "--launcher=slurm", "--time must be given"),
         ("COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidance': 1}]", "", "the sweep needs --workdir=RUN"),
         (

@@ -115,5 +115,5 @@ def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
     other = json.loads(to_json(CONFIG))
     section, _, name = key.partition(".")
     other[section][name] = value
-    with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not belong together"):
+    with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not fit"):
         check_params("run", from_dict(other), params)

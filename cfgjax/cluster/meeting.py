@@ -64,8 +64,8 @@ class Link:
 
 class Meeting(NamedTuple):
     """Result of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
-    others to process 0. jax_address: where process 0 is to start jax's service. reserved: in process 0, the descriptor
-    of the socket that reserves its port until then.
+    others to process 0. jax_address: HOST:PORT of jax's service, which process 0 starts. reserved: in process 0, the
+    descriptor of the socket that reserves this port until then.
     """
 
     own: Member
@@ -154,9 +154,9 @@ def listening(place):
 
 
 def reserve(port):
-    """(port, descriptor of a socket) bound to the port for jax's service, any free one for None, and not listening.
+    """Reserves a port for jax's service, any free one for None. Returns (port, descriptor of a bound socket).
 
-    The service, which starts seconds later, can share the port with it; other programs cannot take it meanwhile.
+    The socket does not listen. The service, which starts seconds later, can share the port; other programs cannot.
     Raises UsageError if the port is in use.
     """
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
@@ -167,10 +167,10 @@ def reserve(port):
         reserved.bind(("", port or 0))
     except OSError as e:
         reserved.close()
-        need = "need a coordinator whose next port is free too"
-        raise UsageError(f"process 0 cannot listen at port {port}, which jax takes: {e.strerror}; {need}") from e
+        need = "use a coordinator with two free ports in a row"
+        raise UsageError(f"process 0 cannot listen at port {port}, which jax needs: {e.strerror}; {need}") from e
     if sys.platform == "linux":
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # after binding: before, it shares with others
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # after bind, or others could share it too
     return reserved.getsockname()[1], reserved.detach()
 
 

@@ -6,14 +6,14 @@ import re
 import urllib.request
 from pathlib import Path
 
+from cfgjax.devices import TPU_DEVICES
 from cfgjax.errors import UsageError
 
 PORT = 8476  # of process 0, where what started the processes names a host and no port
 MAX_PROCESSES = 100_000
-MAX_PORT = 65534  # jax takes the next one
+MAX_PORT = 65534  # jax uses the next one
 ADDRESS = re.compile(r"([\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})")
 SLURM = "Slurm"
-TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Place:
             raise UsageError(f"{self.origin}: {given}; need a process in 0 … {self.num_processes - 1}")
         found = ADDRESS.fullmatch(self.address)
         if found is None or not 0 < int(found[2]) <= MAX_PORT:
-            need = f"need HOST:PORT, an IPv6 address in brackets, port 1 … {MAX_PORT} (jax takes the next one)"
+            need = f"need HOST:PORT, an IPv6 address in brackets, port 1 … {MAX_PORT} (jax uses the next one)"
             raise UsageError(f"{self.origin}: coordinator {self.address!r}; {need}")
 
     @property
@@ -43,14 +43,14 @@ class Place:
 
     @property
     def jax_port(self):
-        """The port for jax's own service at process 0, or None for any that is free.
+        """The port of jax's own service in process 0, or None for any free one.
 
-        Tasks of a Slurm array have consecutive numbers and so consecutive ports: the next one may be another job's.
+        Tasks of a Slurm array have consecutive ports, so the next port may be another task's.
         """
         return None if self.origin == SLURM else self.port + 1
 
     def with_port(self, port):
-        """HOST:PORT of another port of process 0, in brackets as given."""
+        """Returns HOST:PORT for another port of process 0; brackets of an IPv6 address stay."""
         return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property

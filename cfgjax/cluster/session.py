@@ -16,7 +16,7 @@ from cfgjax import processes
 from cfgjax.cluster.meeting import call_the_roll
 from cfgjax.cluster.place import find_place, local_devices
 from cfgjax.cluster.watchdog import Watchdog
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 from cfgjax.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped_line
 from cfgjax.failures import expected_failure
 
@@ -26,17 +26,14 @@ JAX_HEARTBEAT_SECONDS = 100  # at least: jax's own watch aborts the process, and
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """config.cluster: timeout_seconds, in which a process that dies, freezes or fails ends all the others.
-    start_timeout_seconds: in which all have to come.
+    """config.cluster.
+
+    timeout_seconds: how soon a process that dies, freezes or fails ends all the others. start_timeout_seconds: how long
+    the processes wait for each other at the start.
     """
 
     timeout_seconds: float = 60
     start_timeout_seconds: float = 300
-
-    def __post_init__(self):
-        for name, least in {"timeout_seconds": 2, "start_timeout_seconds": 1}.items():
-            if (value := getattr(self, name)) < least:
-                raise UsageError(f"cluster.{name} is {value}; need at least {least}")
 
 
 @contextlib.contextmanager
@@ -72,7 +69,7 @@ def taking_part(flags, facts, patience):
                 shutdown_timeout_seconds=int(patience.timeout_seconds),
             )
         except RuntimeError as e:
-            raise OSError(f"jax's service at {meeting.jax_address} cannot be used: {e}") from e
+            raise OSError(f"jax's service at {meeting.jax_address} cannot be used: {one_line(e)}") from e
         finally:
             if meeting.reserved is not None and sys.platform == "linux":
                 os.close(meeting.reserved)
@@ -85,15 +82,16 @@ def taking_part(flags, facts, patience):
         watchdog.failed(str(e), BAD_USAGE)
         end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
     except KeyboardInterrupt as e:
-        watchdog.failed(f"{e}: stopped", PREEMPTED)
-        end_process(f"{stopped_line(str(e) or 'SIGINT')}", PREEMPTED)
+        name = str(e) or "SIGINT"
+        watchdog.failed(f"{name}: stopped", PREEMPTED)
+        end_process(stopped_line(name), PREEMPTED)
     except BaseException as e:
         # where another process is to blame, the watchdog ends this one meanwhile
         time.sleep(VERDICT_SECONDS + bool(meeting.own.number))
         failure = expected_failure(e)
         if failure is None:
             traceback.print_exc()
-        reason = failure.reason if failure else " ".join(str(e).split()) or type(e).__name__
+        reason = failure.reason if failure else one_line(e)
         code = failure.code if failure else FAILED
         watchdog.failed(reason, code)
         end_process(f"cfgjax: failed: {place_words(meeting)}{reason}", code)

@@ -11,17 +11,17 @@ from cfgjax.numerals import check_ascii, is_whole_number, real_number, whole_num
 from cfgjax.paths import define_path
 from cfgjax.progress import log, show_progress
 
-MANY = 20  # classes named on one line
+MAX_NAMED = 20  # classes on one line
 PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
 PLACE = ("coordinator", "num_processes", "process_id")
 
 
 def define_place(given):
-    """The flags that tell a process which of how many it is; where they are not given, the environment does."""
-    what = "HOST:PORT of process 0, where there are several processes."
+    """Adds the flags that give a process its number and the number of all; by default the environment has them."""
+    what = "HOST:PORT of process 0, for several processes."
     flags.DEFINE_string("coordinator", None, what, flag_values=given)
-    flags.DEFINE_integer("num_processes", None, "How many there are.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", flag_values=given, lower_bound=0)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0 on.", flag_values=given, lower_bound=0)
 
 
 def place(given):
@@ -31,14 +31,14 @@ def place(given):
 
 def shared_facts(given, config):
     """{name: text} that the processes of a command must have in common: its config and its other flags."""
-    told = {
+    shared = {
         f"--{name}": str(given[name].value) for name in given if name not in (*PLACE, "config") and given[name].present
     }
-    return told | {key: repr(value) for key, value in flatten(config).items()}
+    return shared | {key: repr(value) for key, value in flatten(config).items()}
 
 
 def begin(given, what):
-    """Reports what the command does, in the first process alone, then imports jax, which takes a while."""
+    """Reports what the command does, in the first process only, then imports jax, which takes seconds."""
     from cfgjax.cluster.place import find_place
     from cfgjax.devices import import_jax
 
@@ -102,7 +102,10 @@ def plan_of(given, config):
 
 
 def timesteps(word):
-    """A number of steps, or a word that says which timesteps are kept, as it is. Raises ValueError for neither."""
+    """Returns a number of steps as an int, or the name of a selection of timesteps unchanged.
+
+    Raises ValueError for an empty word and for characters that are not ASCII.
+    """
     check_ascii(word)
     if not word.strip():
         raise ValueError("it is empty")
@@ -110,7 +113,7 @@ def timesteps(word):
 
 
 def timesteps_of(given, name):
-    """`timesteps` of a flag, or None. Raises UsageError."""
+    """Returns `timesteps` of a flag, or None without it. Raises UsageError."""
     try:
         return None if given[name].value is None else timesteps(given[name].value)
     except ValueError as e:
@@ -142,9 +145,9 @@ def required(given, *names):
 
 
 def numbers(name, words, kind):
-    """The words of a comma-separated flag, each as kind makes it: int, float or a function."""
+    """Returns the words of a comma-separated flag, each converted by kind: int, float or a function."""
     given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
-    need = f"need {kind.__name__}s separated by commas"
+    need = f"need {'integers' if kind is int else 'numbers'} separated by commas"
     if not words:
         raise UsageError(f"{given}: {need}")
     try:
@@ -154,7 +157,7 @@ def numbers(name, words, kind):
 
 
 def single(name, words, kind):
-    """The one number of a flag that may be a list elsewhere, or None."""
+    """Returns the number of a flag that is a list in other modes, or None without it."""
     if words is None:
         return None
     values = numbers(name, words, kind)
@@ -164,13 +167,13 @@ def single(name, words, kind):
 
 
 def check_writable(flag, path):
-    """Raises UsageError where a file cannot be written to path, the value of a flag."""
+    """Raises UsageError if no file can be written to path, the value of a flag."""
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 
 
-def named(labels, classes):
-    """Labels with the names of their classes, "0 ant, 1 bee", or alone if classes is None; of many, some."""
+def class_list(labels, classes):
+    """Returns labels with their class names, "0 ant, 1 bee", or without if classes is None. A long list is cut."""
     parts = [f"{label}" if classes is None else f"{label} {printable(classes[label])}" for label in labels]
-    return ", ".join(parts if len(parts) <= MANY else [*parts[: MANY - 2], "…", parts[-1]])
+    return ", ".join(parts if len(parts) <= MAX_NAMED else [*parts[: MAX_NAMED - 2], "…", parts[-1]])

@@ -72,7 +72,7 @@ def plot(path, runs, published):
 
 
 def check_out(flag, path, endings):
-    """Raises UsageError where a flag's file cannot be written to path, or has not one of the endings."""
+    """Raises UsageError unless path, the value of a flag, has one of the endings and can be written."""
     if Path(path).suffix.lower() not in endings:
         raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
     check_writable(flag, path)

@@ -1,8 +1,7 @@
-"""`cfgjax convert`: weights published elsewhere become a run's folder, and a run's weights the files of others."""
+"""`cfgjax convert`: published weights to a workdir, and a run's weights to guided-diffusion's format."""
 
 import importlib.util
 import inspect
-import os
 from pathlib import Path
 
 from absl import flags
@@ -12,10 +11,11 @@ from cfgjax.config import HELP, parse_flags
 from cfgjax.devices import import_jax, open_devices
 from cfgjax.errors import HelpAsked, UsageError, choose
 from cfgjax.exits import DONE
+from cfgjax.files import check_folder
 from cfgjax.paths import define_path
 from cfgjax.progress import log
 
-LARGE_BYTES = 20_000_000  # of weights; fewer are read within a second
+LARGE_BYTES = 20_000_000  # of weights; smaller files are read within a second
 
 
 def convert(argv):
@@ -31,8 +31,8 @@ def convert(argv):
 def openai_adm(argv):
     """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: guided-diffusion's networks.
 
-    The published models have presets. Networks of your own are described by the flags that guided-diffusion trained
-    them with, on the command line or in a JSON file.
+    Published models have presets. Describe a network of your own by the guided-diffusion flags it was trained with, on
+    the command line or in a JSON file.
     """
     from cfgjax.convert.adm_flags import ALIASES, FLAGS
 
@@ -70,7 +70,7 @@ def openai_adm(argv):
         params = guided_diffusion.parameters(net, image_shape, weights.arrays)
     except UsageError as e:
         hint = explained(preset, weights.arrays, source)
-        similar = [name for name in PRESETS if not explained(PRESETS[name], weights.arrays)]  # the others are not built
+        similar = [name for name in PRESETS if not explained(PRESETS[name], weights.arrays)]  # only these are built
         if fitting := [name for name in similar if guided_diffusion.fits(PRESETS[name], weights.arrays)]:
             hint = f"it fits {', '.join(fitting)}"
         what = f"is not {given.preset}" if given.preset else "does not fit the flags"
@@ -92,9 +92,9 @@ def openai_adm(argv):
 
 
 def adm_source(given):
-    """Returns the flags of guided-diffusion that are given, {name: value}; None with --preset.
+    """Returns the flags of guided-diffusion, {name: value}, from the command line and the file; None with --preset.
 
-    Raises UsageError unless there is either a preset or such flags, and if their file cannot be read.
+    Raises UsageError if there is neither a preset nor such flags, if there are both, or if the file cannot be read.
     """
     from cfgjax.convert.adm_flags import ALIASES, FLAGS
     from cfgjax.json_files import read_json
@@ -103,7 +103,7 @@ def adm_source(given):
     if given.preset is not None:
         if own or given.model_flags is not None:
             other = f"--{next(iter(own))}" if own else "--model_flags"
-            raise UsageError(f"--preset={given.preset} and {other} are both given; a preset has all its flags")
+            raise UsageError(f"--preset={given.preset} and {other} are both given; a preset sets all of them")
         return None
     if given.model_flags is not None:
         try:
@@ -118,11 +118,11 @@ def adm_source(given):
 def diffusers(argv):
     """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: a `UNet2DModel` of diffusers.
 
-    FOLDER is that of the network, or of a pipeline, whose unet/ is taken. The weights may be .safetensors or .bin, in
-    shards, and of a variant such as fp16.
+    FOLDER is the network's folder or a pipeline's, of which unet/ is read. Weights may be .safetensors or .bin, in
+    shards, and in a variant such as fp16.
     """
     given = flags.FlagValues()
-    what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear where there is none."
+    what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear without one."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
     begin_import(given)
@@ -140,7 +140,7 @@ def diffusers(argv):
     try:
         params = diffusers.parameters(net, image_shape, weights.arrays, config)
     except UsageError as e:
-        raise UsageError(f"the weights in {given.checkpoint} are not of its config.json: {e}") from e
+        raise UsageError(f"the weights in {given.checkpoint} do not fit its config.json: {e}") from e
     process = dict(betas=betas, num_timesteps=num_timesteps, v=v)
     read = f"read {file.relative_to(given.checkpoint)}"
     choice = f"{read}, {weights.choice}" if weights.choice else read
@@ -153,16 +153,16 @@ def to_openai_adm(argv):
     """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: a run's weights under guided-diffusion's names."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
-    define_path("out", None, "File to write, .npz; .pt where torch is installed.", flag_values=given)
+    define_path("out", None, "File to write, .npz, or .pt if torch is installed.", flag_values=given)
     flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
     flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     required(given, "workdir", "out")
     ending = Path(given.out).suffix
     if ending not in (".npz", ".pt"):
-        raise UsageError(f"--out={given.out}: the ending must be .npz, or .pt where torch is installed")
+        raise UsageError(f"--out={given.out}: the ending must be .npz, or .pt if torch is installed")
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
-        raise UsageError(f"--out={given.out}: a .pt file is written by torch, which is not installed; take .npz")
+        raise UsageError(f"--out={given.out}: a .pt file needs torch, which is not installed; use .npz")
     check_writable("out", given.out)
     begin(given, f"converting the run in {given.workdir}")
     open_devices()
@@ -183,7 +183,10 @@ def to_openai_adm(argv):
 
 
 def parse_import(given, argv, check=lambda: None):
-    """Reads the flags, which must have a checkpoint and a workdir that is to be new; check: of the other flags."""
+    """Adds and parses the flags of an import. Raises UsageError without a checkpoint or a new workdir.
+
+    check: function that checks the other flags.
+    """
     define_path("checkpoint", None, "What to convert.", flag_values=given)
     define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
     what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
@@ -192,15 +195,14 @@ def parse_import(given, argv, check=lambda: None):
     check()
     required(given, "checkpoint", "out")
     out = Path(given.out).absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out={given.out} exists and is not an empty folder; nothing was overwritten")
-    above = next(folder for folder in out.parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UsageError(f"--out={given.out}: it cannot be written in {above}")
+    for folder in (out, out.parent):  # the folder takes its place in the parent when it is complete
+        check_folder(folder, f"--out={given.out}")
+    if out.exists() and any(out.iterdir()):
+        raise UsageError(f"--out={given.out} is not empty; nothing was overwritten")
 
 
 def begin_import(given):
-    """Starts jax, and reports that the command begins where reading the weights takes a while."""
+    """Starts jax, and first reports that the weights are read if they are large."""
     path = Path(given.checkpoint)
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -214,7 +216,7 @@ def begin_import(given):
 def write_run(given, net, params, choice, **described):
     """Writes the workdir --out, complete or not at all.
 
-    choice: which weights were taken, in words. described: as in `run_config`.
+    choice: description of the selected weights. described: as in `run_config`.
     """
     import jax
     import jax.numpy as jnp

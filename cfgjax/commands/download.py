@@ -12,13 +12,13 @@ from cfgjax.progress import log
 def download(argv):
     """inception [--out=FILE]: fetches the weights of the FID Inception, 91 MB, and checks their hash."""
     given = flags.FlagValues()
-    define_path("out", None, "File to write; by default where `evaluate` looks.", flag_values=given)
+    define_path("out", None, "File to write; by default the one that `evaluate` reads.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if words != ["inception"]:
         raise UsageError(f"cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
 
     from cfgjax.download import inception
 
-    log.info("downloading Inception's weights, 91 MB, unless they are there …")
+    log.info("looking for Inception's weights, and downloading them (91 MB) if they are missing …")
     print(f"Inception's weights are in {inception(given.out)}")
     return DONE

@@ -32,7 +32,7 @@ from cfgjax.paths import define_path
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
-FLAGS_OF = {  # what each mode makes use of
+FLAGS_OF = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
     | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"}
@@ -54,7 +54,7 @@ def evaluate(argv):
     mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
     for name in given:
         if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
-            raise UsageError(f"--{name} is without meaning for {mode}")
+            raise UsageError(f"--{name} has no effect on {mode}")
     weights(given), classifier_scales(given), listed(given)  # or an error, before anything is read
     if not given.make_reference:
         required(given, "workdir")
@@ -112,7 +112,7 @@ def frontier(given):
 
 
 def measured(given, stop):
-    """`frontier` until it is done or stop, a `StopRequest`, was asked for."""
+    """The exit code of `frontier`, run until it is done or `stop`, a `StopRequest`, has a signal."""
     import jax
 
     from cfgjax import processes
@@ -147,8 +147,8 @@ def measured(given, stop):
                     rows.append(row)
                     progress.say(report.line(rows))
         except Stopped:
-            asked = stop.signal or "another process was asked to stop"
-            progress.say(f"{asked}: what is drawn is kept in {folder}; the same command goes on from there")
+            cause = stop.signal or "another process was stopped"
+            progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
             finish(given, work, reference, rows, closed_form(work, plan), folder)
@@ -156,7 +156,7 @@ def measured(given, stop):
 
 
 def finish(given, work, reference, rows, tilted, folder):
-    """Writes the frontier's files, prints its tables, and deletes the samples where asked to."""
+    """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
     from cfgjax.evaluation import report
 
     written = report.write(folder, rows, work.record(reference), work.network, tilted)
@@ -168,14 +168,14 @@ def finish(given, work, reference, rows, tilted, folder):
 
 
 def listed(given):
-    """{name: numbers} of the flags that may have several values, as far as given."""
+    """Returns {name: numbers} of the flags that take several values and are present."""
     return {
         name: tuple(numbers(name, given[name].value, KINDS[name])) for name in KINDS if given[name].value is not None
     }
 
 
 def planned(given):
-    """(the `Frontier`, its `Plan`, its folder) that the flags ask for, checked."""
+    """Returns (the `Frontier`, its `Plan`, its folder) that the flags request, checked."""
     several: dict = listed(given)
     scales = classifier_scales(given)
     if scales is not None:
@@ -188,7 +188,7 @@ def planned(given):
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
-        raise UsageError(f"{given.workdir} holds an upsampler, which alone draws nothing to be measured")
+        raise UsageError(f"{given.workdir} holds an upsampler, which cannot be measured without its base")
     plan = plan_of(given, model.config)
     grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
     guide = None
@@ -228,7 +228,7 @@ def make_reference(given):
     """The exit code of writing the reference statistics of a data source to --out."""
     required(given, "out")
     if (given.workdir is None) == (given.config is None):
-        raise UsageError("--make_reference needs --workdir or --config, one of them, whose data it is to be of")
+        raise UsageError("--make_reference needs --workdir or --config, and not both: the reference is of its data")
     if Path(given.out).suffix != ".npz":
         raise UsageError(f"--out={given.out}: a reference is an .npz file")
     check_writable("out", given.out)

@@ -7,17 +7,17 @@ from absl import flags
 from cfgjax.commands import evaluate, sample, train
 from cfgjax.commands.common import no_arguments, required
 from cfgjax.config import HELP, parse_flags
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import UsageError, choose, printable
 from cfgjax.launch import LAUNCHERS
 from cfgjax.launch.job import Job
-from cfgjax.launch.quoting import check_line, check_word, shown
+from cfgjax.launch.quoting import check_line, check_word
 
 FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
 EXAMPLE = "train --config=FILE --workdir=DIR"
 
 
 def launch(argv):
-    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts the command there."""
+    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts the command with a launcher."""
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
     launcher = choose("launcher", argv[1], LAUNCHERS)
@@ -34,7 +34,7 @@ def launch(argv):
 
 
 def check_lines(given):
-    """Raises UsageError for a text among the flags of a launcher that is not one line."""
+    """Raises UsageError if a text among the flags of a launcher is not one line."""
     for name in given:
         values = given[name].value if isinstance(given[name].value, list) else [given[name].value]
         for value in values:
@@ -43,12 +43,12 @@ def check_lines(given):
 
 
 def check_command(words):
-    """The flags of a cfgjax command's words, checked as far as possible without its data."""
+    """Returns the flags of a cfgjax command, checked without opening its data."""
     for word in words:
         check_word(word)
     given = choose("command to launch", words[0], FLAGS_OF)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
-    if os.path.isfile(given.workdir):  # false for names that are too long, of which Path's complains
-        raise UsageError(f"--workdir={shown(given.workdir)} is a file")
+    if os.path.isfile(given.workdir):  # False for names that are too long, for which Path raises
+        raise UsageError(f"--workdir={printable(given.workdir)} is a file")
     return given

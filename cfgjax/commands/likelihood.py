@@ -25,14 +25,14 @@ def bits_per_dim(given):
     open_devices()
     model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
     if not model.is_image:
-        raise UsageError(f"bits/dim is of 8-bit images; the run's data are points of shape {model.image_shape}")
+        raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are points of shape {model.image_shape}")
     if one["v"] is not None and model.learned_variance:
-        raise UsageError(f"--v={one['v']:g}: the model has learned its variance")
+        raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
     data, plan = dict(model.config.data), plan_of(given, model.config)
     if given.images is not None:
         data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
     elif data.get("split") != "train":
-        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which leaves none out"
+        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which holds out no examples"
         raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
     else:
         data |= {"split": "holdout"}

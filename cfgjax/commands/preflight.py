@@ -18,13 +18,13 @@ MAX_DEVICES = 2**16
 
 
 def preflight(argv):
-    """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: what a step will take on N devices.
+    """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: memory and FLOPs of a training step.
 
     It is compiled for N virtual devices; no data is read. --run also takes one real step here, and saves it.
     """
     given = flags.FlagValues()
     define_flag(given, argv)
-    what = "How many devices."
+    what = "Number of devices."
     flags.DEFINE_integer("devices", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DEVICES)
     flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
     flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
@@ -34,7 +34,7 @@ def preflight(argv):
     no_arguments(parse_flags(given, argv))
     required(given, "config", "devices")
     check_files(given)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # at which the partitioner's complaints are told, and counted
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # so that the partitioner prints its complaints, which are counted
     import_jax()
 
     from cfgjax.preflight.sizes import parse_bytes
@@ -69,29 +69,28 @@ def preflight(argv):
 
 
 def check_files(given):
-    """Raises UsageError for files and folders that cannot be written, before anything is compiled."""
+    """Raises UsageError if a file or folder cannot be written, before anything is compiled."""
     if given.json not in (None, "-"):
         check_writable("json", given.json)
     if given.scratch is None:
         return
     if not given.run:
-        raise UsageError("--scratch is given without --run, which alone saves")
+        raise UsageError("--scratch is given without --run; only --run saves")
     if not os.path.isdir(given.scratch) or not os.access(given.scratch, os.W_OK):
-        raise UsageError(f"--scratch={given.scratch}: it is no folder that can be written")
+        raise UsageError(f"--scratch={given.scratch}: need a folder that can be written")
 
 
 def check_mesh(config):
-    """Raises UsageError unless the devices make up the mesh and divide the batch, before the slower imports."""
+    """Raises UsageError unless the mesh fits the devices and divides the batch, before the slow imports."""
     from cfgjax.sharding import check_batch_size, make_mesh
 
     mesh = call(make_mesh, "mesh", config.mesh)
     size, parts = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
-    if isinstance(size, int) and isinstance(parts, int) and parts > 0:
-        check_batch_size(size, mesh, parts)
+    check_batch_size(size, mesh, parts)
 
 
 def use_virtual_devices(count):
-    """Has jax, not used so far, see `count` CPU devices and no others, and compile for them in a hurry."""
+    """Gives jax, not used before, `count` virtual CPU devices, and reduces its optimisations to compile faster."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

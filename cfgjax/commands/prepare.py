@@ -5,7 +5,7 @@ import os
 
 from absl import flags
 
-from cfgjax.commands.common import named, required
+from cfgjax.commands.common import class_list, required
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError, choose, printable
 from cfgjax.exits import DONE, PREEMPTED
@@ -22,20 +22,19 @@ def prepare(argv):
     given.set_gnu_getopt(True)
     whole = functools.partial(flags.DEFINE_integer, flag_values=given)
     whole("size", None, "Height and width of the images.", lower_bound=1)
-    whole("max_errors", 10, "Images that may be left out because they cannot be decoded.", lower_bound=0)
+    whole("max_errors", 10, "Largest number of images to leave out because they cannot be decoded.", lower_bound=0)
     what = "adm (guided-diffusion's: short side to size, centre), lanczos, area (central squares), pad (black around)."
     flags.DEFINE_string("crop", "adm", what, flag_values=given)
     whole("channels", 3, "3 (RGB) or 1 (grey).")
     flags.DEFINE_string("encoding", "webp", "webp, png (both without loss) or raw.", flag_values=given)
     whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
-    what = "Order of the classes of a folder, which numbers them: name, or numeric for folders 0, 1, 2, 10."
+    what = "Order of a folder's classes, and so their labels: name, or numeric for folders 0, 1, 2, 10."
     flags.DEFINE_string("class_order", "name", what, flag_values=given)
-    flags.DEFINE_bool(
-        "verify", False, "Read the prepared set and compare its hashes; alone with OUT.", flag_values=given
-    )
+    what = "Compare a prepared set with its hashes: after preparing, or alone with OUT."
+    flags.DEFINE_bool("verify", False, what, flag_values=given)
     flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
-    define_path("data_dir", None, "Where TFDS keeps its sets; ~/tensorflow_datasets.", flag_values=given)
-    define_path("manual_dir", None, "Files for TFDS that it is not to download.", flag_values=given)
+    define_path("data_dir", None, "Folder of TFDS's sets; ~/tensorflow_datasets by default.", flag_values=given)
+    define_path("manual_dir", None, "Folder of files that TFDS cannot download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
@@ -47,7 +46,7 @@ def prepare(argv):
         places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
         raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
     if given["class_order"].present and words[0] != "folder":
-        raise UsageError(f"--class_order is for folders; the classes of {words[0]} have their own labels")
+        raise UsageError(f"--class_order is for folders; {words[0]} data have labels of their own")
     for path in words[2:] if words[0] == "tfds" else words[1:]:
         check_path("IN or OUT", path)
     log.info("preparing %s …", words[1])
@@ -94,7 +93,7 @@ def from_npz(given, path, out):
 
 
 def check_apart(path, out):
-    """Raises UsageError if folder `out` lies in folder `path`, or is it, so that it would become part of the input."""
+    """Raises UsageError if folder `out` is `path` or lies in it: the output would become part of the input."""
     from cfgjax.data.tree import contains
 
     if contains(os.path.realpath(path), os.path.realpath(out)):
@@ -110,12 +109,12 @@ def run(given, listing, source, out):
     from cfgjax.progress import Progress
 
     request = Request(source, given.size, given.crop, given.channels, given.encoding)
-    print(f"classes: {named(range(len(listing.classes)), listing.classes)}", flush=True)
+    print(f"classes: {class_list(range(len(listing.classes)), listing.classes)}", flush=True)
     bar = functools.partial(Progress, "preparing", "image")
     try:
         about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
     except KeyboardInterrupt:
-        print(f"stopped: finished shards are kept in {out}; the same command goes on from there")
+        print(f"stopped: finished shards are saved in {out}; the same command resumes")
         return PREEMPTED
     print("\n".join(report(out, about)))
     return verify(out) if given.verify else DONE
@@ -133,7 +132,7 @@ def verify(out):
 
 
 def report(out, about):
-    """What is told of a set at its end."""
+    """Returns the lines that describe a finished set."""
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
     lines = [f"left out, cannot be decoded: {error}" for error in left_out]

@@ -7,10 +7,10 @@ from absl import flags
 from cfgjax.commands.common import (
     begin,
     check_writable,
+    class_list,
     classifier_scales,
     define_sampling,
     mesh_of,
-    named,
     no_arguments,
     numbers,
     patience,
@@ -73,7 +73,7 @@ def draw(given, labels, guidance, scales):
         options["num_steps"] = timesteps_of(given, "num_steps")
     pictures = model.config.sample
     labels = range(model.num_classes) if labels is None else labels
-    told = rows(given.workdir or given.base, labels, model.num_classes)
+    names = rows(given.workdir or given.base, labels, model.num_classes)
     picture = sample_figure(
         model,
         labels=labels,
@@ -88,16 +88,16 @@ def draw(given, labels, guidance, scales):
         picture.save(given.out)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-        print(f"rows: {told}")
+        print(f"rows: {names}")
 
 
 def rows(workdir, labels, num_classes):
-    """The labels of the picture's rows, with the names of their classes if the run in workdir recorded them."""
+    """Returns the labels of the picture's rows, with class names if the run in workdir recorded them."""
     from cfgjax.workdir import read_classes
 
     classes = read_classes(workdir)
     known = classes is not None and len(classes) == num_classes and all(0 <= label < num_classes for label in labels)
-    return named(labels, classes if known else None)
+    return class_list(labels, classes if known else None)
 
 
 def define_flags(argv):
@@ -124,17 +124,15 @@ def check_stages(given):
     if given.base is None and given.upsampler is None:
         for name in ("upsampler_num_steps", "low_res_logsnr"):
             if given[name].value is not None:
-                raise UsageError(f"--{name} is without meaning without --base and --upsampler")
+                raise UsageError(f"--{name} needs --base and --upsampler")
         return required(given, "workdir")
     if given.workdir is not None:
-        raise UsageError(
-            "--workdir is of one model, --base and --upsampler are of a cascade; give the one or the others"
-        )
+        raise UsageError("give either --workdir, for one model, or --base and --upsampler, for a cascade")
     return required(given, "base", "upsampler")
 
 
 def load_stages(given):
-    """(what samples, the options of its `sample` that the flags set)"""
+    """Returns (a `Model` or `Cascade`, the options of its `sample` that the flags set)."""
     import cfgjax
 
     if given.base is None:
@@ -152,7 +150,7 @@ def load_stages(given):
 
 
 def check_picture(path):
-    """Raises UsageError where a picture cannot be written to path."""
+    """Raises UsageError if no picture can be written to path."""
     from PIL import Image
 
     written = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]

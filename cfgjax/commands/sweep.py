@@ -43,7 +43,7 @@ def sweep(argv):
     if given.launcher == "slurm":
         slurm.check_flags(given)
     elif odd := [name for name in given if given[name].present and name not in own.union(SHARED)]:
-        raise UsageError(f"--{odd[0]} is without meaning for --launcher=local")
+        raise UsageError(f"--{odd[0]} has no effect with --launcher=local")
     else:
         check_python(given.python)
 
@@ -95,7 +95,7 @@ def array(given, entries):
 
 
 def make_folder(out):
-    """Makes the folder of the sweep. Raises UsageError where that cannot be."""
+    """Creates the folder of the sweep. Raises UsageError if it cannot be created."""
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -10,7 +10,7 @@ from cfgjax.paths import define_path
 
 
 def train(argv):
-    """--config=FILE --workdir=DIR [--config.key=value …]: trains, or goes on with, the run in DIR."""
+    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     required(given, "config", "workdir")
@@ -32,11 +32,10 @@ def train(argv):
 
 
 def parts(config):
-    """The number of parts into which a batch can be cut; 1 where the config itself says how devices are to be used."""
+    """Returns the number of parts into which a batch can be cut; 1 if the config chooses a mesh."""
     open_mesh = {"data": -1, "fsdp": 1, "slices": 1}
     batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
-    whole = all(isinstance(n, int) and n > 0 for n in (batch_size, passes))
-    return batch_size // passes if whole and open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
+    return batch_size // passes if open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
 
 
 def define_flags(argv):

@@ -1,18 +1,16 @@
-"""guided-diffusion's own flags, of its `script_util.py` → a `presets.Preset` of the network trained with them."""
+"""Builds a `presets.Preset` from guided-diffusion's own flags, those of its `script_util.py`."""
 
 import math
 
 from cfgjax.convert.adm_sizes import derived
-from cfgjax.convert.presets import MULTIPLIERS, Preset
+from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS, MULTIPLIERS, Preset
 from cfgjax.errors import UsageError, nearest
 
-MAX_SIZE = 2**16  # of any integer: larger ones are typing errors, and would be built before they are found
-MAX_TIMESTEPS = 100_000
 LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIERS[256]}  # of upsamplers
 
 
-def whole(value, least=1, most=MAX_SIZE):
-    """Returns an integer in least … most."""
+def integer(value, least=1, most=MAX_SIZE):
+    """Returns value as an integer in least … most."""
     try:
         found = int(value) if isinstance(value, str) else value
     except ValueError:
@@ -22,18 +20,18 @@ def whole(value, least=1, most=MAX_SIZE):
     return found
 
 
-def whole_or_none(value):
-    """Returns a positive integer, or −1, which stands for "not set"."""
-    return -1 if value in (-1, "-1") else whole(value)
+def integer_or_unset(value):
+    """Returns value as a positive integer, or −1, which means "not set"."""
+    return -1 if value in (-1, "-1") else integer(value)
 
 
 def timesteps(value):
-    """Returns a number of timesteps."""
-    return whole(value, 2, MAX_TIMESTEPS)
+    """Returns value as a number of timesteps."""
+    return integer(value, 2, MAX_TIMESTEPS)
 
 
 def truth(value):
-    """Returns a boolean."""
+    """Returns value as a boolean."""
     words = {"true": True, "t": True, "1": True, "yes": True, "y": True}
     words |= {"false": False, "f": False, "0": False, "no": False, "n": False}
     if not isinstance(value, (bool, int, str)) or str(value).lower() not in words:
@@ -42,7 +40,7 @@ def truth(value):
 
 
 def number(value, least=0.0, most=1.0):
-    """Returns a number in [least, most]."""
+    """Returns value as a float in [least, most]."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -53,25 +51,25 @@ def number(value, least=0.0, most=1.0):
 
 
 def sequence(value, kind):
-    """Returns a tuple of the values of a list, or of a string with commas; () of an empty one."""
+    """Returns a list, or a string with commas, as a tuple; each entry is read by kind."""
     if isinstance(value, str):
         value = value.split(",") if value.strip() else []
     return tuple(map(kind, value if isinstance(value, (list, tuple)) else [value]))
 
 
-def wholes(value):
-    """Returns a tuple of positive integers."""
-    return sequence(value, whole)
+def integers(value):
+    """Returns value as a tuple of positive integers."""
+    return sequence(value, integer)
 
 
 def multipliers(value):
-    """Returns a tuple of positive numbers, integers where they are whole."""
+    """Returns value as a tuple of positive numbers; integral ones become ints."""
     found = sequence(value, lambda entry: number(entry, 2**-10, 2**10))
     return tuple(int(entry) if entry == int(entry) else entry for entry in found)
 
 
 def word(*known):
-    """Returns the function that checks that a value is one of the known words."""
+    """Returns a function that returns its argument if it is one of the known words."""
 
     def check(value):
         if value not in known:
@@ -81,19 +79,19 @@ def word(*known):
     return check
 
 
-# {flag: (how its value is read, guided-diffusion's default, what it is)}
+# {flag: (function that reads a value, guided-diffusion's default, description)}
 FLAGS: dict = {
-    "image_size": (whole, 64, "Height and width of the images."),
-    "num_channels": (whole, 128, "Width of the first level, also --channels."),
-    "num_res_blocks": (whole, 2, "Residual blocks of each level, also --depth."),
+    "image_size": (integer, 64, "Height and width of the images."),
+    "num_channels": (integer, 128, "Width of the first level, also --channels."),
+    "num_res_blocks": (integer, 2, "Residual blocks of each level, also --depth."),
     "channel_mult": (multipliers, (), "Widths of the levels over num_channels: 1,2,3,4; by default by image_size."),
-    "attention_resolutions": (wholes, (16, 8), "Heights of the maps that have attention."),
-    "num_heads": (whole, 4, "Attention heads, without num_head_channels."),
-    "num_heads_upsample": (whole_or_none, -1, "The same on the way up."),
-    "num_head_channels": (whole_or_none, -1, "Channels of an attention head."),
+    "attention_resolutions": (integers, (16, 8), "Heights of the maps that have attention."),
+    "num_heads": (integer, 4, "Attention heads, without num_head_channels."),
+    "num_heads_upsample": (integer_or_unset, -1, "The same on the way up."),
+    "num_head_channels": (integer_or_unset, -1, "Channels of an attention head."),
     "dropout": (number, 0.0, "Dropout of the training."),
     "class_cond": (truth, False, "Whether the labels are an input."),
-    "num_classes": (whole, None, "Number of classes, by default that of the weights."),
+    "num_classes": (integer, None, "Number of classes, by default that of the weights."),
     "learn_sigma": (truth, False, "Whether the variance is learned."),
     "use_scale_shift_norm": (truth, True, "Whether the embedding scales and shifts the norms."),
     "resblock_updown": (truth, False, "Whether residual blocks resample."),
@@ -102,18 +100,18 @@ FLAGS: dict = {
     "noise_schedule": (word("linear", "cosine"), "linear", "linear or cosine."),
     "predict_xstart": (truth, False, "Whether the network predicts x; it must predict the noise."),
     "rescale_timesteps": (truth, False, "Whether the network sees timesteps times 1000 / diffusion_steps."),
-    "large_size": (whole, 256, "Of an upsampler: height of its images."),
-    "small_size": (whole, 64, "Of an upsampler: height of the images it enlarges."),
-    "classifier_width": (whole, 128, "Of a classifier: what num_channels is, also --channels."),
-    "classifier_depth": (whole, 2, "Of a classifier: what num_res_blocks is, also --depth."),
-    "classifier_attention_resolutions": (wholes, (32, 16, 8), "Of a classifier."),
+    "large_size": (integer, 256, "Of an upsampler: height of its images."),
+    "small_size": (integer, 64, "Of an upsampler: height of the images it enlarges."),
+    "classifier_width": (integer, 128, "Of a classifier: what num_channels is, also --channels."),
+    "classifier_depth": (integer, 2, "Of a classifier: what num_res_blocks is, also --depth."),
+    "classifier_attention_resolutions": (integers, (32, 16, 8), "Of a classifier."),
     "classifier_use_scale_shift_norm": (truth, True, "Of a classifier."),
     "classifier_resblock_updown": (truth, True, "Of a classifier."),
     "classifier_pool": (word("adaptive", "attention", "spatial", "spatial_v2"), "attention", "Of a classifier."),
 }
 ALIASES = {"channels": "num_channels", "depth": "num_res_blocks"}
 OF_CLASSIFIER = {"channels": "classifier_width", "depth": "classifier_depth"}
-IGNORED = {  # flags of guided-diffusion's scripts that change no weight and no timestep
+IGNORED = {  # flags of guided-diffusion's scripts that change neither network nor process
     *("use_kl", "rescale_learned_sigmas", "timestep_respacing", "use_checkpoint", "use_fp16", "classifier_use_fp16"),
     *("data_dir", "schedule_sampler", "lr", "weight_decay", "lr_anneal_steps", "batch_size", "microbatch", "ema_rate"),
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "clip_denoised", "num_samples"),
@@ -121,7 +119,7 @@ IGNORED = {  # flags of guided-diffusion's scripts that change no weight and no 
     *("anneal_lr", "eval_interval", "base_samples"),
 }
 
-# Constructor arguments of guided-diffusion → the flags that set them: of a classifier where it has others
+# Constructor argument of guided-diffusion → (flag of a diffusion model, flag of a classifier)
 SET_BY = {
     "model_channels": ("num_channels", "classifier_width"),
     "num_res_blocks": ("num_res_blocks", "classifier_depth"),
@@ -138,9 +136,9 @@ SET_BY = {
 def preset_of(given, state_dict, source="--"):
     """Returns the `Preset` of the network of a state dict and the flags it was trained with, {name: value}.
 
-    What kind of network it is and how many classes it has, where no flag says so, is seen in the state dict. The
-    flags that are not given have guided-diffusion's defaults. source: what stands in front of names in errors.
-    Raises UsageError for unknown flags and values that do not fit.
+    The state dict determines the kind of network, and the number of classes without a flag for it. Missing flags have
+    guided-diffusion's defaults. source: prefix of flag names in errors. Raises UsageError for unknown flags and invalid
+    values.
     """
     found = derived(state_dict)
     kind = found.get("kind", "unet")
@@ -183,7 +181,7 @@ def preset_of(given, state_dict, source="--"):
 
 
 def read_flags(given, kind, source="--"):
-    """Returns all FLAGS, {name: value}, from those given, aliases resolved and values read."""
+    """Returns the values of all FLAGS, {name: value}, from the given ones; aliases are resolved."""
     flags = {name: default for name, (_, default, _) in FLAGS.items()}
     for name, value in given.items():
         if name in IGNORED or value is None:
@@ -206,7 +204,7 @@ def read_flags(given, kind, source="--"):
 
 
 def explained(preset, state_dict, source="--"):
-    """Returns the flags that would explain why a state dict is not of a preset, in words; "" if none does."""
+    """Returns text that names the flags by which a state dict contradicts a preset; "" if there are none."""
     found, given = derived(state_dict), {"num_classes": None} | preset.arguments
     if not found:
         return "the weights are not of guided-diffusion: they have no input_blocks.0.0.weight or time_embed.0.weight"
@@ -227,14 +225,14 @@ def explained(preset, state_dict, source="--"):
 
 
 def same(a, b):
-    """Whether two arguments are equal, sequences up to rounding."""
+    """Whether two arguments are equal; sequences up to rounding."""
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-2) for x, y in zip(a, b, strict=True))
     return a == b
 
 
 def reason(preset, name, given, found, source):
-    """Returns "--num_channels is 128, the weights have 64" for a constructor argument."""
+    """Returns text such as "--num_channels is 128, the weights have 64" for a constructor argument."""
     flag = SET_BY[name][preset.kind == "classifier"]
     show = lambda value: ",".join(f"{entry:g}" for entry in value) if isinstance(value, tuple) else str(value).lower()
     if name == "attention_resolutions":
@@ -248,7 +246,7 @@ def reason(preset, name, given, found, source):
 
 
 def check_sizes(preset, state_dict, source="--"):
-    """Raises UsageError if a network with these flags would have far more blocks than the weights."""
+    """Raises UsageError if a network with these flags would have more blocks than the weights have arrays."""
     blocks = len(preset.arguments["channel_mult"]) * preset.arguments["num_res_blocks"]
     if blocks > len(state_dict):
         why = explained(preset, state_dict, source)

@@ -1,4 +1,4 @@
-"""What the keys and shapes of guided-diffusion's state dicts say about the arguments of the network."""
+"""Derives arguments of guided-diffusion's networks from the keys and shapes of their state dicts."""
 
 import re
 
@@ -8,8 +8,8 @@ import numpy as np
 def derived(state_dict):
     """Returns the constructor arguments that a state dict determines, {name: value}, and its "kind", as in `Preset`.
 
-    "input_blocks" is their number. attention_resolutions are downsampling rates, increasing. What cannot be seen is
-    absent: the image size, the heads and, of some networks, the number of residual blocks.
+    "input_blocks" is their number. attention_resolutions are downsampling rates, increasing. Arguments that leave no
+    trace are absent: the image size, the heads and, for some networks, the number of residual blocks.
     """
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     first, time = shapes.get("input_blocks.0.0.weight", ()), shapes.get("time_embed.0.weight", ())
@@ -31,12 +31,12 @@ def derived(state_dict):
 
 
 def count_blocks(shapes, name):
-    """Returns how many blocks of a name there are."""
+    """Returns the number of blocks with a name."""
     return 1 + max((int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))), default=-1)
 
 
 def levels(shapes, found):
-    """Returns num_res_blocks, channel_mult, attention_resolutions and resblock_updown, where they can be seen."""
+    """Returns num_res_blocks, channel_mult, attention_resolutions and resblock_updown, if the shapes show them."""
     count = found["input_blocks"]
     by_convolution = [i for i in range(count) if f"input_blocks.{i}.0.op.weight" in shapes]
     upsamplers = [
@@ -67,7 +67,7 @@ def levels(shapes, found):
 
 
 def classifier_outputs(shapes):
-    """Returns the pool and the number of classes of a classifier, None where there is no pool that is known."""
+    """Returns the pool and the number of classes of a classifier, or None for an unknown pool."""
     for key, pool in (
         ("out.2.c_proj.weight", "attention"),
         ("out.3.weight", "adaptive"),

@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 
 from cfgjax.convert.diffusers_folder import network_folder, weights_file
-from cfgjax.convert.diffusers_sizes import MAX_SIZE, check_sizes, check_values, differences, shown
+from cfgjax.convert.diffusers_sizes import check_sizes, check_values, differences
 from cfgjax.convert.layout import Slot, load, shapes_of
-from cfgjax.errors import UsageError, nearest
+from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS
+from cfgjax.errors import UsageError, nearest, one_line
 from cfgjax.json_files import read_json
 from cfgjax.nets import UNet
 from cfgjax.weights import read_weights
@@ -51,7 +52,6 @@ DEFAULTS = {
     "resnet_time_scale_shift": "default",
     "num_class_embeds": None,
 }
-MAX_TIMESTEPS = 100_000
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
 IGNORED = (
     "num_train_timesteps",  # of time embeddings that are not accepted
@@ -155,7 +155,7 @@ def check(config):
         if key not in ONLY and key not in DEFAULTS:
             raise UsageError(f"config.json has {key}, which is not understood{nearest(key, [*ONLY, *DEFAULTS])}")
         if key in ONLY and value != ONLY[key]:
-            raise UsageError(f"config.json has {key} {shown(repr(value))}; accepted is {ONLY[key]!r}")
+            raise UsageError(f"config.json has {key} {one_line(repr(value), 100)}; accepted is {ONLY[key]!r}")
     given = {**DEFAULTS, **config}
     check_values(given)
     if len({len(given[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}) > 1:
@@ -196,7 +196,7 @@ def sample_size(given):
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
         raise UsageError(f"config.json has sample_size {size}; need the one height and width of the images")
     if not 1 <= side <= MAX_SIZE:
-        raise UsageError(f"config.json has sample_size {shown(size)}; need a height in 1 … {MAX_SIZE}")
+        raise UsageError(f"config.json has sample_size {one_line(size, 100)}; need a height in 1 … {MAX_SIZE}")
     return side
 
 
@@ -261,6 +261,6 @@ def process(folder):
     for key, accepted in only.items():
         if given.get(key) not in accepted:
             listed = ", ".join(str(value) for value in accepted if value is not None) or "none"
-            raise UsageError(f"{path} has {key} {shown(repr(given.get(key)))}; accepted: {listed}")
+            raise UsageError(f"{path} has {key} {one_line(repr(given.get(key)), 100)}; accepted: {listed}")
     v = 1.0 if str(given.get("variance_type")).startswith("fixed_large") else 0.0
     return known[given["beta_schedule"]], steps, v

@@ -1,4 +1,4 @@
-"""Where the config and the weights lie in a folder that diffusers wrote."""
+"""Finds the config and the weights in a folder that diffusers wrote."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ WEIGHTS = (f"{NAME}.safetensors", f"{NAME}.bin")
 INDEX = ".index.json"
 VARIANT = re.compile(rf"{NAME}(\.(?P<variant>[\w-]+))?\.(safetensors|bin)(\.index(\.(?P<old>[\w-]+))?\.json)?")
 SHARD = re.compile(r"-\d+-of-\d+")
-NETWORKS = ("unet_ema", "unet")  # of a pipeline, the preferred first
+NETWORKS = ("unet_ema", "unet")  # folders of a pipeline, in order of preference
 
 
 def network_folder(folder):
-    """Returns the folder of the network: `folder` itself, or its unet_ema/ or unet/ where it is that of a pipeline."""
+    """Returns the network's folder: `folder` itself or, of a pipeline, its unet_ema/ or unet/."""
     folder = Path(folder)
     if (folder / "config.json").exists():
         return folder
@@ -23,13 +23,13 @@ def network_folder(folder):
             return folder / name
     if (folder / "model_index.json").exists():
         raise UsageError(f"{folder} is a pipeline of diffusers without {NETWORKS[1]}/config.json")
-    raise UsageError(f"{folder} is no folder of diffusers: there is no {folder / 'config.json'}")
+    raise UsageError(f"{folder} is not a folder of diffusers: there is no {folder / 'config.json'}")
 
 
 def weights_file(folder):
     """Returns the file with the weights, or the index of its shards.
 
-    Preferred are full precision over variants such as fp16, safetensors over .bin, one file over shards.
+    It prefers full precision to variants such as fp16, safetensors to .bin, and one file to shards.
     """
     found = []
     for path in Path(folder).iterdir():

@@ -1,14 +1,14 @@
-"""Types in a config.json of diffusers, and its sizes next to the weights': checked before a network is built."""
+"""Checks the types in a config.json of diffusers, and its sizes against the weights, before a network is built."""
 
 import re
 from types import NoneType
 
 import numpy as np
 
-from cfgjax.errors import UsageError
+from cfgjax.convert.presets import MAX_SIZE
+from cfgjax.errors import UsageError, one_line
 from cfgjax.json_files import check_type
 
-MAX_SIZE = 2**16  # of sizes that the weights do not show
 TYPES: dict = {
     "sample_size": (int, list, NoneType),
     "in_channels": int,
@@ -30,7 +30,7 @@ POSITIVE = ("in_channels", "out_channels", "layers_per_block", "attention_head_d
 
 
 def check_values(given):
-    """Raises UsageError unless every value of a config, all keys of TYPES, has its type, and sizes are positive."""
+    """Raises UsageError unless every value of a config has its type in TYPES and sizes are positive."""
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     try:
         for key, types in TYPES.items():
@@ -57,36 +57,29 @@ def check_sizes(given, state_dict):
     blocks = len(given["block_out_channels"]) * given["layers_per_block"]
     widest = max(np.shape(value)[0] if np.ndim(value) else 0 for value in state_dict.values()) if state_dict else 0
     if blocks > len(state_dict) or max(given["block_out_channels"]) > max(widest, MAX_SIZE):
-        raise UsageError(
-            differences(given, state_dict) or f"config.json has {blocks} blocks, which the weights have not"
-        )
+        raise UsageError(differences(given, state_dict) or f"config.json has {blocks} blocks, more than the weights")
     for key in ("in_channels", "attention_head_dim", "num_class_embeds"):
         if (given[key] or 0) > MAX_SIZE:
             raise UsageError(differences(given, state_dict) or f"config.json has {key} {given[key]}, above {MAX_SIZE}")
 
 
 def differences(given, state_dict):
-    """Returns the keys of a config whose values the weights contradict, in words; "" if there are none."""
+    """Returns text that names the keys of a config that the weights contradict; "" if there are none."""
     found = derived(state_dict)
     pairs = [(key, given[key], found[key]) for key in found if as_list(given[key]) != as_list(found[key])]
     return "; ".join(
-        f"config.json has {key} {shown(ours)}, the weights have {shown(theirs)}" for key, ours, theirs in pairs
+        f"config.json has {key} {one_line(ours, 100)}, the weights have {one_line(theirs, 100)}"
+        for key, ours, theirs in pairs
     )
 
 
-def shown(value):
-    """Returns a value for an error, at most 100 characters of it."""
-    text = "none" if value is None else str(value)
-    return text if len(text) <= 100 else f"{text[:100]}…"
-
-
 def as_list(value):
-    """Returns a tuple as a list, other values as they are."""
+    """Returns a tuple as a list, and other values unchanged."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def derived(state_dict):
-    """Returns the keys of config.json that a state dict determines, {key: value}; what cannot be seen is absent."""
+    """Returns the keys of config.json that a state dict determines, {key: value}."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     count = lambda pattern: 1 + max((int(m[1]) for key in shapes if (m := re.match(pattern, key))), default=-1)
     levels, layers = count(r"down_blocks\.(\d+)\."), count(r"down_blocks\.0\.resnets\.(\d+)\.")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 from cfgjax.finite import count_not_finite
 
 MOST_NAMED = 10  # keys in an error
@@ -48,15 +48,15 @@ def shapes_of(net, image_shape):
     try:
         return jax.eval_shape(net.init, jax.random.key(0), *inputs, **options)["params"]
     except (TypeError, ValueError) as e:
-        raise UsageError(f"the network cannot be built: {' '.join(str(e).split())}") from e
+        raise UsageError(f"the network cannot be built: {one_line(e)}") from e
 
 
 def load(state_dict, shapes, slot):
     """Our parameter tree, float32, out of their arrays, each of which is used exactly once.
 
     state_dict: {key: array}. shapes: of our parameters, a tree. slot: function of a path in it that gives its `Slot`.
-    What is float32 there and one array is a view, not a copy. Raises UsageError as `check`, and for the first array
-    that is not finite in float32.
+    A single float32 array becomes a view, not a copy. Raises UsageError as `check` does, and for the first array that
+    is not finite in float32.
     """
     check(state_dict, shapes, slot)
     found: dict = {}

@@ -7,6 +7,8 @@ noise of the diffusion model of their size.
 from typing import NamedTuple
 
 NUM_TIMESTEPS = 1000
+MAX_SIZE = 2**16  # of any integer of a network: larger ones are typing errors
+MAX_TIMESTEPS = 100_000
 MULTIPLIERS = {
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
@@ -21,7 +23,7 @@ class Preset(NamedTuple):
     kind: "unet", "upsampler" or "classifier". arguments: of guided-diffusion's constructor. betas: of its process of
     1000 timesteps. data: name of the training data. num_classes: of that; conditional or not is in the arguments.
     low_res_size: height of the images that an upsampler starts from. num_timesteps: of the process. v: of the
-    sampler's variance, where it is not learned.
+    sampler's variance, if it is not learned.
     """
 
     kind: str

@@ -40,7 +40,7 @@ class Arrays:
 
 
 def labelled_arrays(path):
-    """The arrays of an .npz, `image` and `label` among them. Raises UsageError where it lacks one of these."""
+    """Returns the arrays of an .npz. Raises UsageError unless `image` and `label` are among them."""
     arrays = read_npz(path)
     if missing := {"image", "label"} - arrays.keys():
         raise UsageError(f"{path} lacks {', '.join(sorted(missing))}; it has {', '.join(arrays)}")
@@ -48,22 +48,22 @@ def labelled_arrays(path):
 
 
 def list_arrays(path):
-    """`Arrays` of an .npz with `image`, `label` and, where it has them, the names `classes`.
+    """Returns the `Arrays` of an .npz with `image`, `label` and, optionally, the names `classes`.
 
-    Raises UsageError unless they are uint8 images and labels 0 … K−1, each of them there.
+    Raises UsageError unless they are uint8 images and labels 0 … K−1, with an image for each label.
     """
     arrays = labelled_arrays(path)
     image, label = arrays["image"], arrays["label"]
     if image.dtype != np.uint8 or image.ndim != 4 or image.shape[-1] not in (1, 3) or not image.size:
-        told = f"image has dtype {image.dtype} and shape {image.shape}"
-        raise UsageError(f"{path}: {told}; need uint8 [N, H, W, 1 or 3]")
+        what = f"image has dtype {image.dtype} and shape {image.shape}"
+        raise UsageError(f"{path}: {what}; need uint8 [N, H, W, 1 or 3]")
     if label.shape != image.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
-        told = f"label has dtype {label.dtype} and shape {label.shape}"
-        raise UsageError(f"{path}: {told}; need {len(image)} integers of at least 0")
+        what = f"label has dtype {label.dtype} and shape {label.shape}"
+        raise UsageError(f"{path}: {what}; need {len(image)} integers of at least 0")
     num_classes = int(label.max()) + 1
     classes = class_names(path, arrays["classes"]) if "classes" in arrays else None
     if classes is not None and num_classes > len(classes):
-        raise UsageError(f"{path}: label {label.max()} is that of none of the {len(classes)} classes")
+        raise UsageError(f"{path}: label {label.max()} is beyond the {len(classes)} classes")
     count = num_classes if classes is None else len(classes)
     if len(present := np.unique(label)) < count:
         absent = np.flatnonzero(present != np.arange(len(present)))
@@ -72,10 +72,10 @@ def list_arrays(path):
 
 
 def class_names(path, names):
-    """The names in the array `classes` of the .npz at path. Raises UsageError if they are no names."""
+    """Returns the names in the array `classes` of the .npz at path. Raises UsageError if they are not text."""
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UsageError(f"{path}: classes has dtype {names.dtype} and shape {names.shape}; need names [K]")
     try:
         return tuple(n.decode("utf-8", "surrogateescape") if isinstance(n, bytes) else str(n) for n in names.tolist())
     except ValueError as e:
-        raise UsageError(f"{path}: classes has a name that is no text: {e}") from e
+        raise UsageError(f"{path}: classes has a name that is not text: {e}") from e

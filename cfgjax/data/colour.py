@@ -1,4 +1,4 @@
-"""ICC profiles: colours to sRGB."""
+"""Converts colours to sRGB by ICC profiles."""
 
 import functools
 import io
@@ -7,19 +7,19 @@ import numpy as np
 from PIL import Image
 
 SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
-INVISIBLE = 3  # levels of 255 by which a profile may differ from sRGB and its pixels are left as they are
+INVISIBLE = 3  # of 255 levels: a profile that differs from sRGB by no more is not applied
 
 
 def to_srgb(image, profile):
-    """Returns (image of mode L or RGB in sRGB, [what was done, in words]) of an image of mode L, RGB or CMYK.
+    """Returns (image of mode L or RGB in sRGB, [notes on what was done]) for an image of mode L, RGB or CMYK.
 
-    profile: bytes of its embedded ICC profile. One that is sRGB itself has no effect; one that cannot be applied is
-    ignored, and the words say so. Grey with a profile of RGB is taken for equal parts of it.
+    profile: bytes of its embedded ICC profile. A profile of sRGB itself has no effect. A profile that cannot be applied
+    is ignored and noted. A grey image with an RGB profile is read as equal parts of red, green and blue.
     """
     try:
         source = image.convert("RGB") if image.mode == "L" and space_of(profile) == "RGB" else image
         transform = transform_of(profile, source.mode)
-    except Exception:  # what littleCMS and Pillow raise for a damaged profile is not documented
+    except Exception:  # the exceptions for a damaged profile are not documented
         return image, ["with an ICC profile that cannot be applied, ignored"]
     if transform is None:
         return image, []
@@ -28,13 +28,16 @@ def to_srgb(image, profile):
 
 
 def space_of(profile):
-    """The colour space of an ICC profile: RGB, GRAY, CMYK or another."""
+    """Returns the colour space of an ICC profile: RGB, GRAY, CMYK or another."""
     return profile[16:20].decode("ascii").strip()
 
 
 @functools.lru_cache(maxsize=32)
 def transform_of(profile, mode):
-    """The transform of an ICC profile to sRGB, None if it makes no visible difference. Raises if there is none."""
+    """Returns the transform from an ICC profile to sRGB, or None if it changes nothing visibly.
+
+    Raises ValueError, or an exception of littleCMS, if there is no such transform.
+    """
     from PIL import ImageCms
 
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))

@@ -1,4 +1,4 @@
-"""Folders of images, class/…/image: the classes are the folders in path, in the order of their names or numbers."""
+"""Folders of images, class/…/image. The classes are the subfolders, in the order of their names or numbers."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ from cfgjax.errors import UsageError, choose, printable
 
 SYNSET = re.compile(r"n\d{8}")
 NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
-LOOSE = "images that are in no class"
+LOOSE = "images outside of any class"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class Folder:
     """Image files and their labels, in order; folder[i] is (the bytes of file i, its label).
 
-    notes: what the user should know about the folder, in words, such as what was passed over.
+    notes: lines for the user about the folder, such as files passed over.
     """
 
     root: str
@@ -59,17 +59,17 @@ class Folder:
 
 
 def synsets_of(classes):
-    """The names of the classes where all are WordNet's synsets, else None."""
+    """Returns the names of the classes if all are WordNet's synsets, else None."""
     return list(classes) if all(map(SYNSET.fullmatch, classes)) else None
 
 
 def by_name(names):
-    """Names in the order of their characters: 1, 10, 2."""
+    """Returns names sorted as text: 1, 10, 2."""
     return sorted(names)
 
 
 def by_number(names):
-    """Names in the order of the numbers that they are or contain: 1, 2, 10; class1, class2, class10."""
+    """Returns names sorted by the numbers in them: 1, 2, 10; class1, class2, class10."""
     if all(map(NUMBER.fullmatch, names)):
         return sorted(names, key=lambda name: (Decimal(name), name))
     parts = lambda name: [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"([0-9]+)", name)]
@@ -80,14 +80,14 @@ CLASS_ORDERS = {"name": by_name, "numeric": by_number}
 
 
 def list_folder(path, class_order="name"):
-    """The `Folder` at path. class_order: "name", or "numeric" for classes named by numbers, such as 0 … 10.
+    """Returns the `Folder` at path. class_order: "name", or "numeric" for classes named by numbers, such as 0 … 10.
 
     Raises UsageError if it has no classes, no images, or a class without images, or cannot be read.
     """
     ordered = choose("class_order", class_order, CLASS_ORDERS)
     root = Path(path)
     if not root.is_dir():
-        raise UsageError(f"{path} is no folder")
+        raise UsageError(f"{path} is not a folder")
     passed_over: list = []
     try:
         classes = ordered(list(class_names(root, passed_over)))
@@ -102,12 +102,12 @@ def list_folder(path, class_order="name"):
         more = f", and {len(empty) - 1} other classes have none" if len(empty) > 1 else ""
         raise UsageError(f"class {printable(repr(empty[0]))} of {path} has no image{more}")
     label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found.values()])
-    notes = (*told(passed_over), *shared_between(root, found), *out_of_order(classes))
+    notes = (*passed_over_lines(passed_over), *shared_between(root, found), *out_of_order(classes))
     return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes), notes)
 
 
 def class_names(root, passed_over):
-    """The names of the folders in root, except hidden ones and links to what contains root."""
+    """Yields the names of the folders in root, except hidden ones and links to root or a folder above it."""
     with os.scandir(root) as entries:
         for entry in entries:
             if entry.is_dir() and not entry.name.startswith("."):
@@ -120,7 +120,7 @@ def class_names(root, passed_over):
 
 
 def class_files(root, name, passed_over):
-    """{path below root: real path if links lead to it, else None} of the images of a class."""
+    """Returns {path below root: real path if it contains links, else None} of the images of a class."""
     inside: list = []
     files = image_files(root / name, inside)
     passed_over += [(reason, os.path.join(name, path)) for reason, path in inside]
@@ -128,8 +128,8 @@ def class_files(root, name, passed_over):
     return {os.path.join(name, path): None if real == os.path.join(own, path) else real for path, real in files.items()}
 
 
-def told(passed_over):
-    """A line for each reason why files were passed over."""
+def passed_over_lines(passed_over):
+    """Returns a line for each reason why files were passed over."""
     paths = collections.defaultdict(list)
     for reason, path in passed_over:
         paths[reason].append(path)
@@ -137,7 +137,7 @@ def told(passed_over):
 
 
 def shared_between(root, found):
-    """A warning if links make a file an example of several classes."""
+    """Returns [a warning] if links make a file an example of several classes, else []."""
     if not any(real for files in found.values() for real in files.values()):
         return []
     own = os.path.realpath(root)
@@ -150,7 +150,7 @@ def shared_between(root, found):
 
 
 def out_of_order(classes):
-    """A warning if the classes are named by numbers and not in their order."""
+    """Returns [a warning] if the classes are named by numbers but not in numeric order, else []."""
     if by_number(classes) == list(classes) or by_name(classes) != list(classes):
         return []
     i = next(i for i, (here, there) in enumerate(zip(classes, by_number(classes), strict=True)) if here != there)
@@ -173,7 +173,7 @@ class Decoding:
         except Exception as e:  # decoders raise what they like
             name = printable(self.listing.name(i))
             what = f"{self.listing.root}: cannot decode {name}: {reason_of(e)}"
-            raise OSError(f"{what}; cfgjax prepare leaves such images out, and lists them") from e
+            raise OSError(f"{what}; cfgjax prepare leaves out such images and lists them") from e
 
 
 def decoded(listing, label, crop, num_classes, image_shape):
@@ -188,7 +188,7 @@ def decoded(listing, label, crop, num_classes, image_shape):
 
 
 def folder(*, path, crop="adm", class_order="name", num_classes, image_shape):
-    """The images below path, class/…/image, decoded and cropped each time that they are asked for."""
+    """Returns the images below path, class/…/image, decoded and cropped on each access, and their labels."""
     listing = list_folder(path, class_order)
     for note in listing.notes:
         log.warning("%s: %s", path, note.removeprefix("warning: "))

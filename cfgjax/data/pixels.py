@@ -1,4 +1,4 @@
-"""Image files of the formats that are read → Pillow images of 8 bits, upright, opaque, of mode RGB or L, in sRGB."""
+"""Decodes image files to Pillow images: 8 bits, upright, opaque, mode RGB or L, in sRGB."""
 
 import functools
 import io
@@ -23,16 +23,16 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 BITS, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT, SUBSAMPLING = 258, 259, 262, 339, 530  # tags of TIFF
-MIN_IS_WHITE, YCBCR, UNCOMPRESSED, UNSIGNED = 0, 6, 1, 1  # values of theirs
-NO_RANGE = "its samples are signed, floating-point or of 32 bits, so that black and white are not known; need 8 or 16"
+MIN_IS_WHITE, YCBCR, UNCOMPRESSED, UNSIGNED = 0, 6, 1, 1  # values of these tags
+NO_RANGE = "its samples are signed, floating-point or 32 bits, whose black and white are unknown; need 8 or 16 bits"
 GREY_ALPHA = 4  # colour type of PNG
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 
 
 def decode(data):
-    """(upright Pillow image of mode RGB or L, [what had to be converted, in words]) of an encoded image.
+    """Returns (upright Pillow image of mode RGB or L, [notes on conversions]) of an encoded image.
 
-    Raises whatever the decoder raises; `reason_of` has it in words.
+    Raises what the decoder raises; `reason_of` turns it into text.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, and of large images below the limit
@@ -40,9 +40,9 @@ def decode(data):
 
 
 def reason_of(error):
-    """Why an image cannot be decoded, on one line, the same for the same file wherever it lies."""
+    """Returns the reason why an image cannot be decoded, on one line. It depends on the file's content alone."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is no image of {', '.join(formats())}, or of a kind that cannot be read"
+        return f"it is not an image of {', '.join(formats())}, or a kind that cannot be read"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -51,7 +51,7 @@ def reason_of(error):
 
 @functools.cache
 def formats():
-    """Those of FORMATS that this Pillow reads."""
+    """Returns the FORMATS that this Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -64,7 +64,7 @@ def _decode(data):
     check_samples(image)
     if getattr(image, "n_frames", 1) > 1:
         notes.append("of several frames or pages, the first taken")
-    turned = image.format == "TIFF" and turn_of(image) is not None  # which Pillow turns when it loads it
+    turned = image.format == "TIFF" and turn_of(image) is not None  # Pillow turns it on loading
     inverted = tags_of(image).get(PHOTOMETRIC) == MIN_IS_WHITE
     bits, frame = stored_bits(image, data), image.tile[0].extents if image.format == "GIF" and image.tile else None
     image.load()
@@ -102,7 +102,7 @@ def _decode(data):
 
 
 def check_samples(image):
-    """Raises ValueError for a TIFF whose samples Pillow would read as something else, or whose range is not known."""
+    """Raises ValueError for a TIFF whose samples Pillow would misread, or whose range is unknown."""
     tags = tags_of(image)
     formats = tags.get(SAMPLE_FORMAT, (UNSIGNED,))
     signed = set(formats if isinstance(formats, tuple) else (formats,)) != {UNSIGNED}
@@ -110,16 +110,16 @@ def check_samples(image):
         raise ValueError(NO_RANGE)
     raw_ycbcr = tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
     if raw_ycbcr and tags.get(SUBSAMPLING, (2, 2)) != (1, 1):
-        raise ValueError("it is an uncompressed YCbCr TIFF with subsampled colours, which are not read")
+        raise ValueError("uncompressed YCbCr TIFFs with subsampled colours cannot be read")
 
 
 def tags_of(image):
-    """The tags of a TIFF, none of other images."""
+    """Returns the tags of a TIFF, and {} for other images."""
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
 
 def stored_bits(image, data):
-    """Bits of a sample in the file."""
+    """Returns the bits per sample in the file."""
     if image.format == "PNG" and data[12:16] == b"IHDR":
         return data[24]
     if image.format == "TIFF":
@@ -129,7 +129,7 @@ def stored_bits(image, data):
 
 
 def turn_of(image):
-    """How an image is to be turned as EXIF says; None if it is upright or EXIF says nothing that is defined."""
+    """Returns the transposition that EXIF requests; None for an upright image or an undefined orientation."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # damaged EXIF may raise anything
@@ -138,9 +138,9 @@ def turn_of(image):
 
 
 def opaque(image, bits, inverted):
-    """The colours of an image, without its transparency, of mode L, RGB, CMYK or another that Pillow makes RGB.
+    """Returns the colours of an image without its transparency, in L, RGB, CMYK or a mode that Pillow makes RGB.
 
-    bits: of a sample. inverted: whether 0 is white, which Pillow heeds in up to 8 bits only.
+    bits: of a sample. inverted: whether 0 is white; Pillow handles that itself up to 8 bits only.
     """
     if image.mode.startswith("I"):
         most = 4095 if bits == 12 else 65535
@@ -155,9 +155,9 @@ def opaque(image, bits, inverted):
 
 
 def alpha_of(image, bits):
-    """The opacity of each pixel as an image of mode L; None if the image has none.
+    """Returns the opacity of each pixel as an image of mode L; None if the image has none.
 
-    Pillow leaves the transparent colour of a PNG without palette (its tRNS chunk) as the file has it, in `bits` bits.
+    For a PNG without palette, Pillow returns the transparent colour (tRNS chunk) unscaled, in `bits` bits.
     """
     if image.mode == "La":
         return image.convert("LA").getchannel("A")
@@ -173,22 +173,22 @@ def alpha_of(image, bits):
 
 
 def within(frame, alpha, size):
-    """The opacity of an image that fills a part of its canvas, (left, top, right, bottom); the rest is transparent."""
-    whole = Image.new("L", size, 0)
-    whole.paste(255 if alpha is None else alpha.crop(frame), frame)
-    return whole
+    """Returns the opacity of an image that covers (left, top, right, bottom) of its canvas; the rest is transparent."""
+    canvas = Image.new("L", size, 0)
+    canvas.paste(255 if alpha is None else alpha.crop(frame), frame)
+    return canvas
 
 
 def opaque_where(differs):
-    """The opacity of pixels that differ from the transparent colour, in any channel."""
+    """Returns the opacity of pixels: opaque if they differ from the transparent colour in any channel."""
     differs = differs.any(axis=-1) if differs.ndim == 3 else differs
     return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
 
 
 def sixteen_bits(image, data):
-    """The samples of a loaded PNG in colour, or in grey with alpha, of 16 bits each: int [H, W, C].
+    """Returns the 16-bit samples of a loaded PNG in colour, or in grey with alpha, int [H, W, C].
 
-    Pillow cuts off their lower halves, which it returns only if it takes the bytes of the file for something else.
+    Pillow drops the lower bytes. They are read by decoding the file again under another raw mode.
     """
     again = Image.open(io.BytesIO(data), formats=("PNG",))
     grey = data[25] == GREY_ALPHA
@@ -199,14 +199,14 @@ def sixteen_bits(image, data):
 
 
 def rounded(image, samples):
-    """(image of 8 bits, its opacity if a transparent colour tells it) of a PNG's samples of 16 bits."""
+    """Returns (8-bit image, its opacity by the transparent colour or None) of a PNG's 16-bit samples."""
     key = image.info.get("transparency")
     alpha = None if key is None else opaque_where(samples != np.array(key))
     return Image.fromarray(np.rint(samples / 257).astype(np.uint8)), alpha
 
 
 def on_white(colour, alpha):
-    """The colours laid on white, mode RGB."""
+    """Returns the colours on a white background, mode RGB."""
     over = colour.convert("RGB")
     over.putalpha(alpha)
     return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")

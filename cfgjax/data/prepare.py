@@ -32,12 +32,12 @@ from cfgjax.data.prepared import (
 )
 from cfgjax.data.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
 from cfgjax.data.workers import before_workers, enter_worker
-from cfgjax.errors import UsageError, choose, printable
+from cfgjax.errors import UsageError, choose, one_line, printable
 from cfgjax.files import sha256, writing
 from cfgjax.json_files import read_json, write_json
 
-SECONDS = 0.2  # between looks at how far the workers are
-TOLD = 20  # errors told one by one
+SECONDS = 0.2  # between updates of the progress
+MAX_LISTED = 20  # errors in a message
 SHARD_KEYS = ("file", "num_examples", "bytes", "file_sha256", "digest")
 
 log = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ class Request:
 
 
 def prepare(listing, out, request, *, workers, max_errors, progress):
-    """dataset.json of the set in folder `out`, made or gone on with. progress: (total) → a `Progress`.
+    """Makes or completes the set in folder `out` and returns its dataset.json. progress: (total) → a `Progress`.
 
     listing: the examples, as `Folder` has them. max_errors: images that may be left out because they cannot be decoded.
-    Raises UsageError where out is something else, where more images than max_errors are broken, and OSError where
-    something cannot be written.
+    Raises UsageError if `out` has other content or more than max_errors images are broken, and OSError if a file cannot
+    be written.
     """
     array_record()
     request.converter()  # checks it
@@ -86,7 +86,7 @@ def prepare(listing, out, request, *, workers, max_errors, progress):
         todo = [(name, *ends) for name, ends in zip(names, bounds, strict=True) if name not in done]
         with progress(sum(stop - start for _, start, stop in todo)) as bar:
             if done:
-                bar.say(f"{out}: resumes, {len(done)} of {len(names)} shards are there")
+                bar.say(f"{out}: resumes, {len(done)} of {len(names)} shards are complete")
             make_shards(listing, out, request, todo, done, workers, max_errors, bar)
         return finish(out, asked, listing.classes, [done[name] for name in names])
 
@@ -98,7 +98,7 @@ def shard_size(count):
 
 @contextlib.contextmanager
 def claimed(out):
-    """Holds the folder `out`, made if need be, for this process alone."""
+    """Exclusive lock on the folder `out`, which is created if missing."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "a")
@@ -108,16 +108,16 @@ def claimed(out):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"another cfgjax prepare is at work in {out}") from None
+            raise UsageError(f"another cfgjax prepare is running in {out}") from None
         yield
 
 
 def begin(out, asked):
-    """Writes what is asked for, or checks that it is what was, and removes what a killed process left half written."""
+    """Writes the request, or compares it with the one in `out`, and removes partial files of a killed process."""
     if (out / REQUEST).exists():
         check_same(out, read_own(out / REQUEST, REQUEST_KEYS), asked)
     elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock" and ".part." not in path.name):
-        raise UsageError(f"{out} holds something else ({others[0]}); prepare into a new folder")
+        raise UsageError(f"{out} has other content ({others[0]}); prepare into a new folder")
     for path in out.glob(".*.part.*"):
         path.unlink()
     write_json(out / REQUEST, asked, hashed=True)
@@ -159,8 +159,8 @@ def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
                 check_errors(out, done.values(), max_errors)
     except concurrent.futures.process.BrokenProcessPool as e:
         raise OSError(
-            f"{out}: a worker process was killed, perhaps for want of memory; finished shards are kept, the same "
-            "command goes on (fewer --workers take less memory)"
+            f"{out}: a worker process was killed, perhaps for lack of memory; finished shards are saved, and the "
+            "same command resumes (fewer --workers need less memory)"
         ) from e
     finally:
         stop.set()
@@ -168,13 +168,14 @@ def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
 
 
 def check_errors(out, shards, max_errors):
-    """Raises UsageError where more images of the shards are broken than may be."""
+    """Raises UsageError if more than max_errors images of the shards are broken."""
     found = [f"{printable(error['name'])} ({error['reason']})" for shard in shards for error in shard["errors"]]
     if len(found) > max_errors:
-        more = f" and {len(found) - TOLD} more" if len(found) > TOLD else ""
+        more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+        listed = "; ".join(found[:MAX_LISTED]) + more
         raise UsageError(
-            f"{len(found)} images cannot be decoded, --max_errors is {max_errors}: {'; '.join(found[:TOLD])}{more}; "
-            f"what is prepared in {out} is kept, and a higher --max_errors goes on with it"
+            f"{len(found)} images cannot be decoded, --max_errors is {max_errors}: {listed}; "
+            f"finished shards are saved in {out}; the same command with a higher --max_errors resumes"
         )
 
 
@@ -211,7 +212,7 @@ def make_shard(part, out, name, request, max_errors):
                     with seen.get_lock():
                         seen.value += 1
         except RuntimeError as e:  # of the writer
-            raise OSError(f"{out}: {' '.join(str(e).split())}; finished shards are kept") from e
+            raise OSError(f"{out}: {one_line(e)}; finished shards are saved") from e
         about = {"name": name, "file": path.name, "num_examples": len(labels), "bytes": new.stat().st_size}
         about |= {"file_sha256": sha256(new), "digest": digest.hexdigest()}
     about |= {"labels": labels, "errors": errors, "converted": dict(converted)}
@@ -220,17 +221,17 @@ def make_shard(part, out, name, request, max_errors):
 
 
 def converted_example(part, i, converter, errors):
-    """(image, notes, label) of example i; (None, [], None), and one error more, where it cannot be decoded."""
+    """Returns (image, notes, label) of example i, or (None, [], None) with a new entry in `errors`."""
     try:
         data, label = part[i]
         return *converter(data), label
-    except Exception as e:  # decoders raise what they like; each one is listed
+    except Exception as e:  # decoders raise exceptions of any type
         errors.append({"name": part.name(i), "reason": reason_of(e)})
         return None, [], None
 
 
 def read_shard(out, name):
-    """What describes a finished shard; None if there is none, or it or its file is damaged and has to be made again."""
+    """Returns the description of a finished shard; None if it is missing or damaged and must be made again."""
     keys = {"file": str, "num_examples": int, "bytes": int, "labels": list, "errors": list, "converted": dict}
     try:
         about = read_json(out / f"{name}.json", keys=keys, hashed=True)

@@ -1,10 +1,10 @@
-"""Data sets that `cfgjax prepare` made: a folder of array_record files, label.npy and dataset.json.
+"""Data sets made by `cfgjax prepare`: a folder of array_record files, label.npy and dataset.json.
 
 dataset.json has `format`, `num_examples`, `classes` (names in the order of the labels), `synsets` (the same if they are
 WordNet's, else null), `counts` (examples of each class), `request` (source, size, crop, channels, encoding), `shards`
-(of each file its number of examples, bytes, SHA-256, and the digest of its labels and records), `converted` (how many
-images had to be, by what), `errors` (name and reason of each image left out), `hash` (SHA-256 of labels and records)
-and `sha256` (of dataset.json itself; format 1 has none, nor those of its files). It is written last.
+(each file's number of examples, bytes, SHA-256, and digest of its labels and records), `converted` (number of images by
+conversion), `errors` (name and reason of each image left out), `hash` (SHA-256 of labels and records) and `sha256` (of
+dataset.json itself). Format 1 has no `sha256`, for dataset.json or for the files. dataset.json is written last.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ from cfgjax.data.dataset import Stored
 from cfgjax.data.records import ENCODINGS, RecordReader, array_record, count_records, damaged, hashed_example
 from cfgjax.errors import UsageError
 from cfgjax.files import read_npy, sha256
-from cfgjax.json_files import HASH, check_type, read_json
+from cfgjax.json_files import IF_PRESENT, check_keys, check_type, read_json
 
-FORMAT, FORMATS = 2, (1, 2)  # written and read
+FORMAT, FORMATS = 2, (1, 2)  # written; read
 ABOUT, LABELS, REQUEST = "dataset.json", "label.npy", "request.json"
 KEYS = {"num_examples": int, "hash": str, "request": dict, "classes": list, "counts": list, "converted": dict}
 KEYS |= {"errors": list, "shards": list}
@@ -29,18 +29,17 @@ ANEW = "delete the folder and prepare the data set anew"
 
 
 def read_about(path):
-    """dataset.json of the prepared set in folder path. Raises UsageError if there is none, or it is damaged."""
+    """Returns dataset.json of the prepared set in folder path. Raises UsageError if it is missing or damaged."""
     folder = Path(path)
     if (folder / REQUEST).exists() and not (folder / ABOUT).exists():
-        raise UsageError(f"{path} is not prepared to its end; the same cfgjax prepare command resumes it")
+        raise UsageError(f"{path} is not complete; the same cfgjax prepare command resumes")
     try:
         about = read_own(folder / ABOUT, {"format": int})
         if about["format"] not in FORMATS:
             raise UsageError(f"{path} has format {about['format']}; this version reads 1 and 2: prepare it anew")
-        about = read_own(folder / ABOUT, KEYS)
     except FileNotFoundError as e:
         hint = "cfgjax prepare folder|tfds|npz IN OUT --size=… makes one"
-        raise UsageError(f"{path} is no prepared data set: {e.strerror} ({ABOUT}); {hint}") from e
+        raise UsageError(f"{path} is not a prepared data set: {e.strerror} ({ABOUT}); {hint}") from e
     try:
         check_content(about)
     except ValueError as e:
@@ -49,8 +48,9 @@ def read_about(path):
 
 
 def check_content(about):
-    """Raises ValueError unless what the lists and objects of a dataset.json contain is of the right types."""
-    check_keys("request", about["request"], REQUEST_KEYS)
+    """Raises ValueError unless all values in a dataset.json have the right types."""
+    check_keys(about, KEYS)
+    check_keys(about["request"], REQUEST_KEYS, of=" in its request")
     for name, kind in (("classes", str), ("counts", int), ("shards", dict), ("errors", dict)):
         for value in about[name]:
             check_type(f"an entry of its {name!r}", value, kind)
@@ -59,32 +59,23 @@ def check_content(about):
     if len(about["counts"]) != len(about["classes"]):
         raise ValueError(f"it has {len(about['classes'])} classes and {len(about['counts'])} counts")
     for error in about["errors"]:
-        check_keys("errors", error, {"name": str, "reason": str})
+        check_keys(error, {"name": str, "reason": str}, of=" in one of its errors")
     for shard in about["shards"]:
-        check_keys("shards", shard, SHARD_KEYS)
+        check_keys(shard, SHARD_KEYS, of=" in one of its shards")
         if Path(shard["file"]).name != shard["file"]:
             raise ValueError(f"shard {shard['file']!r} is not the name of a file in the folder")
     if not (about["shards"] and about["request"]["encoding"] in ENCODINGS):
-        raise ValueError("it has no shards, or an encoding that is not known")
+        raise ValueError("it has no shards or an unknown encoding")
 
 
 def read_own(path, keys):
-    """The object in a JSON file of a prepared set, its hash checked if it has one and removed."""
-    value = read_json(path, keys=keys, remedy=ANEW)
-    return read_json(path, keys=keys, hashed=True, remedy=ANEW) if HASH in value else value
-
-
-def check_keys(what, value, keys):
-    """Raises ValueError unless an object has keys of these types."""
-    for name, kind in keys.items():
-        if name not in value:
-            raise ValueError(f"its {what} lacks the key {name!r}")
-        check_type(f"{name!r} of its {what}", value[name], kind)
+    """Returns the object in a JSON file of a prepared set, its hash checked; format 1 has no hash."""
+    return read_json(path, keys=keys, hashed=IF_PRESENT, remedy=ANEW)
 
 
 def prepared(*, path, crop=None, num_classes, image_shape):
     """A data set of `cfgjax prepare`. crop: the one it must have been prepared with, None for any."""
-    array_record()  # or an error, before anything else
+    array_record()  # raises if the extra is missing
     about, folder = read_about(path), Path(path)
     request, count = about["request"], about["num_examples"]
     shape = shape_of(about)
@@ -112,7 +103,7 @@ def reader(folder, about):
 
 
 def check_files(folder, about):
-    """Raises UsageError unless all files of a prepared set are there, of their sizes and numbers of records."""
+    """Raises UsageError unless all files of a prepared set exist with their sizes and numbers of records."""
     paths = [folder / shard["file"] for shard in about["shards"]]
     if missing := [file.name for file in paths if not file.is_file()]:
         raise UsageError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(paths)} files): prepare it anew")
@@ -128,15 +119,14 @@ def read_labels(folder, about):
     label, count = read_npy(folder / LABELS), about["num_examples"]
     total = sum(shard["num_examples"] for shard in about["shards"])
     if label.ndim != 1 or not len(label) == total == count:
-        what = f"labels of shape {label.shape} and {total} images, and should have {count} of each"
-        raise UsageError(f"{folder} has {what}; {ANEW}")
+        raise UsageError(f"{folder} has labels of shape {label.shape} and {total} images; need {count} of each; {ANEW}")
     if label.dtype != np.int32 or (label < 0).any() or (label >= len(about["classes"])).any():
-        raise UsageError(f"{folder / LABELS} is damaged: it has others than those of the classes; {ANEW}")
+        raise UsageError(f"{folder / LABELS} is damaged: it has labels beyond the classes; {ANEW}")
     return label
 
 
 def verify(path, advance=lambda images: None):
-    """Reads a prepared set to its end and returns its dataset.json.
+    """Compares all of a prepared set with its hashes and returns its dataset.json.
 
     advance(n) is called as images are read. Raises UsageError or, naming all damaged files, OSError.
     """
@@ -157,14 +147,14 @@ def verify(path, advance=lambda images: None):
             total.update(digest.digest())
         advance(len(labels))
     if not wrong and total.hexdigest() != about["hash"]:
-        wrong = ["a file that cannot be named, as the set is of format 1"]
+        wrong = ["a file (format 1 does not tell which)"]
     if wrong:
-        raise damaged(path, f"{', '.join(dict.fromkeys(wrong))} is not as it was written")
+        raise damaged(path, f"{', '.join(dict.fromkeys(wrong))} does not match its hash")
     return about
 
 
 def digest_of(labels, records, number):
-    """The digest of the examples of file `number`; None if it cannot be read."""
+    """Returns the digest of the examples of file `number`, or None if it cannot be read."""
     digest = hashlib.sha256()
     try:
         for label, record in zip(labels, records.records(number), strict=True):
@@ -175,7 +165,7 @@ def digest_of(labels, records, number):
 
 
 def content_digest(request):
-    """The digest whose end, after those of all shards, is the `hash` of a set."""
+    """Returns the digest that, updated with those of all shards, gives the `hash` of a set."""
     return hashlib.sha256(json.dumps([1, request["encoding"], request["size"], request["channels"]]).encode())
 
 

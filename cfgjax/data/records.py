@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from cfgjax.data.pixels import reason_of
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 
-AT_ONCE = 256
+AT_ONCE = 256  # records read in one call
 ENDING = ".array_record"
 WRITER_OPTIONS, READER_OPTIONS = "group_size:1,uncompressed", "readahead_buffer_size:0"
 ENCODINGS: dict = {  # {name: options with which Pillow saves}
@@ -40,7 +40,7 @@ def encode(image, encoding):
 
 
 def hashed_example(label, record):
-    """The bytes of an example that a digest of examples is updated with."""
+    """Returns the bytes of an example that enter a digest."""
     return f"{label} {len(record)} ".encode() + record
 
 
@@ -56,7 +56,7 @@ def decode(record, encoding, shape):
 
 
 def count_records(path):
-    """The number of records in a file; 0 if it is damaged."""
+    """Returns the number of records in a file, 0 if it is damaged."""
     try:
         with contextlib.closing(array_record().ArrayRecordReader(str(path), READER_OPTIONS)) as opened:
             return opened.num_records()
@@ -91,7 +91,7 @@ class RecordReader:
         return images
 
     def records(self, number):
-        """The records of one file in order, a few at a time in memory."""
+        """Yields the records of one file in order, with AT_ONCE in memory at a time."""
         count = self.starts[number + 1] - self.starts[number]
         for start in range(0, count, AT_ONCE):
             yield from self._read(number, np.arange(start, min(start + AT_ONCE, count)))
@@ -109,4 +109,4 @@ class RecordReader:
 
 def damaged(path, why):
     """The error of a file that cannot be read."""
-    return OSError(f"{path} is damaged: {' '.join(str(why).split())}; prepare the data set anew")
+    return OSError(f"{path} is damaged: {one_line(why)}; prepare the data set anew")

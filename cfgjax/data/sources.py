@@ -90,13 +90,9 @@ def open_source(
     function, asked = choose("data source", source, SOURCES), {"num_classes": num_classes, "image_shape": image_shape}
     fixed = {name: value for name, value in asked.items() if name in inspect.signature(function).parameters}
     image, label = call(function, "data", options, **fixed)
-    if not isinstance(num_workers, int) or num_workers < 0:
-        raise UsageError(f"data.num_workers is {num_workers!r}; need an integer of at least 0")
     if num_workers and not isinstance(image, Stored):
         why = f"the images of source {source!r} are in memory, of which each worker would hold a copy"
         raise UsageError(f"data.num_workers is {num_workers}, but {why}: need 0, or cfgjax prepare")
-    if not worker_timeout_seconds >= 1:
-        raise UsageError(f"data.worker_timeout_seconds is {worker_timeout_seconds}; need at least 1")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
     check_images(image, tuple(image_shape))

@@ -10,7 +10,7 @@ import numpy as np
 
 from cfgjax.caches import user_cache
 from cfgjax.data.folder import decoded, synsets_of
-from cfgjax.errors import UsageError, nearest
+from cfgjax.errors import UsageError, nearest, one_line
 from cfgjax.files import read_npy, writing
 from cfgjax.progress import Progress
 
@@ -118,7 +118,7 @@ def list_tfds(path, split="train"):
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as e:  # what it raises is not documented
-        raise UsageError(f"{path} is no TFDS set: {' '.join(str(e).split())[:200]}") from e
+        raise UsageError(f"{path} is no TFDS set: {one_line(e, 200)}") from e
     info = builder.info
     if info.file_format is None or info.file_format.value != "array_record":
         form = getattr(info.file_format, "value", None)
@@ -163,12 +163,12 @@ def builder_of(name, data_dir):
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except ImportError as e:
-        raise UsageError(f"{needs_tensorflow(name)} ({' '.join(str(e).split())})") from e
+        raise UsageError(f"{needs_tensorflow(name)} ({one_line(e)})") from e
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise UsageError(f"TFDS has no set {name!r}{nearest(name.partition('/')[0], known)}") from None
     except Exception as e:  # what else it raises is not documented
-        raise UsageError(f"TFDS cannot make {name!r}: {' '.join(str(e).split())[:200]}") from e
+        raise UsageError(f"TFDS cannot make {name!r}: {one_line(e, 200)}") from e
 
 
 def download(name, data_dir=None, manual_dir=None):
@@ -188,7 +188,7 @@ def download(name, data_dir=None, manual_dir=None):
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as e:  # of the network, of checksums, of files to be had by hand, …
-        raise OSError(f"TFDS cannot prepare {name}: {' '.join(str(e).split())[:500]}") from e
+        raise OSError(f"TFDS cannot prepare {name}: {one_line(e, 500)}") from e
     return str(builder.data_path)
 
 

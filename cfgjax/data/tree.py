@@ -1,4 +1,4 @@
-"""Image files below a folder: each real file once, whatever links lead to it."""
+"""Lists the image files below a folder. Each real file is listed once, however many links lead to it."""
 
 import os
 import stat
@@ -14,7 +14,7 @@ NO_IMAGE, LOOP, REPEATED, DANGLING, SPECIAL = (
 
 
 def is_image_name(name):
-    """Whether a file of this name is taken for an image."""
+    """Whether a file of this name is treated as an image."""
     return name.lower().endswith(ENDINGS)
 
 
@@ -22,12 +22,12 @@ def image_files(top, passed_over):
     """Returns {relative path: real path} of the images at any depth below folder `top`, in the order of their paths.
 
     A file is listed once, by a path without links if it has one. Links are followed unless they lead to a folder that
-    contains them or to what is already listed. passed_over: list that receives (reason, relative path) of whatever else
-    is found. Raises OSError if a folder cannot be read.
+    contains them or to a file or folder that is already listed. passed_over: list that receives (reason, relative path)
+    of everything else. Raises OSError if a folder cannot be read.
     """
     walk = Walk(top, passed_over)
     walk.folder("", walk.top)
-    while walk.links:  # all that is reached without them is listed by now
+    while walk.links:  # files without links are already listed
         walk.link(*walk.links.pop())
     return dict(sorted(walk.files.items()))
 
@@ -42,7 +42,7 @@ class Walk:
         self.seen: set = set()  # real paths of files and folders
 
     def folder(self, relative, real):
-        """Lists a folder and those below it, and collects the links."""
+        """Lists the files of a folder and of its subfolders, and collects the links."""
         folders = [(relative, real)]
         while folders:
             relative, real = folders.pop()
@@ -57,10 +57,10 @@ class Walk:
                             self._file(path, os.path.join(real, entry.name), mode)
                         elif not entry.name.startswith("."):
                             folders.append((path, os.path.join(real, entry.name)))
-        self.links.sort(reverse=True)  # the order in which a file system lists them does not matter
+        self.links.sort(reverse=True)  # independent of the order of the file system
 
     def link(self, path, parent):
-        """Lists what a link leads to."""
+        """Lists the target of a link."""
         real = os.path.realpath(os.path.join(self.root, path))
         try:
             mode = os.stat(real).st_mode
@@ -81,7 +81,7 @@ class Walk:
             self.files[path] = real
 
     def _is_new(self, real, path):
-        """Whether a file or folder was not seen before."""
+        """Whether a file or folder is seen for the first time."""
         if real in self.seen:
             self.passed_over.append((REPEATED, path))
             return False
@@ -90,12 +90,12 @@ class Walk:
 
 
 def reason_against(name, mode):
-    """Why a file of this name and mode (st_mode) is not listed; None if it is."""
+    """Returns the reason why a file of this name and st_mode is not listed, or None if it is."""
     if not stat.S_ISREG(mode):
         return SPECIAL
     return NO_IMAGE if name.startswith(".") or not is_image_name(name) else None
 
 
 def contains(folder, path):
-    """Whether path is `folder` or lies below it; both are real paths."""
+    """Whether path is `folder` or below it. Both are real paths."""
     return os.path.commonpath([folder, path]) == folder

@@ -115,7 +115,8 @@ def denoised(denoise, z, logsnr, clip):
     x = x_from_eps(z, eps, logsnr)
     if clip:
         alpha, sigma = alpha_sigma(logsnr)
-        clipped = jnp.where(jnp.isfinite(x), jnp.clip(x, -1, 1), jnp.nan)  # an overflow is no white pixel
+        # clip alone would turn an overflow into a white pixel
+        clipped = jnp.where(jnp.isfinite(x), jnp.clip(x, -1, 1), jnp.nan)
         # ε from the clipped x̃, (z − α x̃)/σ, as a correction: exact where nothing was clipped
         x, eps = clipped, eps + (alpha / sigma) * (x - clipped)
     return x, eps, learned

@@ -31,8 +31,8 @@ SCHEDULES = {"cosine": cosine, "uniform": uniform}
 
 
 MAX_STEPS = 1_000_000
-"""Bound of the levels of a grid, a thousand times the usual number: more would be a typing error that fills the memory,
-and neighbouring λ would soon be equal in float32."""
+"""Largest number of levels of a grid, a thousand times the usual one. More would exhaust the memory, and neighbouring λ
+would be equal in float32."""
 
 
 def logsnr_grid(num_steps, schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0):

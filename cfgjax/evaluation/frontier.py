@@ -189,14 +189,14 @@ class Frontier:
         store.rescan()
 
     def _metrics_file(self, store, reference):
-        """Returns (path, identity) of the metrics of a store's samples: identity is a text of all they depend on."""
+        """Returns (path, identity) of the metrics of a store's samples. identity: text with all they depend on."""
         judge = self.judge.digest if self.judge else ""
         what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
     def _cached_metrics(self, store, reference):
-        """Returns the metrics of a store's samples, None if they are still to be measured. In the first process."""
+        """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
         return read_metrics(*self._metrics_file(store, reference))
 
     def record(self, reference):
@@ -258,7 +258,7 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
     for part in data.content():
         digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
-    if not processes.decided(lambda: is_sound(kept), "whether the reference is there"):
+    if not processes.decided(lambda: is_sound(kept), "whether the reference exists"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:
             reference.save(kept)
@@ -267,7 +267,7 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
 
 
 def is_sound(path):
-    """Whether there is a cached reference at path that matches its hash. One that does not is reported."""
+    """Whether a cached reference exists at path and matches its hash. A damaged one is reported."""
     if not path.exists():
         return False
     try:

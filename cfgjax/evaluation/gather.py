@@ -11,9 +11,9 @@ from cfgjax.json_files import HASH, check_keys, check_type, content_hash, read_j
 NONE = type(None)
 TEXT, NUMBER = (str, NONE), (float, NONE)
 ROW = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "v": NUMBER, "eta": NUMBER, "ema": float}
-ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings that each row has
+ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings of every row
 MORE = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT, "accuracy_per_class": list}
-LARGEST = 1e300  # of the integers in a row
+MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it anew with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
@@ -50,17 +50,17 @@ def find(path):
 
 
 def unevaluated(folder):
-    """Why nothing can be compared in a folder, and the command that helps."""
+    """Returns the reason why nothing can be compared in a folder, with the command to run."""
     if not folder.is_dir():
-        return f"{folder} is no file or folder"
+        return f"{folder} does not exist"
     below = sorted(folder.glob("*/"), key=natural)
     evaluate = lambda run: f"cfgjax evaluate --workdir={shlex.quote(str(run))}"
     if runs := [child for child in below if (child / "config.json").is_file()]:
         what = f"none of the {len(runs)} runs in {folder} has been evaluated (there is no frontier.json)"
         return f"{what}; evaluate each, such as: {evaluate(runs[0])}"
     if any(child.with_name(f"{child.name}.log").is_file() for child in below):
-        return f"no evaluation in {folder} has ended (there is no frontier.json); give its `cfgjax sweep` command again"
-    return f"{folder} has no frontier.json; a run, evaluate it first: {evaluate(folder)}"
+        return f"no evaluation in {folder} is complete (there is no frontier.json); repeat its `cfgjax sweep` command"
+    return f"{folder} has no frontier.json; if it is a run, evaluate it first: {evaluate(folder)}"
 
 
 def first(folder):
@@ -75,7 +75,7 @@ def natural(path):
 
 
 def read(file):
-    """The content of a frontier.json, without its hash. Raises UsageError for a damaged or altered one."""
+    """Returns the content of a frontier.json without its hash. Raises UsageError if it is damaged or altered."""
     try:
         content = read_json(file, remedy=REMEDY)
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def read(file):
 
 
 def check_rows(content):
-    """Raises ValueError unless content has rows, each with all its settings and with metrics that are numbers."""
+    """Raises ValueError unless content has rows, and each row has all settings and only numbers as metrics."""
     check_keys(content, {"rows": list})
     if not content["rows"]:
         raise ValueError("it has no rows")
@@ -100,12 +100,12 @@ def check_rows(content):
         check_keys(row, ROW, of=f" in row {i}")
         for name, value in row.items():
             check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or float)
-            if isinstance(value, int) and abs(value) > LARGEST:
+            if isinstance(value, int) and abs(value) > MAX_INTEGER:
                 raise ValueError(f"its {name!r} in row {i} is too large a number")
 
 
 def sameness(content):
-    """Text that is the same for frontiers of one network, measured in the same way."""
+    """Returns text that is equal for frontiers of the same network and measurement."""
     return json.dumps({key: value for key, value in content.items() if key not in ("rows", "tilted")}, sort_keys=True)
 
 

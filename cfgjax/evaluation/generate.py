@@ -59,7 +59,7 @@ LABEL_STREAM = 2**32 - 1  # where the samplers have the step, which never gets t
 
 
 def rows_per_device(num_samples, batch_size, num_devices):
-    """Samples per call on each device: batch_size, or fewer where all num_samples fit into one call."""
+    """Returns the samples per call on each device: batch_size, or fewer if all num_samples fit into one call."""
     return min(batch_size, -(-num_samples // num_devices))
 
 
@@ -67,12 +67,12 @@ def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=
     """Yields (index [b], labels [b], samples [b, …]) batch by batch, this process's part of each.
 
     index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
-    each device, at most. guided: False leaves out the unconditional branch, where every w is 0. classifier: the
-    setting's `ClassifierGuidance`. num_samples: how many there are in all where index is what is left of them: with it
-    a resumed evaluation runs the same program as one that was not interrupted.
+    each device, at most. guided: False leaves out the unconditional branch, for w = 0. classifier: the setting's
+    `ClassifierGuidance`. num_samples: number of all samples, if index has only those that are missing: a resumed
+    evaluation then runs the same program as an uninterrupted one.
 
-    Where num_samples fill at least one call, every device does the same whatever their number, and sample i is the
-    same to the bit. Raises ArithmeticError if a sample is not finite.
+    If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
+    bit. Raises ArithmeticError if a sample is not finite.
     """
     make_labels = choose("label policy", setting.label_policy, LABELS)
     options = {name: getattr(setting, name) for name in ("num_steps", "sampler", "seed", "v", "eta")}
@@ -120,7 +120,7 @@ class SampleStore:
         self.rescan()
 
     def rescan(self):
-        """Finds the shards. A damaged one is reported and moved aside, and its samples are missing."""
+        """Finds the shards. A damaged shard is reported and renamed, and its samples count as missing."""
         without_hash = 0
         for path in sorted(set(self.folder.glob("[0-9]*.npz")) - self._shards.keys()):
             try:
@@ -133,7 +133,7 @@ class SampleStore:
                 if jax.process_index() == 0:
                     path.replace(path.with_suffix(".damaged"))
         if without_hash:
-            what = "shards in %s carry no hash, as older versions wrote them; their samples are drawn anew"
+            what = "shards in %s have no hash (older versions wrote none); their samples are drawn anew"
             log.warning(f"%d {what}", without_hash, self.folder)
 
     def _read(self, path):

@@ -1,4 +1,4 @@
-"""Cached files of an evaluation: each carries a hash of its content, and what does not match is made again."""
+"""Cached files of an evaluation. Each has a hash of its content; a file that does not match its hash is made again."""
 
 import hashlib
 import logging
@@ -7,19 +7,20 @@ import numpy as np
 
 from cfgjax.errors import UsageError
 from cfgjax.files import read_npz, writing
-from cfgjax.json_files import read_json, write_json
+from cfgjax.json_files import HASH, read_json, write_json
 
 log = logging.getLogger("cfgjax")
 
-HASH = "sha256"  # array with the hash of all others
-
 
 class NoHash(UsageError):
-    """The file carries no hash, as those of older versions."""
+    """The file has no hash: an older version wrote it."""
 
 
 def write_arrays(path, arrays, identity=""):
-    """Writes {name: array} to an .npz file, atomically, with a hash. identity: text on which the arrays depend."""
+    """Writes {name: array} to an .npz file, atomically, with the hash of all of them as array HASH.
+
+    identity: text that also enters the hash, of what the arrays depend on.
+    """
     hashed: dict = {**arrays, HASH: np.array(arrays_hash(arrays, identity))}
     with writing(path) as new, open(new, "wb") as file:
         np.savez(file, **hashed)
@@ -28,19 +29,19 @@ def write_arrays(path, arrays, identity=""):
 def read_arrays(path, identity=""):
     """Returns the {name: array} that `write_arrays` wrote.
 
-    Raises NoHash for a file without a hash, UsageError for one that cannot be read, or has another content or identity.
+    Raises NoHash for a file without a hash, UsageError for one that cannot be read or does not match its hash.
     """
     arrays = read_npz(path)
     recorded = arrays.pop(HASH, None)
     if recorded is None:
-        raise NoHash(f"{path} carries no hash, as older versions wrote it")
+        raise NoHash(f"{path} has no hash (older versions wrote none)")
     if str(recorded) != arrays_hash(arrays, identity):
         raise UsageError(f"cannot read {path}: its content does not match its hash")
     return arrays
 
 
 def arrays_hash(arrays, identity=""):
-    """Returns the hexadecimal SHA-256 of {name: array} and a text: of names, types, shapes and values."""
+    """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
     digest = hashlib.sha256(identity.encode())
     for name in sorted(arrays):
         array = np.asarray(arrays[name])
@@ -56,12 +57,9 @@ def write_metrics(path, identity, metrics):
 def read_metrics(path, identity):
     """Returns the metrics that `write_metrics` wrote, or None if there is no such file.
 
-    A file that is damaged, of another identity or without a hash is reported and moved aside: None as well.
+    A file that is damaged, has another identity or has no hash is reported and renamed; None is returned too.
     """
     try:
-        found = read_json(path)
-        if HASH not in found:
-            raise NoHash(f"{path} carries no hash, as older versions wrote it")
         found = read_json(path, keys={"identity": str, "metrics": dict}, hashed=True)
         if found["identity"] != identity:
             raise UsageError(f"{path} has the metrics of other samples")

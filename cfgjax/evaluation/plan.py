@@ -3,7 +3,7 @@
 import dataclasses
 
 from cfgjax.arguments import check_num_steps
-from cfgjax.errors import UsageError, choose
+from cfgjax.errors import choose
 from cfgjax.evaluation.generate import LABELS
 
 PAPER_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0)  # of CFG's tables
@@ -33,12 +33,5 @@ class Plan:
     every_guidance: tuple = (0.0,)
 
     def __post_init__(self):
-        least = {"num_samples": 2, "num_steps": 2, "batch_size": 1, "every_steps": 1, "every_num_samples": 2}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < bound):
-                raise UsageError(f"evaluate.{name} is {value!r}; need an integer of at least {bound}")
         check_num_steps(self.num_steps)
-        if not self.guidance or not self.every_guidance:
-            raise UsageError(f"evaluate.guidance {self.guidance}, every_guidance {self.every_guidance}: one is empty")
         choose("label policy", self.label_policy, LABELS)

@@ -1,4 +1,4 @@
-"""Whether the extra `plots` is installed; apart from the figures, so that asking does not import jax."""
+"""Checks that the extra `plots` is installed, in a module that does not import jax."""
 
 import importlib.util
 
@@ -6,6 +6,6 @@ from cfgjax.errors import UsageError
 
 
 def require_matplotlib(what="pictures of points need"):
-    """Raises UsageError where matplotlib, an extra, is not installed. what: needs it, with its verb."""
+    """Raises UsageError if matplotlib, an extra, is not installed. what: subject and verb of the error."""
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError(f"{what} matplotlib: pip install 'cfgjax[plots]'")

@@ -18,12 +18,12 @@ import numpy as np
 
 from cfgjax.data.batches import quantised
 from cfgjax.errors import UsageError
-from cfgjax.evaluation.hashed import HASH, arrays_hash, write_arrays
+from cfgjax.evaluation.hashed import arrays_hash, write_arrays
 from cfgjax.evaluation.manifold import neighbour_radii
 from cfgjax.evaluation.metrics import feature_rows, matrix_sqrt
 from cfgjax.evaluation.sums import FeatureMoments, Rows, feature_blocks
 from cfgjax.files import read_npz
-from cfgjax.json_files import parse_json
+from cfgjax.json_files import HASH, parse_json
 
 NUM_NEIGHBOURS = 3  # k of precision and recall
 MOST_FEATURES = 50_000  # examples whose features are kept, for precision, recall and KID
@@ -141,7 +141,7 @@ def check_hash(arrays, path):
     """Raises UsageError if arrays of our layout do not match their hash. Files of older versions carry none."""
     others = {name: array for name, array in arrays.items() if name != HASH}
     if HASH in arrays and str(arrays[HASH]) != arrays_hash(others):
-        raise UsageError(f"cannot read {path}: its content does not match its hash; make it anew with --make_reference")
+        raise UsageError(f"cannot read {path}: its content does not match its hash; repeat --make_reference")
 
 
 def of_ours(arrays, path):

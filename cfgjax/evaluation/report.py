@@ -204,7 +204,7 @@ def write(folder, rows, record, network, tilted=()):
     tilted: as in `figure`. Returns the files' names.
     """
     content = {**record, "rows": rows}
-    content[HASH] = content_hash(content)  # not of the closed form, which follows from the config
+    content[HASH] = content_hash(content)  # without the closed form, which follows from the config
     texts = {"frontier.csv": csv_text(rows)}
     if "accuracy_per_class" in rows[0]:
         texts["per_class.csv"] = per_class_text(rows)

@@ -31,12 +31,13 @@ class Received:
 
 
 def start(argv, guardian, **options):
-    """A process in a session of its own, which ends with this one.
+    """Starts a process in its own session, which the guardian ends if this process is killed.
 
-    Ctrl-C reaches it once, passed on, not from the terminal as well.
+    In another session, Ctrl-C reaches it only once: from this process, not from the terminal as well.
     """
-    options = {"stdin": subprocess.DEVNULL, "start_new_session": True, "preexec_fn": guardian.began, **options}
-    return subprocess.Popen(argv, **options)
+    process = subprocess.Popen(argv, **{"stdin": subprocess.DEVNULL, "start_new_session": True, **options})
+    guardian.began(process.pid)
+    return process
 
 
 def kill(process):

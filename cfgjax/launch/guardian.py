@@ -1,8 +1,8 @@
-"""A process that outlives its starter only to end what the starter leaves running when it is killed.
+"""A small process that ends the children of its starter if the starter is killed.
 
-It reads the starter's children from its standard input: `+123` for one that leads a process group, `-123` when that has
-ended. When the input ends without `done`, the starter is gone: the children that are left get SIGTERM, so that they
-save, and their whole groups SIGKILL after the grace. It imports the standard library alone, to start quickly.
+It reads lines from standard input: `+123` for a new child, which leads a process group, `-123` when that child has
+ended. If the input ends without `done`, the starter was killed: the remaining children get SIGTERM, so that they save,
+and their process groups SIGKILL after the grace period. It imports only the standard library, to start quickly.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import time
 
 
 class Guardian:
-    """The guardian as its starter sees it: a context, which lets go of all children at its end."""
+    """The starter's handle of a guardian, a context. After its end the children are no longer guarded."""
 
     def __init__(self, grace_seconds):
         argv = [sys.executable, "-I", "-S", __file__, str(grace_seconds)]
@@ -23,18 +23,16 @@ class Guardian:
         self._process = subprocess.Popen(argv, stdin=reading, stdout=null, stderr=null, start_new_session=True)
         os.close(reading)
 
-    def began(self):
-        """Called in a child before it executes its program, so that it is known however early the starter dies."""
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # should the guardian be gone
-        self._say(f"+{os.getpid()}")
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    def began(self, pid):
+        """Registers a child that has started."""
+        self._say(f"+{pid}")
 
     def ended(self, pid):
-        """The child has ended: its number may be given to another process."""
+        """Removes a child that has ended; its number may be reused."""
         self._say(f"-{pid}")
 
     def _say(self, line):
-        with contextlib.suppress(OSError):  # a run goes on without its guardian
+        with contextlib.suppress(OSError):  # a run continues without its guardian
             os.write(self._pipe, f"{line}\n".encode())
 
     def __enter__(self):
@@ -47,7 +45,7 @@ class Guardian:
 
 
 def main(grace_seconds):
-    """Reads which children there are until the starter has ended, then ends those that are left."""
+    """Tracks the starter's children until the starter has ended, then ends the remaining ones."""
     children: set[int] = set()
     for line in sys.stdin:
         if line == "done\n":
@@ -55,20 +53,20 @@ def main(grace_seconds):
         change = children.add if line[0] == "+" else children.discard
         change(int(line[1:]))
     deadline = time.monotonic() + grace_seconds
-    send(os.kill, children, signal.SIGTERM)  # not to their workers, which they stop themselves
+    send(os.kill, children, signal.SIGTERM)  # not to the groups: children stop their own workers
     while time.monotonic() < deadline and send(os.killpg, children, 0):
         time.sleep(0.05)
     send(os.killpg, children, signal.SIGKILL)
 
 
 def send(function, children, number):
-    """Sends a signal by os.kill or os.killpg. Returns whether there was any process to get it."""
-    there = False
+    """Sends a signal by os.kill or os.killpg. Returns whether any process received it."""
+    received = False
     for child in children:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             function(child, number)
-            there = True
-    return there
+            received = True
+    return received
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def argv_of(python, words):
 
 
 def shell_lines(argv, indent=""):
-    """A command as text of a shell, each flag on a line of its own."""
+    """Returns a command as shell text, with each flag on its own line."""
     first = next((i for i, word in enumerate(argv) if word.startswith("--")), len(argv))
     program = [command_word(argv[0]), *map(shell_word, argv[1:first])]
     return f" \\\n{indent}    ".join([" ".join(program), *map(shell_word, argv[first:])])
@@ -54,13 +54,13 @@ def seconds_of(time):
 
 
 def check_python(python):
-    """Raises UsageError unless --python can be a program's name: an option of srun would run something else."""
+    """Raises UsageError unless --python can be the name of a program. srun would read "-…" as an option."""
     if not python or python.startswith("-"):
         raise UsageError(f"--python={python!r}: need an interpreter, such as --python=python3")
 
 
 def check_name(name):
-    """Raises UsageError unless --name, if given, is a name that clouds and clusters take."""
+    """Raises UsageError unless --name is None or a name that clouds and clusters accept."""
     if name is not None and name != dns_name(name):
         raise UsageError(f"--name={name}: need lower-case letters, digits and hyphens, a letter first, 40 at most")
 

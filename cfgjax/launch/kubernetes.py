@@ -11,11 +11,11 @@ from pathlib import PurePosixPath
 
 from absl import flags
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, printable
 from cfgjax.exits import DONE
 from cfgjax.launch.job import argv_of, check_name, check_python, dns_name
 from cfgjax.launch.programs import output_of
-from cfgjax.launch.quoting import kubernetes_word, shown
+from cfgjax.launch.quoting import kubernetes_word
 from cfgjax.paths import define_path
 
 GROUP = "workers"
@@ -36,7 +36,7 @@ def define_flags(given):
     integer("tpus_per_host", None, "TPU chips of each host.", lower_bound=1)
     text("tpu_accelerator", None, "GKE's name of the TPU, such as tpu-v5-lite-podslice.")
     text("tpu_topology", None, "GKE's topology of the slice, such as 4x4.")
-    integer("port", 12355, "Port of process 0; jax takes the next one.", lower_bound=1, upper_bound=65534)
+    integer("port", 12355, "Port of process 0; jax uses the next one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 300, "Seconds between SIGTERM and the end of a pod.", lower_bound=1)
     integer("max_restarts", 3, "How often a failure other than bad usage starts all again.", lower_bound=0)
     path("python", "python", "Interpreter in the image.")
@@ -62,7 +62,7 @@ def check_flags(given, job):
             raise UsageError(f"--{name} must be given")
     if not PurePosixPath(job.workdir).is_relative_to(given.mount) or ".." in PurePosixPath(job.workdir).parts:
         raise UsageError(
-            f"--workdir={shown(job.workdir)} is not below --mount={given.mount}: it would end with its pod"
+            f"--workdir={printable(job.workdir)} is not below --mount={given.mount}, and would be lost with its pod"
         )
     check_name(given.name)
     check_python(given.python)

@@ -20,7 +20,7 @@ from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
 from cfgjax.paths import define_path
 
-MAX_ON_ONE_HOST = 1024  # also virtual devices of a process: more only fill the memory
+MAX_ON_ONE_HOST = 1024  # of processes, and of virtual devices of a process
 
 
 def define_flags(given):
@@ -57,7 +57,7 @@ def environments(num_processes, port, devices_per_process):
 
 
 def free_port():
-    """A port that is not in use at any address, and neither is the next one, which is jax's own."""
+    """Returns a port that is free at every address, as is the next one, which jax uses."""
     while True:
         with socket.socket() as found, socket.socket() as following:
             found.bind(("", 0))
@@ -68,17 +68,16 @@ def free_port():
 
 
 def script(argv, shared, own):
-    """The lines of a shell that starts the same processes."""
+    """Returns the lines of a shell script that starts the same processes."""
     setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
     return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
 
 
 class Group:
-    """Processes of one command: one fails, all end; a signal to this process is one to each of them.
+    """Processes of one command. If one fails, all end. Signals to this process are passed on to each.
 
-    They end with this process, also when it is killed.
-
-    Process 0 has this process's output to itself; the lines of the others have their number before them.
+    They end with this process, also if it is killed. Process 0 writes to this process's output; the lines of the others
+    begin with their number.
     """
 
     def __init__(self, argv, environments):

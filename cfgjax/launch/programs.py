@@ -13,16 +13,16 @@ def require(program):
 
 
 def check_interpreter(python):
-    """Raises UsageError unless --python is a program of this machine."""
+    """Raises UsageError unless --python is a program on this machine."""
     if shutil.which(python) is None:
-        raise UsageError(f"--python={python}: there is no such program on this machine; give a Python interpreter")
+        raise UsageError(f"--python={python}: there is no such program on this machine; need a Python interpreter")
 
 
 def output_of(argv, text=None, *, shown=False):
     """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
 
-    Raises UsageError if the program is not installed or cannot be started with these words, ChildProcessError with
-    its last line if it fails.
+    Raises UsageError if the program is not installed or cannot be started, ChildProcessError with its last line if it
+    fails.
     """
     require(argv[0])
     try:

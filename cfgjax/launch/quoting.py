@@ -1,4 +1,4 @@
-"""Words and texts as each language of a generated script reads them back: shell, sbatch, here-documents, Kubernetes."""
+"""Quotes words and texts for each language of a generated script: shell, sbatch, here-documents, Kubernetes."""
 
 import re
 import shlex
@@ -11,48 +11,43 @@ KEYWORDS |= {"in", "function", "time", "coproc"}
 
 
 def check_word(word, what="a word of the command"):
-    """Raises UsageError unless a process can be given the word and a script can hold it: UTF-8 without NUL."""
+    """Raises UsageError unless the word is UTF-8 without NUL, as scripts and arguments of processes need."""
     if "\0" in word:
-        raise UsageError(f"{what} {word!r} has a NUL character, which no process can be given")
+        raise UsageError(f"{what} {word!r} has a NUL character, which arguments cannot have")
     if any("\ud800" <= letter <= "\udfff" for letter in word):
         raise UsageError(f"{what} {word!r} is not UTF-8")
 
 
-def shown(value):
-    """The value as a line of an error message."""
-    return value if value.isprintable() else repr(value)
-
-
 def check_line(name, value):
-    """Raises UsageError unless value, of the flag `name`, is one line of text, or None."""
+    """Raises UsageError unless value, of the flag `name`, is None or one line of text."""
     if value is not None and CONTROL.search(value):
         raise UsageError(f"--{name}={value!r}: need one line without control characters")
     check_word(value or "", f"--{name}")
 
 
 def shell_word(word):
-    """The word as any POSIX shell reads it: in single quotes, also over several lines, where it needs them."""
+    """Quotes a word for any POSIX shell. It may have several lines."""
     check_word(word)
     return shlex.quote(word)
 
 
 def command_word(word):
-    """The word as a shell reads it as the name of a command, where NAME=VALUE and `if` mean something else."""
+    """Quotes a word as the name of a command: NAME=VALUE and keywords such as `if` need quotes too."""
     quoted = shell_word(word)
     return f"'{word}'" if quoted == word and ("=" in word or word in KEYWORDS) else quoted
 
 
 def check_shell_line(name, value):
-    """Raises UsageError unless value, of the flag `name`, is a line of shell that ends where the line ends."""
+    """Raises UsageError unless value, of the flag `name`, is one complete line of shell."""
     check_line(name, value)
     try:
         shlex.split(value or "", comments=True)
     except ValueError as e:
-        raise UsageError(f"--{name}={value!r}: the line of shell is not complete: {str(e).lower()}") from e
+        raise UsageError(f"--{name}={value!r}: not a complete line of shell: {str(e).lower()}") from e
 
 
 def sbatch_line(option):
-    """The line of a script that gives an option to sbatch, which reads a backslash as escape in quotes too."""
+    """Returns the #SBATCH line for an option. sbatch reads a backslash as an escape inside quotes too."""
     if CONTROL.search(option):
         raise UsageError(f"{option!r} cannot be an option of sbatch: need one line without control characters")
     if shell_word(option) == option:
@@ -62,14 +57,14 @@ def sbatch_line(option):
 
 
 def slurm_path(folder, pattern):
-    """The path of Slurm's output: `pattern`, of which Slurm replaces %j and the like, in a folder as it is."""
+    """Returns the path of Slurm's output: `pattern`, with Slurm's %j and the like, in a folder taken literally."""
     if "\\" in str(folder):
-        raise UsageError(f"the folder {str(folder)!r} of Slurm's output has a backslash, which Slurm does not take")
+        raise UsageError(f"the folder {str(folder)!r} of Slurm's output has a backslash, which Slurm does not accept")
     return f"{str(folder).replace('%', '%%')}/{pattern}"
 
 
 def here_document(command, text):
-    """Lines of a shell that give text, lines of any kind, to the standard input of command."""
+    """Returns lines of shell that pass text, unchanged, to the standard input of command."""
     check_word(text, "the script")
     lines, marker = text.split("\n"), "END"
     while marker in lines:
@@ -78,6 +73,6 @@ def here_document(command, text):
 
 
 def kubernetes_word(word):
-    """The word as Kubernetes reads it in a container's command: it replaces $(NAME), and takes $$ for $."""
+    """Quotes a word for a container's command: Kubernetes replaces $(NAME), and reads $$ as $."""
     check_word(word)
     return word.replace("$", "$$")

@@ -56,7 +56,7 @@ def launch(given, job):
 
 
 def check_flags(given):
-    """Raises UsageError for flags that are missing, do not go together, or cannot stand in the script."""
+    """Raises UsageError for flags that are missing, contradict each other, or cannot be written to the script."""
     if given.time is None:
         raise UsageError("--time must be given: before it ends the job saves, and it is put back into the queue")
     check_time(given.time, given.grace_seconds)
@@ -101,7 +101,7 @@ def script(given, name, log, lines, array=None):
     text = "\n".join(["#!/usr/bin/env bash", *head, "", exports, *setup, "", *lines]) + "\n"
     check_word(text, "the script")
     if "\r\n" in text:
-        raise UsageError("a value of the job has a line break of DOS, \\r\\n, for which sbatch refuses the script")
+        raise UsageError("a value of the job has a DOS line break (\\r\\n); sbatch refuses such scripts")
     return text
 
 

@@ -125,10 +125,10 @@ def ssh(given, name, text):
 
 
 def start_text(setup, argv):
-    """What a worker runs: it installs, writes the job's script and starts it, unless a job is running already."""
+    """Returns the worker's script: it installs cfgjax, then writes and starts the job, unless one is running."""
     script = [
         "#!/usr/bin/env bash",
-        "# 75 is preempted and saved: it goes on, unless it was stopped by `kill -TERM $(cat job.pid)`",
+        "# 75 is preempted and saved: start it again, unless it was stopped by `kill -TERM $(cat job.pid)`",
         f"export CFGJAX_GRACE_SECONDS={GRACE_SECONDS}",
         "stopped= code=75",
         'trap "stopped=1; kill -TERM \\$child" TERM',

@@ -6,7 +6,7 @@ from cfgjax.errors import UsageError
 
 UNITS = {"B": 1} | {f"{prefix}B": 1000 ** (i + 1) for i, prefix in enumerate("kMGT")}
 UNITS |= {f"{prefix}iB": 1024 ** (i + 1) for i, prefix in enumerate("KMGT")}
-LARGEST = 10**15  # bytes
+MAX_BYTES = 10**15
 
 
 def parse_bytes(text):
@@ -16,8 +16,8 @@ def parse_bytes(text):
     if not found or found[2].lower() not in units:
         raise UsageError(f"{text!r} is no size; need a number and a unit, such as 16GiB or 80GB")
     size = float(found[1]) * units[found[2].lower()]
-    if not 1 <= size <= LARGEST:
-        raise UsageError(f"{text!r} is no size: need at least a byte and at most {bytes_text(LARGEST)}")
+    if not 1 <= size <= MAX_BYTES:
+        raise UsageError(f"{text!r} is no size: need at least a byte and at most {bytes_text(MAX_BYTES)}")
     return int(size)
 
 

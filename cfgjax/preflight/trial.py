@@ -43,7 +43,7 @@ def in_a_process(config, scratch=None):
         path.write_text(to_json(config))
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "cfgjax.preflight.trial", str(path), folder]
-        with timed("--run: a real step, save and restore in a process of its own"):
+        with timed("--run: a real step, save and restore in a separate process"):
             ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env)
     if ran.returncode:
         last = ran.stdout.strip().rpartition("\n")[-1]

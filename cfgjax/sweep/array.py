@@ -90,9 +90,9 @@ def submit(entries, text, out):
 
 
 def read_jobs(out):
-    """{name: number of its task} of what was submitted so far. Raises UsageError if the file is damaged."""
+    """Returns {name: number of its task} of all submitted runs. Raises UsageError if the file is damaged."""
     path = folder(out) / "jobs.json"
-    remedy = "delete it once squeue lists none of this sweep's jobs"
+    remedy = "delete it when squeue lists no job of this sweep"
     try:
         jobs = read_json(path, remedy=remedy)
     except FileNotFoundError:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 from cfgjax.python_files import call_function, guarded, load_module
 
 WHAT = "sweep file"
@@ -73,14 +73,14 @@ def listed(module, path):
 
 
 def check_texts(overrides, path):
-    """Raises UsageError unless the keys of overrides are strings and the values can be written as text."""
+    """Raises UsageError unless the keys of overrides are strings and the values can be converted to text."""
     for key, value in overrides.items():
         if not isinstance(key, str):
-            raise UsageError(f"sweep file {path}: the key {key!r} is no string such as 'config.seed'")
+            raise UsageError(f"sweep file {path}: the key {key!r} is not a string such as 'config.seed'")
         try:
             str(value)
         except Exception as e:
-            raise UsageError(f"sweep file {path}: {key!r} has a value that cannot be written: {e}") from e
+            raise UsageError(f"sweep file {path}: {key!r} has a value that cannot be written: {one_line(e)}") from e
 
 
 def named(items, path):

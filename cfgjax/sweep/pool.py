@@ -12,7 +12,7 @@ from cfgjax.launch.job import argv_of
 from cfgjax.sweep import records
 from cfgjax.sweep.records import Outcome
 
-SAVE_SECONDS = 60  # that the runs of a killed sweep have to save in
+SAVE_SECONDS = 60  # for the runs of a killed sweep to save
 
 
 class Busy(Exception):
@@ -22,8 +22,8 @@ class Busy(Exception):
 class Run:
     """An entry that runs: its commands one after the other, all that they say appended to its log.
 
-    The log is locked for as long as a process of the run lives, also one that still saves after its sweep was killed.
-    Raises Busy if it is locked already.
+    The log stays locked while a process of the run lives, for example to save after its sweep was killed. Raises Busy
+    if it is locked already.
     """
 
     def __init__(self, entry, out, python, guardian):

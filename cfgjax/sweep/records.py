@@ -43,9 +43,9 @@ def write(out, entry, code, seconds):
 
 
 def read(out, entry):
-    """The record of an entry, None if there is none of the same commands: it has not run, or not to an end.
+    """Returns the record of an entry, or None if it has not ended with the same commands.
 
-    A damaged one is reported and counts as none.
+    A damaged record is reported and counts as missing.
     """
     path = record_path(out, entry.name)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cfgjax.errors import UsageError, choose, nearest
 from cfgjax.json_files import read_json
 
-LARGEST = 1e30  # of the numbers in rows
+MAX_NUMBER = 1e30  # in rows
 
 SETTINGS = (
     *("num_samples", "label_policy", "sampler", "num_steps", "v", "features", "image_shape", "num_classes", "data"),
@@ -50,7 +50,7 @@ def check(targets, path):
     if not isinstance(recalled, list) or not all(isinstance(text, str) for text in recalled):
         raise UsageError(f"{path}: recalled must be a list of texts")
     for key, value in ((key, row[key]) for row in [*rows, *baselines] for key in ("w", *METRICS) if key in row):
-        if type(value) not in (int, float) or not -LARGEST < value < LARGEST:
+        if type(value) not in (int, float) or not -MAX_NUMBER < value < MAX_NUMBER:
             raise UsageError(f"{path}: a row has the {key} {value!r}; need a number, or leave it out")
     for name in setting:
         if name not in SETTINGS:

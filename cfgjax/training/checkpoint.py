@@ -35,11 +35,6 @@ class Cadence:
     keep_last: int = 3
     keep_every_steps: int | None = None
 
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if value is not None and value < 1:
-                raise UsageError(f"checkpoint.{name} is {value}; need at least 1")
-
 
 class Checkpoints:
     """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits.
@@ -105,7 +100,7 @@ class Checkpoints:
         self._waited(self._manager.wait_until_finished)
 
     def check(self):
-        """Raises SaveError if this process has failed to write its part of the save in progress. Does not wait."""
+        """Raises SaveError if this process failed to write its part of the save in progress. Does not wait."""
         if self._failure is not None:
             raise save_error(self._saving, self._failure)
 
@@ -116,7 +111,7 @@ class Checkpoints:
     def _see_progress(self, patience):
         """Waits while the save in progress writes. Raises SaveError after `patience` seconds without a byte.
 
-        If one process fails to write, Orbax has it and the others wait for each other at different barriers.
+        After a failed write of one process, Orbax lets the processes wait at different barriers.
         """
         before, since = None, time.monotonic()
         while self._manager.is_saving_in_progress():

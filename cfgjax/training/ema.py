@@ -3,13 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from cfgjax.errors import UsageError
-
 
 def init(params, rates):
     """{str(rate): copy of params}. Started as a copy, not at zero, so no bias has to be corrected."""
-    if bad := [rate for rate in rates if not 0 <= rate < 1]:
-        raise UsageError(f"ema.rates has {bad[0]}; rates lie in [0, 1)")
     return {str(float(rate)): jax.tree.map(jnp.copy, params) for rate in rates}
 
 

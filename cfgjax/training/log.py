@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard events, and a line or a bar of progress."""
+"""Progress output and metrics of a run: metrics.jsonl, TensorBoard events, and a line or a bar."""
 
 import contextlib
 import functools
@@ -16,11 +16,11 @@ from cfgjax import metrics_file, processes
 from cfgjax.progress import clock
 from cfgjax.training.objective import SHARE
 
-# Metrics that hold only for some examples of a step, and the share of examples they hold for. The share of others is
-# in a metric of their name and SHARE, or it is 1.
+# Metrics averaged over some examples of a step: the share of these examples. Other metrics have their share in a metric
+# with the suffix SHARE, or a share of 1.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
-BAR_COLUMNS = 50  # that this needs at 10⁶ steps, of which 15 are the bar itself
+BAR_COLUMNS = 50  # of BAR at 10⁶ steps, of which 15 are the bar itself
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 
 
@@ -42,7 +42,7 @@ def summarise(steps):
 
 
 def fitting(entries, columns):
-    """As many of the entries, from the first on, as fit into so many columns, in one text."""
+    """Joins as many entries, from the first on, as fit into `columns`."""
     text = ""
     for entry in entries:
         longer = f"{text}, {entry}" if text else entry
@@ -97,8 +97,8 @@ class RunLog:
             losses["skipped"] = f"{metrics['skipped_total']:.0f}"
         if self._bar.disable:
             eta = (self._num_steps - step) * self._batch_size / rate
-            told = "  ".join(f"{name} {value}" for name, value in losses.items())
-            self.say(f"step {step}/{self._num_steps}  {told}  {rate:,.0f} images/s  ETA {clock(eta)}")
+            values = "  ".join(f"{name} {value}" for name, value in losses.items())
+            self.say(f"step {step}/{self._num_steps}  {values}  {rate:,.0f} images/s  ETA {clock(eta)}")
         else:
             entries = [f"{rate:,.0f} images/s", *(f"{name} {value}" for name, value in losses.items())]
             self._bar.set_postfix_str(fitting(entries, shutil.get_terminal_size().columns - BAR_COLUMNS))

@@ -36,7 +36,7 @@ def train(config, workdir, stop=None):
         contextlib.closing(Run(config)) as run,
     ):
         if jax.process_count() == 1 and (name := stop.signal):
-            log.info("%s: stopped before %s was touched; the same command starts again", name, workdir)
+            log.info("%s: stopped before anything was written to %s; the same command starts again", name, workdir)
             return False
         with contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim:
             return fit(run, claim, stop)
@@ -113,7 +113,7 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         if stopping:
             checkpoints.wait()
             warn_of_slow_save(checkpoints.seconds, runlog)
-            runlog.say(f"{stopping}: saved step {step}; the same command goes on from there")
+            runlog.say(f"{stopping}: saved step {step}; the same command resumes")
             return False
         watch(run, state, step, workdir, runlog)
     return True

@@ -1,4 +1,4 @@
-"""Which steps of a run are complete: each has a manifest with the hashes of its files."""
+"""Manifests of a run's steps, with the hashes of all files: they decide which steps are complete."""
 
 import json
 import logging
@@ -19,12 +19,12 @@ ORBAX_KEYS |= {"item_handlers": (dict, str, NONE)}
 
 
 def step_directories(directory):
-    """The steps that have a directory, whole or not."""
+    """Returns the steps that have a directory, complete or not."""
     return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and is_step(path.name)]
 
 
 def is_step(name):
-    """Whether Orbax could have given a step's directory this name."""
+    """Whether this is a name that Orbax gives to a step's directory."""
     return name.isdecimal() and str(int(name)) == name
 
 
@@ -39,12 +39,12 @@ def manifest_digest(directory, step):
 
 
 def whole_steps(directory):
-    """The steps whose files are as their manifest says."""
+    """Returns the steps whose files match their manifest."""
     return [step for step in step_directories(directory) if not damage(Path(directory) / str(step))]
 
 
 def damage(path):
-    """What is wrong with the step directory at path, in a few words; None if it is complete."""
+    """Returns what is wrong with the step directory at path, or None if it is complete."""
     try:
         manifest = read_json(path / MANIFEST)
         if not manifest:
@@ -62,7 +62,7 @@ def damage(path):
 
 
 def move_damaged_metadata(directory):
-    """Moves Orbax's metadata of steps aside where they are damaged: without them Orbax reads a step just as well."""
+    """Renames damaged metadata of Orbax, which it does not need to read a step."""
     for step in step_directories(directory):
         path = Path(directory) / str(step) / REWRITTEN
         try:

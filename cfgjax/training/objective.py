@@ -13,8 +13,8 @@ from cfgjax.errors import UsageError
 from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res, takes_low_res_level
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
-LEVEL_BINS = 4  # of λ, in which a noise-aware classifier's accuracy is logged
-SHARE = "_share"  # suffix of a metric: the share of the batch that the metric without it was averaged over
+LEVEL_BINS = 4  # of λ; a noise-aware classifier's accuracy is logged for each
+SHARE = "_share"  # suffix of a metric: the share of the batch over which another metric was averaged
 
 
 class Objective(NamedTuple):
@@ -115,8 +115,8 @@ def classification(net):
 def noisy_classification(net, diffusion):
     """Cross-entropy −log p(c | z_λ), λ drawn as a diffusion model's; ADM (arXiv:2105.05233) section 4.
 
-    Logs the accuracy on the batch, and in each of LEVEL_BINS equal parts of u: accuracy_0 is that of the cleanest (0 if
-    none of the batch is there), accuracy_0_share the share of the batch that is there.
+    Logs the accuracy on the batch and in each of LEVEL_BINS equal parts of u: accuracy_0 is that of the cleanest (0 if
+    the batch has none), accuracy_0_share their share of the batch.
     """
     levels = diffusion.levels
 
@@ -141,7 +141,7 @@ def noisy_classification(net, diffusion):
 
 
 def masked_mean(values, mask):
-    """Mean of values [B] where mask [B] is true, 0 where it is true nowhere (never 0/0: JAX_DEBUG_NANS would stop)."""
+    """Mean of values [B] over a mask [B]; 0 for an empty mask, not 0/0, at which JAX_DEBUG_NANS would stop."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 

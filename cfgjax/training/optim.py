@@ -46,10 +46,6 @@ def make_optimizer(
     weight_decay: decoupled (AdamW only). clip_norm: global norm to which the gradients of the whole batch, after
     their mean over devices, are clipped; None for no clipping.
     """
-    bounds = {"b1": 0 <= b1 < 1, "b2": 0 <= b2 < 1, "learning_rate": learning_rate >= 0, "eps": eps > 0}
-    bounds |= {"weight_decay": weight_decay >= 0, "clip_norm": clip_norm is None or clip_norm > 0}
-    if wrong := [name for name, holds in bounds.items() if not holds]:
-        raise UsageError(f"optimizer.{wrong[0]} is {locals()[wrong[0]]}, outside its range")
     rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, decay_steps)
     if name == "adam" and weight_decay:
         raise UsageError(f"optimizer.weight_decay is {weight_decay}, which adam does not apply; use adamw")

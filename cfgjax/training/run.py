@@ -43,7 +43,7 @@ from cfgjax.workdir import read_config
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """config.train: how long, how much at a time, how often it is told.
+    """config.train: number of steps, batch size, logging interval.
 
     batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
     per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
@@ -58,11 +58,6 @@ class Pace:
     accumulate_steps: int = 1
     max_skipped_in_row: int = 10
     init_from: str | None = None
-
-    def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if name != "init_from" and value < 1:
-                raise UsageError(f"train.{name} is {value}; need at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

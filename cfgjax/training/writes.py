@@ -1,4 +1,4 @@
-"""The writes of a checkpoint while they are in progress: how much there is, and failures as soon as they happen."""
+"""Writes of a checkpoint in progress: their sizes, and failures as soon as they happen."""
 
 import contextlib
 import shutil
@@ -11,7 +11,7 @@ class SaveError(OSError):
 
 
 def save_error(step, error):
-    """error as a SaveError of one line, with the innermost reason of a chain of them."""
+    """Returns a SaveError of one line, with the innermost reason of an error."""
     return SaveError(f"saving step {step} failed: {' '.join(str(error).split()).rpartition(': ')[-1]}")
 
 
@@ -24,13 +24,13 @@ def check_space(directory, step, state):
 
 
 class Noticed:
-    """A future of Orbax that passes its exception to `notice` before it raises it."""
+    """Wraps a future of Orbax: passes its exception to `notice` before raising it."""
 
     def __init__(self, future, notice):
         self._future, self._notice = future, notice
 
     def result(self, timeout=None):
-        """Waits for the write. Raises what it raised."""
+        """Waits for the write. Raises its exception."""
         try:
             return self._future.result(timeout)
         except BaseException as e:
@@ -43,21 +43,21 @@ class Noticed:
 
 
 def noticing(handler, notice):
-    """The handler, made to pass the exception of a failed write to `notice` at once.
+    """Changes a handler to pass the exception of a failed write to `notice` at once, and returns it.
 
-    Orbax itself raises it only after a barrier, to which the processes that could write do not come.
+    Orbax itself raises the exception only after a barrier, which the other processes never reach.
     """
     save = handler.async_save
 
     async def async_save(*args, **kwargs):
         return [Noticed(future, notice) for future in await save(*args, **kwargs) or []]
 
-    setattr(handler, "async_save", async_save)  # noqa: B010  Orbax finds a subclass's arguments in no registry
+    setattr(handler, "async_save", async_save)  # noqa: B010  not a subclass: Orbax's registry would not know it
     return handler
 
 
 def sizes(paths):
-    """{path: bytes} of those that are there."""
+    """Returns {path: bytes} of the existing ones."""
     found = {}
     for path in paths:
         with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile

@@ -1,4 +1,4 @@
-"""Files of the format safetensors (github.com/huggingface/safetensors, its README)."""
+"""Reads safetensors files; the format is in the README of github.com/huggingface/safetensors."""
 
 import math
 import os
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from cfgjax.errors import UsageError
-from cfgjax.json_files import MAX_BYTES, check_type, parse_json
+from cfgjax.json_files import MAX_BYTES, check_keys, check_type, parse_json
 from cfgjax.weights.torch_files import STORAGES
 
 DTYPES = {
@@ -28,7 +28,7 @@ DTYPES = {
 def read_safetensors(path, file):
     """Returns {key: array} of an open file: the header's length, the header in JSON, and the arrays without gaps.
 
-    The header is checked as a whole before any array is read. Raises UsageError, or ValueError for damaged JSON.
+    Checks all of the header before it reads any array. Raises UsageError, or ValueError for damaged JSON.
     """
     (length,) = struct.unpack("<Q", file.read(8))
     size = os.fstat(file.fileno()).st_size - 8 - length
@@ -57,12 +57,9 @@ def read_safetensors(path, file):
 
 
 def check_entry(path, key, entry):
-    """Raises UsageError or ValueError unless a header's entry has a known dtype, and a shape that fills its bytes."""
+    """Raises UsageError or ValueError unless an entry of the header has a known dtype, and a shape of its bytes."""
     check_type(f"{key} in its header", entry, dict)
-    for name, kind in (("dtype", str), ("shape", list), ("data_offsets", list)):
-        if name not in entry:
-            raise ValueError(f"{key} in its header lacks {name!r}")
-        check_type(f"{name} of {key} in its header", entry[name], kind)
+    check_keys(entry, {"dtype": str, "shape": list, "data_offsets": list}, of=f" in its header's {key}")
     if entry["dtype"] not in DTYPES:
         raise UsageError(f"{path} holds {key} as {entry['dtype']}, which is not read")
     offsets, shape = entry["data_offsets"], tuple(entry["shape"])

@@ -1,4 +1,4 @@
-"""State dicts that are split over several files, with an index in JSON: `*.index.json` of Hugging Face."""
+"""Reads state dicts split over several files, with a JSON index: Hugging Face's `*.index.json`."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<ending>(\
 
 
 def shards_of(path):
-    """Returns {file name: keys that it must have} of an index.
+    """Returns {file name: its keys} of an index.
 
     Raises UsageError if the index is damaged, a shard is missing, or the folder has shards that it does not name.
     """
@@ -23,14 +23,14 @@ def shards_of(path):
     if not keys_of:
         raise UsageError(f"{path} is damaged: its weight_map is empty")
     if missing := sorted(name for name in keys_of if not (path.parent / name).is_file()):
-        raise UsageError(f"{path} names {len(keys_of)} shards, of which {', '.join(missing[:10])} missing")
+        raise UsageError(f"{path} names {len(keys_of)} shards, of which these are missing: {', '.join(missing[:10])}")
     if extra := extra_shards(path.parent, keys_of):
         raise UsageError(f"{path.parent} has shards that {path.name} does not name: {', '.join(extra[:10])}")
     return keys_of
 
 
 def extra_shards(folder, names):
-    """Returns the shards in a folder that belong to those named and are not among them, sorted."""
+    """Returns the shards in a folder that have the same stem as those in `names` but are not among them, sorted."""
     families = {(match["stem"], match["ending"]) for name in names if (match := SHARD.fullmatch(name))}
     found = [match for path in folder.iterdir() if (match := SHARD.fullmatch(path.name))]
     return sorted(m.string for m in found if (m["stem"], m["ending"]) in families and m.string not in names)

@@ -1,10 +1,10 @@
-"""State dicts from files of any of the known formats."""
+"""Reads state dicts from files of all known formats."""
 
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, one_line
 from cfgjax.files import read_npz
 from cfgjax.weights.safetensors import read_safetensors
 from cfgjax.weights.shards import read_shards
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
     @property
     def choice(self):
-        """Returns which state dict was taken, in words; "" if there was only one."""
+        """Returns text that names the state dict taken and those passed over; "" if there was only one."""
         if not self.passed_over:
             return ""
         return f"took {'.'.join(self.path)}, not {', '.join(self.passed_over)}"
@@ -51,7 +51,7 @@ def read_weights(path):
 
 
 def guarded(path, *, unwrapped=True):
-    """Returns the `Weights` in one file, all of it unless unwrapped; errors as in `read_weights`."""
+    """Returns the `Weights` in one file; errors as in `read_weights`. unwrapped: whether `unwrap` is applied."""
     try:
         with open(path, "rb") as file:
             return read(path, file, unwrap if unwrapped else lambda value: (value, (), ()))
@@ -60,7 +60,7 @@ def guarded(path, *, unwrapped=True):
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror or e}") from e
     except Exception as e:  # a damaged archive or pickle may raise anything
-        raise UsageError(f"cannot read {path}: {' '.join(str(e).split()) or type(e).__name__}") from e
+        raise UsageError(f"cannot read {path}: {one_line(e)}") from e
 
 
 def read(path, file, unwrap):

@@ -1,4 +1,4 @@
-"""PyTorch's files of tensors, read without PyTorch and without running what a pickle asks for."""
+"""Reads PyTorch's files of tensors, without PyTorch and without running code in a pickle."""
 
 import collections
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from cfgjax.errors import UsageError
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MAX_EXPANDED = 2**24  # elements of a tensor that has some of its storage's elements several times
+MAX_EXPANDED = 2**24  # elements of a tensor that repeats elements of its storage
 
 # torch's storage classes → dtypes of their little-endian elements
 STORAGES = {
@@ -51,7 +51,7 @@ def read_zip(path, archive, pickled):
 
 
 def read_legacy(path, file):
-    """Returns what `read_zip` does, of a file of torch before 1.6."""
+    """Returns the same as `read_zip` for a file of torch before 1.6."""
     magic, protocol, system = (Unpickler(path, file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise UsageError(f"{path} is a pickle, but not one of PyTorch's")
@@ -153,7 +153,7 @@ def arrays(path, tensors, read_storages):
 
 
 def fits(tensor):
-    """Whether every element of a tensor lies in its storage, and a large tensor has no element twice."""
+    """Whether every element of a tensor lies in its storage, and a large tensor is no larger than its storage."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         return False

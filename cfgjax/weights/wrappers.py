@@ -1,4 +1,4 @@
-"""What trainers put around a state dict: nested dicts such as {"model": …, "ema": …}, prefixes such as `module.`."""
+"""Removes what trainers wrap around a state dict: dicts such as {"model": …, "ema": …}, prefixes such as `module.`."""
 
 import math
 import re
@@ -9,16 +9,16 @@ MAX_DEPTH = 8
 
 
 def unwrap(value):
-    """Returns (the innermost state dict, path of names that led to it, names of other state dicts passed over).
+    """Returns (the innermost state dict, the names that lead to it, the names of other state dicts).
 
-    value: what a file holds: {name: array or anything that has a shape}, or such dicts inside of dicts. A prefix
-    that all arrays have counts as a dict of that name. Of several, averaged weights (EMA) are preferred.
+    value: content of a file: {name: array or any object with a shape}, or such dicts in dicts. A prefix of all arrays
+    counts as a dict of that name. Averaged weights (EMA) are preferred.
     """
     return _unwrap(value, 0) or (value, (), ())
 
 
 def _unwrap(value, depth):
-    """`unwrap`, or None where there is no array."""
+    """Returns the same as `unwrap`, or None if there is no array."""
     if not isinstance(value, dict) or depth > MAX_DEPTH:
         return None
     parts = inner_dicts(value)
@@ -30,7 +30,7 @@ def _unwrap(value, depth):
 
 
 def inner_dicts(value):
-    """Returns {name: dict} of what may be a state dict in value, the preferred first."""
+    """Returns {name: dict} of possible state dicts in value, in order of preference."""
     names = [name for name, inner in value.items() if isinstance(name, str) and isinstance(inner, dict)]
     known = [name for name in names if is_ema(name) or name in PLAIN]
     if not known and len(names) == 1 and not any(map(is_array, value.values())):
@@ -39,7 +39,7 @@ def inner_dicts(value):
 
 
 def by_prefix(value):
-    """Returns {prefix: dict} of a state dict whose arrays, counters aside, all have known prefixes; {} of others."""
+    """Splits a state dict by known prefixes into {prefix: dict}. Returns {} if an array, counters aside, has none."""
     parts: dict = {}
     for key, array in value.items():
         prefix, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
@@ -51,12 +51,12 @@ def by_prefix(value):
 
 
 def rank(name):
-    """The order in which names are preferred."""
+    """Returns a sort key: preferred names first."""
     return (0, 0) if is_ema(name) else (1, PLAIN.index(name) if name in PLAIN else len(PLAIN))
 
 
 def is_ema(name):
-    """Whether a name says that what it holds are averaged weights."""
+    """Whether a name is one for averaged weights."""
     return EMA.fullmatch(name.lower()) is not None
 
 

@@ -84,17 +84,17 @@ def test_a_port_that_is_taken_is_told():
 
 
 @pytest.mark.parametrize("host", ["", "127.0.0.1", "::1", "::"])
-def test_a_port_of_jax_that_is_taken_is_told_to_all_at_once(host):
+def test_a_port_of_jax_in_use_is_reported_to_all_at_once(host):
     port, begun = free_port(), time.monotonic()
     with socket.create_server((host, port + 1), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
         errors = meet((2, 0, FACTS), (2, 1, FACTS), address=f"localhost:{port}")
     for error in errors:
         assert isinstance(error, UsageError)
-        assert f"process 0 cannot listen at port {port + 1}, which jax takes: Address already in use" in str(error)
+        assert f"process 0 cannot listen at port {port + 1}, which jax needs: Address already in use" in str(error)
     assert time.monotonic() - begun < 3
 
 
-def test_a_port_of_jax_is_nobody_elses_until_it_is_used():
+def test_the_port_of_jax_is_reserved_until_it_is_used():
     meetings = meet((2, 0, FACTS), (2, 1, FACTS))
     address = meetings[0].jax_address
     for host in ("", "127.0.0.1"):

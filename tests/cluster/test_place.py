@@ -117,7 +117,7 @@ def test_an_address_of_a_place_has_a_host_and_a_port(address, host, port, jax):
         ({"CFGJAX_COORDINATOR": ""}, "coordinator ''; need HOST:PORT"),
     ],
 )
-def test_variables_that_cannot_be_are_told_and_not_taken_for_a_process_alone(variables, told):
+def test_invalid_variables_are_errors_and_not_taken_for_a_single_process(variables, told):
     whole = {"CFGJAX_COORDINATOR": "a:1", "CFGJAX_NUM_PROCESSES": "2", "CFGJAX_PROCESS_ID": "1"}
     environ = {name: value for name, value in (whole | variables).items() if value is not None}
     with pytest.raises(UsageError, match=told):

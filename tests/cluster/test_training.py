@@ -89,7 +89,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsew
         ends = finish_all(processes)
         assert [code for code, _, _ in ends] == [75] * count, ends
         assert time.monotonic() - asked < 30
-        saved = re.search(rf"{number.name}: saved step (\d+); the same command goes on from there$", ends[0][1].strip())
+        saved = re.search(rf"{number.name}: saved step (\d+); the same command resumes$", ends[0][1].strip())
         assert saved and (workdir / "checkpoints" / saved[1]).is_dir()
         for _, out, _ in ends[1:]:  # the first alone speaks
             assert [line for line in out.splitlines() if not line.startswith("[Gloo]")] == []

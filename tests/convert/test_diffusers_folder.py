@@ -1,4 +1,4 @@
-"""The weights in a folder of diffusers are found whatever their variant, and in a pipeline."""
+"""Weights in a folder of diffusers are found in any variant, and in a pipeline."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_the_best_of_the_weights_is_taken(names, tmp_path):
 
 
 def test_a_network_a_pipeline_and_its_averages_are_found(tmp_path):
-    with pytest.raises(UsageError, match="is no folder of diffusers: there is no .*config.json"):
+    with pytest.raises(UsageError, match="is not a folder of diffusers: there is no .*config.json"):
         network_folder(tmp_path)
     (tmp_path / "model_index.json").touch()
     with pytest.raises(UsageError, match="is a pipeline of diffusers without unet/config.json"):

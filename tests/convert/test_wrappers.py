@@ -1,4 +1,4 @@
-"""State dicts are found inside of what trainers put around them, averaged weights first, and shards are joined."""
+"""State dicts are found inside the dicts and prefixes of trainers, averaged weights first, and shards are joined."""
 
 import json
 
@@ -166,6 +166,6 @@ def test_an_index_that_does_not_fit_is_reported_in_one_line(index, weight_map, e
         read_state_dict(index(weight_map))
 
 
-def test_an_index_that_is_not_there_is_reported(tmp_path):
+def test_a_missing_index_is_reported(tmp_path):
     with pytest.raises(UsageError, match=r"cannot read .*none\.index\.json: No such file"):
         read_state_dict(tmp_path / "none.index.json")

@@ -1,4 +1,4 @@
-"""Prepared sets whose files are damaged: one line that names the file, and what can be made again is made again."""
+"""Damaged files of prepared sets are errors of one line with the file's name, or are made again if possible."""
 
 import json
 import shutil
@@ -155,7 +155,7 @@ def test_verifying_finds_a_changed_byte_wherever_it_is(folder, capsys):
             run(["prepare", "--verify", str(folder / "set")])
         path.write_bytes(whole)
     relabelled(folder)
-    with pytest.raises(OSError, match=r"label\.npy is not as it was written"):
+    with pytest.raises(OSError, match=r"label\.npy does not match its hash"):
         run(["prepare", "--verify", str(folder / "set")])
 
 
@@ -169,7 +169,7 @@ def test_sets_of_the_first_format_are_read_and_verified(folder):
     assert np.array_equal(data.images(np.arange(COUNT)), np.load(folder / "a.npz")["image"])
     assert run(["prepare", "--verify", str(folder / "set")]) == 0
     relabelled(folder)
-    with pytest.raises(OSError, match="not as it was written"):
+    with pytest.raises(OSError, match="does not match its hash"):
         run(["prepare", "--verify", str(folder / "set")])
 
 

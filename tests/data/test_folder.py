@@ -1,4 +1,4 @@
-"""Folders of images: each file once whatever links there are, names of any bytes, classes ordered by their numbers."""
+"""Folders of images: each file once in spite of links, names of any bytes, classes ordered by numbers."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_each_file_is_an_example_of_its_class_once(name, tmp_path, caplog):
     assert ("passed over" in caplog.text) == passed_over
 
 
-def test_what_is_passed_over_is_listed_and_prepared_sets_are_as_without(tmp_path, capsys):
+def test_files_passed_over_are_listed_and_do_not_change_the_set(tmp_path, capsys):
     root = write_folder(tmp_path / "images")
     for name in ("itself", "a pipe", "nothing"):
         ADDED[name][0](root)
@@ -162,7 +162,7 @@ def test_a_terminal_that_knows_ascii_only_is_enough(tmp_path):
         (("1", "01", "2"), ("01", "1", "2"), False),
     ],
 )
-def test_classes_named_by_numbers_are_ordered_by_them_if_asked(names, numeric, out_of_order, tmp_path):
+def test_classes_named_by_numbers_are_ordered_by_them_on_request(names, numeric, out_of_order, tmp_path):
     root = write_folder(tmp_path / "images", classes=names, count=1)
     by_name, by_number = list_folder(root), list_folder(root, "numeric")
     assert by_name.classes == tuple(sorted(names)) and by_number.classes == numeric

@@ -1,4 +1,4 @@
-"""The pixels of image files of every kind are those that the file means, and files that cannot be read say why."""
+"""Pixels of image files follow their format's specification, and unreadable files give a reason."""
 
 import io
 import itertools
@@ -101,7 +101,7 @@ def test_a_colour_tiff_is_read_right(order):
 def test_samples_whose_range_is_not_known_are_refused(dtype, sample_format):
     samples = np.ones((8, 8, 1), f"<{dtype}")
     bits = 8 * samples.dtype.itemsize
-    with pytest.raises(ValueError, match="black and white are not known"):
+    with pytest.raises(ValueError, match="black and white are unknown"):
         decode(tiff(samples.astype(np.uint8) if bits == 8 else samples, bits=bits, photometric=1, t339=[sample_format]))
 
 
@@ -155,7 +155,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_it_is_noted(kind):
     assert "of several frames or pages, the first taken" in decode(data)[1]
 
 
-def test_what_a_gif_leaves_transparent_is_white():
+def test_transparent_pixels_of_a_gif_are_white():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.paste(0, (0, 0, 4, 8))
@@ -163,7 +163,7 @@ def test_what_a_gif_leaves_transparent_is_white():
     assert (found[:, :4] == (10, 20, 30)).all() and (found[:, 4:] == 255).all()
 
 
-def test_what_the_first_frame_of_a_gif_does_not_cover_is_white():
+def test_pixels_outside_the_first_frame_of_a_gif_are_white():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([10, 20, 30, 40, 50, 60])
     data = bytearray(encoded(image, "GIF"))
@@ -285,7 +285,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_why_a_file_cannot_be_read_is_the_same_each_time(name):
+def test_the_reason_why_a_file_cannot_be_read_is_reproducible(name):
     reasons = set()
     for _ in range(2):
         with pytest.raises(Exception) as raised:  # noqa: PT011  decoders raise what they like

@@ -338,7 +338,7 @@ def test_the_advised_evaluation_is_of_a_run_in_the_sweep(name, tmp_path):
 def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
     (tmp_path / "w=0.5").mkdir()
     (tmp_path / "w=0.5.log").touch()
-    with pytest.raises(UsageError, match="no evaluation in .* has ended.*cfgjax sweep"):
+    with pytest.raises(UsageError, match="no evaluation in .* is complete.*cfgjax sweep"):
         compare(tmp_path)
 
 
@@ -350,7 +350,7 @@ def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
             "{tmp}/empty",
             "{tmp}/empty has no frontier.json; a run, evaluate it first: cfgjax evaluate --workdir={tmp}/e",
         ),
-        ("{tmp}/none", "{tmp}/none is no file or folder"),
+        ("{tmp}/none", "{tmp}/none does not exist"),
         ("{tmp}/broken.json", "{tmp}/broken.json is damaged"),
         ("{tmp}/list.json", "{tmp}/list.json is damaged"),
         ("{tmp}/rows.json", "{tmp}/rows.json is not what cfgjax evaluate writes"),

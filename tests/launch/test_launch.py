@@ -139,7 +139,7 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"kubernetes --image=i --claim=c -- {TRAIN}", "--hosts must be given"),
         (
             f"kubernetes --image=i --claim=c --hosts=2 -- {TRAIN}",
-            "--workdir=runs/digits is not below --mount=/runs: it would end with its pod",
+            "--workdir=runs/digits is not below --mount=/runs, and would be lost with its pod",
         ),
         (
             f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --tpus_per_host=4 --tpu_topology=4x4 "

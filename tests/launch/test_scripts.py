@@ -1,4 +1,4 @@
-"""Values arrive as given or are refused in one line: generated scripts run in a real shell, over hostile values.
+"""Hostile values in generated scripts, run in a real shell, arrive unchanged or are refused in one line.
 
 Programs of clusters are replaced by ones that record their words. What sbatch and Kubernetes do to a text, which no
 program here does, is done by functions of this file.
@@ -217,7 +217,7 @@ def clouded(capsys, launcher, flag):
 
 @pytest.mark.parametrize("launcher", ["slurm", "tpu_vm"])
 @pytest.mark.parametrize("value", ["a\nb", "a\0b", "a\\", "it's", 'say "x', "\udc80"], ids=short)
-def test_a_setup_is_one_whole_line_of_shell(value, launcher, capsys):
+def test_a_setup_is_one_complete_line_of_shell(value, launcher, capsys):
     assert clouded(capsys, launcher, f"--setup={value}") is None
     whole = "module load 'cuda 12' && export X=\"$(echo 1)\"  # it's"
     assert whole in clouded(capsys, launcher, f"--setup={whole}").replace("'\"'\"'", "'")

@@ -61,7 +61,7 @@ def test_devices_that_do_not_go_together_with_the_config_are_told(flags, told):
         ("--devices=0", "flag --devices=0"),
         ("", "--devices must be given"),
         ("--devices=8 --scratch=x", "--scratch is given without --run"),
-        ("--devices=8 --run --scratch=nowhere", "--scratch=nowhere: it is no folder that can be written"),
+        ("--devices=8 --run --scratch=nowhere", "--scratch=nowhere: need a folder that can be written"),
         ("--devices=8 --json=nowhere/x.json", "--json=nowhere/x.json: it cannot be written"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_damaged_step_is_never_loaded_for_sampling(saved, harm):
         restore_params(saved, "0.9", step=30)
 
 
-def test_the_steps_that_there_are_are_listed_newest_first(tmp_path):
+def test_steps_are_listed_newest_first(tmp_path):
     for step in (20, 100, 5):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
     with pytest.raises(UsageError, match=r"no step 7 in .* it has 100, 20, 5\Z"):

@@ -48,7 +48,7 @@ SLOW = ("learned variance", "noisy classifier")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS])
-def test_nothing_is_not_a_number_in_training_and_sampling(name, debug_nans):
+def test_training_and_sampling_compute_no_nan(name, debug_nans):
     config = CONFIGS[name]()
     run = Run(config, jax.devices()[:1])
     state, empty = create_state(run.build_state, run.mesh), 0

@@ -93,8 +93,3 @@ def test_warm_up_forgets_the_start_sooner_and_ends_at_the_rate():
     assert np.isclose(once(0, True), 1 / 10)
     assert once(0, True) < once(20, True) < once(0, False)
     assert np.isclose(once(10_000, True), 0.99)
-
-
-def test_rates_outside_the_unit_interval_are_told():
-    with pytest.raises(UsageError, match=r"ema.rates has 1.0"):
-        ema.init({}, (0.5, 1.0))
