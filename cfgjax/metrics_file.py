@@ -4,7 +4,7 @@ import json
 import logging
 
 from cfgjax.files import writing
-from cfgjax.json_files import parse_json
+from cfgjax.json_files import check_keys, parse_json
 
 log = logging.getLogger("cfgjax")
 
@@ -18,12 +18,13 @@ def metrics_line(step, metrics):
 
 
 def step_of(line):
-    """Returns the step of a line, bytes; None for a damaged one."""
+    """Returns the step of a line, bytes; None for a damaged one, such as one with a metric that is not a number."""
     try:
-        step = parse_json(line, keys={"step": int})["step"]
+        metrics = parse_json(line, keys={"step": int})
+        check_keys(metrics, dict.fromkeys(metrics, float))
     except ValueError:
         return None
-    return step if step >= 0 else None
+    return metrics["step"] if metrics["step"] >= 0 else None
 
 
 def last_logged_step(workdir):

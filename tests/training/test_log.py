@@ -47,7 +47,7 @@ def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path, monkeypatch):
     assert not log.has(30, "step")
 
 
-LINES = [json.dumps({"step": n, "loss": 0.5, "note": "é"}) for n in (10, 10, 20, 30)]
+LINES = [json.dumps({"step": n, "loss": 0.5, "é": 1.0}) for n in (10, 10, 20, 30)]
 DAMAGED = {
     "a flipped bit": bytes([LINES[1].encode()[0] ^ 1]) + LINES[1].encode()[1:],
     "not UTF-8": b'{"step": 10, "loss": 0.\xb5}',
@@ -70,6 +70,10 @@ DAMAGED = {
     "two lines in one": b'{"step": 10}{"step": 10}',
     "a repeated key": b'{"step": 10, "step": 10}',
     "torn": b'{"step": 1',
+    "a metric that is null": b'{"step": 10, "loss": null}',
+    "a metric that is a string": b'{"step": 10, "loss": "1.0"}',
+    "a metric that is a list": b'{"step": 10, "loss": [1.0]}',
+    "a metric that is true": b'{"step": 10, "loss": true}',
     "a form feed": b'{"step": \x0c10\x0b}',
 }
 
