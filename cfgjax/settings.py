@@ -68,6 +68,7 @@ NOT_NEGATIVE = real("a finite number of at least 0", lambda v: v >= 0)
 BELOW_ONE = real("a number in [0, 1)", lambda v: 0 <= v < 1)
 SHARE = real("a number in [0, 1]", lambda v: 0 <= v <= 1)
 COUNT = integer(1)
+WIDTH = integer(1, 2**16)  # of a layer: XLA aborts the process where the size of an array overflows
 NUMBERS = several(NUMBER, "a non-empty tuple of finite numbers")
 
 SETTINGS: dict[str, Kind] = {
@@ -92,12 +93,12 @@ SETTINGS: dict[str, Kind] = {
     "data.stds": several(POSITIVE, "a tuple of finite numbers above 0"),
     "data.weights": several(NOT_NEGATIVE, "a tuple of finite numbers of at least 0"),
     "model.name": TEXT,
-    "model.channels": COUNT,
+    "model.channels": WIDTH,
     "model.multipliers": several(POSITIVE, "a non-empty tuple of finite numbers above 0"),
     "model.depth": integer(1, 1000),
     "model.attention_resolutions": several(COUNT, "a tuple of integers of at least 1", least=0),
-    "model.num_heads": COUNT | NONE,
-    "model.head_channels": COUNT | NONE,
+    "model.num_heads": WIDTH | NONE,
+    "model.head_channels": WIDTH | NONE,
     "model.legacy_attention_order": YES_NO,
     "model.scale_shift": YES_NO,
     "model.resblock_resample": YES_NO,
@@ -112,8 +113,8 @@ SETTINGS: dict[str, Kind] = {
     "model.fused_attention": YES_NO,
     "model.remat": TEXT,
     "model.pool": TEXT,
-    "model.num_features": COUNT,
-    "model.width": COUNT,
+    "model.num_features": WIDTH,
+    "model.width": WIDTH,
     "diffusion.schedule": TEXT | NONE,
     "diffusion.logsnr_min": NUMBER | NONE,
     "diffusion.logsnr_max": NUMBER | NONE,
@@ -160,7 +161,7 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.num_steps": integer(2),
     "evaluate.batch_size": COUNT,
     "evaluate.label_policy": TEXT,
-    "evaluate.features": TEXT,
+    "evaluate.features": one_of("classifier", "inception", "mixture"),
     "evaluate.classifier": TEXT | NONE,
     "evaluate.reference": TEXT | NONE,
     "evaluate.every_steps": COUNT | NONE,

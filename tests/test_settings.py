@@ -83,7 +83,6 @@ WORDS = [
     "sample.sampler",
     "sample.num_steps",
     "evaluate.label_policy",
-    "evaluate.features",
     "evaluate.classifier",
     "evaluate.reference",
 ]
@@ -190,6 +189,8 @@ def test_a_section_that_is_none_is_named(section, wrong):
         "optimizer.warmup_steps=-5",
         "optimizer.learning_rate=inf",
         "model.channels=0",
+        f"model.channels={2**31 - 1}",
+        "evaluate.features=clip",
         "model.dropout=1.0",
         "model.dtype=float64",
         "diffusion.logsnr_max=inf",
