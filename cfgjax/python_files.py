@@ -5,7 +5,7 @@ import sys
 import types
 from pathlib import Path
 
-from cfgjax.errors import UsageError
+from cfgjax.errors import UsageError, printable
 
 MAX_CHARACTERS = 300  # of an error's own text
 
@@ -73,8 +73,8 @@ def cause(error):
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
     try:
-        text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
-    except Exception:  # whose text cannot be made
+        text = printable(" ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split()))
+    except BaseException:  # whose text cannot be made: __str__ may raise anything, SystemExit included
         text = ""
     if len(text) > MAX_CHARACTERS:
         text = f"{text[:MAX_CHARACTERS]}…"
