@@ -56,7 +56,7 @@ def test_devices_that_do_not_go_together_with_the_config_are_told(flags, told):
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_config_without_a_section_is_told(tmp_path, section):
     path = tmp_path / "mine.py"
-    config = {name: {} for name in SECTIONS if name != section}
+    config = {name: 0 if name == "seed" else {} for name in SECTIONS if name != section}
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
     with pytest.raises(UsageError, match=f"lacks the sections {section}$"):
         preflight(["cfgjax preflight", f"--config={path}", "--devices=1"])
