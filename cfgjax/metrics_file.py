@@ -3,7 +3,7 @@
 import json
 import logging
 
-from cfgjax.files import writing
+from cfgjax.files import reading, writing
 from cfgjax.json_files import check_keys, parse_json
 
 log = logging.getLogger("cfgjax")
@@ -33,8 +33,11 @@ def last_logged_step(workdir):
 
 
 def read_lines(path):
-    """Returns the lines of a file, bytes, without blank ones."""
-    return [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.exists() else []
+    """Returns the lines of a file, bytes, without blank ones; none if there is no such file."""
+    if not path.exists():
+        return []
+    with reading(path) as file:
+        return [line for line in file.read().split(b"\n") if line.strip()]
 
 
 def split_lines(workdir, last_step):

@@ -1,10 +1,12 @@
 import json
+import os
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from cfgjax.errors import UsageError
 from cfgjax.progress import clock
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
@@ -96,6 +98,13 @@ def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, ki
         assert log.has(20, "loss")
     (record,) = caplog.records
     assert "1 damaged line" in record.getMessage() and aside.name in record.getMessage()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_metrics_that_are_no_file_are_reported(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UsageError, match="metrics.jsonl"):
+        RunLog(tmp_path, 20, 30, 1)
 
 
 def test_many_damaged_lines_are_counted_in_one_warning(tmp_path, caplog):
