@@ -119,8 +119,7 @@ def read_npy(path):
 def reading(path):
     """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name."""
     try:
-        if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
-            raise ValueError("it is not a regular file")
+        check_regular(path)
         with open(path, "rb") as file:
             yield file
     except UsageError:
@@ -131,6 +130,12 @@ def reading(path):
         raise UsageError(f"cannot read {path}: it needs more memory than there is") from e
     except Exception as e:  # a damaged archive or header may raise anything
         raise UsageError(f"cannot read {path}: {one_line(e, 300)}") from e
+
+
+def check_regular(path):
+    """Raises ValueError for a fifo, a device or a socket, whose opening or reading may never end."""
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is not a regular file")
 
 
 def check_entries(archive):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from cfgjax.errors import UsageError
-from cfgjax.files import writing
+from cfgjax.files import check_regular, writing
 
 MAX_BYTES = 256 * 2**20
 MAX_DEPTH = 64
@@ -31,6 +31,7 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
     """
     advice = f"; {remedy}" if remedy else ""
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:

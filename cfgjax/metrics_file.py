@@ -3,8 +3,8 @@
 import json
 import logging
 
-from cfgjax.files import writing
-from cfgjax.json_files import parse_json
+from cfgjax.files import reading, writing
+from cfgjax.json_files import check_keys, parse_json
 
 log = logging.getLogger("cfgjax")
 
@@ -18,12 +18,13 @@ def metrics_line(step, metrics):
 
 
 def step_of(line):
-    """Returns the step of a line, bytes, or None if the line is damaged."""
+    """Returns the step of a line, bytes, or None if the line is damaged: not JSON, or a metric that is no number."""
     try:
-        step = parse_json(line, keys={"step": int})["step"]
+        metrics = parse_json(line, keys={"step": int})
+        check_keys(metrics, dict.fromkeys(metrics, float))
     except ValueError:
         return None
-    return step if step >= 0 else None
+    return metrics["step"] if metrics["step"] >= 0 else None
 
 
 def last_logged_step(workdir):
@@ -33,7 +34,10 @@ def last_logged_step(workdir):
 
 def read_lines(path):
     """Returns the lines of a file as bytes, without blank ones; [] if there is no file."""
-    return [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.exists() else []
+    if not path.exists():
+        return []
+    with reading(path) as file:
+        return [line for line in file.read().split(b"\n") if line.strip()]
 
 
 def split_lines(workdir, last_step):

@@ -5,7 +5,7 @@ import sys
 import types
 from pathlib import Path
 
-from cfgjax.errors import UsageError, one_line
+from cfgjax.errors import UsageError, one_line, printable
 
 MAX_CHARACTERS = 300  # of an error's own text
 
@@ -74,6 +74,6 @@ def cause(error):
     name = type(error).__name__
     try:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
-    except Exception:  # raised by the error's own __str__
+    except BaseException:  # raised by the error's own __str__, SystemExit included
         text = ""
-    return f"{name}: {one_line(text, MAX_CHARACTERS)}" if text.strip() else name
+    return f"{name}: {printable(one_line(text, MAX_CHARACTERS))}" if text.strip() else name

@@ -6,6 +6,7 @@ The code that builds a network, a process or a data source checks which keys it 
 import dataclasses
 import math
 import numbers
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import ml_collections
 from cfgjax.errors import UsageError, one_line
 
 MAX_INT = 2**31 - 1  # steps are counted in int32
+MAX_PER_CELL = 10_000  # samples in a cell of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ def integer(low=0, high=MAX_INT):
     return Kind(text, lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and low <= v <= high)
 
 
-def real(text="a finite number", within: Callable[[float], bool] = lambda v: True):
-    """A finite number for which `within` holds; `text` describes it."""
-    number = lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool) and finite(v)
-    return Kind(text, lambda v: number(v) and within(float(v)))
+def real(text="a number that is finite in float32", within: Callable[[float], bool] = lambda v: True):
+    """A number that is finite in float32, in which it is used, and for which `within` holds there; `text` describes it."""
+    number = lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool)
+    return Kind(text, lambda v: number(v) and math.isfinite(in_float32(v)) and within(in_float32(v)))
 
 
 def several(kind, text, *, least=1, lengths=None):
@@ -50,24 +52,24 @@ def one_of(*values):
     return Kind(" or ".join(map(repr, values)), lambda v: isinstance(v, str) and v in values)
 
 
-def finite(value):
-    """Whether a number is finite also as a float: 10**400 is not."""
+def in_float32(value):
+    """Returns a number rounded to float32: 1e39 and 10**400 are infinite, 1e-50 is 0, 1 - 1e-9 is 1."""
     try:
-        return math.isfinite(value)
+        return struct.unpack("f", struct.pack("f", value))[0]
     except OverflowError:
-        return False
+        return math.inf
 
 
 NONE = Kind("None", lambda v: v is None)
 YES_NO = Kind("True or False", lambda v: isinstance(v, bool))
 TEXT = Kind("a non-empty string without NUL", lambda v: isinstance(v, str) and bool(v.strip()) and "\0" not in v)
 NUMBER = real()
-POSITIVE = real("a finite number above 0", lambda v: v > 0)
-NOT_NEGATIVE = real("a finite number of at least 0", lambda v: v >= 0)
-AT_LEAST_ONE = real("a finite number of at least 1", lambda v: v >= 1)
-BELOW_ONE = real("a number in [0, 1)", lambda v: 0 <= v < 1)
+POSITIVE = real("a number that is finite and above 0 in float32", lambda v: v > 0)
+NOT_NEGATIVE = real("a number of at least 0 that is finite in float32", lambda v: v >= 0)
+BELOW_ONE = real("a number in [0, 1) in float32", lambda v: 0 <= v < 1)
 SHARE = real("a number in [0, 1]", lambda v: 0 <= v <= 1)
 COUNT = integer(1)
+WIDTH = integer(1, 2**16)  # of a layer: XLA aborts the process where the size of an array overflows
 NUMBERS = several(NUMBER, "a non-empty tuple of finite numbers")
 ALL_LEFT = Kind("-1 (all that are left)", lambda v: v == -1 and isinstance(v, numbers.Integral))
 
@@ -76,13 +78,13 @@ SETTINGS: dict[str, Kind] = {
     "data.source": TEXT,
     "data.split": TEXT,
     "data.path": TEXT,
-    "data.num_classes": COUNT,
+    "data.num_classes": integer(1, 2**20),
     "data.image_shape": several(COUNT, "a tuple of 1 or 3 integers of at least 1", lengths=(1, 3)),
     "data.random_flip": YES_NO,
     "data.random_crop": real("a share of the side in (0, 1]", lambda v: 0 < v <= 1),
     "data.low_res_size": COUNT | NONE,
     "data.num_workers": integer(0, 1024),
-    "data.worker_timeout_seconds": AT_LEAST_ONE,
+    "data.worker_timeout_seconds": real("a number of seconds in [1, 10⁹]", lambda v: 1 <= v <= 1e9),
     "data.crop": TEXT | NONE,
     "data.class_order": TEXT,
     "data.data_dir": TEXT | NONE,
@@ -93,12 +95,12 @@ SETTINGS: dict[str, Kind] = {
     "data.stds": several(POSITIVE, "a tuple of finite numbers above 0"),
     "data.weights": several(NOT_NEGATIVE, "a tuple of finite numbers of at least 0"),
     "model.name": TEXT,
-    "model.channels": COUNT,
+    "model.channels": WIDTH,
     "model.multipliers": several(POSITIVE, "a non-empty tuple of finite numbers above 0"),
     "model.depth": integer(1, 1000),
     "model.attention_resolutions": several(COUNT, "a tuple of integers of at least 1", least=0),
-    "model.num_heads": COUNT | NONE,
-    "model.head_channels": COUNT | NONE,
+    "model.num_heads": WIDTH | NONE,
+    "model.head_channels": WIDTH | NONE,
     "model.legacy_attention_order": YES_NO,
     "model.scale_shift": YES_NO,
     "model.resblock_resample": YES_NO,
@@ -113,8 +115,8 @@ SETTINGS: dict[str, Kind] = {
     "model.fused_attention": YES_NO,
     "model.remat": TEXT,
     "model.pool": TEXT,
-    "model.num_features": COUNT,
-    "model.width": COUNT,
+    "model.num_features": WIDTH,
+    "model.width": WIDTH,
     "diffusion.schedule": TEXT | NONE,
     "diffusion.logsnr_min": NUMBER | NONE,
     "diffusion.logsnr_max": NUMBER | NONE,
@@ -151,7 +153,7 @@ SETTINGS: dict[str, Kind] = {
     "sample.every_steps": COUNT,
     "sample.labels": several(integer(0), "a non-empty tuple of integers of at least 0"),
     "sample.guidance": NUMBERS,
-    "sample.per_cell": COUNT,
+    "sample.per_cell": integer(1, MAX_PER_CELL),
     "sample.num_steps": integer(2) | TEXT,
     "sample.sampler": TEXT,
     "sample.v": SHARE | NONE,
@@ -161,7 +163,7 @@ SETTINGS: dict[str, Kind] = {
     "evaluate.num_steps": integer(2),
     "evaluate.batch_size": COUNT,
     "evaluate.label_policy": TEXT,
-    "evaluate.features": TEXT,
+    "evaluate.features": one_of("classifier", "inception", "mixture"),
     "evaluate.classifier": TEXT | NONE,
     "evaluate.reference": TEXT | NONE,
     "evaluate.every_steps": COUNT | NONE,
@@ -170,8 +172,8 @@ SETTINGS: dict[str, Kind] = {
     "mesh.data": COUNT | ALL_LEFT,
     "mesh.fsdp": COUNT | ALL_LEFT,
     "mesh.slices": COUNT,
-    "cluster.timeout_seconds": real("a finite number of at least 2", lambda v: v >= 2),
-    "cluster.start_timeout_seconds": AT_LEAST_ONE,
+    "cluster.timeout_seconds": real("a number of seconds in [2, 10⁹]", lambda v: 2 <= v <= 1e9),
+    "cluster.start_timeout_seconds": real("a number of seconds in [1, 10⁹]", lambda v: 1 <= v <= 1e9),
 }
 SECTIONS = {key.partition(".")[0] for key in SETTINGS if "." in key}
 

@@ -56,15 +56,15 @@ def read_config(workdir):
     return config
 
 
-def check_complete(config, names):
-    """Raises ValueError unless a config has the sections of these names, and in them the keys of REQUIRED."""
+def check_complete(config, names, what="it"):
+    """Raises UsageError unless a config, called `what`, has the sections of these names, and their keys of REQUIRED."""
     missing = [name for name in names if name not in config and name not in LATER_SECTIONS]
     if missing:
-        raise ValueError(f"it lacks the sections {', '.join(missing)}")
+        raise UsageError(f"{what} lacks the sections {', '.join(missing)}")
     for section in set(names) & set(REQUIRED):
         absent = [key for key in REQUIRED[section] if key not in config[section]]
         if absent:
-            raise ValueError(f"it lacks {section}.{absent[0]}")
+            raise UsageError(f"{what} lacks {section}.{absent[0]}")
 
 
 def read_data_hash(workdir):

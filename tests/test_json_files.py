@@ -70,6 +70,7 @@ def test_a_hash_finds_every_changed_character(tmp_path):
 def test_a_missing_file_raises_file_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none.json")
-    for path in (tmp_path, "a\0b"):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, "a\0b", tmp_path / "fifo", "/dev/zero"):
         with pytest.raises(UsageError, match="cannot read"):
             read_json(path)

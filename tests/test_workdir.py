@@ -9,7 +9,7 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config
 
 import cfgjax
-from cfgjax import processes
+from cfgjax import cli, processes
 from cfgjax.commands.sample import rows
 from cfgjax.config import check_resumable, from_dict, load_file, to_json
 from cfgjax.errors import UsageError, printable
@@ -117,3 +117,16 @@ def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
     other[section][name] = value
     with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not fit"):
         check_params("run", from_dict(other), params)
+
+
+@pytest.mark.parametrize("key", [None, "source", "num_classes", "image_shape", "means", "stds", "weights"])
+def test_a_config_without_its_data_is_one_line(tmp_path, key):
+    config = mixture_config().to_dict()
+    if key is None:
+        del config["data"]
+    else:
+        del config["data"][key]
+    path = tmp_path / "mine.py"
+    path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
+    with pytest.raises(UsageError, match=rf"lacks .*{key or 'data'}"):
+        cli.run(["evaluate", "--make_reference", f"--config={path}", f"--out={tmp_path}/x.npz"])

@@ -215,13 +215,13 @@ def planned(given):
 
 def closed_form(work, plan):
     """`tilted_frontier` for a run on a mixture of one or two dimensions, else nothing."""
-    from cfgjax.data.sources import toy_mixture
+    from cfgjax.data.sources import mixture_of
     from cfgjax.evaluation.tilted import MOST_DIMENSIONS, tilted_frontier
 
     data = work.model.config.data
     if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
         return ()
-    return tilted_frontier(toy_mixture(data.means, data.stds, data.weights), plan.guidance)
+    return tilted_frontier(mixture_of(data), plan.guidance)
 
 
 def make_reference(given):
@@ -239,9 +239,10 @@ def make_reference(given):
     from cfgjax.evaluation.features import load_networks
     from cfgjax.evaluation.reference import of_dataset
     from cfgjax.progress import Progress
-    from cfgjax.workdir import read_config
+    from cfgjax.workdir import check_complete, read_config
 
     config = given.config or read_config(given.workdir)
+    check_complete(config, ("data",), "the config")
     open_devices()
     network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
     split = {} if given.split is None else {"split": given.split}

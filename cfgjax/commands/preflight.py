@@ -7,7 +7,7 @@ import sys
 from absl import flags
 
 from cfgjax.commands.common import check_writable, no_arguments, required
-from cfgjax.config import call, config_path, define_flag, parse_flags
+from cfgjax.config import call, check_sections, config_path, define_flag, parse_flags
 from cfgjax.devices import import_jax
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
@@ -37,10 +37,12 @@ def preflight(argv):
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # so that the partitioner prints its complaints, which are counted
     import_jax()
 
+    from cfgjax.network import sections
     from cfgjax.preflight.sizes import parse_bytes
     from cfgjax.sharding import parse_mesh
 
     config = given.config
+    check_sections(config, sections(config))
     config.mesh.update(parse_mesh(given.mesh))
     hbm = None if given.hbm is None else parse_bytes(given.hbm)
     use_virtual_devices(given.devices)

@@ -24,8 +24,7 @@ from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
 from cfgjax.paths import define_path
-
-MAX_PER_CELL = 10_000
+from cfgjax.settings import MAX_PER_CELL
 
 
 def sample(argv):

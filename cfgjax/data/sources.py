@@ -43,6 +43,14 @@ def toy_mixture(means, stds, weights):
         raise UsageError(f"config.data: {e}") from e
 
 
+def mixture_of(data):
+    """The GaussianMixture of a config's section `data`. Raises UsageError where that lacks its parameters."""
+    names = ("means", "stds", "weights")
+    if missing := [name for name in names if name not in data]:
+        raise UsageError(f"config.data lacks {', '.join(missing)}")
+    return toy_mixture(*(data[name] for name in names))
+
+
 def npz(*, path, crop=None):
     """Arrays `image` and `label` of a .npz file; as `Dataset` has them, NHWC. Pickled objects are never loaded.
 

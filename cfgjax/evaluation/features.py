@@ -10,7 +10,7 @@ import numpy as np
 
 from cfgjax.classifier import params_digest
 from cfgjax.data.batches import to_float
-from cfgjax.data.sources import toy_mixture
+from cfgjax.data.sources import mixture_of
 from cfgjax.download import find_inception
 from cfgjax.errors import UsageError, choose
 from cfgjax.files import sha256
@@ -107,7 +107,7 @@ def load_inception(path=None, resize="tf1"):
 
 def exact(data):
     """For a Gaussian mixture, config.data `data`: the points themselves, and log p(c|x) of the exact classifier."""
-    mixture = toy_mixture(data.means, data.stds, data.weights)
+    mixture = mixture_of(data)
     digest = hashlib.sha256(repr((data.means, data.stds, data.weights)).encode()).hexdigest()
     apply = lambda params, points: {"features": points, "logits": mixture.log_posterior(points)}
     return FeatureNetwork("mixture", digest, apply, {}, judges=True, points=True)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.arguments import per_label
-from cfgjax.data.sources import check_labels, toy_mixture
+from cfgjax.data.sources import check_labels, mixture_of
 from cfgjax.evaluation.plots_extra import require_matplotlib
 from cfgjax.model import Model
 
@@ -76,7 +76,7 @@ def grid(images, row_names, column_names):
 def exact_model(model):
     """The `Model` whose ε is that of the mixture which model was trained on, exactly."""
     data = model.config.data
-    mixture = toy_mixture(data.means, data.stds, data.weights)
+    mixture = mixture_of(data)
     return Model(model.config, {}, bind_params=lambda params: mixture.eps)
 
 

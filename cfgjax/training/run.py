@@ -38,7 +38,7 @@ from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 from cfgjax.training.watch import make_watchers
-from cfgjax.workdir import read_config
+from cfgjax.workdir import check_complete, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,7 @@ class Run(Program):
 
     def __init__(self, config, devices=None):
         super().__init__(config, devices)
+        check_complete(config, ("data",), "the config")
         self.dataset = open_source(**config.data)
         self.watchers = make_watchers(config, self.mesh, self.dataset)
         self._check_cadence()

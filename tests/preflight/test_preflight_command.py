@@ -6,6 +6,7 @@ import pytest
 from command import run
 
 from cfgjax.commands.preflight import preflight
+from cfgjax.config import SECTIONS
 from cfgjax.errors import UsageError
 
 MIXTURE = (
@@ -50,6 +51,15 @@ def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here
 def test_devices_that_do_not_go_together_with_the_config_are_told(flags, told):
     code, out, err = run(MIXTURE + flags)
     assert (code, out, err) == (2, "", f"cfgjax: error: {told}\n")
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_config_without_a_section_is_told(tmp_path, section):
+    path = tmp_path / "mine.py"
+    config = {name: 0 if name == "seed" else {} for name in SECTIONS if name != section}
+    path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
+    with pytest.raises(UsageError, match=f"lacks the sections {section}$"):
+        preflight(["cfgjax preflight", f"--config={path}", "--devices=1"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 import json
+import os
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from cfgjax.errors import UsageError
 from cfgjax.progress import clock
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
@@ -47,7 +49,7 @@ def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path, monkeypatch):
     assert not log.has(30, "step")
 
 
-LINES = [json.dumps({"step": n, "loss": 0.5, "note": "é"}) for n in (10, 10, 20, 30)]
+LINES = [json.dumps({"step": n, "loss": 0.5, "é": 1.0}) for n in (10, 10, 20, 30)]
 DAMAGED = {
     "a flipped bit": bytes([LINES[1].encode()[0] ^ 1]) + LINES[1].encode()[1:],
     "not UTF-8": b'{"step": 10, "loss": 0.\xb5}',
@@ -70,6 +72,10 @@ DAMAGED = {
     "two lines in one": b'{"step": 10}{"step": 10}',
     "a repeated key": b'{"step": 10, "step": 10}',
     "torn": b'{"step": 1',
+    "a metric that is null": b'{"step": 10, "loss": null}',
+    "a metric that is a string": b'{"step": 10, "loss": "1.0"}',
+    "a metric that is a list": b'{"step": 10, "loss": [1.0]}',
+    "a metric that is true": b'{"step": 10, "loss": true}',
     "a form feed": b'{"step": \x0c10\x0b}',
 }
 
@@ -92,6 +98,13 @@ def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, ki
         assert log.has(20, "loss")
     (record,) = caplog.records
     assert "1 damaged line" in record.getMessage() and aside.name in record.getMessage()
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_metrics_that_are_no_file_are_reported(tmp_path, make):
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(UsageError, match="metrics.jsonl"):
+        RunLog(tmp_path, 20, 30, 1)
 
 
 def test_many_damaged_lines_are_counted_in_one_warning(tmp_path, caplog):
