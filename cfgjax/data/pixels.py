@@ -127,7 +127,7 @@ def with_palette(image, data):
         return image
     start = 14 + header
     again = Image.open(io.BytesIO(data[:start] + b"\xff" + data[start + 1 :]), formats=("BMP",))  # in part blue
-    again.putpalette([0, 0, 0, *again.getpalette()[3:]])  # the first entry of what is dropped is black
+    again.putpalette([0, 0, 0, *(again.getpalette() or [])[3:]])  # the first entry of what is dropped is black
     return again
 
 

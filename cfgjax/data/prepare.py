@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,7 @@ def make_shard(part, out, name, request, max_errors):
     path, (seen, stop) = Path(out) / f"{name}{ENDING}", _shared
     with writing(path) as new:
         try:
-            with contextlib.closing(array_record().ArrayRecordWriter(str(new), WRITER_OPTIONS)) as writer:
+            with contextlib.closing(array_record().ArrayRecordWriter(os.fsencode(new), WRITER_OPTIONS)) as writer:
                 for i in range(len(part)):
                     if stop.is_set():
                         raise InterruptedError("stopped")
