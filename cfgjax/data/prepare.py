@@ -234,10 +234,12 @@ def read_shard(out, name):
     """What describes a finished shard; None if there is none, or it or its file is damaged and has to be made again."""
     keys = {"file": str, "num_examples": int, "bytes": int, "labels": list, "errors": list, "converted": dict}
     try:
-        about = read_json(out / f"{name}.json", keys=keys, hashed=True)
-        size = (out / about["file"]).stat().st_size
-        if size != about["bytes"]:
-            raise UsageError(f"{out / about['file']} is damaged: it has {size:,} bytes, not {about['bytes']:,}")
+        about = read_json(out / f"{name}.json", keys=keys | {"file_sha256": str}, hashed=True)
+        path = out / about["file"]
+        if (size := path.stat().st_size) != about["bytes"]:
+            raise UsageError(f"{path} is damaged: it has {size:,} bytes, not {about['bytes']:,}")
+        if sha256(path) != about["file_sha256"]:
+            raise UsageError(f"{path} is damaged: its content does not match its hash")
     except FileNotFoundError:
         return None
     except UsageError as e:
