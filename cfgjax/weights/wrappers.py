@@ -39,11 +39,16 @@ def inner_dicts(value):
 
 
 def by_prefix(value):
-    """Returns {prefix: dict} of a state dict whose arrays, counters aside, all have known prefixes; {} of others."""
+    """Returns {prefix: dict} of a state dict whose arrays, counters aside, all have known prefixes; {} of others.
+
+    An unknown prefix is taken for one if it is that of all keys and names with dots follow it, of several modules.
+    """
+    names = [key.split(".") for key in value if isinstance(key, str)]
+    is_shared = len({name[0] for name in names}) == 1 and len({name[1] for name in names if len(name) > 2}) > 1
     parts: dict = {}
     for key, array in value.items():
         prefix, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
-        if dot and (is_ema(prefix) or prefix in PLAIN):
+        if dot and (is_shared or is_ema(prefix) or prefix in PLAIN):
             parts.setdefault(prefix, {})[rest] = array
         elif is_array(array) and math.prod(array.shape) > 1:
             return {}
