@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -212,6 +213,8 @@ def _read_array(file, size):
         done += count
     file.read(1)  # so that zipfile checks the CRC of an empty array too
     array = content.view(dtype)
+    if dtype.kind == "U" and (content.view(f"{dtype.byteorder}u4") > sys.maxunicode).any():
+        raise ValueError("its text has characters that Unicode does not have")
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 

@@ -36,7 +36,7 @@ def integer(low=0, high=MAX_INT):
 
 
 def real(text="a number that is finite in float32", within: Callable[[float], bool] = lambda v: True):
-    """A number that is finite in float32, in which it is used, and for which `within` holds there; `text` describes it."""
+    """A number that is finite in float32, where it is used, and for which `within` holds there, as `text` says."""
     number = lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool)
     return Kind(text, lambda v: number(v) and math.isfinite(in_float32(v)) and within(in_float32(v)))
 
@@ -55,7 +55,7 @@ def one_of(*values):
 def in_float32(value):
     """Returns a number rounded to float32: 1e39 and 10**400 are infinite, 1e-50 is 0, 1 - 1e-9 is 1."""
     try:
-        return struct.unpack("f", struct.pack("f", value))[0]
+        return struct.unpack("f", struct.pack("f", float(value)))[0]
     except OverflowError:
         return math.inf
 

@@ -164,6 +164,7 @@ LYING = {
     "a bomb": bomb(),
     "a truncated archive": WHOLE[:-30],
     "a damaged entry": WHOLE.replace(WHOLE[60:70], b"\xff" * 10),
+    "no Unicode": archive(("a.npy", npy((1,), "<U1", b"\xff\xff\xff\x7f"))),
     "no archive": b"hello",
     "nothing": b"",
 }

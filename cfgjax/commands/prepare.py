@@ -114,7 +114,7 @@ def run(given, listing, source, out):
     try:
         about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
     except KeyboardInterrupt:
-        print(f"stopped: finished shards are saved in {out}; the same command resumes")
+        print(f"stopped: finished shards are saved in {printable(out)}; the same command resumes")
         return PREEMPTED
     print("\n".join(report(out, about)))
     return verify(out) if given.verify else DONE
@@ -127,7 +127,7 @@ def verify(out):
 
     with Progress("verifying", "image", read_about(out)["num_examples"]) as bar:
         about = verify(out, bar.advance)
-    print(f"{out}: {about['num_examples']:,} images are as they were written; hash {about['hash'][:16]}")
+    print(f"{printable(out)}: {about['num_examples']:,} images are as they were written; hash {about['hash'][:16]}")
     return DONE
 
 
@@ -141,5 +141,5 @@ def report(out, about):
         lines.append(f"warning: {len(absent)} classes have no image, such as {printable(repr(absent[0]))}")
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
-    lines.append(f"{out}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
+    lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
     return [*lines, f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}"]

@@ -56,12 +56,15 @@ def load(state_dict, shapes, slot):
 
     state_dict: {key: array}. shapes: of our parameters, a tree. slot: function of a path in it that gives its `Slot`.
     A single float32 array becomes a view, not a copy. Raises UsageError as `check` does, and for the first array that
-    is not finite in float32.
+    is not floating-point, or not finite in float32.
     """
     check(state_dict, shapes, slot)
     found: dict = {}
     for path in flat(shapes):
         keys, ones = slot(path)
+        for key in keys:
+            if not jax.dtypes.issubdtype(dtype := np.asarray(state_dict[key]).dtype, np.floating):
+                raise UsageError(f"{key} has dtype {dtype}; weights are floating-point")
         with np.errstate(over="ignore"):
             arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
         for key, array in zip(keys, arrays, strict=True):

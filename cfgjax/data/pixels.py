@@ -22,8 +22,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-BITS, COMPRESSION, PHOTOMETRIC, SAMPLE_FORMAT, SUBSAMPLING = 258, 259, 262, 339, 530  # tags of TIFF
-MIN_IS_WHITE, YCBCR, UNCOMPRESSED, UNSIGNED = 0, 6, 1, 1  # values of these tags
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT, SUBSAMPLING = 258, 259, 262, 284, 339, 530  # tags of TIFF
+MIN_IS_WHITE, YCBCR, UNCOMPRESSED, SEPARATE, UNSIGNED = 0, 6, 1, 2, 1  # values of these tags
 NO_RANGE = "its samples are signed, floating-point or 32 bits, whose black and white are unknown; need 8 or 16 bits"
 GREY_ALPHA = 4  # colour type of PNG
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
@@ -62,6 +62,8 @@ def _decode(data):
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
     check_samples(image)
+    if image.format == "BMP":
+        image = with_palette(image, data)
     if getattr(image, "n_frames", 1) > 1:
         notes.append("of several frames or pages, the first taken")
     turned = image.format == "TIFF" and turn_of(image) is not None  # Pillow turns it on loading
@@ -108,9 +110,25 @@ def check_samples(image):
     signed = set(formats if isinstance(formats, tuple) else (formats,)) != {UNSIGNED}
     if signed or image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         raise ValueError(NO_RANGE)
-    raw_ycbcr = tags.get(PHOTOMETRIC) == YCBCR and tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
-    if raw_ycbcr and tags.get(SUBSAMPLING, (2, 2)) != (1, 1):
+    uncompressed = tags.get(COMPRESSION, UNCOMPRESSED) == UNCOMPRESSED
+    if tags.get(PHOTOMETRIC) == YCBCR and uncompressed and tags.get(SUBSAMPLING, (2, 2)) != (1, 1):
         raise ValueError("uncompressed YCbCr TIFFs with subsampled colours cannot be read")
+    bits = tags.get(BITS, 1)
+    in_planes = tags.get(PLANAR) == SEPARATE and isinstance(bits, tuple) and len(bits) > 1
+    if in_planes and (image.mode in ("LA", "La") or (uncompressed and max(bits) > 8)):
+        raise ValueError("TIFFs in separate planes cannot be read if they are grey with alpha or have 16 bits")
+
+
+def with_palette(image, data):
+    """A BMP with its palette, which Pillow drops if it is grey: it then reads the file as one of 1 or 8 bits."""
+    header = int.from_bytes(data[14:18], "little")
+    bits = data[24] if header == 12 else data[28]
+    if bits == {"1": 1, "L": 8}.get(image.mode, bits):
+        return image
+    start = 14 + header
+    again = Image.open(io.BytesIO(data[:start] + b"\xff" + data[start + 1 :]), formats=("BMP",))  # in part blue
+    again.putpalette([0, 0, 0, *(again.getpalette() or [])[3:]])  # the first entry of what is dropped is black
+    return again
 
 
 def tags_of(image):

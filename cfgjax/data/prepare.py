@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def make_shard(part, out, name, request, max_errors):
     path, (seen, stop) = Path(out) / f"{name}{ENDING}", _shared
     with writing(path) as new:
         try:
-            with contextlib.closing(array_record().ArrayRecordWriter(str(new), WRITER_OPTIONS)) as writer:
+            with contextlib.closing(array_record().ArrayRecordWriter(os.fsencode(new), WRITER_OPTIONS)) as writer:
                 for i in range(len(part)):
                     if stop.is_set():
                         raise InterruptedError("stopped")
@@ -234,10 +235,12 @@ def read_shard(out, name):
     """Returns the description of a finished shard; None if it is missing or damaged and must be made again."""
     keys = {"file": str, "num_examples": int, "bytes": int, "labels": list, "errors": list, "converted": dict}
     try:
-        about = read_json(out / f"{name}.json", keys=keys, hashed=True)
-        size = (out / about["file"]).stat().st_size
-        if size != about["bytes"]:
-            raise UsageError(f"{out / about['file']} is damaged: it has {size:,} bytes, not {about['bytes']:,}")
+        about = read_json(out / f"{name}.json", keys=keys | {"file_sha256": str}, hashed=True)
+        path = out / about["file"]
+        if (size := path.stat().st_size) != about["bytes"]:
+            raise UsageError(f"{path} is damaged: it has {size:,} bytes, not {about['bytes']:,}")
+        if sha256(path) != about["file_sha256"]:
+            raise UsageError(f"{path} is damaged: its content does not match its hash")
     except FileNotFoundError:
         return None
     except UsageError as e:

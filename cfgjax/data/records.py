@@ -4,6 +4,7 @@ import bisect
 import contextlib
 import io
 import itertools
+import os
 
 import numpy as np
 from PIL import Image
@@ -58,7 +59,7 @@ def decode(record, encoding, shape):
 def count_records(path):
     """Returns the number of records in a file, 0 if it is damaged."""
     try:
-        with contextlib.closing(array_record().ArrayRecordReader(str(path), READER_OPTIONS)) as opened:
+        with contextlib.closing(array_record().ArrayRecordReader(os.fsencode(path), READER_OPTIONS)) as opened:
             return opened.num_records()
     except (RuntimeError, ValueError, OSError):
         return 0
@@ -101,7 +102,7 @@ class RecordReader:
         path, module = self.paths[number], array_record()
         try:
             if number not in self._readers:
-                self._readers[number] = module.ArrayRecordReader(path, READER_OPTIONS)
+                self._readers[number] = module.ArrayRecordReader(os.fsencode(path), READER_OPTIONS)
             return self._readers[number].read(places.tolist())
         except (RuntimeError, ValueError, IndexError, OSError) as e:
             raise damaged(path, e) from e

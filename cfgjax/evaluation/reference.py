@@ -166,10 +166,9 @@ def of_published(arrays, path, network, image_shape):
     if "arr_0" in arrays:
         features = of_images(arrays["arr_0"], network, image_shape, path).features
     known = [name for name in ("mu", "sigma", "mu_s", "sigma_s") if name in arrays]
-    try:
-        statistics = {name: arrays[name].astype(np.float64) for name in known}
-    except (TypeError, ValueError) as e:
-        raise UsageError(f"{path} has statistics that are not numbers: {e}") from e
+    if wrong := [name for name in known if arrays[name].dtype.kind not in "fiu"]:
+        raise UsageError(f"{path} has statistics that are not real numbers: {wrong[0]} is {arrays[wrong[0]].dtype}")
+    statistics = {name: arrays[name].astype(np.float64) for name in known}
     return Reference(
         mean=statistics["mu"],
         cov=statistics["sigma"],
@@ -209,6 +208,8 @@ def check(reference, network, image_shape, path):
             raise UsageError(f"{path} has {kind} {shapes}; {network.name} has {size}")
         if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
             raise UsageError(f"{path} has {kind} statistics that are not finite")
+        if (np.diagonal(cov) < 0).any():
+            raise UsageError(f"{path} has {kind} statistics with a negative variance")
     if reference.features is not None:
         try:
             feature_rows(reference.features, sizes["features"])

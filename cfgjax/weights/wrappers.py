@@ -39,11 +39,16 @@ def inner_dicts(value):
 
 
 def by_prefix(value):
-    """Splits a state dict by known prefixes into {prefix: dict}. Returns {} if an array, counters aside, has none."""
+    """Splits a state dict by prefixes into {prefix: dict}. Returns {} if an array, counters aside, has none.
+
+    A prefix is known, or it is shared by all keys and followed by the names of several modules.
+    """
+    names = [key.split(".") for key in value if isinstance(key, str)]
+    is_shared = len({name[0] for name in names}) == 1 and len({name[1] for name in names if len(name) > 2}) > 1
     parts: dict = {}
     for key, array in value.items():
         prefix, dot, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
-        if dot and (is_ema(prefix) or prefix in PLAIN):
+        if dot and (is_shared or is_ema(prefix) or prefix in PLAIN):
             parts.setdefault(prefix, {})[rest] = array
         elif is_array(array) and math.prod(array.shape) > 1:
             return {}

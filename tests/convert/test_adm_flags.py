@@ -247,6 +247,13 @@ def test_a_float64_that_overflows_is_not_finite():
         guided_diffusion.unet(config, state_dict)
 
 
+@pytest.mark.parametrize("dtype", ["i4", "?", "c8", "M8[s]", "U1", "S1"])
+def test_weights_that_are_no_floating_point_numbers_are_refused(dtype):
+    config, state_dict, _ = load(GOLDENS / "unet_adm.npz")
+    with pytest.raises(UsageError, match=r"out\.2\.bias has dtype .*floating-point"):
+        guided_diffusion.unet(config, state_dict | {"out.2.bias": np.zeros(6, dtype)})
+
+
 def test_a_sharded_checkpoint_is_converted_by_its_index(golden, tmp_path):
     keys = sorted(golden[1])
     names = {key: f"x-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(keys)}

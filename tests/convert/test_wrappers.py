@@ -73,6 +73,14 @@ def test_an_average_without_arrays_is_passed_over():
     assert unwrap({"ema": {"decay": 0.999}, "model": RAW})[1] == ("model",)
 
 
+def test_an_unknown_prefix_is_one_if_several_modules_follow_it():
+    network = RAW | {"time_embed.0.bias": np.ones(2, np.float32)}
+    for prefix in ("denoise_fn.", "diffusion.", "model.diffusion_model."):
+        found, path, _ = unwrap(prefixed(prefix, network))
+        assert found.keys() == network.keys() and path == tuple(prefix.split(".")[:-1])
+    assert unwrap(prefixed("fc.", {"weight": np.ones(2), "bias": np.ones(2)}))[1] == ()
+
+
 def test_a_prefix_that_some_arrays_lack_is_part_of_their_names():
     mixed = prefixed("module.") | RAW
     assert unwrap(mixed) == (mixed, (), ())

@@ -117,7 +117,7 @@ def test_a_shard_whose_description_is_damaged_is_made_again(kind, indexed, made,
         assert (folder / "set" / name).read_bytes() == (made / "set" / name).read_bytes()
 
 
-@pytest.mark.parametrize("damage", [cut, lambda path: path.unlink()])
+@pytest.mark.parametrize("damage", [cut, flip, DAMAGE["zeros"], lambda path: path.unlink()])
 def test_a_shard_that_is_damaged_while_the_set_is_made_is_made_again(damage, indexed, made, tmp_path):
     folder = shutil.copytree(indexed, tmp_path / "folder")
     damage(folder / "set" / "shard-00001-of-00002.array_record")

@@ -141,6 +141,15 @@ def test_names_of_any_bytes_are_stored_and_printed(tmp_path, capsys):
         data.images(np.arange(len(data)))
 
 
+@pytest.mark.parametrize("name", STRANGE[:2])
+def test_a_prepared_set_may_lie_in_a_folder_of_any_name(name, tmp_path, capsys):
+    root, out = write_folder(tmp_path / "images", classes=("ant",)), tmp_path / os.fsdecode(name)
+    assert prepare(root, out) == 0
+    data = open_source(source="prepared", path=str(out), num_classes=1, image_shape=(8, 8, 3))
+    assert len(data.images(np.arange(len(data)))) == len(data)
+    assert run(["prepare", "--verify", str(out)]) == 0
+
+
 def test_a_terminal_that_knows_ascii_only_is_enough(tmp_path):
     root = os.fsencode(write_folder(tmp_path / "images", classes=("ant", "bee")))
     os.rename(root + b"/bee", root + b"/caf\xe9")

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, SAMPLES, chunk, png, tiff
+from image_files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, SAMPLES, chunk, packed, png, tiff
 from PIL import Image, ImageCms, features
 
 from cfgjax.data.pixels import decode, reason_of
@@ -187,11 +187,11 @@ def bmp(body, bits, masks=(), palette=b"", top_down=False):
 def test_a_bmp_is_read_right():
     rng = np.random.default_rng(0)
     five = rng.integers(0, 32, (4, 4, 3))
-    packed = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")
-    for data in (bmp(packed[::-1].tobytes(), 16), bmp(packed.tobytes(), 16, top_down=True)):
+    words = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")
+    for data in (bmp(words[::-1].tobytes(), 16), bmp(words.tobytes(), 16, top_down=True)):
         assert np.abs(rgb(data) - five * 255 / 31).max() <= 1
-    packed = (five[..., 0] << 11 | five[..., 1] << 6 | five[..., 2]).astype("<u2")
-    found = rgb(bmp(packed[::-1].tobytes(), 16, masks=(0xF800, 0x7E0, 0x1F)))
+    words = (five[..., 0] << 11 | five[..., 1] << 6 | five[..., 2]).astype("<u2")
+    found = rgb(bmp(words[::-1].tobytes(), 16, masks=(0xF800, 0x7E0, 0x1F)))
     assert np.abs(found - five * [255 / 31, 2 * 255 / 63, 255 / 31]).max() <= 1
     four = rng.integers(0, 256, (4, 4, 4), np.uint8)
     colours, alpha = four[..., 2::-1], four[..., 3:] / 255
@@ -202,6 +202,37 @@ def test_a_bmp_is_read_right():
         bmp(four[::-1, :, 0].tobytes(), 8, palette=(palette := rng.integers(0, 256, (256, 4), np.uint8)).tobytes())
     )
     assert np.array_equal(found, palette[four[..., 0]][..., 2::-1])
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("levels", [[0], [0, 255], [0, 1, 2, 3], list(range(16)), [255, 0]])
+def test_a_bmp_with_a_grey_palette_is_read_right(bits, levels):
+    levels = levels[: 2**bits]
+    index = np.random.default_rng(0).integers(0, len(levels), (4, 4, 1))
+    rows = b"".join(packed(row.ravel(), bits).ljust(4, b"\0") for row in index[::-1])
+    palette = b"".join(bytes([level] * 3 + [0]) for level in levels)
+    data = bytearray(bmp(rows, bits, palette=palette))
+    struct.pack_into("<I", data, 46, len(levels))  # of the palette
+    assert np.array_equal(rgb(bytes(data)), np.array(levels)[index].repeat(3, axis=-1))
+
+
+PLANES = {"CMYK": (4, 5, {}), "RGB": (3, 2, {}), "RGBA": (4, 2, {"t338": [2]}), "LA": (2, 1, {"t338": [2]})}
+
+
+@pytest.mark.parametrize("kind", PLANES)
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_in_separate_planes_is_read_right_or_refused(kind, bits):
+    count, photometric, extra = PLANES[kind]
+    samples = np.random.default_rng(0).integers(0, 2**bits, (6, 5, count)).astype(f"<u{bits // 8}")
+    size = samples[..., 0].nbytes
+    places = {"t273": [8 + size * plane for plane in range(count)], "t279": [size] * count}
+    planes = np.ascontiguousarray(np.moveaxis(samples, -1, 0)).reshape(samples.shape)
+    data = tiff(planes, bits=bits, photometric=photometric, t284=[2], **places, **extra)
+    if bits == 16 or kind == "LA":  # Pillow mixes their planes up
+        with pytest.raises((ValueError, OSError)):
+            decode(data)
+    else:
+        assert np.array_equal(rgb(data), rgb(tiff(samples, bits=bits, photometric=photometric, **extra)))
 
 
 def jpeg_of_inks(transform):

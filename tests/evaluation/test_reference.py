@@ -196,6 +196,9 @@ def test_an_unknown_layout_is_told(saved):
         (lambda a: {"mu_s": a["mu_s"][:2]}, "spatial mean (2,)"),
         (lambda a: {"mu": a["mu"] * np.nan}, "features statistics that are not finite"),
         (lambda a: {"sigma_s": a["sigma_s"] + np.inf}, "spatial statistics that are not finite"),
+        (lambda a: {"sigma": -a["sigma"]}, "features statistics with a negative variance"),
+        (lambda a: {"mu": a["mu"] + 0j}, "mu is complex128"),
+        (lambda a: {"sigma_s": a["sigma_s"].astype("U")}, "sigma_s is <U"),
         (
             lambda a: {"arr_0": a["arr_0"][..., :3, :]},
             "images uint8 (50, 4, 3, 1); the samples are uint8 ('N', 4, 4, 1)",
