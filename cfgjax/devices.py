@@ -10,6 +10,7 @@ log = logging.getLogger("cfgjax")
 
 NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/gpus")  # dxg: of WSL
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # the second is jax's older name for the same
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that leave no GPU
 PACKAGES = {  # kind of accelerator: how jax is made to use it
     "an NVIDIA GPU": "pip install 'jax[cuda13]' ('jax[cuda12]' for drivers older than 580)",
@@ -28,11 +29,12 @@ def import_jax():
 def open_devices():
     """Starts jax's backend, and warns where an accelerator is visible but jax runs on the CPU.
 
-    Raises UsageError, naming JAX_PLATFORMS and what is available, where the requested platform cannot start.
+    Raises UsageError, naming the variable and what is available, where the requested platform cannot start.
     """
     import jax
 
-    requested = jax.config.values["jax_platforms"]
+    asked = {name: jax.config.values[name.lower()] for name in PLATFORM_VARIABLES}
+    name, requested = next(((name, value) for name, value in asked.items() if value), (None, None))
     noise = logging.getLogger("jax._src.xla_bridge")
     noise.addFilter(is_no_suggestion)
     try:
@@ -45,7 +47,7 @@ def open_devices():
             or "no device was found, or the plugin is missing"
         )
         available = ", ".join(available_platforms())
-        raise UsageError(f"JAX_PLATFORMS={requested!r} cannot start; available here: {available} ({reason})") from e
+        raise UsageError(f"{name}={requested!r} cannot start; available here: {available} ({reason})") from e
     finally:
         noise.removeFilter(is_no_suggestion)
     if jax.default_backend() == "cpu" and (requested or "").partition(",")[0] != "cpu" and jax.process_index() == 0:
@@ -56,7 +58,8 @@ def available_platforms():
     """Names of the platforms that jax can start, after the requested one could not."""
     import jax
 
-    jax.config.update("jax_platforms", "")
+    for name in PLATFORM_VARIABLES:
+        jax.config.update(name.lower(), "")
     try:
         return sorted({"cpu", *(device.platform for device in jax.devices())})
     except (RuntimeError, AssertionError):

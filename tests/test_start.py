@@ -203,8 +203,10 @@ def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     assert cli.run(["train", "--help"]) == 0
 
 
-@pytest.mark.parametrize("name", ["cuad", "cpu,cuad"])
-def test_a_platform_that_cannot_start_is_named_with_what_can(name):
+@pytest.mark.parametrize(
+    ("variable", "name"), [("JAX_PLATFORMS", "cuad"), ("JAX_PLATFORMS", "cpu,cuad"), ("JAX_PLATFORM_NAME", "gpu")]
+)
+def test_a_platform_that_cannot_start_is_named_with_what_can(variable, name):
     code = """
 from cfgjax import devices
 devices.import_jax()
@@ -213,10 +215,10 @@ try:
 except devices.UsageError as e:
     print(e)
 """
-    environ = {**os.environ, "JAX_PLATFORMS": name}
+    environ = {**os.environ, "JAX_PLATFORMS": "", variable: name}
     ran = subprocess.run([sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout.count("\n") == 1, ran.stderr
-    assert f"JAX_PLATFORMS={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
+    assert f"{variable}={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
 
 
 def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):
