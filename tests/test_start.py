@@ -163,11 +163,11 @@ __main__.main()
     ("name", "value"),
     [
         *[("CFGJAX_GRACE_SECONDS", value) for value in ("5m", "", "-1", "nan", "1,5")],
-        *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²")],
-        *[(name, value) for name in environment.WHOLE for value in ("x", "1.5", "-2")],
+        *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²", "1025", "9" * 30)],
+        *[(name, value) for name in environment.WHOLE for value in ("x", "1.5", "-2", "1" * 5000)],
         *[
             ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
-            for value in ("", "=", "=abc", "=0", "=2.5")
+            for value in ("", "=", "=abc", "=0", "=2.5", "=1000000")
         ],
         *[(name, "fast") for name in environment.SECONDS],
         *[(name, "maybe") for name in environment.SWITCHES],

@@ -60,7 +60,7 @@ def unevaluated(folder):
         return f"{what}; evaluate each, such as: {evaluate(runs[0])}"
     if any(child.with_name(f"{child.name}.log").is_file() for child in below):
         return f"no evaluation in {folder} has ended (there is no frontier.json); give its `cfgjax sweep` command again"
-    return f"{folder} has no frontier.json; a run, evaluate it first: {evaluate(folder)}"
+    return f"{folder} has no frontier.json; if it is a run, evaluate it first: {evaluate(folder)}"
 
 
 def first(folder):
