@@ -22,7 +22,6 @@ from cfgjax.launch.quoting import shell_word
 from cfgjax.paths import define_path
 
 
-
 def define_flags(given):
     """Adds the flags of this launcher."""
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
