@@ -1,6 +1,29 @@
-import numpy as np
+import errno
+import os
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+from tiny import mixture_config
+
+from cfgjax import cli
 from cfgjax.evaluation.figures import HEADER, grid, scatter, weight_name
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    class Picture:
+        def save(self, path):
+            path.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "grid.png").write_text("old")
+    model = SimpleNamespace(config=mixture_config(), num_classes=3)
+    monkeypatch.setattr("cfgjax.workdir.read_config", lambda workdir: model.config)
+    monkeypatch.setattr("cfgjax.commands.sample.load_stages", lambda given: (model, {}))
+    monkeypatch.setattr("cfgjax.evaluation.figures.sample_figure", lambda *args, **kwargs: Picture())
+    with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
+        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
 
 
 def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():

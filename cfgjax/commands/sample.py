@@ -23,6 +23,7 @@ from cfgjax.commands.common import (
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.files import writing
 from cfgjax.paths import define_path
 
 MAX_PER_CELL = 10_000
@@ -85,7 +86,8 @@ def draw(given, labels, guidance, scales):
         **options,
     )
     if jax.process_index() == 0:
-        picture.save(given.out)
+        with writing(given.out) as new:
+            picture.save(new)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
         print(f"rows: {told}")
