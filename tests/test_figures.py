@@ -7,6 +7,8 @@ import pytest
 from tiny import mixture_config
 
 from cfgjax import cli
+from cfgjax.commands import sample
+from cfgjax.errors import UsageError
 from cfgjax.evaluation.figures import HEADER, grid, scatter, weight_name
 
 
@@ -24,6 +26,17 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
+def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
+    with pytest.raises(UsageError, match="the ending must be that of a picture in colour"):
+        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
+
+
+@pytest.mark.parametrize("ending", [".png", ".PNG", ".jpg", ".gif", ".webp", ".pdf", ".tiff"])
+def test_common_endings_are_taken(ending, tmp_path):
+    sample.check_picture(f"{tmp_path}/grid{ending}")
 
 
 def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():

@@ -144,7 +144,8 @@ def required(given, *names):
 def numbers(name, words, kind):
     """The words of a comma-separated flag, each as kind makes it: int, float or a function."""
     given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
-    need = f"need {kind.__name__}s separated by commas"
+    noun = {int: "integers", float: "numbers"}.get(kind, "values")
+    need = f"need {noun} separated by commas"
     if not words:
         raise UsageError(f"{given}: {need}")
     try:

@@ -1,5 +1,6 @@
 """`cfgjax sample`."""
 
+import io
 from pathlib import Path
 
 from absl import flags
@@ -157,7 +158,9 @@ def check_picture(path):
     """Raises UsageError where a picture cannot be written to path."""
     from PIL import Image
 
-    written = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
-    if Path(path).suffix.lower() not in written:
-        raise UsageError(f"--out={path}: the ending must be that of a picture, such as .png")
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
+    except Exception as e:  # KeyError: an unknown kind; ValueError or OSError: one without colours or without a writer
+        raise UsageError(f"--out={path}: the ending must be that of a picture in colour, such as .png") from e
     check_writable("out", path)
