@@ -13,14 +13,13 @@ import tqdm
 from tensorboardX import SummaryWriter
 
 from cfgjax import metrics_file, processes
-from cfgjax.progress import clock
+from cfgjax.progress import BAR, clock
 from cfgjax.training.objective import SHARE
 
 # Metrics that hold only for some examples of a step, and the share of examples they hold for. The share of others is
 # in a metric of their name and SHARE, or it is 1.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
-BAR_COLUMNS = 50  # that this needs at 10⁶ steps, of which 15 are the bar itself
+BAR_COLUMNS = 50  # that BAR needs at 10⁶ steps, of which 15 are the bar itself
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 
 
