@@ -196,6 +196,24 @@ def test_what_schedulers_and_jax_accept_is_accepted():
     )
 
 
+def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures():
+    program = """
+import sys
+from cfgjax import cli, __main__
+def draws(argv):
+    from matplotlib import pyplot
+    pyplot.figure()
+    return 0
+cli.COMMANDS["compare"] = draws
+sys.argv[1:] = ["compare"]
+__main__.main()
+"""
+    for backend in ("foo", "module://not_installed"):
+        environ = {**os.environ, "MPLBACKEND": backend}
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     monkeypatch.setenv("CFGJAX_GRACE_SECONDS", "5m")
     with pytest.raises(UsageError, match="CFGJAX_GRACE_SECONDS is '5m'"):
