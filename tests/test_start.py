@@ -136,6 +136,27 @@ __main__.main()
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_signal_in_a_destructor_is_not_lost():
+    program = """
+import os, signal, sys, time
+from cfgjax import cli, __main__
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+def runs(argv):
+    Ends()
+    time.sleep(20)
+cli.COMMANDS["compare"] = runs
+sys.argv[1:] = ["compare"]
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (exits.PREEMPTED, 1), done.stderr
+    assert "SIGTERM" in done.stderr
+
+
 def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
     program = """
 import re, sys
@@ -196,22 +217,13 @@ def test_what_schedulers_and_jax_accept_is_accepted():
     )
 
 
-def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures():
-    program = """
-import sys
-from cfgjax import cli, __main__
-def draws(argv):
-    from matplotlib import pyplot
-    pyplot.figure()
-    return 0
-cli.COMMANDS["compare"] = draws
-sys.argv[1:] = ["compare"]
-__main__.main()
-"""
-    for backend in ("foo", "module://not_installed"):
-        environ = {**os.environ, "MPLBACKEND": backend}
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("backend", ["foo", "module://not_installed"])
+def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(backend):
+    draws = "cli.COMMANDS['compare'] = lambda argv: __import__('matplotlib.pyplot').pyplot.figure() and 0"
+    program = f"import sys; from cfgjax import cli; {draws}; sys.argv[1:] = ['compare']; cli.main()"
+    environ = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
