@@ -54,6 +54,7 @@ def main():
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
     threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
     show_progress(sys.stdout)
     gc.set_threshold(NEW_OBJECTS)
     try:

@@ -10,6 +10,7 @@ log = logging.getLogger("cfgjax")
 
 NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/gpus")  # dxg: on WSL
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # the second is jax's older name for the same
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 PACKAGES = {  # accelerator: command that lets jax use it
     "an NVIDIA GPU": "pip install 'jax[cuda13]' ('jax[cuda12]' for drivers older than 580)",
@@ -28,11 +29,12 @@ def import_jax():
 def open_devices():
     """Starts jax's backend, and warns if an accelerator is visible but jax runs on the CPU.
 
-    Raises UsageError with JAX_PLATFORMS and the available platforms if the requested platform cannot start.
+    Raises UsageError with the variable and the available platforms if the requested platform cannot start.
     """
     import jax
 
-    requested = jax.config.values["jax_platforms"]
+    asked = {name: jax.config.values[name.lower()] for name in PLATFORM_VARIABLES}
+    name, requested = next(((name, value) for name, value in asked.items() if value), (None, None))
     noise = logging.getLogger("jax._src.xla_bridge")
     noise.addFilter(is_other_warning)
     try:
@@ -42,7 +44,7 @@ def open_devices():
             raise
         reason = one_line(e).partition(" (set JAX_PLATFORMS")[0] if str(e) else "no device, or its plugin is missing"
         available = ", ".join(available_platforms())
-        raise UsageError(f"JAX_PLATFORMS={requested!r} cannot start; available here: {available} ({reason})") from e
+        raise UsageError(f"{name}={requested!r} cannot start; available here: {available} ({reason})") from e
     finally:
         noise.removeFilter(is_other_warning)
     if jax.default_backend() == "cpu" and (requested or "").partition(",")[0] != "cpu" and jax.process_index() == 0:
@@ -53,7 +55,8 @@ def available_platforms():
     """Returns the names of the platforms that jax can start, for the error about one that could not."""
     import jax
 
-    jax.config.update("jax_platforms", "")
+    for name in PLATFORM_VARIABLES:
+        jax.config.update(name.lower(), "")
     try:
         return sorted({"cpu", *(device.platform for device in jax.devices())})
     except (RuntimeError, AssertionError):

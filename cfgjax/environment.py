@@ -28,6 +28,7 @@ INTEGERS = {  # variable: minimum
     "JAX_NUM_CPU_DEVICES": -1,  # jax's default: not set
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
+MAX_ON_ONE_HOST = 1024  # processes, and virtual CPU devices of each
 SECONDS = {
     "CFGJAX_GRACE_SECONDS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf,
@@ -43,11 +44,11 @@ def check_environment(environ=os.environ):
     for name, least in INTEGERS.items():
         if name in environ and not (is_whole_number(environ[name].strip()) and int(environ[name]) >= least):
             raise UsageError(f"{wrong(environ, name)}; need a whole number of at least {max(least, 0)}")
-    if environ.get("JAX_NUM_CPU_DEVICES", "").strip() == "0":
-        raise UsageError(f"{wrong(environ, 'JAX_NUM_CPU_DEVICES')}; need a whole number of at least 1")
+    if int(environ.get("JAX_NUM_CPU_DEVICES", -1)) not in (-1, *range(1, MAX_ON_ONE_HOST + 1)):
+        raise UsageError(f"{wrong(environ, 'JAX_NUM_CPU_DEVICES')}; need a whole number from 1 to {MAX_ON_ONE_HOST}")
     count = DEVICE_COUNT.search(environ.get("XLA_FLAGS", ""))
-    if count and not (is_whole_number(count[1] or "") and int(count[1]) >= 1):
-        raise UsageError(f"{wrong(environ, 'XLA_FLAGS')}; need a whole number of devices of at least 1")
+    if count and not (is_whole_number(count[1] or "") and 1 <= int(count[1]) <= MAX_ON_ONE_HOST):
+        raise UsageError(f"{wrong(environ, 'XLA_FLAGS')}; need a whole number of devices from 1 to {MAX_ON_ONE_HOST}")
     for name, seconds in SECONDS.items():
         if name in environ and not is_seconds(environ[name], seconds):
             raise UsageError(f"{wrong(environ, name)}; need a number of seconds without a unit, such as 300")

@@ -30,6 +30,7 @@ def stop_by_exception():
     """
     for number in STOP_SIGNALS:
         signal.signal(number, stop)
+    sys.unraisablehook = raise_again
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -43,6 +44,22 @@ def stop(number, frame):
     if is_importing(frame):  # an exception might be swallowed or become an ImportError
         end_stopped(number)
     raise StopSignal(signal.Signals(number).name)
+
+
+def raise_again(unraisable):
+    """The hook for exceptions that Python drops: sends a dropped `StopSignal` once more.
+
+    Python drops what is raised in `__del__`, or in callbacks of weak references and of the garbage collector.
+    """
+    if not isinstance(unraisable.exc_value, StopSignal):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = signal.Signals[str(unraisable.exc_value)]
+    signal.signal(number, stop)
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends
+        again.start()
 
 
 def is_importing(frame):

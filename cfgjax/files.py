@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, hashes, and arrays read from files without unpickling."""
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -22,6 +23,7 @@ ENCRYPTED = 1  # bit of a zip entry's flags
 MAX_RATIO = 1032  # largest compression ratio of deflate
 BOMB_BYTES, BOMB_RATIO = 2**28, 200
 CHUNK = 2**22
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
 
 
@@ -37,6 +39,17 @@ def temporary_beside(path):
 
 
 @contextlib.contextmanager
+def naming(path):
+    """Adds path to the error of a full disk, which the operating system raises without a name."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in DISK_FULL and e.filename is None:
+            e.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing(path):
     """A temporary path beside path, with its ending, that takes its place when the block ends.
 
@@ -45,7 +58,8 @@ def writing(path):
     path = Path(path)
     temporary = temporary_beside(path)
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -62,7 +76,8 @@ def writing_folder(path):
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ import tqdm
 
 log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is set to INFO
 _compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: programs compiled so far
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 LINE_SECONDS = 30  # between lines of progress without a terminal
 
 
@@ -64,8 +65,9 @@ class Progress:
     def __init__(self, what, unit, total=None, write=True):
         self._write, self._total, self._seen, self._since = write, total, 0, time.monotonic()
         self._what, self._unit, self._last_line = what, unit, self._since
+        form = None if total is None else f"{{desc}}: {BAR}"
         shown = {"disable": None if write else True, "dynamic_ncols": True, "leave": False, "file": sys.stderr}
-        self._bar = tqdm.tqdm(desc=what, unit=unit, total=total, **shown)
+        self._bar = tqdm.tqdm(desc=what, unit=unit, total=total, bar_format=form, **shown)
         if write and self._bar.disable:
             log.info("%s%s …", what, "" if total is None else f": {total:,} {unit}s")
 

@@ -245,9 +245,9 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(straight, tmp_pat
     ("flags", "told"),
     [
         ("--labels=0,7", "label 1 is 7; need 0 … 2"),
-        ("--labels=a", "--labels=a: need ints"),
+        ("--labels=a", "--labels=a: need integers"),
         ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
-        ("--guidance=", "--guidance=: need floats"),
+        ("--guidance=", "--guidance=: need numbers"),
         ("--seed=-1", "seed is -1; need an integer"),
         ("--out=grid.fits", "the ending must be that of a picture"),
         ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),

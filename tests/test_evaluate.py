@@ -137,7 +137,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--num_samples=1", "--num_samples=1"),
         ("--guidance=nan", "is not finite"),
         ("--guidance=0 --scale=1", "are both given"),
-        ("--guidance=", "--guidance=: need floats"),
+        ("--guidance=", "--guidance=: need numbers"),
         ("--num_steps=8,1", "num_steps is 1; need an integer of at least 2"),
         ("--seeds=0,-1", "seed is -1"),
         ("--ema=0.999,0.5", "no EMA of rate 0.5; the run has 0.999, 0"),

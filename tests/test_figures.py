@@ -1,6 +1,42 @@
-import numpy as np
+import errno
+import os
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+from tiny import mixture_config
+
+from cfgjax import cli
+from cfgjax.commands import sample
+from cfgjax.errors import UsageError
 from cfgjax.evaluation.figures import HEADER, grid, scatter, weight_name
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+    class Picture:
+        def save(self, path):
+            path.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "grid.png").write_text("old")
+    model = SimpleNamespace(config=mixture_config(), num_classes=3)
+    monkeypatch.setattr("cfgjax.workdir.read_config", lambda workdir: model.config)
+    monkeypatch.setattr("cfgjax.commands.sample.load_stages", lambda given: (model, {}))
+    monkeypatch.setattr("cfgjax.evaluation.figures.sample_figure", lambda *args, **kwargs: Picture())
+    with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
+        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
+def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
+    with pytest.raises(UsageError, match="the ending must be that of a picture in colour"):
+        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
+
+
+@pytest.mark.parametrize("ending", [".png", ".PNG", ".jpg", ".gif", ".webp", ".pdf", ".tiff"])
+def test_common_endings_are_taken(ending, tmp_path):
+    sample.check_picture(f"{tmp_path}/grid{ending}")
 
 
 def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():

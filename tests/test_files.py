@@ -1,5 +1,6 @@
 """Files are complete or absent; arrays are read as written, or refused before memory is allocated."""
 
+import errno
 import hashlib
 import io
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from cfgjax.errors import UsageError
-from cfgjax.files import read_npy, read_npz, sha256, writing
+from cfgjax.files import read_npy, read_npz, sha256, writing, writing_folder
 from cfgjax.weights import read_state_dict
 
 
@@ -42,6 +43,13 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, error):
         write()
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("write", [writing, writing_folder])
+def test_a_full_disk_is_reported_with_the_path(write, tmp_path):
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/new'"), write(tmp_path / "new"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_block_that_writes_nothing_is_an_error(tmp_path):

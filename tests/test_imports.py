@@ -47,7 +47,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "download": {"files", "paths", "errors"},
     "model": {"arguments", "classifier", "data", "diffusion", "diffusion_config", "network", "processes", "sharding"}
     | {"training.checkpoint", "workdir", "finite", "progress", "errors"},
-    "launch": {"launch", "files", "paths", "exits", "errors"},
+    "launch": {"launch", "environment", "files", "paths", "exits", "errors"},
     "sweep": {"sweep", "launch", "files", "json_files", "python_files", "exits", "errors"},
     "evaluation": {"evaluation", "model", *TOOLS, "training.checkpoint", "training.manifest"},
     "training": {"training", "evaluation", "model", "compilation", *TOOLS},

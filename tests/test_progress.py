@@ -1,5 +1,6 @@
 """Long work is announced before it begins, and reported with its duration."""
 
+import functools
 import io
 import re
 import time
@@ -11,7 +12,8 @@ from tiny import mixture_config
 from cfgjax import progress
 from cfgjax.model import Model
 from cfgjax.network import init_params, make_network
-from cfgjax.training.log import BAR, BAR_COLUMNS, fitting
+from cfgjax.progress import BAR
+from cfgjax.training.log import BAR_COLUMNS, fitting
 
 
 @pytest.fixture
@@ -60,6 +62,19 @@ def test_without_a_terminal_a_line_appears_now_and_then(lines, monkeypatch, caps
     with progress.Progress("drawing", "sample", 10, write=False) as bar:
         bar.advance(4)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("columns", "least"), [(40, 3), (60, 20), (80, 40)])
+def test_the_bar_of_a_command_fits_any_width(columns, least, monkeypatch):
+    shown = io.StringIO()
+    make = functools.partial(progress.tqdm.tqdm, disable=False, ncols=columns, file=shown, ascii=".#")
+    monkeypatch.setattr(progress.tqdm, "tqdm", lambda dynamic_ncols, disable, file, **options: make(**options))
+    with progress.Progress("samples", "sample", 14_000) as bar:
+        bar.advance(7_000)
+        bar._bar.refresh()
+        line = shown.getvalue().split("\r")[-1].rstrip()
+    assert len(line) <= columns and line.startswith("samples:  50%|") and "7000/14000 ETA" in line
+    assert len(re.search(r"\|([.#]+)\|", line)[1]) >= least
 
 
 @pytest.mark.parametrize("columns", [80, 100, 200])

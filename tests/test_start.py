@@ -136,6 +136,27 @@ __main__.main()
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stop_signal_in_a_destructor_is_not_lost():
+    program = """
+import os, signal, sys, time
+from cfgjax import cli, __main__
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+def runs(argv):
+    Ends()
+    time.sleep(20)
+cli.COMMANDS["compare"] = runs
+sys.argv[1:] = ["compare"]
+__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (exits.PREEMPTED, 1), done.stderr
+    assert "SIGTERM" in done.stderr
+
+
 def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
     program = """
 import re, sys
@@ -163,11 +184,11 @@ __main__.main()
     ("name", "value"),
     [
         *[("CFGJAX_GRACE_SECONDS", value) for value in ("5m", "", "-1", "nan", "1,5")],
-        *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²")],
-        *[(name, value) for name in environment.INTEGERS for value in ("x", "1.5", "-2")],
+        *[("JAX_NUM_CPU_DEVICES", value) for value in ("abc", "", "2.5", "0", "-3", "²", "1025", "9" * 30)],
+        *[(name, value) for name in environment.INTEGERS for value in ("x", "1.5", "-2", "1" * 5000)],
         *[
             ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
-            for value in ("", "=", "=abc", "=0", "=2.5")
+            for value in ("", "=", "=abc", "=0", "=2.5", "=1000000")
         ],
         *[(name, "fast") for name in environment.SECONDS],
         *[(name, "maybe") for name in environment.SWITCHES],
@@ -196,6 +217,15 @@ def test_what_schedulers_and_jax_accept_is_accepted():
     )
 
 
+@pytest.mark.parametrize("backend", ["foo", "module://not_installed"])
+def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(backend):
+    draws = "cli.COMMANDS['compare'] = lambda argv: __import__('matplotlib.pyplot').pyplot.figure() and 0"
+    program = f"import sys; from cfgjax import cli; {draws}; sys.argv[1:] = ['compare']; cli.main()"
+    environ = {**os.environ, "MPLBACKEND": backend}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     monkeypatch.setenv("CFGJAX_GRACE_SECONDS", "5m")
     with pytest.raises(UsageError, match="CFGJAX_GRACE_SECONDS is '5m'"):
@@ -203,8 +233,10 @@ def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     assert cli.run(["train", "--help"]) == 0
 
 
-@pytest.mark.parametrize("name", ["cuad", "cpu,cuad"])
-def test_a_platform_that_cannot_start_is_named_with_what_can(name):
+@pytest.mark.parametrize(
+    ("variable", "name"), [("JAX_PLATFORMS", "cuad"), ("JAX_PLATFORMS", "cpu,cuad"), ("JAX_PLATFORM_NAME", "gpu")]
+)
+def test_a_platform_that_cannot_start_is_named_with_what_can(variable, name):
     code = """
 from cfgjax import devices
 devices.import_jax()
@@ -213,10 +245,10 @@ try:
 except devices.UsageError as e:
     print(e)
 """
-    environ = {**os.environ, "JAX_PLATFORMS": name}
+    environ = {**os.environ, "JAX_PLATFORMS": "", variable: name}
     ran = subprocess.run([sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True)
     assert ran.stdout.count("\n") == 1, ran.stderr
-    assert f"JAX_PLATFORMS={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
+    assert f"{variable}={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
 
 
 def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):

@@ -263,6 +263,8 @@ def test_the_last_line_is_the_runs_own(tmp_path):
     (tmp_path / "a.log").write_text("one\nbar 1\rbar 2\n\nslurmstepd-n: error: x\nsrun: error: n: task 0: Exited\n")
     assert last_line(tmp_path, "a") == "bar 2"
     assert last_line(tmp_path, "b") == ""
+    (tmp_path / "c.log").write_text("$ python -m cfgjax train --workdir=c\n")
+    assert last_line(tmp_path, "c") == ""
 
 
 BASE = "BASE = 'experiments/mixture.py'\n"

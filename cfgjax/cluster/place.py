@@ -75,8 +75,11 @@ def find_place(given, environ=os.environ):
             if (found := find(environ)) is not None:
                 address, count, index = found
                 return None if int(count) == 1 else Place(address, int(count), int(index), origin)
+        except UsageError:
+            raise
         except (KeyError, ValueError) as e:
-            raise UsageError(f"{origin}: the environment of this process is not whole: {e}") from e
+            reason = f"missing {e.args[0]}" if isinstance(e, KeyError) else str(e)
+            raise UsageError(f"{origin}: the environment of this process is incomplete: {reason}") from e
     return None
 
 
@@ -88,7 +91,7 @@ def explicit(environ):
     count = int(environ["CFGJAX_NUM_PROCESSES"])
     index = environ.get("CFGJAX_PROCESS_ID", environ.get("JOB_COMPLETION_INDEX"))
     if index is None:
-        raise KeyError("neither CFGJAX_PROCESS_ID nor JOB_COMPLETION_INDEX")
+        raise KeyError("CFGJAX_PROCESS_ID or JOB_COMPLETION_INDEX")
     return address, count, index
 
 
@@ -115,7 +118,7 @@ def open_mpi(environ):
         return f"localhost:{PORT}", count, index
     uri = environ.get("OMPI_MCA_orte_hnp_uri", "")
     if not (host := re.search(r"tcp6?://\[?([^,:\]]+)", uri)):
-        raise KeyError("mpirun does not tell its host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 and the others")
+        raise KeyError("mpirun's host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 and the others")
     return f"{host[1]}:{PORT}", count, index
 
 

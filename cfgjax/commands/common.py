@@ -147,7 +147,8 @@ def required(given, *names):
 def numbers(name, words, kind):
     """Returns the words of a comma-separated flag, each converted by kind: int, float or a function."""
     given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
-    need = f"need {'integers' if kind is int else 'numbers'} separated by commas"
+    noun = {int: "integers", float: "numbers"}.get(kind, "values")
+    need = f"need {noun} separated by commas"
     if not words:
         raise UsageError(f"{given}: {need}")
     try:

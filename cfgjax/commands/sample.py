@@ -1,5 +1,6 @@
 """`cfgjax sample`."""
 
+import io
 from pathlib import Path
 
 from absl import flags
@@ -23,6 +24,7 @@ from cfgjax.commands.common import (
 from cfgjax.config import parse_flags
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE
+from cfgjax.files import writing
 from cfgjax.paths import define_path
 from cfgjax.settings import MAX_PER_CELL
 
@@ -84,7 +86,8 @@ def draw(given, labels, guidance, scales):
         **options,
     )
     if jax.process_index() == 0:
-        picture.save(given.out)
+        with writing(given.out) as new:
+            picture.save(new)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
         print(f"rows: {names}")
@@ -152,7 +155,9 @@ def check_picture(path):
     """Raises UsageError if no picture can be written to path."""
     from PIL import Image
 
-    written = [ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE]
-    if Path(path).suffix.lower() not in written:
-        raise UsageError(f"--out={path}: the ending must be that of a picture, such as .png")
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
+    except Exception as e:  # KeyError: an unknown kind; ValueError or OSError: one without colours or without a writer
+        raise UsageError(f"--out={path}: the ending must be that of a picture in colour, such as .png") from e
     check_writable("out", path)

@@ -145,7 +145,7 @@ class Frontier:
         needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
         if needed > free:
             raise UsageError(
-                f"{missing:,} samples need {needed:.1f} GB in {self._folder}, which has {free:.1f} GB free; "
+                f"{missing:,} samples need {needed:.3g} GB in {self._folder}, which has {free:.3g} GB free; "
                 "take fewer, or another folder with --out"
             )
         return missing

@@ -11,15 +11,23 @@ PIPE = subprocess.PIPE
 
 
 class Received:
-    """A context in which the signals STOP_SIGNALS are put into a list, to be taken from it, and do nothing else."""
+    """A context in which the signals STOP_SIGNALS are put into a list, to be taken from it, and do nothing else.
+
+    The first SIGINT is taken as SIGTERM: a Python that is still starting answers SIGINT with a traceback.
+    """
 
     def __init__(self):
         self.numbers = []
+        self._interrupted = False
 
     def __enter__(self):
-        handle = lambda number, _: self.numbers.append(signal.Signals(number))
-        self._before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
+
+    def _handle(self, number, frame):
+        first = number == signal.SIGINT and not self._interrupted
+        self._interrupted |= first
+        self.numbers.append(signal.SIGTERM if first else signal.Signals(number))
 
     def __exit__(self, *error):
         for number, handler in self._before.items():

@@ -11,6 +11,7 @@ import time
 
 from absl import flags
 
+from cfgjax.environment import MAX_ON_ONE_HOST
 from cfgjax.errors import UsageError
 from cfgjax.exits import DONE, PREEMPTED
 from cfgjax.launch import children
@@ -19,8 +20,6 @@ from cfgjax.launch.job import argv_of, check_python, shell_lines
 from cfgjax.launch.programs import check_interpreter
 from cfgjax.launch.quoting import shell_word
 from cfgjax.paths import define_path
-
-MAX_ON_ONE_HOST = 1024  # of processes, and of virtual devices of a process
 
 
 def define_flags(given):

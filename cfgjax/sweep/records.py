@@ -13,7 +13,7 @@ log = logging.getLogger("cfgjax")
 
 STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # of exit codes; any other is a failure
 TAIL_BYTES = 8192
-SCHEDULER = ("srun: ", "slurmstepd")  # beginnings of lines that come after a failure's own
+NOT_ITS_OWN = ("$ ", "srun: ", "slurmstepd")  # beginnings of lines: the command, and Slurm's after a failure's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +74,12 @@ def settled(out, entry, *, retry_failed):
 
 
 def last_line(out, name):
-    """The last line of a run's output that is not empty, nor Slurm's, or nothing."""
+    """The last line of a run's output that is not empty, its command or Slurm's, or nothing."""
     try:
         with open(log_path(out, name), "rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
             lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
     except OSError:
         return ""
-    told = [line.strip() for line in lines if line.strip() and not line.startswith(SCHEDULER)]
+    told = [line.strip() for line in lines if line.strip() and not line.startswith(NOT_ITS_OWN)]
     return told[-1] if told else ""

@@ -13,13 +13,12 @@ import tqdm
 from tensorboardX import SummaryWriter
 
 from cfgjax import metrics_file, processes
-from cfgjax.progress import clock
+from cfgjax.progress import BAR, clock
 from cfgjax.training.objective import SHARE
 
 # Metrics averaged over some examples of a step: the share of these examples. Other metrics have their share in a metric
 # with the suffix SHARE, or a share of 1.
 SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 BAR_COLUMNS = 50  # of BAR at 10⁶ steps, of which 15 are the bar itself
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 

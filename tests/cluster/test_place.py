@@ -109,11 +109,11 @@ def test_an_address_of_a_place_has_a_host_and_a_port(address, host, port, jax):
     ("variables", "told"),
     [
         ({"CFGJAX_NUM_PROCESSES": "-1"}, "-1 processes; need 1"),
-        ({"CFGJAX_NUM_PROCESSES": "two"}, "CFGJAX_COORDINATOR: .* is not whole: .*'two'"),
+        ({"CFGJAX_NUM_PROCESSES": "two"}, "CFGJAX_COORDINATOR: .* is incomplete: .*'two'"),
         ({"CFGJAX_PROCESS_ID": "2"}, "process 2 of 2"),
         ({"CFGJAX_PROCESS_ID": "-1"}, "process -1 of 2"),
-        ({"CFGJAX_COORDINATOR": None}, "is not whole: 'CFGJAX_COORDINATOR'"),
-        ({"CFGJAX_COORDINATOR": None, "CFGJAX_PROCESS_ID": None}, "is not whole: 'CFGJAX_COORDINATOR'"),
+        ({"CFGJAX_COORDINATOR": None}, "is incomplete: missing CFGJAX_COORDINATOR"),
+        ({"CFGJAX_COORDINATOR": None, "CFGJAX_PROCESS_ID": None}, "is incomplete: missing CFGJAX_COORDINATOR"),
         ({"CFGJAX_COORDINATOR": ""}, "coordinator ''; need HOST:PORT"),
     ],
 )
@@ -125,7 +125,7 @@ def test_invalid_variables_are_errors_and_not_taken_for_a_single_process(variabl
 
 
 def test_an_environment_that_is_not_whole_is_told():
-    with pytest.raises(UsageError, match="CFGJAX_COORDINATOR: .* is not whole: .*NUM_PROCESSES"):
+    with pytest.raises(UsageError, match="CFGJAX_COORDINATOR: .* is incomplete: .*NUM_PROCESSES"):
         find_place(NO_FLAGS, {"CFGJAX_COORDINATOR": "a:1"})
     mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     with pytest.raises(UsageError, match="export CFGJAX_COORDINATOR=HOST:PORT"):

@@ -348,7 +348,7 @@ def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
         ("", "give at least one RUN"),
         (
             "{tmp}/empty",
-            "{tmp}/empty has no frontier.json; a run, evaluate it first: cfgjax evaluate --workdir={tmp}/e",
+            "{tmp}/empty has no frontier.json; if it is a run, evaluate it first: cfgjax evaluate --workdir={tmp}/e",
         ),
         ("{tmp}/none", "{tmp}/none does not exist"),
         ("{tmp}/broken.json", "{tmp}/broken.json is damaged"),

@@ -18,7 +18,7 @@ CHILD = """#!/usr/bin/env bash
 eval "do=\\$CHILD_$CFGJAX_PROCESS_ID"
 eval "$do"
 """
-SAVES = 'trap "echo saved; exit 75" TERM INT; echo ready; for _ in $(seq 300); do sleep 0.1; done'
+SAVES = 'trap "echo saved; exit 75" TERM; trap "exit 1" INT; echo ready; for _ in $(seq 300); do sleep 0.1; done'
 
 
 @pytest.fixture
