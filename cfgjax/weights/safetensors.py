@@ -59,7 +59,7 @@ def read_safetensors(path, file):
 def check_entry(path, key, entry):
     """Raises UsageError or ValueError unless an entry of the header has a known dtype, and a shape of its bytes."""
     check_type(f"{key} in its header", entry, dict)
-    check_keys(entry, {"dtype": str, "shape": list, "data_offsets": list}, of=f" in its header's {key}")
+    check_keys(entry, {"dtype": str, "shape": list, "data_offsets": list}, of=f" of {key} in its header")
     if entry["dtype"] not in DTYPES:
         raise UsageError(f"{path} holds {key} as {entry['dtype']}, which is not read")
     offsets, shape = entry["data_offsets"], tuple(entry["shape"])

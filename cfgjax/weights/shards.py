@@ -23,7 +23,7 @@ def shards_of(path):
     if not keys_of:
         raise UsageError(f"{path} is damaged: its weight_map is empty")
     if missing := sorted(name for name in keys_of if not (path.parent / name).is_file()):
-        raise UsageError(f"{path} names {len(keys_of)} shards, of which these are missing: {', '.join(missing[:10])}")
+        raise UsageError(f"{path} names {len(keys_of)} shards, of which {', '.join(missing[:10])} are missing")
     if extra := extra_shards(path.parent, keys_of):
         raise UsageError(f"{path.parent} has shards that {path.name} does not name: {', '.join(extra[:10])}")
     return keys_of
