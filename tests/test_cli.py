@@ -160,7 +160,7 @@ def test_another_config_is_refused_and_the_key_is_told(straight):
         ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need a number in [0, 1]"),
         ("--config.mesh.data=3", "does not make up the 1 devices"),
         ("--config.seed=-1", "seed is -1; need an integer of at least 0"),
-        ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need a finite number above 0"),
+        ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need a number that is finite and above 0"),
         ("--config.data.random_flip=True", "data.random_flip, random_crop and low_res_size are for images"),
         ("--config.data.image_shape=(2,2,1)", "config.model: an MLP takes points"),
         ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
