@@ -152,7 +152,7 @@ def test_there_and_back_is_the_published_file(runs, name, tmp_path):
 
 def test_a_pt_file_needs_torch(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"written by torch, which is not installed; take \.npz"):
+    with pytest.raises(UsageError, match=r"needs torch, which is not installed; use \.npz"):
         cli.run(["convert", "to-openai-adm", f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'back.pt'}"])
 
 

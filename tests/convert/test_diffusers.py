@@ -106,7 +106,7 @@ def test_a_config_of_another_network_is_refused_by_its_key(changed, told):
             {"num_class_embeds": 6},
             r"class_embedding\.weight has shape \(5, 128\), the network needs \(6, 128\); .*embeds 6",
         ),
-        ({"num_class_embeds": None}, "num_class_embeds none, the weights have 5"),
+        ({"num_class_embeds": None}, "num_class_embeds None, the weights have 5"),
         ({"dropout": "high"}, "its 'dropout' is a string, not a number"),
         ({"dropout": float("nan")}, "dropout nan; need a value in 0 … 1"),
         ({"down_block_types": [["x"], "y"]}, "an entry of its 'down_block_types' is a list"),

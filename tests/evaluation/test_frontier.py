@@ -338,7 +338,7 @@ def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network
     with contextlib.closing(frontier_of(workdir, tmp_path, model, network, GRID)) as work:
         assert work.num_missing(reference) == 6 * NUM
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-        with pytest.raises(UsageError, match=rf"540 samples need 0.0 GB in {tmp_path}, which has 0.0 GB free"):
+        with pytest.raises(UsageError, match=rf"540 samples need 4.32e-06 GB in {tmp_path}, which has 1e-06 GB free"):
             work.num_missing(reference)
 
 

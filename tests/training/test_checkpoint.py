@@ -158,6 +158,7 @@ def failure(checkpoints):
     return ""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore calls back a closed loop
 def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_path):
     """Orbax would wait for the other processes, which wait for this one."""
     state = TrainState(jnp.int32(1), {"w": jax.random.normal(jax.random.key(0), (256, 256))}, {}, ())
