@@ -15,6 +15,7 @@ def bits_per_dim(given):
     begin(given, f"evaluating {given.workdir}")
 
     import cfgjax
+    from cfgjax.arguments import check_num_steps
     from cfgjax.data.sources import npz_in_place_of, open_source
     from cfgjax.devices import open_devices
     from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
@@ -29,6 +30,8 @@ def bits_per_dim(given):
     if one["v"] is not None and model.learned_variance:
         raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
     data, plan = dict(model.config.data), plan_of(given, model.config)
+    num_steps = plan.num_steps if one["num_steps"] is None else one["num_steps"]
+    check_num_steps(num_steps)
     if given.images is not None:
         data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
     elif data.get("split") != "train":
@@ -37,7 +40,6 @@ def bits_per_dim(given):
     else:
         data |= {"split": "holdout"}
     held_out = open_source(**data)
-    num_steps = plan.num_steps if one["num_steps"] is None else one["num_steps"]
     with timed(f"compiling and measuring the likelihood of {len(held_out):,} examples ({num_steps} steps)"):
         found = held_out_bits(
             model,
