@@ -7,17 +7,15 @@ from cfgjax.diffusion.schedules import MAX_STEPS
 from cfgjax.errors import UsageError
 
 
-def check_whole_number(name, value, least):
-    """Raises UsageError unless value is an integer in [least, 2³²)."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value < 2**32:
-        raise UsageError(f"{name} is {value!r}; need an integer of at least {least}, below 2³²")
+def check_whole_number(name, value, least, most=2**32 - 1):
+    """Raises UsageError unless value is an integer from least to most, both included."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}; need an integer of at least {least} and at most {most}")
 
 
 def check_num_steps(value):
     """Raises UsageError unless value can be the number of levels of a sampling grid."""
-    check_whole_number("num_steps", value, 2)
-    if value > MAX_STEPS:
-        raise UsageError(f"num_steps is {value}; need at most {MAX_STEPS}")
+    check_whole_number("num_steps", value, 2, MAX_STEPS)
 
 
 def check_share(name, value):

@@ -135,7 +135,10 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "num_steps": 0}, "num_steps is 0; need an integer of at least 2"),
         ({"labels": [1], "seed": 2**64}, "seed is 18446744073709551616; need an integer"),
         ({"labels": [1], "num_steps": 1}, "num_steps is 1"),
-        ({"labels": [1], "num_steps": 10**9}, "num_steps is 1000000000; need at most 1000000"),
+        (
+            {"labels": [1], "num_steps": 10**9},
+            "num_steps is 1000000000; need an integer of at least 2 and at most 1000000",
+        ),
         ({"labels": None}, "label has dtype object"),
         ({"labels": [True, False]}, "label has dtype bool"),
         ({"labels": [[1], [2, 3]]}, "lists of different lengths"),

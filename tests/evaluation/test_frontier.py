@@ -402,7 +402,7 @@ def test_rates_that_the_run_has_not_are_refused_before_any_work(model):
         (Grid((0.0,), (4,), sampler="ddim", v=(0.3,)), "sampler ddim takes no v"),
         (Grid((0.0,), (4,), v=(1.5,)), "v is 1.5"),
         (Grid((0.0,), (1,)), "num_steps is 1; need an integer of at least 2"),
-        (Grid((0.0,), (4, 10**9)), "num_steps is 1000000000; need at most 1000000"),
+        (Grid((0.0,), (4, 10**9)), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
         (Grid((0.0,), (4,), seeds=(-1,)), "seed is -1"),
     ],
 )

@@ -156,7 +156,7 @@ def with_nan(image):
         (dict(label=LABELS[:4]), "not equally many"),
         (dict(label=LABELS + 9), "need 0 … 10"),
         (dict(num_steps=1), "num_steps is 1; need an integer of at least 2"),
-        (dict(num_steps=10**9), "num_steps is 1000000000; need at most 1000000"),
+        (dict(num_steps=10**9), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
         (dict(batch_size=0), "batch_size is 0"),
         (dict(seed=-1), "seed is -1"),
         (dict(v=1.5), "v is 1.5"),
