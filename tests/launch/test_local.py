@@ -89,7 +89,7 @@ def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
     files = [tmp_path / f"pid_{i}" for i in range(2)]
     wait_until(lambda: all(file.exists() and file.read_text().endswith("\n") for file in files), 30)
     process.kill()
-    wait_until(lambda: not any(lives(int(file.read_text())) for file in files), 15)
+    wait_until(lambda: not any(lives(int(file.read_text())) for file in files), 60)
     saved = sorted(path.name for path in tmp_path.glob("saved_*"))
     assert saved == (["saved_0", "saved_1"] if "saved" in does else [])
 
