@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from convert.weight_files import save_pt
+from convert.weight_files import SMALL_ADM, save_pt
 from data.images import write_folder, write_npz
 from documents import ROOT, Snippet, steps
 
@@ -62,18 +62,7 @@ SMALL = {  # the same in all experiments where possible, so that compiled progra
 }
 SMALLER = {"--num_samples": 48, "--num_steps": 2, "--size": SIZE, "--config.train.num_steps": 2}
 ADDED = {"sample": {"--per_cell": 1, "--num_steps": 2}}
-UNET = dict(
-    in_channels=3,
-    out_channels=6,
-    model_channels=32,
-    num_res_blocks=1,
-    attention_resolutions=[1],
-    channel_mult=[1],
-    num_head_channels=16,
-    use_scale_shift_norm=True,
-    resblock_updown=True,
-    num_classes=5,
-)
+UNET = SMALL_ADM | dict(out_channels=6, num_classes=5)
 PUBLISHED = {  # a small network of the kind of each published model that the documents convert, and its file
     "imagenet64": (Preset("unet", UNET | {"image_size": 8}, "cosine", "small", 5), "64x64_diffusion.pt"),
     "upsampler_64_256": (

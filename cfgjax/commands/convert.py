@@ -43,8 +43,9 @@ def openai_adm(argv):
         flags.DEFINE_string(name, None, f"{what} Default of guided-diffusion: {default}.", flag_values=given)
     for name, flag in ALIASES.items():
         flags.DEFINE_string(name, None, f"The same as --{flag}.", flag_values=given)
-    parse_import(given, argv, lambda: adm_source(given))
+    parse_import(given, argv)
     own_flags = adm_source(given)
+    check_import(given)
     begin_import(given)
 
     from cfgjax.convert import guided_diffusion
@@ -125,6 +126,7 @@ def diffusers(argv):
     what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear without one."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
+    check_import(given)
     begin_import(given)
 
     from cfgjax.convert import diffusers
@@ -182,17 +184,17 @@ def to_openai_adm(argv):
     return DONE
 
 
-def parse_import(given, argv, check=lambda: None):
-    """Adds and parses the flags of an import. Raises UsageError without a checkpoint or a new workdir.
-
-    check: function that checks the other flags.
-    """
+def parse_import(given, argv):
+    """Adds the flags of an import and parses all flags."""
     define_path("checkpoint", None, "What to convert.", flag_values=given)
     define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
     what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
-    check()
+
+
+def check_import(given):
+    """Raises UsageError without a checkpoint or a new workdir."""
     required(given, "checkpoint", "out")
     out = Path(given.out).absolute()
     for folder in (out, out.parent):  # the folder takes its place in the parent when it is complete

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import same_trees
-from weight_files import GOLDENS, load, save_pt, save_safetensors
+from weight_files import GOLDENS, SMALL_ADM, load, save_pt, save_safetensors
 
 import cfgjax
 from cfgjax import cli
@@ -26,17 +26,7 @@ from cfgjax.training.manifest import whole_steps
 from cfgjax.training.state import TrainState
 from cfgjax.workdir import read_config
 
-SMALL = dict(
-    image_size=8,
-    in_channels=3,
-    model_channels=32,
-    num_res_blocks=1,
-    attention_resolutions=[1],
-    channel_mult=[1],
-    num_head_channels=16,
-    use_scale_shift_norm=True,
-    resblock_updown=True,
-)
+SMALL = SMALL_ADM | dict(image_size=8)
 UNET = SMALL | dict(out_channels=6, num_classes=5)
 TINY = {
     "tiny": Preset("unet", UNET, "cosine", "tiny", 5),

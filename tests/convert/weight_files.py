@@ -10,6 +10,16 @@ import zipfile
 import numpy as np
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+SMALL_ADM = dict(  # arguments of guided-diffusion's networks, small
+    in_channels=3,
+    model_channels=32,
+    num_res_blocks=1,
+    attention_resolutions=[1],
+    channel_mult=[1],
+    num_head_channels=16,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+)
 
 
 def load(path):
