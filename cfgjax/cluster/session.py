@@ -18,7 +18,7 @@ from cfgjax.cluster.place import find_place, local_devices
 from cfgjax.cluster.watchdog import Watchdog
 from cfgjax.errors import UsageError, one_line
 from cfgjax.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped_line
-from cfgjax.failures import expected_failure
+from cfgjax.failures import Failure, expected_failure
 
 VERDICT_SECONDS = 3  # in which the watchdog tells whose fault it is that a collective failed
 JAX_HEARTBEAT_SECONDS = 100  # at least: jax's own watch aborts the process, and ours is to come first
@@ -91,10 +91,9 @@ def taking_part(flags, facts, patience):
         failure = expected_failure(e)
         if failure is None:
             traceback.print_exc()
-        reason = failure.reason if failure else one_line(e)
-        code = failure.code if failure else FAILED
-        watchdog.failed(reason, code)
-        end_process(f"cfgjax: failed: {place_words(meeting)}{reason}", code)
+            failure = Failure(one_line(e), FAILED)
+        watchdog.failed(failure.reason, failure.code)
+        end_process(Failure(f"{place_words(meeting)}{failure.reason}", failure.code).line, failure.code)
 
 
 def place_words(meeting):
