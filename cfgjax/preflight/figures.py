@@ -47,7 +47,7 @@ def figures(config, devices=None, hbm=None):
             "batch": batch_figures(program),
             **memory_figures(program),
             "replicated_bytes": sum(sum(paths.values()) for paths in replicated_parameters(program)),
-            "flops_per_image": flops_per_image(config, program),
+            "flops_per_image": flops_per_image(config),
         }
     with timed(f"compiling the step for {program.mesh.size} devices"):
         found |= compiled_figures(program)
@@ -99,25 +99,25 @@ def fitting(found, hbm):
 
 
 @unfiltered()
-def flops_per_image(config, program):
+def flops_per_image(config):
     """XLA's count, before partitioning and optimisation, of the optimizer step and of its forward pass, per image.
 
-    A multiply-add is two; what remat computes again is counted. The step is counted with its gradients in one part,
-    since of a loop the body is counted once.
+    A multiply-add counts as two; what remat computes again is included. The step is counted on one CPU device, since
+    the clients of accelerators do not count, and with its gradients in one part, since a loop's body is counted once.
     """
+    whole = ConfigDict(config.to_dict())
+    whole.train.accumulate_steps = whole.mesh.data = whole.mesh.fsdp = 1
+    program = Program(whole, jax.devices("cpu")[:1])
     batch_size = program.pace.batch_size
-    if program.pace.accumulate_steps > 1:
-        whole = ConfigDict(config.to_dict())
-        whole.train.accumulate_steps = 1
-        program = Program(whole, list(program.mesh.devices.flat))
     step = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
     key = jax.eval_shape(lambda: program.step_key)
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}
     drawn = jax.eval_shape(program.objective.draw, key, batch, program.like.level_losses)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.like.params)
     forward = jax.jit(mean_loss(program))
-    count = lambda lowered: lowered.cost_analysis()["flops"] / batch_size
-    return {"step": count(step), "forward": count(forward.lower(params, drawn, key))}
+    with jax.default_device(program.mesh.devices.flat[0]):
+        counted = {"step": step, "forward": forward.lower(params, drawn, key)}
+    return {name: lowered.cost_analysis()["flops"] / batch_size for name, lowered in counted.items()}
 
 
 def compiled_figures(program):
