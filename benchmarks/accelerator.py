@@ -22,7 +22,7 @@ import sampling
 import train_step
 from absl import flags
 
-from cfgjax.errors import choose
+from cfgjax.base.errors import choose
 
 # name: what differs from the configuration
 VARIANTS = {
@@ -69,8 +69,8 @@ def agreement(given):
     import jax
     import numpy as np
 
-    import cfgjax.network as networks
-    from cfgjax.diffusion_config import diffusion_of
+    import cfgjax.models.network as networks
+    from cfgjax.models.diffusion_config import diffusion_of
 
     config = harness.load_config(given.configs[0], batch_size=4, dtype="float32")
     shape, levels = tuple(config.data.image_shape), diffusion_of(config).levels

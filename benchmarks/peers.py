@@ -21,8 +21,8 @@ import harness
 from absl import flags
 from train_step import open_step
 
-from cfgjax.errors import choose
-from cfgjax.exits import DONE
+from cfgjax.base.errors import choose
+from cfgjax.base.exits import DONE
 
 # name: (what makes it, its arguments)
 CONTESTANTS = {

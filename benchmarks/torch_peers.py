@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
 
 
 class GroupNorm(nn.GroupNorm):

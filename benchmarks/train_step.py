@@ -9,9 +9,9 @@ import tempfile
 import harness
 from absl import flags
 
-from cfgjax.commands.train import parts
-from cfgjax.cores import use_cores
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.train import parts
+from cfgjax.distributed.cores import use_cores
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -27,7 +27,7 @@ def measure(config, given):
     """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
     import jax
 
-    from cfgjax.preflight.figures import flops_per_image
+    from cfgjax.jobs.preflight.figures import flops_per_image
 
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k

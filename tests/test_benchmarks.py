@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny import mixture_config
 
-from cfgjax.data.sources import toy_mixture
-from cfgjax.model import Model
+from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.models.model import Model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {

@@ -283,4 +283,4 @@ def test_help_of_a_command_says_what_it_does_and_lists_its_flags(words, flag):
     code, output, _ = run(words)
     assert code == 0
     assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
-    assert "absl" not in output and "cfgjax.commands" not in output
+    assert "absl" not in output and "cfgjax.cli" not in output

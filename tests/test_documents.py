@@ -13,9 +13,9 @@ import newcomer
 import pytest
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
 
-from cfgjax import cli
-from cfgjax.config import flatten, load_file
-from cfgjax.errors import HelpAsked
+from cfgjax.base.errors import HelpAsked
+from cfgjax.cli import main as cli
+from cfgjax.runs.config import flatten, load_file
 
 DOCUMENTS = PAGES + EXPERIMENTS
 TWO_WORDS = ("convert", "launch")  # commands whose second word decides which flags they have

@@ -11,11 +11,11 @@ import pytest
 from tiny import EXPERIMENTS, update
 
 import cfgjax
-from cfgjax import targets
-from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
-from cfgjax.data.sources import npz_in_place_of, open_source
-from cfgjax.network import check_network, is_classifier, make_network, sections
-from cfgjax.sweep import entries
+from cfgjax.data.sources.registry import npz_in_place_of, open_source
+from cfgjax.evaluation.report import targets
+from cfgjax.jobs.sweep import entries
+from cfgjax.models.network import check_network, is_classifier, make_network, sections
+from cfgjax.runs.config import check_sections, flatten, from_json, load_file, to_json
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 

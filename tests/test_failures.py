@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from command import ROOT
 
-from cfgjax.errors import UsageError
-from cfgjax.exits import BAD_USAGE, FAILED
-from cfgjax.failures import expected_failure
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import BAD_USAGE, FAILED
+from cfgjax.base.failures import expected_failure
 
 
 def too_deep():

@@ -12,9 +12,12 @@ from command import ROOT, finish, start
 from runs import StopAfter
 from tiny import EXPERIMENTS, mixture_config
 
-from cfgjax import cli, devices, environment, exits, progress
-from cfgjax.commands import convert, preflight
-from cfgjax.errors import UsageError
+from cfgjax.base import environment_variables as environment
+from cfgjax.base import exits, progress
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import convert, preflight
+from cfgjax.cli import main as cli
+from cfgjax.distributed import devices
 from cfgjax.training import loop
 
 CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
@@ -53,7 +56,9 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
 
 def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
-    monkeypatch.setattr("cfgjax.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(
+        "cfgjax.jobs.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
+    )
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
         cli.run(["preflight", CONFIG, "--devices=8"])
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
@@ -82,10 +87,10 @@ def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("number", "stage"),
     [
-        (signal.SIGTERM, "cfgjax.cli"),
-        (signal.SIGINT, "cfgjax.commands.train"),
-        (signal.SIGUSR1, "cfgjax.config"),
-        (signal.SIGINT, "cfgjax.devices"),
+        (signal.SIGTERM, "cfgjax.cli.main"),
+        (signal.SIGINT, "cfgjax.cli.train"),
+        (signal.SIGUSR1, "cfgjax.runs.config"),
+        (signal.SIGINT, "cfgjax.distributed.devices"),
         (signal.SIGTERM, "jax.numpy"),
         (signal.SIGTERM, "cfgjax.training.run"),
     ],

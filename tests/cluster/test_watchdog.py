@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command import free_port
 
-from cfgjax.cluster.watchdog import Seen, judge
+from cfgjax.distributed.watchdog import Seen, judge
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 4.0

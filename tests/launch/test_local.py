@@ -10,8 +10,8 @@ import pytest
 from command import ROOT, lives, wait_until
 from tiny import EXPERIMENTS
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 
 CHILD = """#!/usr/bin/env bash
 # in place of the interpreter; $CHILD_<i> is what process i does

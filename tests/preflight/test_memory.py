@@ -6,14 +6,14 @@ import pytest
 from jax.sharding import AbstractMesh
 from tiny import EXPERIMENTS, digits_config, mixture_config
 
-from cfgjax.config import load_file
-from cfgjax.errors import UsageError
-from cfgjax.preflight import memory
-from cfgjax.preflight.advice import passes_needed, replicated_parameters, warnings
-from cfgjax.preflight.figures import batch_figures, figures, fitting, flops_per_image, memory_figures
-from cfgjax.preflight.residuals import residuals
-from cfgjax.preflight.sizes import bytes_text, parse_bytes
-from cfgjax.sharding import AXES
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import AXES
+from cfgjax.jobs.preflight import memory
+from cfgjax.jobs.preflight.advice import passes_needed, replicated_parameters, warnings
+from cfgjax.jobs.preflight.figures import batch_figures, figures, fitting, flops_per_image, memory_figures
+from cfgjax.jobs.preflight.residuals import residuals
+from cfgjax.jobs.preflight.sizes import bytes_text, parse_bytes
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
 
