@@ -132,9 +132,7 @@ def spatial_figures(config="imagenet128", devices=8):
     from cfgjax.jobs.preflight.figures import compiled_figures
     from cfgjax.training.run import Program
 
-    cfgjax.distributed.sharding.FSDP_MIN_SIZE = (
-        2**62
-    )  # parameters whole: fsdp is the height here
+    cfgjax.distributed.sharding.FSDP_MIN_SIZE = 2**62  # parameters whole: fsdp is the height here
     experiment = load_file(EXPERIMENTS / f"{config}.py")
     experiment.update_from_flattened_dict({"train.batch_size": devices, "mesh.data": 1, "mesh.fsdp": devices})
     program = Program(experiment)

@@ -14,8 +14,9 @@ import cfgjax
 from cfgjax.data.sources.registry import npz_in_place_of, open_source
 from cfgjax.evaluation.report import targets
 from cfgjax.jobs.sweep import entries
-from cfgjax.models.network import check_network, is_classifier, make_network, sections
+from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.config import check_sections, flatten, from_json, load_file, to_json
+from cfgjax.runs.kinds import is_classifier, sections
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 

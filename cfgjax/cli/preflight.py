@@ -39,7 +39,7 @@ def preflight(argv):
 
     from cfgjax.distributed.sharding import parse_mesh
     from cfgjax.jobs.preflight.sizes import parse_bytes
-    from cfgjax.models.network import sections
+    from cfgjax.runs.kinds import sections
 
     config = given.config
     check_sections(config, sections(config))

@@ -14,8 +14,9 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.distributed.sharding import place_parameters
 from cfgjax.models.diffusion_config import diffusion_of
-from cfgjax.models.network import bind_classifier, check_params, is_noisy_classifier, make_network
+from cfgjax.models.network import bind_classifier, check_params, make_network
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.kinds import is_noisy_classifier
 from cfgjax.runs.workdir import read_config
 
 FORMS = {  # of classifier guidance: which samplers they are for, None for any

@@ -20,16 +20,9 @@ from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global,
 from cfgjax.models import arguments
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import ClassifierGuidance
-from cfgjax.models.network import (
-    CLEAN_LOGSNR,
-    bind,
-    check_params,
-    has_null_label,
-    is_classifier,
-    make_network,
-    takes_low_res,
-)
+from cfgjax.models.network import CLEAN_LOGSNR, bind, check_params, has_null_label, make_network, takes_low_res
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.kinds import is_classifier
 from cfgjax.runs.workdir import read_config
 
 NOISE_OPTIONS = ("v", "eta")  # how much noise a sampler adds; which one it takes is in its signature

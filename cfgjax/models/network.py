@@ -7,26 +7,10 @@ from cfgjax.base.errors import UsageError, choose, one_line
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
-from cfgjax.runs.config import CLASSIFIER_SECTIONS, NOISY_CLASSIFIER_SECTIONS, SECTIONS, call
+from cfgjax.runs.config import call
+from cfgjax.runs.kinds import is_classifier
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
-
-
-def is_classifier(config):
-    """Whether config.model names a classifier, of clean or of noisy images; otherwise it is an ε-predictor."""
-    return config.get("model", {}).get("name") in CLASSIFIERS | NOISY_CLASSIFIERS
-
-
-def is_noisy_classifier(config):
-    """Whether config.model names a classifier that takes λ."""
-    return config.get("model", {}).get("name") in NOISY_CLASSIFIERS
-
-
-def sections(config):
-    """The sections that such a config has."""
-    if is_noisy_classifier(config):
-        return NOISY_CLASSIFIER_SECTIONS
-    return CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS
 
 
 def make_network(config):

@@ -14,8 +14,8 @@ from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.paths import check_path
 from cfgjax.distributed import collectives as processes
-from cfgjax.models.network import sections
 from cfgjax.runs.config import check_resumable, from_dict, to_json
+from cfgjax.runs.kinds import sections
 from cfgjax.runs.metrics_file import last_logged_step
 from cfgjax.runs.settings import check_settings
 

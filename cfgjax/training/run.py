@@ -19,18 +19,10 @@ from cfgjax.distributed.sharding import (
     replicated,
 )
 from cfgjax.models.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
-from cfgjax.models.network import (
-    check_network,
-    has_null_label,
-    init_params,
-    is_classifier,
-    is_noisy_classifier,
-    make_network,
-    sections,
-    takes_low_res,
-)
+from cfgjax.models.network import check_network, has_null_label, init_params, make_network, takes_low_res
 from cfgjax.runs.checkpoint import Cadence, load_params
 from cfgjax.runs.config import call, check_sections
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
 from cfgjax.runs.settings import check_settings
 from cfgjax.runs.workdir import check_complete, read_config
 from cfgjax.training.interrupt import wish_number

@@ -31,8 +31,8 @@ from cfgjax.models.arguments import guidance_weights
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import Classifier
 from cfgjax.models.model import Model
-from cfgjax.models.network import is_classifier, is_noisy_classifier
 from cfgjax.runs.config import call
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device

@@ -20,8 +20,9 @@ from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import flat, shapes_of
 from cfgjax.convert.presets import Preset
-from cfgjax.models.network import check_network, make_network, sections
+from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.checkpoint import Cadence, Checkpoints, load_params
+from cfgjax.runs.kinds import sections
 from cfgjax.runs.manifest import whole_steps
 from cfgjax.runs.workdir import read_config
 from cfgjax.training.state import TrainState

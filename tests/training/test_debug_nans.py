@@ -10,8 +10,8 @@ from tiny import digits_config, mixture_config, update
 
 from cfgjax.evaluation.frontier.generate import Setting, draw_samples
 from cfgjax.models.model import Model
-from cfgjax.models.network import is_classifier
 from cfgjax.runs.config import load_file
+from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
 from cfgjax.training.state import create_state
 

@@ -15,9 +15,10 @@ from cfgjax.data.batches import to_float
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
 from cfgjax.models.guide import params_digest
-from cfgjax.models.network import check_params, is_classifier, is_noisy_classifier, make_network
+from cfgjax.models.network import check_params, make_network
 from cfgjax.nets import inception
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
 from cfgjax.runs.workdir import read_config
 
 BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU Inception runs faster, in less memory, on few
