@@ -190,14 +190,6 @@ def numbered(documents):
     return listed, [f"{document}:{i}:{' '.join(str(step).split()[1:4])}" for document, i, step in listed]
 
 
-@contextlib.contextmanager
-def hurrying():
-    """Programs are compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def follow(step):
     """Does one step of a document, a `cfgjax` command or a snippet, in the working folder. Raises if the step fails."""
     if isinstance(step, Snippet):

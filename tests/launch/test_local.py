@@ -94,6 +94,23 @@ def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
     assert saved == (["saved_0", "saved_1"] if "saved" in does else [])
 
 
+def test_a_process_does_not_begin_if_its_launcher_is_killed_before_it_is_registered(tmp_path):
+    dies = f"""
+import os, signal
+from types import SimpleNamespace
+from cfgjax.jobs.launch import children
+
+def began(pid):
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+children.start(["touch", {str(tmp_path / "begun")!r}], SimpleNamespace(began=began))
+"""
+    told = subprocess.run([sys.executable, "-c", dies], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    wait_until(lambda: not lives(int(told)))
+    assert not (tmp_path / "begun").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_every_process_once(start, number):
     process = start(SAVES, SAVES)

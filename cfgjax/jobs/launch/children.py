@@ -4,8 +4,10 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 
 from cfgjax.base.exits import PREEMPTED, STOP_SIGNALS
+from cfgjax.jobs.launch import gate
 
 PIPE = subprocess.PIPE
 
@@ -41,10 +43,18 @@ class Received:
 def start(argv, guardian, **options):
     """Starts a process in its own session, which the guardian ends if this process is killed.
 
-    In another session, Ctrl-C reaches it only once: from this process, not from the terminal as well.
+    In another session, Ctrl-C reaches it only once: from this process, not from the terminal as well. The program
+    begins after the guardian knows of it: otherwise it would go on if this process were killed in between.
     """
-    process = subprocess.Popen(argv, **{"stdin": subprocess.DEVNULL, "start_new_session": True, **options})
-    guardian.began(process.pid)
+    argv = [sys.executable, "-I", "-S", gate.__file__, *argv]
+    reading, writing = os.pipe()
+    try:
+        process = subprocess.Popen(argv, stdin=reading, start_new_session=True, **options)
+        guardian.began(process.pid)
+        os.write(writing, b"\n")
+    finally:
+        os.close(reading)
+        os.close(writing)
     return process
 
 
