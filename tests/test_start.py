@@ -124,7 +124,7 @@ def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(c
     program = f"""
 import os, signal, sys, tempfile
 from cfgjax import cli, __main__
-from cfgjax.files import writing
+from cfgjax.base.files import writing
 def stopped(argv):
     with writing({str(tmp_path / "file")!r}) as new:
         new.write_text("half")
