@@ -80,7 +80,7 @@ def test_a_bug_is_none(error):
 def test_the_command_line_ends_with_the_line_or_the_traceback(raised, code, word):
     program = f"""
 import sys
-from cfgjax import cli
+from cfgjax.cli import main as cli
 def raises(argv):
     print("name", chr(0xdcff))
     raise {raised}
