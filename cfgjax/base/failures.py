@@ -11,7 +11,7 @@ OF_DEVICES = ("Unable to initialize backend", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class Failure(NamedTuple):
-    """The end of a command that fails: reason, for its last line, and exit code."""
+    """How a command failed: the reason, printed in its last line, and the exit code."""
 
     reason: str
     code: int

@@ -303,7 +303,7 @@ def test_a_bin_file_is_read_too(pipeline):
         ("unet/config.json", "{", "config.json is damaged: it is not JSON"),
         ("unet/config.json", "[]", "it is a list, not an object"),
         ("unet/config.json", '{"norm_eps": 1e-06}', "norm_eps 1e-06; accepted is 1e-05"),
-        ("unet/diffusion_pytorch_model.safetensors", "{}", "neither a PyTorch file"),
+        ("unet/diffusion_pytorch_model.safetensors", "{}", "not a PyTorch, .npz"),
         ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "has beta_schedule 'sigmoid'"),
     ],
 )

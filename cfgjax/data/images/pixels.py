@@ -44,7 +44,7 @@ def reason_of(error):
     if isinstance(error, UnidentifiedImageError):
         return f"it is not an image of {', '.join(formats())}, or a kind that cannot be read"
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(" ".join(OBJECT.sub("the file", text).split()))[:200] or type(error).__name__
 
