@@ -274,35 +274,35 @@ RUNS = "def get_sweep():\n    return "
 @pytest.mark.parametrize(
     ("text", "flags", "told"),
     [
-        (BASE + RUNS + "[('a', {}), ('a', {'config.seed': 1})]", "", "has 2 runs of the name 'a'"),
-        (BASE + RUNS + "[{'config.seed': 1}, {'config.seed': 1}]", "", "has 2 runs of the name 'seed=1'"),
+        (BASE + RUNS + "[('a', {}), ('a', {'config.seed': 1})]", "", "has 2 runs named 'a'"),
+        (BASE + RUNS + "[{'config.seed': 1}, {'config.seed': 1}]", "", "has 2 runs named 'seed=1'"),
         (BASE + RUNS + "[]", "", "get_sweep() lists no runs"),
         (BASE + RUNS + "[('a/b', {})]", "", "'a/b' cannot be a run's folder"),
         (BASE + RUNS + "[('..', {})]", "", "'..' cannot be a run's folder"),
         (BASE + RUNS + "[('a.log', {})]", "", "'a.log' cannot be a run's folder"),
         (BASE + RUNS + "[('', {})]", "", "'' cannot be a run's folder"),
-        (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "150 at most"),
+        (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "need at most 150 letters"),
         (BASE + RUNS + "[('a', {'config.sed': 1})]", "", "run 'a': unknown config key 'sed', did you mean 'seed'?"),
         (BASE + RUNS + "[('a', {'config.seed': 'x'})]", "", "run 'a': "),
-        (BASE + RUNS + "[('a', {'guidance': 1})]", "", "run 'a' sets 'guidance', of evaluate, which is not among"),
-        (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which is the sweep's own"),
+        (BASE + RUNS + "[('a', {'guidance': 1})]", "", "run 'a' sets 'guidance', a flag of evaluate, which is not among"),
+        (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which the sweep sets itself"),
         (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
         (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),
         (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
         (BASE + "COMMANDS = 5\n" + RUNS + "[{}]", "", "COMMANDS is 5; need ('train',), "),
         (BASE + "COMMANDS = None\n" + RUNS + "[{}]", "", "COMMANDS is None; need ('train',), "),
         (BASE + RUNS + "[{1: 2}]", "", "the key 1 is not a string"),
-        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be written"),
+        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be converted to text"),
         (BASE + RUNS + "iter(dict, 1)", "", "get_sweep() lists more than 10000 runs"),
         (BASE + RUNS + "exit(3)", "", "get_sweep(): it calls sys.exit(3)"),
         ("raise SystemExit(0)", "", "it calls sys.exit(0)"),
-        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be made: File name too long"),
+        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be created: File name too long"),
         (BASE, "", "has no get_sweep()"),
         ("def get_sweep(:", "", "SyntaxError"),
         (RUNS + "[('a', {})]", "", "has no BASE, and no --base=FILE is given"),
         (BASE + RUNS + "[('a', {})]", "--base=none.py", "there is no config file none.py"),
-        (BASE + RUNS + "[('a', {})]", "--only=b", "--only=b: no run is called 'b'; there are a"),
-        (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs and takes no --workdir"),
+        (BASE + RUNS + "[('a', {})]", "--only=b", "--only=b: no run is named 'b'; known: a"),
+        (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs; leave out --workdir"),
         (BASE + RUNS + "[('a', {})]", "--parallel=0", "--parallel=0: 0 is not a positive integer"),
         (BASE + RUNS + "[('a', {})]", "--launcher=slrum", "slrum"),
         (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes has no effect with --launcher=local"),
@@ -336,9 +336,9 @@ def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypat
     with pytest.raises(UsageError, match="--out must be given"):
         sweep("--sweep=none.py")
     path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")
-    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", f"--python={sys.executable}")
-    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", "--launcher=slurm", "--time=60")
     with pytest.raises(UsageError, match="--python=no-such-python: there is no such program"):
         sweep(f"--sweep={path}", f"--out={tmp_path}/out", "--python=no-such-python")

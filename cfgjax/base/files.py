@@ -95,14 +95,14 @@ def check_folder(path, what):
         except FileNotFoundError:
             continue
         except OSError as e:
-            raise UsageError(f"{what} cannot be made: {e.strerror}") from e
+            raise UsageError(f"{what} cannot be created: {e.strerror}") from e
         if not stat.S_ISDIR(mode):
-            raise UsageError(f"{what} cannot be made: {folder} is not a directory")
+            raise UsageError(f"{what} cannot be created: {folder} is not a directory")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
         missing = [len(os.fsencode(part)) for part in path.relative_to(folder).parts]
         if max(missing, default=0) > os.pathconf(folder, "PC_NAME_MAX"):
-            raise UsageError(f"{what} cannot be made: File name too long")
+            raise UsageError(f"{what} cannot be created: File name too long")
         return
 
 

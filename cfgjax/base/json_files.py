@@ -85,7 +85,7 @@ def content_hash(value):
 
 
 def check_keys(value, keys, of=""):
-    """Raises ValueError unless an object has these keys, {name: type or types}. of: the object's place, for the error."""
+    """Raises ValueError unless an object has these keys, {name: type or types}. of: its place, for the error."""
     for name, types in keys.items():
         if name not in value:
             raise ValueError(f"it lacks the key {name!r}{of}")

@@ -77,7 +77,7 @@ def test_one_failure_ends_all_in_bounded_time_and_is_told_last(start):
     code, _, err = finish(start("sleep 60", "echo 'cfgjax: failed: disk full' >&2; exit 1", "sleep 60", grace=1))
     assert code == 1
     assert time.monotonic() - began < 15
-    told = "cfgjax: failed: process 1 of 3 ended with 1: disk full; 2 that went on were killed"
+    told = "cfgjax: failed: process 1 of 3 ended with 1: disk full; 2 processes that did not end were killed"
     assert err.splitlines()[-1] == told
 
 

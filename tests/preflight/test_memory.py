@@ -177,7 +177,7 @@ def test_sizes_are_read_in_both_systems(text, count):
 
 @pytest.mark.parametrize("text", ["16", "GiB", "lots", "-1GB", "16 apples"])
 def test_what_is_no_size_is_told(text):
-    with pytest.raises(UsageError, match="is no size; need a number and a unit"):
+    with pytest.raises(UsageError, match="is not a size; need a number and a unit"):
         parse_bytes(text)
 
 
