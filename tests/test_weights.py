@@ -158,7 +158,7 @@ def test_an_archive_whose_parts_are_compressed_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", dict_of(x=tensor(0, (2**18,), (1,), storage(2**18))))
         archive.writestr("archive/data/0", bytes(2**20))
-    with pytest.raises(UsageError, match="is compressed, which PyTorch's files never are"):
+    with pytest.raises(UsageError, match="is compressed; PyTorch's files never are"):
         read_state_dict(tmp_path / "x.pth")
 
 

@@ -63,7 +63,7 @@ def raise_again(unraisable):
 
 
 def is_importing(frame):
-    """Whether the frame or one of its callers belongs to the import system."""
+    """Returns whether the frame or one of its callers belongs to the import system."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -88,7 +88,7 @@ def end_stopped(number):
 
 def stopped_line(name):
     """Returns the last line of a command that a signal stopped before there was anything to save."""
-    return f"cfgjax: {name}: stopped; no file is half-written; the same command starts again"
+    return f"cfgjax: {name}: stopped; no file is half-written; run the same command to start again"
 
 
 def end_process(line, code):

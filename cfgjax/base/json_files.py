@@ -68,9 +68,9 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
 
 
 def write_json(path, value, *, hashed=False, indent=2):
-    """Writes a value as JSON, atomically; `hashed` adds the key "sha256" with the hash of an object's other keys.
+    """Writes a value as JSON atomically. `hashed` adds the key "sha256", the hash of an object's other keys.
 
-    Text that is not UTF-8 (surrogates, as in the names of files) is escaped and read back unchanged.
+    Text that is not UTF-8 (surrogates, as in file names) is escaped and read back unchanged.
     """
     if hashed:
         value = {**value, HASH: content_hash(value)}
@@ -85,7 +85,7 @@ def content_hash(value):
 
 
 def check_keys(value, keys, of=""):
-    """Raises ValueError unless an object has these keys, {name: type or types}. of: its place, for the error."""
+    """Raises ValueError unless an object has these keys, {name: type or types}. of: suffix of keys in the error."""
     for name, types in keys.items():
         if name not in value:
             raise ValueError(f"it lacks the key {name!r}{of}")

@@ -74,7 +74,7 @@ def visible_accelerator(environ=os.environ):
 def warn_of_unused(accelerator):
     """Warns that jax runs on the CPU although there is an accelerator, a key of PACKAGES. None does nothing."""
     if accelerator is not None:
-        advice = f"{PACKAGES[accelerator]}; JAX_PLATFORMS=cpu chooses the CPU without this warning"
+        advice = f"{PACKAGES[accelerator]}; set JAX_PLATFORMS=cpu to use the CPU without this warning"
         log.warning("%s is visible, but jax runs on the CPU: its plugin is missing or incompatible: %s",
                     accelerator, advice)  # fmt: skip
 

@@ -120,7 +120,7 @@ def open_mpi(environ):
         return f"localhost:{PORT}", count, index
     uri = environ.get("OMPI_MCA_orte_hnp_uri", "")
     if not (host := re.search(r"tcp6?://\[?([^,:\]]+)", uri)):
-        raise KeyError("mpirun's host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 and the others")
+        raise KeyError("mpirun's host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 to all ranks")
     return f"{host[1]}:{PORT}", count, index
 
 

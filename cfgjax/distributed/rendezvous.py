@@ -1,6 +1,6 @@
 """The roll call: all processes of a run connect to process 0 and compare their settings before they start jax.
 
-Without it, jax would abort the process if anything is wrong at its start. The messages are JSON lines over TCP. The
+Without it, jax aborts the process if anything is wrong when it starts. The messages are JSON lines over TCP. The
 connections stay open for the watchdog.
 """
 

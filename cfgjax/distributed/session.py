@@ -85,7 +85,7 @@ def taking_part(flags, facts, patience):
         watchdog.leave()
         jax.distributed.shutdown()
     except UsageError as e:
-        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # process 0 reports an error that all have
+        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # process 0 reports an error that all processes have
         watchdog.failed(str(e), BAD_USAGE)
         end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
     except KeyboardInterrupt as e:

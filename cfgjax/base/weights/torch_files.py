@@ -153,7 +153,7 @@ def arrays(path, tensors, read_storages):
 
 
 def fits(tensor):
-    """Returns whether a tensor's elements all lie in its storage, and whether a large tensor is no larger than it."""
+    """Returns whether a tensor lies in its storage and, if it is large, has no more elements than its storage."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         return False

@@ -38,7 +38,9 @@ def define_flags(given):
     text("tpu_topology", None, "GKE's topology of the slice, such as 4x4.")
     integer("port", 12355, "Port of process 0; jax uses the next one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 300, "Seconds between SIGTERM and the end of a pod.", lower_bound=1)
-    integer("max_restarts", 3, "How often all hosts restart after a failure other than bad usage.", lower_bound=0)
+    integer(
+        "max_restarts", 3, "Maximum number of restarts of all hosts after failures other than bad usage.", lower_bound=0
+    )
     path("python", "python", "Python interpreter in the image.")
 
 

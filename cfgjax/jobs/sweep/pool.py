@@ -50,7 +50,7 @@ class Run:
         self._process.send_signal(number)
 
     def ended(self):
-        """Writes the record and returns the `Outcome` once a command failed or all have ended; until then, None."""
+        """Starts the next command, or writes the record and returns the `Outcome` of a run that is over; else None."""
         if self._process.poll() is None:
             return None
         self._guardian.ended(self._process.pid)
