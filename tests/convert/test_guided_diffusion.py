@@ -133,7 +133,7 @@ def test_a_misshapen_key_is_named_with_both_shapes(adm):
     config, state_dict = adm
     narrow = state_dict | {"out.2.weight": state_dict["out.2.weight"][:3]}
     with pytest.raises(
-        UsageError, match=r"out\.2\.weight has shape \(3, 32, 3, 3\), the network needs \(6, 32, 3, 3\)\Z"
+        UsageError, match=r"out\.2\.weight has shape \(3, 32, 3, 3\), but the network needs \(6, 32, 3, 3\)\Z"
     ):
         guided_diffusion.unet(config, narrow)
 
@@ -148,8 +148,8 @@ def test_an_axis_of_length_one_too_few_is_noticed(adm):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"use_magic": True}, "UNetModel takes no use_magic"),
-        ({"dropuot": 0.1}, "takes no dropuot, did you mean 'dropout'?"),
+        ({"use_magic": True}, "UNetModel has no argument use_magic"),
+        ({"dropuot": 0.1}, "has no argument dropuot, did you mean 'dropout'?"),
         ({"num_head_channels": -1, "num_heads": 4, "num_heads_upsample": 2}, "num_heads_upsample is 2, num_heads is 4"),
         ({"dims": 3}, "dims is 3"),
         ({"model_channels": 33}, "33 channels are not divisible"),
