@@ -158,7 +158,7 @@ def test_another_config_is_refused_and_the_key_is_told(straight):
         ("--config.sample.sampler=ddmi", "unknown sampler 'ddmi', did you mean 'ddim'?"),
         ("--config.sample.labels=(0,3)", "sample.labels entry 1 is 3; need 0 … 2"),
         ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need a number in [0, 1]"),
-        ("--config.mesh.data=3", "does not make up the 1 devices"),
+        ("--config.mesh.data=3", "does not match the 1 devices"),
         ("--config.seed=-1", "seed is -1; need an integer of at least 0"),
         ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need a number that is finite and above 0"),
         ("--config.data.random_flip=True", "data.random_flip, random_crop and low_res_size are for images"),
@@ -249,11 +249,11 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(straight, tmp_pat
         ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
         ("--guidance=", "--guidance=: need numbers"),
         ("--seed=-1", "seed is -1; need an integer"),
-        ("--out=grid.fits", "the ending must be that of a picture"),
+        ("--out=grid.fits", "the ending must be that of a colour image format"),
         ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),
-        ("--out=grid.txt", "the ending must be that of a picture"),
+        ("--out=grid.txt", "the ending must be that of a colour image format"),
         ("--step=7", "there is no step 7"),
-        ("grid.png", "takes flags only"),
+        ("grid.png", "takes only flags"),
     ],
 )
 def test_bad_sampling_input_is_one_line(straight, flags, told, tmp_path):

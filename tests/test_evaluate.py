@@ -153,7 +153,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--make_reference --bits_per_dim", "are both given"),
         ("--config=experiments/mixture.py", "--config has no effect on a frontier"),
         ("--num-smaples=7", "Unknown command line flag 'num_smaples'. Did you mean: num_samples"),
-        ("now", "takes flags only"),
+        ("now", "takes only flags"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_drawn(workdir, tmp_path, flags, told):

@@ -284,7 +284,11 @@ RUNS = "def get_sweep():\n    return "
         (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "need at most 150 letters"),
         (BASE + RUNS + "[('a', {'config.sed': 1})]", "", "run 'a': unknown config key 'sed', did you mean 'seed'?"),
         (BASE + RUNS + "[('a', {'config.seed': 'x'})]", "", "run 'a': "),
-        (BASE + RUNS + "[('a', {'guidance': 1})]", "", "run 'a' sets 'guidance', a flag of evaluate, which is not among"),
+        (
+            BASE + RUNS + "[('a', {'guidance': 1})]",
+            "",
+            "run 'a' sets 'guidance', a flag of evaluate, which is not among",
+        ),
         (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which the sweep sets itself"),
         (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
         (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),

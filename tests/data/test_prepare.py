@@ -144,7 +144,7 @@ def test_truncated_images_are_listed_and_left_out(tmp_path, capsys):
     root = broken_folder(tmp_path / "images")
     assert prepare("folder", root, tmp_path / "set", "--size=8") == 0
     out = capsys.readouterr().out
-    assert "left out, cannot be decoded: bee/part0/0.png" in out
+    assert "left out (cannot be decoded): bee/part0/0.png" in out
     told = about(tmp_path / "set")
     assert [error["name"] for error in told["errors"]] == ["bee/part0/0.png", "bee/part1/1.png"]
     assert all(error["reason"] for error in told["errors"])
@@ -262,7 +262,7 @@ def test_a_broken_image_of_a_folder_read_directly_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "its first word is one of folder, tfds, npz"),
+        ([], "the first word must be one of folder, tfds, npz"),
         (["foldr", "a", "b"], "unknown kind of data 'foldr', did you mean 'folder'"),
         (["folder", "a"], "cfgjax prepare folder IN OUT --size=…; given a"),
         (["npz", "a", "b", "c"], "cfgjax prepare npz IN OUT --size=…; given a b c"),

@@ -150,7 +150,10 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
             f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --tpus_per_host=4 -- {TRAIN}",
             "--tpu_accelerator must",
         ),
-        (f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --name=A_b -- {TRAIN}", "--name=A_b: need at most 40 lower-case"),
+        (
+            f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --name=A_b -- {TRAIN}",
+            "--name=A_b: need at most 40 lower-case",
+        ),
     ],
 )
 @pytest.mark.usefixtures("installed")
