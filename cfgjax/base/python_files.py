@@ -1,4 +1,4 @@
-"""Loads the user's config and sweep files, which are Python. Every failure in them becomes a one-line error."""
+"""Loads config and sweep files, Python files of users. Every failure in them becomes an error of one line."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ def load_module(path, what):
 
 
 def call_function(module, name, what):
-    """Calls a function of a module from `load_module` and returns its value. Raises UsageError if it fails."""
+    """Returns the value of a function of a module that `load_module` returned. Raises UsageError if it fails."""
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what} {module.__file__} has no {name}()")
@@ -44,7 +44,7 @@ def call_function(module, name, what):
 
 
 def guarded(function, path, what, doing=""):
-    """Returns function(). Turns any exception except KeyboardInterrupt into a UsageError with the line in the file."""
+    """Returns function(). Every exception except KeyboardInterrupt becomes a UsageError with the line in the file."""
     try:
         return function()
     except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def guarded(function, path, what, doing=""):
 
 
 def line_of(error, path):
-    """Returns the innermost line number in an error's traceback that belongs to the file at path, or None."""
+    """Returns the number of the innermost line of the file at path in an error's traceback, or None."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno
     line, trace = None, error.__traceback__
