@@ -10,7 +10,7 @@ from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
 from cfgjax.distributed import collectives as processes
 from cfgjax.runs.checkpoint import Checkpoints
-from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.interrupt import StopRequest, wish_name
@@ -61,7 +61,7 @@ def fit(run, claim, stop):
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
                 return loop(run, state, history, checkpoints, runlog, claim.path, stop)
     except OSError as e:
-        whole = max(whole_steps(directory), default=None)
+        whole = max(complete_steps(directory), default=None)
         kept = "no step is saved" if whole is None else f"step {whole} is whole"
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
 
