@@ -196,7 +196,7 @@ def check_sections(config: ConfigDict, sections: Sequence[str] = SECTIONS) -> No
         raise UsageError(f"config lacks the sections {', '.join(missing)}")
 
 
-def call(function: Callable[..., T], section: str, given: Mapping[str, Any], **fixed: Any) -> T:
+def call(function: Callable[..., T], section: str, given: ConfigDict | Mapping[str, Any], **fixed: Any) -> T:
     """Returns function(**given, **fixed). given: a config section. Raises UsageError for unknown or missing keys."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in fixed]
