@@ -445,10 +445,10 @@ def test_a_frontier_with_one_changed_digit_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"rows": []}, "rows must be objects, one at least"),
+        ({"rows": []}, "rows must be at least one object"),
         ({"rows": [{"w": "0", "p_uncond": 0.1}]}, "a row has the w '0'; need a number"),
         ({"rows": [{"w": 0, "p_uncond": 0.1, "fid": None}]}, "a row has the fid None"),
-        ({"rows": [{"w": 0, "fid": 1.0}]}, "setting lacks p_uncond; null stands for what is not stated"),
+        ({"rows": [{"w": 0, "fid": 1.0}]}, "setting lacks p_uncond; use null for what is not stated"),
         ({"setting": published(num_step=3)["setting"]}, "unknown setting 'num_step', did you mean 'num_steps'?"),
         ({"setting": published(p_uncond=0.1)["setting"]}, "p_uncond is in setting and in rows"),
         ({"setting": None}, "holds no targets"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.download import INCEPTION_SHA256
-from cfgjax.base.errors import UsageError
+from cfgjax.base.errors import UsageError, one_line
 from cfgjax.evaluation.report import files as report
 from cfgjax.evaluation.report.files import Row
 from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, stated
@@ -77,7 +77,7 @@ def make_run(label: str, record: dict[str, Any]) -> Run:
             make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
         ]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as e:
-        raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {e}") from e
+        raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {one_line(e)}") from e
     return Run(label, facts, compared, curves)
 
 
@@ -125,7 +125,7 @@ def short(digest: str) -> str:
     return head[:8] + dash + rest
 
 
-def feature_name(features: dict[str, str]) -> str:
+def feature_name(features: dict[str, Any]) -> str:
     """Returns the feature network's name, with its digest for Inception of other weights or resizing than FID's."""
     name, digest = features["name"], features["digest"]
     usual = digest.startswith(INCEPTION_SHA256) and digest.endswith("-tf1")
