@@ -1,6 +1,6 @@
 """Bits per dimension of held-out images: the variational bound of `cfgjax.diffusion.likelihood` for a `Model`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -94,7 +94,7 @@ def held_out_bits(
     }
 
 
-def check_guidance(w: ArrayLike) -> None:
+def check_guidance(w: ArrayLike | Sequence[float]) -> None:
     """Raises UsageError unless every weight w, a number or an array, is 0: the guided ε̃ is no model's ε."""
     if np.any(np.asarray(w) != 0):
         weights = ", ".join(f"{x:g}" for x in np.unique(w))

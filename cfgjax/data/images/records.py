@@ -86,7 +86,7 @@ class RecordReader:
     def __call__(self, index: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b height width channels"]:
         images = np.empty((len(index), *self.shape), np.uint8)
         file = np.array([bisect.bisect_right(self.starts, i) - 1 for i in index], int)
-        for number in np.unique(file):
+        for number in np.unique(file).tolist():
             rows = np.flatnonzero(file == number)
             for row, record in zip(rows, self._read(number, index[rows] - self.starts[number]), strict=True):
                 try:

@@ -9,7 +9,7 @@ dataset.json itself). Format 1 has no `sha256`, for dataset.json or for the file
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def read_about(path: str | Path) -> About:
     try:
         about = read_own(folder / ABOUT, {"format": int})
         if about["format"] not in FORMATS:
-            raise UsageError(f"{path} has format {about['format']}; this version reads 1 and 2: prepare it anew")
+            raise UsageError(f"{path} has format {about['format']}; this version reads 1 and 2: prepare it again")
     except FileNotFoundError as e:
         hint = "cfgjax prepare folder|tfds|npz IN OUT --size=… makes one"
         raise UsageError(f"{path} is not a prepared data set: {e.strerror} ({ABOUT}); {hint}") from e
@@ -113,7 +113,7 @@ def check_files(folder: Path, about: About) -> None:
     """Raises UsageError unless all files of a prepared set exist with their sizes and numbers of records."""
     paths = [folder / shard["file"] for shard in about["shards"]]
     if missing := [file.name for file in paths if not file.is_file()]:
-        raise UsageError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(paths)} files): prepare it anew")
+        raise UsageError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(paths)} files): prepare it again")
     for path, shard in zip(paths, about["shards"], strict=True):
         if (size := path.stat().st_size) != shard["bytes"]:
             raise UsageError(f"{path} is damaged: it has {size:,} bytes, not {shard['bytes']:,}; {AGAIN}")

@@ -50,7 +50,7 @@ def mixture(
     return np.asarray(image), np.asarray(label)
 
 
-def toy_mixture(means: ArrayLike, stds: ArrayLike, weights: ArrayLike) -> GaussianMixture:
+def toy_mixture(means: Sequence[Sequence[float]], stds: Sequence[float], weights: Sequence[float]) -> GaussianMixture:
     """Returns the Gaussian mixture of these parameters. Raises UsageError if they are invalid."""
     try:
         return GaussianMixture(*(jnp.asarray(a, jnp.float32) for a in (means, stds, weights)))
@@ -149,7 +149,7 @@ def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[i
             raise UsageError(f"image {first(bad)} has the value {worst:g}, outside [-1, 1]")
 
 
-def check_labels(label: ArrayLike, num_classes: int, what: str = "label") -> None:
+def check_labels(label: ArrayLike | Sequence[int], num_classes: int, what: str = "label") -> None:
     """Raises UsageError unless label is integer [N], all in [0, num_classes)."""
     label = np.asarray(label)
     if not label.size:
