@@ -140,14 +140,14 @@ class Ahead:
 
     def take(self) -> Stacked:
         """Returns the next result. Raises OSError if a worker has died or produces nothing, and errors of workers."""
-        start, told = time.monotonic(), False
+        start, warned = time.monotonic(), False
         while True:
             try:
                 found = self._found.get(timeout=LOOK_SECONDS)
                 break
             except queue.Empty:
                 self._look()
-                told = self._patient(time.monotonic() - start, told)
+                warned = self._patient(time.monotonic() - start, warned)
         if isinstance(found, RuntimeError):  # grain raises it for a worker's death
             self._look()
         if isinstance(found, Exception):
@@ -156,19 +156,19 @@ class Ahead:
         self._makers.append(int(found.pop(MAKER)[0]))
         return found
 
-    def _patient(self, waited: float, told: bool) -> bool:
+    def _patient(self, waited: float, warned: bool) -> bool:
         """Warns once if no batch came in `waited` seconds, and raises OSError if that is too long.
 
-        told: whether it has warned before. Returns whether it has warned now or before.
+        warned: whether it has warned before. Returns whether it has warned now or before.
         """
-        if waited < (self._timeout_seconds if told else min(WARN_SECONDS, self._timeout_seconds / 2)):
-            return told
+        if waited < (self._timeout_seconds if warned else min(WARN_SECONDS, self._timeout_seconds / 2)):
+            return warned
         pids = [process.pid for process in self._workers]
         awaited = self._makers[0] if len(self._makers) == len(pids) else None
         slow = [pid for pid in pids if pid == awaited or (awaited is None and pid not in self._makers)]
         who = " or ".join(f"worker process {pid} ({state_of(pid)})" for pid in slow)
         what = f"no batch has come for {waited:.0f} s: step {self.step} waits for {who}"
-        if told:
+        if warned:
             for process in self._workers:
                 process.kill()
             raise OSError(f"{what}; data.worker_timeout_seconds is {self._timeout_seconds:g}")

@@ -217,7 +217,7 @@ def test_a_mean_without_a_covariance_is_told(saved, reference):
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("cov", "features mean (6,) and cov ()"),
+        ("cov", "it has no cov"),
         ("spatial_cov", "spatial mean (3,) and cov ()"),
         ("spatial_mean", "spatial mean () and cov (3, 3)"),
         ("count", "no reference: KeyError 'count'"),

@@ -9,7 +9,7 @@ dataset.json itself). Format 1 has no `sha256`, for dataset.json or for the file
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ def verify(path: str | Path, advance: Callable[[int], object] = lambda images: N
     return about
 
 
-def digest_of(labels: Iterable[int], records: RecordReader, number: int) -> Hash | None:
+def digest_of(labels: Int[np.ndarray, " n"], records: RecordReader, number: int) -> Hash | None:
     """Returns the digest of the examples of file `number`, or None if it cannot be read."""
     digest = hashlib.sha256()
     try:

@@ -172,6 +172,8 @@ def of_ours(arrays: Mapping[str, np.ndarray], path: str | Path) -> Reference:
     try:
         about = parse_json(str(arrays["about"]).encode(), keys={"network": (str, type(None)), "origin": str})
         known: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
+        if missing := [name for name in ("mean", "cov") if known[name] is None]:
+            raise ValueError(f"it has no {missing[0]}")
         if wrong := [name for name, array in known.items() if array is not None and array.dtype.kind not in "fiu"]:
             raise ValueError(f"its {wrong[0]} has dtype {known[wrong[0]].dtype}")
         return Reference(**known, count=int(arrays["count"]) or None, network=about["network"], origin=about["origin"])

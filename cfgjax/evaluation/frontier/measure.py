@@ -105,7 +105,7 @@ class Kernel:
     def update(self, index: Int[np.ndarray, " b"], features: Float[np.ndarray, "b d"]) -> None:
         """Adds the complete subsets of a block, which starts at the beginning of a subset."""
         for start in range(0, len(index) - self.size + 1, self.size):
-            subset = kernel_subset(self._reference, index[start] // self.size, self.size)
+            subset = kernel_subset(self._reference, int(index[start]) // self.size, self.size)
             distance = cubic_mmd(subset, features[start : start + self.size])
             self._distances.add(index[start : start + 1], np.array([distance]))
 
