@@ -96,7 +96,7 @@ def test_two_evaluations_in_one_folder_are_refused(workdir, tmp_path):
     first.kill()
     finish(first)
     assert code == 2
-    assert "another evaluation is at work" in err
+    assert "another evaluation is running" in err
 
 
 def test_the_report_is_whole(whole):
@@ -144,8 +144,8 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--v=2", "v is 2"),
         ("--sampler=ddim --v=0.1", "sampler ddim takes no v"),
         ("--label_policy=balancd", "unknown label policy 'balancd', did you mean 'balanced'?"),
-        ("--features=classifier", "features of 'classifier' are of images"),
-        ("--features=clasifier", "features of 'clasifier' are of images"),
+        ("--features=classifier", "features 'classifier' are for images"),
+        ("--features=clasifier", "features 'clasifier' are for images"),
         ("--reference=nowhere.npz", "cannot read nowhere.npz"),
         ("--step=3", "there is no step 3"),
         ("--bits_per_dim", "--bits_per_dim needs 8-bit images"),

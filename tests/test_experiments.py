@@ -155,7 +155,7 @@ def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
 
 
 def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():
-    rows = targets.load("cfg_imagenet64")["rows"]
+    rows = targets.load_targets("cfg_imagenet64")["rows"]
     assert {o["config.diffusion.p_uncond"] for o in RUNS["p_uncond"].values()} == {row["p_uncond"] for row in rows}
     assert {o["guidance"] for o in RUNS["guidance"].values()} == {row["w"] for row in rows}
 

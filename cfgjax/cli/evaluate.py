@@ -197,7 +197,7 @@ def planned(given):
     if scales is not None:
         guide = ClassifierGuidance(load_classifier(given.guide), given.classifier_form)
         guide.check(model.config, given.sampler or model.config.sample.sampler)
-    settings = make_settings(grid, model, plan.label_policy, guide and guide.classifier)
+    settings = make_settings(grid, model, plan.label_policy, None if guide is None else guide.classifier)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
@@ -218,10 +218,10 @@ def planned(given):
 def closed_form(work, plan):
     """Returns `tilted_frontier` for a run on a mixture of one or two dimensions, otherwise ()."""
     from cfgjax.data.sources.registry import mixture_of
-    from cfgjax.evaluation.features.tilted import MOST_DIMENSIONS, tilted_frontier
+    from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
 
     data = work.model.config.data
-    if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
+    if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
     return tilted_frontier(mixture_of(data), plan.guidance)
 

@@ -23,7 +23,7 @@ from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.checkpoint import Cadence, Checkpoints, load_params
 from cfgjax.runs.kinds import sections
-from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.workdir import read_config
 from cfgjax.training.state import TrainState
 
@@ -81,7 +81,7 @@ def runs(files, tmp_path_factory):
 def test_a_conversion_leaves_an_ordinary_workdir(runs, name):
     config = read_config(runs / name)
     assert set(config) == set(sections(config))
-    assert whole_steps(runs / name / "checkpoints") == [0]
+    assert complete_steps(runs / name / "checkpoints") == [0]
     params, step = load_params(runs / name, config)
     shapes = check_network(make_network(config), config.data.image_shape)
     assert step == 0

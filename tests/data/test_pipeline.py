@@ -96,7 +96,7 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
     made.at(0)
     os.kill(made._ahead._workers[1].pid, signal.SIGKILL)
     start = time.monotonic()
-    with pytest.raises(OSError, match=r"a worker process that makes batches has died before step \d+ \(killed by sig"):
+    with pytest.raises(OSError, match=r"a data worker process died before step \d+ \(killed by sig"):
         _ = [made.at(step) for step in range(K, 10_000, K)]
     assert time.monotonic() - start < 20
 
@@ -244,7 +244,7 @@ def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_it
         process.kill()
     if fate != "orphaned":
         assert code == 1
-        why = {"killed": "a worker process that makes batches has died", "frozen": f"worker process {victim} (stopped)"}
+        why = {"killed": "a data worker process died", "frozen": f"worker process {victim} (stopped)"}
         assert why[fate] in err.splitlines()[-1]
     command.wait_until(lambda: not any(map(command.lives, workers)), 10)
 

@@ -240,7 +240,7 @@ def test_missing_and_damaged_files_of_a_prepared_set_are_told(tmp_path):
     content[content.find(image[5].tobytes()) + 7] ^= 1
     file.write_bytes(content)
     assert np.array_equal(found.images(np.array([4, 6])), image[[4, 6]])
-    with pytest.raises(OSError, match=f"{file.name} is damaged: .*; prepare the data set anew"):
+    with pytest.raises(OSError, match=f"{file.name} is damaged: .*; prepare the data set again"):
         found.images(np.array([5]))
     file.unlink()
     with pytest.raises(UsageError, match=r"lacks shard-00000-of-00001\.array_record \(1 of 1 files\)"):

@@ -327,7 +327,7 @@ def test_without_neighbours_all_else_is_there(straight, workdir, model, network,
 
 def test_a_folder_at_work_is_refused(workdir, model, network, tmp_path):
     first = frontier_of(workdir, tmp_path, model, network, GRID)
-    with pytest.raises(UsageError, match=f"another evaluation is at work in {tmp_path}; wait for it"):
+    with pytest.raises(UsageError, match=f"another evaluation is running in {tmp_path}; wait for it"):
         frontier_of(workdir, tmp_path, model, network, GRID)
     first.close()
     frontier_of(workdir, tmp_path, model, network, GRID).close()
@@ -438,8 +438,8 @@ def test_a_table_has_a_part_of_each_curve():
     ("distances", "told"),
     [
         ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
-        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be better still"),
-        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be better still"),
+        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be even better"),
+        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be even better"),
         ((1,), "FD-mixture is least at w = 0, 1"),
     ],
 )

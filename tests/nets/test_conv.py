@@ -53,7 +53,7 @@ def test_bfloat16_gradients_are_the_float32_ones_rounded():
 @pytest.mark.parametrize(("stride", "size"), [(1, 3), (2, 3), (1, 5)])
 def test_the_stand_in_for_lax_is_lax(stride, size):
     x, kernel, _ = operands((2, 6, 8, 3), 4)
-    kernel = np.resize(kernel, (size, size, 3, 4))
+    kernel = jnp.resize(kernel, (size, size, 3, 4))
     arguments = x, kernel, (stride, stride), ((1, 1), (1, 1))
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     expected = jax.lax.conv_general_dilated(*arguments, **options)

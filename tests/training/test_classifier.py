@@ -141,7 +141,7 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
 
 
 def test_a_diffusion_run_is_no_classifier(mixture_run):
-    with pytest.raises(UsageError, match=f"{mixture_run} holds no classifier of clean images but a mlp; train one"):
+    with pytest.raises(UsageError, match=f"{mixture_run} holds a mlp, not a classifier of clean images; train one"):
         load_features("classifier", digits_config().data, classifier=mixture_run)
 
 
@@ -159,9 +159,9 @@ def test_a_classifier_of_other_data_is_told(workdir, change, told):
 
 
 def test_features_are_of_data_they_fit():
-    with pytest.raises(UsageError, match="features of 'classifier' are of images; the run's data are mixture"):
+    with pytest.raises(UsageError, match="features 'classifier' are for images; the run's data are mixture"):
         load_features("classifier", mixture_config().data)
-    with pytest.raises(UsageError, match="features of 'mixture' are of points of a known mixture"):
+    with pytest.raises(UsageError, match="features 'mixture' are for points of a known mixture"):
         load_features("mixture", digits_config().data)
     with pytest.raises(UsageError, match="unknown feature network 'inseption', did you mean 'inception'"):
         load_features("inseption", digits_config().data)
