@@ -10,7 +10,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
-from cfgjax.cli.common import check_writable, no_arguments, required
+from cfgjax.cli.common import check_writable, config_printed, no_arguments, required
 from cfgjax.distributed.devices import import_jax
 from cfgjax.runs.config import call, check_sections, config_path, define_flag, parse_flags
 
@@ -32,6 +32,8 @@ def preflight(argv):
     flags.DEFINE_bool("run", False, "A real step, save and restore on the devices at hand.", flag_values=given)
     define_path("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     required(given, "config", "devices")
     check_files(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # so that the partitioner prints its complaints, which are counted
