@@ -13,6 +13,7 @@ from cfgjax.cli.common import (
     begin,
     check_writable,
     classifier_scales,
+    config_printed,
     define_sampling,
     mesh_of,
     no_arguments,
@@ -49,6 +50,8 @@ def evaluate(argv):
     """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures metrics for every w; writes table and plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     if given.make_reference and given.bits_per_dim:
         raise UsageError("--make_reference and --bits_per_dim are both given; give one")
     mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
