@@ -96,6 +96,7 @@ def states(out):
     return {row.split()[0]: row.split()[1] for row in rows}
 
 
+@pytest.mark.e2e
 def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
     evaluate = {"num_samples": 60, "num_steps": 4, "guidance": (0.0, 1.0), "v": 0.3}
     path = sweep_file(
@@ -175,6 +176,7 @@ def test_a_run_of_other_overrides_is_not_taken_for_finished(fakes, tmp_path):
     assert calls(tmp_path) == ["train a", "train a"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, number):
     words = fakes({"a": WAITS, "b": WAITS, "c": "exit 0"})
@@ -188,6 +190,7 @@ def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, numb
     assert all("saved" in log.read_text() for log in logs)
 
 
+@pytest.mark.e2e
 def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save(fakes, tmp_path, capsys):
     saves = 'while [ -e "$DOES/hold" ]; do sleep 0.05; done; exit 75'
     words = fakes({"a": WAITS.replace("exit 75", f'touch "$DOES/asked"; {saves}', 1)})

@@ -101,6 +101,7 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.e2e
 def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys):
     _, made = batches(2, worker_timeout_seconds=8)
     _ = [made.at(step) for step in (0, K, 2 * K)]
@@ -118,6 +119,7 @@ def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys
     assert not command.lives(frozen)
 
 
+@pytest.mark.e2e
 def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
     dataset, made = batches(1, worker_timeout_seconds=60)
     made.at(0)
@@ -223,6 +225,7 @@ def test_workers_for_arrays_in_memory_are_refused():
         open_source(source="digits", num_classes=10, image_shape=(8, 8, 1), num_workers=2)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fate", ["killed", "frozen", pytest.param("orphaned", marks=pytest.mark.slow)])
 def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_its_process(fate, path, tmp_path):
     overrides = {
@@ -255,6 +258,7 @@ SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.mod
     --config.evaluate.every_steps=8 --config.optimizer.warmup_steps=0"""
 
 
+@pytest.mark.e2e
 def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tmp_path, quick_compilation):
     words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
     together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"

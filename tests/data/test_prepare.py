@@ -86,6 +86,7 @@ def test_files_are_neither_too_few_for_workers_nor_too_many_to_hold_open():
     assert 60_000 / shard_size(60_000) >= 30
 
 
+@pytest.mark.e2e
 def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tmp_path):
     write_npz(tmp_path / "a.npz", count=1500, shape=(64, 64, 3))
     words = f"prepare npz {tmp_path}/a.npz {tmp_path}/{{}} --size=96 --workers=1"
@@ -109,6 +110,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tm
     assert names("killed") == names("straight")
 
 
+@pytest.mark.e2e
 def test_a_full_disk_is_told_and_what_is_there_is_gone_on_with(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

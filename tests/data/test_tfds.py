@@ -15,7 +15,7 @@ from cfgjax.data.tfds import Tfds, list_tfds
 from cfgjax.errors import UsageError
 
 tfds = pytest.importorskip("tensorflow_datasets")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of TFDS and what it imports
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]  # warnings of TFDS and what it imports
 SYNSETS = ["n00000003", "n00000001", "n00000002"]
 
 

@@ -15,6 +15,7 @@ import cfgjax
 from cfgjax import processes
 from cfgjax.evaluation.features import exact
 
+pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parent
 SCRIPT = """
 import json
