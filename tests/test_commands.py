@@ -12,8 +12,8 @@ from command import ROOT, finish, start, wait_until
 from PIL import Image
 from tiny import mixture_config
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 from cfgjax.training.loop import train
 
 TINY = (
@@ -172,7 +172,7 @@ def test_help_of_a_command_lists_its_flags(words, flag, capsys):
     assert cli.run(words.split()) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
-    assert "absl" not in output and "cfgjax.commands" not in output
+    assert "absl" not in output and "cfgjax.cli" not in output
 
 
 def test_an_error_is_one_line_on_stderr_and_exit_code_2():

@@ -8,7 +8,7 @@ import pytest
 from cfgjax.diffusion.guidance import classifier_free, drop_labels, scale_to_weight
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.process import alpha_sigma
-from cfgjax.sharding import batch_sharding, make_mesh
+from cfgjax.distributed.sharding import batch_sharding, make_mesh
 
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.6]), [0.5, 0.3, 0.2])
 eps = jax.jit(MIXTURE.eps)
