@@ -1,5 +1,6 @@
 """Every experiment file constructs and traces a shrunk step; one of each kind trains it."""
 
+import functools
 import inspect
 import json
 from pathlib import Path
@@ -63,6 +64,16 @@ def kind(path):
 KINDS = {kind(path): path.stem for path in reversed(FILES)}
 
 
+# Every experiment, of which one of each kind is tested by default
+NAMES = [pytest.param(p.stem, marks=() if p.stem in KINDS.values() else pytest.mark.slow) for p in FILES]
+
+
+@functools.cache
+def network_size(network, image_shape):
+    """The number of parameters of a network, which is checked; networks are equal if all of their fields are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(check_network(network, image_shape)))
+
+
 def shrink(config, folder):
     """config with one small step on random data, everything else as it is."""
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
@@ -82,6 +93,7 @@ def shrink(config, folder):
     return config
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_a_shrunk_step_traces(name, tmp_path):
     run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
     state, metrics = jax.eval_shape(run.dispatch, run.like, run.batches(0), run.step_key)
@@ -89,6 +101,7 @@ def test_a_shrunk_step_traces(name, tmp_path):
     assert metrics["loss"].shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS.values())
 def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, quick_compilation):
     run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
@@ -122,8 +135,7 @@ def test_every_value_of_the_network_is_present(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_paper_networks_have_the_papers_size(name):
     config = load_file(EXPERIMENTS / f"{name}.py")
-    shapes = check_network(make_network(config), config.data.image_shape)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == SIZES[name]
+    assert network_size(make_network(config), config.data.image_shape) == SIZES[name]
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
@@ -151,7 +163,7 @@ def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
     base, overrides = swept(sweep, name)
     assert overrides.keys() <= flatten(base).keys()
     config = update(base, overrides)
-    check_network(make_network(config), config.data.image_shape)
+    assert network_size(make_network(config), config.data.image_shape)
 
 
 def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():
