@@ -72,6 +72,7 @@ def test_random_labels_are_uniform_and_others_for_another_seed():
     assert 0.05 < (a == b).mean() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (2, 15), (8, 8)])
 def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devices, batch_size):
     index, labels, samples = all_samples(model_of(devices=devices), SETTING, 100, batch_size)

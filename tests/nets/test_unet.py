@@ -152,6 +152,7 @@ def test_bfloat16_stays_out_of_normalisation_and_softmax(params):
     assert dtypes["conv_general_dilated"] == dtypes["dot_general"] == {"bfloat16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["blocks", "convolutions"])
 def test_recomputing_changes_neither_output_nor_gradient(policy):
     plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in ("none", policy))
