@@ -55,7 +55,7 @@ def logged_steps(run):
 def train_until_stopped(command, run):
     """(exit code, stdout, stderr) of a training process that gets SIGTERM after it has logged."""
     process, before = start(command), len(logged_steps(run))
-    wait_until(lambda: len(logged_steps(run)) > before or process.poll() is not None, 120)
+    wait_until(lambda: len(logged_steps(run)) > before or process.poll() is not None, 300)
     process.send_signal(signal.SIGTERM)
     return finish(process)
 

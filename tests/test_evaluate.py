@@ -51,7 +51,7 @@ def same(folder, other):
 
 def wait_for_shards(folder, count):
     """Until so many shards are there."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while len(list(folder.glob("samples/*/*.npz"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
