@@ -64,8 +64,9 @@ def kind(path):
 KINDS = {kind(path): path.stem for path in reversed(FILES)}
 
 
-# Every experiment, of which one of each kind is tested by default
-NAMES = [pytest.param(p.stem, marks=() if p.stem in KINDS.values() else pytest.mark.slow) for p in FILES]
+def by_default(names, chosen):
+    """The parameters of a test of every name; tests of names that are not chosen are slow."""
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def shrink(config, folder):
     return config
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_default([path.stem for path in FILES], KINDS.values()))
 def test_a_shrunk_step_traces(name, tmp_path):
     run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
     state, metrics = jax.eval_shape(run.dispatch, run.like, run.batches(0), run.step_key)
@@ -132,7 +133,7 @@ def test_every_value_of_the_network_is_present(name):
     assert fields == set(config.model.keys()) - {"name"}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", by_default(SIZES, {"imagenet64", "adm_imagenet64_classifier"}))
 def test_paper_networks_have_the_papers_size(name):
     config = load_file(EXPERIMENTS / f"{name}.py")
     assert network_size(make_network(config), config.data.image_shape) == SIZES[name]
@@ -159,10 +160,15 @@ def swept(sweep, name):
 
 
 @pytest.mark.parametrize(("sweep", "name"), SWEPT)
-def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
+def test_sweeps_override_known_keys(sweep, name):
     base, overrides = swept(sweep, name)
     assert overrides.keys() <= flatten(base).keys()
-    config = update(base, overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sweep", "name"), SWEPT)
+def test_the_networks_of_sweeps_can_be_built(sweep, name):
+    config = update(*swept(sweep, name))
     assert network_size(make_network(config), config.data.image_shape)
 
 
