@@ -165,6 +165,22 @@ def load_file(path):
     return config
 
 
+def load_config(path, **overrides):
+    """The locked ConfigDict of an experiment file, checked, with overrides: `**{"train.num_steps": 100}`.
+
+    Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
+    """
+    config = load_file(path)
+    known = flatten(config)
+    for key, value in overrides.items():
+        if key not in known:
+            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+        with config.ignore_type():  # `check_settings` says it better
+            config.update_from_flattened_dict({key: value})
+    check_settings(config)
+    return config
+
+
 def flatten(config):
     """{"train.batch_size": 64, …} of a nested config."""
     flat: dict = {}
