@@ -93,7 +93,7 @@ def test_stopped_killed_and_resumed_is_straight_through_bit_for_bit(straight, tm
 
 def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path):
     workdir, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(8):
         process = start(train(workdir))
         time.sleep(rng.uniform(2, 9))
         kills += process.poll() is None
@@ -101,7 +101,7 @@ def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path
         finish(process)
     code, _, err = run(train(workdir))
     assert code == 0, err
-    assert kills > 5
+    assert kills > 2
     assert metrics(workdir) == metrics(straight)
     assert same_trees(state(workdir, STEPS), state(straight, STEPS))
 
