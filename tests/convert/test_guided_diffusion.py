@@ -39,7 +39,7 @@ def nhwc(array):
     return array.transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("path", map(golden, [*UNETS, UPSAMPLER]))
+@pytest.mark.parametrize("path", [golden(path) for path in (*UNETS, UPSAMPLER)])
 def test_outputs_are_the_reference_implementations(path):
     config, state_dict, arrays = load(path)
     net, params = IMPORTS[path](config, state_dict)
@@ -50,7 +50,7 @@ def test_outputs_are_the_reference_implementations(path):
     np.testing.assert_allclose(out, nhwc(arrays["out/out"]), atol=1e-4)
 
 
-@pytest.mark.parametrize("path", map(golden, CLASSIFIERS))
+@pytest.mark.parametrize("path", [golden(path) for path in CLASSIFIERS])
 def test_logits_and_gradients_of_classifiers_are_the_reference_implementations(path):
     config, state_dict, arrays = load(path)
     net, params = guided_diffusion.classifier(config, state_dict)
