@@ -42,16 +42,6 @@ def params():
     return random_params(tiny())
 
 
-def test_the_unconditional_network_has_the_size_of_adms():
-    """The conditional ones are those of the experiments, whose sizes tests/test_experiments.py checks."""
-    net = UNet(
-        out_channels=6, num_classes=1000, channels=256, depth=2, multipliers=(1, 1, 2, 2, 4, 4),
-        attention_resolutions=(32, 16, 8), conditional=False, null_label=False,
-    )  # fmt: skip
-    image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(net, image))) == 552_814_086
-
-
 @pytest.mark.parametrize(
     "changes",
     [
