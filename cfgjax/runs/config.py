@@ -169,7 +169,7 @@ def config_path(argv: list[str]) -> str | None:
 
 
 def load_file(text: str | Path) -> ConfigDict:
-    """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT: that of its get_config() or get_config(ARGUMENT).
+    """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
     Raises UsageError for a file that fails in any way, and for an argument that it does not take.
     """

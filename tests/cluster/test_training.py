@@ -13,6 +13,7 @@ from command import end_all, finish_all, free_port, run, start, start_several
 from test_cli import metrics, state, wait_for_step
 from tiny import same_trees
 
+pytestmark = pytest.mark.e2e
 STEPS = 300
 TRAIN = (
     "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=128 "

@@ -294,6 +294,7 @@ def test_a_cached_reference_that_does_not_match_its_hash_is_measured_again(model
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 125])
 def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
     ran = Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size)

@@ -48,6 +48,7 @@ def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
     assert close(metrics_one, metrics_eight, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_unet_step_on_eight_devices_is_the_step_on_one(quick_compilation):
     single = {"train.steps_per_dispatch": 1}
     one, metrics_one = advance(digits_config(**single, **{"mesh.data": 1}), 1, devices=1, change=stir)
