@@ -4,6 +4,7 @@ A file may import the files beside it relatively, as in `from .base import denoi
 """
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import itertools
 import os
@@ -49,8 +50,7 @@ def module_beside(path):
     package = types.ModuleType(f"cfgjax_files_{next(NUMBERS)}")
     package.__path__ = [os.path.dirname(os.path.abspath(path))]
     name = f"{package.__name__}.{Path(path).stem.replace('.', '_')}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader=None, origin=path))
     module.__file__ = path
     sys.modules |= {package.__name__: package, name: module}  # dataclasses look up types there
     importlib.invalidate_caches()  # a file beside it may be new
