@@ -61,7 +61,7 @@ def expected(dataset, step, rows=None):
     return jax.tree.map(lambda *parts: np.stack(parts), *[batch_at(dataset, 3, step + j, SIZE, rows) for j in range(K)])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 1, pytest.param(3, marks=pytest.mark.e2e)])
 def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(num_workers, batches):
     dataset, made = batches(num_workers, low_res_size=4)
     for step in (*range(10, 26, K), 4):  # over the end of an epoch, on to another place, and back
@@ -153,6 +153,7 @@ def config_of(path, **overrides):
     return update(config, small | overrides)
 
 
+@pytest.mark.e2e
 def test_training_with_workers_stopped_and_resumed_is_training_without(path, tmp_path, quick_compilation):
     straight, broken = (config_of(path, **{"data.num_workers": n}) for n in (0, 1))
     train(straight, tmp_path / "straight")
@@ -274,6 +275,7 @@ def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tm
     assert (tmp_path / "two" / "data.json").read_bytes() == (tmp_path / "one" / "data.json").read_bytes()
 
 
+@pytest.mark.e2e
 def test_the_reference_of_a_prepared_set_is_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
     train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
     make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "

@@ -301,6 +301,7 @@ def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_p
     assert_close(ran.rows, straight[1], rtol=5e-6)  # float32 products of other sizes add up in another order
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
     flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0

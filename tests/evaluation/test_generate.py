@@ -148,6 +148,7 @@ class Counting:
         return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_samples", "batch_size", "devices", "rows"),
     [

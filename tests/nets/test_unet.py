@@ -114,6 +114,7 @@ def test_attention_is_where_it_is_asked_for():
     assert attended((8,)) == {"middle_1", "input_1_1", "output_2_1", "output_3_1"}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_nearly_the_same(params):
     exact, low = apply(tiny(), params), apply(tiny(dtype="bfloat16"), params)
     assert low.dtype == jnp.float32
@@ -160,6 +161,7 @@ def test_recomputing_changes_neither_output_nor_gradient(policy):
     assert sum("remat" in equation.primitive.name for equation in equations(jaxpr)) == len(blocks)
 
 
+@pytest.mark.slow
 def test_convolutions_are_not_computed_again_where_their_results_are_kept(params):
     def convolutions(remat):
         loss = lambda params: jnp.square(apply(tiny(remat=remat), params)).mean()

@@ -61,6 +61,7 @@ def test_activations_are_affine_in_the_batch(dtype):
         assert found[count].bytes(6) == total(shapes)
 
 
+@pytest.mark.slow
 def test_recomputation_and_bfloat16_keep_less():
     kept = lambda **model: memory.activations(Program(digits_config(**model)))
     plain, remat, half = kept(), kept(**{"model.remat": "blocks"}), kept(**{"model.dtype": "bfloat16"})
@@ -137,6 +138,7 @@ def test_accumulating_in_as_many_parts_as_are_asked_for_fits():
     assert passes_needed(found, 10) is None
 
 
+@pytest.mark.slow
 def test_a_steps_flops_are_three_forward_passes_also_where_gradients_accumulate():
     config = digits_config(**{"mesh.data": 1})
     count = flops_per_image(config)
