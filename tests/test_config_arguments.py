@@ -10,7 +10,8 @@ from tiny import EXPERIMENTS
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.jobs.launch import LAUNCHERS
-from cfgjax.runs.config import load_file, split_argument, variants
+from cfgjax.runs.config import load_file
+from cfgjax.runs.config_argument import split_argument, variants
 from cfgjax.runs.workdir import Claim
 
 ADM = f"{EXPERIMENTS}/adm.py"

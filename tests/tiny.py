@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfgjax.runs.config import load_file, to_json, variants
+from cfgjax.runs.config import load_file, to_json
+from cfgjax.runs.config_argument import variants
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")

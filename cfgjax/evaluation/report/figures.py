@@ -21,7 +21,7 @@ def sample_figure(
     model: Model,
     *,
     labels: Sequence[int],
-    guidance: Sequence[float],
+    guidance: Sequence[float] | Float[np.ndarray, " w"],
     per_cell: int,
     seed: int = 0,
     classifier_scale: Sequence[float | None] = (None,),
@@ -97,7 +97,9 @@ def exact_model(model: Model) -> Model:
 
 
 def scatter(
-    rows: Mapping[str, Sequence[Float[np.ndarray, "n d"]]], labels: Int[np.ndarray, " n"], guidance: Sequence[float]
+    rows: Mapping[str, Sequence[Float[np.ndarray, "n d"]]],
+    labels: Int[np.ndarray, " n"],
+    guidance: Sequence[float] | Float[np.ndarray, " w"],
 ) -> Image.Image:
     """Returns an RGB picture of points coloured by label. rows: {name: [points for each w]}; the columns are w."""
     require_matplotlib()
