@@ -9,7 +9,7 @@ from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
-from cfgjax.runs.config import call, flatten
+from cfgjax.runs.config import call, flatten, to_json
 
 MAX_NAMED = 20  # classes on one line
 PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
@@ -35,6 +35,14 @@ def shared_facts(given, config):
         f"--{name}": str(given[name].value) for name in given if name not in (*PLACE, "config") and given[name].present
     }
     return shared | {key: repr(value) for key, value in flatten(config).items()}
+
+
+def config_printed(given):
+    """Prints the config of --config as config.json has it if --print_config is given; returns whether it is."""
+    if given.print_config:
+        required(given, "config")
+        print(to_json(given.config), end="")
+    return given.print_config
 
 
 def begin(given, what):

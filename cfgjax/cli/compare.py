@@ -46,7 +46,7 @@ def compare(argv):
 
     if given.plot is not None:
         require_matplotlib("--plot needs")
-    published = None if given.targets is None else targets.load(given.targets)
+    published = None if given.targets is None else targets.load_targets(given.targets)
     files, contents = zip(*gather(paths), strict=True)
     records = dict(zip(labels(files), contents, strict=True))
     runs = [side_by_side.make_run(label, record) for label, record in records.items()]

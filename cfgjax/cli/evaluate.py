@@ -13,6 +13,7 @@ from cfgjax.cli.common import (
     begin,
     check_writable,
     classifier_scales,
+    config_printed,
     define_sampling,
     mesh_of,
     no_arguments,
@@ -49,6 +50,8 @@ def evaluate(argv):
     """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures metrics for every w; writes table and plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     if given.make_reference and given.bits_per_dim:
         raise UsageError("--make_reference and --bits_per_dim are both given; give one")
     mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
@@ -197,7 +200,7 @@ def planned(given):
     if scales is not None:
         guide = ClassifierGuidance(load_classifier(given.guide), given.classifier_form)
         guide.check(model.config, given.sampler or model.config.sample.sampler)
-    settings = make_settings(grid, model, plan.label_policy, guide and guide.classifier)
+    settings = make_settings(grid, model, plan.label_policy, None if guide is None else guide.classifier)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
@@ -218,10 +221,10 @@ def planned(given):
 def closed_form(work, plan):
     """Returns `tilted_frontier` for a run on a mixture of one or two dimensions, otherwise ()."""
     from cfgjax.data.sources.registry import mixture_of
-    from cfgjax.evaluation.features.tilted import MOST_DIMENSIONS, tilted_frontier
+    from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
 
     data = work.model.config.data
-    if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
+    if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
     return tilted_frontier(mixture_of(data), plan.guidance)
 

@@ -10,7 +10,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
-from cfgjax.cli.common import check_writable, no_arguments, required
+from cfgjax.cli.common import check_writable, config_printed, no_arguments, required
 from cfgjax.distributed.devices import import_jax
 from cfgjax.runs.config import call, check_sections, config_path, define_flag, parse_flags
 
@@ -39,6 +39,8 @@ def preflight(argv):
     )
     define_path("scratch", None, "Folder in which --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     required(given, "config", "devices")
     check_files(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # makes the partitioner print its complaints, which are counted

@@ -4,15 +4,20 @@ from absl import flags
 
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import begin, define_place, no_arguments, patience, place, required, shared_facts
+from cfgjax.cli.common import begin, config_printed, define_place, no_arguments, patience, place, required, shared_facts
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 
 
 def train(argv):
-    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it."""
+    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
+
+    --config=FILE --print_config only prints the config.
+    """
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     required(given, "config", "workdir")
     begin(given, f"training in {given.workdir}")
 

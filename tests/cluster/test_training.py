@@ -13,6 +13,7 @@ from command import end_all, finish_all, free_port, run, start, start_several
 from test_cli import metrics, state, wait_for_step
 from tiny import same_trees
 
+pytestmark = pytest.mark.e2e
 STEPS = 300
 TRAIN = (
     "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=128 "
@@ -207,7 +208,9 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
     place = {"CFGJAX_COORDINATOR": f"localhost:{free_port()}", "CFGJAX_NUM_PROCESSES": "2"}
     (tmp_path / "elsewhere").mkdir()
     config = tmp_path / "config.py"
-    text = (Path(__file__).parents[2] / "experiments" / "digits.py").read_text()
+    experiments = Path(__file__).parents[2] / "experiments"
+    (tmp_path / "base.py").write_text((experiments / "base.py").read_text())
+    text = (experiments / "digits.py").read_text()
     config.write_text(text.replace('source="digits"', 'source="npz", path="data.npz"'))
     own = lambda i: {**place, "CFGJAX_PROCESS_ID": str(i), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = f"train --config={config} --workdir={tmp_path / 'run'}"

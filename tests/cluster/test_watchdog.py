@@ -81,6 +81,7 @@ class Walkers:
             process.communicate()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_killed_process_ends_the_others_at_once_by_its_name(victim):
     with Walkers(3, None, "none") as walkers:
@@ -94,6 +95,7 @@ def test_a_killed_process_ends_the_others_at_once_by_its_name(victim):
         assert time.monotonic() - start < 2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_frozen_process_is_named_in_time(victim):
     with Walkers(3, None, "none") as walkers:
@@ -108,6 +110,7 @@ def test_a_frozen_process_is_named_in_time(victim):
         assert walkers.ends(victim)[victim][0] == 1
 
 
+@pytest.mark.e2e
 def test_a_process_that_is_stuck_is_named_and_shows_where():
     with Walkers(3, 1, "stuck") as walkers:
         ends = walkers.ends(0, 1, 2)
@@ -118,6 +121,7 @@ def test_a_process_that_is_stuck_is_named_and_shows_where():
         assert "most recent call first" not in ends[2][1]
 
 
+@pytest.mark.e2e
 def test_a_process_that_fails_ends_the_others_with_its_reason():
     with Walkers(3, 2, "failed") as walkers:
         ends = walkers.ends(0, 1, 2)
@@ -126,6 +130,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason():
             assert re.search(r"process 2 on \S+ \(pid \d+\) failed: no space left$", ends[i][1].strip())
 
 
+@pytest.mark.e2e
 def test_a_process_that_goes_another_way_is_named():
     with Walkers(3, 2, "another way") as walkers:
         for code, err in walkers.ends(0, 1, 2).values():
@@ -133,6 +138,7 @@ def test_a_process_that_goes_another_way_is_named():
             assert re.search(r"process 2 .* diverged: it is at another exchange, process 0 was at an", err)
 
 
+@pytest.mark.e2e
 def test_where_no_process_moves_all_are_told():
     with Walkers(2, None, "stalled") as walkers:
         for code, err in walkers.ends(0, 1).values():
@@ -140,6 +146,7 @@ def test_where_no_process_moves_all_are_told():
             assert re.search(r"no process has got past step 19 in \d+ s", err)
 
 
+@pytest.mark.e2e
 def test_work_that_others_may_wait_for_is_no_fault():
     with Walkers(2, 1, "alone") as walkers:
         walkers.wait_until_ready()
@@ -147,6 +154,7 @@ def test_work_that_others_may_wait_for_is_no_fault():
         assert [process.poll() for process in walkers.all] == [None, None]
 
 
+@pytest.mark.e2e
 def test_processes_that_leave_are_no_fault():
     with Walkers(3, None, "leave") as walkers:
         walkers.wait_until_ready()

@@ -80,7 +80,7 @@ def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
         lambda: prepare(folder, "--encoding=raw"),
         lambda: run(["prepare", "--verify", str(folder / "set")]),
     ):
-        with pytest.raises(UsageError, match=r"dataset\.json.*anew") as raised:
+        with pytest.raises(UsageError, match=r"dataset\.json.*again") as raised:
             use()
         assert len(str(raised.value).splitlines()) == 1
 
@@ -89,7 +89,7 @@ def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
 def test_a_damaged_request_is_one_line_that_says_what_to_do(kind, folder):
     interrupted(folder)
     DAMAGE[kind](folder / "set" / "request.json")
-    with pytest.raises(UsageError, match=r"request\.json.*anew") as raised:
+    with pytest.raises(UsageError, match=r"request\.json.*again") as raised:
         prepare(folder, "--encoding=raw")
     assert len(str(raised.value).splitlines()) == 1
 

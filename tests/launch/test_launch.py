@@ -3,8 +3,8 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from command import ROOT
@@ -70,14 +70,15 @@ def test_job_files_are_bash(path):
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_dry_run_starts_nothing_and_leaves_nothing(name, capsys, monkeypatch, tmp_path):
-    (tmp_path / "config.py").write_text(Path("experiments/digits.py").read_text())
+    shutil.copy("experiments/digits.py", tmp_path / "config.py")
+    shutil.copy("experiments/base.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.devnull)
     workdir = "/runs/digits" if name == "kubernetes" else "runs/digits"
     train = f"train --config=config.py --workdir={workdir} --config.data.split='a b'"
     out = dry_run(capsys, f"launch {name} --dry_run {NEEDED[name]} -- {train}")
     assert "--config.data.split=a b" in out
-    assert [path.name for path in tmp_path.iterdir()] == ["config.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.py", "config.py"]
 
 
 def test_words_arrive_whole_through_the_shell(capsys, tmp_path):

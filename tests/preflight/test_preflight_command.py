@@ -15,6 +15,7 @@ MIXTURE = (
 )
 
 
+@pytest.mark.e2e
 def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here(tmp_path):
     path = tmp_path / "figures.json"
     command = f"--devices=64 --mesh=data=16,fsdp=4 --hbm=16GiB --json={path} --run --scratch={tmp_path}"
@@ -41,6 +42,7 @@ def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here
     assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

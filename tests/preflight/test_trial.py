@@ -20,6 +20,7 @@ from cfgjax.jobs.preflight.trial import (
 )
 
 
+@pytest.mark.slow
 def test_a_step_is_taken_saved_and_restored_bit_for_bit(tmp_path):
     config = trial_config(mixture_config(**{"mesh.data": 2, "mesh.fsdp": 4, "model.width": 256}), {"per_device": 3})
     found = trial(config, tmp_path)

@@ -90,7 +90,8 @@ def trial(config, folder):
         del state  # so that the devices hold only one state at a time
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         start = clock()
-        restored, _ = checkpoints.restore(program.like)
+        restored = checkpoints.restore(program.like)
+        assert restored is not None
         jax.block_until_ready(restored)
         seconds["restore"] = clock() - start
     return {
@@ -103,7 +104,7 @@ def trial(config, folder):
         "loss": float(metrics["loss"][-1]),
         "seconds": seconds,
         "checkpoint_bytes": size,
-        "restored_equals_saved": fingerprint(restored) == saved,
+        "restored_equals_saved": fingerprint(restored[0]) == saved,
         **memory,
     }
 
