@@ -83,7 +83,7 @@ def test_a_run_is_stopped_by_a_signal_resumed_and_sampled(tmp_path):
         ("--config.sample.sampler=ddmi", "unknown sampler 'ddmi', did you mean 'ddim'?"),
         ("--config.sample.labels=(0,3)", "sample.labels entry 1 is 3; need 0 … 2"),
         ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need "),
-        ("--config.mesh.data=3", "does not make up the 8 devices"),
+        ("--config.mesh.data=3", "does not match the 8 devices"),
         ("--config.seed=-1", "seed is -1; need "),
         ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need "),
         ("--config.data.random_flip=True", "data.random_flip"),
@@ -147,7 +147,7 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
         ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),
         ("--out=grid.txt", "--out=grid.txt"),
         ("--step=7", "there is no step 7"),
-        ("grid.png", "takes flags only"),
+        ("grid.png", "takes only flags"),
     ],
 )
 def test_bad_sampling_input_is_one_line(workdir, flags, key, tmp_path):
