@@ -1,6 +1,6 @@
-"""Loads config and sweep files, Python files of users. Every failure in them becomes an error of one line.
+"""Loads the user's config and sweep files, which are Python. Every failure in them becomes a one-line error.
 
-A file may import the files beside it relatively, as in `from .base import denoiser`, whatever the working folder.
+A file may import other files in its folder, as in `from .base import denoiser`, from any working folder.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ def load_module(path, what):
 
 
 def module_beside(path):
-    """Returns the empty module of the file at path, in a new package that has the file's folder as its path.
+    """Returns an empty module for the file at path, in a new package whose path is the file's folder.
 
-    Every load has a package of its own, so that files beside it are read again and never confused with other modules.
+    Every load has its own package, so that imported files are read again and not confused with other modules.
     """
     package = types.ModuleType(f"cfgjax_files_{next(NUMBERS)}")
     package.__path__ = [os.path.dirname(os.path.abspath(path))]
@@ -53,12 +53,12 @@ def module_beside(path):
     module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader=None, origin=path))
     module.__file__ = path
     sys.modules |= {package.__name__: package, name: module}  # dataclasses look up types there
-    importlib.invalidate_caches()  # a file beside it may be new
+    importlib.invalidate_caches()  # a file in the folder may be new
     return module
 
 
 def call_function(module, name, what, *arguments):
-    """Returns the value of a function of a module that `load_module` returned. Raises UsageError if it fails."""
+    """Calls a function of a module from `load_module` and returns its value. Raises UsageError if it fails."""
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what} {module.__file__} has no {name}()")
@@ -66,7 +66,7 @@ def call_function(module, name, what, *arguments):
 
 
 def guarded(function, path, what, doing=""):
-    """Returns function(). Every exception except KeyboardInterrupt becomes a UsageError with the line in the file."""
+    """Returns function(). Turns any exception except KeyboardInterrupt into a UsageError with the line in the file."""
     try:
         with no_bytecode():
             return function()
@@ -79,7 +79,7 @@ def guarded(function, path, what, doing=""):
 
 @contextlib.contextmanager
 def no_bytecode():
-    """Leaves no __pycache__ next to the user's files."""
+    """Context in which imports write no __pycache__ next to the user's files."""
     before = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
     try:
@@ -89,7 +89,7 @@ def no_bytecode():
 
 
 def lines_of(error, path):
-    """Returns [(file, line)] of an error: in the file at path, and in a file beside it that is further in."""
+    """Returns [(file, line)] of an error: innermost in the file at path, then in another file of its folder."""
     folder, found = os.path.dirname(os.path.abspath(path)), []
     trace = error.__traceback__
     while trace is not None:
@@ -103,7 +103,7 @@ def lines_of(error, path):
 
 
 def same(name, path):
-    """Whether two paths name the same file."""
+    """Returns whether two paths name the same file."""
     return os.path.abspath(name) == os.path.abspath(path)
 
 

@@ -38,7 +38,7 @@ def shared_facts(given, config):
 
 
 def config_printed(given):
-    """Prints the config of --config as config.json has it if --print_config is given; returns whether it is."""
+    """Prints --config in the format of config.json if --print_config is given. Returns whether it is given."""
     if given.print_config:
         required(given, "config")
         print(to_json(given.config), end="")
