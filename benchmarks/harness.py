@@ -18,7 +18,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
 from cfgjax.cli.common import no_arguments
-from cfgjax.runs.config import load_file, parse_flags
+from cfgjax.runs.config import load_file, parse_flags, variants
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9
@@ -50,6 +50,12 @@ CONFIGS = {
     "tiny": ("digits", TINY),
 }
 DEFAULT = ["digits", "small8", "small32"]
+
+
+def experiments():
+    """{"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
+    files = [path for path in EXPERIMENTS.glob("*.py") if path.stem != "base"]
+    return {Path(text).name.replace(".py", ""): text for path in files for text in variants(path)}
 
 
 def load_config(name, *, batch_size=None, dtype=None):

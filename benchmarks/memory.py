@@ -28,7 +28,7 @@ from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
 from cfgjax.runs.config import load_file, parse_flags
 
-NAMES = sorted(path.stem for path in harness.EXPERIMENTS.glob("*.py"))
+NAMES = sorted(harness.experiments())
 SOURCES = ("npz", "prepared")  # of data, of which it is measured what a larger set costs
 NODE = 8  # devices of the experiments on all of ImageNet, as in one node; the others' one
 HBM = 80e9  # bytes of a device's memory, for which passes are counted
@@ -49,7 +49,7 @@ def experiment_figures(name):
     """
     from cfgjax.cli.preflight import use_virtual_devices
 
-    config = load_file(harness.EXPERIMENTS / f"{name}.py")
+    config = load_file(harness.experiments()[name])
     count = devices_of(config)
     use_virtual_devices(count)
 

@@ -40,9 +40,12 @@ def programs_are_dropped_now_and_then():
         jax.clear_caches()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs are compiled with little optimisation: half the time, for laws that hold of any program."""
+    """Programs are compiled with little optimisation from here to the end of the module.
+
+    That takes less time, and suits laws that hold for any program.
+    """
     with hurrying():
         yield
 

@@ -7,7 +7,6 @@ to be fetched: photographs, sets of TFDS, published weights.
 import contextlib
 import gzip
 import hashlib
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from convert.weight_files import SMALL_ADM, save_pt
 from data.images import write_folder, write_npz
 from documents import ROOT, Snippet, steps
+from ml_collections import ConfigDict
 
 from cfgjax.base import download
 from cfgjax.cli import main as cli
@@ -26,6 +26,7 @@ from cfgjax.convert.presets import Preset
 from cfgjax.data.sources import arrays, tfds
 from cfgjax.evaluation.features import networks as features
 from cfgjax.jobs.sweep import entries
+from cfgjax.runs.config import load_file, variants
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 SIZE = 8  # pixels of all images
@@ -74,9 +75,9 @@ PUBLISHED = {  # a small network of the kind of each published model that the do
 FASHION = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
-def small_experiment(path):
-    """The config of the experiment file at path, with small values."""
-    config = runpy.run_path(path)["get_config"]()
+def small_experiment(text):
+    """The config of an experiment, FILE or FILE:ARGUMENT, with small values."""
+    config = ConfigDict(load_file(text)).unlock()
     data = config.data
     if data.source == "prepared":
         data.update(num_classes=len(SYNSETS), image_shape=(SIZE, SIZE, data.image_shape[-1]))
@@ -110,8 +111,7 @@ def make(folder):
         if path.parent.name == "sweeps":
             there.write_text(path.read_text())
             continue
-        code = f"import sys\n\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom newcomer import small_experiment\n"
-        there.write_text(f"{code}\n\ndef get_config():\n    return small_experiment({str(path)!r})\n")
+        there.write_text(stand_in(path))
     write_folder(folder / "ILSVRC2012" / "train", SYNSETS, count=8)
     write_folder(folder / "imagenette2" / "train", SYNSETS, count=8)
     for name in ("images", "cifar10", "tfds"):
@@ -122,6 +122,16 @@ def make(folder):
         net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes_of(net, image_shape))
         save_pt(folder / name, guided_diffusion.state_dict(net, zeros))
+
+
+def stand_in(path):
+    """The text of a config file for `small_experiment` of the experiment file at path."""
+    code = f"import sys\n\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom newcomer import small_experiment\n\n\n"
+    arguments = [text.rpartition(":")[2] for text in variants(path) if text != str(path)]
+    if not arguments:
+        return f"{code}def get_config():\n    return small_experiment({str(path)!r})\n"
+    body = f'    return small_experiment({str(path)!r} + ":" + argument)\n'
+    return f"{code}ARGUMENTS = {arguments}\n\n\ndef get_config(argument):\n{body}"
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """Every experiment file constructs and traces a shrunk step; one of each kind trains it."""
 
+import ast
+import functools
 import inspect
 import json
+import re
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import EXPERIMENTS, update
+from tiny import CONFIGS, EXPERIMENTS, FILES, update
 
 from cfgjax.data.sources.registry import npz_in_place_of, open_source
 from cfgjax.evaluation.report import targets
@@ -19,21 +22,20 @@ from cfgjax.runs.kinds import is_classifier, sections
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
-FILES = sorted(EXPERIMENTS.glob("*.py"))
 DIGITS = sorted(EXPERIMENTS.glob("digits*.py"))
 SIZES = {  # ADM's published networks; CFG's are its ε-predictors with a null row
     "imagenet64": 295_899_267 + 4 * 192,
     "imagenet128": 421_522_691 + 4 * 256,
-    "adm_imagenet64": 295_904_454,
-    "adm_imagenet128": 421_529_606,
-    "adm_imagenet256": 553_838_086,
-    "adm_imagenet512": 558_997_638,
-    "adm_imagenet64_classifier": 65_438_568,
-    "adm_imagenet128_classifier": 42_568_040,
-    "adm_imagenet256_classifier": 54_096_360,
-    "adm_imagenet512_classifier": 54_448_360,
-    "adm_imagenet256_upsampler": 311_795_910,
-    "adm_imagenet512_upsampler": 308_835_270,
+    "adm:64": 295_904_454,
+    "adm:128": 421_529_606,
+    "adm:256": 553_838_086,
+    "adm:512": 558_997_638,
+    "adm_classifier:64": 65_438_568,
+    "adm_classifier:128": 42_568_040,
+    "adm_classifier:256": 54_096_360,
+    "adm_classifier:512": 54_448_360,
+    "adm_upsampler:256": 311_795_910,
+    "adm_upsampler:512": 308_835_270,
 }
 ABLATIONS = json.loads(Path(targets.__file__).with_name("adm_imagenet256.json").read_text())["ablations"]
 PRINTED = {  # the names of the paper's tables → ours
@@ -49,18 +51,29 @@ BASE_ROW = {"biggan_updown": False, "rescale_resblock": False} | ABLATIONS["rows
 HEADS_ROW = {"channels": 128, "depth": 2, "attention": [32, 16, 8], "biggan_updown": True, "rescale_resblock": False}
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(params=CONFIGS)
 def name(request):
-    return request.param.stem
+    return request.param
 
 
-def kind(path):
-    """What decides which program the step of an experiment file is."""
-    config = load_file(path)
+def kind(name):
+    """What decides which program the step of an experiment is."""
+    config = load_file(CONFIGS[name])
     return config.model.name, config.model.get("low_res"), config.get("diffusion", {}).get("learned_variance")
 
 
-KINDS = {kind(path): path.stem for path in reversed(FILES)}
+KINDS = {kind(name): name for name in reversed(CONFIGS)}
+
+
+def by_default(names, chosen):
+    """The parameters of a test of every name; tests of names that are not chosen are slow."""
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
+
+
+@functools.cache
+def network_size(network, image_shape):
+    """The number of parameters of a network, which is checked; networks are equal if all of their fields are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(check_network(network, image_shape)))
 
 
 def shrink(config, folder):
@@ -82,16 +95,18 @@ def shrink(config, folder):
     return config
 
 
+@pytest.mark.parametrize("name", by_default(CONFIGS, KINDS.values()))
 def test_a_shrunk_step_traces(name, tmp_path):
-    run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
+    run = Run(shrink(load_file(CONFIGS[name]), tmp_path), jax.devices()[:1])
     state, metrics = jax.eval_shape(run.dispatch, run.like, run.batches(0), run.step_key)
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, run.like)
     assert metrics["loss"].shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS.values())
 def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, quick_compilation):
-    run = Run(shrink(load_file(EXPERIMENTS / f"{name}.py"), tmp_path), jax.devices()[:1])
+    run = Run(shrink(load_file(CONFIGS[name]), tmp_path), jax.devices()[:1])
     state = create_state(run.build_state, run.mesh)
     before = jax.device_get(state.params)
     state, metrics = run.dispatch(state, run.batches(0), run.step_key)
@@ -102,28 +117,52 @@ def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, qu
 
 
 def test_files_state_every_section_and_survive_json(name):
-    config = load_file(EXPERIMENTS / f"{name}.py")
+    config = load_file(CONFIGS[name])
     check_sections(config, sections(config))
     assert flatten(from_json(to_json(config))) == flatten(config)
 
 
-def test_files_begin_with_the_command_that_runs_them(name):
-    text = (EXPERIMENTS / f"{name}.py").read_text()
-    assert f"cfgjax train --config=experiments/{name}.py --workdir=runs/{name}" in text
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_files_begin_with_a_command_that_runs_them(path):
+    names = {text: name.replace(":", "_") for name, text in CONFIGS.items() if name.partition(":")[0] == path.stem}
+    commands = [
+        f"cfgjax train --config=experiments/{Path(text).name} --workdir=runs/{name}" for text, name in names.items()
+    ]
+    header = ast.get_docstring(ast.parse(path.read_text()))
+    assert any(command in header.splitlines() for command in commands)
+
+
+def test_recalled_values_are_in_the_files_that_name_them():
+    marked = {path.stem: recalled(path.read_text()) for path in FILES}
+    assert {name for name, keys in marked.items() if keys} == {"imagenet64", "imagenet128"}
+    for name in ("imagenet64", "imagenet128"):
+        assert marked[name] <= given_keys(EXPERIMENTS / f"{name}.py")
+
+
+def recalled(text):
+    """The keys in the comment of a file that begins with "Recalled from the paper"."""
+    lines = re.findall(r"# Recalled from the paper, .*?: (.*(?:\n *#.*)*)", text)
+    return set(re.findall(r"[a-z_]+\.\w+", " ".join(lines)))
+
+
+def given_keys(path):
+    """The keys that an experiment file gives in the call of `denoiser`."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    (call,) = [call for call in calls if getattr(call.func, "id", "") == "denoiser"]
+    return {f"{section.arg}.{key.arg}" for section in call.keywords for key in section.value.keywords}
 
 
 def test_every_value_of_the_network_is_present(name):
-    config = load_file(EXPERIMENTS / f"{name}.py")
+    config = load_file(CONFIGS[name])
     net = type(make_network(config))
     fields = inspect.signature(net).parameters.keys() - {"parent", "name", "num_classes", "out_channels"}
     assert fields == set(config.model.keys()) - {"name"}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", by_default(SIZES, {"imagenet64", "adm_classifier:64"}))
 def test_paper_networks_have_the_papers_size(name):
-    config = load_file(EXPERIMENTS / f"{name}.py")
-    shapes = check_network(make_network(config), config.data.image_shape)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == SIZES[name]
+    config = load_file(CONFIGS[name])
+    assert network_size(make_network(config), config.data.image_shape) == SIZES[name]
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
@@ -142,16 +181,21 @@ def swept(sweep, name):
     """(the config of a sweep's base, the overrides of one of its runs by flat key)."""
     overrides = RUNS[sweep][name]
     assert all(key.startswith("config.") for key in overrides)
-    base = load_file(EXPERIMENTS.parent / SWEEPS[sweep].BASE)
+    base = load_file(str(EXPERIMENTS.parent / SWEEPS[sweep].BASE))
     return base, {key.removeprefix("config."): value for key, value in overrides.items()}
 
 
 @pytest.mark.parametrize(("sweep", "name"), SWEPT)
-def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
+def test_sweeps_override_known_keys(sweep, name):
     base, overrides = swept(sweep, name)
     assert overrides.keys() <= flatten(base).keys()
-    config = update(base, overrides)
-    check_network(make_network(config), config.data.image_shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sweep", "name"), SWEPT)
+def test_the_networks_of_sweeps_can_be_built(sweep, name):
+    config = update(*swept(sweep, name))
+    assert network_size(make_network(config), config.data.image_shape)
 
 
 def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():

@@ -30,7 +30,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
 
 @pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
 def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
-    with pytest.raises(UsageError, match="the ending must be that of a picture in colour"):
+    with pytest.raises(UsageError, match="the ending must be that of a colour image format"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from tiny import EXPERIMENTS, mixture_config
+from tiny import CONFIGS, mixture_config
 
 from cfgjax.jobs.preflight.figures import batch_figures, memory_figures
 from cfgjax.runs.config import load_file
@@ -33,14 +33,14 @@ def test_the_section_is_what_the_script_makes_of_the_figures(memory):
 def test_every_experiment_is_there_once_with_its_own_batch(memory):
     assert [found["experiment"] for found in MEASURED["experiments"]] == memory.NAMES
     for name, found in FIGURES.items():
-        config = load_file(EXPERIMENTS / f"{name}.py")
+        config = load_file(CONFIGS[name])
         assert found["batch"]["global"] == config.train.batch_size
         assert found["devices"] == memory.devices_of(config)
 
 
 @pytest.mark.parametrize("name", ["mixture", "digits_classifier", "digits_noisy_classifier", "digits"])
 def test_counts_are_those_of_the_experiment(name):
-    program = Program(load_file(EXPERIMENTS / f"{name}.py"), jax.devices()[:1])
+    program = Program(load_file(CONFIGS[name]), jax.devices()[:1])
     counted = memory_figures(program) | {"batch": batch_figures(program)}
     assert {figure: FIGURES[name][figure] for figure in counted} == json.loads(json.dumps(counted))
 

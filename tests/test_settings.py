@@ -1,18 +1,17 @@
 """Every key of every config, with every wrong value: one line that names the key, before anything else."""
 
 import math
-from pathlib import Path
 
 import ml_collections
 import pytest
+import tiny
 from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.runs.config import define_flag, flatten, load_file, parse_flags
 from cfgjax.runs.settings import SETTINGS, check_settings
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
-CONFIGS = {path.stem: load_file(path) for path in EXPERIMENTS}
+CONFIGS = {name: load_file(text) for name, text in tiny.CONFIGS.items()}
 KEYS = sorted({key for config in CONFIGS.values() for key in flatten(config)})
 WRONG = {
     "None": None,
@@ -200,7 +199,7 @@ def test_a_section_that_is_none_is_named(section, wrong):
     ],
 )
 def test_wrong_values_on_the_command_line(given):
-    argv = ["cfgjax train", f"--config={EXPERIMENTS[0].with_name('digits.py')}", f"--config.{given}"]
+    argv = ["cfgjax train", f"--config={tiny.CONFIGS['digits']}", f"--config.{given}"]
     flag_values = flags.FlagValues()
     define_flag(flag_values, argv)
     with pytest.raises(UsageError) as e:

@@ -6,9 +6,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfgjax.runs.config import load_file
+from cfgjax.runs.config import load_file, to_json, variants
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")
+CONFIGS = {Path(text).name.replace(".py", ""): text for path in FILES for text in variants(path)}
+"""{"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
 
 
 def mixture_config(**overrides):
@@ -57,6 +60,20 @@ def update(config, overrides):
     config = ConfigDict(config.to_dict())
     config.update_from_flattened_dict(overrides)
     return config
+
+
+def same_config(a, b):
+    """Whether two configs have the same keys, values and types."""
+    return to_json(a) == to_json(b) and types_of(a) == types_of(b)
+
+
+def types_of(config):
+    """{key: type} of a config, by flat key."""
+    found = {}
+    for key in config:
+        inner = types_of(config[key]) if isinstance(config[key], ConfigDict) else {}
+        found |= {f"{key}.{name}": kind for name, kind in inner.items()} or {key: config.get_type(key)}
+    return found
 
 
 def same_trees(a, b):

@@ -1,6 +1,14 @@
-"""Loads config and sweep files, Python files of users. Every failure in them becomes an error of one line."""
+"""Loads config and sweep files, Python files of users. Every failure in them becomes an error of one line.
 
+A file may import the files beside it relatively, as in `from .base import denoiser`, whatever the working folder.
+"""
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import itertools
 import os
+import re
 import sys
 import types
 from pathlib import Path
@@ -8,6 +16,7 @@ from pathlib import Path
 from cfgjax.base.errors import UsageError, one_line, printable
 
 MAX_CHARACTERS = 300  # of an error's own text
+NUMBERS = itertools.count()  # of loaded files
 
 
 def load_module(path, what):
@@ -24,9 +33,7 @@ def load_module(path, what):
         raise UsageError(f"there is no {what} {path}")
     if not path.endswith(".py"):
         raise UsageError(f"{what} {path}: the ending must be .py")
-    module = types.ModuleType(f"cfgjax_{Path(path).stem}")
-    module.__file__ = path
-    sys.modules[module.__name__] = module  # dataclasses look up types there
+    module = module_beside(path)
 
     def run():
         exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
@@ -35,36 +42,69 @@ def load_module(path, what):
     return module
 
 
-def call_function(module, name, what):
+def module_beside(path):
+    """Returns the empty module of the file at path, in a new package that has the file's folder as its path.
+
+    Every load has a package of its own, so that files beside it are read again and never confused with other modules.
+    """
+    package = types.ModuleType(f"cfgjax_files_{next(NUMBERS)}")
+    package.__path__ = [os.path.dirname(os.path.abspath(path))]
+    name = f"{package.__name__}.{Path(path).stem.replace('.', '_')}"
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader=None, origin=path))
+    module.__file__ = path
+    sys.modules |= {package.__name__: package, name: module}  # dataclasses look up types there
+    importlib.invalidate_caches()  # a file beside it may be new
+    return module
+
+
+def call_function(module, name, what, *arguments):
     """Returns the value of a function of a module that `load_module` returned. Raises UsageError if it fails."""
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what} {module.__file__} has no {name}()")
-    return guarded(function, module.__file__, what, doing=f"{name}(): ")
+    return guarded(lambda: function(*arguments), module.__file__, what, doing=f"{name}(): ")
 
 
 def guarded(function, path, what, doing=""):
     """Returns function(). Every exception except KeyboardInterrupt becomes a UsageError with the line in the file."""
     try:
-        return function()
+        with no_bytecode():
+            return function()
     except KeyboardInterrupt:
         raise
     except BaseException as e:  # SystemExit too
-        line = line_of(e, path)
-        where = f"{what} {path}" + ("" if line is None else f", line {line}")
-        raise UsageError(f"{where}: {doing}{cause(e)}") from e
+        where = "".join(f"{name}, line {line}: " for name, line in lines_of(e, path))
+        raise UsageError(f"{what} {where or f'{path}: '}{doing}{cause(e)}") from e
 
 
-def line_of(error, path):
-    """Returns the number of the innermost line of the file at path in an error's traceback, or None."""
-    if isinstance(error, SyntaxError) and error.filename == path:
-        return error.lineno
-    line, trace = None, error.__traceback__
+@contextlib.contextmanager
+def no_bytecode():
+    """Leaves no __pycache__ next to the user's files."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def lines_of(error, path):
+    """Returns [(file, line)] of an error: in the file at path, and in a file beside it that is further in."""
+    folder, found = os.path.dirname(os.path.abspath(path)), []
+    trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == path:
-            line = trace.tb_lineno
+        found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    return line
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        found.append((error.filename, error.lineno))
+    own = [(path, line) for name, line in found if name == path][-1:]
+    beside = [(name, line) for name, line in found if name and os.path.dirname(name) == folder and not same(name, path)]
+    return own + [(os.path.basename(name), line) for name, line in beside[-1:]]
+
+
+def same(name, path):
+    """Whether two paths name the same file."""
+    return os.path.abspath(name) == os.path.abspath(path)
 
 
 def cause(error):
@@ -73,7 +113,7 @@ def cause(error):
         return f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
     name = type(error).__name__
     try:
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        text = error.msg if isinstance(error, SyntaxError) else re.sub(r"cfgjax_files_\d+", "", str(error))
     except BaseException:  # raised by the error's own __str__, SystemExit included
         text = ""
     return f"{name}: {printable(one_line(text, MAX_CHARACTERS))}" if text.strip() else name

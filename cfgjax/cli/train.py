@@ -4,15 +4,20 @@ from absl import flags
 
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import begin, define_place, no_arguments, patience, place, required, shared_facts
+from cfgjax.cli.common import begin, config_printed, define_place, no_arguments, patience, place, required, shared_facts
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 
 
 def train(argv):
-    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it."""
+    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
+
+    --config=FILE --print_config only prints the config.
+    """
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
+    if config_printed(given):
+        return DONE
     required(given, "config", "workdir")
     begin(given, f"training in {given.workdir}")
 
@@ -28,18 +33,18 @@ def train(argv):
 
         from cfgjax.training import loop
 
-        return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
+        return DONE if loop.train_until_stopped(given.config, given.workdir, stop).done else PREEMPTED
 
 
 def parts(config):
-    """Returns the number of parts into which a batch can be cut; 1 if the config chooses a mesh."""
+    """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
     open_mesh = {"data": -1, "fsdp": 1, "slices": 1}
     batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
     return batch_size // passes if open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
 
 
 def define_flags(argv):
-    """The flags of the command."""
+    """Returns the flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
     define_path("workdir", None, "Folder of the run.", flag_values=given)

@@ -2,8 +2,10 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import ml_collections
@@ -44,6 +46,7 @@ RESUMABLE: tuple[str, ...] = (
 )
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
+WHAT = "config file"
 HELP = {"--help", "-h"}  # flags of every command
 
 
@@ -64,13 +67,15 @@ class ConfigParser(flags.ArgumentParser):
 
 
 def define_flag(flag_values: flags.FlagValues, argv: list[str]) -> None:
-    """Adds `--config=FILE` and `--config.key=value` overrides to flag_values, to be parsed from argv."""
-    what = "Experiment file; override a value with --config.key=value."
+    """Adds --config, its overrides --config.key=value and --print_config to flag_values, to be parsed from argv."""
+    what = "Experiment file, FILE or FILE:ARGUMENT; override a value with --config.key=value."
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # a --flagfile that cannot be read
         raise UsageError(one_line(e)) from e
     flag_values["config"].parser = ConfigParser(loaded={})
+    what = "Print the config with its overrides, as the run's config.json has it, and do nothing else."
+    flags.DEFINE_bool("print_config", False, what, flag_values=flag_values)
 
 
 def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -163,16 +168,70 @@ def config_path(argv: list[str]) -> str | None:
     return path
 
 
-def load_file(path: str | Path) -> ConfigDict:
-    """Returns the locked ConfigDict of a config file's get_config(). Raises UsageError if the file fails in any way."""
-    what = "config file"
-    config = call_function(load_module(path, what), "get_config", what)
+def load_file(text: str | Path) -> ConfigDict:
+    """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
+
+    Raises UsageError for a file that fails in any way, and for an argument that it does not take.
+    """
+    path, argument = split_argument(text)
+    module = load_module(path, WHAT)
+    config = call_function(module, "get_config", WHAT, *check_argument(module, argument))
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"{what} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
-    guarded(lambda: to_json(config), path, what, doing="its config: ")
+        raise UsageError(f"{WHAT} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
+    guarded(lambda: to_json(config), path, WHAT, doing="its config: ")
     if isinstance(config, ml_collections.FrozenConfigDict):
         config = ConfigDict(config)
     config.lock()
+    return config
+
+
+def split_argument(text: str | Path) -> tuple[str, str | None]:
+    """Returns (FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
+    path, mark, argument = str(text).rpartition(".py:")
+    if not mark or os.path.exists(text):  # an existing path may contain the mark
+        return str(text), None
+    return f"{path}.py", argument
+
+
+def check_argument(module: ModuleType, argument: str | None) -> tuple[str, ...]:
+    """Returns the arguments of a config file's get_config: () or (argument,). Raises UsageError if it takes others.
+
+    ARGUMENTS, if the file has it, lists those that it takes.
+    """
+    path, known = str(module.__file__), getattr(module, "ARGUMENTS", None)
+    function = getattr(module, "get_config", None)
+    if not callable(function):
+        return ()  # `call_function` reports it
+    parameters = list(guarded(lambda: inspect.signature(function), path, WHAT).parameters.values())
+    if argument is not None and not parameters:
+        raise UsageError(f"{WHAT} {path} takes no argument, {argument!r} is given; use --config={path}")
+    if not argument and parameters and (argument is not None or parameters[0].default is inspect.Parameter.empty):
+        which = f"one of {', '.join(map(str, known))}" if known else "the argument of its get_config"
+        raise UsageError(f"{WHAT} {path} needs an argument, --config={path}:ARGUMENT with {which}")
+    if argument is not None and known and argument not in map(str, known):
+        raise UsageError(f"{WHAT} {path}: unknown argument {argument!r}{nearest(argument, known)}")
+    return () if argument is None else (argument,)
+
+
+def variants(path: str | Path) -> list[str]:
+    """Returns [FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
+    known = getattr(load_module(path, WHAT), "ARGUMENTS", ())
+    return [f"{path}:{argument}" for argument in known] or [str(path)]
+
+
+def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
+    """Returns the locked ConfigDict of an experiment file, checked, with overrides: `**{"train.num_steps": 100}`.
+
+    Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
+    """
+    config = load_file(path)
+    known = flatten(config)
+    for key, value in overrides.items():
+        if key not in known:
+            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+        with config.ignore_type():  # `check_settings` says it better
+            config.update_from_flattened_dict({key: value})
+    check_settings(config)
     return config
 
 

@@ -3,12 +3,12 @@
 cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation \
     --launcher=slurm --time=7-00:00:00 --gpus_per_node=8
 
-BASE is an experiment file, `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows are
-those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their
-order; cfgjax/targets/adm_imagenet256.json has what they came to. Not measured here.
+BASE is an experiment, FILE or FILE:ARGUMENT; `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows
+are those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their
+order; the target adm_imagenet256 of `cfgjax compare` has the published results. Not measured here.
 """
 
-BASE = "experiments/adm_imagenet128.py"
+BASE = "experiments/adm.py:128"
 
 TABLE_1 = {
     "config.model.channels": 160,

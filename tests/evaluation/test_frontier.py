@@ -42,7 +42,7 @@ def trained(workdir):
     run = Run(config, devices=jax.devices()[:1])
     run.watchers = []
     with contextlib.closing(Claim(workdir, config)) as claim:
-        assert fit(run, claim, SimpleNamespace(signal=None))
+        assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
 
 
@@ -294,12 +294,14 @@ def test_a_cached_reference_that_does_not_match_its_hash_is_measured_again(model
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 125])
 def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
     ran = Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size)
     assert_close(ran.rows, straight[1], rtol=5e-6)  # float32 products of other sizes add up in another order
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
     flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0

@@ -33,7 +33,9 @@ def in_scan(convolve):
 
 
 @pytest.mark.parametrize("loop", [lambda convolve: convolve, in_scan], ids=["plain", "scan"])
-@pytest.mark.parametrize(("shape", "features"), SHAPES + TILED)
+@pytest.mark.parametrize(
+    ("shape", "features"), [*SHAPES, TILED[0], *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in TILED[1:]]]
+)
 def test_the_written_gradient_is_the_convolutions(shape, features, loop):
     x, kernel, grad = operands(shape, features)
     outputs = [jax.jit(loop(convolve))(x, kernel) for convolve in (conv_cpu, conv)]

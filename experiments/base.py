@@ -1,0 +1,246 @@
+"""The reference of the configuration: every key of every section, its meaning and its default.
+
+cfgjax train --config=experiments/base.py --print_config
+
+An experiment gives the values that differ, and may lie in any folder beside a copy of this file:
+
+    from .base import denoiser
+
+    def get_config():
+        return denoiser(data=dict(source="npz", path="mine.npz", num_classes=3, image_shape=(32, 32, 3)))
+
+The config has the keys that its data source, network and process take, and every further key that is given a value.
+`placeholder(int)` is None and takes an integer, `FieldReference(64)` is 64 and takes None.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference, placeholder
+
+from cfgjax.base.errors import choose
+
+
+def reference():
+    """Returns every key of every section with its default."""
+    return dict(
+        seed=0,  # of initial parameters, batches, noise and sample grids; 0 to 2³² − 1
+        data=dict(
+            source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
+            path="data/images",  # file or folder of the data; of "tfds" also the name of a data set
+            split="all",  # "all", "train" or "holdout" (every sixth example)
+            num_classes=1000,  # number K of labels 0 … K − 1
+            image_shape=(64, 64, 3),  # (height, width, channels) in pixels, or (dimensions,) of points
+            random_flip=True,  # whether training mirrors half of the images
+            random_crop=1.0,  # smallest crop in training, as a share of the side, in (0, 1]; 1 crops nothing
+            low_res_size=placeholder(int),  # height in pixels of an upsampler's input; None for other networks
+            crop=FieldReference("adm"),  # "adm", "lanczos", "area" or "pad"; None accepts any prepared data set
+            class_order="name",  # of a folder's classes: "name" sorts them as text, "numeric" as numbers
+            data_dir=placeholder(str),  # where TFDS keeps its data sets; None for its own default
+            tfds_split="train",  # split of the TFDS data set from which `split` is taken
+            num_workers=16,  # processes that decode images; 0 decodes in the training process
+            worker_timeout_seconds=600.0,  # seconds without a batch after which training fails, at least 1
+            means=((0.0, 0.0),),  # mean of each Gaussian of a mixture, one per class
+            stds=(1.0,),  # standard deviation of each Gaussian, above 0
+            weights=(1.0,),  # probability of each Gaussian; they sum to 1
+            num_examples=30000,  # points drawn from the mixture
+            seed=0,  # of the mixture's points
+        ),
+        model=dict(
+            name="unet",  # "unet" or "mlp"; of classifiers "convnet" or "noisy_classifier"
+            channels=128,  # width of the first level
+            multipliers=(1, 2, 3, 4),  # width of each level as a multiple of channels; each level halves the image
+            depth=2,  # residual blocks per level; hidden layers of an MLP
+            attention_resolutions=(32, 16, 8),  # heights in pixels of the maps that get attention; () for none
+            num_heads=placeholder(int),  # attention heads; None if head_channels sets them
+            head_channels=FieldReference(64),  # channels per attention head; None if num_heads is set
+            legacy_attention_order=True,  # layout of the projection to queries, keys, values: True is by head
+            scale_shift=True,  # whether the embedding scales and shifts the normalised map (AdaGN); False adds it
+            resblock_resample=True,  # whether residual blocks change the resolution (BigGAN)
+            learned_resample=True,  # whether other resampling is a convolution; False averages and repeats pixels
+            rescale=False,  # whether residual sums are divided by √2
+            dropout=0.0,  # probability in [0, 1)
+            conditional=True,  # whether the network takes the label
+            null_label=True,  # whether it has the label "no condition", which classifier-free guidance needs
+            low_res=False,  # whether it takes a smaller image, as an upsampler does
+            low_res_noise=False,  # whether that image may have noise; needs diffusion.low_res_logsnr_min
+            dtype="bfloat16",  # of convolutions and matrix products: "float32" or "bfloat16"
+            fused_attention=True,  # whether attention is one operation, cuDNN's on GPUs in bfloat16
+            remat="none",  # what the backward pass recomputes to save memory: "none", "convolutions" or "blocks"
+            pool="attention",  # of a noisy classifier: "attention", "adaptive", "spatial" or "spatial_v2"
+            num_features=128,  # of a convnet: size of the feature layer before the logits
+            width=128,  # of an MLP: units per layer
+        ),
+        diffusion=dict(
+            schedule="cosine",  # of continuous λ = log(α²/σ²): "cosine" or "uniform"
+            logsnr_min=-20.0,  # smallest λ, the noisiest level
+            logsnr_max=20.0,  # largest λ, the cleanest level
+            betas="linear",  # of discrete time, instead of the three keys above: "linear" or "cosine"
+            num_timesteps=1000,  # number of discrete timesteps, at least 2
+            p_uncond=0.1,  # probability in [0, 1] of training on an example without its label
+            learned_variance=False,  # whether the network also predicts the reverse variance (hybrid loss)
+            bound_weight=0.001,  # weight of the variational bound in the hybrid loss
+            bound_steps=1000,  # levels of that bound in continuous λ, at least 2
+            time_sampler="uniform",  # of training levels: "uniform" or "second_moment" (by the loss at each level)
+            low_res_logsnr_min=placeholder(float),  # noisiest λ of an upsampler's input; None without low_res_noise
+        ),
+        optimizer=dict(
+            name="adamw",  # "adamw" or "adam"
+            learning_rate=1e-4,  # after the warm-up
+            b1=0.9,  # decay of Adam's first moment, in [0, 1)
+            b2=0.999,  # decay of Adam's second moment, in [0, 1)
+            eps=1e-8,  # added to the root of the second moment
+            weight_decay=0.0,  # decoupled, of adamw only
+            schedule="constant",  # of the learning rate after the warm-up: "constant", "linear" or "cosine"
+            warmup_steps=0,  # steps in which the learning rate rises from 0
+            decay_steps=placeholder(int),  # step at which "linear" and "cosine" reach 0; None for "constant"
+            clip_norm=placeholder(float),  # largest norm of the gradient; None does not clip
+        ),
+        ema=dict(
+            rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first, () keeps none
+            warmup=True,  # whether the rates start lower, at (1 + n) / (10 + n) after n steps
+        ),
+        train=dict(
+            batch_size=256,  # examples per step over all devices
+            num_steps=500000,  # optimizer steps
+            log_every_steps=100,  # steps between logged metrics
+            steps_per_dispatch=1,  # steps per call of the compiled program; more hides its overhead for small networks
+            accumulate_steps=1,  # parts into which a batch is split to save memory
+            max_skipped_in_row=10,  # consecutive steps with a non-finite gradient after which training fails
+            init_from=placeholder(str),  # workdir whose averaged parameters training starts from; None for random ones
+        ),
+        checkpoint=dict(
+            every_steps=5000,  # steps between checkpoints
+            keep_last=3,  # newest checkpoints that are kept
+            keep_every_steps=placeholder(int),  # checkpoints at multiples of this are kept too; None keeps no others
+        ),
+        sample=dict(
+            every_steps=10000,  # steps between sample grids during training
+            labels=tuple(range(10)),  # rows of the grids; in a mixture's figure, its classes
+            guidance=(0.0, 1.0, 3.0),  # weights w, the columns of the grids
+            per_cell=4,  # samples per label and w
+            num_steps=256,  # network evaluations T; in discrete time also a spacing such as "ddim25" or "10+15+20"
+            sampler="ancestral",  # "ancestral" or "ddim"
+            v=FieldReference(0.3),  # interpolation of ancestral's variance, in [0, 1]; None for a learned variance
+            eta=0.0,  # noise of ddim, in [0, 1]
+        ),
+        evaluate=dict(
+            guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),  # weights w to measure
+            num_samples=50000,  # samples per w
+            num_steps=256,  # network evaluations T
+            batch_size=250,  # samples per call on each device
+            label_policy="balanced",  # labels of the samples: "balanced" or "random"
+            features="inception",  # feature network: "inception", "classifier" or "mixture" (the exact density)
+            classifier=placeholder(str),  # workdir of a classifier, for features or accuracy; None for neither
+            reference=placeholder(str),  # .npz of reference statistics; None computes them from the training data
+            every_steps=placeholder(int),  # steps between evaluations during training; None for none
+            every_num_samples=5000,  # samples per w of those evaluations
+            every_guidance=(0.0,),  # weights w of those evaluations
+        ),
+        mesh=dict(
+            data=-1,  # devices over which the batch is split; -1 for all that are left
+            fsdp=1,  # devices over which parameters are split too; -1 for all that are left
+            slices=1,  # TPU slices or groups of hosts between which the network is slower
+        ),
+        cluster=dict(
+            timeout_seconds=60.0,  # seconds without a sign of life after which a process counts as lost, at least 2
+            start_timeout_seconds=300.0,  # seconds that processes wait for one another at the start, at least 1
+        ),
+    )
+
+
+IMAGES = ("source", "split", "num_classes", "image_shape", "random_flip")
+DECODED = (*IMAGES, "path", "crop", "num_workers", "worker_timeout_seconds")
+SOURCES = {  # data source: keys of config.data
+    "digits": IMAGES,
+    "mixture": (*IMAGES, "means", "stds", "weights", "num_examples", "seed"),
+    "npz": (*IMAGES, "path"),
+    "prepared": DECODED,
+    "folder": (*DECODED, "class_order"),
+    "tfds": (*DECODED, "data_dir", "tfds_split"),
+}
+CONVNET = ("name", "channels", "multipliers", "depth", "dropout", "num_features")
+ATTENTION = ("attention_resolutions", "num_heads", "head_channels", "legacy_attention_order", "fused_attention")
+RESAMPLING = ("scale_shift", "resblock_resample", "learned_resample", "rescale")
+ADM = ("name", "channels", "multipliers", "depth", "dropout", *ATTENTION, *RESAMPLING, "dtype", "remat")
+NETWORKS = {  # network: keys of config.model
+    "unet": (*ADM, "conditional", "null_label", "low_res", "low_res_noise"),
+    "mlp": ("name", "width", "depth"),
+    "convnet": CONVNET,
+    "noisy_classifier": (*ADM, "pool"),
+}
+CONTINUOUS = ("schedule", "logsnr_min", "logsnr_max")
+DISCRETE = ("betas", "num_timesteps")
+
+
+def get_config():
+    """The defaults: a U-Net for a prepared data set."""
+    return denoiser()
+
+
+def denoiser(**given):
+    """Returns the config of a diffusion model. given: the values that differ, {section: {key: value}}.
+
+    Giving diffusion.betas or diffusion.num_timesteps chooses discrete time.
+    """
+    check_names(given)
+    model, diffusion = given.get("model", {}), given.get("diffusion", {})
+    keys = [*process(diffusion), "p_uncond"]
+    if model.get("name", "unet") == "unet":
+        keys += ["learned_variance", "time_sampler"]
+    if diffusion.get("learned_variance"):
+        keys += ["bound_weight"] if keys[0] == "betas" else ["bound_weight", "bound_steps"]
+    if model.get("low_res"):
+        keys += ["low_res_logsnr_min"]
+    return config_of(given, "unet", {"diffusion": keys})
+
+
+def classifier(**given):
+    """Returns the config of a classifier of clean images, a feature network for evaluations."""
+    check_names(given)
+    return config_of(given, "convnet", {"evaluate": ["every_steps"], "diffusion": None, "sample": None})
+
+
+def noisy_classifier(**given):
+    """Returns the config of a classifier of noisy images, which guides a diffusion model."""
+    check_names(given)
+    diffusion = process(given.get("diffusion", {}))
+    return config_of(given, "noisy_classifier", {"evaluate": ["every_steps"], "diffusion": diffusion, "sample": None})
+
+
+def check_names(given):
+    """Raises an error that names the first unknown section or key of the values given."""
+    for section, values in given.items():
+        keys = choose("config section", section, reference())
+        if not isinstance(keys, dict):
+            continue
+        if not isinstance(values, dict | ConfigDict):
+            raise TypeError(f"{section} is {values!r}; need dict(key=value)")
+        for key in values:
+            choose(f"key of config.{section}", key, keys)
+
+
+def process(diffusion):
+    """The keys of discrete time if any of them is given, else those of continuous λ."""
+    return DISCRETE if set(DISCRETE) & set(diffusion) else CONTINUOUS
+
+
+def config_of(given, network, keys):
+    """Returns the reference with the values given, reduced to the keys of its source and network and to `keys`.
+
+    network: the default of model.name. keys: {section: its keys, or None to leave the section out}.
+    """
+    config = ConfigDict(reference()).lock()
+    config.model.name = network
+    config.update(given)
+    keys = {
+        "data": choose("data source", config.data.source, SOURCES),
+        "model": choose("network", config.model.name, NETWORKS),
+        **keys,
+    }
+    with config.unlocked():
+        for section, kept in keys.items():
+            if kept is None:
+                del config[section]
+                continue
+            for key in set(config[section]) - {*kept, *given.get(section, {})}:
+                del config[section][key]
+    return config
