@@ -85,9 +85,8 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
-    argv = [underscored(arg) for arg in argv]
+    argv, path = [underscored(arg) for arg in argv], None
     nones: dict[str, None] = {}
-    path = None
     if "config" in flag_values:
         path = config_path(argv)
         check_path("--config", path)

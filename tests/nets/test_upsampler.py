@@ -84,6 +84,7 @@ def test_low_resolution_inputs_are_given_exactly_when_they_are_asked_for(low_res
         if ("low_res" in names, "low_res_time" in names) == (low_res, low_res_noise):
             init()
             continue
-        message = f"given {' and '.join(names) or 'no low_res'}; model.low_res is {low_res}, .*noise {low_res_noise}"
+        called = " and ".join(names) or "no low_res"
+        message = f"called with {called}; model.low_res is {low_res}, .*noise is {low_res_noise}"
         with pytest.raises(ValueError, match=message):
             init()
