@@ -1,18 +1,28 @@
-"""cfgjax: classifier-free guidance in JAX. `cfgjax.load(workdir).sample(labels=[3], guidance=1.0)`."""
+"""cfgjax: classifier-free guidance in JAX.
+
+>>> model = cfgjax.load("runs/digits")
+>>> images = model.sample(labels=[3, 3, 8], guidance=1.0)
+>>> config = cfgjax.load_config("experiments/digits.py", **{"train.num_steps": 200})
+>>> metrics = cfgjax.train(config, "runs/short")
+"""
+
+import importlib
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load", "load_classifier"]
+PUBLIC = {  # name: the module that defines it, imported when the name is first used; `import cfgjax` imports no jax
+    "load": "cfgjax.models.model",
+    "load_classifier": "cfgjax.models.guide",
+    "load_config": "cfgjax.runs.config",
+    "train": "cfgjax.training.loop",
+}
+__all__ = ["__version__", *PUBLIC]
 
 
-def load(workdir, step=None, ema=None, mesh=None):
-    """The trained model of a workdir, ready to sample; see `cfgjax.models.model.load`."""
-    from cfgjax.models.model import load  # here, so that `import cfgjax` does not import jax
+def __getattr__(name):
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(PUBLIC[name]), name)
 
-    return load(workdir, step=step, ema=ema, mesh=mesh)
 
-
-def load_classifier(workdir, step=None, ema=None):
-    """The noise-aware classifier of a workdir, a guide; see `cfgjax.models.guide.load_classifier`."""
-    from cfgjax.models.guide import load_classifier
-
-    return load_classifier(workdir, step=step, ema=ema)
+def __dir__():
+    return sorted({*globals(), *PUBLIC})

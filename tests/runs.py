@@ -31,7 +31,7 @@ def train(config, workdir, stops=(), *, ends=True, devices=1):
     for times in (*stops, 1000) if ends else stops:
         claim = Claim(workdir, config, run.dataset.hash, run.dataset.classes)
         try:
-            assert fit(run, claim, StopAfter(times)) == (times == 1000)
+            assert fit(run, claim, StopAfter(times)).done == (times == 1000)
         finally:
             claim.close()
 

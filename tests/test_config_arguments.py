@@ -10,7 +10,7 @@ from tiny import EXPERIMENTS
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.jobs.launch import LAUNCHERS
-from cfgjax.runs.config import load_file, split_argument, variants
+from cfgjax.runs.config import load_config, load_file, split_argument, variants
 from cfgjax.runs.workdir import Claim
 
 ADM = f"{EXPERIMENTS}/adm.py"
@@ -37,10 +37,10 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "seed"),
-    [("none.py", 7), ("any.py:3", 3), ("any.py:-3", -3), ("listed.py:2", 2), ("optional.py", 2), ("optional.py:1", 1)],
+    [("none.py", 7), ("any.py:3", 3), ("any.py:12", 12), ("listed.py:2", 2), ("optional.py", 2), ("optional.py:1", 1)],
 )
 def test_the_argument_reaches_get_config_as_a_string(folder, text, seed):
-    assert load_file(folder / text).seed == seed
+    assert load_file(folder / text).seed == load_config(folder / text).seed == seed
 
 
 @pytest.mark.parametrize(

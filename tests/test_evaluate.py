@@ -23,7 +23,7 @@ FILES = ("frontier.csv", "frontier.json", "frontier.png", "per_class.csv")
 def workdir(tmp_path_factory):
     """A run on three Gaussians, trained for a moment."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert train(mixture_config(), workdir)
+    assert train(mixture_config(), workdir)["loss"]
     return workdir
 
 

@@ -123,7 +123,7 @@ runpy.run_module("cfgjax", run_name="__main__")
 
 
 def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
-    assert not loop.train(mixture_config(), tmp_path / "run", StopAfter(1))
+    assert not loop.train_until_stopped(mixture_config(), tmp_path / "run", StopAfter(1)).done
     assert not list(tmp_path.iterdir())
 
 

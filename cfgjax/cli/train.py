@@ -33,7 +33,7 @@ def train(argv):
 
         from cfgjax.training import loop
 
-        return DONE if loop.train(given.config, given.workdir, stop) else PREEMPTED
+        return DONE if loop.train_until_stopped(given.config, given.workdir, stop).done else PREEMPTED
 
 
 def parts(config):

@@ -207,6 +207,22 @@ def variants(path):
     return [f"{path}:{argument}" for argument in known] or [str(path)]
 
 
+def load_config(path, **overrides):
+    """The locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, checked, with `**{"train.num_steps": 100}`.
+
+    Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
+    """
+    config = load_file(path)
+    known = flatten(config)
+    for key, value in overrides.items():
+        if key not in known:
+            raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
+        with config.ignore_type():  # `check_settings` says it better
+            config.update_from_flattened_dict({key: value})
+    check_settings(config)
+    return config
+
+
 def flatten(config):
     """{"train.batch_size": 64, …} of a nested config."""
     flat: dict = {}

@@ -1,4 +1,4 @@
-"""Progress output and metrics of a run: metrics.jsonl, TensorBoard events, and a line or a bar."""
+"""The log of a run: its metrics to all writers, and progress as lines or a bar."""
 
 import contextlib
 import functools
@@ -10,12 +10,13 @@ import time
 import jax
 import numpy as np
 import tqdm
-from tensorboardX import SummaryWriter
 
 from cfgjax.base.progress import BAR, clock
 from cfgjax.distributed import collectives as processes
 from cfgjax.runs import metrics_file
+from cfgjax.training.extensions import naming
 from cfgjax.training.objective import SHARE
+from cfgjax.training.writers import WRITERS
 
 # Metrics averaged over some examples of a step: the share of these examples. Other metrics have their share in a metric
 # with the suffix SHARE, or a share of 1.
@@ -55,19 +56,21 @@ def fitting(entries, columns):
 class RunLog:
     """Writes metrics of a run that starts or resumes at start_step; earlier lines of later steps are removed.
 
-    Only the first of several processes writes; in the others every method does nothing, but `has` returns the same.
+    writers: of the caller, in addition to those of every run. last: the newest metrics of the training with their step.
+    Only the first of several processes writes; in the others every method does nothing, but `has` and `last` are the
+    same.
     """
 
-    def __init__(self, workdir, start_step, num_steps, batch_size):
+    def __init__(self, workdir, start_step, num_steps, batch_size, writers=()):
         self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
         self._since = time.monotonic(), start_step
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
         self._kept = processes.decided(read, "the metrics so far")
+        self.last = next((line for line in reversed(self._kept) if "loss" in line), {"step": start_step})
         if not self._write:
             return
-        metrics_file.rewind(workdir, start_step)
-        self._file = open(workdir / metrics_file.NAME, "a")
-        self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+        self._own = [open_writer(workdir, start_step) for open_writer in WRITERS.values()]
+        self._added = tuple(writers)
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=start_step,
@@ -85,12 +88,15 @@ class RunLog:
 
     def write(self, step, metrics):
         """One line of metrics at step everywhere, with images/s since the line before."""
+        self.last = {"step": step, **metrics}
         if not self._write:
             return
         now, (then, step_then) = time.monotonic(), self._since
         rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
         self._since = now, step
-        self._put(step, {**metrics, "images_per_second": round(rate, 1)})
+        metrics = {**metrics, "images_per_second": round(rate, 1)}
+        for writer in self._own:
+            writer.write(step, metrics)
         shown = {"loss": "loss", "loss_cond": "cond", "loss_uncond": "uncond", "accuracy": "accuracy"}
         losses = {short: f"{metrics[name]:.4f}" for name, short in shown.items() if name in metrics}
         if metrics["skipped_total"]:
@@ -102,22 +108,25 @@ class RunLog:
         else:
             entries = [f"{rate:,.0f} images/s", *(f"{name} {value}" for name, value in losses.items())]
             self._bar.set_postfix_str(fitting(entries, shutil.get_terminal_size().columns - BAR_COLUMNS))
+        self._extend(step, lambda writer: writer.write(step, metrics))
 
     def record(self, step, metrics):
         """One line of what was measured at step, besides the training itself, everywhere and to the user."""
         if self._write:
-            self._put(step, metrics)
+            for writer in self._own:
+                writer.write(step, metrics)
             self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            self._extend(step, lambda writer: writer.write(step, metrics))
 
     def has(self, step, name):
         """Whether the metric was there at step when the run was resumed."""
         return any(line["step"] == step and name in line for line in self._kept)
 
-    def _put(self, step, metrics):
-        self._file.write(metrics_file.metrics_line(step, metrics))
-        self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+    def _extend(self, step, use):
+        """Calls use(writer) for each writer of the caller. Raises ExtensionError where one fails."""
+        for writer in self._added:
+            with naming("writer", writer, step):
+                use(writer)
 
     @contextlib.contextmanager
     def paused(self):
@@ -134,13 +143,19 @@ class RunLog:
             sys.stdout.flush()
 
     def image(self, step, name, picture):
-        """picture, uint8 [H, W, C], as a TensorBoard image."""
+        """Gives picture, uint8 [H, W, C], to the writers that show pictures."""
         if self._write:
-            self._events.add_image(name, np.asarray(picture), step, dataformats="HWC")
+            picture = np.asarray(picture)
+            for writer in self._own:
+                if hasattr(writer, "image"):
+                    writer.image(step, name, picture)
+            self._extend(step, lambda writer: hasattr(writer, "image") and writer.image(step, name, picture))
 
     def close(self):
         """Flushes and closes everything."""
         if self._write:
             self._bar.close()
-            self._file.close()
-            self._events.close()
+            for writer in self._own:
+                if hasattr(writer, "close"):
+                    writer.close()
+            self._extend(self.last["step"], lambda writer: hasattr(writer, "close") and writer.close())

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -13,6 +14,7 @@ from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import whole_steps
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
+from cfgjax.training.extensions import ExtensionError, name_of, naming
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
@@ -22,28 +24,50 @@ class Diverged(ArithmeticError):
     """Too many steps in a row without a finite loss and gradient."""
 
 
-def train(config, workdir, stop=None):
-    """Trains config's run in workdir, going on where it stopped. True: done. False: asked to stop, and saved.
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    done: whether all its steps are trained; otherwise it was asked to stop, and is saved. metrics: the newest that were
+    logged, with their step.
+    """
+
+    done: bool
+    metrics: dict[str, float]
+
+
+def train(config, workdir, hooks=(), writers=()):
+    """The final metrics, {"step": …, "loss": …, …}, of config's run in workdir, which resumes where it stopped.
+
+    hooks: what to do while training, each callable as hook(state, step, workdir, log) with the `TrainState` and the
+    `RunLog`, every `hook.every_steps` steps and at the last step. writers: see `writers.Writer`. If one of them raises,
+    the run is saved and ExtensionError has its name. SIGINT and SIGTERM save and return the metrics so far; the same
+    call resumes. Raises as `train_until_stopped` does.
+    """
+    return train_until_stopped(config, workdir, hooks=hooks, writers=writers).metrics
+
+
+def train_until_stopped(config, workdir, stop=None, hooks=(), writers=()):
+    """The `Outcome` of training config's run in workdir, which resumes where it stopped.
 
     stop: a `StopRequest`; one of its own by default. Of several processes all call this, and stop when one is asked to.
-    The run is a function of the config alone: stopped and started again at any point it goes through the same
-    states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged, and
-    OSError where something cannot be written.
+    The run is a function of the config alone: stopped and started again at any point, it goes through the same states
+    and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
+    ExtensionError, and OSError where something cannot be written.
     """
     check_path("workdir", workdir)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
-        contextlib.closing(Run(config)) as run,
+        contextlib.closing(Run(config, hooks=hooks, writers=writers)) as run,
     ):
         if jax.process_count() == 1 and (name := stop.signal):
             log.info("%s: stopped before anything was written to %s; the same command starts again", name, workdir)
-            return False
+            return Outcome(False, {"step": 0})
         with contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim:
             return fit(run, claim, stop)
 
 
 def fit(run, claim, stop):
-    """`train` in a workdir that is ours: restores or creates the state, and runs the loop.
+    """The `Outcome` in a workdir that is ours: restores or creates the state, and runs the loop.
 
     Raises OSError, naming the newest whole step, where something cannot be written.
     """
@@ -56,10 +80,11 @@ def fit(run, claim, stop):
             if not restored and run.pace.init_from is not None:
                 checkpoints.save(0, state, history)  # what it started from, should that be trained on or gone
             size, step = (run.pace.num_steps, run.pace.batch_size), int(jax.device_get(state.step))
-            with contextlib.closing(RunLog(claim.path, step, *size)) as runlog:
+            with contextlib.closing(RunLog(claim.path, step, *size, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
-                return loop(run, state, history, checkpoints, runlog, claim.path, stop)
+                done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
+                return Outcome(done, runlog.last)
     except OSError as e:
         whole = max(whole_steps(directory), default=None)
         kept = "no step is saved" if whole is None else f"step {whole} is whole"
@@ -77,7 +102,8 @@ def first_failure(error):
 def loop(run, state, history, checkpoints, runlog, workdir, stop):
     """Steps from state to the end (True) or to a request to stop (False); history: metrics not yet logged."""
     pace, step, together = run.pace, int(jax.device_get(state.step)), jax.process_count() > 1
-    watch(run, state, step, workdir, runlog)
+    with saving_first(checkpoints, step, state, history):
+        call_hooks(run, state, step, workdir, runlog)
     if step >= pace.num_steps:
         runlog.say(f"step {step} of {pace.num_steps}: nothing left to do")
         return True
@@ -106,8 +132,9 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         if history and history[-1]["skipped_in_row"] and not (done or stopping):
             saving_now = False  # what may be about to diverge does not displace what did not
         if logging_now:
-            runlog.write(step, summarise(history))
-            history = []
+            logged, history = history, []
+            with saving_first(checkpoints, step, state, history):
+                runlog.write(step, summarise(logged))
         if saving_now:
             checkpoints.save(step, state, history)
         if stopping:
@@ -115,8 +142,25 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
             warn_of_slow_save(checkpoints.seconds, runlog)
             runlog.say(f"{stopping}: saved step {step}; the same command resumes")
             return False
-        watch(run, state, step, workdir, runlog)
+        with saving_first(checkpoints, step, state, history):
+            call_hooks(run, state, step, workdir, runlog)
     return True
+
+
+@contextlib.contextmanager
+def saving_first(checkpoints, step, state, history):
+    """A context in which an ExtensionError passes only after step is saved, as its message then says.
+
+    Several processes cannot save: the others do not know of the error.
+    """
+    try:
+        yield
+    except ExtensionError as e:
+        if jax.process_count() > 1:
+            raise
+        checkpoints.save(step, state, history)
+        checkpoints.wait()
+        raise ExtensionError(f"{e}; step {step} is saved") from e.__cause__
 
 
 def warn_of_slow_save(seconds, runlog):
@@ -127,13 +171,17 @@ def warn_of_slow_save(seconds, runlog):
         runlog.say(f"warning: {told}: ask the launcher for more, --grace_seconds={2 * seconds:.0f}")
 
 
-def watch(run, state, step, workdir, runlog):
-    """What is drawn or measured at this step, if it has not been done yet."""
-    for watcher in run.watchers:
-        if step and (step % watcher.every_steps == 0 or step == run.pace.num_steps):
-            processes.stage(f"{watcher.section} at step {step}")
-            with runlog.paused():
-                watcher(state, step, workdir, runlog)
+def call_hooks(run, state, step, workdir, runlog):
+    """Calls the hooks that are due at this step. Raises ExtensionError where one of the caller's fails."""
+    due = lambda hook: step and (step % hook.every_steps == 0 or step == run.pace.num_steps)
+    for hook in filter(due, run.watchers):
+        processes.stage(f"{hook.section} at step {step}")
+        with runlog.paused():
+            hook(state, step, workdir, runlog)
+    for hook in filter(due, run.hooks):
+        processes.stage(f"hook {name_of(hook)} at step {step}")
+        with runlog.paused(), naming("hook", hook, step):
+            hook(state, step, workdir, runlog)
 
 
 def compiled(run, state, step, runlog, stop):

@@ -25,6 +25,7 @@ from cfgjax.runs.config import call, check_sections
 from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
 from cfgjax.runs.settings import check_settings
 from cfgjax.runs.workdir import check_complete, read_config
+from cfgjax.training.extensions import check_hooks, check_writers, name_of
 from cfgjax.training.interrupt import wish_number
 from cfgjax.training.objective import classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
@@ -161,9 +162,13 @@ class Program:
 
 
 class Run(Program):
-    """Everything a config describes, its data and watchers too, checked against each other before any long work."""
+    """Everything a config describes, its data and watchers too, checked against each other before any long work.
 
-    def __init__(self, config, devices=None):
+    hooks, writers: of the caller, see `loop.train`.
+    """
+
+    def __init__(self, config, devices=None, *, hooks=(), writers=()):
+        self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
         super().__init__(config, devices)
         check_complete(config, ("data",), "the config")
         self.dataset = open_source(**config.data)
@@ -193,6 +198,7 @@ class Run(Program):
             "train.log_every_steps": self.pace.log_every_steps,
             "checkpoint.every_steps": self.cadence.every_steps,
         } | {f"{watcher.section}.every_steps": watcher.every_steps for watcher in self.watchers}
+        cadences |= {f"every_steps of hook {name_of(hook)}": hook.every_steps for hook in self.hooks}
         for name, value in cadences.items():
             if value % k:
                 use = f"{value // k * k} or {value // k * k + k}" if value > k else f"{k}"

@@ -42,7 +42,7 @@ def trained(workdir):
     run = Run(config, devices=jax.devices()[:1])
     run.watchers = []
     with contextlib.closing(Claim(workdir, config)) as claim:
-        assert fit(run, claim, SimpleNamespace(signal=None))
+        assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
 
 

@@ -1,0 +1,49 @@
+"""Hooks and writers that the caller of `train` adds, and what happens if one of them fails."""
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from cfgjax.base.errors import UsageError, one_line
+
+
+class ExtensionError(RuntimeError):
+    """A hook or a writer of the caller has raised an error, which is the cause of this one."""
+
+
+def name_of(extension: Any) -> str:
+    """The name of a hook or writer in messages: its own, or that of its class or function."""
+    return str(getattr(extension, "name", None) or getattr(extension, "__name__", type(extension).__name__))
+
+
+def check_hooks(hooks: Any) -> tuple:
+    """The hooks as a tuple. Raises UsageError unless each can be called and has an every_steps of at least 1."""
+    hooks = tuple(hooks)
+    for hook in hooks:
+        every = getattr(hook, "every_steps", None)
+        if not callable(hook):
+            raise UsageError(f"hook {name_of(hook)} cannot be called; need hook(state, step, workdir, log)")
+        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+            raise UsageError(f"hook {name_of(hook)} has every_steps {every!r}; need an integer of at least 1")
+    return hooks
+
+
+def check_writers(writers: Any) -> tuple:
+    """The writers as a tuple. Raises UsageError unless each has a method write(step, metrics)."""
+    writers = tuple(writers)
+    for writer in writers:
+        if not callable(getattr(writer, "write", None)):
+            raise UsageError(f"writer {name_of(writer)} has no method write(step, metrics)")
+    return writers
+
+
+@contextlib.contextmanager
+def naming(kind: str, extension: Any, step: int) -> Iterator[None]:
+    """A context in which any error of an extension becomes an ExtensionError with its name, the step and the place."""
+    try:
+        yield
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        what = f"{type(e).__name__}: {one_line(e)} ({frame.filename}, line {frame.lineno})"
+        raise ExtensionError(f"{kind} {name_of(extension)} failed at step {step}: {what}") from e

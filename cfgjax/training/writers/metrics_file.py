@@ -1,0 +1,23 @@
+"""The writer of metrics.jsonl."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cfgjax.runs import metrics_file
+
+
+class MetricsFile:
+    """Appends a line for each step. Lines after start_step, of a run that is resumed, are removed first."""
+
+    def __init__(self, workdir: Path, start_step: int) -> None:
+        metrics_file.rewind(workdir, start_step)
+        self._file = open(workdir / metrics_file.NAME, "a")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends a line."""
+        self._file.write(metrics_file.metrics_line(step, metrics))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
