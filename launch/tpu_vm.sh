@@ -33,11 +33,11 @@ gcloud compute tpus tpu-vm scp \
 gcloud compute tpus tpu-vm ssh imagenet64 \
     --worker=all \
     '--command=set -e; cd cfgjax
-if [ -e job.pid ] && kill -0 "$(cat job.pid)" 2> /dev/null; then echo "a job runs already"; exit 1; fi
+if [ -e job.pid ] && kill -0 "$(cat job.pid)" 2> /dev/null; then echo "already running"; exit 1; fi
 sudo apt-get install -y -q python3.11-venv && python3.11 -m venv .venv && .venv/bin/pip install -q -e '"'"'.[tpu]'"'"'
 cat > job.sh <<"END"
 #!/usr/bin/env bash
-# 75 is preempted and saved: start it again, unless it was stopped by `kill -TERM $(cat job.pid)`
+# 75 means preempted and saved: restart, unless stopped by `kill -TERM $(cat job.pid)`
 export CFGJAX_GRACE_SECONDS=30
 stopped= code=75
 trap "stopped=1; kill -TERM \$child" TERM

@@ -15,6 +15,12 @@ if OWN_CACHE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every call of a function in these packages checks its types and shapes, unless JAXTYPING_DISABLE is 1.
+# Must come before anything imports them.
+install_import_hook(["cfgjax.data", "cfgjax.evaluation", "cfgjax.nets", "cfgjax.runs"], "type_checker.checked")
+
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
 from compiling import hurrying  # noqa: E402
@@ -34,9 +40,12 @@ def programs_are_dropped_now_and_then():
         jax.clear_caches()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs are compiled with little optimisation: half the time, for laws that hold of any program."""
+    """Programs are compiled with little optimisation from here to the end of the module.
+
+    That takes less time, and suits laws that hold for any program.
+    """
     with hurrying():
         yield
 

@@ -65,6 +65,7 @@ def test_the_stage_whose_sample_is_not_finite_is_named(stage):
         cascade.sample([1, 3, 4], num_steps=2, upsampling={"num_steps": 2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"devices": 2}], ids=str)
 def test_each_sample_is_of_its_own_small_image(guidance, options):
@@ -81,6 +82,7 @@ def test_a_cascade_enlarges_what_its_base_draws():
     np.testing.assert_array_equal(found, doubled(base().sample(LABELS, 1.0, num_steps=4, seed=3)))
 
 
+@pytest.mark.slow
 def test_noise_is_added_to_small_images_where_it_is_asked_for():
     noisy = dict(config().diffusion.to_dict(), low_res_logsnr_min=-2.0)
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +11,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from command import finish, run, start
-from PIL import Image
 from tiny import same_trees
 
 MIXTURE = (
@@ -22,6 +20,7 @@ MIXTURE = (
     "--config.sample.every_steps=1000 --config.sample.per_cell=2 --config.sample.num_steps=4 --workdir={workdir}"
 )
 STEPS = 3000
+pytestmark = pytest.mark.e2e
 
 
 def train(workdir, steps=STEPS):
@@ -92,10 +91,9 @@ def test_stopped_killed_and_resumed_is_straight_through_bit_for_bit(straight, tm
     assert (workdir / last).read_bytes() == (straight / last).read_bytes()
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path):
     workdir, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(8):
         process = start(train(workdir))
         time.sleep(rng.uniform(2, 9))
         kills += process.poll() is None
@@ -103,7 +101,7 @@ def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path
         finish(process)
     code, _, err = run(train(workdir))
     assert code == 0, err
-    assert kills > 5
+    assert kills > 2
     assert metrics(workdir) == metrics(straight)
     assert same_trees(state(workdir, STEPS), state(straight, STEPS))
 
@@ -139,73 +137,6 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     assert f"is in use by process {process.pid}" in err
 
 
-def test_another_config_is_refused_and_the_key_is_told(straight):
-    code, _, err = run(train(straight) + " --config.diffusion.p_uncond=0.2")
-    assert code == 2
-    assert err.strip().endswith("another config: diffusion.p_uncond is 0.2, the run has 0.1")
-
-
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("--config.train.batchsize=8", "unknown config key 'train.batchsize', did you mean 'train.batch_size'?"),
-        ("--config.modle.width=8", "unknown config key 'modle.width', did you mean 'model.width'?"),
-        ("--config.train.batch_size=many", "invalid literal for int"),
-        (
-            "--config.train.num_steps=12",
-            "train.num_steps 12 is not a multiple of train.steps_per_dispatch 5; use 10 or 15",
-        ),
-        ("--config.sample.sampler=ddmi", "unknown sampler 'ddmi', did you mean 'ddim'?"),
-        ("--config.sample.labels=(0,3)", "sample.labels entry 1 is 3; need 0 … 2"),
-        ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need a number in [0, 1]"),
-        ("--config.mesh.data=3", "does not make up the 1 devices"),
-        ("--config.seed=-1", "seed is -1; need an integer of at least 0"),
-        ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need a number that is finite and above 0"),
-        ("--config.data.random_flip=True", "data.random_flip, random_crop and low_res_size are for images"),
-        ("--config.data.image_shape=(2,2,1)", "config.model: an MLP takes points"),
-        ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, override, told):
-    code, _, err = run(f"{train(tmp_path / 'run')} {override}")
-    assert code == 2
-    assert told in err
-    assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(straight, tmp_path):
-    for gone in ("checkpoints", "checkpoints/*"):
-        workdir = tmp_path / gone.replace("/*", "s")
-        shutil.copytree(straight, workdir)
-        for path in workdir.glob(gone):
-            shutil.rmtree(path)
-        before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
-        code, _, err = run(train(workdir, STEPS + 50))
-        assert code == 2
-        assert "but no checkpoint; nothing was overwritten" in err
-        assert all(path.read_bytes() == content for path, content in before.items())
-
-
-def test_none_can_be_given_and_broken_config_files_are_told(tmp_path):
-    code, _, err = run(f"{train(tmp_path / 'run')} --config.data.means=None")
-    assert (code, len(err.strip().splitlines())) == (2, 1), err
-    for number, text in enumerate(["x = 1", "def get_config():\n    return {}['a']", "def get_config(:"]):
-        path = tmp_path / f"config{number}.py"
-        path.write_text(text)
-        code, _, err = run(f"train --config={path} --workdir={tmp_path / 'run'} --config.seed=1")
-        assert code == 2, err
-        assert f"config file {path}" in err
-        assert len(err.strip().splitlines()) == 1
-
-
-def test_a_workdir_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / "file").touch()
-    code, _, err = run(train(tmp_path / "file" / "run"))
-    assert code == 2
-    assert "cannot be written: Not a directory" in err
-
-
 def test_a_run_that_diverges_stops_with_the_reason(tmp_path):
     code, _, err = run(train(tmp_path / "run") + " --config.optimizer.learning_rate=1e30")
     assert code == 1
@@ -228,59 +159,3 @@ def test_a_full_disk_is_reported_and_the_last_whole_step_survives(tmp_path):
         assert f"resumed at step {whole}" in out
     finally:
         subprocess.run(["umount", tmp_path], check=True)
-
-
-def test_sample_draws_a_picture_that_depends_on_the_seed_alone(straight, tmp_path):
-    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
-        command = f"sample --workdir={straight} --labels=0,1 --guidance=0,1,3 --num_steps=8 --per_cell=5"
-        code, out, err = run(f"{command} --seed={seed} --out={tmp_path / name}.png")
-        assert code == 0, err
-        assert "wrote" in out
-    a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
-    assert np.array_equal(a, b)
-    assert not np.array_equal(a, c)
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        ("--labels=0,7", "label 1 is 7; need 0 … 2"),
-        ("--labels=a", "--labels=a: need integers"),
-        ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
-        ("--guidance=", "--guidance=: need numbers"),
-        ("--seed=-1", "seed is -1; need an integer"),
-        ("--out=grid.fits", "the ending must be that of a picture"),
-        ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),
-        ("--out=grid.txt", "the ending must be that of a picture"),
-        ("--step=7", "there is no step 7"),
-        ("grid.png", "takes flags only"),
-    ],
-)
-def test_bad_sampling_input_is_one_line(straight, flags, told, tmp_path):
-    code, _, err = run(f"sample --workdir={straight} --out={tmp_path}/x.png {flags}")
-    assert code == 2
-    assert told in err
-    assert len(err.strip().splitlines()) == 1
-
-
-def test_a_folder_without_a_run_and_an_unknown_command_are_told(tmp_path):
-    assert "holds no run" in run(f"sample --workdir={tmp_path}")[2]
-    code, _, err = run("trian")
-    assert code == 2
-    assert "unknown command 'trian', did you mean 'train'?" in err
-
-
-@pytest.mark.parametrize(
-    ("words", "flag"),
-    [
-        ("train --help", "--workdir"),
-        ("sample -h", "--guidance"),
-        ("launch slurm --help", "--gpus_per_node"),
-        ("convert diffusers --help", "--betas"),
-    ],
-)
-def test_help_of_a_command_says_what_it_does_and_lists_its_flags(words, flag):
-    code, output, _ = run(words)
-    assert code == 0
-    assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
-    assert "absl" not in output and "cfgjax.cli" not in output

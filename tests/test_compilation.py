@@ -16,6 +16,7 @@ def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
     assert environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
 
 
+@pytest.mark.e2e
 def test_a_command_keeps_what_it_compiles_and_the_next_one_finds_it(tmp_path):
     code = """
 import sys, cfgjax.cli.main as cli

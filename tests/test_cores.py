@@ -39,6 +39,7 @@ def test_a_config_that_says_how_devices_are_used_is_left_alone():
     assert parts(config) == 1
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("before", "environ", "devices"),
     [("", {}, "4"), ("", {"JAX_NUM_CPU_DEVICES": "3"}, "3"), ("jax.devices(); ", {}, "1")],

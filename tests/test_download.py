@@ -121,7 +121,7 @@ def test_a_file_that_is_there_is_kept_without_asking_the_network(tmp_path, caplo
     out.write_bytes(CONTENT)
     with caplog.at_level("INFO", "cfgjax"):
         assert download.inception(out, "http://127.0.0.1:9/x") == out
-    assert f"{out} is there already" in caplog.text
+    assert f"{out} exists already" in caplog.text
 
 
 def test_another_file_in_its_place_is_an_error_and_stays(tmp_path):

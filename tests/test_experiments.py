@@ -1,6 +1,7 @@
 """Every experiment file constructs and traces a shrunk step; one of each kind trains it."""
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -64,6 +65,17 @@ def kind(name):
 KINDS = {kind(name): name for name in reversed(CONFIGS)}
 
 
+def by_default(names, chosen):
+    """The parameters of a test of every name; tests of names that are not chosen are slow."""
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
+
+
+@functools.cache
+def network_size(network, image_shape):
+    """The number of parameters of a network, which is checked; networks are equal if all of their fields are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(check_network(network, image_shape)))
+
+
 def shrink(config, folder):
     """config with one small step on random data, everything else as it is."""
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
@@ -83,6 +95,7 @@ def shrink(config, folder):
     return config
 
 
+@pytest.mark.parametrize("name", by_default(CONFIGS, KINDS.values()))
 def test_a_shrunk_step_traces(name, tmp_path):
     run = Run(shrink(load_file(CONFIGS[name]), tmp_path), jax.devices()[:1])
     state, metrics = jax.eval_shape(run.dispatch, run.like, run.batches(0), run.step_key)
@@ -90,6 +103,7 @@ def test_a_shrunk_step_traces(name, tmp_path):
     assert metrics["loss"].shape == (1,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS.values())
 def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, quick_compilation):
     run = Run(shrink(load_file(CONFIGS[name]), tmp_path), jax.devices()[:1])
@@ -145,11 +159,10 @@ def test_every_value_of_the_network_is_present(name):
     assert fields == set(config.model.keys()) - {"name"}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", by_default(SIZES, {"imagenet64", "adm_classifier:64"}))
 def test_paper_networks_have_the_papers_size(name):
     config = load_file(CONFIGS[name])
-    shapes = check_network(make_network(config), config.data.image_shape)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == SIZES[name]
+    assert network_size(make_network(config), config.data.image_shape) == SIZES[name]
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
@@ -173,15 +186,20 @@ def swept(sweep, name):
 
 
 @pytest.mark.parametrize(("sweep", "name"), SWEPT)
-def test_sweeps_override_known_keys_and_their_networks_construct(sweep, name):
+def test_sweeps_override_known_keys(sweep, name):
     base, overrides = swept(sweep, name)
     assert overrides.keys() <= flatten(base).keys()
-    config = update(base, overrides)
-    check_network(make_network(config), config.data.image_shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sweep", "name"), SWEPT)
+def test_the_networks_of_sweeps_can_be_built(sweep, name):
+    config = update(*swept(sweep, name))
+    assert network_size(make_network(config), config.data.image_shape)
 
 
 def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():
-    rows = targets.load("cfg_imagenet64")["rows"]
+    rows = targets.load_targets("cfg_imagenet64")["rows"]
     assert {o["config.diffusion.p_uncond"] for o in RUNS["p_uncond"].values()} == {row["p_uncond"] for row in rows}
     assert {o["guidance"] for o in RUNS["guidance"].values()} == {row["w"] for row in rows}
 

@@ -65,6 +65,7 @@ def test_a_hook_sees_the_state_at_its_steps_and_at_the_last_one(tmp_path):
     assert seen == [(step, step) for step in range(1, last + 1) if step % 20 == 0 or step == last]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("hook", 20), ("writer", 10)])
 def test_a_run_whose_extension_fails_is_saved_first_and_resumes_to_the_same_end(kind, step, tmp_path):
     config = mixture_config()

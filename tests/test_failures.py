@@ -68,6 +68,7 @@ def test_a_bug_is_none(error):
     assert expected_failure(error) is None
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("raised", "code", "word"),
     [

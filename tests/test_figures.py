@@ -9,7 +9,7 @@ from tiny import mixture_config
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.cli import sample
-from cfgjax.evaluation.report.figures import HEADER, grid, scatter, weight_name
+from cfgjax.evaluation.report.figures import HEADER, image_grid, scatter, weight_name
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
 
 @pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
 def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
-    with pytest.raises(UsageError, match="the ending must be that of a picture in colour"):
+    with pytest.raises(UsageError, match="the ending must be that of a colour image format"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
 
 
@@ -41,7 +41,7 @@ def test_common_endings_are_taken(ending, tmp_path):
 
 def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 2, 8, 8, 3), np.uint8)
-    picture = np.asarray(grid(images, ["0", "1"], ["w=0", "w=1", "w=3"]))
+    picture = np.asarray(image_grid(images, ["0", "1"], ["w=0", "w=1", "w=3"]))
     enlarged = images[1, 0, 0].repeat(4, axis=0).repeat(4, axis=1)
     top = HEADER + 8 * 4 + 2
     found = [x for x in range(picture.shape[1] - 32) if np.array_equal(picture[top : top + 32, x : x + 32], enlarged)]
@@ -49,7 +49,7 @@ def test_a_cell_shows_its_image_enlarged_pixel_by_pixel():
 
 
 def test_grey_images_become_grey_rgb():
-    picture = np.asarray(grid(np.full((1, 1, 1, 8, 8, 1), 77, np.uint8), ["7"], [weight_name(1.0)]))
+    picture = np.asarray(image_grid(np.full((1, 1, 1, 8, 8, 1), 77, np.uint8), ["7"], [weight_name(1.0)]))
     assert (picture == 77).all(axis=-1).sum() >= 32 * 32
 
 

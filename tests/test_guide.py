@@ -41,6 +41,7 @@ def classifier():
     return Exact()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_scale_s_on_the_unconditional_model_is_weight_s_minus_one(classifier, sampler):
     by_gradient = exact(False).sample(
@@ -51,6 +52,7 @@ def test_scale_s_on_the_unconditional_model_is_weight_s_minus_one(classifier, sa
     assert np.abs(by_gradient - exact().sample(LABELS, 0.0, num_steps=32, sampler=sampler)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_both_kinds_of_guidance_add(classifier):
     both = exact().sample(LABELS, 0.5, classifier=classifier, classifier_scale=1.0, num_steps=32)
     np.testing.assert_allclose(both, exact().sample(LABELS, 1.5, num_steps=32), atol=2e-3)
@@ -64,6 +66,7 @@ def test_scale_zero_is_no_guidance_and_scales_are_per_sample(classifier):
     assert np.abs(some - none)[LABELS != 0].max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["z", "mean"])
 def test_the_forms_of_ancestral_sampling_tend_to_the_form_in_eps(classifier, form):
     distances = []
@@ -74,12 +77,14 @@ def test_the_forms_of_ancestral_sampling_tend_to_the_form_in_eps(classifier, for
     assert distances[1] < 0.5 * distances[0] < 0.1
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_on_any_number_of_devices(classifier):
     options = dict(classifier=classifier, classifier_scale=2.0, num_steps=8)
     one, eight = (exact(devices=devices).sample(LABELS, **options) for devices in (1, 8))
     np.testing.assert_allclose(one, eight, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_scales_compile_nothing(classifier):
     model, traces = exact(), []
     bind = model.bind

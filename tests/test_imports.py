@@ -12,7 +12,7 @@ LAYERS = (  # a folder imports itself and those before it
     *("base", "diffusion", "nets", "distributed", "runs", "data", "models", "evaluation", "training", "convert"),
     *("jobs", "cli"),
 )
-OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
+OUTSIDE = {"diffusion": {"jax", "numpy", "jaxtyping"}, "nets": {"jax", "flax", "numpy", "jaxtyping"}}
 
 
 def imports(path):

@@ -14,6 +14,8 @@ from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 
 def stirred(params, seed=0):
     """params with noise, so that zero-initialised layers matter."""

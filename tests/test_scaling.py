@@ -42,6 +42,7 @@ def test_every_case_is_there_once(scaling):
     assert {(n, mesh) for _, n, mesh in wanted} == {(n, mesh) for n, of in scaling.MESHES.items() for mesh in of}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORWARD)
 def test_bytes_on_each_device_follow_from_the_experiments_shapes(name):
     config = load_file(EXPERIMENTS / f"{name}.py")

@@ -28,9 +28,9 @@ def test_data_runs_over_slices_and_every_fsdp_group_lies_within_one():
 @pytest.mark.parametrize(
     ("sizes", "told"),
     [
-        ({"data": 3, "fsdp": 2}, "does not make up the 8 devices"),
-        ({"data": 0}, "sizes are positive"),
-        ({"data": -1, "fsdp": -1}, "at most one is -1"),
+        ({"data": 3, "fsdp": 2}, "does not match the 8 devices"),
+        ({"data": 0}, "sizes must be positive"),
+        ({"data": -1, "fsdp": -1}, "at most one may be -1"),
         (
             {"data": 4, "fsdp": 2, "slices": 3},
             "mesh.slices is 3; it must divide the data axis, which has 4 (fsdp has 2)",

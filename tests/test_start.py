@@ -64,19 +64,10 @@ def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cli.main",
-        "evaluation.report.compare",
-        "evaluation.report.by_row",
-        "data.prepare",
-        "jobs.sweep.pool",
-        "base.download",
-    ],
-)
-def test_what_runs_before_the_first_line_does_not_import_jax(module):
-    code = f"import sys, cfgjax.{module}; sys.exit('jax' in sys.modules)"
+def test_what_runs_before_the_first_line_does_not_import_jax():
+    modules = ["cli.main", "evaluation.report.compare", "evaluation.report.by_row", "data.prepare"]
+    modules += ["jobs.sweep.pool", "base.download"]
+    code = f"import sys, {', '.join(f'cfgjax.{module}' for module in modules)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -92,6 +83,7 @@ def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
     progress.show_progress(None)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("number", "stage"),
     [
@@ -127,6 +119,7 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("command", ["sample --workdir=x", "prepare folder x y"])
 def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(command, tmp_path):
     program = f"""
@@ -150,6 +143,7 @@ __main__.main()
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.e2e
 def test_a_stop_signal_in_a_destructor_is_not_lost():
     program = """
 import os, signal, sys, time
@@ -172,6 +166,7 @@ __main__.main()
     assert "SIGTERM" in done.stderr
 
 
+@pytest.mark.e2e
 def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
     program = """
 import re, sys
@@ -234,6 +229,7 @@ def test_what_schedulers_and_jax_accept_is_accepted():
     )
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("backend", ["foo", "module://not_installed"])
 def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(backend):
     draws = "cli.COMMANDS['compare'] = lambda argv: __import__('matplotlib.pyplot').pyplot.figure() and 0"
@@ -250,6 +246,7 @@ def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     assert cli.run(["train", "--help"]) == 0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("variable", "name"), [("JAX_PLATFORMS", "cuad"), ("JAX_PLATFORMS", "cpu,cuad"), ("JAX_PLATFORM_NAME", "gpu")]
 )
@@ -268,6 +265,7 @@ except devices.UsageError as e:
     assert f"{variable}={name!r}" in ran.stdout and "available here: cpu" in ran.stdout
 
 
+@pytest.mark.e2e
 def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):
     words = f"train {CONFIG} --workdir={tmp_path}/run"
     code, _, err = finish(start(words, environ={"JAX_PLATFORMS": "cuad"}))
@@ -275,6 +273,7 @@ def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.e2e
 def test_a_variable_that_jax_refuses_is_one_line(tmp_path):
     words = f"train {CONFIG} --workdir={tmp_path}/run"
     code, _, err = finish(start(words, environ={"JAX_DEFAULT_MATMUL_PRECISION": "abc"}))

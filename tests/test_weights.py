@@ -158,7 +158,7 @@ def test_an_archive_whose_parts_are_compressed_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", dict_of(x=tensor(0, (2**18,), (1,), storage(2**18))))
         archive.writestr("archive/data/0", bytes(2**20))
-    with pytest.raises(UsageError, match="is compressed, which PyTorch's files never are"):
+    with pytest.raises(UsageError, match="is compressed; PyTorch's files never are"):
         read_state_dict(tmp_path / "x.pth")
 
 
@@ -253,7 +253,7 @@ def test_objects_in_an_npz_are_refused(tmp_path):
 def test_an_archive_of_something_else_is_told(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("readme.txt", "words")
-    with pytest.raises(UsageError, match="its readme.txt is not an array"):
+    with pytest.raises(UsageError, match="its entry readme.txt is not an array"):
         read_state_dict(tmp_path / "x.npz")
 
 
@@ -261,8 +261,8 @@ def test_other_files_directories_and_no_file_are_told(tmp_path):
     (tmp_path / "words.pth").write_text("words")
     np.save(tmp_path / "array.npy", FOUR)
     for name, told in [
-        ("words.pth", "neither a PyTorch file nor an .npz"),
-        ("array.npy", "neither a PyTorch file nor an .npz"),
+        ("words.pth", "not a PyTorch, .npz or safetensors file"),
+        ("array.npy", "not a PyTorch, .npz or safetensors file"),
         ("none.pth", r"cannot read .*none\.pth: No such file or directory"),
         (".", "cannot read .*: Is a directory"),
     ]:

@@ -1,1 +1,1 @@
-"""What everything else rests on: errors, files, exit codes, progress, compilation."""
+"""Code that every other package uses: errors, files, exit codes, progress, compilation."""

@@ -1,8 +1,8 @@
-"""Values as the cells of tables."""
+"""Formats values as the cells of text tables."""
 
 
 def text(value):
-    """A setting's value in words."""
+    """Returns a setting's value as text."""
     if isinstance(value, list | tuple):
         return "×".join(map(text, value))
     if value is None:
@@ -11,12 +11,12 @@ def text(value):
 
 
 def either(values):
-    """Several values in words."""
+    """Returns several values as text, joined by "or"."""
     return " or ".join(map(text, values))
 
 
 def cell_text(cell, form):
-    """A mean, with the standard deviation where there are several seeds, or a dash."""
+    """Returns the mean, with the standard deviation if there are several seeds, or a dash for None."""
     if cell is None:
         return "-"
     mean, std, count = cell
@@ -24,7 +24,7 @@ def cell_text(cell, form):
 
 
 def aligned(lines, *, right):
-    """Lines of cells as columns of one width each."""
+    """Returns lines of text whose cells are padded to the width of their column."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     pad = str.rjust if right else str.ljust
     return ["  ".join(map(pad, line, widths)).rstrip() for line in lines]

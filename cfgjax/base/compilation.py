@@ -1,4 +1,4 @@
-"""Compiling: where the commands keep what they compiled, for the next time, and how much they ask of XLA:CPU."""
+"""Compilation: the cache of compiled programs and the optimisation level of XLA:CPU."""
 
 import contextlib
 import hashlib
@@ -11,14 +11,15 @@ from cfgjax.base.caches import user_cache
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
-LEAST_SECONDS = "0.3"  # programs that compile faster than this are not kept
+LEAST_SECONDS = "0.3"  # programs that compile faster than this are not cached
 
 
 def keep_programs(environ=os.environ):
-    """Has jax keep compiled programs, here and in processes started from here, in the user's cache folder: it, or None.
+    """Enables jax's persistent compilation cache. Returns its folder, or None if nothing was changed.
 
-    None, and nothing is changed, where JAX_COMPILATION_CACHE_DIR is set, empty too, where JAX_ENABLE_COMPILATION_CACHE
-    says no, and where the folder cannot be written. Of a folder beyond MOST_BYTES the programs not used for longest go.
+    Child processes inherit the setting. Nothing is changed if JAX_COMPILATION_CACHE_DIR is set (even to an empty
+    string), if JAX_ENABLE_COMPILATION_CACHE is false, or if the folder is not writable. If the cache is larger than
+    MOST_BYTES, the least recently used programs are removed.
     """
     if "JAX_COMPILATION_CACHE_DIR" in environ:
         return None
@@ -30,12 +31,12 @@ def keep_programs(environ=os.environ):
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
             return None
         prune(folder.parent)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory
         return None
     environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", LEAST_SECONDS)
     environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    if environ is os.environ and "jax" in sys.modules:  # which reads the environment when it is imported
+    if environ is os.environ and "jax" in sys.modules:  # jax reads the environment only when it is imported
         import jax
 
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -49,9 +50,10 @@ def keep_programs(environ=os.environ):
 
 
 def optimised(level):
-    """What to tell XLA for a program: on CPU LLVM's level of optimisation, of which XLA's own is the third.
+    """Returns compiler options that set LLVM's optimisation level on CPU, or None on other devices.
 
-    The second makes a training step as fast as the third, and compiles quicker. None where jax was told to hurry.
+    XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. Also returns None if
+    jax_disable_most_optimizations is set.
     """
     import jax
 
@@ -60,24 +62,24 @@ def optimised(level):
 
 
 def cache_folder(environ):
-    """jax/MACHINE in the user's cache folder: a home may be shared by machines of several kinds."""
+    """Returns jax/MACHINE in the user's cache folder. Machines of several kinds may share a home directory."""
     return user_cache(environ) / "jax" / f"{platform.machine()}-{processor()}"
 
 
 def processor():
-    """A word for the kind of processor and the number of cores at hand, by both of which XLA:CPU decides."""
-    told = {platform.processor()}
+    """Returns a hash of the processor model and the number of available cores; XLA:CPU's code depends on both."""
+    facts = {platform.processor()}
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told |= {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+        facts |= {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return hashlib.sha256("\n".join([*sorted(told), str(cores)]).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([*sorted(facts), str(cores)]).encode()).hexdigest()[:12]
 
 
 def prune(folder, most=MOST_BYTES, left=LEFT_BYTES):
-    """Removes the files below folder that were not used for longest until `left` bytes remain, if it has over `most`.
+    """Removes the least recently used files below folder until `left` bytes remain, if it has more than `most` bytes.
 
-    Files that other processes remove meanwhile are passed over.
+    Files that other processes remove at the same time are skipped.
     """
     files = []
     for path in folder.glob("*/*"):

@@ -1,4 +1,4 @@
-"""The weights of the Inception network: where they are, and how they get there."""
+"""Finds and downloads the weights of the Inception network."""
 
 import http.client
 import logging
@@ -23,7 +23,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def default_inception_path():
-    """$CFGJAX_INCEPTION, or the file in the user's cache directory."""
+    """Returns $CFGJAX_INCEPTION, or the path in the user's cache folder."""
     if path := os.environ.get("CFGJAX_INCEPTION"):
         return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfgjax" / INCEPTION_NAME
@@ -32,7 +32,7 @@ def default_inception_path():
 def find_inception(path=None):
     """Returns path, or the default one, if the file exists. Raises UsageError with advice if not.
 
-    A file in the cache, which `inception` downloaded, must still have its hash.
+    The hash of the file in the cache, which `inception` downloaded, is checked again.
     """
     check_path("path", path)
     found = Path(path).expanduser() if path else default_inception_path()
@@ -47,16 +47,16 @@ def find_inception(path=None):
 
 
 def inception(out=None, url=INCEPTION_URL):
-    """The path, out or the default one, of the Inception weights, downloaded unless they are there.
+    """Returns the path of the Inception weights, `out` or the default, and downloads them if they are missing.
 
-    The file is whole and its hash right, or nothing is written. Raises UsageError for a file with another hash, and
-    OSError for what the network or the disk refuse.
+    The file is written only if it is complete and has the right hash. Raises UsageError for a file with another hash,
+    and OSError for errors of the network or the disk.
     """
     check_path("out", out)
     path = Path(out).expanduser() if out else default_inception_path()
     if path.exists():
         check_hash(path, path, "remove it or name another place with --out")
-        log.info("%s is there already", path)
+        log.info("%s exists already", path)
         return path
     by_hand = f"fetch it by other means and put it at {path}"
     try:
@@ -73,18 +73,18 @@ def inception(out=None, url=INCEPTION_URL):
 
 
 def check_hash(path, origin, advice):
-    """Raises UsageError unless the file at path, which came from origin, is the network's."""
+    """Raises UsageError unless the file at path has the Inception network's hash. origin: its source, for the error."""
     if not path.is_file():
         raise UsageError(f"{origin} is not a file; {advice}")
     if not (digest := sha256(path)).startswith(INCEPTION_SHA256):
-        begins = digest[: len(INCEPTION_SHA256)]
+        start = digest[: len(INCEPTION_SHA256)]
         raise UsageError(
-            f"{origin} is not the Inception network: its SHA-256 begins with {begins}, not {INCEPTION_SHA256}; {advice}"
+            f"{origin} is not the Inception network: its SHA-256 begins with {start}, not {INCEPTION_SHA256}; {advice}"
         )
 
 
 def fetch(url, path):
-    """Writes what is at url to path. Raises OSError where the connection ends early."""
+    """Downloads url to path. Raises OSError if the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         length = response.headers["Content-Length"] or ""
         total = int(length) if length.isascii() and length.isdecimal() else None  # otherwise unknown; the hash decides

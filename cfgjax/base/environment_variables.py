@@ -28,13 +28,13 @@ INTEGERS = {  # variable: minimum
     "JAX_NUM_CPU_DEVICES": -1,  # jax's default: not set
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-MAX_ON_ONE_HOST = 1024  # processes, and virtual CPU devices of each
+MAX_ON_ONE_HOST = 1024  # processes, and virtual CPU devices per process
 SECONDS = {
     "CFGJAX_GRACE_SECONDS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf,
 }  # variable: minimum
 DEVICE_COUNT = re.compile(r"--xla_force_host_platform_device_count(?:=(\S*))?")
-PATHS = ("CFGJAX_INCEPTION", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")  # an empty one counts as unset
+PATHS = ("CFGJAX_INCEPTION", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")  # an empty path counts as unset
 SWITCHES = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_ENABLE_X64", "JAX_DISABLE_JIT")
 TRUTHS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 
@@ -66,7 +66,7 @@ def wrong(environ, name):
 
 
 def is_seconds(text, least):
-    """Whether text is a number of at least `least`, infinity included."""
+    """Returns whether text is a number of at least `least`; infinity is allowed."""
     try:
         return float(text) >= least
     except ValueError:

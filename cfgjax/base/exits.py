@@ -17,13 +17,13 @@ class StopSignal(KeyboardInterrupt):
 
 
 def stop_at_once():
-    """Installs handlers by which a stop signal ends the process with PREEMPTED at once, before there is any state."""
+    """Installs handlers that end the process with PREEMPTED at once. For use before there is anything to save."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: end_stopped(number))
 
 
 def stop_by_exception():
-    """Installs handlers by which a stop signal raises `StopSignal`, so that temporary files are removed.
+    """Installs handlers that raise `StopSignal`, so that temporary files are removed.
 
     Code outside Python, such as a compilation, can delay the handler; the process ends after STUCK_SECONDS at the
     latest. Commands that save when they are stopped install their own handlers.
@@ -47,9 +47,9 @@ def stop(number, frame):
 
 
 def raise_again(unraisable):
-    """The hook for exceptions that Python drops: sends a dropped `StopSignal` once more.
+    """Hook for exceptions that Python drops: sends the signal of a dropped `StopSignal` again.
 
-    Python drops what is raised in `__del__`, or in callbacks of weak references and of the garbage collector.
+    Python drops exceptions raised in `__del__` and in callbacks of weak references and the garbage collector.
     """
     if not isinstance(unraisable.exc_value, StopSignal):
         sys.__unraisablehook__(unraisable)
@@ -58,12 +58,12 @@ def raise_again(unraisable):
     signal.signal(number, stop)
     again = threading.Timer(0.01, os.kill, (os.getpid(), number))
     again.daemon = True
-    with contextlib.suppress(RuntimeError):  # no thread starts while the interpreter ends
+    with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter shuts down
         again.start()
 
 
 def is_importing(frame):
-    """Whether the frame or one of its callers belongs to the import system."""
+    """Returns whether the frame or one of its callers belongs to the import system."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True
@@ -72,7 +72,7 @@ def is_importing(frame):
 
 
 def end_when_stuck(reading):
-    """Ends the process if the handler `stop` has not run STUCK_SECONDS after a stop signal arrived."""
+    """Ends the process if the handler `stop` has not run within STUCK_SECONDS of a stop signal."""
     while True:
         for number in os.read(reading, 64):
             if number in STOP_SIGNALS and signal.getsignal(number) is stop:
@@ -88,7 +88,7 @@ def end_stopped(number):
 
 def stopped_line(name):
     """Returns the last line of a command that a signal stopped before there was anything to save."""
-    return f"cfgjax: {name}: stopped; no file is half-written; the same command starts again"
+    return f"cfgjax: {name}: stopped; no file is half-written; run the same command to start again"
 
 
 def end_process(line, code):

@@ -11,7 +11,7 @@ OF_DEVICES = ("Unable to initialize backend", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 
 
 class Failure(NamedTuple):
-    """The end of a command that fails: reason, for its last line, and exit code."""
+    """How a command failed: the reason, printed in its last line, and the exit code."""
 
     reason: str
     code: int
@@ -41,13 +41,13 @@ def expected_failure(error):
         return Failure(f"{text}; set HOME or XDG_CACHE_HOME", BAD_USAGE)
     if isinstance(error, RuntimeError) and is_of_jax(error):
         if any(word in text for word in OUT_OF_MEMORY):
-            return Failure(f"the device is out of memory; a smaller batch needs less: {text}", FAILED)
+            return Failure(f"the device is out of memory; try a smaller batch: {text}", FAILED)
         if any(word in text for word in OF_DEVICES):
             return Failure(text, FAILED)
     return None
 
 
 def is_of_jax(error):
-    """Whether an error comes from jax's devices rather than from other code."""
+    """Returns whether an error comes from jax's devices rather than from other code."""
     jax = sys.modules.get("jax")
     return jax is not None and (isinstance(error, jax.errors.JaxRuntimeError) or "initialize backend" in str(error))

@@ -28,19 +28,19 @@ CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 
 def sha256(path):
-    """The hexadecimal SHA-256 of a file."""
+    """Returns the hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def temporary_beside(path):
-    """A path that no other process or call takes, on the file system of path and with its ending."""
+    """Returns a unique path in the same folder as path and with the same ending."""
     return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
 
 
 @contextlib.contextmanager
 def naming(path):
-    """Adds path to the error of a full disk, which the operating system raises without a name."""
+    """Adds path to the error of a full disk, which the operating system raises without a file name."""
     try:
         yield
     except OSError as e:
@@ -51,9 +51,9 @@ def naming(path):
 
 @contextlib.contextmanager
 def writing(path):
-    """A temporary path beside path, with its ending, that takes its place when the block ends.
+    """Yields a temporary path next to path, with the same ending, and renames it to path when the block ends.
 
-    If the block raises, path is as it was and the temporary file is gone.
+    If the block raises, path is unchanged and the temporary file is removed.
     """
     path = Path(path)
     temporary = temporary_beside(path)
@@ -67,9 +67,9 @@ def writing(path):
 
 @contextlib.contextmanager
 def writing_folder(path):
-    """A temporary folder beside path, which is new or empty, that takes its place when the block ends.
+    """Yields a temporary folder next to path and renames it to path when the block ends.
 
-    If the block raises, it is gone.
+    path must not exist or be an empty folder. If the block raises, the temporary folder is removed.
     """
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,9 +84,9 @@ def writing_folder(path):
 
 
 def check_folder(path, what):
-    """Raises UsageError unless the folder exists or can be made, and can be written to. Creates nothing.
+    """Raises UsageError unless the folder exists or can be created, and is writable. Creates nothing.
 
-    what: the folder in words, with the flag that named it.
+    what: description of the folder for the error, with its flag.
     """
     path = Path(path).absolute()
     for folder in (path, *path.parents):
@@ -95,22 +95,22 @@ def check_folder(path, what):
         except FileNotFoundError:
             continue
         except OSError as e:
-            raise UsageError(f"{what} cannot be made: {e.strerror}") from e
+            raise UsageError(f"{what} cannot be created: {e.strerror}") from e
         if not stat.S_ISDIR(mode):
-            raise UsageError(f"{what} cannot be made: {folder} is not a directory")
+            raise UsageError(f"{what} cannot be created: {folder} is not a directory")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
         missing = [len(os.fsencode(part)) for part in path.relative_to(folder).parts]
         if max(missing, default=0) > os.pathconf(folder, "PC_NAME_MAX"):
-            raise UsageError(f"{what} cannot be made: File name too long")
+            raise UsageError(f"{what} cannot be created: File name too long")
         return
 
 
 def read_npz(path):
-    """{name: array} of an .npz file. Pickled objects are never loaded.
+    """Returns {name: array} of an .npz file. Pickled objects are never loaded.
 
-    Raises UsageError if it cannot be read, holds anything but arrays, or declares more than it holds or than fits into
-    memory; nothing is allocated then.
+    Raises UsageError, before it allocates memory, if the file cannot be read, has anything but arrays, or declares
+    more bytes than it has or than fit into memory.
     """
     with reading(path) as file:
         if file.read(len(MAGIC)) == MAGIC:
@@ -119,12 +119,12 @@ def read_npz(path):
             entries = archive.infolist()
             check_entries(archive)
             if other := [entry.filename for entry in entries if not entry.filename.endswith(".npy")]:
-                raise ValueError(f"its {other[0]} is not an array")
+                raise ValueError(f"its entry {other[0]} is not an array")
             return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
 
 
 def read_npy(path):
-    """The array of an .npy file, checked as `read_npz` does."""
+    """Returns the array of an .npy file, checked as `read_npz` does."""
     with reading(path) as file:
         size = os.fstat(file.fileno()).st_size
         check_memory(size)
@@ -143,13 +143,13 @@ def reading(path):
     except OSError as e:
         raise UsageError(f"cannot read {path}: {e.strerror or e}") from e
     except MemoryError as e:
-        raise UsageError(f"cannot read {path}: it needs more memory than there is") from e
+        raise UsageError(f"cannot read {path}: it needs more memory than is available") from e
     except Exception as e:  # a damaged archive or header may raise anything
         raise UsageError(f"cannot read {path}: {one_line(e, 300)}") from e
 
 
 def check_regular(path):
-    """Raises ValueError for a fifo, a device or a socket, whose opening or reading may never end."""
+    """Raises ValueError for a FIFO, a device or a socket: opening or reading one may block forever."""
     if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
         raise ValueError("it is not a regular file")
 
@@ -157,7 +157,7 @@ def check_regular(path):
 def check_entries(archive):
     """Raises ValueError if entries of an open zip archive overlap, declare impossible sizes or do not fit into memory.
 
-    zipfile reads no more of an entry than the size that it declares.
+    zipfile never reads more of an entry than its declared size.
     """
     entries, end = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
     if len({entry.filename for entry in entries}) < len(entries):
@@ -172,7 +172,7 @@ def check_entries(archive):
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"its entry {name!r} is compressed by a method other than deflate")
         if entry.compress_type == zipfile.ZIP_STORED and held != declared:
-            raise ValueError(f"its entry {name!r} declares {declared:,} bytes and holds {held:,}")
+            raise ValueError(f"its entry {name!r} declares {declared:,} bytes but has {held:,}")
         if declared > MAX_RATIO * (held + 1):
             raise ValueError(f"its entry {name!r} declares {declared:,} bytes, more than its {held:,} can hold")
         if declared > BOMB_BYTES and declared > BOMB_RATIO * held:
@@ -184,13 +184,11 @@ def check_memory(needed):
     """Raises ValueError if `needed` bytes are more than the available memory."""
     available = available_memory()
     if available is not None and needed > available:
-        raise ValueError(
-            f"it needs {needed / 2**30:,.1f} GiB of memory, of which {available / 2**30:,.1f} are available"
-        )
+        raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory; {available / 2**30:,.1f} GiB are available")
 
 
 def available_memory():
-    """Bytes of available memory, at most the limit of the control group; None if unknown."""
+    """Returns the bytes of available memory, at most the control group's limit, or None if unknown."""
     known = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -211,7 +209,7 @@ def _read_entry(archive, entry):
 
 
 def _read_array(file, size):
-    """Returns the array in an open .npy file of `size` bytes. Raises ValueError for any other size of its content."""
+    """Returns the array in an open .npy file of `size` bytes. Raises ValueError if the array has another size."""
     shape, fortran_order, dtype, header_size = _read_header(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
@@ -238,7 +236,7 @@ def _read_header(file):
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
-        raise ValueError(f"it is .npy of version {version[0]}.{version[1]}, which cannot be read")
+        raise ValueError(f"its .npy format version {version[0]}.{version[1]} is not supported")
     counted = _Counted(file)
     try:
         shape, fortran_order, dtype = readers[version](counted)

@@ -1,4 +1,4 @@
-"""Checks that weights and samples are finite. A NaN in either would silently become a black picture."""
+"""Checks that weights and samples are finite. A NaN in either would silently become a black image."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from cfgjax.base.errors import UsageError
 
 
 def check_weights(params, source):
-    """Raises UsageError naming the first array of a tree with NaN or infinite values. source: its origin."""
+    """Raises UsageError with the first array of a tree that has NaN or infinite values. source: the tree's origin."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if bad := count_not_finite(leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -15,14 +15,14 @@ def check_weights(params, source):
 
 
 def count_not_finite(array):
-    """Returns the number of NaN or infinite values of an array."""
+    """Returns the number of NaN and infinite values in an array."""
     return np.size(array) - np.count_nonzero(np.isfinite(array))
 
 
 def check_samples(samples, index, labels, weights):
-    """Raises ArithmeticError naming the first of samples [N, …] with a value that is not finite.
+    """Raises ArithmeticError with the first of samples [N, …] that has a non-finite value.
 
-    index, labels, weights: [N], of these samples, for the error.
+    index, labels, weights: [N], for the error.
     """
     finite = np.isfinite(samples.reshape(len(samples), -1 if len(samples) else 0)).all(axis=1)
     if not finite.all():

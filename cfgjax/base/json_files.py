@@ -1,4 +1,4 @@
-"""One checking reader and one atomic writer for all JSON files, those of cfgjax and those of others."""
+"""The validating reader and the atomic writer of all JSON files, cfgjax's own and others."""
 
 import hashlib
 import json
@@ -26,8 +26,8 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
 
     Raises:
       FileNotFoundError: there is no such file.
-      UsageError: one line that names the file, for everything else: not readable, too large, not UTF-8, not JSON,
-        nested too deeply, a repeated key, another type, a missing key, another hash.
+      UsageError: one line with the file's name, for any other fault: unreadable, too large, not UTF-8, not JSON,
+        nested too deeply, a repeated key, a wrong type, a missing key, a wrong hash.
     """
     advice = f"; {remedy}" if remedy else ""
     try:
@@ -68,9 +68,9 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
 
 
 def write_json(path, value, *, hashed=False, indent=2):
-    """Writes a value as JSON, atomically; `hashed` adds the key "sha256" with the hash of an object's other keys.
+    """Writes a value as JSON atomically. `hashed` adds the key "sha256", the hash of an object's other keys.
 
-    Text that is not UTF-8 (surrogates, as in the names of files) is escaped and read back unchanged.
+    Text that is not UTF-8 (surrogates, as in file names) is escaped and read back unchanged.
     """
     if hashed:
         value = {**value, HASH: content_hash(value)}
@@ -85,7 +85,7 @@ def content_hash(value):
 
 
 def check_keys(value, keys, of=""):
-    """Raises ValueError unless an object has these keys, {name: type or types}. of: words that locate the object."""
+    """Raises ValueError unless an object has these keys, {name: type or types}. of: suffix of keys in the error."""
     for name, types in keys.items():
         if name not in value:
             raise ValueError(f"it lacks the key {name!r}{of}")
@@ -93,7 +93,7 @@ def check_keys(value, keys, of=""):
 
 
 def check_type(what, value, types):
-    """Raises ValueError unless value has one of the types; `float` admits integers, `int` and `float` no booleans."""
+    """Raises ValueError unless value has one of the types. `float` admits int; `int` and `float` exclude booleans."""
     types = types if isinstance(types, tuple) else (types,)
     admitted = types + ((int,) if float in types else ())
     if not isinstance(value, admitted) or (isinstance(value, bool) and bool not in types):
@@ -122,7 +122,7 @@ def check_depth(value, depth=0):
 
 
 def _without_repeats(pairs):
-    """A dict of pairs. Raises ValueError for a key that is repeated."""
+    """Returns a dict of pairs. Raises ValueError for a repeated key."""
     found: dict = {}
     for key, value in pairs:
         if key in found:

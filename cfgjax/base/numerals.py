@@ -5,13 +5,13 @@ import re
 
 
 def whole_number(text):
-    """Returns a text of ASCII digits as an int. Raises ValueError for any other text."""
+    """Returns text of ASCII digits as an int. Raises ValueError for any other text."""
     check_ascii(text)
     return int(text)
 
 
 def real_number(text):
-    """Returns an ASCII text as a finite float. Raises ValueError for any other text."""
+    """Returns ASCII text as a finite float. Raises ValueError for any other text."""
     check_ascii(text)
     value = float(text)
     if not math.isfinite(value):
@@ -20,11 +20,11 @@ def real_number(text):
 
 
 def is_whole_number(text):
-    """Whether a text is an integer of at most 20 ASCII digits, with or without a minus sign."""
+    """Returns whether text is an integer of at most 20 ASCII digits, with or without a minus sign."""
     return re.fullmatch("-?[0-9]{1,20}", text) is not None
 
 
 def check_ascii(text):
-    """Raises ValueError unless a text is ASCII: int() and float() also accept the digits of other scripts."""
+    """Raises ValueError unless text is ASCII: int() and float() also accept the digits of other scripts."""
     if not text.isascii():
         raise ValueError(f"{text} has characters other than 0-9")

@@ -1,4 +1,4 @@
-"""Checks of paths. An empty path, from an unset shell variable for example, would mean the current folder."""
+"""Checks of paths. An empty path, for example from an unset shell variable, would mean the current folder."""
 
 import os
 

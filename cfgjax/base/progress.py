@@ -1,4 +1,4 @@
-"""Progress of a command: a line before long work begins, and a bar, or lines without a terminal."""
+"""Progress of a command: a line before long work begins, then a bar on a terminal and lines otherwise."""
 
 import contextlib
 import logging
@@ -8,14 +8,14 @@ import weakref
 
 import tqdm
 
-log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is set to INFO
+log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is INFO
 _compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: programs compiled so far
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
-LINE_SECONDS = 30  # between lines of progress without a terminal
+LINE_SECONDS = 30  # between progress lines without a terminal
 
 
 class LineHandler(logging.Handler):
-    """Writes records as plain lines, above the bars of a terminal."""
+    """Writes records as plain lines above the progress bars."""
 
     def __init__(self, file):
         super().__init__()
@@ -28,7 +28,7 @@ class LineHandler(logging.Handler):
 
 
 def show_progress(file):
-    """Directs lines of progress to an open text file; None turns them off."""
+    """Writes progress lines to an open text file; None turns them off."""
     log.handlers[:] = [] if file is None else [LineHandler(file)]
     log.setLevel(logging.WARNING if file is None else logging.INFO)
     log.propagate = False
@@ -36,7 +36,7 @@ def show_progress(file):
 
 @contextlib.contextmanager
 def timed(what):
-    """Reports work before it begins, and afterwards its duration."""
+    """Logs a line before the block and its duration afterwards."""
     log.info("%s …", what)
     start = time.monotonic()
     yield
@@ -44,9 +44,9 @@ def timed(what):
 
 
 def compiling(owner, what, options):
-    """Returns `timed` for the first call of a jitted function, which compiles it, and an empty context for others.
+    """Returns `timed` for the first call of a jitted function, which compiles it, and a null context afterwards.
 
-    owner: object that holds the function. what, options: {name: value} that, together, tell its programs apart.
+    owner: object with the function. what and options ({name: value}) identify a compiled program.
     """
     programs = _compiled.setdefault(owner, set())
     program = (what, *options.items())
@@ -57,9 +57,9 @@ def compiling(owner, what, options):
 
 
 class Progress:
-    """Counts `unit`s up to total, None if unknown. A context that closes the bar.
+    """Counts `unit`s up to total (None if unknown). A context manager that closes the bar.
 
-    write=False shows nothing: for processes other than the first.
+    write=False shows nothing; use it in processes other than the first.
     """
 
     def __init__(self, what, unit, total=None, write=True):
@@ -85,7 +85,7 @@ class Progress:
             self.say(f"{self._what}: {self._seen:,}{f' of {self._total:,}' if self._total else ''} {self._unit}s")
 
     def say(self, text):
-        """Prints a line above the bar; without a terminal, with the remaining time."""
+        """Prints a line above the bar. Without a terminal the line includes the remaining time."""
         if not self._write:
             return
         self._last_line = time.monotonic()
@@ -97,7 +97,7 @@ class Progress:
 
 
 def clock(seconds):
-    """Seconds as m:ss or h:mm:ss."""
+    """Returns seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,1 +1,1 @@
-"""The commands: each takes its words of the command line and returns an exit code."""
+"""The commands. Each takes its command-line words and returns an exit code."""

@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, and checks of flags."""
+"""Flags and checks that several commands share."""
 
 import os
 from pathlib import Path
@@ -17,20 +17,20 @@ PLACE = ("coordinator", "num_processes", "process_id")
 
 
 def define_place(given):
-    """Adds the flags that give a process its number and the number of all; by default the environment has them."""
-    what = "HOST:PORT of process 0, for several processes."
+    """Adds the flags for the rank and the number of processes. By default these come from the environment."""
+    what = "HOST:PORT of process 0, if there are several processes."
     flags.DEFINE_string("coordinator", None, what, flag_values=given)
     flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0 on.", flag_values=given, lower_bound=0)
+    flags.DEFINE_integer("process_id", None, "Number of this process, starting at 0.", flag_values=given, lower_bound=0)
 
 
 def place(given):
-    """The values of those flags."""
+    """Returns {name: value} of the flags of `define_place`."""
     return {name: given[name].value for name in PLACE}
 
 
 def shared_facts(given, config):
-    """{name: text} that the processes of a command must have in common: its config and its other flags."""
+    """Returns {name: text} that must be equal in all processes of a command: its config and its other flags."""
     shared = {
         f"--{name}": str(given[name].value) for name in given if name not in (*PLACE, "config") and given[name].present
     }
@@ -46,7 +46,7 @@ def config_printed(given):
 
 
 def begin(given, what):
-    """Reports what the command does, in the first process only, then imports jax, which takes seconds."""
+    """Logs what the command does (in the first process only), then imports jax, which takes seconds."""
     from cfgjax.distributed.devices import import_jax
     from cfgjax.distributed.environment import find_place
 
@@ -58,30 +58,30 @@ def begin(given, what):
 
 
 def patience(config):
-    """The `Patience` of a config, the usual one where it says nothing."""
+    """Returns the `Patience` of a config, with defaults for missing keys."""
     from cfgjax.distributed.session import Patience
 
     return call(Patience, "cluster", config.get("cluster", {}))
 
 
 def define_sampling(given):
-    """The flags of `Model.sample` that have one value."""
+    """Adds the flags of `Model.sample` that are common to sample and evaluate."""
     define_path("workdir", None, "Folder of the run.", flag_values=given)
     flags.DEFINE_list("guidance", None, "Weights w of (1+w) ε(z,c) − w ε(z).", flag_values=given)
-    flags.DEFINE_list("scale", None, "Scales s = 1 + w, in place of guidance.", flag_values=given)
+    flags.DEFINE_list("scale", None, "Scales s = 1 + w, instead of --guidance.", flag_values=given)
     flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
-    flags.DEFINE_float("eta", None, "Noise of ddim, 0 … 1.", flag_values=given)
-    define_path("guide", None, "Workdir of a noise-aware classifier that guides.", flag_values=given)
-    flags.DEFINE_list("classifier_scale", None, "Scales of its gradient, with --guide.", flag_values=given)
-    flags.DEFINE_string("classifier_form", "eps", "How it guides: eps, z or mean.", flag_values=given)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
-    what = "Axes of the devices, such as data=-1,fsdp=8, over whose fsdp axis the parameters are split."
+    flags.DEFINE_float("eta", None, "Noise level of ddim, 0 … 1.", flag_values=given)
+    define_path("guide", None, "Workdir of a noise-aware classifier for classifier guidance.", flag_values=given)
+    flags.DEFINE_list("classifier_scale", None, "Scales of the classifier's gradient, with --guide.", flag_values=given)
+    flags.DEFINE_string("classifier_form", "eps", "Form of classifier guidance: eps, z or mean.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+    what = "Device mesh, such as data=-1,fsdp=8; parameters are split over fsdp."
     flags.DEFINE_list("mesh", None, what, flag_values=given)
     define_place(given)
 
 
 def mesh_of(given):
-    """The mesh of --mesh over all devices, None without."""
+    """Returns the mesh of --mesh over all devices, or None without the flag."""
     if given.mesh is None:
         return None
 
@@ -91,7 +91,7 @@ def mesh_of(given):
 
 
 def weights(given):
-    """The weights w of --guidance or --scale as floats, or None."""
+    """Returns the weights w of --guidance or --scale as floats, or None."""
     if given.guidance is not None and given.scale is not None:
         raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
     if given.scale is not None:
@@ -100,7 +100,7 @@ def weights(given):
 
 
 def plan_of(given, config):
-    """The `Plan` of config.evaluate with the flags over it."""
+    """Returns the `Plan` of config.evaluate, overridden by the flags."""
     from cfgjax.evaluation.frontier.plan import Plan
 
     section = dict(config.get("evaluate", {}))
@@ -112,7 +112,7 @@ def plan_of(given, config):
 def timesteps(word):
     """Returns a number of steps as an int, or the name of a selection of timesteps unchanged.
 
-    Raises ValueError for an empty word and for characters that are not ASCII.
+    Raises ValueError for an empty word and for non-ASCII characters.
     """
     check_ascii(word)
     if not word.strip():
@@ -121,7 +121,7 @@ def timesteps(word):
 
 
 def timesteps_of(given, name):
-    """Returns `timesteps` of a flag, or None without it. Raises UsageError."""
+    """Returns `timesteps` of a flag, or None if it is not set. Raises UsageError."""
     try:
         return None if given[name].value is None else timesteps(given[name].value)
     except ValueError as e:
@@ -129,7 +129,7 @@ def timesteps_of(given, name):
 
 
 def classifier_scales(given):
-    """The scales of --classifier_scale as floats, or None without --guide; they go together."""
+    """Returns the scales of --classifier_scale as floats, or None. Raises UsageError unless --guide goes with it."""
     if (given.guide is None) != (given.classifier_scale is None):
         one, other = (
             ("--guide", "--classifier_scale") if given.classifier_scale is None else ("--classifier_scale", "--guide")
@@ -141,19 +141,19 @@ def classifier_scales(given):
 
 
 def no_arguments(rest):
-    """Raises UsageError for words that are not flags."""
+    """Raises UsageError if there are words that are not flags."""
     if rest[1:]:
-        raise UsageError(f"{rest[0]} takes flags only; {rest[1]!r} is none (a flag is --name=value)")
+        raise UsageError(f"{rest[0]} takes only flags, --name=value; given {rest[1]!r}")
 
 
 def required(given, *names):
-    """Raises UsageError naming the flags that must be given and are not."""
+    """Raises UsageError with the required flags that are missing."""
     if missing := [f"--{name}" for name in names if given[name].value is None]:
         raise UsageError(f"{' and '.join(missing)} must be given")
 
 
 def numbers(name, words, kind):
-    """Returns the words of a comma-separated flag, each converted by kind: int, float or a function."""
+    """Returns the converted words of a comma-separated flag. kind: int, float or a function."""
     given, convert = f"--{name}={','.join(words)}", {int: whole_number, float: real_number}.get(kind, kind)
     noun = {int: "integers", float: "numbers"}.get(kind, "values")
     need = f"need {noun} separated by commas"
@@ -166,23 +166,23 @@ def numbers(name, words, kind):
 
 
 def single(name, words, kind):
-    """Returns the number of a flag that is a list in other modes, or None without it."""
+    """Returns the number of a flag that may be a list in other modes, or None if it is not set."""
     if words is None:
         return None
     values = numbers(name, words, kind)
     if len(values) > 1:
-        raise UsageError(f"--{name}={','.join(words)}: bits/dim takes one value")
+        raise UsageError(f"--{name}={','.join(words)}: --bits_per_dim needs a single value")
     return values[0]
 
 
 def check_writable(flag, path):
-    """Raises UsageError if no file can be written to path, the value of a flag."""
+    """Raises UsageError if path, the value of a flag, is not writable as a file."""
     folder = Path(path).absolute().parent
     if not os.access(folder, os.W_OK) or Path(path).is_dir():
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 
 
 def class_list(labels, classes):
-    """Returns labels with their class names, "0 ant, 1 bee", or without if classes is None. A long list is cut."""
+    """Returns text of labels and class names, "0 ant, 1 bee", or only labels if classes is None. Cuts a long list."""
     parts = [f"{label}" if classes is None else f"{label} {printable(classes[label])}" for label in labels]
     return ", ".join(parts if len(parts) <= MAX_NAMED else [*parts[: MAX_NAMED - 2], "…", parts[-1]])

@@ -16,13 +16,17 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def compare(argv):
-    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: frontiers side by side, and published rows."""
+    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: compares frontiers with published results."""
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
-    flags.DEFINE_bool("rows", False, "A line for each setting, with its network calls.", flag_values=given)
-    flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
-    define_path("out", None, "File for the joined table, .json or .csv.", flag_values=given)
-    define_path("plot", None, "Picture of all curves to write, .png, .pdf, .svg.", flag_values=given)
+    flags.DEFINE_bool(
+        "rows", False, "Print a row for each setting, with its number of network calls.", flag_values=given
+    )
+    flags.DEFINE_string(
+        "targets", None, "Published results: a name, or a .json file of the same form.", flag_values=given
+    )
+    define_path("out", None, "File for the table, .json or .csv.", flag_values=given)
+    define_path("plot", None, "File for a plot of all curves, .png, .pdf or .svg.", flag_values=given)
     _, *paths = parse_flags(given, argv)
     if not paths:
         raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
@@ -42,7 +46,7 @@ def compare(argv):
 
     if given.plot is not None:
         require_matplotlib("--plot needs")
-    published = None if given.targets is None else targets.load(given.targets)
+    published = None if given.targets is None else targets.load_targets(given.targets)
     files, contents = zip(*gather(paths), strict=True)
     records = dict(zip(labels(files), contents, strict=True))
     runs = [side_by_side.make_run(label, record) for label, record in records.items()]
@@ -62,7 +66,7 @@ def compare(argv):
 
 
 def plot(path, runs, published):
-    """Draws the curves of runs, and published rows, into a file."""
+    """Writes a plot of the runs' curves and the published results."""
     from cfgjax.base.files import writing
     from cfgjax.evaluation.report.compare_figure import figure
 
@@ -72,16 +76,16 @@ def plot(path, runs, published):
 
 
 def check_out(flag, path, endings):
-    """Raises UsageError unless path, the value of a flag, has one of the endings and can be written."""
+    """Raises UsageError unless path, the value of a flag, has one of the endings and is writable."""
     if Path(path).suffix.lower() not in endings:
         raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
     check_writable(flag, path)
 
 
 def labels(paths):
-    """A name for each frontier.json: the fewest trailing parts of its run's path that no other has.
+    """Returns a unique label for each frontier.json: the shortest unique end of its run's path.
 
-    The same path twice is numbered.
+    Repeated paths are numbered.
     """
     places, names = [place(path) for path in paths], []
     for i, parts in enumerate(places):
@@ -93,7 +97,7 @@ def labels(paths):
 
 
 def place(path):
-    """The parts of the path of a frontier.json's run, or of its folder where that is not called evaluation."""
+    """Returns the path parts of a frontier.json's run, or of its folder if that is not named evaluation."""
     path = Path(path).resolve()
     if path.name != "frontier.json":
         return path.with_suffix("").parts

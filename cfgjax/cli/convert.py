@@ -1,4 +1,4 @@
-"""`cfgjax convert`: published weights to a workdir, and a run's weights to guided-diffusion's format."""
+"""`cfgjax convert`: converts published weights to a workdir, and a run's weights to guided-diffusion's format."""
 
 import importlib.util
 import inspect
@@ -19,25 +19,25 @@ LARGE_BYTES = 20_000_000  # of weights; smaller files are read within a second
 
 
 def convert(argv):
-    """openai-adm|diffusers|to-openai-adm --flag=value …: published weights to a workdir, and back."""
+    """openai-adm|diffusers|to-openai-adm --flag=value …: converts published weights to a workdir, or back."""
     if HELP & set(argv[1:2]):
         lines = [f"  {name} {inspect.getdoc(function)}" for name, function in CONVERSIONS.items()]
         raise HelpAsked("\n\n".join(line.replace("\n", "\n  ").replace("\n  \n", "\n\n") for line in lines))
     if len(argv) < 2 or argv[1].startswith("-"):
-        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(CONVERSIONS)}")
+        raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(CONVERSIONS)}")
     return choose("conversion", argv[1], CONVERSIONS)([" ".join(argv[:2]), *argv[2:]])
 
 
 def openai_adm(argv):
-    """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: guided-diffusion's networks.
+    """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: converts guided-diffusion's.
 
-    Published models have presets. Describe a network of your own by the guided-diffusion flags it was trained with, on
+    Published models have presets. For other networks, give the guided-diffusion flags that they were trained with, on
     the command line or in a JSON file.
     """
     from cfgjax.convert.adm_flags import ALIASES, FLAGS
 
     given = flags.FlagValues()
-    flags.DEFINE_string("preset", None, "Name of the published model.", flag_values=given)
+    flags.DEFINE_string("preset", None, "Name of a published model.", flag_values=given)
     define_path("model_flags", None, "JSON file with guided-diffusion's flags, {name: value}.", flag_values=given)
     for name, (_, default, what) in FLAGS.items():
         flags.DEFINE_string(name, None, f"{what} Default of guided-diffusion: {default}.", flag_values=given)
@@ -117,13 +117,13 @@ def adm_source(given):
 
 
 def diffusers(argv):
-    """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: a `UNet2DModel` of diffusers.
+    """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: converts diffusers' `UNet2DModel`.
 
-    FOLDER is the network's folder or a pipeline's, of which unet/ is read. Weights may be .safetensors or .bin, in
-    shards, and in a variant such as fp16.
+    FOLDER is the folder of a network, or of a pipeline with unet/. Weights may be .safetensors or .bin, in shards, and
+    in a variant such as fp16.
     """
     given = flags.FlagValues()
-    what = "Noise schedule of 1000 timesteps; by default that of ../scheduler, or linear without one."
+    what = "Noise schedule with 1000 timesteps; by default that of ../scheduler, or linear if there is none."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
     check_import(given)
@@ -152,12 +152,12 @@ def diffusers(argv):
 
 
 def to_openai_adm(argv):
-    """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: a run's weights under guided-diffusion's names."""
+    """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: exports to guided-diffusion."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
     define_path("out", None, "File to write, .npz, or .pt if torch is installed.", flag_values=given)
-    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    flags.DEFINE_integer("step", None, "Checkpoint; the newest by default.", flag_values=given)
+    flags.DEFINE_float("ema", None, "EMA rate; 0 for the parameters without averaging.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     required(given, "workdir", "out")
     ending = Path(given.out).suffix
@@ -186,25 +186,25 @@ def to_openai_adm(argv):
 
 def parse_import(given, argv):
     """Adds the flags of an import and parses all flags."""
-    define_path("checkpoint", None, "What to convert.", flag_values=given)
-    define_path("out", None, "Workdir to write, new or empty.", flag_values=given)
-    what = "Add a row for the null label, the mean of the others, to fine-tune with label dropout."
+    define_path("checkpoint", None, "File or folder to convert.", flag_values=given)
+    define_path("out", None, "Workdir to create; must be new or empty.", flag_values=given)
+    what = "Add a row for the null label, the mean of the others, for fine-tuning with label dropout."
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
 
 
 def check_import(given):
-    """Raises UsageError without a checkpoint or a new workdir."""
+    """Raises UsageError unless there are a checkpoint and a new or empty workdir."""
     required(given, "checkpoint", "out")
     out = Path(given.out).absolute()
-    for folder in (out, out.parent):  # the folder takes its place in the parent when it is complete
+    for folder in (out, out.parent):  # the complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out={given.out} is not empty; nothing was overwritten")
 
 
 def begin_import(given):
-    """Starts jax, and first reports that the weights are read if they are large."""
+    """Starts jax. If the weights are large, first logs that they are being read."""
     path = Path(given.checkpoint)
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -216,9 +216,9 @@ def begin_import(given):
 
 
 def write_run(given, net, params, choice, **described):
-    """Writes the workdir --out, complete or not at all.
+    """Writes the workdir --out atomically.
 
-    choice: description of the selected weights. described: as in `run_config`.
+    choice: text about the selected weights. described: arguments of `run_config`.
     """
     import jax
     import jax.numpy as jnp
@@ -232,7 +232,7 @@ def write_run(given, net, params, choice, **described):
     from cfgjax.runs.config import to_json
     from cfgjax.training.state import TrainState
 
-    Diffusion(betas=described["betas"], num_timesteps=described["num_timesteps"])  # or an error
+    Diffusion(betas=described["betas"], num_timesteps=described["num_timesteps"])  # raises an error for invalid values
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
     config = ConfigDict(run_config(net, **described))
@@ -246,7 +246,7 @@ def write_run(given, net, params, choice, **described):
 
 
 def save_arrays(path, arrays):
-    """Writes {key: array} as .npz, or as the .pt file of a state dict."""
+    """Writes {key: array} as .npz, or as a state dict in a .pt file."""
     import numpy as np
 
     if path.suffix == ".npz":

@@ -10,15 +10,15 @@ from cfgjax.runs.config import parse_flags
 
 
 def download(argv):
-    """inception [--out=FILE]: fetches the weights of the FID Inception, 91 MB, and checks their hash."""
+    """inception [--out=FILE]: downloads the weights of FID's Inception network (91 MB) and checks their hash."""
     given = flags.FlagValues()
-    define_path("out", None, "File to write; by default the one that `evaluate` reads.", flag_values=given)
+    define_path("out", None, "File to write; by default the one read by `evaluate`.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if words != ["inception"]:
         raise UsageError(f"cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
 
     from cfgjax.base.download import inception
 
-    log.info("looking for Inception's weights, and downloading them (91 MB) if they are missing …")
+    log.info("downloading Inception's weights (91 MB) unless they exist …")
     print(f"Inception's weights are in {inception(given.out)}")
     return DONE

@@ -1,4 +1,4 @@
-"""`cfgjax evaluate`: the guidance frontier of a run, reference statistics, bits per dimension."""
+"""`cfgjax evaluate`: measures the guidance frontier of a run, reference statistics, or bits per dimension."""
 
 import contextlib
 import functools
@@ -42,12 +42,12 @@ FLAGS_OF = {  # flags that each mode uses
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
     | {"images", "spacing", "logsnr_max"},
 }
-KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # of flags with several values
+KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # types of flags with several values
 OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
 
 
 def evaluate(argv):
-    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: metrics for every w, their table, files and curve."""
+    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures metrics for every w; writes table and plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
@@ -58,46 +58,48 @@ def evaluate(argv):
     for name in given:
         if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
-    weights(given), classifier_scales(given), listed(given)  # or an error, before anything is read
+    weights(given), classifier_scales(given), listed(given)  # raises errors before anything is read
     if not given.make_reference:
         required(given, "workdir")
     return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
 
 
 def define_flags(argv):
-    """The flags of the command."""
+    """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given)
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, several, path = define(flags.DEFINE_string), define(flags.DEFINE_list), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
-    count("num_samples", None, "Samples N of each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
-    several("num_steps", None, "Network calls T, one or several.")
-    several("v", None, "Variance interpolations of ancestral, 0 … 1, one or several.")
-    several("ema", None, "Rates of averaged parameters, one or several; 0 for none.")
+    count("num_samples", None, "Number of samples N for each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
+    several("num_steps", None, "Number of sampling steps T, one or several.")
+    several("v", None, "Variance interpolations v of ancestral, 0 … 1, one or several.")
+    several("ema", None, "EMA rates, one or several; 0 for the parameters without averaging.")
     several("seeds", ["0"], "Seeds of noise and labels, one or several.")
-    count("batch_size", None, "Samples per call on each device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
-    text("label_policy", None, "balanced or random.")
-    text("features", None, "classifier, inception, or mixture.")
-    path("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
-    path("inception", None, "Inception's weight file.")
-    flags.DEFINE_enum("resize", "tf1", ["tf1", "half_pixel"], "How images get Inception's size.", flag_values=given)
-    path("reference", None, "Reference statistics, .npz; by default of the training data.")
-    path("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
-    switch("neighbours", True, "Precision and recall, which keep all features in memory.")
-    switch("keep_samples", True, "Keep the samples when the metrics are known.")
+    count("batch_size", None, "Samples per call and device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
+    text("label_policy", None, "How labels are chosen: balanced or random.")
+    text("features", None, "Feature network: classifier, inception or mixture.")
+    path("classifier", None, "Workdir of a classifier run, for features or class accuracy.")
+    path("inception", None, "Weight file of the Inception network.")
+    flags.DEFINE_enum(
+        "resize", "tf1", ["tf1", "half_pixel"], "How images are resized for Inception.", flag_values=given
+    )
+    path("reference", None, "Reference statistics, .npz; by default those of the training data.")
+    path("out", None, "Output folder; by default <workdir>/evaluation.")
+    switch("neighbours", True, "Measure precision and recall, which keeps all features in memory.")
+    switch("keep_samples", True, "Keep the samples after measuring.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
-    switch("bits_per_dim", False, "The likelihood of held-out data in place of the frontier.")
-    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
-    text("spacing", "uniform", "With --bits_per_dim: of the levels λ: uniform, cosine, timesteps.")
-    real("logsnr_max", None, "With --bits_per_dim: the last λ, where the decoder takes over.")
-    text("split", None, "With --make_reference: which data, train, holdout or all.")
+    switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
+    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
+    text("spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: uniform, cosine or timesteps.")
+    real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
+    text("split", None, "With --make_reference: split of the data: train, holdout or all.")
     define_flag(given, argv)
     return given
 
 
 def frontier(given):
-    """The exit code of an evaluation of the run in --workdir; several processes share the work."""
+    """Evaluates the run in --workdir, also with several processes. Returns the exit code."""
     begin(given, f"evaluating {given.workdir}")
 
     from cfgjax.distributed.devices import open_devices
@@ -115,7 +117,7 @@ def frontier(given):
 
 
 def measured(given, stop):
-    """The exit code of `frontier`, run until it is done or `stop`, a `StopRequest`, has a signal."""
+    """Measures the frontier until it is done or `stop`, a `StopRequest`, has a signal. Returns the exit code."""
     import jax
 
     from cfgjax.base.progress import Progress
@@ -171,14 +173,14 @@ def finish(given, work, reference, rows, tilted, folder):
 
 
 def listed(given):
-    """Returns {name: numbers} of the flags that take several values and are present."""
+    """Returns {name: numbers} of the given flags that accept several values."""
     return {
         name: tuple(numbers(name, given[name].value, KINDS[name])) for name in KINDS if given[name].value is not None
     }
 
 
 def planned(given):
-    """Returns (the `Frontier`, its `Plan`, its folder) that the flags request, checked."""
+    """Returns the (`Frontier`, `Plan`, folder) that the flags request. Raises UsageError for invalid values."""
     several: dict = listed(given)
     scales = classifier_scales(given)
     if scales is not None:
@@ -191,14 +193,14 @@ def planned(given):
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
-        raise UsageError(f"{given.workdir} holds an upsampler, which cannot be measured without its base")
+        raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
     plan = plan_of(given, model.config)
     grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
     guide = None
     if scales is not None:
         guide = ClassifierGuidance(load_classifier(given.guide), given.classifier_form)
         guide.check(model.config, given.sampler or model.config.sample.sampler)
-    settings = make_settings(grid, model, plan.label_policy, guide and guide.classifier)
+    settings = make_settings(grid, model, plan.label_policy, None if guide is None else guide.classifier)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
@@ -217,25 +219,25 @@ def planned(given):
 
 
 def closed_form(work, plan):
-    """`tilted_frontier` for a run on a mixture of one or two dimensions, else nothing."""
+    """Returns `tilted_frontier` for a run on a mixture of one or two dimensions, otherwise ()."""
     from cfgjax.data.sources.registry import mixture_of
-    from cfgjax.evaluation.features.tilted import MOST_DIMENSIONS, tilted_frontier
+    from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
 
     data = work.model.config.data
-    if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
+    if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
     return tilted_frontier(mixture_of(data), plan.guidance)
 
 
 def make_reference(given):
-    """The exit code of writing the reference statistics of a data source to --out."""
+    """Writes the reference statistics of a data source to --out. Returns the exit code."""
     required(given, "out")
     if (given.workdir is None) == (given.config is None):
-        raise UsageError("--make_reference needs --workdir or --config, and not both: the reference is of its data")
+        raise UsageError("--make_reference needs either --workdir or --config, for its data")
     if Path(given.out).suffix != ".npz":
-        raise UsageError(f"--out={given.out}: a reference is an .npz file")
+        raise UsageError(f"--out={given.out}: the ending must be .npz")
     check_writable("out", given.out)
-    begin(given, f"making reference statistics of {given.workdir or 'the data of --config'}")
+    begin(given, f"computing reference statistics of {given.workdir or 'the data of --config'}")
 
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source

@@ -17,16 +17,16 @@ EXAMPLE = "train --config=FILE --workdir=DIR"
 
 
 def launch(argv):
-    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts the command with a launcher."""
+    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts a command with a launcher."""
     if len(argv) < 2 or argv[1].startswith("-"):
-        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
+        raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(LAUNCHERS)}")
     launcher = choose("launcher", argv[1], LAUNCHERS)
     name, own = " ".join(argv[:2]), argv[2:]
     own, command = (own[: own.index("--")], own[own.index("--") + 1 :]) if "--" in own else (own, [])
     if not command and not HELP & set(own):
-        raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
+        raise UsageError(f"give the command to launch after --, for example: {name} -- {EXAMPLE}")
     given = flags.FlagValues()
-    flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
+    flags.DEFINE_bool("dry_run", False, "Only print what would be started or submitted.", flag_values=given)
     launcher.define_flags(given)
     no_arguments(parse_flags(given, [name, *own]))
     check_lines(given)
@@ -34,7 +34,7 @@ def launch(argv):
 
 
 def check_lines(given):
-    """Raises UsageError if a text among the flags of a launcher is not one line."""
+    """Raises UsageError if a text flag of a launcher has more than one line."""
     for name in given:
         values = given[name].value if isinstance(given[name].value, list) else [given[name].value]
         for value in values:
@@ -49,6 +49,6 @@ def check_command(words):
     given = choose("command to launch", words[0], FLAGS_OF)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
-    if os.path.isfile(given.workdir):  # False for names that are too long, for which Path raises
+    if os.path.isfile(given.workdir):  # False for names that are too long; Path raises for them
         raise UsageError(f"--workdir={printable(given.workdir)} is a file")
     return given

@@ -1,4 +1,4 @@
-"""`cfgjax evaluate --bits_per_dim`: the likelihood of held-out examples."""
+"""`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from cfgjax.cli.common import begin, plan_of, single, weights
 
 
 def bits_per_dim(given):
-    """The exit code of measuring the likelihood of held-out examples."""
+    """Measures the likelihood of held-out examples. Returns the exit code."""
     one = {name: single(name, given[name].value, kind) for name, kind in
            {"num_steps": int, "v": float, "ema": float, "seeds": int}.items()}  # fmt: skip
 
@@ -26,7 +26,9 @@ def bits_per_dim(given):
     open_devices()
     model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
     if not model.is_image:
-        raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are points of shape {model.image_shape}")
+        raise UsageError(
+            f"--bits_per_dim needs 8-bit images, but the run's data are points of shape {model.image_shape}"
+        )
     if one["v"] is not None and model.learned_variance:
         raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
     data, plan = dict(model.config.data), plan_of(given, model.config)
@@ -35,7 +37,7 @@ def bits_per_dim(given):
     if given.images is not None:
         data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
     elif data.get("split") != "train":
-        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which holds out no examples"
+        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which has no held-out examples"
         raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
     else:
         data |= {"split": "holdout"}

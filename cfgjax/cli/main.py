@@ -28,7 +28,9 @@ from cfgjax.cli.sweep import sweep
 from cfgjax.cli.train import train
 from cfgjax.runs.config import HELP
 
-NEW_OBJECTS = 200_000  # between garbage collections: at Python's 700 they are a third of tracing and lowering
+NEW_OBJECTS = (
+    200_000  # between garbage collections; at Python's default of 700 they take a third of tracing and lowering
+)
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "sample": sample,
@@ -44,17 +46,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main():
-    """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure reported on a line."""
+    """Runs the command line and exits with 0 (done), 2 (bad usage), 75 (preempted and saved) or 1 (failed)."""
     streams: tuple = (sys.stdout, sys.stderr)
     for stream in streams:
-        with contextlib.suppress(AttributeError):  # the stream was replaced
-            stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
+        with contextlib.suppress(AttributeError):  # the stream has been replaced
+            stream.reconfigure(errors="backslashreplace")  # file names may be invalid UTF-8
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs errors that it also raises
     threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
+    os.environ["MPLBACKEND"] = "agg"  # figures are written to files; a notebook's backend may not be installed
     show_progress(sys.stdout)
     gc.set_threshold(NEW_OBJECTS)
     try:
@@ -73,7 +75,7 @@ def main():
 
 
 def run(arguments):
-    """The exit code of `cfgjax ARGUMENTS`."""
+    """Runs `cfgjax ARGUMENTS`. Returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return DONE if arguments else BAD_USAGE
@@ -91,6 +93,8 @@ def run(arguments):
 
 
 def usage():
-    """The commands with their first lines."""
+    """Returns the list of commands with the first line of each docstring."""
     lines = [f"  cfgjax {name} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join(["cfgjax: classifier-free guidance in JAX", "", *lines, "", "cfgjax COMMAND --help: its flags"])
+    return "\n".join(
+        ["cfgjax: classifier-free guidance in JAX", "", *lines, "", "cfgjax COMMAND --help: lists its flags"]
+    )

@@ -18,25 +18,32 @@ MAX_DEVICES = 2**16
 
 
 def preflight(argv):
-    """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: memory and FLOPs of a training step.
+    """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: reports a training step's memory and FLOPs.
 
-    It is compiled for N virtual devices; no data is read. --run also takes one real step here, and saves it.
+    Compiles the step for N virtual devices and reads no data. With --run, also runs one real step here and saves it.
     """
     given = flags.FlagValues()
     define_flag(given, argv)
     what = "Number of devices."
     flags.DEFINE_integer("devices", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DEVICES)
-    flags.DEFINE_list("mesh", [], "Sizes in place of config.mesh: data=8,fsdp=8.", flag_values=given)
-    flags.DEFINE_string("hbm", None, "Memory of a device: 16GiB, 80GB.", flag_values=given)
-    define_path("json", None, "File for the figures; - is stdout, in place of the report.", flag_values=given)
-    flags.DEFINE_bool("run", False, "A real step, save and restore on the devices at hand.", flag_values=given)
-    define_path("scratch", None, "Where --run saves; by default the temporary folder.", flag_values=given)
+    flags.DEFINE_list("mesh", [], "Mesh instead of config.mesh, such as data=8,fsdp=8.", flag_values=given)
+    flags.DEFINE_string("hbm", None, "Memory of a device, such as 16GiB or 80GB.", flag_values=given)
+    define_path(
+        "json",
+        None,
+        "File for the figures as JSON; - prints them to stdout, and the report to stderr.",
+        flag_values=given,
+    )
+    flags.DEFINE_bool(
+        "run", False, "Also run a real step, save and restore on the available devices.", flag_values=given
+    )
+    define_path("scratch", None, "Folder in which --run saves; by default the temporary folder.", flag_values=given)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
         return DONE
     required(given, "config", "devices")
     check_files(given)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # so that the partitioner prints its complaints, which are counted
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # makes the partitioner print its complaints, which are counted
     import_jax()
 
     from cfgjax.distributed.sharding import parse_mesh
@@ -73,19 +80,19 @@ def preflight(argv):
 
 
 def check_files(given):
-    """Raises UsageError if a file or folder cannot be written, before anything is compiled."""
+    """Raises UsageError if --json or --scratch is not writable. Runs before anything is compiled."""
     if given.json not in (None, "-"):
         check_writable("json", given.json)
     if given.scratch is None:
         return
     if not given.run:
-        raise UsageError("--scratch is given without --run; only --run saves")
+        raise UsageError("--scratch has no effect without --run")
     if not os.path.isdir(given.scratch) or not os.access(given.scratch, os.W_OK):
-        raise UsageError(f"--scratch={given.scratch}: need a folder that can be written")
+        raise UsageError(f"--scratch={given.scratch}: need a writable folder")
 
 
 def check_mesh(config):
-    """Raises UsageError unless the mesh fits the devices and divides the batch, before the slow imports."""
+    """Raises UsageError unless the mesh fits the devices and divides the batch. Runs before the slow imports."""
     from cfgjax.distributed.sharding import check_batch_size, make_mesh
 
     mesh = call(make_mesh, "mesh", config.mesh)
@@ -94,9 +101,9 @@ def check_mesh(config):
 
 
 def use_virtual_devices(count):
-    """Gives jax, not used before, `count` virtual CPU devices, and reduces its optimisations to compile faster."""
+    """Gives jax `count` virtual CPU devices and less optimisation, to compile faster. Must run before jax is used."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
-    jax.config.update("jax_disable_most_optimizations", True)  # of machine code: collectives and memory stay the same
+    jax.config.update("jax_disable_most_optimizations", True)  # affects machine code, but not collectives and memory

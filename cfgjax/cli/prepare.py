@@ -1,4 +1,4 @@
-"""`cfgjax prepare`: a folder of images, a TFDS set or an .npz becomes a data set of small images, ready to train on."""
+"""`cfgjax prepare`: makes a data set of small images from a folder of images, a TFDS data set or an .npz."""
 
 import functools
 import os
@@ -14,39 +14,43 @@ from cfgjax.runs.config import parse_flags
 
 
 def prepare(argv):
-    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: images to train on, made once.
+    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: makes a training data set.
 
-    --verify OUT reads a prepared set and compares it with its hashes.
+    --verify OUT compares a prepared data set with its hashes.
     """
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
     whole = functools.partial(flags.DEFINE_integer, flag_values=given)
     whole("size", None, "Height and width of the images.", lower_bound=1)
-    whole("max_errors", 10, "Largest number of images to leave out because they cannot be decoded.", lower_bound=0)
-    what = "adm (guided-diffusion's: short side to size, centre), lanczos, area (central squares), pad (black around)."
+    whole(
+        "max_errors", 10, "Maximum number of images that may be left out because they cannot be decoded.", lower_bound=0
+    )
+    what = (
+        "adm (guided-diffusion: short side to size, centre crop), lanczos or area (central square), pad (with black)."
+    )
     flags.DEFINE_string("crop", "adm", what, flag_values=given)
-    whole("channels", 3, "3 (RGB) or 1 (grey).")
-    flags.DEFINE_string("encoding", "webp", "webp, png (both without loss) or raw.", flag_values=given)
+    whole("channels", 3, "Channels: 3 (RGB) or 1 (grey).")
+    flags.DEFINE_string("encoding", "webp", "Encoding: webp, png (both lossless) or raw.", flag_values=given)
     whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
-    what = "Order of a folder's classes, and so their labels: name, or numeric for folders 0, 1, 2, 10."
+    what = "Order of a folder's classes, which sets their labels: name, or numeric for folders 0, 1, 2, 10."
     flags.DEFINE_string("class_order", "name", what, flag_values=given)
-    what = "Compare a prepared set with its hashes: after preparing, or alone with OUT."
+    what = "Compare the data set with its hashes after preparing; with only OUT, compare an existing one."
     flags.DEFINE_bool("verify", False, what, flag_values=given)
-    flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
-    define_path("data_dir", None, "Folder of TFDS's sets; ~/tensorflow_datasets by default.", flag_values=given)
-    define_path("manual_dir", None, "Folder of files that TFDS cannot download.", flag_values=given)
+    flags.DEFINE_string("split", "train", "Split of a TFDS data set.", flag_values=given)
+    define_path("data_dir", None, "Folder of TFDS data sets; by default ~/tensorflow_datasets.", flag_values=given)
+    define_path("manual_dir", None, "Folder with files that TFDS cannot download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
-        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
+        raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(KINDS)}")
     if given.verify and len(words) == 1 and words[0] not in KINDS:
         return verify(words[0])
     kind = choose("kind of data", words[0], KINDS)
     least = 2 if words[0] == "tfds" else 3
     if not least <= len(words) <= 3:
         places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
-        raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
+        raise UsageError(f"need cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
     if given["class_order"].present and words[0] != "folder":
-        raise UsageError(f"--class_order is for folders; {words[0]} data have labels of their own")
+        raise UsageError(f"--class_order is only for folders; {words[0]} data already have labels")
     for path in words[2:] if words[0] == "tfds" else words[1:]:
         check_path("IN or OUT", path)
     log.info("preparing %s …", words[1])
@@ -54,7 +58,7 @@ def prepare(argv):
 
 
 def from_folder(given, path, out):
-    """Prepares images that lie as class/…/image."""
+    """Prepares a folder of images class/…/image."""
     from cfgjax.data.sources.folder import list_folder
 
     required(given, "size")
@@ -68,7 +72,7 @@ def from_folder(given, path, out):
 
 
 def from_tfds(given, name, out=None):
-    """Prepares a TFDS set; without OUT, only has TensorFlow write the set itself."""
+    """Prepares a TFDS data set. Without OUT, TFDS only downloads and writes its own files."""
     from cfgjax.data.sources.tfds import download, list_tfds
 
     if out is not None:
@@ -84,7 +88,7 @@ def from_tfds(given, name, out=None):
 
 
 def from_npz(given, path, out):
-    """Prepares the arrays `image` and `label` of a file."""
+    """Prepares the arrays `image` and `label` of an .npz file."""
     from cfgjax.data.sources.arrays import list_arrays
 
     required(given, "size")
@@ -93,18 +97,18 @@ def from_npz(given, path, out):
 
 
 def check_apart(path, out):
-    """Raises UsageError if folder `out` is `path` or lies in it: the output would become part of the input."""
+    """Raises UsageError if `out` is `path` or inside of it: the output would become part of the input."""
     from cfgjax.data.images.tree import contains
 
     if contains(os.path.realpath(path), os.path.realpath(out)):
-        raise UsageError(f"OUT {out} lies in IN {path}; prepare into a folder outside of it")
+        raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
 KINDS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
 
 
 def run(given, listing, source, out):
-    """The exit code of preparing a listing into folder `out`."""
+    """Prepares a listing into folder `out`. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.prepare import Request, prepare
 
@@ -121,24 +125,24 @@ def run(given, listing, source, out):
 
 
 def verify(out):
-    """Compares the files of a prepared set with their hashes."""
+    """Compares the files of a prepared data set with their hashes. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.prepared import read_about, verify
 
     with Progress("verifying", "image", read_about(out)["num_examples"]) as bar:
         about = verify(out, bar.advance)
-    print(f"{printable(out)}: {about['num_examples']:,} images are as they were written; hash {about['hash'][:16]}")
+    print(f"{printable(out)}: {about['num_examples']:,} images match their hashes; hash {about['hash'][:16]}")
     return DONE
 
 
 def report(out, about):
-    """Returns the lines that describe a finished set."""
+    """Returns lines that describe a prepared data set."""
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
-    lines = [f"left out, cannot be decoded: {error}" for error in left_out]
+    lines = [f"left out (cannot be decoded): {error}" for error in left_out]
     lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
     if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
-        lines.append(f"warning: {len(absent)} classes have no image, such as {printable(repr(absent[0]))}")
+        lines.append(f"warning: {len(absent)} classes have no images, such as {printable(repr(absent[0]))}")
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
     lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")

@@ -30,9 +30,9 @@ from cfgjax.runs.settings import MAX_PER_CELL
 
 
 def sample(argv):
-    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws rows of labels by columns of w.
+    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid of labels by weights.
 
-    --base=DIR --upsampler=DIR draws from a cascade instead.
+    With --base=DIR --upsampler=DIR it samples from a cascade.
     """
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
@@ -57,7 +57,7 @@ def sample(argv):
 
 
 def draw(given, labels, guidance, scales):
-    """Draws and writes the picture; of several processes the first writes it."""
+    """Draws the image. The first process writes it."""
     import jax
 
     from cfgjax.evaluation.report.figures import sample_figure
@@ -72,15 +72,15 @@ def draw(given, labels, guidance, scales):
         options |= {"classifier": load_classifier(given.guide), "classifier_form": given.classifier_form}
     if given.num_steps is not None:
         options["num_steps"] = timesteps_of(given, "num_steps")
-    pictures = model.config.sample
+    defaults = model.config.sample
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     picture = sample_figure(
         model,
         labels=labels,
-        guidance=pictures.guidance if guidance is None else guidance,
+        guidance=defaults.guidance if guidance is None else guidance,
         classifier_scale=(None,) if scales is None else scales,
-        per_cell=given.per_cell or pictures.per_cell,
+        per_cell=given.per_cell or defaults.per_cell,
         seed=given.seed,
         **{name: given[name].value for name in ("sampler", "v", "eta")},
         **options,
@@ -94,7 +94,7 @@ def draw(given, labels, guidance, scales):
 
 
 def rows(workdir, labels, num_classes):
-    """Returns the labels of the picture's rows, with class names if the run in workdir recorded them."""
+    """Returns the labels of the image's rows as text, with class names if the run in workdir recorded them."""
     from cfgjax.runs.workdir import read_classes
 
     classes = read_classes(workdir)
@@ -103,38 +103,42 @@ def rows(workdir, labels, num_classes):
 
 
 def define_flags(argv):
-    """The flags of the command."""
+    """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given)
-    define_path("out", "grid.png", "Picture to write: .png, .jpg, .webp.", flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, a row each; all by default.", flag_values=given)
-    what = "Samples of each label and weight."
+    define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
+    flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
+    what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
-    flags.DEFINE_string("num_steps", None, "Network calls T, or timesteps: ddim25, 10+15+20.", flag_values=given)
-    flags.DEFINE_float("v", None, "Variance interpolation of ancestral, 0 … 1.", flag_values=given)
+    flags.DEFINE_string(
+        "num_steps", None, "Number of sampling steps T, or timesteps such as ddim25 or 10+15+20.", flag_values=given
+    )
+    flags.DEFINE_float("v", None, "Variance interpolation v of ancestral, 0 … 1.", flag_values=given)
     flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
-    flags.DEFINE_float("ema", None, "Rate of the averaged parameters; 0 for none.", flag_values=given)
-    define_path("base", None, "Workdir of a cascade's base, with --step, --ema.", flag_values=given)
+    flags.DEFINE_float("ema", None, "EMA rate; 0 for the parameters without averaging.", flag_values=given)
+    define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
     define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    flags.DEFINE_string("upsampler_num_steps", None, "Its network calls T, or timesteps.", flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of noise added to what it enlarges.", flag_values=given)
+    flags.DEFINE_string(
+        "upsampler_num_steps", None, "Number of sampling steps of the upsampler, or timesteps.", flag_values=given
+    )
+    flags.DEFINE_float("low_res_logsnr", None, "λ of the noise added to the upsampler's input.", flag_values=given)
     return given
 
 
 def check_stages(given):
-    """Raises UsageError unless the flags name a model, or both stages of a cascade."""
+    """Raises UsageError unless the flags name either a model or both stages of a cascade."""
     if given.base is None and given.upsampler is None:
         for name in ("upsampler_num_steps", "low_res_logsnr"):
             if given[name].value is not None:
                 raise UsageError(f"--{name} needs --base and --upsampler")
         return required(given, "workdir")
     if given.workdir is not None:
-        raise UsageError("give either --workdir, for one model, or --base and --upsampler, for a cascade")
+        raise UsageError("give either --workdir (one model) or --base and --upsampler (a cascade)")
     return required(given, "base", "upsampler")
 
 
 def load_stages(given):
-    """Returns (a `Model` or `Cascade`, the options of its `sample` that the flags set)."""
+    """Returns (a `Model` or `Cascade`, options for its `sample`)."""
     import cfgjax
 
     if given.base is None:
@@ -152,12 +156,12 @@ def load_stages(given):
 
 
 def check_picture(path):
-    """Raises UsageError if no picture can be written to path."""
+    """Raises UsageError if no image can be written to path."""
     from PIL import Image
 
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     try:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
-    except Exception as e:  # KeyError: an unknown kind; ValueError or OSError: one without colours or without a writer
-        raise UsageError(f"--out={path}: the ending must be that of a picture in colour, such as .png") from e
+    except Exception as e:  # KeyError: an unknown format; ValueError or OSError: no colour or no writer
+        raise UsageError(f"--out={path}: the ending must be that of a colour image format, such as .png") from e
     check_writable("out", path)

@@ -17,25 +17,31 @@ from cfgjax.jobs.launch.programs import check_interpreter, require
 from cfgjax.jobs.sweep.entries import chosen, read_sweep
 from cfgjax.runs.config import parse_flags
 
-SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
+SHARED = ("python",)  # Slurm's flags that the local launcher has too
 UNFINISHED = ("interrupted", "waiting", "elsewhere")
 
 
 def sweep(argv):
-    """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: the runs of a sweep file, those still to do."""
+    """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: executes the unfinished runs of a sweep."""
     given = flags.FlagValues()
     define_path("sweep", None, "Sweep file.", flag_values=given)
-    define_path("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
-    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the runs run.", flag_values=given)
-    flags.DEFINE_integer("parallel", None, "Runs at a time; here 1, of Slurm all.", lower_bound=1, flag_values=given)
-    define_path("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
-    define_path("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
-    flags.DEFINE_string("only", None, "Names of the runs to take, separated by commas.", flag_values=given)
-    what = "Run failed ones again, which otherwise are only reported."
+    define_path("out", None, "Folder for the runs' folders, logs and records.", flag_values=given)
+    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where to run: local or slurm.", flag_values=given)
+    flags.DEFINE_integer(
+        "parallel",
+        None,
+        "Number of runs at a time; by default 1 locally, all with Slurm.",
+        lower_bound=1,
+        flag_values=given,
+    )
+    define_path("base", None, "Experiment file instead of the sweep's BASE.", flag_values=given)
+    define_path("workdir", None, "Workdir of the trained run, for a sweep that only evaluates.", flag_values=given)
+    flags.DEFINE_string("only", None, "Names of the runs to execute, separated by commas.", flag_values=given)
+    what = "Run failed runs again; otherwise they are only reported."
     flags.DEFINE_bool("retry_failed", False, what, flag_values=given)
-    flags.DEFINE_bool("dry_run", False, "Print the commands, or Slurm's script, and do nothing.", flag_values=given)
+    flags.DEFINE_bool("dry_run", False, "Only print the commands or Slurm's script.", flag_values=given)
     own = set(given)
-    slurm.define_flags(given)  # not by append_flag_values, whose flags --help does not list
+    slurm.define_flags(given)  # append_flag_values would hide the flags from --help
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
     check_lines(given)
@@ -60,7 +66,7 @@ def sweep(argv):
 
 
 def local(given, entries):
-    """The exit code of the runs, here."""
+    """Runs the entries on this machine. Returns the exit code."""
     from cfgjax.jobs.sweep import pool, records
 
     if given.dry_run:
@@ -75,7 +81,7 @@ def local(given, entries):
 
 
 def array(given, entries):
-    """The exit code of submitting the runs as an array of Slurm."""
+    """Submits the entries as a Slurm array. Returns the exit code."""
     from cfgjax.jobs.sweep import array, records
 
     missing, outcomes = array.left(entries, given.out, retry_failed=given.retry_failed)
@@ -99,11 +105,11 @@ def make_folder(out):
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UsageError(f"--out={out} cannot be made: {e.strerror}") from e
+        raise UsageError(f"--out={out} cannot be created: {e.strerror}") from e
 
 
 def tell(outcomes):
-    """Prints the table of a sweep; its exit code: 1 one failed, 75 some have not ended, 0 all done, or queued."""
+    """Prints the table of a sweep. Returns 1 if a run failed, 75 if some have not ended, else 0."""
     from cfgjax.base.cells import aligned
 
     seconds = lambda outcome: "" if outcome.seconds is None else f"{outcome.seconds:.0f}"

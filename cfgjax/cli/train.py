@@ -37,14 +37,14 @@ def train(argv):
 
 
 def parts(config):
-    """Returns the number of parts into which a batch can be cut; 1 if the config chooses a mesh."""
+    """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
     open_mesh = {"data": -1, "fsdp": 1, "slices": 1}
     batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
     return batch_size // passes if open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
 
 
 def define_flags(argv):
-    """The flags of the command."""
+    """Returns the flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
     define_path("workdir", None, "Folder of the run.", flag_values=given)

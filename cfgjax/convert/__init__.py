@@ -1,1 +1,1 @@
-"""Published checkpoints → ours."""
+"""Converts published checkpoints to cfgjax's networks, and back."""

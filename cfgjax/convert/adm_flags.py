@@ -1,4 +1,4 @@
-"""Builds a `presets.Preset` from guided-diffusion's own flags, those of its `script_util.py`."""
+"""Builds a `presets.Preset` from the flags of guided-diffusion's `script_util.py`."""
 
 import math
 
@@ -10,7 +10,7 @@ LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIER
 
 
 def integer(value, least=1, most=MAX_SIZE):
-    """Returns value as an integer in least … most."""
+    """Returns value as an integer from least to most."""
     try:
         found = int(value) if isinstance(value, str) else value
     except ValueError:
@@ -21,7 +21,7 @@ def integer(value, least=1, most=MAX_SIZE):
 
 
 def integer_or_unset(value):
-    """Returns value as a positive integer, or −1, which means "not set"."""
+    """Returns value as a positive integer, or as −1, which means "not set"."""
     return -1 if value in (-1, "-1") else integer(value)
 
 
@@ -51,7 +51,7 @@ def number(value, least=0.0, most=1.0):
 
 
 def sequence(value, kind):
-    """Returns a list, or a string with commas, as a tuple; each entry is read by kind."""
+    """Returns a list or a comma-separated string as a tuple. kind: function that converts each entry."""
     if isinstance(value, str):
         value = value.split(",") if value.strip() else []
     return tuple(map(kind, value if isinstance(value, (list, tuple)) else [value]))
@@ -79,39 +79,47 @@ def word(*known):
     return check
 
 
-# {flag: (function that reads a value, guided-diffusion's default, description)}
+# {flag: (function that converts a value, guided-diffusion's default, description)}
 FLAGS: dict = {
     "image_size": (integer, 64, "Height and width of the images."),
-    "num_channels": (integer, 128, "Width of the first level, also --channels."),
-    "num_res_blocks": (integer, 2, "Residual blocks of each level, also --depth."),
-    "channel_mult": (multipliers, (), "Widths of the levels over num_channels: 1,2,3,4; by default by image_size."),
-    "attention_resolutions": (integers, (16, 8), "Heights of the maps that have attention."),
-    "num_heads": (integer, 4, "Attention heads, without num_head_channels."),
-    "num_heads_upsample": (integer_or_unset, -1, "The same on the way up."),
-    "num_head_channels": (integer_or_unset, -1, "Channels of an attention head."),
-    "dropout": (number, 0.0, "Dropout of the training."),
-    "class_cond": (truth, False, "Whether the labels are an input."),
-    "num_classes": (integer, None, "Number of classes, by default that of the weights."),
+    "num_channels": (integer, 128, "Channels of the first level; also --channels."),
+    "num_res_blocks": (integer, 2, "Residual blocks per level; also --depth."),
+    "channel_mult": (
+        multipliers,
+        (),
+        "Multipliers of num_channels per level, such as 1,2,3,4; by default by image_size.",
+    ),
+    "attention_resolutions": (integers, (16, 8), "Heights of the feature maps with attention."),
+    "num_heads": (integer, 4, "Attention heads, if num_head_channels is not set."),
+    "num_heads_upsample": (integer_or_unset, -1, "Attention heads of the decoder."),
+    "num_head_channels": (integer_or_unset, -1, "Channels per attention head."),
+    "dropout": (number, 0.0, "Dropout rate in training."),
+    "class_cond": (truth, False, "Whether the network takes class labels."),
+    "num_classes": (integer, None, "Number of classes; by default that of the weights."),
     "learn_sigma": (truth, False, "Whether the variance is learned."),
-    "use_scale_shift_norm": (truth, True, "Whether the embedding scales and shifts the norms."),
-    "resblock_updown": (truth, False, "Whether residual blocks resample."),
-    "use_new_attention_order": (truth, False, "The other layout of queries, keys and values."),
+    "use_scale_shift_norm": (truth, True, "Whether the embedding scales and shifts the normalised features."),
+    "resblock_updown": (truth, False, "Whether residual blocks do the up- and downsampling."),
+    "use_new_attention_order": (truth, False, "Whether attention uses the new order of queries, keys and values."),
     "diffusion_steps": (timesteps, 1000, "Number of timesteps."),
     "noise_schedule": (word("linear", "cosine"), "linear", "linear or cosine."),
-    "predict_xstart": (truth, False, "Whether the network predicts x; it must predict the noise."),
-    "rescale_timesteps": (truth, False, "Whether the network sees timesteps times 1000 / diffusion_steps."),
-    "large_size": (integer, 256, "Of an upsampler: height of its images."),
-    "small_size": (integer, 64, "Of an upsampler: height of the images it enlarges."),
-    "classifier_width": (integer, 128, "Of a classifier: what num_channels is, also --channels."),
-    "classifier_depth": (integer, 2, "Of a classifier: what num_res_blocks is, also --depth."),
-    "classifier_attention_resolutions": (integers, (32, 16, 8), "Of a classifier."),
-    "classifier_use_scale_shift_norm": (truth, True, "Of a classifier."),
-    "classifier_resblock_updown": (truth, True, "Of a classifier."),
-    "classifier_pool": (word("adaptive", "attention", "spatial", "spatial_v2"), "attention", "Of a classifier."),
+    "predict_xstart": (truth, False, "Whether the network predicts x; must be false."),
+    "rescale_timesteps": (truth, False, "Whether timesteps are multiplied by 1000 / diffusion_steps."),
+    "large_size": (integer, 256, "Upsampler: height of its output images."),
+    "small_size": (integer, 64, "Upsampler: height of its input images."),
+    "classifier_width": (integer, 128, "Classifier: as num_channels; also --channels."),
+    "classifier_depth": (integer, 2, "Classifier: as num_res_blocks; also --depth."),
+    "classifier_attention_resolutions": (integers, (32, 16, 8), "Classifier: as attention_resolutions."),
+    "classifier_use_scale_shift_norm": (truth, True, "Classifier: as use_scale_shift_norm."),
+    "classifier_resblock_updown": (truth, True, "Classifier: as resblock_updown."),
+    "classifier_pool": (
+        word("adaptive", "attention", "spatial", "spatial_v2"),
+        "attention",
+        "Classifier: its pooling.",
+    ),
 }
 ALIASES = {"channels": "num_channels", "depth": "num_res_blocks"}
 OF_CLASSIFIER = {"channels": "classifier_width", "depth": "classifier_depth"}
-IGNORED = {  # flags of guided-diffusion's scripts that change neither network nor process
+IGNORED = {  # flags of guided-diffusion's scripts that affect neither the network nor the process
     *("use_kl", "rescale_learned_sigmas", "timestep_respacing", "use_checkpoint", "use_fp16", "classifier_use_fp16"),
     *("data_dir", "schedule_sampler", "lr", "weight_decay", "lr_anneal_steps", "batch_size", "microbatch", "ema_rate"),
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "clip_denoised", "num_samples"),
@@ -134,9 +142,9 @@ SET_BY = {
 
 
 def preset_of(given, state_dict, source="--"):
-    """Returns the `Preset` of the network of a state dict and the flags it was trained with, {name: value}.
+    """Returns the `Preset` of a state dict and the flags that its network was trained with, {name: value}.
 
-    The state dict determines the kind of network, and the number of classes without a flag for it. Missing flags have
+    The state dict determines the kind of network and, without a flag, the number of classes. Missing flags have
     guided-diffusion's defaults. source: prefix of flag names in errors. Raises UsageError for unknown flags and invalid
     values.
     """
@@ -149,7 +157,7 @@ def preset_of(given, state_dict, source="--"):
     defaults = LARGE_MULTIPLIERS if kind == "upsampler" else MULTIPLIERS
     multipliers = flags["channel_mult"] or defaults.get(size)
     if multipliers is None:
-        raise UsageError(f"{source}channel_mult must be given for images of {size} × {size}")
+        raise UsageError(f"{source}channel_mult must be given for {size}×{size} images")
     if too_high := [height for height in of("attention_resolutions") if height > size]:
         raise UsageError(f"{source}{SET_BY['attention_resolutions'][0]} has {too_high[0]}; the images are {size} high")
     arguments = dict(
@@ -176,12 +184,12 @@ def preset_of(given, state_dict, source="--"):
         process["low_res_size"] = flags["small_size"]
     else:
         arguments["use_new_attention_order"] = flags["use_new_attention_order"]
-    v = 0.0 if flags["learn_sigma"] else 1.0  # without a learned variance guided-diffusion samples with the large one
+    v = 0.0 if flags["learn_sigma"] else 1.0  # guided-diffusion samples with the large variance unless it is learned
     return Preset(kind, arguments, num_classes=classes or 1, v=v, **process)
 
 
 def read_flags(given, kind, source="--"):
-    """Returns the values of all FLAGS, {name: value}, from the given ones; aliases are resolved."""
+    """Returns {name: value} of all FLAGS: the given values, with aliases resolved, and defaults."""
     flags = {name: default for name, (_, default, _) in FLAGS.items()}
     for name, value in given.items():
         if name in IGNORED or value is None:
@@ -196,23 +204,23 @@ def read_flags(given, kind, source="--"):
         except ValueError as e:
             raise UsageError(f"{source}{name} is {str(value)[:100]!r}; {e}") from None
     if flags["predict_xstart"]:
-        raise UsageError(f"{source}predict_xstart is true; networks that predict the noise are converted")
+        raise UsageError(f"{source}predict_xstart is true; need a network that predicts the noise")
     if flags["rescale_timesteps"] and flags["diffusion_steps"] != 1000:
         steps = flags["diffusion_steps"]
-        raise UsageError(f"{source}rescale_timesteps is true with {steps} diffusion_steps; need 1000, or false")
+        raise UsageError(f"{source}rescale_timesteps is true with {steps} diffusion_steps; need 1000 steps, or false")
     return flags
 
 
 def explained(preset, state_dict, source="--"):
-    """Returns text that names the flags by which a state dict contradicts a preset; "" if there are none."""
+    """Returns text about the flags of a preset that a state dict contradicts; "" if there are none."""
     found, given = derived(state_dict), {"num_classes": None} | preset.arguments
     if not found:
-        return "the weights are not of guided-diffusion: they have no input_blocks.0.0.weight or time_embed.0.weight"
+        return "the weights are not guided-diffusion's: they have no input_blocks.0.0.weight or time_embed.0.weight"
     rates = [2**level for level in range(len(given["channel_mult"]))]
     given["attention_resolutions"] = tuple(rate for rate in rates if rate in given["attention_resolutions"])
     reasons = []
     if found.get("kind", preset.kind) != preset.kind:
-        return f"the weights are of a network of kind {found['kind']}, not {preset.kind}"
+        return f"the weights are those of a network of kind {found['kind']}, not {preset.kind}"
     for name, value in found.items():
         if name == "input_blocks":
             count = len(given["channel_mult"]) * (given["num_res_blocks"] + 1)
@@ -225,14 +233,14 @@ def explained(preset, state_dict, source="--"):
 
 
 def same(a, b):
-    """Whether two arguments are equal; sequences up to rounding."""
+    """Returns whether two arguments are equal; sequences are compared up to rounding."""
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-2) for x, y in zip(a, b, strict=True))
     return a == b
 
 
 def reason(preset, name, given, found, source):
-    """Returns text such as "--num_channels is 128, the weights have 64" for a constructor argument."""
+    """Returns text such as "--num_channels is 128, but the weights have 64" for a constructor argument."""
     flag = SET_BY[name][preset.kind == "classifier"]
     show = lambda value: ",".join(f"{entry:g}" for entry in value) if isinstance(value, tuple) else str(value).lower()
     if name == "attention_resolutions":
@@ -242,12 +250,12 @@ def reason(preset, name, given, found, source):
         flag, given, found = "class_cond", given is not None, found is not None
     if flag == "learn_sigma":
         given, found = given == 6, found == 6
-    return f"{source}{flag} is {show(given) or 'empty'}, the weights have {show(found) or 'none'}"
+    return f"{source}{flag} is {show(given) or 'empty'}, but the weights have {show(found) or 'none'}"
 
 
 def check_sizes(preset, state_dict, source="--"):
-    """Raises UsageError if a network with these flags would have more blocks than the weights have arrays."""
+    """Raises UsageError if a network of this preset would have more blocks than the weights have arrays."""
     blocks = len(preset.arguments["channel_mult"]) * preset.arguments["num_res_blocks"]
     if blocks > len(state_dict):
         why = explained(preset, state_dict, source)
-        raise UsageError(why or f"the flags make {blocks:,} blocks, the weights are {len(state_dict)} arrays")
+        raise UsageError(why or f"the flags make {blocks:,} blocks; the weights have {len(state_dict)} arrays")

@@ -6,10 +6,10 @@ import numpy as np
 
 
 def derived(state_dict):
-    """Returns the constructor arguments that a state dict determines, {name: value}, and its "kind", as in `Preset`.
+    """Returns {name: value} of the constructor arguments that a state dict determines, and its "kind", as in `Preset`.
 
-    "input_blocks" is their number. attention_resolutions are downsampling rates, increasing. Arguments that leave no
-    trace are absent: the image size, the heads and, for some networks, the number of residual blocks.
+    "input_blocks" is the number of input blocks. attention_resolutions are increasing downsampling rates. Arguments
+    that the shapes do not show are absent: the image size, the heads and, in some networks, the residual blocks.
     """
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     first, time = shapes.get("input_blocks.0.0.weight", ()), shapes.get("time_embed.0.weight", ())
@@ -31,7 +31,7 @@ def derived(state_dict):
 
 
 def count_blocks(shapes, name):
-    """Returns the number of blocks with a name."""
+    """Returns the number of blocks with this name."""
     return 1 + max((int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))), default=-1)
 
 

@@ -1,10 +1,13 @@
-"""Networks of huggingface/diffusers that are ADM's: a `UNet2DModel`'s folder → ours.
+"""Converts networks of huggingface/diffusers that equal ADM's: the folder of a `UNet2DModel`.
 
-Accepted are the configs whose network is `cfgjax.nets.UNet`, number for number. Every level is
-`ResnetDownsampleBlock2D`, `DownBlock2D` or `AttnDownBlock2D` on the way down, and its counterpart on the way up:
-`ResnetUpsampleBlock2D`, `UpBlock2D`, `AttnUpBlock2D`. All are resampled in one manner, by residual blocks (`Resnet…`,
-`downsample_type` and `upsample_type` "resnet") or by convolutions. `resnet_time_scale_shift` is "scale_shift", with
-`attn_norm_num_groups` 32, or "default". `num_class_embeds` may be given. Every other key has the value in `ONLY`.
+A config is accepted if its network computes the same as `cfgjax.nets.UNet`:
+
+- Every level of the encoder is `ResnetDownsampleBlock2D`, `DownBlock2D` or `AttnDownBlock2D`, and the decoder has its
+  counterpart: `ResnetUpsampleBlock2D`, `UpBlock2D` or `AttnUpBlock2D`.
+- All levels are resampled in the same way: by residual blocks (`Resnet…`, or `downsample_type` and `upsample_type`
+  "resnet") or by convolutions.
+- `resnet_time_scale_shift` is "default", or "scale_shift" with `attn_norm_num_groups` 32.
+- `num_class_embeds` has any value. Every other key has its value in `ONLY`.
 """
 
 import math
@@ -19,7 +22,7 @@ from cfgjax.convert.layout import Slot, load, shapes_of
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS
 from cfgjax.nets import UNet
 
-# The keys of config.json: those with one value that is accepted, which is the default too, and defaults of the others.
+# Keys of config.json. ONLY: keys with one accepted value, which is also the default. DEFAULTS: the other keys.
 ONLY = {
     "_class_name": "UNet2DModel",
     "center_input_sample": False,
@@ -54,15 +57,15 @@ DEFAULTS = {
 }
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
 IGNORED = (
-    "num_train_timesteps",  # of time embeddings that are not accepted
+    "num_train_timesteps",  # of time embeddings that are not supported
     *("decay", "min_decay", "inv_gamma", "power", "optimization_step", "update_after_step", "use_ema_warmup"),  # of EMA
 )
 
-# Their blocks → (whether they have attention, how they resample; None: as downsample_type or upsample_type says)
+# diffusers' block → (whether it has attention, how it resamples; None: as in downsample_type or upsample_type)
 DOWN = {"ResnetDownsampleBlock2D": (False, "resnet"), "DownBlock2D": (False, "conv"), "AttnDownBlock2D": (True, None)}
 UP = {"ResnetUpsampleBlock2D": (False, "resnet"), "UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None)}
 
-# Our module names → theirs
+# cfgjax's module name → diffusers'
 INSIDE = {
     "in_norm": "norm1",
     "in_conv": "conv1",
@@ -86,10 +89,10 @@ KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def read_unet(folder):
-    """Returns (net, image shape, config, file, `Weights`) of a network's or a pipeline's folder; file has the weights.
+    """Returns (net, image shape, config, path of the weights, `Weights`) of a network's or a pipeline's folder.
 
-    Raises UsageError for files that are missing or damaged, and for a config that is not accepted or whose sizes are
-    far from those of the weights.
+    Raises UsageError for missing or damaged files, and for a config that is not accepted or whose sizes are far from
+    those of the weights.
     """
     folder = network_folder(folder)
     config = read_json(folder / "config.json")
@@ -101,17 +104,17 @@ def read_unet(folder):
 
 
 def unet(config, state_dict):
-    """(net, params) of a `UNet2DModel`: the dict of its config.json and its state dict, key names → arrays.
+    """Returns (net, params) of a `UNet2DModel`, from the dict of its config.json and its state dict, {key: array}.
 
-    Raises UsageError naming the key of a config that is not accepted, see above, or the keys of the state dict that
-    are missing, left over or of another shape.
+    Raises UsageError with the key of the config that is not accepted (see above), or with the keys of the state dict
+    that are missing, not used or have another shape.
     """
     net, image_shape = make_unet(config, state_dict)
     return net, parameters(net, image_shape, state_dict, config)
 
 
 def parameters(net, image_shape, state_dict, config):
-    """The parameters of net, which `make_unet` made of config, out of a state dict; errors as in `unet`."""
+    """Returns the parameters of net, which `make_unet` built from config. Raises UsageError as `unet` does."""
     try:
         return load(state_dict, shapes_of(net, image_shape), slots(net))
     except UsageError as e:
@@ -121,7 +124,7 @@ def parameters(net, image_shape, state_dict, config):
 
 
 def make_unet(config, state_dict):
-    """(net, image shape) of the dict of a config.json, whose sizes are those of a state dict."""
+    """Returns (net, image shape) for a config.json's dict. Raises UsageError if its sizes do not fit the weights."""
     check(config)
     given = {**DEFAULTS, **config}
     channels, types = given["block_out_channels"], given["down_block_types"]
@@ -148,36 +151,36 @@ def make_unet(config, state_dict):
 
 
 def check(config):
-    """Raises UsageError for a key of config.json that is unknown or whose value, by itself, is not accepted."""
+    """Raises UsageError if config.json has an unknown key or a value that is not accepted."""
     for key, value in config.items():
         if (key.startswith("_") and key != "_class_name") or key in IGNORED:
             continue
         if key not in ONLY and key not in DEFAULTS:
-            raise UsageError(f"config.json has {key}, which is not understood{nearest(key, [*ONLY, *DEFAULTS])}")
+            raise UsageError(f"config.json has the unknown key {key}{nearest(key, [*ONLY, *DEFAULTS])}")
         if key in ONLY and value != ONLY[key]:
-            raise UsageError(f"config.json has {key} {one_line(repr(value), 100)}; accepted is {ONLY[key]!r}")
+            raise UsageError(f"config.json has {key} {one_line(repr(value), 100)}; accepted: {ONLY[key]!r}")
     given = {**DEFAULTS, **config}
     check_values(given)
     if len({len(given[key]) for key in ("down_block_types", "up_block_types", "block_out_channels")}) > 1:
         raise UsageError("config.json has down_block_types, up_block_types and block_out_channels of different lengths")
     time, groups = given["resnet_time_scale_shift"], given["attn_norm_num_groups"]
     if time not in ("default", "scale_shift"):
-        raise UsageError(f"config.json has resnet_time_scale_shift {time!r}; accepted are 'default' and 'scale_shift'")
+        raise UsageError(f"config.json has resnet_time_scale_shift {time!r}; accepted: 'default', 'scale_shift'")
     if groups != 32 and (groups, time) != (None, "default"):
-        raise UsageError(f"config.json has attn_norm_num_groups {groups}; accepted with {time!r} is 32")
+        raise UsageError(f"config.json has attn_norm_num_groups {groups}; accepted with {time!r}: 32")
     if given["out_channels"] not in (given["in_channels"], 2 * given["in_channels"]):
         accepted = f"{given['in_channels']}, or {2 * given['in_channels']} with learned variance"
-        raise UsageError(f"config.json has out_channels {given['out_channels']}; accepted are {accepted}")
+        raise UsageError(f"config.json has out_channels {given['out_channels']}; accepted: {accepted}")
 
 
 def levels(given):
-    """(whether each level has attention, how all but the last are resampled, "conv" or "resnet")."""
+    """Returns ([whether each level has attention], how levels are resampled: "conv" or "resnet")."""
     found = {}
     for key, known, manner in (("down_block_types", DOWN, "downsample_type"), ("up_block_types", UP, "upsample_type")):
         types = given[key]
         if unknown := [name for name in types if name not in known]:
-            raise UsageError(f"config.json has {key} with {unknown[0]!r}; accepted are {', '.join(known)}")
-        manners = [known[name][1] or given[manner] for name in types[:-1]]  # the last is not resampled
+            raise UsageError(f"config.json has {key} with {unknown[0]!r}; accepted: {', '.join(known)}")
+        manners = [known[name][1] or given[manner] for name in types[:-1]]  # the last level is not resampled
         found[key] = [known[name][0] for name in types], manners
     (down, down_manners), (up, up_manners) = found.values()
     if down != up[::-1]:
@@ -185,29 +188,29 @@ def levels(given):
     if wrong := set(down_manners + up_manners) - {"conv", "resnet"}:
         raise UsageError(f"config.json has downsample_type or upsample_type {wrong.pop()!r}; accepted: conv, resnet")
     if len(set(down_manners + up_manners)) > 1:
-        raise UsageError("config.json has down_block_types and up_block_types that resample in two manners")
+        raise UsageError("config.json has down_block_types and up_block_types that resample in different ways")
     return down, (down_manners or ["conv"])[0]
 
 
 def sample_size(given):
-    """Height and width of the images, which must be equal."""
+    """Returns the height of the images, which must equal their width."""
     size = given["sample_size"]
     sides = set(size) if isinstance(size, list | tuple) else {size}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise UsageError(f"config.json has sample_size {size}; need the one height and width of the images")
+        raise UsageError(f"config.json has sample_size {size}; need one number, the height and width of the images")
     if not 1 <= side <= MAX_SIZE:
         raise UsageError(f"config.json has sample_size {one_line(size, 100)}; need a height in 1 … {MAX_SIZE}")
     return side
 
 
 def multiplier(width, channels):
-    """The multiplier with int(multiplier · channels) = width, rounded up where division rounds down."""
+    """Returns the multiplier for which int(multiplier · channels) equals width despite rounding."""
     ratio = width / channels
     return ratio if int(ratio * channels) == width else math.nextafter(ratio, math.inf)
 
 
 def slots(net):
-    """The function of a parameter's path that gives its `Slot` in a `UNet2DModel`'s state dict."""
+    """Returns the function from a parameter's path to its `Slot` in a `UNet2DModel`'s state dict."""
 
     def slot(path):
         if path == ("label",):
@@ -220,7 +223,7 @@ def slots(net):
         return Slot((f"{name}.{KINDS[kind]}",), 2 if inner == ["skip"] and kind == "kernel" else 0)
 
     def place(block, inner):
-        """Where a block is there: "down_blocks.1.resnets.0"."""
+        """Returns the key prefix of a block, such as "down_blocks.1.resnets.0"."""
         if block in MIDDLE:
             return f"mid_block.{MIDDLE[block]}"
         side, number, position = block.split("_")
@@ -240,12 +243,12 @@ def slots(net):
 
 
 def process(folder):
-    """(betas, num_timesteps, v) of the scheduler of the pipeline that a network's folder is part of.
+    """Returns (betas, num_timesteps, v) of the scheduler next to a network's folder in a pipeline.
 
-    That is ../scheduler/scheduler_config.json, whose network must predict ε, and whose betas must be those of
-    `cfgjax.diffusion.discrete`. v: of the reverse variance, where it is not learned. Without a scheduler they are those
-    of ADM and diffusers' default, ("linear", 1000, 0.0).
-    Raises UsageError naming the key that is not accepted.
+    They are read from ../scheduler/scheduler_config.json, which must be for a network that predicts ε and have the
+    betas of `cfgjax.diffusion.discrete`. v: interpolation of the reverse variance if it is not learned. Without a
+    scheduler returns the default of ADM and diffusers, ("linear", 1000, 0.0).
+    Raises UsageError with the key that is not accepted.
     """
     path = Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
     if not path.is_file():

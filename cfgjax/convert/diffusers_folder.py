@@ -14,7 +14,7 @@ NETWORKS = ("unet_ema", "unet")  # folders of a pipeline, in order of preference
 
 
 def network_folder(folder):
-    """Returns the network's folder: `folder` itself or, of a pipeline, its unet_ema/ or unet/."""
+    """Returns the network's folder: `folder` itself or, for a pipeline, its unet_ema/ or unet/."""
     folder = Path(folder)
     if (folder / "config.json").exists():
         return folder
@@ -22,14 +22,14 @@ def network_folder(folder):
         if (folder / name / "config.json").exists():
             return folder / name
     if (folder / "model_index.json").exists():
-        raise UsageError(f"{folder} is a pipeline of diffusers without {NETWORKS[1]}/config.json")
-    raise UsageError(f"{folder} is not a folder of diffusers: there is no {folder / 'config.json'}")
+        raise UsageError(f"{folder} is a diffusers pipeline without {NETWORKS[1]}/config.json")
+    raise UsageError(f"{folder} is not a diffusers folder: there is no {folder / 'config.json'}")
 
 
 def weights_file(folder):
-    """Returns the file with the weights, or the index of its shards.
+    """Returns the path of the weights, or of the index of their shards.
 
-    It prefers full precision to variants such as fp16, safetensors to .bin, and one file to shards.
+    Prefers full precision to variants such as fp16, safetensors to .bin, and one file to shards.
     """
     found = []
     for path in Path(folder).iterdir():

@@ -1,4 +1,4 @@
-"""Checks the types in a config.json of diffusers, and its sizes against the weights, before a network is built."""
+"""Checks the types in diffusers' config.json, and its sizes against the weights, before the network is built."""
 
 import re
 from types import NoneType
@@ -30,7 +30,7 @@ POSITIVE = ("in_channels", "out_channels", "layers_per_block", "attention_head_d
 
 
 def check_values(given):
-    """Raises UsageError unless every value of a config has its type in TYPES and sizes are positive."""
+    """Raises UsageError unless every value of a config has its type in TYPES and all sizes are positive."""
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     try:
         for key, types in TYPES.items():
@@ -39,7 +39,7 @@ def check_values(given):
                 for entry in given[key]:
                     check_type(f"an entry of its {key!r}", entry, ENTRIES[key])
     except ValueError as e:
-        raise UsageError(f"config.json is not of a UNet2DModel: {e}") from None
+        raise UsageError(f"config.json is not that of a UNet2DModel: {e}") from None
     for key in ("down_block_types", "block_out_channels"):
         if not given[key]:
             raise UsageError(f"config.json has an empty {key}")
@@ -47,7 +47,7 @@ def check_values(given):
     sizes |= {"block_out_channels": min(given["block_out_channels"])}
     for key, value in sizes.items():
         if value < 1:
-            raise UsageError(f"config.json has {key} {given[key]}; sizes are at least 1")
+            raise UsageError(f"config.json has {key} {given[key]}; need at least 1")
     if not 0 <= given["dropout"] <= 1:
         raise UsageError(f"config.json has dropout {given['dropout']}; need a value in 0 … 1")
 
@@ -57,18 +57,20 @@ def check_sizes(given, state_dict):
     blocks = len(given["block_out_channels"]) * given["layers_per_block"]
     widest = max(np.shape(value)[0] if np.ndim(value) else 0 for value in state_dict.values()) if state_dict else 0
     if blocks > len(state_dict) or max(given["block_out_channels"]) > max(widest, MAX_SIZE):
-        raise UsageError(differences(given, state_dict) or f"config.json has {blocks} blocks, more than the weights")
+        raise UsageError(
+            differences(given, state_dict) or f"config.json has {blocks} blocks; the weights have fewer arrays"
+        )
     for key in ("in_channels", "attention_head_dim", "num_class_embeds"):
         if (given[key] or 0) > MAX_SIZE:
             raise UsageError(differences(given, state_dict) or f"config.json has {key} {given[key]}, above {MAX_SIZE}")
 
 
 def differences(given, state_dict):
-    """Returns text that names the keys of a config that the weights contradict; "" if there are none."""
+    """Returns text about the keys of a config that the weights contradict; "" if there are none."""
     found = derived(state_dict)
     pairs = [(key, given[key], found[key]) for key in found if as_list(given[key]) != as_list(found[key])]
     return "; ".join(
-        f"config.json has {key} {one_line(ours, 100)}, the weights have {one_line(theirs, 100)}"
+        f"config.json has {key} {one_line(ours, 100)}, but the weights have {one_line(theirs, 100)}"
         for key, ours, theirs in pairs
     )
 
@@ -79,7 +81,7 @@ def as_list(value):
 
 
 def derived(state_dict):
-    """Returns the keys of config.json that a state dict determines, {key: value}."""
+    """Returns {key: value} of the keys of config.json that a state dict determines."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     count = lambda pattern: 1 + max((int(m[1]) for key in shapes if (m := re.match(pattern, key))), default=-1)
     levels, layers = count(r"down_blocks\.(\d+)\."), count(r"down_blocks\.0\.resnets\.(\d+)\.")

@@ -1,14 +1,14 @@
-"""Networks of openai/guided-diffusion (ADM): constructor arguments and state dicts → ours, and back.
+"""Converts networks of openai/guided-diffusion (ADM) to cfgjax's, and back: constructor arguments and state dicts.
 
-Their classes are `UNetModel`, `SuperResModel` and `EncoderUNetModel`, their arrays PyTorch's (NCHW layouts). Imported
-networks take the discrete t as time and have no null label.
+guided-diffusion's classes are `UNetModel`, `SuperResModel` and `EncoderUNetModel`; its arrays have PyTorch's layouts
+(NCHW). Imported networks take the discrete t as time and have no null label.
 """
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.convert.layout import Slot, check, load, save, shapes_of
 from cfgjax.nets import NoisyClassifier, UNet
 
-# Our module names → theirs: in a block, and outside of them. Blocks themselves are numbered alike.
+# cfgjax's module name → guided-diffusion's, inside and outside of blocks. Both number the blocks in the same way.
 INSIDE = {
     "in_norm": "in_layers.0",
     "in_conv": "in_layers.2",
@@ -30,9 +30,9 @@ POOLED = {
 }
 BLOCKS = {"input": "input_blocks", "middle": "middle_block", "output": "output_blocks"}
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "position": "positional_embedding"}
-ONES = {"skip": 2, "pool": 2, "qkv": 1, "proj": 1}  # dense layers that are convolutions there
+ONES = {"skip": 2, "pool": 2, "qkv": 1, "proj": 1}  # dense layers that are convolutions in guided-diffusion
 
-# Constructor arguments of all three classes. The last three change no parameter and no output here.
+# Constructor arguments of all three classes. use_checkpoint and use_fp16 have no effect here.
 REQUIRED = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
 DEFAULTS = {
     "dropout": 0.0,
@@ -51,36 +51,36 @@ DEFAULTS = {
 
 
 def unet(config, state_dict):
-    """(net, params) of guided-diffusion's `UNetModel`.
+    """Returns (net, params) of guided-diffusion's `UNetModel`.
 
-    config: its constructor arguments; `attention_resolutions` there are downsampling rates. Where `num_classes` is
-    None net is unconditional, with num_classes 1.
-    state_dict: its key names → arrays, numpy or anything `numpy.asarray` takes; float32 ones are not copied.
-    Raises UsageError for keys that are missing, left over or of another shape, and for arguments not understood.
+    config: its constructor arguments, where `attention_resolutions` are downsampling rates. If `num_classes` is None,
+    net is unconditional and has num_classes 1.
+    state_dict: {key: array}, numpy arrays or anything that `numpy.asarray` accepts; float32 arrays are not copied.
+    Raises UsageError for keys that are missing, not used or have another shape, and for unknown arguments.
     """
     net, image_shape = make_unet(config)
     return net, parameters(net, image_shape, state_dict)
 
 
 def upsampler(config, state_dict):
-    """(net, params) of `SuperResModel`, as `unet`; `in_channels` there are the image's, and the network joins two."""
+    """Returns (net, params) of `SuperResModel`, as `unet` does. `in_channels` are the channels of one image."""
     net, image_shape = make_upsampler(config)
     return net, parameters(net, image_shape, state_dict)
 
 
 def classifier(config, state_dict):
-    """(net, params) of `EncoderUNetModel`, as `unet`; `out_channels` there are the classes."""
+    """Returns (net, params) of `EncoderUNetModel`, as `unet` does. `out_channels` is the number of classes."""
     net, image_shape = make_classifier(config)
     return net, parameters(net, image_shape, state_dict)
 
 
 def parameters(net, image_shape, state_dict):
-    """The parameters of net, which `make_unet` or another made, out of a state dict; errors as in `unet`."""
+    """Returns the parameters of a net of one of the MAKERS. Raises UsageError as `unet` does."""
     return load(state_dict, shapes_of(net, image_shape), slots(net))
 
 
 def fits(preset, state_dict):
-    """Whether a state dict is of the network of a `presets.Preset`, by its keys and shapes."""
+    """Returns whether a state dict has the keys and shapes of a `presets.Preset`'s network."""
     net, image_shape = MAKERS[preset.kind](preset.arguments)
     try:
         check(state_dict, shapes_of(net, image_shape), slots(net))
@@ -90,9 +90,9 @@ def fits(preset, state_dict):
 
 
 def state_dict(net, params):
-    """guided-diffusion's state dict of our network: {key: float32 array}, exactly inverse to the functions above.
+    """Returns a network's state dict for guided-diffusion, {key: float32 array}. The exact inverse of `parameters`.
 
-    A null label stays the last row of `label_emb.weight`, a class of its own there.
+    A null label becomes the last row of `label_emb.weight`, an additional class.
     Raises UsageError for networks that guided-diffusion does not have.
     """
     if not isinstance(net, UNet | NoisyClassifier):
@@ -104,7 +104,7 @@ def state_dict(net, params):
 
 
 def slots(net):
-    """The function of a parameter's path that gives its `Slot` in a state dict."""
+    """Returns the function from a parameter's path to its `Slot` in a state dict."""
     outside = OUTSIDE | (POOLED[net.pool] if isinstance(net, NoisyClassifier) else {})
 
     def slot(path):
@@ -121,24 +121,24 @@ def slots(net):
 
 
 def make_unet(config):
-    """(net, image shape) for the constructor arguments of `UNetModel`."""
+    """Returns (net, image shape) for constructor arguments of `UNetModel`."""
     given = arguments("UNetModel", config, num_classes=None)
     conditional = given["num_classes"] is not None
     own = dict(out_channels=given["out_channels"], conditional=conditional, null_label=False)
     if given["num_head_channels"] == -1 and given["num_heads_upsample"] not in (-1, given["num_heads"]):
         heads = f"num_heads_upsample is {given['num_heads_upsample']}, num_heads is {given['num_heads']}"
-        raise UsageError(f"{heads}; ours are the same both ways")
+        raise UsageError(f"{heads}; need the same number")
     return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), shape_of(given)
 
 
 def make_upsampler(config):
-    """(net, image shape) for the constructor arguments of `SuperResModel`."""
+    """Returns (net, image shape) for constructor arguments of `SuperResModel`."""
     net, shape = make_unet(config)
     return net.clone(low_res=True), shape
 
 
 def make_classifier(config):
-    """(net, image shape) for the constructor arguments of `EncoderUNetModel`."""
+    """Returns (net, image shape) for constructor arguments of `EncoderUNetModel`."""
     given = arguments("EncoderUNetModel", config, pool="adaptive")
     if given["pool"] not in POOLED:
         raise UsageError(f"unknown pool {given['pool']!r}{nearest(given['pool'], POOLED)}")
@@ -147,20 +147,20 @@ def make_classifier(config):
 
 
 def arguments(name, config, **own):
-    """All constructor arguments of a class of theirs, the defaults filled in."""
+    """Returns all constructor arguments of a guided-diffusion class, including defaults."""
     known = DEFAULTS | own
     for key in config:
         if key not in known and key not in REQUIRED:
-            raise UsageError(f"guided-diffusion's {name} takes no {key}{nearest(key, [*REQUIRED, *known])}")
+            raise UsageError(f"guided-diffusion's {name} has no argument {key}{nearest(key, [*REQUIRED, *known])}")
     if missing := [key for key in REQUIRED if key not in config]:
         raise UsageError(f"the arguments of guided-diffusion's {name} lack {', '.join(missing)}")
     if config.get("dims", 2) != 2:
-        raise UsageError(f"dims is {config['dims']}; ours are networks of images, dims 2")
+        raise UsageError(f"dims is {config['dims']}; need 2, a network of images")
     return known | config
 
 
 def backbone(given):
-    """The fields of `Backbone` but num_classes for their constructor arguments."""
+    """Returns the fields of `Backbone`, except num_classes, for guided-diffusion's constructor arguments."""
     head_channels, multipliers = given["num_head_channels"], tuple(given["channel_mult"])
     rates = [rate for rate in given["attention_resolutions"] if rate in [2**level for level in range(len(multipliers))]]
     return dict(
@@ -179,9 +179,9 @@ def backbone(given):
 
 
 def shape_of(given):
-    """[H, W, C] of the images."""
+    """Returns the shape [H, W, C] of the images."""
     return (given["image_size"], given["image_size"], given["in_channels"])
 
 
-# Preset.kind → what makes its network
+# Preset.kind → function that builds its network
 MAKERS = {"unet": make_unet, "upsampler": make_upsampler, "classifier": make_classifier}

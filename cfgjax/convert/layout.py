@@ -1,4 +1,4 @@
-"""One table for both directions: where each of our parameters is kept in a PyTorch state dict, and in what layout."""
+"""Loads and saves parameters as PyTorch state dicts, given a table of keys and layouts."""
 
 from typing import NamedTuple
 
@@ -12,10 +12,10 @@ MOST_NAMED = 10  # keys in an error
 
 
 class Slot(NamedTuple):
-    """Where a parameter of ours is kept there.
+    """Position of a parameter in a PyTorch state dict.
 
-    keys: of their arrays, which joined along their first axis are ours. ones: how many axes of length one they have
-    behind a matrix, which is a convolution of width one there and a dense layer here.
+    keys: of arrays that are concatenated along their first axis. ones: number of trailing axes of length one of a
+    matrix; such an array is a convolution of width one in PyTorch and a dense layer in cfgjax.
     """
 
     keys: tuple[str, ...]
@@ -23,23 +23,23 @@ class Slot(NamedTuple):
 
 
 def to_theirs(path, array, ones=0):
-    """A view of our array in their layout: HWIO → OIHW, kernel [in, out] → [out, in, 1…], position [N, C] → [C, N]."""
+    """Returns a view in PyTorch's layout: HWIO → OIHW, kernel [in, out] → [out, in, 1…], position [N, C] → [C, N]."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T[(..., *[None] * ones)] if path[-1] in ("kernel", "position") else array
 
 
 def to_ours(path, array, ones=0):
-    """A view of their array in our layout, the inverse of `to_theirs`."""
+    """Returns a view in cfgjax's layout; the inverse of `to_theirs`."""
     if array.ndim == 4 and not ones:
         return array.transpose(2, 3, 1, 0)
     return array.reshape(array.shape[:2]).T if path[-1] in ("kernel", "position") else array
 
 
 def shapes_of(net, image_shape):
-    """The shapes of a `UNet`'s or a `NoisyClassifier`'s parameters for images [H, W, C], a tree; nothing is computed.
+    """Returns the tree of parameter shapes of a `UNet` or a `NoisyClassifier` for images [H, W, C]. Computes nothing.
 
-    Raises UsageError where net and image_shape do not fit each other.
+    Raises UsageError if the network does not accept image_shape.
     """
     struct = lambda *shape, dtype=np.float32: jax.ShapeDtypeStruct(shape, dtype)
     image, is_unet = struct(1, *image_shape), hasattr(net, "out_channels")
@@ -52,11 +52,11 @@ def shapes_of(net, image_shape):
 
 
 def load(state_dict, shapes, slot):
-    """Our parameter tree, float32, out of their arrays, each of which is used exactly once.
+    """Returns the float32 parameter tree of a state dict. Each array is used exactly once.
 
-    state_dict: {key: array}. shapes: of our parameters, a tree. slot: function of a path in it that gives its `Slot`.
-    A single float32 array becomes a view, not a copy. Raises UsageError as `check` does, and for the first array that
-    is not floating-point, or not finite in float32.
+    state_dict: {key: array}. shapes: tree of parameter shapes. slot: function from a path in the tree to its `Slot`. A
+    single float32 array becomes a view, not a copy. Raises UsageError as `check` does, and for the first array that is
+    not floating-point or not finite in float32.
     """
     check(state_dict, shapes, slot)
     found: dict = {}
@@ -64,7 +64,7 @@ def load(state_dict, shapes, slot):
         keys, ones = slot(path)
         for key in keys:
             if not jax.dtypes.issubdtype(dtype := np.asarray(state_dict[key]).dtype, np.floating):
-                raise UsageError(f"{key} has dtype {dtype}; weights are floating-point")
+                raise UsageError(f"{key} has dtype {dtype}; need a floating-point dtype")
         with np.errstate(over="ignore"):
             arrays = [np.asarray(state_dict[key], np.float32) for key in keys]
         for key, array in zip(keys, arrays, strict=True):
@@ -75,7 +75,7 @@ def load(state_dict, shapes, slot):
 
 
 def save(params, slot):
-    """{their key: array, float32, in their layout}, views where params are numpy: the inverse of `load`."""
+    """Returns {key: float32 array in PyTorch's layout}, views of numpy params. The inverse of `load`."""
     found: dict = {}
     for path, leaf in flat(params).items():
         keys, ones = slot(path)
@@ -85,7 +85,7 @@ def save(params, slot):
 
 
 def check(state_dict, shapes, slot):
-    """Raises UsageError naming the first ten keys that are missing or not used, and the first of another shape."""
+    """Raises UsageError with the first ten missing and unused keys, and the first key with another shape."""
     wanted: dict = {}
     for path, leaf in flat(shapes).items():
         keys, ones = slot(path)
@@ -101,25 +101,25 @@ def check(state_dict, shapes, slot):
     ]
     present = [key for key in wanted if key in state_dict]
     if wrong := [key for key in present if np.shape(state_dict[key]) != wanted[key]]:
-        key, others = wrong[0], f" ({len(wrong)} differ in all)" if len(wrong) > 1 else ""
-        problems.append(f"{key} has shape {np.shape(state_dict[key])}, the network needs {wanted[key]}{others}")
+        key, others = wrong[0], f" ({len(wrong)} arrays differ)" if len(wrong) > 1 else ""
+        problems.append(f"{key} has shape {np.shape(state_dict[key])}, but the network needs {wanted[key]}{others}")
     if problems:
         raise UsageError("; ".join(problems))
 
 
 def some(keys):
-    """The first ten of the keys, in words."""
+    """Returns the first ten keys as text."""
     return ", ".join(keys[:MOST_NAMED]) + (", …" if len(keys) > MOST_NAMED else "")
 
 
 def flat(nested):
-    """{("block", "layer", "kernel"): leaf} of a tree of dicts."""
+    """Returns {("block", "layer", "kernel"): leaf} for a tree of dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(nested)
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
 def tree(leaves):
-    """The inverse of `flat`."""
+    """Returns the tree of dicts of {path: leaf}; the inverse of `flat`."""
     nested: dict = {}
     for path, leaf in leaves.items():
         node = nested
@@ -130,16 +130,16 @@ def tree(leaves):
 
 
 def with_null_label(net):
-    """net with a null label. Raises UsageError where it has no labels."""
+    """Returns net with a null label. Raises UsageError if it is not conditional on labels."""
     if not getattr(net, "conditional", False):
         raise UsageError("a null label needs a network that is conditional on labels")
     return net.clone(null_label=True)
 
 
 def add_null_row(params):
-    """params with one row more in the table of labels, for "no condition": the mean of the others.
+    """Returns params with an additional row for the null label in the label table: the mean of the other rows.
 
-    It is a start for fine-tuning with label dropout; until then the unconditional model means nothing.
+    The row is a starting point for fine-tuning with label dropout; before that the unconditional model is meaningless.
     """
     label = params["label"]
     row = label.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)

@@ -1,13 +1,13 @@
 """The published models of openai/guided-diffusion, with the flags of its README as constructor arguments.
 
-The classifiers' flags are the defaults of its `script_util.py`, but for the depth at 64²; they were trained on the
-noise of the diffusion model of their size.
+The classifiers have the default flags of its `script_util.py`, except for the depth at 64×64. They were trained with
+the noise schedule of the diffusion model of their size.
 """
 
 from typing import NamedTuple
 
 NUM_TIMESTEPS = 1000
-MAX_SIZE = 2**16  # of any integer of a network: larger ones are typing errors
+MAX_SIZE = 2**16  # of any integer of a network; larger values are typing errors
 MAX_TIMESTEPS = 100_000
 MULTIPLIERS = {
     64: (1, 2, 3, 4),
@@ -20,10 +20,9 @@ MULTIPLIERS = {
 class Preset(NamedTuple):
     """A published model.
 
-    kind: "unet", "upsampler" or "classifier". arguments: of guided-diffusion's constructor. betas: of its process of
-    1000 timesteps. data: name of the training data. num_classes: of that; conditional or not is in the arguments.
-    low_res_size: height of the images that an upsampler starts from. num_timesteps: of the process. v: of the
-    sampler's variance, if it is not learned.
+    kind: "unet", "upsampler" or "classifier". arguments: of guided-diffusion's constructor, including whether the model
+    is conditional. betas, num_timesteps: noise schedule. data: name of the training data. num_classes: of the data.
+    low_res_size: height of an upsampler's input images. v: of the sampler's variance, if it is not learned.
     """
 
     kind: str
@@ -37,7 +36,7 @@ class Preset(NamedTuple):
 
 
 def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, **others):
-    """Constructor arguments of the networks of all three kinds; attention: heights of the maps that have it."""
+    """Returns the constructor arguments of a network of any kind. attention: heights of feature maps with attention."""
     return dict(
         image_size=size,
         in_channels=3,

@@ -1,19 +1,19 @@
-"""The config of a run whose network was trained elsewhere."""
+"""Builds the config of a run whose network was trained elsewhere."""
 
 import dataclasses
 
 from cfgjax.nets import NETS, NOISY_CLASSIFIERS, NoisyClassifier
 
 FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network that config.model does not have
-MOST_LABELS = 10  # of a grid of samples
+MOST_LABELS = 10  # in a grid of samples
 
 
 def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None, v=0.0):
-    """The config, a dict with every section, that builds net again; sampled as ADM is: 250 steps, random labels.
+    """Returns the config, a dict with every section, that builds net and samples as ADM does: 250 steps, random labels.
 
-    image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not be there.
-    low_res_size: of an upsampler. v: of the sampler, where the variance is not learned. optimizer, train and checkpoint
-    are there for the format: they say nothing of how the network was trained.
+    image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not exist.
+    low_res_size: of an upsampler. v: of the sampler, if the variance is not learned. The sections optimizer, train and
+    checkpoint only complete the format: they do not describe how the network was trained.
     """
     config: dict = dict(
         seed=0,
@@ -66,14 +66,14 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
 
 
 def model_section(net):
-    """config.model of a network."""
+    """Returns config.model of a network."""
     name = next(name for name, network in (NETS | NOISY_CLASSIFIERS).items() if type(net) is network)
     fields = [field.name for field in dataclasses.fields(net) if field.name not in FIXED]
     return {"name": name, **{field: getattr(net, field) for field in fields}}
 
 
 def generation(num_classes, v):
-    """The sections of a network that draws samples; v: of the sampler, None where the variance is learned."""
+    """Returns the sections of a network that generates samples. v: of the sampler, None if the variance is learned."""
     return dict(
         sample=dict(
             every_steps=10_000,

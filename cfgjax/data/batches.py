@@ -1,26 +1,35 @@
-"""Batch i as a pure function of (seed, i): a resumed run needs to know its step and nothing else."""
+"""Batch i as a pure function of (seed, i), so that a resumed run needs only its step."""
 
 import functools
 
 import numpy as np
+from jaxtyping import Float, Float32, Int, Int64, Shaped, UInt8
+from numpy.typing import ArrayLike
 from PIL import Image
 
+from cfgjax.data.dataset import Dataset
 
-def batch_at(dataset, seed, step, batch_size, rows=None):
-    """Batch `step` of training: {"image": float32 [B, …] in [−1, 1], "label": int32 [B]}, or some rows of it.
+Batch = dict[str, Shaped[np.ndarray, "_rows ..."]]  # "image", "label" and, for an upsampler, "low_res"
+FLIP, SHUFFLE, CROP = 1, 2, 3  # distinct streams of random numbers
 
-    rows: int [b], those wanted, in any order; all by default. With low_res_size also "low_res" [B, h, w, C], the image
-    averaged over squares.
 
-    Each epoch is a permutation of the data set, drawn from (seed, epoch); the batches run through the epochs without
-    a gap, so that no example is dropped at their ends. A row is the same whatever others are asked for with it.
+def batch_at(
+    dataset: Dataset, seed: int, step: int, batch_size: int, rows: Int[np.ndarray, " b"] | None = None
+) -> Batch:
+    """Returns batch `step` of training, {"image": float32 [B, …] in [−1, 1], "label": int32 [B]}, or some rows of it.
+
+    rows: the requested rows in any order, by default all. With low_res_size, the batch also has "low_res" [B, h, w, C],
+    the means of the image over squares.
+
+    Each epoch is a permutation of the data set, drawn from (seed, epoch). Batches continue across epochs, so that no
+    example is dropped at their ends. A row does not depend on which other rows are requested.
     """
     rows = np.arange(batch_size) if rows is None else rows
     return finished(drawn(dataset, seed, step, batch_size, rows), dataset.low_res_size)
 
 
-def drawn(dataset, seed, step, batch_size, rows):
-    """`batch_at` as far as worker processes make it: without "low_res", and uint8 as long as the images are."""
+def drawn(dataset: Dataset, seed: int, step: int, batch_size: int, rows: Int[np.ndarray, " b"]) -> Batch:
+    """Returns what worker processes compute of `batch_at`: without "low_res", with images as the data set has them."""
     epoch, place = np.divmod(step * batch_size + rows, len(dataset))
     index = np.empty(len(place), np.int64)
     for e in np.unique(epoch):
@@ -35,21 +44,20 @@ def drawn(dataset, seed, step, batch_size, rows):
     return {"image": image, "label": dataset.label[index]}
 
 
-def finished(drawn, low_res_size):
-    """`batch_at` of what was `drawn`."""
+def finished(drawn: Batch, low_res_size: int | None) -> Batch:
+    """Returns `batch_at` from the result of `drawn`."""
     batch = {"image": to_float(drawn["image"]), "label": drawn["label"]}
     if low_res_size is not None:
         batch["low_res"] = squares_averaged(batch["image"], batch["image"].shape[1] // low_res_size)
     return batch
 
 
-FLIP, SHUFFLE, CROP = 1, 2, 3  # distinct streams of random numbers
+def crop(
+    least: float, image: Float32[np.ndarray, "height width channels"], draws: Float[np.ndarray, "3"]
+) -> Float32[np.ndarray, "height width channels"]:
+    """Returns a random part of image, resized to the image's size. Its sides are between `least` and 1 of the image's.
 
-
-def crop(least, image, draws):
-    """A random part of image [H, W, C], its sides between `least` and all of its own, brought back to its size.
-
-    draws: three numbers in [0, 1), of the part's size and place.
+    draws: three numbers in [0, 1), for the size and position of the part.
     """
     height, width = image.shape[:2]
     share = least + (1 - least) * draws[0]
@@ -60,29 +68,31 @@ def crop(least, image, draws):
     return np.stack(resized, axis=-1)
 
 
-def squares_averaged(image, factor):
-    """Means over squares of factor × factor pixels of image [B, H, W, C], [B, H/factor, W/factor, C]."""
+def squares_averaged(
+    image: Float[np.ndarray, "batch height width channels"], factor: int
+) -> Float32[np.ndarray, "batch low_height low_width channels"]:
+    """Returns the means of image over squares of factor × factor pixels."""
     batch, height, width, channels = image.shape
     squares = image.reshape(batch, height // factor, factor, width // factor, factor, channels)
     return squares.mean(axis=(2, 4), dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=2)
-def permutation(length, seed, epoch):
-    """The order of epoch `epoch`: a permutation of range(length)."""
+def permutation(length: int, seed: int, epoch: int) -> Int64[np.ndarray, " length"]:
+    """Returns the order of examples in an epoch, a permutation of range(length)."""
     return np.random.default_rng((seed, epoch, SHUFFLE)).permutation(length)
 
 
-def to_float(image):
-    """uint8 0 … 255 → float32 in [−1, 1]; float32 unchanged."""
+def to_float(image: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+    """Returns uint8 images in 0 … 255 as float32 in [−1, 1], and float32 images unchanged."""
     return image.astype(np.float32) / 127.5 - 1 if image.dtype == np.uint8 else image
 
 
-def to_uint8(image):
-    """float [−1, 1] → uint8 0 … 255, clipped and rounded to nearest."""
+def to_uint8(image: ArrayLike) -> UInt8[np.ndarray, "..."]:
+    """Returns images in [−1, 1] as uint8 in 0 … 255, clipped and rounded to nearest."""
     return np.clip(np.rint((np.asarray(image) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def quantised(image):
-    """float [−1, 1] or uint8 → uint8: what is measured, of data as of samples."""
+def quantised(image: Shaped[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Returns float images in [−1, 1] or uint8 images as uint8, the form in which data and samples are measured."""
     return to_uint8(to_float(image))

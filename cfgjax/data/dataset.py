@@ -2,33 +2,58 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int, Shaped
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """The examples of a source before they are decoded, in order."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes by label."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> tuple[bytes | np.ndarray, int]:
+        """Returns (encoded image, or uint8 [H, W, 1 or 3], its label)."""
+
+    def name(self, i: int) -> str:
+        """Returns the name of example i in messages."""
+
+    def part(self, start: int, stop: int) -> "Listing":
+        """Returns the listing of the examples start … stop − 1."""
+
+    def digest(self) -> str:
+        """Returns the SHA-256 of what identifies the examples."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Images that are read and decoded when they are asked for: images[int [b]] → uint8 [b, H, W, C].
+    """Images that are read and decoded on access: images[int [b]] → uint8 [b, H, W, C].
 
-    read: (int [b]) → those images of the source; it can be pickled. shape: [N, H, W, C]. digest: SHA-256 of the whole
-    source. index: int [N], which of the source these are; None for all. classes: their names by label, None if unknown.
+    read: (int [b]) → these images of the source; must be picklable. shape: [N, H, W, C]. digest: SHA-256 of the whole
+    source. index: int [N], the selected images of the source, None for all. classes: names by label, None if unknown.
     """
 
-    read: Callable
-    shape: tuple
+    read: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...]
     digest: str
     index: np.ndarray | None = None
-    classes: tuple | None = None
+    classes: tuple[str, ...] | None = None
     dtype = np.dtype(np.uint8)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, "b ..."]:
         return self.read(index if self.index is None else self.index[index])
 
-    def take(self, keep):
-        """Those that `keep`, a mask or a slice, says; all of them are the set itself."""
+    def take(self, keep: np.ndarray | slice) -> "Stored":
+        """Returns the subset selected by `keep` (a mask or slice)."""
         if isinstance(keep, slice) and keep == slice(None):
             return self
         index = (np.arange(len(self)) if self.index is None else self.index)[keep]
@@ -39,10 +64,10 @@ class Stored:
 class Dataset:
     """image [N, H, W, C], uint8 in 0 … 255 or float32 in [−1, 1], or unbounded float32 points [N, D]; label int32 [N].
 
-    image: an array in memory, or `Stored`. random_flip: whether training may mirror the images. random_crop: the least
-    side of a crop that training takes of an image and enlarges, as a share of its own; 1 for none. low_res_size: height
-    of the small images that are to be enlarged to these, None for none. num_workers: processes that make batches.
-    worker_timeout_seconds: without a batch from them, after which it is an error.
+    image: an array in memory, or `Stored`. random_flip: mirror images at random in training. random_crop: smallest
+    side, as a share of the image's, of the random crops that training enlarges; 1 for none. low_res_size: height of an
+    upsampler's inputs, or None. num_workers: processes that compute batches. worker_timeout_seconds: maximum time
+    without a batch from the workers.
     """
 
     image: np.ndarray | Stored
@@ -53,25 +78,25 @@ class Dataset:
     num_workers: int = 0
     worker_timeout_seconds: float = 600.0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.label)
 
-    def images(self, index):
-        """The images of int [b], as they are in the source."""
+    def images(self, index: Int[np.ndarray, " b"]) -> Shaped[np.ndarray, "b ..."]:
+        """Returns the images of these indices, as they are in the source."""
         return self.image[index]
 
     @property
-    def hash(self):
-        """What identifies the whole of the source: the digest of stored images, None for those in memory."""
+    def hash(self) -> str | None:
+        """The digest of stored images, which identifies the whole source; None for images in memory."""
         return self.image.digest if isinstance(self.image, Stored) else None
 
     @property
-    def classes(self):
-        """Names of the classes by label; None for images in memory, whose names are not known."""
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by label; None for images in memory."""
         return self.image.classes if isinstance(self.image, Stored) else None
 
-    def content(self):
-        """What the data set consists of, as bytes to be hashed; of stored images their own digest."""
+    def content(self) -> list[bytes | memoryview]:
+        """Returns the content of the data set as bytes to be hashed: arrays in memory, and digests of stored images."""
         if not isinstance(self.image, Stored):
             return [np.ascontiguousarray(array).data for array in (self.image, self.label)]
         index = () if self.image.index is None else (self.image.index,)

@@ -1,4 +1,4 @@
-"""Batches ahead of time: made by worker processes through grain, each a function of seed and step as `batch_at` is."""
+"""Batches ahead of time, computed by worker processes through grain. Like `batch_at`, they depend on seed and step."""
 
 import collections
 import contextlib
@@ -10,53 +10,64 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tqdm
+from jaxtyping import Int
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.batches import drawn, finished
+from cfgjax.data.dataset import Dataset
 from cfgjax.data.workers import STOPPED, before_workers, enter_worker, state_of
 
-PER_WORKER = 2  # dispatches that each worker holds ready
-LOOK_SECONDS = 1.0  # between looks at whether all workers are alive
-START_SECONDS = 30  # in which the processes exist
-TELL_SECONDS = 60  # without a batch, and it is told whose it is
-MAKER = "maker"  # beside "image" and "label": the pid of the process that made them
+Stacked = dict[str, np.ndarray]  # {name: [k, b, …]} of k steps
+Draw = Callable[[int], Stacked]
+
+PER_WORKER = 2  # dispatches that each worker buffers
+LOOK_SECONDS = 1.0  # between checks that all workers are alive
+START_SECONDS = 30  # in which the processes start
+WARN_SECONDS = 60  # without a batch, before a warning
+MAKER = "maker"  # next to "image" and "label": the pid of the process that computed them
 LAST_STEP = 2**40
 REASONS = {
     signal.SIGKILL: ", perhaps for want of memory",
     signal.SIGBUS: ": /dev/shm is too small; give it more (docker run --shm-size), or take fewer data.num_workers",
 }
-NAME = "grain-process-prefetch"  # how grain calls its processes
+NAME = "grain-process-prefetch"  # of grain's processes
 
 
-def dispatch_drawn(dataset, seed, batch_size, rows, num_steps, step):
-    """`drawn` of num_steps steps from `step` on, stacked: {name: [k, b, …]}."""
+def dispatch_drawn(
+    dataset: Dataset, seed: int, batch_size: int, rows: Int[np.ndarray, " b"], num_steps: int, step: int
+) -> Stacked:
+    """Returns `drawn` for num_steps steps from `step` on, stacked."""
     parts = [drawn(dataset, seed, s, batch_size, rows) for s in range(step, step + num_steps)]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
-def signed(draw, step):
-    """draw(step) with the pid of the process that made it."""
+def signed(draw: Draw, step: int) -> Stacked:
+    """Returns draw(step) with the pid of this process."""
     return draw(step) | {MAKER: np.array([os.getpid()])}
 
 
 class Batches:
-    """The batches of a run's dispatches: at(step) → {name: [k, b, …]}, those of `batch_at` for k steps from step on.
+    """The batches of a run's dispatches: at(step) → {name: [k, b, …]}, `batch_at` for k steps from `step` on.
 
-    rows: int [b], this process's of every batch. num_steps: k. With dataset.num_workers the dispatches after the one
-    asked for are made meanwhile; at another step than the next, the workers start anew.
+    rows: this process's rows of every batch. num_steps: k. With dataset.num_workers, the next dispatches are computed
+    ahead of time; a request for another step than the next restarts the workers.
     """
 
-    def __init__(self, dataset, seed, batch_size, rows, num_steps):
+    def __init__(
+        self, dataset: Dataset, seed: int, batch_size: int, rows: Int[np.ndarray, " b"], num_steps: int
+    ) -> None:
         self._low_res_size, self._num_steps, self._num_workers = dataset.low_res_size, num_steps, dataset.num_workers
         self._timeout_seconds = dataset.worker_timeout_seconds
         self._draw = functools.partial(dispatch_drawn, dataset, seed, batch_size, rows, num_steps)
-        self._ahead = None
+        self._ahead: Ahead | None = None
 
-    def at(self, step):
-        """The batches of the dispatch from `step` on."""
+    def at(self, step: int) -> Stacked:
+        """Returns the batches of the dispatch from `step` on."""
         if not self._num_workers:
             return self._finish(self._draw(step))
         if self._ahead is None or self._ahead.step != step:
@@ -68,13 +79,13 @@ class Batches:
             self.close()
             raise
 
-    def _finish(self, stacked):
-        """Steps and rows as one axis for `finished`, and apart again."""
+    def _finish(self, stacked: Stacked) -> Stacked:
+        """Returns `finished` of all steps."""
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in stacked.items()}
         shape = stacked["label"].shape
         return {name: a.reshape(*shape, *a.shape[1:]) for name, a in finished(flat, self._low_res_size).items()}
 
-    def close(self):
+    def close(self) -> None:
         """Ends the workers."""
         if self._ahead is not None:
             self._ahead.close()
@@ -84,19 +95,19 @@ class Batches:
 class Ahead:
     """draw(step), draw(step + k), … in turn, from num_workers processes that work ahead.
 
-    grain looks after order and buffers. It may wait for ever for a worker that is killed while it writes, so that it is
-    waited for in a thread, and the workers are looked at meanwhile. A worker that is there and makes nothing, frozen or
-    at a disk that does not answer, is told after TELL_SECONDS. Only after timeout_seconds is it an error: a slow disk
-    looks the same, and to wait for one loses nothing, but a run that waits for ever loses the machine.
+    grain takes care of order and buffers. It may wait forever for a worker that is killed while it writes, so a thread
+    waits for grain while the workers are monitored. A worker that is alive but produces nothing, because it is frozen
+    or its disk does not answer, causes a warning after WARN_SECONDS and an error only after timeout_seconds: a slow
+    disk looks the same, and waiting for it loses nothing, but a run that waits forever wastes the machine.
     """
 
-    def __init__(self, draw, step, num_steps, num_workers, timeout_seconds):
+    def __init__(self, draw: Draw, step: int, num_steps: int, num_workers: int, timeout_seconds: float) -> None:
         grain, flags = grain_and_flags()
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # or grain's own cannot be read
+            flags.FLAGS.mark_as_parsed()  # otherwise grain's own flags cannot be read
         before_workers()
         self.step, self._num_steps, self._timeout_seconds = step, num_steps, timeout_seconds
-        self._makers: collections.deque = collections.deque(maxlen=num_workers)  # of the last batches: they take turns
+        self._makers: collections.deque = collections.deque(maxlen=num_workers)  # of the last batches, in turn
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=PER_WORKER)
         work = grain.MapDataset.range(step, LAST_STEP, num_steps).map(functools.partial(signed, draw))
         work = work.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
@@ -112,13 +123,13 @@ class Ahead:
             new = set(multiprocessing.active_children()) - before
             self._workers = [process for process in new if process.name.startswith(NAME)]
 
-    def _fill(self):
-        """Keeps one more of them ready, or the error in its place."""
+    def _fill(self) -> None:
+        """Buffers one more result, or the error in its place."""
         while not self._closed.is_set():
             found: dict | Exception
             try:
                 found = {name: np.array(array) for name, array in next(self._iterator).items()}  # out of shared memory
-            except Exception as e:  # whatever a worker raised: the training loop is told
+            except Exception as e:  # raised by a worker; `take` raises it in the training loop
                 found = e
             while not self._closed.is_set():
                 with contextlib.suppress(queue.Full):
@@ -127,17 +138,17 @@ class Ahead:
             if isinstance(found, Exception):
                 return
 
-    def take(self):
-        """The next of them. Raises OSError where a worker has died or makes nothing, and what a worker raised."""
-        start, told = time.monotonic(), False
+    def take(self) -> Stacked:
+        """Returns the next result. Raises OSError if a worker has died or produces nothing, and errors of workers."""
+        start, warned = time.monotonic(), False
         while True:
             try:
                 found = self._found.get(timeout=LOOK_SECONDS)
                 break
             except queue.Empty:
                 self._look()
-                told = self._patient(time.monotonic() - start, told)
-        if isinstance(found, RuntimeError):  # grain's own words for a worker's death
+                warned = self._patient(time.monotonic() - start, warned)
+        if isinstance(found, RuntimeError):  # grain raises it for a worker's death
             self._look()
         if isinstance(found, Exception):
             raise found
@@ -145,29 +156,32 @@ class Ahead:
         self._makers.append(int(found.pop(MAKER)[0]))
         return found
 
-    def _patient(self, waited, told):
-        """Whether it has been told that no batch came in `waited` seconds. Raises OSError where that is too long."""
-        if waited < (self._timeout_seconds if told else min(TELL_SECONDS, self._timeout_seconds / 2)):
-            return told
+    def _patient(self, waited: float, warned: bool) -> bool:
+        """Warns once if no batch came in `waited` seconds, and raises OSError if that is too long.
+
+        warned: whether it has warned before. Returns whether it has warned now or before.
+        """
+        if waited < (self._timeout_seconds if warned else min(WARN_SECONDS, self._timeout_seconds / 2)):
+            return warned
         pids = [process.pid for process in self._workers]
         awaited = self._makers[0] if len(self._makers) == len(pids) else None
         slow = [pid for pid in pids if pid == awaited or (awaited is None and pid not in self._makers)]
         who = " or ".join(f"worker process {pid} ({state_of(pid)})" for pid in slow)
         what = f"no batch has come for {waited:.0f} s: step {self.step} waits for {who}"
-        if told:
+        if warned:
             for process in self._workers:
                 process.kill()
             raise OSError(f"{what}; data.worker_timeout_seconds is {self._timeout_seconds:g}")
         tqdm.tqdm.write(f"warning: {what}", file=sys.stderr)
         return True
 
-    def _look(self):
-        """Raises OSError where a worker is no more."""
+    def _look(self) -> None:
+        """Raises OSError if a worker has died."""
         if dead := [process.exitcode for process in self._workers if process.exitcode is not None]:
             why = f"killed by signal {-dead[0]}{REASONS.get(-dead[0], '')}" if dead[0] < 0 else f"exit code {dead[0]}"
-            raise OSError(f"a worker process that makes batches has died before step {self.step} ({why})")
+            raise OSError(f"a data worker process died before step {self.step} ({why})")
 
-    def close(self):
+    def close(self) -> None:
         """Ends the workers."""
         self._closed.set()
         if all(process.is_alive() and state_of(process.pid) != STOPPED for process in self._workers):
@@ -179,13 +193,13 @@ class Ahead:
             process.join()
 
 
-def start_worker(index, count):
-    """The start of worker `index` of `count`."""
+def start_worker(index: int, count: int) -> None:
+    """Initialises worker `index` of `count`."""
     enter_worker()
 
 
-def grain_and_flags():
-    """(grain, absl's flags)"""
+def grain_and_flags() -> tuple[Any, Any]:
+    """Returns (grain, absl's flags). Raises UsageError if grain is not installed."""
     try:
         import grain
         from absl import flags

@@ -1,6 +1,6 @@
-"""Making a prepared data set: shards by worker processes, each whole or absent, then what describes them all.
+"""Prepares a data set: worker processes write shards, each complete or absent, then dataset.json describes them all.
 
-What is there of the same request is not done again. The hash depends on the images, not on the number of workers.
+Existing shards of the same request are reused. The hash depends on the images, not on the number of workers.
 """
 
 import collections
@@ -13,13 +13,19 @@ import json
 import logging
 import multiprocessing
 import os
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cfgjax.base.errors import UsageError, choose, one_line, printable
 from cfgjax.base.files import sha256, writing
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.progress import Progress
+from cfgjax.data.dataset import Listing
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.images.pixels import reason_of
 from cfgjax.data.images.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
@@ -37,6 +43,7 @@ from cfgjax.data.sources.prepared import (
 )
 from cfgjax.data.workers import before_workers, enter_worker
 
+MakeProgress = Callable[[int], Progress]  # (total) → a progress bar
 SECONDS = 0.2  # between updates of the progress
 MAX_LISTED = 20  # errors in a message
 SHARD_KEYS = ("file", "num_examples", "bytes", "file_sha256", "digest")
@@ -46,31 +53,33 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the images of a prepared set depend on. source: {name: value}, JSON."""
+    """Everything that the images of a prepared set depend on. source: {name: value}, JSON."""
 
-    source: dict
+    source: dict[str, Any]
     size: int
     crop: str
     channels: int
     encoding: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choose("encoding", self.encoding, ENCODINGS)
 
-    def converter(self):
-        """What makes an image of the set out of one of the source."""
+    def converter(self) -> Converter:
+        """Returns the converter from images of the source to images of the set."""
         return Converter(self.size, self.crop, self.channels)
 
 
-def prepare(listing, out, request, *, workers, max_errors, progress):
-    """Makes or completes the set in folder `out` and returns its dataset.json. progress: (total) → a `Progress`.
+def prepare(
+    listing: Listing, out: str | Path, request: Request, *, workers: int, max_errors: int, progress: MakeProgress
+) -> dict[str, Any]:
+    """Creates or completes the set in folder `out` and returns its dataset.json.
 
-    listing: the examples, as `Folder` has them. max_errors: images that may be left out because they cannot be decoded.
+    listing: the examples. max_errors: number of images that may be left out because they cannot be decoded.
     Raises UsageError if `out` has other content or more than max_errors images are broken, and OSError if a file cannot
     be written.
     """
     array_record()
-    request.converter()  # checks it
+    request.converter()  # raises UsageError if it is invalid
     out = Path(out)
     with claimed(out):
         asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
@@ -92,13 +101,13 @@ def prepare(listing, out, request, *, workers, max_errors, progress):
         return finish(out, asked, listing.classes, [done[name] for name in names])
 
 
-def shard_size(count):
-    """Examples of a file: work for several processes in small sets, and never more than 500 files to hold open."""
+def shard_size(count: int) -> int:
+    """Returns the examples per file: small sets give work to several processes, and at most 500 files are open."""
     return max(256, min(4096, -(-count // 32)), -(-count // 500))
 
 
 @contextlib.contextmanager
-def claimed(out):
+def claimed(out: Path) -> Iterator[None]:
     """Exclusive lock on the folder `out`, which is created if missing."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +122,7 @@ def claimed(out):
         yield
 
 
-def begin(out, asked):
+def begin(out: Path, asked: dict[str, Any]) -> None:
     """Writes the request, or compares it with the one in `out`, and removes partial files of a killed process."""
     if (out / REQUEST).exists():
         check_same(out, read_own(out / REQUEST, REQUEST_KEYS), asked)
@@ -124,12 +133,9 @@ def begin(out, asked):
     write_json(out / REQUEST, asked, hashed=True)
 
 
-def check_same(out, there, asked):
+def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises UsageError naming what differs between the request of the set in `out` and this one."""
-    flat = lambda r: {
-        **{k: v for k, v in r.items() if k != "source"},
-        **{f"source {k}": v for k, v in r["source"].items()},
-    }
+    flat = lambda r: {k: v for k, v in r.items() if k != "source"} | {f"source {k}": v for k, v in r["source"].items()}
     there, asked = flat(there), flat(asked)
     differing = [f"{key} is {there.get(key)!r} there, {asked.get(key)!r} here"
                  for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]  # fmt: skip
@@ -137,8 +143,17 @@ def check_same(out, there, asked):
         raise UsageError(f"{out} holds another prepared set: {'; '.join(differing)}; prepare into another folder")
 
 
-def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
-    """Makes the shards todo, [(name, start, stop)], and adds what describes them to done."""
+def make_shards(
+    listing: Listing,
+    out: Path,
+    request: Request,
+    todo: list[tuple[str, int, int]],
+    done: dict[str, dict[str, Any]],
+    workers: int,
+    max_errors: int,
+    bar: Progress,
+) -> None:
+    """Writes the shards `todo`, [(name, start, stop)], and adds their descriptions to `done`."""
     before_workers()
     context = multiprocessing.get_context("spawn")
     seen, stop, told = context.Value("q", 0), context.Event(), 0
@@ -168,7 +183,7 @@ def make_shards(listing, out, request, todo, done, workers, max_errors, bar):
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def check_errors(out, shards, max_errors):
+def check_errors(out: str | Path, shards: Iterable[dict[str, Any]], max_errors: int) -> None:
     """Raises UsageError if more than max_errors images of the shards are broken."""
     found = [f"{printable(error['name'])} ({error['reason']})" for shard in shards for error in shard["errors"]]
     if len(found) > max_errors:
@@ -180,17 +195,17 @@ def check_errors(out, shards, max_errors):
         )
 
 
-_shared: list = []  # of a worker: the count of images done that it shares with the others, and what tells it to stop
+_shared: list = []  # of a worker: the shared count of finished images, and the shared stop event
 
 
-def start_worker(seen, stop):
-    """The start of a worker; seen: a shared count. stop: a shared event."""
+def start_worker(seen: Synchronized, stop: Event) -> None:
+    """Initialises a worker. seen: the shared count of finished images. stop: the shared stop event."""
     enter_worker()
     _shared[:] = [seen, stop]
 
 
-def make_shard(part, out, name, request, max_errors):
-    """In a worker: writes the examples of a part of a listing as a shard, and returns what describes it."""
+def make_shard(part: Listing, out: str, name: str, request: Request, max_errors: int) -> dict[str, Any]:
+    """Writes a part of a listing as a shard, in a worker, and returns the description of the shard."""
     converter, digest = request.converter(), hashlib.sha256()
     labels: list = []
     errors: list = []
@@ -202,9 +217,10 @@ def make_shard(part, out, name, request, max_errors):
                 for i in range(len(part)):
                     if stop.is_set():
                         raise InterruptedError("stopped")
-                    image, notes, label = converted_example(part, i, converter, errors)
+                    example = converted_example(part, i, converter, errors)
                     check_errors(out, [{"errors": errors}], max_errors)
-                    if image is not None:
+                    if example is not None:
+                        image, notes, label = example
                         record = encode(image, request.encoding)
                         digest.update(hashed_example(label, record))
                         writer.write(record)
@@ -221,17 +237,19 @@ def make_shard(part, out, name, request, max_errors):
     return about
 
 
-def converted_example(part, i, converter, errors):
-    """Returns (image, notes, label) of example i, or (None, [], None) with a new entry in `errors`."""
+def converted_example(
+    part: Listing, i: int, converter: Converter, errors: list[dict[str, str]]
+) -> tuple[np.ndarray, list[str], int] | None:
+    """Returns (image, notes, label) of example i, or None with a new entry in `errors` if it cannot be decoded."""
     try:
         data, label = part[i]
         return *converter(data), label
     except Exception as e:  # decoders raise exceptions of any type
         errors.append({"name": part.name(i), "reason": reason_of(e)})
-        return None, [], None
+        return None
 
 
-def read_shard(out, name):
+def read_shard(out: Path, name: str) -> dict[str, Any] | None:
     """Returns the description of a finished shard; None if it is missing or damaged and must be made again."""
     keys = {"file": str, "num_examples": int, "bytes": int, "labels": list, "errors": list, "converted": dict}
     try:
@@ -249,7 +267,7 @@ def read_shard(out, name):
     return about
 
 
-def finish(out, asked, classes, shards):
+def finish(out: Path, asked: dict[str, Any], classes: tuple[str, ...], shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes label.npy and, last, dataset.json; returns the latter."""
     label = np.array([label for shard in shards for label in shard["labels"]], np.int32)
     if not len(label):

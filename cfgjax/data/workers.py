@@ -1,4 +1,4 @@
-"""What is done before worker processes start, and what each of them does first."""
+"""The preparation for worker processes, and the first steps of each of them."""
 
 import multiprocessing
 import os
@@ -6,18 +6,19 @@ import signal
 import sys
 import threading
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 
 from cfgjax.base.exits import STOP_SIGNALS
 
 WARNINGS = "PYTHONWARNINGS"
 STOPPED = "stopped"
-STATES = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk or network", "R": "at work", "S": "idle"}  # of Linux
+STATES = {"T": STOPPED, "t": STOPPED, "D": "waiting for a disk or network", "R": "running", "S": "idle"}  # of Linux
 
 
-def before_workers():
-    """Starts Python's tracker of semaphores and shared memory, told not to warn of what is left for it to clean up.
+def before_workers() -> None:
+    """Starts Python's tracker of semaphores and shared memory, without its warnings about leaked resources.
 
-    A process that ends at once, with its failure as the last line, leaves it all.
+    A process that exits immediately after a failure, with the failure as its last line, leaves them to the tracker.
     """
     given = os.environ.get(WARNINGS)
     os.environ[WARNINGS] = ",".join(filter(None, [given, "ignore:resource_tracker:UserWarning"]))
@@ -28,25 +29,25 @@ def before_workers():
         os.environ[WARNINGS] = given
 
 
-def enter_worker():
-    """Makes this process one that ends with its parent, is left alone by signals meant for it, and takes no device."""
+def enter_worker() -> None:
+    """Makes this process end with its parent, ignore stop signals, and use no device."""
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # a terminal and a launcher send them to all: the parent decides
+        signal.signal(number, signal.SIG_IGN)  # terminals and launchers send them to all processes; the parent decides
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    if "jax" in sys.modules:  # grain imports it; what is set here holds as long as nothing is computed
+    if "jax" in sys.modules:  # grain imports it; the setting has an effect until something is computed
         sys.modules["jax"].config.update("jax_platforms", "cpu")
 
 
-def state_of(pid):
-    """What a process is doing, one of STATES' words; "there" where the system does not say."""
+def state_of(pid: int | None) -> str:
+    """Returns the state of a process, a value of STATES, or "alive" if the system does not say."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return STATES.get(file.read().rpartition(")")[2].split()[0], "there")
+            return STATES.get(file.read().rpartition(")")[2].split()[0], "alive")
     except OSError:
-        return "there"
+        return "alive"
 
 
-def _end_with(parent):
-    """Waits for the parent, also one that is killed, and ends this process."""
+def _end_with(parent: BaseProcess) -> None:
+    """Waits until the parent has exited or was killed, and ends this process."""
     parent.join()
     os._exit(1)

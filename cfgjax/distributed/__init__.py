@@ -1,1 +1,1 @@
-"""The processes of a run: how they find each other, agree that they are one run, and notice when one of them fails."""
+"""The processes of a run: how they find each other, check that they belong to one run, and detect failures."""

@@ -1,6 +1,6 @@
-"""What the processes of a run tell each other: numpy arrays of any dtype and length, and rows of global arrays.
+"""Exchanges numpy arrays of any dtype and length, and rows of global arrays, between the processes of a run.
 
-All of them call these functions in the same order. Where a watchdog watches them, each call is a stage to it.
+All processes must call these functions in the same order. With a watchdog, each call is a stage.
 """
 
 import io
@@ -12,27 +12,27 @@ from jax.experimental import multihost_utils
 
 from cfgjax.base.errors import UsageError
 
-_watchdogs: list = []  # the one that watches this process, if there is one
+_watchdogs: list = []  # the watchdog of this process, if there is one
 
 
 def watched_by(watchdog):
-    """From here on stages are told to a `cluster.watchdog.Watchdog`."""
+    """Reports all further stages to a `cfgjax.distributed.watchdog.Watchdog`."""
     _watchdogs[:] = [watchdog]
 
 
 def stage(what):
-    """All processes come to this point, one after the other in the same order of stages."""
+    """Reports a stage to the watchdog. All processes must enter the same stages in the same order."""
     for watchdog in _watchdogs:
         watchdog.stage(what)
 
 
 def timeout_seconds():
-    """In how many seconds the watchdog finds a fault, None where there is none."""
+    """Returns the watchdog's timeout in seconds, or None without a watchdog."""
     return _watchdogs[0].timeout_seconds if _watchdogs else None
 
 
 def allgather(arrays, what="an exchange"):
-    """[{name: array} of process 0, of process 1, …] from each process's own {name: array}; bit for bit, any dtype."""
+    """Returns [{name: array} of process 0, of process 1, …] from each process's own {name: array}, bit for bit."""
     if jax.process_count() == 1:
         return [arrays]
     stage(what)
@@ -46,54 +46,54 @@ def allgather(arrays, what="an exchange"):
 
 
 def gather_rows(array):
-    """A global array as numpy, whole on every process."""
+    """Returns a complete global array as numpy, on every process."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
-    stage("rows are gathered")
+    stage("gathering rows")
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def anywhere(truth):
-    """Whether it is true on any process."""
+    """Returns whether `truth` is true on any process."""
     return any(part["truth"] for part in allgather({"truth": np.array(bool(truth))}))
 
 
 def barrier(name):
-    """Waits until every process is here."""
+    """Waits until every process calls this function."""
     if jax.process_count() > 1:
         stage(name)
         multihost_utils.sync_global_devices(name)
 
 
 def decided(function, what):
-    """function() of process 0, a JSON value, the same on every process: the others do not call it.
+    """Calls function on process 0 only and returns its value, which must be JSON, on every process.
 
-    UsageError and OSError that it raises are raised on every process. what: that is decided, in words.
+    If it raises UsageError or OSError, every process raises it. what: name of the decision, for the watchdog.
     """
     if jax.process_count() == 1:
         return function()
-    told, error = {}, None
+    message, error = {}, None
     if jax.process_index() == 0:
         try:
-            told = {"value": function()}
+            message = {"value": function()}
         except (UsageError, OSError) as e:
-            told, error = {"error": str(e), "usage": isinstance(e, UsageError)}, e
-    text = np.frombuffer(json.dumps(told).encode(), np.uint8)
-    told = json.loads(allgather({"told": text}, what)[0]["told"].tobytes())
+            message, error = {"error": str(e), "usage": isinstance(e, UsageError)}, e
+    text = np.frombuffer(json.dumps(message).encode(), np.uint8)
+    message = json.loads(allgather({"message": text}, what)[0]["message"].tobytes())
     if error is not None:
         raise error
-    if "error" in told:
-        raise (UsageError if told["usage"] else OSError)(told["error"])
-    return told["value"]
+    if "error" in message:
+        raise (UsageError if message["usage"] else OSError)(message["error"])
+    return message["value"]
 
 
 def summed(arrays):
-    """{name: array} with the sum over the processes of each, added in the order of the processes."""
+    """Returns {name: sum of the arrays of all processes}, added in the order of the processes."""
     parts = allgather(arrays)
     return {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in arrays}
 
 
 def concatenated(arrays):
-    """{name: array} with the processes' rows one after the other."""
+    """Returns {name: array} with the rows of all processes, in the order of the processes."""
     parts = allgather(arrays)
     return {name: np.concatenate([part[name] for part in parts]) for name in arrays}

@@ -1,21 +1,21 @@
-"""The cores of a CPU as devices of their own: a step in parts of the batch, one on each, keeps all of them busy.
+"""Uses the cores of a CPU as separate devices: a batch split over them keeps all cores busy.
 
-XLA:CPU spreads convolutions over cores, but not much of what lies between them: two cores are worth 1.4 of one.
+XLA:CPU spreads convolutions over cores, but little of the work between them: two cores are 1.4 times as fast as one.
 """
 
 import contextlib
 import os
 from pathlib import Path
 
-MOST = 8  # devices; more of them were not measured
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time, or max, in so many
+MOST = 8  # devices; more than this was not measured
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: CPU time (or max) and period, in microseconds
 
 
 def use_cores(parts):
-    """Has jax see the CPU as `devices_for(parts, cores)` devices.
+    """Makes jax use the CPU as `devices_for(parts, cores)` devices.
 
-    Nothing is changed where their number was chosen already, by JAX_NUM_CPU_DEVICES or XLA_FLAGS in the environment or
-    by jax.config, and where jax is in use.
+    Nothing is changed if the number of devices was set before, by JAX_NUM_CPU_DEVICES, XLA_FLAGS or jax.config, or if
+    jax is in use.
     """
     import jax
 
@@ -27,7 +27,7 @@ def use_cores(parts):
 
 
 def devices_for(parts, cores):
-    """The largest power of two that divides parts, is at most cores, and at most MOST."""
+    """Returns the largest power of two that divides parts and is at most cores and at most MOST."""
     count = 1
     while 2 * count <= min(cores, MOST) and parts % (2 * count) == 0:
         count *= 2
@@ -35,7 +35,7 @@ def devices_for(parts, cores):
 
 
 def usable_cores(quota=CPU_QUOTA):
-    """The cores that this process may run on, and has the time of, if it is in a container with a quota."""
+    """Returns the number of cores that this process may use, within the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text().split()

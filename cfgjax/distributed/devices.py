@@ -1,4 +1,4 @@
-"""Starts jax and its devices: errors in the user's terms, and a warning if an accelerator stays unused."""
+"""Starts jax and its devices, with errors in the user's terms and a warning about an unused accelerator."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ log = logging.getLogger("cfgjax")
 
 NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/gpus")  # dxg: on WSL
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
-PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # the second is jax's older name for the same
+PLATFORM_VARIABLES = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")  # the second is an older name of the first
 HIDDEN = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 PACKAGES = {  # accelerator: command that lets jax use it
     "an NVIDIA GPU": "pip install 'jax[cuda13]' ('jax[cuda12]' for drivers older than 580)",
@@ -33,8 +33,8 @@ def open_devices():
     """
     import jax
 
-    asked = {name: jax.config.values[name.lower()] for name in PLATFORM_VARIABLES}
-    name, requested = next(((name, value) for name, value in asked.items() if value), (None, None))
+    settings = {name: jax.config.values[name.lower()] for name in PLATFORM_VARIABLES}
+    name, requested = next(((name, value) for name, value in settings.items() if value), (None, None))
     noise = logging.getLogger("jax._src.xla_bridge")
     noise.addFilter(is_other_warning)
     try:
@@ -52,7 +52,7 @@ def open_devices():
 
 
 def available_platforms():
-    """Returns the names of the platforms that jax can start, for the error about one that could not."""
+    """Returns the names of the platforms that jax can start, for the error about one that it cannot."""
     import jax
 
     for name in PLATFORM_VARIABLES:
@@ -72,13 +72,13 @@ def visible_accelerator(environ=os.environ):
 
 
 def warn_of_unused(accelerator):
-    """Warns that jax runs on the CPU next to an unused accelerator, a key of PACKAGES, or None."""
+    """Warns that jax runs on the CPU although there is an accelerator, a key of PACKAGES. None does nothing."""
     if accelerator is not None:
-        advice = f"{PACKAGES[accelerator]}; JAX_PLATFORMS=cpu chooses the CPU without this warning"
-        log.warning("%s is visible, but jax runs on the CPU: its plugin is missing or does not fit: %s",
+        advice = f"{PACKAGES[accelerator]}; set JAX_PLATFORMS=cpu to use the CPU without this warning"
+        log.warning("%s is visible, but jax runs on the CPU: its plugin is missing or incompatible: %s",
                     accelerator, advice)  # fmt: skip
 
 
 def is_other_warning(record):
-    """Logging filter that drops jax's own warning about a missing plugin, which names no command."""
+    """Logging filter that drops jax's own warning about a missing plugin, which suggests no command."""
     return "may be present on this machine" not in record.getMessage()

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, and where they meet: from flags, or from what started them."""
+"""Finds the rank of this process, the number of processes and the coordinator, from flags or the environment."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.devices import TPU_DEVICES
 
-PORT = 8476  # of process 0, where what started the processes names a host and no port
+PORT = 8476  # of process 0, if the environment names a host but no port
 MAX_PROCESSES = 100_000
 MAX_PORT = 65534  # jax uses the next one
 ADDRESS = re.compile(r"([\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})")
@@ -18,7 +18,7 @@ SLURM = "Slurm"
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One of num_processes processes, which meet at address, "host:port", of process 0; origin: who said so."""
+    """Rank process_id of num_processes processes, with process 0 at address "host:port". origin: where this was set."""
 
     address: str
     num_processes: int
@@ -38,36 +38,36 @@ class Place:
 
     @property
     def host(self):
-        """The host of process 0, an IPv6 address without brackets."""
+        """The host of process 0. An IPv6 address has no brackets."""
         return self.address.rpartition(":")[0].strip("[]")
 
     @property
     def jax_port(self):
-        """The port of jax's own service in process 0, or None for any free one.
+        """The port of jax's service in process 0, or None for any free port.
 
         Tasks of a Slurm array have consecutive ports, so the next port may be another task's.
         """
         return None if self.origin == SLURM else self.port + 1
 
     def with_port(self, port):
-        """Returns HOST:PORT for another port of process 0; brackets of an IPv6 address stay."""
+        """Returns HOST:PORT with another port of process 0. An IPv6 address keeps its brackets."""
         return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property
     def port(self):
-        """The port at which process 0 listens."""
+        """The port on which process 0 listens."""
         return int(self.address.rpartition(":")[2])
 
 
 def find_place(given, environ=os.environ):
-    """The `Place` of this process, or None where it is alone.
+    """Returns the `Place` of this process, or None if it is the only one.
 
-    given: {"coordinator", "num_processes", "process_id"}, values None where there is no such flag. Flags go before the
-    environment; of what the environment may tell, the first in the order of ENVIRONMENTS counts.
+    given: {"coordinator", "num_processes", "process_id"} from the flags, None for a flag that is not set. Flags take
+    precedence over the environment, and earlier ENVIRONMENTS over later ones.
     """
     if any(value is not None for value in given.values()):
         if missing := [f"--{name}" for name, value in given.items() if value is None]:
-            raise UsageError(f"{' and '.join(missing)} must be given too: a process needs to know all three")
+            raise UsageError(f"{' and '.join(missing)} must be given too: a process needs all three")
         place = Place(given["coordinator"], given["num_processes"], given["process_id"], "the flags")
         return place if place.num_processes > 1 else None
     for origin, find in ENVIRONMENTS.items():
@@ -84,7 +84,7 @@ def find_place(given, environ=os.environ):
 
 
 def explicit(environ):
-    """CFGJAX_COORDINATOR, CFGJAX_NUM_PROCESSES, and CFGJAX_PROCESS_ID or an indexed Kubernetes job's index."""
+    """Returns (coordinator, count, index) of CFGJAX_*; the index may also come from an indexed Kubernetes job."""
     if not {"CFGJAX_COORDINATOR", "CFGJAX_NUM_PROCESSES", "CFGJAX_PROCESS_ID"} & environ.keys():
         return None
     address = environ["CFGJAX_COORDINATOR"]
@@ -96,21 +96,23 @@ def explicit(environ):
 
 
 def slurm(environ):
-    """A task of `srun`; several of one step are one run. A batch script itself is no task."""
+    """Returns (coordinator, count, index) of a task of `srun`. None in a batch script, which is not a task."""
     if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
         return None
     first, job = first_host(environ["SLURM_STEP_NODELIST"]), int(environ["SLURM_JOB_ID"])
-    port = 61440 + (job + int(environ.get("SLURM_STEP_ID", 0))) % 4094  # apart for jobs that share a host; +1 is jax's
+    port = (
+        61440 + (job + int(environ.get("SLURM_STEP_ID", 0))) % 4094
+    )  # differs between jobs on a host; jax uses the next port
     return f"{first}:{port}", environ["SLURM_STEP_NUM_TASKS"], environ["SLURM_PROCID"]
 
 
 def first_host(nodes):
-    """The first host of Slurm's compressed list: node[007-015,20],other → node007."""
+    """Returns the first host of Slurm's compressed list: node[007-015,20],other → node007."""
     return re.sub(r"\[(\w+).*", r"\1", nodes.partition(",")[0])
 
 
 def open_mpi(environ):
-    """A process of mpirun; where CFGJAX_COORDINATOR is not exported, process 0 is taken to be where mpirun runs."""
+    """Returns (coordinator, count, index) of a process of mpirun. Assumes that process 0 runs on mpirun's host."""
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
     count, index = environ["OMPI_COMM_WORLD_SIZE"], environ["OMPI_COMM_WORLD_RANK"]
@@ -118,12 +120,12 @@ def open_mpi(environ):
         return f"localhost:{PORT}", count, index
     uri = environ.get("OMPI_MCA_orte_hnp_uri", "")
     if not (host := re.search(r"tcp6?://\[?([^,:\]]+)", uri)):
-        raise KeyError("mpirun's host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 and the others")
+        raise KeyError("mpirun's host; export CFGJAX_COORDINATOR=HOST:PORT of rank 0 to all ranks")
     return f"{host[1]}:{PORT}", count, index
 
 
 def tpu(environ):
-    """A host of a TPU pod, or of several slices: TPU_WORKER_ID and TPU_WORKER_HOSTNAMES, or the metadata server."""
+    """Returns (coordinator, count, index) of a TPU host, from TPU_WORKER_* variables or the metadata server."""
     worker, hosts = environ.get("TPU_WORKER_ID"), environ.get("TPU_WORKER_HOSTNAMES")
     if worker is None or hosts is None:
         if not any(Path(device).exists() for device in TPU_DEVICES) and "GCE_METADATA_HOST" not in environ:
@@ -142,7 +144,7 @@ def tpu(environ):
 
 
 def metadata(environ, name):
-    """An attribute of this virtual machine at Google's metadata server, None where there is none."""
+    """Returns an attribute of this virtual machine from Google's metadata server, or None if there is none."""
     host = environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     url = f"http://{host}/computeMetadata/v1/instance/attributes/{name}"
     try:
@@ -161,10 +163,9 @@ ENVIRONMENTS = {
 
 
 def local_devices(environ=os.environ):
-    """Indices of the GPUs that are this process's own, None for all that it sees.
+    """Returns the indices of the GPUs of this process, or None for all visible ones.
 
-    Where a host runs several processes and each of them sees as many GPUs as there are processes, every one takes
-    that of its number.
+    If a host runs several processes and each sees as many GPUs as there are processes, process i uses GPU i.
     """
     for index, count in (
         ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),

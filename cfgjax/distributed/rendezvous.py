@@ -1,7 +1,7 @@
-"""The roll call: the processes of a run meet at process 0 before any of them starts jax, whose own start aborts the
-process where anything is wrong.
+"""The roll call: all processes of a run connect to process 0 and compare their settings before they start jax.
 
-JSON lines over TCP. The links stay open: the watchdog goes on with them.
+Without it, jax aborts the process if anything is wrong when it starts. The messages are JSON lines over TCP. The
+connections stay open for the watchdog.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from typing import NamedTuple
 from cfgjax.base.errors import UsageError
 
 RETRY_SECONDS = 0.5
-GREETING_SECONDS = 10  # in which whoever connects must say who it is
-TURNED_AWAY_SECONDS = 5  # in which those that come after it is clear that they are not one run are told so
+GREETING_SECONDS = 10  # within which a new connection must introduce itself
+TURNED_AWAY_SECONDS = 5  # within which late processes still get the error
 
 
 class Member(NamedTuple):
-    """A process of the run, as others name it."""
+    """A process of the run, as named in messages."""
 
     number: int
     host: str
@@ -32,18 +32,18 @@ class Member(NamedTuple):
 
 
 class Link:
-    """A connection over which dicts go both ways; `receive` is for one thread, `send` for any."""
+    """A connection that sends and receives dicts. `receive` may be called from one thread, `send` from any."""
 
     def __init__(self, connection):
         self._connection, self._lines, self._lock = connection, connection.makefile("rb"), threading.Lock()
 
     def send(self, message):
-        """Sends a dict. Whether the other side still takes it is for its reader to find out."""
+        """Sends a dict. A lost connection is ignored here; `receive` detects it."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self):
-        """The next dict, or None where the connection has ended."""
+        """Returns the next dict, or None if the connection has ended."""
         try:
             line = self._lines.readline()
             return json.loads(line) if line.endswith(b"\n") else None
@@ -51,11 +51,11 @@ class Link:
             return None
 
     def set_timeout(self, seconds):
-        """Seconds after which `receive` and `send` give up; None for never."""
+        """Sets the seconds after which `receive` and `send` give up; None for never."""
         self._connection.settimeout(seconds)
 
     def close(self):
-        """Ends the connection."""
+        """Closes the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._lines.close()
@@ -63,9 +63,11 @@ class Link:
 
 
 class Meeting(NamedTuple):
-    """Result of a roll call. members: all, by number. links: {index: Link}, of process 0 to all the others, of the
-    others to process 0. jax_address: HOST:PORT of jax's service, which process 0 starts. reserved: in process 0, the
-    descriptor of the socket that reserves this port until then.
+    """Result of a roll call.
+
+    members: all processes, by number. links: {number: Link}; process 0 has a link to every other process, the others
+    have one to process 0. jax_address: HOST:PORT of jax's service, which process 0 starts. reserved: in process 0, the
+    descriptor of the socket that reserves this port until the service starts.
     """
 
     own: Member
@@ -76,17 +78,17 @@ class Meeting(NamedTuple):
 
 
 def call_the_roll(place, facts, seconds):
-    """The `Meeting` of all processes of a `Place`, once they are there and their facts, {name: text}, are equal.
+    """Waits for all processes of a `Place`, compares their facts, {name: text}, and returns the `Meeting`.
 
-    Raises, in every process that is there, UsageError where numbers of processes or facts differ, and TimeoutError
-    where process 0 cannot be reached or one is missing after `seconds`; it says which process on which host.
+    Every connected process raises UsageError if the numbers of processes or the facts differ, and TimeoutError if
+    process 0 cannot be reached or a process is missing after `seconds`. The error names the process and its host.
     """
     own = Member(place.process_id, socket.gethostname(), os.getpid())
     return (gather if own.number == 0 else join)(place, own, facts, time.monotonic() + seconds, seconds)
 
 
 def gather(place, own, facts, deadline, seconds):
-    """`call_the_roll` of process 0."""
+    """Implements `call_the_roll` in process 0."""
     links: dict = {}
     members = {0: own}
     with listening(place) as server:
@@ -96,10 +98,10 @@ def gather(place, own, facts, deadline, seconds):
                     link, hello = greet(server, deadline)
                 except TimeoutError:
                     missing = [str(i) for i in range(place.num_processes) if i not in members]
-                    came = ", ".join(str(members[i]) for i in sorted(members))
+                    present = ", ".join(str(members[i]) for i in sorted(members))
                     raise TimeoutError(
-                        f"of {place.num_processes} processes {', '.join(missing)} did not come to {place.address} "
-                        f"in {seconds:g} s; there are {came}"
+                        f"of {place.num_processes} processes {', '.join(missing)} did not connect to {place.address} "
+                        f"within {seconds:g} s; connected: {present}"
                     ) from None
                 member = Member(*hello["member"])
                 links[member.number if member.number not in members else -1] = link
@@ -117,7 +119,7 @@ def gather(place, own, facts, deadline, seconds):
 
 
 def greet(server, deadline):
-    """(link, hello) of the next process that comes. Raises TimeoutError where none does before the deadline."""
+    """Returns (link, hello) of the next process that connects. Raises TimeoutError if none does before the deadline."""
     while True:
         server.settimeout(max(deadline - time.monotonic(), 0.01))
         link = Link(server.accept()[0])
@@ -125,36 +127,36 @@ def greet(server, deadline):
         hello = link.receive()
         if isinstance(hello, dict) and "member" in hello:
             return link, hello
-        link.close()  # somebody else's
+        link.close()  # not a process of cfgjax
 
 
 def turn_away(server, links, count, error):
-    """Tells `count` processes the error: those of the links, and where it is a UsageError those that come late too."""
-    told = {"refused": str(error), "late": not isinstance(error, UsageError)}
-    there, deadline = list(links), time.monotonic() + TURNED_AWAY_SECONDS
+    """Sends the error to at most `count` processes: those of the links and, for a UsageError, late ones too."""
+    message = {"refused": str(error), "late": not isinstance(error, UsageError)}
+    refused, deadline = list(links), time.monotonic() + TURNED_AWAY_SECONDS
     for number in range(count):
-        if number == len(there):
-            if told["late"]:
+        if number == len(refused):
+            if message["late"]:
                 return
             try:
-                there.append(greet(server, deadline)[0])
+                refused.append(greet(server, deadline)[0])
             except TimeoutError:
                 return
-        there[number].send(told)
-        there[number].close()
+        refused[number].send(message)
+        refused[number].close()
 
 
 def listening(place):
-    """The socket at which process 0 waits."""
+    """Returns the socket on which process 0 listens."""
     both: dict = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
         return socket.create_server(("", place.port), backlog=place.num_processes, **both)
     except OSError as e:
-        raise UsageError(f"process 0 cannot listen at port {place.port}: {e.strerror}") from e
+        raise UsageError(f"process 0 cannot listen on port {place.port}: {e.strerror}") from e
 
 
 def reserve(port):
-    """Reserves a port for jax's service, any free one for None. Returns (port, descriptor of a bound socket).
+    """Reserves a port, or any free port for None, for jax's service. Returns (port, descriptor of a bound socket).
 
     The socket does not listen. The service, which starts seconds later, can share the port; other programs cannot.
     Raises UsageError if the port is in use.
@@ -167,41 +169,41 @@ def reserve(port):
         reserved.bind(("", port or 0))
     except OSError as e:
         reserved.close()
-        need = "use a coordinator with two free ports in a row"
-        raise UsageError(f"process 0 cannot listen at port {port}, which jax needs: {e.strerror}; {need}") from e
+        need = "use a coordinator port whose next port is free too"
+        raise UsageError(f"process 0 cannot listen on port {port}, which jax needs: {e.strerror}; {need}") from e
     if sys.platform == "linux":
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # after bind, or others could share it too
     return reserved.getsockname()[1], reserved.detach()
 
 
 def check(place, members, member, hello, facts):
-    """Raises UsageError unless a process that came belongs to the run and agrees with process 0."""
+    """Raises UsageError unless a connecting process belongs to the run and agrees with process 0."""
     if hello["num_processes"] != place.num_processes:
-        numbers = f"{hello['num_processes']} processes, process 0 of {place.num_processes}"
-        raise UsageError(f"{member} was told of {numbers}; all must be told the same")
+        numbers = f"num_processes {hello['num_processes']}, process 0 has {place.num_processes}"
+        raise UsageError(f"{member} has {numbers}; all processes need the same")
     if member.number in members:
         raise UsageError(f"{member} and {members[member.number]} are both process {member.number}")
     if differing := differences(facts, hello["facts"]):
-        raise UsageError(f"{member} is not of the same run as process 0: {'; '.join(differing)}")
+        raise UsageError(f"{member} belongs to another run than process 0: {'; '.join(differing)}")
 
 
 def differences(ours, theirs):
-    """["name is b, not a", …] for two dicts of texts."""
+    """Returns a list of texts, one for each name whose texts differ between two dicts {name: text}."""
     names = sorted(ours.keys() | theirs.keys())
     get = lambda facts, name: facts.get(name, "absent")
     return [
-        f"{name} is {get(theirs, name)} there, {get(ours, name)} at process 0"
+        f"{name} is {get(theirs, name)}, in process 0 it is {get(ours, name)}"
         for name in names
         if get(ours, name) != get(theirs, name)
     ]
 
 
 def join(place, own, facts, deadline, seconds):
-    """`call_the_roll` of a process that is not process 0."""
+    """Implements `call_the_roll` in the other processes."""
     link = Link(connected(place, own, deadline, seconds))
-    link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 is the first to give up
+    link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 gives up first
     link.send({"member": own, "num_processes": place.num_processes, "facts": facts})
-    broken = f"process 0 at {place.address} broke off before all {place.num_processes} processes had come"
+    broken = f"process 0 at {place.address} closed the connection before all {place.num_processes} processes connected"
     answer = link.receive() or {"refused": broken, "late": True}
     if "refused" in answer:
         link.close()
@@ -212,7 +214,7 @@ def join(place, own, facts, deadline, seconds):
 
 
 def connected(place, own, deadline, seconds):
-    """A connection to process 0, tried again until the deadline."""
+    """Returns a connection to process 0. Retries until the deadline."""
     while True:
         try:
             return socket.create_connection((place.host, place.port), timeout=max(deadline - time.monotonic(), 0.01))
@@ -220,7 +222,7 @@ def connected(place, own, deadline, seconds):
             if time.monotonic() + RETRY_SECONDS > deadline:
                 reason = e.strerror or e
                 raise TimeoutError(
-                    f"process {own.number} on {own.host} cannot reach process 0 at {place.address} in {seconds:g} s: "
-                    f"{reason} ({place.origin})"
+                    f"process {own.number} on {own.host} cannot reach process 0 at {place.address} within "
+                    f"{seconds:g} s: {reason} ({place.origin})"
                 ) from e
             time.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""A command as one of several processes: they meet, start jax together, watch each other, and end together."""
+"""Runs a command in several processes, which start jax together, watch each other and end together."""
 
 import contextlib
 import dataclasses
@@ -20,16 +20,16 @@ from cfgjax.distributed.environment import find_place, local_devices
 from cfgjax.distributed.rendezvous import call_the_roll
 from cfgjax.distributed.watchdog import Watchdog
 
-VERDICT_SECONDS = 3  # in which the watchdog tells whose fault it is that a collective failed
-JAX_HEARTBEAT_SECONDS = 100  # at least: jax's own watch aborts the process, and ours is to come first
+VERDICT_SECONDS = 3  # within which the watchdog finds the process that made a collective fail
+JAX_HEARTBEAT_SECONDS = 100  # minimum: jax's own heartbeat aborts the process, so our watchdog must be faster
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """config.cluster.
+    """Settings of config.cluster.
 
-    timeout_seconds: how soon a process that dies, freezes or fails ends all the others. start_timeout_seconds: how long
-    the processes wait for each other at the start.
+    timeout_seconds: time within which the death, freeze or failure of a process ends all others.
+    start_timeout_seconds: time that the processes wait for each other at the start.
     """
 
     timeout_seconds: float = 60
@@ -38,11 +38,18 @@ class Patience:
 
 @contextlib.contextmanager
 def taking_part(flags, facts, patience):
-    """A context in which jax, not used before, knows all processes of this run; it gives whether there are several.
+    """Context in which jax is connected to all processes of this run. Yields whether there are several.
 
-    flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`. facts: {name: text} that must be equal in
-    all processes, besides the code. patience: a `Patience`. Raises TimeoutError where they do not meet, UsageError
-    where they differ; inside the context, whatever is raised in one process ends all.
+    jax must not have been used before. Any exception that one process raises inside the context ends all processes.
+
+    Args:
+      flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`.
+      facts: {name: text} that must be equal in all processes, in addition to the code.
+      patience: a `Patience`.
+
+    Raises:
+      TimeoutError: the processes do not find each other.
+      UsageError: their facts differ.
     """
     place = find_place(flags)
     if place is None:
@@ -54,7 +61,7 @@ def taking_part(flags, facts, patience):
     try:
         import jax
 
-        jax.config.update("jax_enable_preemption_service", False)  # signals are the training loop's
+        jax.config.update("jax_enable_preemption_service", False)  # the training loop handles signals
         if meeting.reserved is not None and sys.platform != "linux":
             os.close(meeting.reserved)  # elsewhere jax's service cannot share the port
         try:
@@ -78,7 +85,7 @@ def taking_part(flags, facts, patience):
         watchdog.leave()
         jax.distributed.shutdown()
     except UsageError as e:
-        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # an error of all is process 0's to tell
+        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # process 0 reports an error that all processes have
         watchdog.failed(str(e), BAD_USAGE)
         end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
     except KeyboardInterrupt as e:
@@ -86,7 +93,7 @@ def taking_part(flags, facts, patience):
         watchdog.failed(f"{name}: stopped", PREEMPTED)
         end_process(stopped_line(name), PREEMPTED)
     except BaseException as e:
-        # where another process is to blame, the watchdog ends this one meanwhile
+        # if another process caused the error, the watchdog ends this one during the sleep
         time.sleep(VERDICT_SECONDS + bool(meeting.own.number))
         failure = expected_failure(e)
         if failure is None:
@@ -97,12 +104,12 @@ def taking_part(flags, facts, patience):
 
 
 def place_words(meeting):
-    """Who speaks, where it is not process 0."""
+    """Returns a prefix for error messages that names this process, or "" in process 0."""
     return f"{meeting.own}: " if meeting.own.number else ""
 
 
 def code_facts():
-    """{name: text}: what must be the same in all processes of a run, whatever it is."""
+    """Returns {name: text} of versions that must be equal in all processes of any run."""
     digest = hashlib.sha256()
     package = Path(cfgjax.__file__).parent
     for path in sorted(package.rglob("*.py")):

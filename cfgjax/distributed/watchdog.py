@@ -1,7 +1,7 @@
-"""A watchdog in every process: one that dies, freezes, fails or goes another way becomes an error in all the others.
+"""A watchdog in every process: if one process dies, freezes, fails or diverges, all others end with an error.
 
-Collectives wait for ever for a process that does not come. A thread beside the main one sends a beat over the link to
-process 0, with how far the main thread has come; process 0 judges, and its verdict ends every process.
+Collectives wait forever for a missing process. A background thread sends heartbeats with the main thread's progress to
+process 0. Process 0 judges them, and its verdict ends every process.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ import time
 
 from cfgjax.base.exits import FAILED, end_process
 
-STEPS = "step "  # what regular steps are called, of which it is known how long they take
+STEPS = "step "  # prefix of training steps, whose duration is measured
 SAVES = ("saving ", "waiting for the save ")
-TOGETHER = (STEPS, *SAVES)  # stages in which no process is long alone; compiling, measuring and drawing may be uneven
-STALLED_STEPS = 10  # as many times the longest step so far, and no step has ended: nobody moves
+TOGETHER = (STEPS, *SAVES)  # stages that take equally long in all processes, unlike compiling or sampling
+STALLED_STEPS = 10  # all processes are stuck if a step takes this many times the longest step
 
 
 @dataclasses.dataclass
 class Seen:
-    """What process 0 knows of a process, times by its own clock.
+    """What process 0 knows about a process. Times are of process 0's clock.
 
-    heard: when it last said anything. count: how many stages it has entered, the last of them `what`, noticed `at`.
-    leaving: whether it has come to its end.
+    heard: time of its last message. count: number of stages it has entered. what: its last stage. at: time at which
+    process 0 learned of that stage. leaving: whether the process has announced its end.
     """
 
     heard: float
@@ -33,16 +33,16 @@ class Seen:
     leaving: bool = False
 
     def update(self, now, count, what):
-        """Takes in a beat."""
+        """Records a heartbeat."""
         self.heard = now
         if count != self.count:
             self.count, self.what, self.at = count, what, now
 
 
 def judge(now, seen, patience, longest_step=None):
-    """(index of the process to blame or None, why) or None where all is well.
+    """Returns (index of the faulty process or None, reason), or None if there is no fault.
 
-    seen: {index: Seen}. patience: seconds. longest_step: seconds, of STEPS; None before one ended.
+    seen: {index: Seen}. patience: seconds. longest_step: seconds of the longest step; None before one has ended.
     """
     for index, process in seen.items():
         if now - process.heard > patience:
@@ -52,21 +52,21 @@ def judge(now, seen, patience, longest_step=None):
     if last.count < leader.count:
         waited = now - max(last.at, leader.at)
         if waited > patience and last.what.startswith(TOGETHER):
-            return index, f"is stuck at {last.what}, where the others have waited {waited:.0f} s for it"
+            return index, f"is stuck at {last.what}; the others have waited {waited:.0f} s for it"
     elif longest_step is not None and all(process.what.startswith(STEPS) for process in seen.values()):
         waited = now - max(process.at for process in seen.values())
         if waited > max(patience, STALLED_STEPS * longest_step):
-            return None, f"no process has come further than {last.what} in {waited:.0f} s"
+            return None, f"no process has got past {last.what} in {waited:.0f} s"
     return None
 
 
 def unheard(seconds):
-    """Why a process is blamed that says nothing."""
-    return f"has not been heard of for {seconds:.0f} s: frozen, or cut off"
+    """Returns the reason for blaming a silent process."""
+    return f"has sent nothing for {seconds:.0f} s: it is frozen or disconnected"
 
 
 class Watchdog:
-    """Watches the processes of a `Meeting` until `leave`; timeout_seconds is the longest that a fault goes unseen."""
+    """Watches the processes of a `Meeting` until `leave`. Detects a fault within timeout_seconds."""
 
     def __init__(self, meeting, timeout_seconds):
         self._own, self._members, self._links = meeting.own, meeting.members, meeting.links
@@ -76,15 +76,15 @@ class Watchdog:
         self._seen = {member.number: Seen(now, now) for member in meeting.members}
         self._mine = self._seen[meeting.own.number]
         self._stages: dict = {}  # of process 0: {count: what}
-        self._pending: list = []  # (index, count, what) of others that process 0 has not reached
+        self._pending: list = []  # (index, count, what) of other processes' stages that process 0 has not reached
         self._longest_step, self._lock, self._leaving = None, threading.Lock(), False
-        self._ending = threading.Lock()  # taken by the first that ends the process
+        self._ending = threading.Lock()  # taken by the first thread that ends the process
         for index in self._links:
             threading.Thread(target=self._read, args=(index,), daemon=True, name=f"watch-{index}").start()
         threading.Thread(target=self._beat, daemon=True, name="watchdog").start()
 
     def stage(self, what):
-        """The main thread enters a stage that all processes enter in the same order."""
+        """Records that the main thread enters a stage. All processes enter the same stages in the same order."""
         now, mine = time.monotonic(), self._mine
         with self._lock:
             if mine.what.startswith(STEPS) and what.startswith(STEPS):
@@ -95,20 +95,20 @@ class Watchdog:
                 self._stages.pop(mine.count - 10_000, None)
 
     def failed(self, reason, code=FAILED):
-        """Tells the others that this process has failed, which the caller ends: of their verdicts none is heard now."""
+        """Reports to the others that this process failed. The caller ends the process; further verdicts are ignored."""
         self._only_one_ends()
-        told = {"verdict": f"{self._own} failed: {reason}", "code": code}
+        message = {"verdict": f"{self._own} failed: {reason}", "code": code}
         for link in self._links.values():
-            link.send(told)
+            link.send(message)
 
     def leave(self):
-        """From here on the end of another process, or of this one, is none of a fault."""
+        """Announces the end of this process. From now on the end of any process is not a fault."""
         self._leaving = self._mine.leaving = True
         for link in self._links.values():
             link.send({"leaving": True})
 
     def _read(self, index):
-        """Takes in what comes over a link until it ends."""
+        """Handles the messages of a link until it closes."""
         process, link = self._seen[index], self._links[index]
         while (message := link.receive()) is not None:
             process.heard = time.monotonic()
@@ -125,12 +125,12 @@ class Watchdog:
             self._end(f"{self._members[index]} has died (at {process.what})", FAILED)
 
     def _beat(self):
-        """Sends beats and, in process 0, judges; in the others, only whether process 0 is there."""
+        """Sends heartbeats. Process 0 judges all processes; the others only check that process 0 is alive."""
         while True:
             time.sleep(self._interval)
             now, mine = time.monotonic(), self._mine
-            if now - mine.heard > self._patience:  # what was not heard meanwhile is no one else's fault
-                self._end(f"was frozen itself for {now - mine.heard:.0f} s", FAILED)
+            if now - mine.heard > self._patience:  # while this process was frozen it could not hear the others
+                self._end(f"was itself frozen for {now - mine.heard:.0f} s", FAILED)
             mine.heard = now
             for link in self._links.values():
                 link.send({"beat": [mine.count, mine.what]})
@@ -148,16 +148,16 @@ class Watchdog:
                 self._end(f"{who}{why}", FAILED, index)
 
     def _other_way(self):
-        """(index, why) of a process whose stages are others than process 0's, or None."""
+        """Returns (index, reason) of a process whose stages differ from process 0's, or None."""
         reached = [item for item in self._pending if item[1] <= self._mine.count]
         self._pending = [item for item in self._pending if item[1] > self._mine.count]
         for index, count, what in reached:
             if what != (ours := self._stages.get(count, what)):
-                return index, f"went another way: it is at {what}, where process 0 was at {ours}"
+                return index, f"diverged: it is at {what}, process 0 was at {ours}"
         return None
 
     def _end(self, verdict, code, blamed=None):
-        """Tells the others and ends this process, with the verdict as its last line."""
+        """Sends the verdict to the others and ends this process with the verdict as its last line."""
         self._only_one_ends()
         if self._own.number == 0:
             for link in self._links.values():
@@ -167,6 +167,6 @@ class Watchdog:
         end_process(f"cfgjax: failed: {self._own}: {verdict}", code)
 
     def _only_one_ends(self):
-        """Returns in the first thread that is to end the process; in others the process ends meanwhile."""
+        """Returns in the first thread that calls it. Other threads sleep until the process ends."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)

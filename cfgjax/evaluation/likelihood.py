@@ -1,21 +1,39 @@
 """Bits per dimension of held-out images: the variational bound of `cfgjax.diffusion.likelihood` for a `Model`."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Int, PyTree
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
 from cfgjax.data.sources.registry import check_images, check_labels, first
-from cfgjax.diffusion.levels import Discrete
+from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
 from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, place_global
 from cfgjax.models.arguments import check_num_steps, check_whole_number
+from cfgjax.models.model import Model
 
 
-def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, spacing="uniform", logsnr_max=None):
+def held_out_bits(
+    model: Model,
+    image: Stored | np.ndarray,
+    label: Int[np.ndarray, " n"],
+    *,
+    num_steps: int,
+    v: float | None,
+    seed: int = 0,
+    batch_size: int = 256,
+    spacing: str = "uniform",
+    logsnr_max: float | None = None,
+) -> dict[str, Any]:
     """Mean bound on −log₂ p(x | label) in bits/dim over all images, under the ancestral chain of num_steps levels.
 
     image: uint8 [N, H, W, C], in memory or `Stored`, or float32 in [−1, 1], which is rounded to 8 bits first. label:
@@ -72,11 +90,11 @@ def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, 
         "seed": seed,
         "spacing": spacing,
         "learned_variance": learned,
-        "v": None if learned else float(v),
+        "v": None if learned or v is None else float(v),
     }
 
 
-def check_guidance(w):
+def check_guidance(w: ArrayLike | Sequence[float]) -> None:
     """Raises UsageError unless every weight w, a number or an array, is 0: the guided ε̃ is no model's ε."""
     if np.any(np.asarray(w) != 0):
         weights = ", ".join(f"{x:g}" for x in np.unique(w))
@@ -86,7 +104,9 @@ def check_guidance(w):
         )
 
 
-def level_grid(levels, num_steps, spacing, logsnr_max=None):
+def level_grid(
+    levels: Continuous | Discrete, num_steps: int, spacing: str, logsnr_max: float | None = None
+) -> Float[np.ndarray, " num_steps"]:
     """λ grid float32 [num_steps] from the first of a process's levels to its last, or to logsnr_max if given.
 
     spacing: "timesteps", those that `levels.Discrete.grid` keeps, is for discrete time.
@@ -105,13 +125,29 @@ def level_grid(levels, num_steps, spacing, logsnr_max=None):
     return logsnr_grid(num_steps, spacing, levels.logsnr_min, end).astype(np.float32)
 
 
-def bound_batches(model, image, label, grid, *, v, seed, batch_size):
+def bound_batches(
+    model: Model,
+    image: Stored | np.ndarray,
+    label: Int[np.ndarray, " n"],
+    grid: Float[np.ndarray, " t"],
+    *,
+    v: float | None,
+    seed: int,
+    batch_size: int,
+) -> Iterator[dict[str, Float[np.ndarray, "_b ..."]]]:
     """Yields `bits_per_dim` of consecutive images, {"total": [B], "prior": [B], "terms": [B, T]} in float64 numpy."""
     size = min(batch_size, len(image))
     size += -size % model.mesh.size
 
     @jax.jit
-    def bound(params, key, index, x, label, v):
+    def bound(
+        params: PyTree,
+        key: Array,
+        index: Int[Array, " b"],
+        x: Float[Array, "b ..."],
+        label: Int[Array, " b"],
+        v: Float[Array, ""],
+    ) -> dict[str, Float[Array, "b ..."]]:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         keys = jax.lax.with_sharding_constraint(keys, batch_sharding(model.mesh))
         eps_fn = model.bind(params)

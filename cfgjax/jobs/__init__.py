@@ -1,1 +1,1 @@
-"""Jobs on clusters: launching, sweeping, and what a step needs before it runs."""
+"""Jobs on clusters: launchers, sweeps, and the preflight of a training step."""

@@ -181,7 +181,7 @@ class Model:
     def _check_low_res(self, low_res, length):
         """low_res as float32, or None for a model that takes none."""
         self._check_kind(low_res)
-        if low_res is None:
+        if low_res is None or self.low_res_shape is None:  # both or neither
             return None
         low_res = np.asarray(low_res)
         check_images(low_res, self.low_res_shape)

@@ -1,10 +1,10 @@
-"""The networks, in Flax linen: the only Flax code of the project. Knows nothing of schedules or guidance.
+"""The networks, in Flax linen. Only this folder uses Flax, and it does not depend on schedules or guidance.
 
 An ε-predictor is called as `net.apply({"params": params}, z [B, …], time float32 [B], label int32 [B], train=…)` and
-returns ε float32 with z's shape (twice the channels with learned variance). The null label is `num_classes`.
+returns ε, float32 with z's shape (twice the channels with learned variance). The null label is `num_classes`.
 A classifier of clean images is called as `net.apply({"params": params}, x [B, …], train=…)` and returns a dict of
-logits, features and spatial features; one of noisy images as `net.apply({"params": params}, z [B, …], time, train=…)`
-and returns logits.
+logits, features and spatial features. A classifier of noisy images is called as
+`net.apply({"params": params}, z [B, …], time, train=…)` and returns logits.
 """
 
 from cfgjax.nets.classifier import ConvNet, NoisyClassifier

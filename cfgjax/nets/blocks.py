@@ -1,14 +1,18 @@
 """The blocks of the ADM networks (arXiv:2105.05233, section 3 and appendix), NHWC.
 
-Parameters are float32. `dtype` is what convolutions, matrix products and the residual stream compute in; normalisation,
-softmax and the time embedding are float32 always. Submodule names are the checkpoint format.
+Parameters are float32. Convolutions, matrix products and the residual stream are computed in `dtype`; normalisation,
+softmax and the time embedding always in float32. Submodule names are the checkpoint format.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from cfgjax.nets.ops.conv import conv_general
 from cfgjax.nets.ops.group_norm import group_norm
@@ -17,11 +21,15 @@ from cfgjax.nets.ops.group_norm import group_norm
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 zero_init = nn.initializers.zeros_init()
 
+Map = Float[Array, "batch _height _width _channels"]  # an underscore: the size may change within a call
+Heads = Float[Array, "batch positions heads channels"]
+ScaleShift = tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]
 
-def time_embedding(time, channels):
-    """Sinusoid of time, cosine first: [cos(t ω), sin(t ω)], ω_i = exp(−log(10⁴) i / half), half = channels / 2.
 
-    time: float [B], about 0 … 1000. Returns float32 [B, channels].
+def time_embedding(time: Float[Array, " batch"], channels: int) -> Float[Array, "batch features"]:
+    """Returns [cos(t ω), sin(t ω)], float32 [B, channels], with ω_i = exp(−log(10⁴) i / half), half = channels / 2.
+
+    time: about 0 … 1000.
     """
     half = channels // 2
     omega = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -30,18 +38,20 @@ def time_embedding(time, channels):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm of x [B, …, C] in float32, with SiLU behind it if silu; returned in dtype.
+    """GroupNorm of x, computed in float32 and returned in dtype, followed by SiLU if `silu`.
 
-    scale_shift: optional (scale, shift), each [B, C]: AdaGN, GN(x) (1 + scale) + shift.
+    scale_shift: optional (scale, shift) of AdaGN, GN(x) (1 + scale) + shift.
     """
 
     groups: int = 32
     epsilon: float = 1e-5
     silu: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x, scale_shift=None):
+    def __call__(
+        self, x: Float[Array, "batch *positions channels"], scale_shift: ScaleShift | None = None
+    ) -> Float[Array, "batch *positions channels"]:
         channels = x.shape[-1]
         if channels % self.groups:
             below = channels // self.groups * self.groups
@@ -58,53 +68,72 @@ class GroupNorm(nn.Module):
         return group_norm(x, gain, bias, self.groups, self.epsilon, self.silu, jnp.dtype(self.dtype))
 
 
-def conv3(features, dtype, *, name, stride=1, kernel_init=torch_init):
-    """3×3 convolution padded by one on every side, as torch pads; XLA's SAME would pad (0, 1) at stride 2."""
-    padding, how = ((1, 1), (1, 1)), {"dtype": dtype, "kernel_init": kernel_init, "name": name}
-    return nn.Conv(features, (3, 3), strides=stride, padding=padding, conv_general_dilated=conv_general, **how)
+def conv3(
+    features: int,
+    dtype: DTypeLike,
+    *,
+    name: str,
+    stride: int = 1,
+    kernel_init: nn.initializers.Initializer = torch_init,
+) -> nn.Conv:
+    """Returns a 3×3 convolution padded by one on every side, as in torch; XLA's SAME would pad (0, 1) at stride 2."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=stride,
+        padding=((1, 1), (1, 1)),
+        conv_general_dilated=conv_general,
+        dtype=dtype,
+        kernel_init=kernel_init,
+        name=name,
+    )
 
 
-def downsample(x):
-    """2×2 average of x [B, H, W, C]."""
+def downsample(x: Map) -> Map:
+    """Returns the means of x over 2×2 pixels."""
     b, h, w, c = x.shape
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
 
 
-def upsample(x):
-    """Nearest-neighbour doubling of x [B, H, W, C]."""
+def upsample(x: Map) -> Map:
+    """Returns x at twice the height and width, by nearest neighbour."""
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
-RESAMPLE = {"none": lambda x: x, "down": downsample, "up": upsample}
+RESAMPLE: dict[str, Callable[[Map], Map]] = {"none": lambda x: x, "down": downsample, "up": upsample}
 
 
-def residual_sum(x, h, rescale):
-    """x + h, divided by √2 if rescale (which ADM's ablation finds to hurt)."""
+def residual_sum(x: Float[Array, "*shape"], h: Float[Array, "*shape"], rescale: bool) -> Float[Array, "*shape"]:
+    """Returns x + h, divided by √2 if `rescale` (which hurts in ADM's ablation)."""
     return (x + h) / math.sqrt(2) if rescale else x + h
 
 
 class ResBlock(nn.Module):
     """GN, SiLU, conv3, AdaGN (or the embedding added), SiLU, dropout, zero conv3, plus the skip.
 
-    x: [B, H, W, C], emb: [B, E]. resample: "none", "down" or "up", on both branches (BigGAN).
+    resample: "none", "down" or "up", applied to both branches (BigGAN).
     """
 
     features: int
     dropout: float
     scale_shift: bool
     rescale: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
     resample: str = "none"
 
     @nn.compact
-    def __call__(self, x, emb, train):
+    def __call__(self, x: Map, emb: Float[Array, "batch features"], train: bool) -> Map:
         resample = RESAMPLE[self.resample]
         h = GroupNorm(silu=True, dtype=self.dtype, name="in_norm")(x)
         h = conv3(self.features, self.dtype, name="in_conv")(resample(h))
         emb_features = 2 * self.features if self.scale_shift else self.features
         emb = nn.Dense(emb_features, dtype=self.dtype, kernel_init=torch_init, name="emb")(nn.silu(emb))
         out_norm = GroupNorm(silu=True, dtype=self.dtype, name="out_norm")
-        h = out_norm(h, jnp.split(emb, 2, axis=-1)) if self.scale_shift else out_norm(h + emb[:, None, None])
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = out_norm(h, (scale, shift))
+        else:
+            h = out_norm(h + emb[:, None, None])
         h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=not train)
         h = conv3(self.features, self.dtype, name="out_conv", kernel_init=zero_init)(h)
         x = resample(x)
@@ -113,8 +142,13 @@ class ResBlock(nn.Module):
         return residual_sum(x, h, self.rescale)
 
 
-def attend(qkv, heads, legacy_order, fused=False):
-    """softmax(q kᵀ / √C) v of qkv [B, N, 3 · heads · C], [B, N, heads · C]; legacy_order, fused as in `Attention`."""
+def attend(
+    qkv: Float[Array, "batch positions width"], heads: int, legacy_order: bool, fused: bool = False
+) -> Float[Array, "batch positions channels"]:
+    """Returns softmax(q kᵀ / √C) v, [B, N, heads · C], of qkv [B, N, 3 · heads · C].
+
+    legacy_order, fused: see `Attention`.
+    """
     batch, positions, width = qkv.shape
     head_channels = width // (3 * heads)
     if legacy_order:
@@ -124,38 +158,38 @@ def attend(qkv, heads, legacy_order, fused=False):
     return (fused_attention if fused else plain_attention)(q, k, v).reshape(batch, positions, width // 3)
 
 
-def plain_attention(q, k, v):
-    """softmax(q kᵀ / √C) v of q, k, v [B, N, heads, C], shaped as they are, by two products and a softmax."""
-    scale = q.shape[-1] ** -0.25  # on q and on k, which is safer in bfloat16 than on the product
+def plain_attention(q: Heads, k: Heads, v: Heads) -> Heads:
+    """Returns softmax(q kᵀ / √C) v, computed as two products and a softmax."""
+    scale = q.shape[-1] ** -0.25  # of q and of k: safer in bfloat16 than scaling their product
     logits = jnp.einsum("bqhc,bkhc->bhqk", q * scale, k * scale, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
     return jnp.einsum("bhqk,bkhc->bqhc", weights, v)
 
 
-def fused_attention(q, k, v):
-    """`plain_attention` as one operation: on GPUs, in 16 bits, cuDNN's, which never holds all N² weights; else XLA's.
+def fused_attention(q: Heads, k: Heads, v: Heads) -> Heads:
+    """Returns `plain_attention` as one operation: cuDNN's on GPUs in 16 bits, otherwise XLA's.
 
-    cuDNN takes C a multiple of 8, up to 128. Softmax is float32 in both.
+    cuDNN never stores all N² weights; it needs C to be a multiple of 8, up to 128. Softmax is float32 in both.
     """
     cudnn = jax.default_backend() == "gpu" and q.dtype.itemsize == 2
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
 
 
 class Attention(nn.Module):
-    """Self-attention over the positions of x [B, H, W, C], with a zero-initialised projection.
+    """Self-attention over the positions of x, with a zero-initialised projection.
 
-    head_channels: C per head. legacy_order: the 3C channels of qkv are laid out heads-major (each head's q, k, v
-    adjacent); otherwise q, k, v are split first and each is heads-major. fused: by `fused_attention`.
+    head_channels: channels per head. legacy_order: the channels of qkv are laid out heads-major (q, k, v of each head
+    are adjacent); otherwise they are split into q, k, v first, each heads-major. fused: use `fused_attention`.
     """
 
     head_channels: int
     legacy_order: bool
     fused: bool
     rescale: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         batch, height, width, channels = x.shape
         heads = channels // self.head_channels
         h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
@@ -166,13 +200,13 @@ class Attention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """x [B, H, W, C] → [B, features]: attention of the mean over positions to all of them, after CLIP."""
+    """Attention pooling as in CLIP: the mean over positions attends to all positions, [B, H, W, C] → [B, features]."""
 
     head_channels: int
     features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
         channels = x.shape[-1]
         h = x.reshape(len(x), -1, channels)
         h = jnp.concatenate([h.mean(axis=1, keepdims=True), h], axis=1)
@@ -182,14 +216,17 @@ class AttentionPool(nn.Module):
 
 
 class Resample(nn.Module):
-    """Resampling outside the residual blocks: a strided or a following 3×3 convolution if learned, else fixed."""
+    """Resampling outside the residual blocks, by a factor of 2.
+
+    learned: downsampling is a strided 3×3 convolution, and upsampling is followed by one; otherwise both are fixed.
+    """
 
     resample: str
     learned: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Map) -> Map:
         if not self.learned:
             return RESAMPLE[self.resample](x)
         if self.resample == "down":

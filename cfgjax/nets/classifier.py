@@ -4,19 +4,22 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from cfgjax.nets.backbone import Backbone
-from cfgjax.nets.blocks import AttentionPool, GroupNorm, conv3, downsample, torch_init, zero_init
+from cfgjax.nets.blocks import AttentionPool, GroupNorm, Map, conv3, downsample, torch_init, zero_init
 
-SPATIAL_CHANNELS = 7  # as many as sFID takes from Inception's map
+SPATIAL_CHANNELS = 7  # the number that sFID takes from Inception's map
 
 
 class ConvNet(nn.Module):
     """A residual convolutional network: x [B, H, W, C] → {"logits": [B, K], "features": [B, F], "spatial": [B, S]}.
 
-    channels: width of the first level; level l has int(multipliers[l] · channels), which 32 must divide, on maps
+    channels: width of the first level. Level l has int(multipliers[l] · channels) channels, divisible by 32, on maps
     halved l times. depth: residual blocks per level. num_features: F, width of the layer before the logits.
-    spatial: the first seven channels of the last map, flattened. dropout: on the features, for the logits alone.
+    dropout: of the features, before the logits only. The spatial features are the first seven channels of the last
+    map, flattened.
     """
 
     num_classes: int
@@ -27,10 +30,10 @@ class ConvNet(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, *, train=False):
+    def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> dict[str, Float[Array, "batch _size"]]:
         factor = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(f"images [B, H, W, C] with H and W multiples of {factor}; given shape {x.shape}")
+            raise ValueError(f"need images [B, H, W, C] with H and W multiples of {factor}; the shape is {x.shape}")
         widths = [int(multiplier * self.channels) for multiplier in self.multipliers]
         h = conv3(widths[0], jnp.float32, name="in")(x)
         for level, width in enumerate(widths):
@@ -44,26 +47,28 @@ class ConvNet(nn.Module):
         spatial = h[..., :SPATIAL_CHANNELS].reshape(len(h), -1)
         return {"logits": logits, "features": features, "spatial": spatial}
 
-    def _residual(self, x, width, name):
-        """x + conv(silu(norm(conv(silu(norm(x)))))), x brought to width where it has another."""
+    def _residual(self, x: Map, width: int, name: str) -> Map:
+        """Returns x + conv(silu(norm(conv(silu(norm(x)))))), with x projected to `width` channels if it has others."""
         h = conv3(width, jnp.float32, name=f"{name}_conv_0")(GroupNorm(silu=True, name=f"{name}_norm_0")(x))
         h = conv3(width, jnp.float32, name=f"{name}_conv_1")(GroupNorm(silu=True, name=f"{name}_norm_1")(h))
         return h + (x if x.shape[-1] == width else nn.Dense(width, name=f"{name}_skip")(x))
 
 
 class NoisyClassifier(Backbone, kw_only=True):
-    """log-probabilities up to a constant, (z [B, H, W, C], time [B]) → logits float32 [B, K]: half of ADM's U-Net.
+    """The downward half of ADM's U-Net: (z [B, H, W, C], time [B]) → logits float32 [B, K] of the classes.
 
-    pool: how the last map becomes logits. "adaptive": its mean; "attention": `AttentionPool`, whose size is the
-    map's, so that the network takes one image size; "spatial" and "spatial_v2": two dense layers on the means of the
-    maps of all blocks. Other fields: those of `Backbone`.
+    pool: how the last map becomes logits. "adaptive": its mean. "attention": `AttentionPool`, which fixes the image
+    size, since it has a parameter for each position. "spatial" and "spatial_v2": two dense layers on the means of the
+    maps of all blocks. The other fields are those of `Backbone`.
     """
 
     pool: str = "attention"
     POOL_WIDTH = 2048
 
     @nn.compact
-    def __call__(self, z, time, *, train=False):
+    def __call__(
+        self, z: Float[Array, "batch ..."], time: Float[Array, " batch"], *, train: bool = False
+    ) -> Float[Array, "batch classes"]:
         self._check(z.shape)
         if self.pool not in POOLS:
             raise ValueError(f"unknown pool {self.pool!r}; known: {', '.join(POOLS)}")

@@ -2,6 +2,8 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
 
 from cfgjax.nets.blocks import time_embedding, zero_init
 
@@ -9,7 +11,7 @@ from cfgjax.nets.blocks import time_embedding, zero_init
 class MLP(nn.Module):
     """ε_θ(z, time, label) for z [B, D]: `depth` residual SiLU layers of `width`, conditioned by addition.
 
-    Takes and returns what `nets.unet.UNet` does, with D for [H, W, C]. out_channels: D.
+    Called like `nets.unet.UNet`, with D in place of [H, W, C]. out_channels: D. It has no dropout: `train` is ignored.
     """
 
     out_channels: int
@@ -18,9 +20,16 @@ class MLP(nn.Module):
     depth: int
 
     @nn.compact
-    def __call__(self, z, time, label, *, train=False):
+    def __call__(
+        self,
+        z: Float[Array, "batch ..."],
+        time: Float[Array, " batch"],
+        label: Int[Array, " batch"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "batch out_channels"]:
         if z.ndim != 2:
-            raise ValueError(f"an MLP takes points [B, D]; given an array of shape {z.shape}")
+            raise ValueError(f"an MLP takes points [B, D], not an array of shape {z.shape}")
         table = self.param("label", nn.initializers.normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
         emb = nn.Dense(self.width, name="time")(time_embedding(time, self.width)) + table[label]
         h = nn.Dense(self.width, name="in")(z)

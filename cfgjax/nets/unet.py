@@ -3,21 +3,23 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
 
-from cfgjax.nets.backbone import Backbone
+from cfgjax.nets.backbone import Backbone, Embedding
 from cfgjax.nets.blocks import GroupNorm, conv3, zero_init
 
 
 class UNet(Backbone, kw_only=True):
-    """ε_θ(z, time, label): z [B, H, W, C], time [B] in about 0 … 1000, label int [B] → float32 [B, H, W, out_channels].
+    """ε_θ(z, time, label): z [B, H, W, C], time [B] in about 0 … 1000, label [B] → float32 [B, H, W, out_channels].
 
-    Fields besides those of `Backbone`, whose depth has one residual block more on the way up:
+    Fields besides those of `Backbone` (the upward path has depth + 1 residual blocks per level):
     out_channels: C, or 2C with learned variance (ε first).
-    conditional: whether label is an input; otherwise it is ignored. null_label: a row K for "no condition".
-    low_res: whether a smaller image is an input, low_res [B, h, w, C], which is resized (bilinear) to z's size and
-    joined to its channels: ADM's upsampler. low_res_noise: whether low_res may have noise, of a level that is
-    told as low_res_time [B] in the units of time (Ho et al. 2021, arXiv:2106.15282, conditioning augmentation).
-    train: dropout on, drawing from the rng stream "dropout".
+    conditional: use the label; otherwise it is ignored. null_label: the label K means "no condition".
+    low_res: ADM's upsampler. Takes a smaller image low_res [B, h, w, C], resizes it (bilinear) to z's size and appends
+    its channels to those of z. low_res_noise: low_res may be noisy, and its noise level is the input low_res_time [B],
+    in the units of time (conditioning augmentation, Ho et al. 2021, arXiv:2106.15282).
+    train: enables dropout, drawn from the rng stream "dropout".
     """
 
     out_channels: int
@@ -27,13 +29,22 @@ class UNet(Backbone, kw_only=True):
     low_res_noise: bool = False
 
     @nn.compact
-    def __call__(self, z, time, label, *, low_res=None, low_res_time=None, train=False):
+    def __call__(
+        self,
+        z: Float[Array, "batch ..."],
+        time: Float[Array, " batch"],
+        label: Int[Array, " batch"],
+        *,
+        low_res: Float[Array, "batch low_height low_width low_channels"] | None = None,
+        low_res_time: Float[Array, " batch"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "batch height width out_channels"]:
         self._check(z.shape)
         if (low_res is None) == self.low_res or (low_res_time is None) == self.low_res_noise:
-            given = {"low_res": low_res, "low_res_time": low_res_time}
-            names = " and ".join(name for name, value in given.items() if value is not None) or "no low_res"
-            fields = f"model.low_res is {self.low_res}, model.low_res_noise {self.low_res_noise}"
-            raise ValueError(f"given {names}; {fields}")
+            inputs = {"low_res": low_res, "low_res_time": low_res_time}
+            names = " and ".join(name for name, value in inputs.items() if value is not None) or "no low_res"
+            fields = f"model.low_res is {self.low_res}, model.low_res_noise is {self.low_res_noise}"
+            raise ValueError(f"the network was called with {names}; {fields}")
         emb = self._embedding(time, label, low_res_time)
         if low_res is not None:
             resized = jax.image.resize(low_res, (len(z), *z.shape[1:3], low_res.shape[-1]), "bilinear")
@@ -53,10 +64,12 @@ class UNet(Backbone, kw_only=True):
         h = GroupNorm(silu=True, dtype=dtype, name="out_norm")(h)
         return conv3(self.out_channels, dtype, name="out_conv", kernel_init=zero_init)(h).astype(jnp.float32)
 
-    def _embedding(self, time, label, low_res_time):
-        """The embedding of time plus the label's row, and that of the level of low_res, [B, 4 · channels]."""
+    def _embedding(
+        self, time: Float[Array, " batch"], label: Int[Array, " batch"], low_res_time: Float[Array, " batch"] | None
+    ) -> Embedding:
+        """Returns the sum of the embeddings of time, label and low_res_time, [B, 4 · channels]."""
         emb = self._time(time, "time")
-        if self.low_res_noise:
+        if low_res_time is not None:
             emb = emb + self._time(low_res_time, "low_res_time")
         if self.conditional:
             shape = (self.num_classes + self.null_label, emb.shape[-1])

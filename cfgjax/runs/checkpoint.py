@@ -1,19 +1,24 @@
-"""Checkpoints: Orbax's CheckpointManager, plus a manifest of hashes, since a flipped bit restores without a word.
+"""Checkpoints: Orbax's CheckpointManager, plus a manifest of hashes, since Orbax restores a flipped bit without error.
 
-A step directory is whole or absent: Orbax renames it into place, and the manifest is written just before that. What
-fails its manifest later is reported, passed over, and moved aside to `<workdir>/damaged/` once an older step has
-been restored; it is never deleted or overwritten.
+A step directory is complete or absent: Orbax renames it into place, and the manifest is written just before that. A
+step that does not match its manifest is reported and skipped, and moved to `<workdir>/damaged/` once an older step has
+been restored. It is never deleted or overwritten.
 """
 
 import dataclasses
 import logging
 import shutil
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.base.errors import UsageError
@@ -24,11 +29,14 @@ from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, siz
 
 log = logging.getLogger("cfgjax")
 
+T = TypeVar("T")
+Json = Mapping | Sequence | str | float | bool | None
+
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """config.checkpoint: a step is saved every `every_steps`; the newest `keep_last` are kept, and for good every
-    step that is a multiple of keep_every_steps.
+    """config.checkpoint: the run is saved every `every_steps` steps. Retained are the newest `keep_last` checkpoints
+    and every step that is a multiple of keep_every_steps.
     """
 
     every_steps: int
@@ -37,18 +45,20 @@ class Cadence:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in directory, kept as cadence says. Saving is asynchronous; `close` waits.
+    """The checkpoints of a run in a directory. Saving is asynchronous; `close` waits for it.
 
-    Of several processes each writes and reads its own part of the arrays; the first alone judges which steps are whole.
-    .seconds: what the last finished save took, in the first process.
+    Each of several processes writes and reads its own part of the arrays; only the first decides which steps are
+    complete. cadence: which steps are retained. seconds: duration of the last finished save, in the first process.
     """
 
-    def __init__(self, directory, cadence):
+    def __init__(self, directory: str | Path, cadence: Cadence) -> None:
         self.directory = Path(directory).absolute()
         policies = [LatestN(cadence.keep_last)]
         if cadence.keep_every_steps:
             policies.append(EveryNSteps(cadence.keep_every_steps))
-        self._saving, self._since, self.seconds = None, 0.0, 0.0
+        self._saving: int | None = None
+        self._since = 0.0
+        self.seconds = 0.0
         processes.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
         self._failure: BaseException | None = None
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
@@ -62,10 +72,10 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step, state, history):
-        """Begins to save state and history (a JSON value) as `step`, unless it is there; waits for the save before.
+    def save(self, step: int, state: PyTree, history: Json) -> None:
+        """Starts to save state and history (a JSON value) as `step`, unless it exists; waits for the previous save.
 
-        Raises SaveError where this or the save before it failed.
+        Raises SaveError if this or the previous save failed.
         """
         if step in self._manager.all_steps():
             return
@@ -75,16 +85,15 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
-    def restore(self, like):
-        """(state, history) of the newest whole step, or None where there is no step at all.
+    def restore(self, like: PyTree) -> tuple[PyTree, Json] | None:
+        """Returns (state, history) of the newest complete step, or None if there are no steps.
 
-        like: the state's shapes, dtypes and shardings. Raises UsageError where no step is whole; then nothing has
-        been changed.
+        like: the state's shapes, dtypes and shardings. Raises UsageError, and changes nothing, if no step is complete.
         """
         steps = processes.decided(lambda: step_directories(self.directory), "which steps there are")
         if not steps:
             return None
-        step = processes.decided(lambda: newest_whole(self.directory, steps), "the newest whole step")
+        step = processes.decided(lambda: newest_complete(self.directory, steps), "the newest complete step")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         if damaged := [newer for newer in steps if newer > step]:
@@ -92,28 +101,29 @@ class Checkpoints:
             self._manager.reload()
         return restored.state, restored.history
 
-    def wait(self):
-        """Waits for the save in progress. Raises SaveError where it failed."""
+    def wait(self) -> None:
+        """Waits for the save in progress. Raises SaveError if it failed."""
         processes.stage(f"waiting for the save of step {self._saving}")
         if processes.timeout_seconds() is not None:
             self._see_progress(2 * processes.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
 
-    def check(self):
+    def check(self) -> None:
         """Raises SaveError if this process failed to write its part of the save in progress. Does not wait."""
         if self._failure is not None:
             raise save_error(self._saving, self._failure)
 
-    def _notice(self, error):
-        """Remembers that a write of this process has failed."""
+    def _notice(self, error: BaseException) -> None:
+        """Records that a write of this process has failed."""
         self._failure = self._failure or error
 
-    def _see_progress(self, patience):
-        """Waits while the save in progress writes. Raises SaveError after `patience` seconds without a byte.
+    def _see_progress(self, patience: float) -> None:
+        """Waits until the save in progress has written. Raises SaveError after `patience` seconds without progress.
 
-        After a failed write of one process, Orbax lets the processes wait at different barriers.
+        If a write fails in one process, Orbax leaves the processes waiting at different barriers.
         """
-        before, since = None, time.monotonic()
+        before: dict[Path, int] | None = None
+        since = time.monotonic()
         while self._manager.is_saving_in_progress():
             self.check()
             written = sizes(self.directory.glob(f"{self._saving}*/**/*"))
@@ -125,33 +135,35 @@ class Checkpoints:
                 raise SaveError(f"saving step {self._saving} failed: {reason}")
             time.sleep(0.05 if time.monotonic() - since < 1 else 0.5)
 
-    def close(self):
-        """Waits for the save in progress and releases Orbax's threads. Raises SaveError where the save failed.
+    def close(self) -> None:
+        """Waits for the save in progress and releases Orbax's threads. Raises SaveError if the save failed.
 
-        As a context, it does so at its end; not after an error where there are other processes, which do not come to
-        wait with this one.
+        The end of a `with` block calls it, except after an error in one of several processes: the others would not
+        reach the barriers that this one waits at.
         """
         try:
             self.wait()
         finally:
             self._manager.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None or jax.process_count() == 1:
             self.close()
 
-    def _waited(self, wait):
-        """wait(), with a failed save as one SaveError."""
+    def _waited(self, wait: Callable[[], T]) -> T:
+        """Returns wait(). Raises SaveError if the save failed."""
         try:
             return wait()
         except (OSError, ValueError, RuntimeError) as e:
             raise save_error(self._saving, e) from e
 
-    def _write_manifest(self):
-        """Orbax's last call before it renames the directory of the step into place."""
+    def _write_manifest(self) -> None:
+        """Writes the manifest. Orbax calls it last, before it renames the step's directory into place."""
         if jax.process_index() != 0:
             return
         try:
@@ -164,8 +176,8 @@ class Checkpoints:
         self.seconds = time.monotonic() - self._since
 
 
-def set_aside(directory, steps):
-    """Moves damaged steps out of the way, so that they can be saved again."""
+def set_aside(directory: Path, steps: Sequence[int]) -> None:
+    """Moves damaged steps to `damaged/`, so that they can be saved again."""
     for step in steps:
         aside = unused_path(directory.parent / "damaged" / str(step))
         aside.parent.mkdir(exist_ok=True)
@@ -173,11 +185,13 @@ def set_aside(directory, steps):
         log.warning("moved the damaged step %d to %s", step, aside)
 
 
-def load_params(workdir, config, step=None, ema=None):
-    """(parameters, step) of the run in workdir, of config, as numpy arrays.
+def load_params(
+    workdir: str | Path, config: ConfigDict, step: int | None = None, ema: float | None = None
+) -> tuple[PyTree, int]:
+    """Returns (parameters, step) of the run in workdir, with the parameters as numpy arrays.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. step: by default the
-    newest complete one. Raises UsageError if there is no such step or rate, or the parameters are not finite.
+    ema: a rate of config.ema.rates, by default the first; 0 for the parameters without averaging. step: by default the
+    newest complete one. Raises UsageError if there is no such step or rate, or if the parameters are not finite.
     """
     rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
     params, step = restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
@@ -185,29 +199,29 @@ def load_params(workdir, config, step=None, ema=None):
     return params, step
 
 
-def restore_params(directory, rate, step=None):
-    """(parameters averaged at rate, their step) of a run's newest whole step, or of `step`; the rest is not restored.
+def restore_params(directory: str | Path, rate: str | None, step: int | None = None) -> tuple[PyTree, int]:
+    """Returns (parameters, step) of `step`, by default the newest complete one. Restores nothing else of the state.
 
-    rate: a key of TrainState.ema, or None for the parameters themselves. Raises UsageError where there are none.
+    rate: a key of TrainState.ema, or None for the parameters without averaging. Raises UsageError if there are none.
     """
     directory = Path(directory).absolute()
     step = processes.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
     return read_params(directory, step, rate), step
 
 
-def find_step(directory, step=None):
-    """The newest whole step, or `step` where it is whole. Raises UsageError where there is none."""
+def find_step(directory: str | Path, step: int | None = None) -> int:
+    """Returns `step`, by default the newest complete step. Raises UsageError if it is missing or damaged."""
     steps = step_directories(directory)
     if step is not None and step not in steps:
-        there = ", ".join(map(str, sorted(steps, reverse=True))) or "none"
-        raise UsageError(f"there is no step {step} in {directory}; it has {there}")
-    return newest_whole(directory, steps if step is None else [step])
+        available = ", ".join(map(str, sorted(steps, reverse=True))) or "none"
+        raise UsageError(f"there is no step {step} in {directory}; it has {available}")
+    return newest_complete(directory, steps if step is None else [step])
 
 
-def newest_whole(directory, steps):
-    """The newest of the steps whose files are as their manifest says; each newer one is told.
+def newest_complete(directory: str | Path, steps: Sequence[int]) -> int:
+    """Returns the newest step whose files match their manifest, and logs a warning for each newer one.
 
-    Raises UsageError where there is none; nothing is changed.
+    Raises UsageError if no step is complete. Changes nothing.
     """
     problems = []
     for step in sorted(steps, reverse=True):
@@ -216,25 +230,25 @@ def newest_whole(directory, steps):
             return step
         problems.append(f"step {step}: {problem}")
         log.warning("checkpoint step %d is damaged (%s); looking for one before it", step, problem)
-    told = f" ({'; '.join(problems)})" if problems else ""
-    raise UsageError(f"no checkpoint in {directory} is whole, nothing was overwritten{told}")
+    reasons = f" ({'; '.join(problems)})" if problems else ""
+    raise UsageError(f"no checkpoint in {directory} is complete; nothing was overwritten{reasons}")
 
 
-def read_params(directory, step, rate):
-    """The parameters of `restore_params` out of one step, as numpy arrays."""
+def read_params(directory: Path, step: int, rate: str | None) -> PyTree:
+    """Returns the parameters of a step as numpy arrays. rate: see `restore_params`."""
     path, handler = directory / str(step) / "state", ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(path).tree
     if rate is not None and rate not in tree["ema"]:
         raise UsageError(f"no EMA of rate {rate} in {path.parent}; it has {', '.join(tree['ema'])}")
-    wanted = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), wanted)
+    selected = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), selected)
     host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
     restored = handler.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True))
     handler.close()
     return restored["params"] if rate is None else restored["ema"][rate]
 
 
-def unused_path(path):
-    """path, or path.1, path.2, … : the first that does not exist."""
+def unused_path(path: Path) -> Path:
+    """Returns the first of path, path.1, path.2, … that does not exist."""
     candidates = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())

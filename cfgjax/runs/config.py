@@ -1,15 +1,16 @@
-"""Experiment configs: reading, overriding, comparing, and handing each section to the callable it belongs to.
-
-`ConfigDict` stops here and in the training loop: what lies below takes plain keyword arguments.
-"""
+"""Experiment configs: reading, overriding, comparing, and calling functions with a section as keyword arguments."""
 
 import inspect
 import json
 import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cfgjax.base.errors import HelpAsked, UsageError, nearest, one_line, printable
 from cfgjax.base.numerals import check_ascii, real_number
@@ -18,7 +19,9 @@ from cfgjax.base.python_files import call_function, guarded, load_module
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.settings import check_settings
 
-CLASSIFIER_SECTIONS: tuple = (
+T = TypeVar("T")
+
+CLASSIFIER_SECTIONS: tuple[str, ...] = (
     "seed",
     "data",
     "model",
@@ -30,12 +33,17 @@ CLASSIFIER_SECTIONS: tuple = (
     "mesh",
     "cluster",
 )
-NOISY_CLASSIFIER_SECTIONS: tuple = (*CLASSIFIER_SECTIONS, "diffusion")
+NOISY_CLASSIFIER_SECTIONS: tuple[str, ...] = (*CLASSIFIER_SECTIONS, "diffusion")
 SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
-# What may differ when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways to
-# compute the same.
-RESUMABLE: tuple = ("train.num_steps", "train.log_every_steps", "data.num_workers", "data.worker_timeout_seconds")
+# Keys that may change when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways
+# of computing the same values.
+RESUMABLE: tuple[str, ...] = (
+    "train.num_steps",
+    "train.log_every_steps",
+    "data.num_workers",
+    "data.worker_timeout_seconds",
+)
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
 WHAT = "config file"
@@ -43,43 +51,45 @@ HELP = {"--help", "-h"}  # flags of every command
 
 
 class ConfigParser(flags.ArgumentParser):
-    """Parser of --config=FILE. Loads a config file once and locks its config.
+    """Parser of --config=FILE. Loads each config file once and locks its config.
 
-    loaded: {path: config}. Passed by keyword because absl shares parsers whose positional arguments are equal.
+    loaded: {path: config}, a keyword argument because absl shares parsers whose positional arguments are equal.
     """
 
-    def __init__(self, *, loaded):
+    def __init__(self, *, loaded: dict[str, ConfigDict]) -> None:
         self._loaded = loaded
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> ConfigDict:
         """Returns the ConfigDict of a config file."""
         if argument not in self._loaded:
             self._loaded[argument] = load_file(argument)
         return self._loaded[argument]
 
 
-def define_flag(flag_values, argv):
+def define_flag(flag_values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config, its overrides --config.key=value and --print_config to flag_values, to be parsed from argv."""
     what = "Experiment file, FILE or FILE:ARGUMENT; override a value with --config.key=value."
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
-    except flags.Error as e:  # for a --flagfile that cannot be read
+    except flags.Error as e:  # a --flagfile that cannot be read
         raise UsageError(one_line(e)) from e
     flag_values["config"].parser = ConfigParser(loaded={})
     what = "Print the config with its overrides, as the run's config.json has it, and do nothing else."
     flags.DEFINE_bool("print_config", False, what, flag_values=flag_values)
 
 
-def parse_flags(flag_values, argv):
+def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses argv into flag_values and returns the words that are not flags.
 
-    The last override of a key takes effect. --config.key=None sets None for a value of any type. Numbers must have
-    ASCII digits and be finite, config values aside, which `check_settings` checks. Raises HelpAsked for --help, and
-    UsageError of one line for everything else; for an unknown flag or config key it names the nearest known one.
+    The last override of a key takes effect. --config.key=None sets None for a value of any type. Numbers must be finite
+    and have ASCII digits; `check_settings` checks those of the config. Raises HelpAsked for --help, and UsageError for
+    everything else, with the nearest known name for an unknown flag or config key.
     """
     if HELP & set(argv):
         raise HelpAsked(flag_help(flag_values))
-    argv, nones, path = [underscored(arg) for arg in argv], {}, None
+    argv = [underscored(arg) for arg in argv]
+    nones: dict[str, None] = {}
+    path = None
     if "config" in flag_values:
         path = config_path(argv)
         check_path("--config", path)
@@ -101,8 +111,8 @@ def parse_flags(flag_values, argv):
     return rest
 
 
-def check_numbers(flag_values, argv):
-    """Raises UsageError if a numeric flag has digits of another script or, except for config values, is not finite."""
+def check_numbers(flag_values: flags.FlagValues, argv: list[str]) -> None:
+    """Raises UsageError if a numeric flag has non-ASCII digits or, unless it overrides the config, is not finite."""
     for arg, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = arg.lstrip("-").partition("=")
         if not arg.startswith("-") or name not in flag_values:
@@ -110,30 +120,32 @@ def check_numbers(flag_values, argv):
         parser, text = flag_values[name].parser, value if equals else following
         if not isinstance(parser, flags.IntegerParser | flags.FloatParser):
             continue
-        check = real_number if isinstance(parser, flags.FloatParser) and name[:7] != "config." else check_ascii
+        check: Callable[[str], object] = check_ascii
+        if isinstance(parser, flags.FloatParser) and not name.startswith("config."):
+            check = real_number
         try:
             check(text)
         except ValueError as e:
             raise UsageError(f"--{name}={text}: {e}") from None
 
 
-def flag_help(flag_values):
-    """What absl says of the flags, without its own and without the names of modules between them."""
+def flag_help(flag_values: flags.FlagValues) -> str:
+    """Returns absl's help for the flags, without its own flags and without names of modules."""
     own = flag_values.get_help().partition("\nabsl.flags:")[0]
     return "\n".join(line for line in own.splitlines() if line.startswith(" "))
 
 
-def underscored(arg):
-    """--make-reference=X as --make_reference=X; values as they are."""
+def underscored(arg: str) -> str:
+    """Returns --make-reference=X as --make_reference=X; values are unchanged."""
     name, equals, value = arg.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else arg
 
 
-def check_overrides(config, argv):
+def check_overrides(config: ConfigDict | None, argv: list[str]) -> None:
     """Raises UsageError if argv overrides a key that config lacks. config: None without --config."""
     keys = [key for key in map(key_of, argv) if key not in (None, "config")]
     if keys and config is None:
-        raise UsageError(f"--config.{keys[0]} overrides a value of --config=FILE, which must be given too")
+        raise UsageError(f"--config.{keys[0]} overrides a value of a config file; add --config=FILE")
     known = flatten(config) if keys else {}
     sections = {name.partition(".")[0] for name in known}
     for key in keys:
@@ -145,8 +157,8 @@ def check_overrides(config, argv):
         raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
 
 
-def config_path(argv):
-    """The FILE of the last --config=FILE or --config FILE in argv, or None."""
+def config_path(argv: list[str]) -> str | None:
+    """Returns FILE of the last --config=FILE or --config FILE in argv, or None."""
     path = None
     for arg, following in zip(argv, [*argv[1:], None], strict=True):
         if arg.startswith("--config="):
@@ -156,37 +168,37 @@ def config_path(argv):
     return path
 
 
-def load_file(text):
-    """The locked ConfigDict of a config file, FILE or FILE:ARGUMENT: that of its get_config() or get_config(ARGUMENT).
+def load_file(text: str | Path) -> ConfigDict:
+    """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
     Raises UsageError for a file that fails in any way, and for an argument that it does not take.
     """
     path, argument = split_argument(text)
     module = load_module(path, WHAT)
     config = call_function(module, "get_config", WHAT, *check_argument(module, argument))
-    if not isinstance(config, ml_collections.ConfigDict):
+    if not isinstance(config, ConfigDict):
         raise UsageError(f"{WHAT} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
     guarded(lambda: to_json(config), path, WHAT, doing="its config: ")
     if isinstance(config, ml_collections.FrozenConfigDict):
-        config = ml_collections.ConfigDict(config)
+        config = ConfigDict(config)
     config.lock()
     return config
 
 
-def split_argument(text):
-    """(FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
+def split_argument(text: str | Path) -> tuple[str, str | None]:
+    """Returns (FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
     path, mark, argument = str(text).rpartition(".py:")
     if not mark or os.path.exists(text):  # an existing path may contain the mark
         return str(text), None
     return f"{path}.py", argument
 
 
-def check_argument(module, argument):
-    """The arguments of a config file's get_config: () or (argument,). Raises UsageError if it takes others.
+def check_argument(module: ModuleType, argument: str | None) -> tuple[str, ...]:
+    """Returns the arguments of a config file's get_config: () or (argument,). Raises UsageError if it takes others.
 
     ARGUMENTS, if the file has it, lists those that it takes.
     """
-    path, known = module.__file__, getattr(module, "ARGUMENTS", None)
+    path, known = str(module.__file__), getattr(module, "ARGUMENTS", None)
     function = getattr(module, "get_config", None)
     if not callable(function):
         return ()  # `call_function` reports it
@@ -201,14 +213,14 @@ def check_argument(module, argument):
     return () if argument is None else (argument,)
 
 
-def variants(path):
-    """[FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
+def variants(path: str | Path) -> list[str]:
+    """Returns [FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
     known = getattr(load_module(path, WHAT), "ARGUMENTS", ())
     return [f"{path}:{argument}" for argument in known] or [str(path)]
 
 
-def load_config(path, **overrides):
-    """The locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, checked, with `**{"train.num_steps": 100}`.
+def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
+    """Returns the locked ConfigDict of an experiment file, checked, with overrides: `**{"train.num_steps": 100}`.
 
     Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
     """
@@ -223,18 +235,18 @@ def load_config(path, **overrides):
     return config
 
 
-def flatten(config):
-    """{"train.batch_size": 64, …} of a nested config."""
-    flat: dict = {}
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Returns {"train.batch_size": 64, …} of a nested config."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, ConfigDict):
             flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
         else:
             flat[key] = value
     return flat
 
 
-def check_sections(config, sections=SECTIONS):
+def check_sections(config: ConfigDict, sections: Sequence[str] = SECTIONS) -> None:
     """Raises UsageError unless config has exactly these sections."""
     for name in config:
         if name not in sections:
@@ -243,8 +255,8 @@ def check_sections(config, sections=SECTIONS):
         raise UsageError(f"config lacks the sections {', '.join(missing)}")
 
 
-def call(function, section, given, **fixed):
-    """Returns function(**given, **fixed); given: a config section. Raises UsageError for unknown or missing keys."""
+def call(function: Callable[..., T], section: str, given: ConfigDict | Mapping[str, Any], **fixed: Any) -> T:
+    """Returns function(**given, **fixed). given: a config section. Raises UsageError for unknown or missing keys."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in fixed]
     for key in given:
@@ -256,34 +268,34 @@ def call(function, section, given, **fixed):
     return function(**given, **fixed)
 
 
-def to_json(config):
-    """The config as JSON text, keys sorted."""
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON text with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text):
-    """The ConfigDict of `to_json`'s text, with lists as tuples."""
+def from_json(text: str) -> ConfigDict:
+    """Returns the ConfigDict of text written by `to_json`, with lists as tuples."""
     return from_dict(json.loads(text))
 
 
-def from_dict(value):
-    """The ConfigDict of a dict read from JSON, with lists as tuples."""
+def from_dict(value: dict[str, Any]) -> ConfigDict:
+    """Returns the ConfigDict of a dict read from JSON, with lists as tuples."""
 
-    def tuples(value):
+    def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(v) for key, v in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ml_collections.ConfigDict(tuples(value))
+    return ConfigDict(tuples(value))
 
 
-def check_resumable(saved, given):
-    """Raises UsageError naming the keys in which a run's saved config and the given one differ, beyond RESUMABLE."""
-    saved, given = flatten(saved), flatten(from_json(to_json(given)))
+def check_resumable(saved: ConfigDict, given: ConfigDict) -> None:
+    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`."""
+    old, new = flatten(saved), flatten(from_json(to_json(given)))
     differing = [
-        f"{key} is {given.get(key, 'absent')!r}, the run has {saved.get(key, 'absent')!r}"
-        for key in sorted(saved.keys() | given.keys())
-        if saved.get(key, "absent") != given.get(key, "absent") and not key.startswith(RESUMABLE)
+        f"{key} is {new.get(key, 'absent')!r}, the run has {old.get(key, 'absent')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent") and not key.startswith(RESUMABLE)
     ]
     if differing:
         raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")

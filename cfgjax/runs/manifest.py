@@ -1,4 +1,4 @@
-"""Manifests of a run's steps, with the hashes of all files: they decide which steps are complete."""
+"""Manifests with the hashes of all files of a checkpoint step. A step is complete if its files match its manifest."""
 
 import json
 import logging
@@ -11,39 +11,43 @@ from cfgjax.base.json_files import read_json
 log = logging.getLogger("cfgjax")
 
 MANIFEST = "manifest.json"
-REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit after the manifest is made
+REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the commit time to it after the manifest is written
 NONE = type(None)
-ORBAX_KEYS: dict = dict.fromkeys(("metrics", "performance_metrics", "custom_metadata"), (dict, NONE))  # of REWRITTEN
+ORBAX_KEYS: dict[str, tuple[type, ...]] = {  # of REWRITTEN
+    "metrics": (dict, NONE),
+    "performance_metrics": (dict, NONE),
+    "custom_metadata": (dict, NONE),
+}
 ORBAX_KEYS |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), (int, NONE))
 ORBAX_KEYS |= {"item_handlers": (dict, str, NONE)}
 
 
-def step_directories(directory):
+def step_directories(directory: str | Path) -> list[int]:
     """Returns the steps that have a directory, complete or not."""
     return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and is_step(path.name)]
 
 
-def is_step(name):
-    """Whether this is a name that Orbax gives to a step's directory."""
+def is_step(name: str) -> bool:
+    """Whether `name` is that of a step directory of Orbax."""
     return name.isdecimal() and str(int(name)) == name
 
 
-def write_manifest(directory):
+def write_manifest(directory: Path) -> None:
     """Writes the manifest of a step's directory."""
     (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
 
 
-def manifest_digest(directory, step):
-    """The SHA-256 of a step's manifest, which has those of all its files."""
+def manifest_digest(directory: str | Path, step: int) -> str:
+    """Returns the SHA-256 of a step's manifest, and thereby of all its files."""
     return sha256(Path(directory) / str(step) / MANIFEST)
 
 
-def whole_steps(directory):
+def complete_steps(directory: str | Path) -> list[int]:
     """Returns the steps whose files match their manifest."""
     return [step for step in step_directories(directory) if not damage(Path(directory) / str(step))]
 
 
-def damage(path):
+def damage(path: Path) -> str | None:
     """Returns what is wrong with the step directory at path, or None if it is complete."""
     try:
         manifest = read_json(path / MANIFEST)
@@ -61,8 +65,8 @@ def damage(path):
     return None
 
 
-def move_damaged_metadata(directory):
-    """Renames damaged metadata of Orbax, which it does not need to read a step."""
+def move_damaged_metadata(directory: str | Path) -> None:
+    """Renames damaged metadata files of Orbax, which it can do without."""
     for step in step_directories(directory):
         path = Path(directory) / str(step) / REWRITTEN
         try:
@@ -75,7 +79,7 @@ def move_damaged_metadata(directory):
             path.replace(path.with_name(f"{REWRITTEN}.damaged"))
 
 
-def hashes(directory):
-    """{relative path: SHA-256} of every file below directory that a later commit does not rewrite."""
+def hashes(directory: Path) -> dict[str, str]:
+    """Returns {relative path: SHA-256} of every file below directory, except the manifest and REWRITTEN."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, REWRITTEN))
     return {str(path.relative_to(directory)): sha256(path) for path in files}

@@ -2,6 +2,9 @@
 
 import json
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from cfgjax.base.files import reading, writing
 from cfgjax.base.json_files import check_keys, parse_json
@@ -9,16 +12,16 @@ from cfgjax.base.json_files import check_keys, parse_json
 log = logging.getLogger("cfgjax")
 
 NAME = "metrics.jsonl"
-DAMAGED = "metrics.damaged.jsonl"  # next to it, for lines that cannot be read
+DAMAGED = "metrics.damaged.jsonl"  # next to NAME, for lines that cannot be read
 
 
-def metrics_line(step, metrics):
-    """Returns the line for {metric: value} at a step."""
+def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
+    """Returns the line of {metric: value} at a step."""
     return json.dumps({"step": step, **metrics}) + "\n"
 
 
-def step_of(line):
-    """Returns the step of a line, bytes, or None if the line is damaged: not JSON, or a metric that is no number."""
+def step_of(line: bytes) -> int | None:
+    """Returns the step of a line, or None if the line is damaged: not JSON, or with a metric that is not a number."""
     try:
         metrics = parse_json(line, keys={"step": int})
         check_keys(metrics, dict.fromkeys(metrics, float))
@@ -27,12 +30,12 @@ def step_of(line):
     return metrics["step"] if metrics["step"] >= 0 else None
 
 
-def last_logged_step(workdir):
+def last_logged_step(workdir: Path) -> int:
     """Returns the largest step in the metrics of a run, 0 without any; damaged lines are ignored."""
     return max((step for step in map(step_of, read_lines(workdir / NAME)) if step is not None), default=0)
 
 
-def read_lines(path):
+def read_lines(path: Path) -> list[bytes]:
     """Returns the lines of a file as bytes, without blank ones; [] if there is no file."""
     if not path.exists():
         return []
@@ -40,10 +43,10 @@ def read_lines(path):
         return [line for line in file.read().split(b"\n") if line.strip()]
 
 
-def split_lines(workdir, last_step):
-    """Returns (lines up to last_step, damaged lines) of the metrics of a run, as bytes. Later steps are left out.
+def split_lines(workdir: Path, last_step: float) -> tuple[list[bytes], list[bytes]]:
+    """Returns (lines up to last_step, damaged lines) of the metrics of a run, without those of later steps.
 
-    Steps never decrease: a line of a later step before one of last_step or earlier is damaged.
+    Steps never decrease, so a line of a later step is damaged if one of last_step or earlier follows.
     """
     lines = read_lines(workdir / NAME)
     steps = [step_of(line) for line in lines]
@@ -53,12 +56,12 @@ def split_lines(workdir, last_step):
     return [line for line, keep in zip(lines, kept, strict=True) if keep], damaged
 
 
-def read_metrics(workdir, last_step):
+def read_metrics(workdir: Path, last_step: float) -> list[dict[str, Any]]:
     """Returns [{"step": step, metric: value, …}] of the undamaged lines up to last_step."""
     return [json.loads(line) for line in split_lines(workdir, last_step)[0]]
 
 
-def rewind(workdir, last_step):
+def rewind(workdir: Path, last_step: int) -> None:
     """Removes the lines of steps after last_step from the metrics of a run, and moves damaged ones to DAMAGED."""
     path = workdir / NAME
     if not path.exists():

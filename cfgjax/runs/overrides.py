@@ -1,17 +1,19 @@
 """Overrides of config values on the command line. The last override of a key takes effect."""
 
+from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 PREFIXES = ("--config.", "-config.", "--noconfig.", "-noconfig.")
 
 
-def split_overrides(argv, config):
+def split_overrides(argv: list[str], config: ConfigDict | None) -> tuple[list[str], dict[str, None]]:
     """Returns (argv with at most one --config and one override per key, {key: None} for keys whose last value is None).
 
     An override is --config.KEY=VALUE, --config.KEY VALUE, or --config.KEY and --noconfig.KEY for a boolean. absl itself
-    would join repeated tuples and reject None. config: the ConfigDict, None without a config file.
+    would join repeated tuples and reject None. config: None without a config file.
     """
-    words, last = spans(argv, config), {}
+    words = spans(argv, config)
+    last: dict[str, int] = {}
     for i, (key, _) in enumerate(words):
         if key is not None:
             last[key] = i
@@ -23,21 +25,21 @@ def split_overrides(argv, config):
     return [word for span in kept for word in span], nones
 
 
-def spans(argv, config):
-    """Splits argv into [(key, words)]: a key with the words of its override, "config" for the file, None for others."""
-    found: list = []
+def spans(argv: list[str], config: ConfigDict | None) -> list[tuple[str | None, list[str]]]:
+    """Splits argv into [(key, words of its override)]; the key is "config" for the file and None for other words."""
+    result: list[tuple[str | None, list[str]]] = []
     rest = list(argv)
     while rest:
         if rest[0] == "--":
-            return [*found, (None, rest)]
+            return [*result, (None, rest)]
         key = key_of(rest[0])
         takes_next = key is not None and "=" not in rest[0] and len(rest) > 1 and not is_switch(rest[0], key, config)
-        found.append((key, rest[: 1 + takes_next]))
+        result.append((key, rest[: 1 + takes_next]))
         rest = rest[1 + takes_next :]
-    return found
+    return result
 
 
-def key_of(word):
+def key_of(word: str) -> str | None:
     """Returns the key that a word overrides, "config" for --config itself, or None."""
     name = word.partition("=")[0]
     if name in ("--config", "-config"):
@@ -45,12 +47,12 @@ def key_of(word):
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), None)
 
 
-def value_of(span):
+def value_of(span: list[str]) -> str | None:
     """Returns the value in the words of an override, or None for a boolean without a value."""
     return span[0].partition("=")[2] if "=" in span[0] else span[1] if len(span) > 1 else None
 
 
-def is_switch(word, key, config):
+def is_switch(word: str, key: str, config: ConfigDict | None) -> bool:
     """Whether a word without "=" takes no value: --config.KEY of a boolean, or --noconfig.KEY."""
     if key == "config":
         return False

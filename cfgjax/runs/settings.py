@@ -1,4 +1,4 @@
-"""The values that a config may have, key by key: types and ranges, checked in one place before anything else.
+"""Types and ranges of all config values, checked in one place before anything else.
 
 The code that builds a network, a process or a data source checks which keys it takes and how they depend on each other.
 """
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError, one_line
 
@@ -20,39 +20,39 @@ MAX_PER_CELL = 10_000  # samples in a cell of a picture
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of value: `admits(value)` returns whether a value is of this kind, `text` describes it in an error."""
+    """A kind of value. `admits(value)`: whether a value is of this kind. `text` describes the kind in errors."""
 
     text: str
     admits: Callable[[Any], bool]
 
-    def __or__(self, other):
+    def __or__(self, other: "Kind") -> "Kind":
         return Kind(f"{self.text} or {other.text}", lambda value: self.admits(value) or other.admits(value))
 
 
-def integer(low=0, high=MAX_INT):
-    """An integer from low to high, both included."""
+def integer(low: int = 0, high: int = MAX_INT) -> Kind:
+    """Returns the kind of integers from low to high inclusive."""
     text = f"an integer of at least {low}" + ("" if high == MAX_INT else f" and at most {high}")
-    return Kind(text, lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and low <= v <= high)
+    return Kind(text, lambda v: isinstance(v, numbers.Integral) and not isinstance(v, bool) and low <= int(v) <= high)
 
 
-def real(text="a number that is finite in float32", within: Callable[[float], bool] = lambda v: True):
-    """A number that is finite in float32, where it is used, and for which `within` holds there, as `text` says."""
+def real(text: str = "a number that is finite in float32", within: Callable[[float], bool] = lambda v: True) -> Kind:
+    """Returns the kind of numbers that are finite when rounded to float32 and then satisfy `within`."""
     number = lambda v: isinstance(v, numbers.Real) and not isinstance(v, bool)
     return Kind(text, lambda v: number(v) and math.isfinite(in_float32(v)) and within(in_float32(v)))
 
 
-def several(kind, text, *, least=1, lengths=None):
-    """A tuple of values of a kind, with at least `least` of them or with one of `lengths`."""
+def several(kind: Kind, text: str, *, least: int = 1, lengths: tuple[int, ...] | None = None) -> Kind:
+    """Returns the kind of tuples of another kind, with at least `least` values or with one of `lengths`."""
     fits = lambda v: len(v) >= least if lengths is None else len(v) in lengths
     return Kind(text, lambda v: isinstance(v, (tuple, list)) and fits(v) and all(map(kind.admits, v)))
 
 
-def one_of(*values):
-    """One of some strings."""
+def one_of(*values: str) -> Kind:
+    """Returns the kind that consists of some strings."""
     return Kind(" or ".join(map(repr, values)), lambda v: isinstance(v, str) and v in values)
 
 
-def in_float32(value):
+def in_float32(value: numbers.Real) -> float:
     """Returns a number rounded to float32: 1e39 and 10**400 are infinite, 1e-50 is 0, 1 - 1e-9 is 1."""
     try:
         return struct.unpack("f", struct.pack("f", float(value)))[0]
@@ -178,32 +178,32 @@ SETTINGS: dict[str, Kind] = {
 SECTIONS = {key.partition(".")[0] for key in SETTINGS if "." in key}
 
 
-def check_settings(config):
-    """Raises UsageError for the first value of a config that its key does not take."""
+def check_settings(config: ConfigDict) -> None:
+    """Raises UsageError for the first value of a config that is not of its key's kind."""
     for name, value in config.items():
         if name not in SECTIONS:
             check_value(name, value)
-        elif not isinstance(value, ml_collections.ConfigDict):
+        elif not isinstance(value, ConfigDict):
             raise UsageError(f"{name} is {shown(value)}; need a section, with keys such as {example(name)}")
         else:
             for key, inner in value.items():
                 check_value(f"{name}.{key}", inner)
 
 
-def check_value(key, value):
-    """Raises UsageError for a value that the key does not take."""
+def check_value(key: str, value: object) -> None:
+    """Raises UsageError unless the value is of the key's kind."""
     if key in SETTINGS and not SETTINGS[key].admits(value):
         raise UsageError(f"{key} is {shown(value)}; need {SETTINGS[key].text}")
 
 
-def example(section):
-    """The first key of a section."""
+def example(section: str) -> str:
+    """Returns the first key of a section."""
     return next(key for key in SETTINGS if key.startswith(f"{section}."))
 
 
-def shown(value):
-    """The text of a value in an error, on one line and cut if it is long."""
+def shown(value: object) -> str:
+    """Returns the text of a value for an error message, on one line and truncated if it is long."""
     try:
         return one_line(repr(value), 80)
-    except ValueError:  # an integer of thousands of digits
-        return "an integer of too many digits"
+    except ValueError:  # Python does not convert integers of thousands of digits
+        return "an integer with too many digits"

@@ -1,13 +1,15 @@
-"""A run's folder: its config, its lock, and errors in the user's terms when it cannot be used."""
+"""The workdir of a run: reading its config, and locking it for one run."""
 
 import fcntl
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -19,7 +21,7 @@ from cfgjax.runs.kinds import sections
 from cfgjax.runs.metrics_file import last_logged_step
 from cfgjax.runs.settings import check_settings
 
-DATA = "data.json"  # of a data set with a hash: `hash`, `source`, `path`, class names `classes`
+DATA = "data.json"  # `hash`, `source`, `path` and class names `classes` of a data set that has a hash
 REQUIRED = {  # keys of config.json, by section
     "data": ("source", "num_classes", "image_shape"),
     "model": ("name",),
@@ -30,10 +32,10 @@ REQUIRED = {  # keys of config.json, by section
 }
 LATER_SECTIONS = ("evaluate", "cluster")  # absent in older versions
 CONFIG_REMEDY = "restore it from a copy, or use another workdir"
-SHOWN = 16  # characters of a hash
+SHOWN = 16  # characters of a hash in messages
 
 
-def read_config(workdir):
+def read_config(workdir: str | Path) -> ConfigDict:
     """Returns the config of the run in workdir. A boolean `model.remat` of older versions becomes a name.
 
     Raises UsageError if the file is damaged or lacks a section or a required value.
@@ -41,11 +43,11 @@ def read_config(workdir):
     check_path("workdir", workdir)
     path = Path(workdir) / "config.json"
     try:
-        found = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
+        values = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
     try:
-        config = from_dict(found)
+        config = from_dict(values)
         if isinstance(config.model.get("remat"), bool):
             with config.ignore_type():
                 config.model.remat = "blocks" if config.model.remat else "none"
@@ -56,8 +58,8 @@ def read_config(workdir):
     return config
 
 
-def check_complete(config, names, what="it"):
-    """Raises UsageError unless a config, called `what`, has the sections of these names, and their keys of REQUIRED."""
+def check_complete(config: ConfigDict, names: Sequence[str], what: str = "it") -> None:
+    """Raises UsageError unless a config has the sections `names` and their keys of REQUIRED. what: names the config."""
     missing = [name for name in names if name not in config and name not in LATER_SECTIONS]
     if missing:
         raise UsageError(f"{what} lacks the sections {', '.join(missing)}")
@@ -67,16 +69,16 @@ def check_complete(config, names, what="it"):
             raise UsageError(f"{what} lacks {section}.{absent[0]}")
 
 
-def read_data_hash(workdir):
+def read_data_hash(workdir: str | Path) -> str | None:
     """Returns the hash of the data set of the run in workdir, or None if none was recorded."""
     path = Path(workdir) / DATA
     try:
-        return read_json(path, keys={"hash": str}, remedy="delete it; it is written anew when the run resumes")["hash"]
+        return read_json(path, keys={"hash": str}, remedy="delete it; a resumed run writes it again")["hash"]
     except FileNotFoundError:
         return None
 
 
-def read_classes(workdir):
+def read_classes(workdir: str | Path) -> list[str] | None:
     """Returns the class names, by label, of the data set of the run in workdir, or None if they were not recorded."""
     try:
         classes = read_json(Path(workdir) / DATA).get("classes")
@@ -88,16 +90,25 @@ def read_classes(workdir):
 class Claim:
     """Exclusive lock on the workdir (created if missing), released on close or process exit.
 
-    data_hash: of the data set as this process sees it, or None. classes: class names by label, None if unknown.
-    Raises UsageError, and changes nothing of the run, if the workdir cannot be written, is in use, or holds a run on
-    another data set, without its checkpoints, or with a config that differs in more than run length, cadence and mesh;
-    also if a process sees another workdir or other data than the first.
+    data_hash: hash of the data set as this process sees it, or None. classes: class names by label, None if unknown.
+    Raises UsageError, and leaves the run unchanged, if the workdir cannot be written, is in use, or holds a run that
+    lost its checkpoints, was trained on another data set, or has a config that differs in keys other than RESUMABLE;
+    also if this process sees another workdir or other data than the first.
     """
 
-    def __init__(self, workdir, config, data_hash=None, classes=None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: ConfigDict,
+        data_hash: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
         check_path("workdir", workdir)
-        self.path, self._config, self._data_hash, self._classes = Path(workdir), config, data_hash, classes
-        self._lock: Any = None  # of the first process
+        self.path = Path(workdir)
+        self._config = config
+        self._data_hash = data_hash
+        self._classes = classes
+        self._lock: TextIO | None = None  # open in the first process only
         token = processes.decided(self._take, f"the claim of {workdir}")
         try:
             self._check_others(token)
@@ -105,7 +116,7 @@ class Claim:
             self.close()
             raise
 
-    def _check_others(self, token):
+    def _check_others(self, token: str) -> None:
         """Raises UsageError if a process sees another workdir or other data than the first."""
         lock = self.path / ".lock"
         own = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
@@ -120,36 +131,37 @@ class Claim:
                 there = f"process {i} has the data set with hash {here} at {self._config.data.get('path')}"
                 raise UsageError(f"{there}, process 0 the one with hash {first}; all need the same")
 
-    def _take(self):
-        """A word that is now in the lock file."""
+    def _take(self) -> str:
+        """Locks the workdir and checks its run. Returns a random token, which is now in the lock file."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "a+")
         except OSError as e:
             raise UsageError(f"workdir {self.path} cannot be written: {e.strerror}") from e
         try:
-            token = self._take_lock()
+            token = self._take_lock(self._lock)
             self._check_run()
             return token
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self):
+    def _take_lock(self, lock: TextIO) -> str:
+        """Locks an open lock file and writes the process id and a random token, which it returns."""
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().partition(" ")[0].strip()
+            lock.seek(0)
+            holder = lock.read().partition(" ")[0].strip()
             raise UsageError(f"workdir {self.path} is in use by process {holder}") from None
         token = secrets.token_hex(8)
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()} {token}\n")
-        self._lock.flush()
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} {token}\n")
+        lock.flush()
         return token
 
-    def _check_run(self):
-        """Compares the run that is here, if there is one, with the config and with its own traces."""
+    def _check_run(self) -> None:
+        """Raises UsageError if the workdir holds a run that does not fit the config or has lost its checkpoints."""
         checkpoints = self.path / "checkpoints"
         steps = [path for path in checkpoints.glob("*") if path.name.isdecimal()]
         if not (self.path / "config.json").exists():
@@ -160,28 +172,28 @@ class Claim:
         check_resumable(saved, self._config)
         self._check_data()
         logged = last_logged_step(self.path)
-        # a save waits for the one before it: past two cadences there was a checkpoint
+        # a save waits for the previous one, so after two cadences at least one checkpoint was complete
         expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
         if expected and not steps:
             raise UsageError(
                 f"workdir {self.path} has metrics up to step {logged} but no checkpoint; nothing was overwritten. "
-                "Put its checkpoints back, or take another workdir"
+                "Restore its checkpoints, or use another workdir"
             )
 
-    def _check_data(self):
-        """Compares the data set with that which the run was trained on so far."""
+    def _check_data(self) -> None:
+        """Raises UsageError if the run was trained on another data set."""
         saved, given = read_data_hash(self.path), self._data_hash
         if saved is not None and given is not None and saved != given:
-            there = f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}"
             raise UsageError(
-                f"the run in workdir {self.path} is on the data set with hash {saved[:SHOWN]}, and {there}; nothing "
-                "was overwritten. Put the first back, or take another workdir"
+                f"the run in workdir {self.path} was trained on the data set with hash {saved[:SHOWN]}, but "
+                f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}; nothing "
+                "was overwritten. Restore the first data set, or use another workdir"
             )
 
-    def write_config(self):
+    def write_config(self) -> None:
         """Writes config.json and, if the data set has a hash, data.json, in the first process. Each write is atomic.
 
-        For a run of an older version, the data set is recorded from now on.
+        A run of an older version, which did not record its data set, does so from now on.
         """
         if jax.process_index() != 0:
             return
@@ -193,7 +205,7 @@ class Claim:
         with writing(self.path / "config.json") as new:
             new.write_text(to_json(self._config))
 
-    def close(self):
-        """Releases the workdir."""
+    def close(self) -> None:
+        """Releases the lock."""
         if self._lock is not None:
             self._lock.close()

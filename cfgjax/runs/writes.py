@@ -1,22 +1,29 @@
-"""Writes of a checkpoint in progress: their sizes, and failures as soon as they happen."""
+"""Writes of a checkpoint in progress: their sizes, and their failures as soon as they happen."""
 
 import contextlib
 import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+Handler = TypeVar("Handler", bound=ocp.AsyncCheckpointHandler)
 
 
 class SaveError(OSError):
-    """A checkpoint that could not be written."""
+    """A checkpoint could not be written."""
 
 
-def save_error(step, error):
-    """Returns a SaveError of one line, with the innermost reason of an error."""
+def save_error(step: int | None, error: BaseException) -> SaveError:
+    """Returns a SaveError with one line, the innermost reason of an error."""
     return SaveError(f"saving step {step} failed: {' '.join(str(error).split()).rpartition(': ')[-1]}")
 
 
-def check_space(directory, step, state):
-    """Raises SaveError if the disk has less space than the state takes."""
+def check_space(directory: Path, step: int, state: PyTree) -> None:
+    """Raises SaveError if the disk has less free space than the state needs."""
     needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(directory).free
     if needed > free:
         space = f"step {step} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
@@ -24,42 +31,42 @@ def check_space(directory, step, state):
 
 
 class Noticed:
-    """Wraps a future of Orbax: passes its exception to `notice` before raising it."""
+    """A future of Orbax that passes its exception to `notice` before raising it."""
 
-    def __init__(self, future, notice):
+    def __init__(self, future: Any, notice: Callable[[BaseException], None]) -> None:
         self._future, self._notice = future, notice
 
-    def result(self, timeout=None):
-        """Waits for the write. Raises its exception."""
+    def result(self, timeout: float | None = None) -> Any:
+        """Waits for the write, and raises its exception."""
         try:
             return self._future.result(timeout)
         except BaseException as e:
             self._notice(e)
             raise
 
-    def cancel(self):
+    def cancel(self) -> Any:
         """Cancels the write."""
         return self._future.cancel()
 
 
-def noticing(handler, notice):
-    """Changes a handler to pass the exception of a failed write to `notice` at once, and returns it.
+def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handler:
+    """Changes an Orbax handler to pass the exception of a failed write to `notice` at once. Returns the handler.
 
-    Orbax itself raises the exception only after a barrier, which the other processes never reach.
+    Orbax itself raises the exception only after a barrier that the other processes never reach.
     """
     save = handler.async_save
 
-    async def async_save(*args, **kwargs):
+    async def async_save(*args: Any, **kwargs: Any) -> list[Noticed]:
         return [Noticed(future, notice) for future in await save(*args, **kwargs) or []]
 
     setattr(handler, "async_save", async_save)  # noqa: B010  not a subclass: Orbax's registry would not know it
     return handler
 
 
-def sizes(paths):
-    """Returns {path: bytes} of the existing ones."""
-    found = {}
+def sizes(paths: Iterable[Path]) -> dict[Path, int]:
+    """Returns {path: size in bytes} of those paths that exist."""
+    result = {}
     for path in paths:
         with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile
-            found[path] = path.stat().st_size
-    return found
+            result[path] = path.stat().st_size
+    return result

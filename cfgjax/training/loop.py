@@ -11,7 +11,7 @@ from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
 from cfgjax.distributed import collectives as processes
 from cfgjax.runs.checkpoint import Checkpoints
-from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.extensions import ExtensionError, name_of, naming
@@ -86,7 +86,7 @@ def fit(run, claim, stop):
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
                 return Outcome(done, runlog.last)
     except OSError as e:
-        whole = max(whole_steps(directory), default=None)
+        whole = max(complete_steps(directory), default=None)
         kept = "no step is saved" if whole is None else f"step {whole} is whole"
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
 

@@ -49,12 +49,12 @@ def test_a_process_of_another_config_or_code_ends_all_with_the_name_of_what_diff
     for error in meet((3, 0, FACTS), (3, 1, FACTS), (3, 2, other)):
         assert isinstance(error, UsageError)
         assert "process 2 on" in str(error)
-        assert "config.train.batch_size is 32 there, 64 at process 0" in str(error)
+        assert "config.train.batch_size is 32, in process 0 it is 64" in str(error)
 
 
 def test_a_process_that_was_told_of_another_number_is_named():
     for error in meet((2, 0, FACTS), (3, 1, FACTS)):
-        assert "process 1 on" in str(error) and "was told of 3 processes, process 0 of 2" in str(error)
+        assert "process 1 on" in str(error) and "has num_processes 3, process 0 has 2" in str(error)
 
 
 def test_two_processes_of_one_number_are_told():
@@ -65,7 +65,7 @@ def test_two_processes_of_one_number_are_told():
 def test_a_process_that_does_not_come_is_named_in_bounded_time():
     start = time.monotonic()
     for error in meet((4, 0, FACTS), (4, 2, FACTS), seconds=1.0):
-        assert "of 4 processes 1, 3 did not come to localhost:" in str(error)
+        assert "of 4 processes 1, 3 did not connect to localhost:" in str(error)
     assert time.monotonic() - start < 5
 
 
@@ -73,14 +73,14 @@ def test_a_process_that_does_not_come_is_named_in_bounded_time():
 def test_a_process_0_that_cannot_be_reached_is_an_error_with_its_address(host):
     address, start = f"{host}:{free_port()}", time.monotonic()
     (error,) = meet((2, 1, FACTS), seconds=1.0, address=address)
-    assert f"process 1 on {socket.gethostname()} cannot reach process 0 at {address} in 1 s" in str(error)
+    assert f"process 1 on {socket.gethostname()} cannot reach process 0 at {address} within 1 s" in str(error)
     assert time.monotonic() - start < 10
 
 
 def test_a_port_that_is_taken_is_told():
     with socket.create_server(("", 0)) as server:
         (error,) = meet((2, 0, FACTS), address=f"localhost:{server.getsockname()[1]}")
-    assert "process 0 cannot listen at port" in str(error)
+    assert "process 0 cannot listen on port" in str(error)
 
 
 @pytest.mark.parametrize("host", ["", "127.0.0.1", "::1", "::"])
@@ -90,7 +90,7 @@ def test_a_port_of_jax_in_use_is_reported_to_all_at_once(host):
         errors = meet((2, 0, FACTS), (2, 1, FACTS), address=f"localhost:{port}")
     for error in errors:
         assert isinstance(error, UsageError)
-        assert f"process 0 cannot listen at port {port + 1}, which jax needs: Address already in use" in str(error)
+        assert f"process 0 cannot listen on port {port + 1}, which jax needs: Address already in use" in str(error)
     assert time.monotonic() - begun < 3
 
 

@@ -125,7 +125,7 @@ def test_before_its_time_limit_a_job_saves_and_is_put_back_into_the_queue(tmp_pa
     job = submit(f"{limits} --tasks_per_node=2 -- {TRAIN} --workdir={tmp_path / 'run'}")
     assert ended(job) == ("COMPLETED", 0)
     lines = [line for line in log(tmp_path / "run", job).splitlines() if not line.startswith(("srun", "slurmstepd"))]
-    assert lines == 2 * ["started"] + 2 * ["saved"] + ["preempted and saved: back into the queue"] + 2 * ["went on"]
+    assert lines == 2 * ["started"] + 2 * ["saved"] + ["preempted and saved: requeued"] + 2 * ["went on"]
 
 
 def test_a_cancelled_job_saves_and_is_not_put_back(tmp_path, task):

@@ -13,6 +13,7 @@ from command import end_all, finish_all, free_port, run, start, start_several
 from test_cli import metrics, state, wait_for_step
 from tiny import same_trees
 
+pytestmark = pytest.mark.e2e
 STEPS = 300
 TRAIN = (
     "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=128 "
@@ -128,7 +129,7 @@ def test_a_frozen_process_is_named(tmp_path):
     code, _, err = finish_all(processes[:1])[0]
     assert code == 1
     assert time.monotonic() - frozen < 16
-    assert re.search(r"process 1 on \S+ \(pid \d+\) has not been heard of for \d+ s: frozen", err.splitlines()[-1])
+    assert re.search(r"process 1 on \S+ \(pid \d+\) has sent nothing for \d+ s: it is frozen", err.splitlines()[-1])
     processes[1].send_signal(signal.SIGCONT)
     assert finish_all(processes[1:])[0][0] == 1
 
@@ -164,7 +165,7 @@ def test_processes_of_different_configs_are_told_apart_at_the_start(tmp_path):
     )
     for code, _, err in ends:
         assert code == 2
-        assert "train.batch_size is 16 there, 32 at process 0" in err
+        assert "train.batch_size is 16, in process 0 it is 32" in err
         assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -173,7 +174,7 @@ def test_a_coordinator_that_is_not_there_is_an_error_with_its_address(tmp_path):
     flags = f"--coordinator=localhost:{free_port()} --num_processes=2 --process_id=1"
     code, _, err = run(train(tmp_path / "run", flags, "--config.cluster.start_timeout_seconds=2"))
     assert code == 1
-    assert re.search(r"process 1 on \S+ cannot reach process 0 at localhost:\d+ in 2 s: Connection refused", err)
+    assert re.search(r"process 1 on \S+ cannot reach process 0 at localhost:\d+ within 2 s: Connection refused", err)
     assert len(err.strip().splitlines()) == 1
 
 

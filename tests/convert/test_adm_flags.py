@@ -75,7 +75,7 @@ def test_a_classifier_is_seen_in_its_weights_and_has_flags_of_its_own():
     assert preset.arguments == config | {"channel_mult": (1, 2), "attention_resolutions": (2,), "num_head_channels": 64}
     assert preset == preset_of(flags | {"channels": 32, "depth": 1}, state_dict)
     wrong = preset_of(flags | {"depth": 2}, state_dict)
-    assert "--classifier_width is 128, the weights have 32" in explained(wrong, state_dict)
+    assert "--classifier_width is 128, but the weights have 32" in explained(wrong, state_dict)
     assert "--classifier_depth and --channel_mult make 6 input blocks, not 4" in explained(wrong, state_dict)
 
 
@@ -105,20 +105,20 @@ def test_defaults_are_those_of_guided_diffusion():
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"num_channels": 64}, "num_channels is 64, the weights have 32"),
-        ({"num_res_blocks": 10**4}, "num_res_blocks is 10000, the weights have 1"),
-        ({"num_res_blocks": 3}, r"\d+ missing.*num_res_blocks is 3, the weights have 1"),
-        ({"channel_mult": "1,3"}, r"has shape .*, the network needs .*channel_mult is 1,3, the weights have 1,2"),
-        ({"channel_mult": "1"}, "channel_mult is 1, the weights have 1,2"),
-        ({"attention_resolutions": "16,8"}, "attention_resolutions is 16,8, the weights have 8"),
-        ({"attention_resolutions": ""}, "attention_resolutions is empty, the weights have 8"),
-        ({"class_cond": False}, "not used: label_emb.weight.*class_cond is false, the weights have true"),
-        ({"num_classes": 6}, r"label_emb\.weight has shape \(5, 128\).*num_classes is 6, the weights have 5"),
+        ({"num_channels": 64}, "num_channels is 64, but the weights have 32"),
+        ({"num_res_blocks": 10**4}, "num_res_blocks is 10000, but the weights have 1"),
+        ({"num_res_blocks": 3}, r"\d+ missing.*num_res_blocks is 3, but the weights have 1"),
+        ({"channel_mult": "1,3"}, r"has shape .*, but the network needs .*_mult is 1,3, but the weights have 1,2"),
+        ({"channel_mult": "1"}, "channel_mult is 1, but the weights have 1,2"),
+        ({"attention_resolutions": "16,8"}, "attention_resolutions is 16,8, but the weights have 8"),
+        ({"attention_resolutions": ""}, "attention_resolutions is empty, but the weights have 8"),
+        ({"class_cond": False}, "not used: label_emb.weight.*class_cond is false, but the weights have true"),
+        ({"num_classes": 6}, r"label_emb\.weight has shape \(5, 128\).*num_classes is 6, but the weights have 5"),
         (
             {"learn_sigma": False},
-            r"out\.2\.bias has shape \(6,\), the network needs \(3,\).*learn_sigma is false, the weights have true",
+            r"out\.2\.bias has shape \(6,\), but .* needs \(3,\).*learn_sigma is false, but the weights have true",
         ),
-        ({"use_scale_shift_norm": False}, "use_scale_shift_norm is false, the weights have true"),
+        ({"use_scale_shift_norm": False}, "use_scale_shift_norm is false, but the weights have true"),
         ({"image_size": 15}, "cannot be halved"),
     ],
 )
@@ -162,8 +162,8 @@ def convert(folder, name, flags, *others):
         ("noise_schedule", ["linear"], "need one of linear, cosine"),
         ("diffusion_steps", 1, "need an integer in 2"),
         ("diffusion_steps", 10**12, "need an integer in 2"),
-        ("predict_xstart", True, "predict the noise"),
-        ("image_size", 32, "channel_mult must be given for images of 32"),
+        ("predict_xstart", True, "predicts the noise"),
+        ("image_size", 32, "channel_mult must be given for 32×32 images"),
         ("num_chanels", 32, "no flag 'num_chanels', did you mean 'num_channels'"),
     ],
 )

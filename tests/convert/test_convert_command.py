@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 
-import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,7 @@ from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.checkpoint import Cadence, Checkpoints, load_params
 from cfgjax.runs.kinds import sections
-from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.workdir import read_config
 from cfgjax.training.state import TrainState
 
@@ -81,7 +80,7 @@ def runs(files, tmp_path_factory):
 def test_a_conversion_leaves_an_ordinary_workdir(runs, name):
     config = read_config(runs / name)
     assert set(config) == set(sections(config))
-    assert whole_steps(runs / name / "checkpoints") == [0]
+    assert complete_steps(runs / name / "checkpoints") == [0]
     params, step = load_params(runs / name, config)
     shapes = check_network(make_network(config), config.data.image_shape)
     assert step == 0
@@ -197,29 +196,27 @@ class Code:
         return open, (str(self.path), "w")
 
 
-def test_bad_usage_exits_with_2_and_one_line(tmp_path):
-    (tmp_path / "code.pt").write_bytes(pickle.dumps({"x": Code(tmp_path / "made")}, 2))
-    flags = f"--checkpoint={tmp_path / 'code.pt'} --out={tmp_path / 'run'}"
-    code, out, err = command.run(f"convert openai-adm --preset=classifier64 {flags}")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("cfgjax: error: ") and "which is not a tensor; refused" in err
-    assert os.listdir(tmp_path) == ["code.pt"]
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path):
+    (tmp_path / "tiny.pt").write_bytes(pickle.dumps({"x": Code(tmp_path / "made")}, 2))
+    with pytest.raises(UsageError, match=r"\A[^\n]* which is not a tensor; refused[^\n]*\Z"):
+        convert(tmp_path, "tiny", tmp_path / "run")
+    assert os.listdir(tmp_path) == ["tiny.pt"]
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "its first word is one of openai-adm, diffusers, to-openai-adm"),
-        (["--preset=tiny"], "its first word is one of"),
+        ([], "the first word must be one of openai-adm, diffusers, to-openai-adm"),
+        (["--preset=tiny"], "the first word must be one of"),
         (["openai_adm"], "unknown conversion 'openai_adm', did you mean 'openai-adm'?"),
         (["openai-adm"], "--preset and --checkpoint and --out must be given"),
         (["openai-adm", "--presto=tiny"], "presto"),
-        (["openai-adm", "tiny"], "takes flags only"),
+        (["openai-adm", "tiny"], "takes only flags"),
         (["openai-adm", "--preset=tinny", *NEW], "unknown preset 'tinny', did you mean 'tiny'?"),
         (["openai-adm", "--preset=tiny", *NEW], "cannot read x.pt: No such file"),
         (["openai-adm", "--preset=tiny_uncond", *NEW, "--null_label"], "conditional on labels"),
         (["openai-adm", "--preset=tiny_classifier", *NEW, "--null-label"], "conditional on labels"),
-        (["diffusers", "--checkpoint=absent", "--out=new"], "absent is not a folder of diffusers"),
+        (["diffusers", "--checkpoint=absent", "--out=new"], "absent is not a diffusers folder"),
         (["diffusers", "--checkpoint=absent", "--out=new", "--betas=sigmoid"], "betas"),
         (["to-openai-adm", "--workdir=absent", "--out=x.npz"], "absent holds no run"),
         (["to-openai-adm", "--workdir=absent", "--out=x.bin"], "the ending must be .npz"),
@@ -302,8 +299,8 @@ def test_a_bin_file_is_read_too(pipeline):
     [
         ("unet/config.json", "{", "config.json is damaged: it is not JSON"),
         ("unet/config.json", "[]", "it is a list, not an object"),
-        ("unet/config.json", '{"norm_eps": 1e-06}', "norm_eps 1e-06; accepted is 1e-05"),
-        ("unet/diffusion_pytorch_model.safetensors", "{}", "neither a PyTorch file"),
+        ("unet/config.json", '{"norm_eps": 1e-06}', "norm_eps 1e-06; accepted: 1e-05"),
+        ("unet/diffusion_pytorch_model.safetensors", "{}", "not a PyTorch, .npz"),
         ("scheduler/scheduler_config.json", '{"beta_schedule": "sigmoid"}', "has beta_schedule 'sigmoid'"),
     ],
 )

@@ -33,10 +33,10 @@ def test_the_best_of_the_weights_is_taken(names, tmp_path):
 
 
 def test_a_network_a_pipeline_and_its_averages_are_found(tmp_path):
-    with pytest.raises(UsageError, match="is not a folder of diffusers: there is no .*config.json"):
+    with pytest.raises(UsageError, match="is not a diffusers folder: there is no .*config.json"):
         network_folder(tmp_path)
     (tmp_path / "model_index.json").touch()
-    with pytest.raises(UsageError, match="is a pipeline of diffusers without unet/config.json"):
+    with pytest.raises(UsageError, match="is a diffusers pipeline without unet/config.json"):
         network_folder(tmp_path)
     for name in ("unet", "unet_ema", "."):
         (tmp_path / name).mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ def make(name):
     return MAKERS[PRESETS[name].kind](PRESETS[name].arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_as_many_as_published(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes_of(*make(name)))) == COUNTS[name]

@@ -139,7 +139,7 @@ def test_shards_are_joined(index):
 
 def test_a_missing_shard_is_named(index, tmp_path):
     (tmp_path / "w-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"of which w-00002-of-00002\.safetensors are missing\Z"):
+    with pytest.raises(UsageError, match=r"names 2 shards; missing: w-00002-of-00002\.safetensors\Z"):
         read_state_dict(index(BOTH))
 
 

@@ -87,8 +87,8 @@ def test_crops_depend_on_seed_step_and_place_alone_and_stay_within_the_image():
 
 def test_a_crop_of_the_whole_is_the_image_and_a_plane_stays_a_plane():
     ramp = np.repeat(np.linspace(-1, 1, 8, dtype=np.float32)[None, :, None], 8, axis=0)
-    np.testing.assert_allclose(crop(1.0, ramp, (0.3, 0.9, 0.1)), ramp, atol=1e-6)
-    part = crop(0.5, ramp, (0.0, 0.5, 0.5))[:, 1:-1]
+    np.testing.assert_allclose(crop(1.0, ramp, np.array([0.3, 0.9, 0.1])), ramp, atol=1e-6)
+    part = crop(0.5, ramp, np.array([0.0, 0.5, 0.5]))[:, 1:-1]
     steps = np.diff(part, axis=1)
     np.testing.assert_allclose(steps, steps.mean(), atol=1e-6)
     assert 0.4 < steps.mean() / (2 / 7) < 0.6

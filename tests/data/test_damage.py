@@ -80,7 +80,7 @@ def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
         lambda: prepare(folder, "--encoding=raw"),
         lambda: run(["prepare", "--verify", str(folder / "set")]),
     ):
-        with pytest.raises(UsageError, match=r"dataset\.json.*anew") as raised:
+        with pytest.raises(UsageError, match=r"dataset\.json.*again") as raised:
             use()
         assert len(str(raised.value).splitlines()) == 1
 
@@ -89,7 +89,7 @@ def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
 def test_a_damaged_request_is_one_line_that_says_what_to_do(kind, folder):
     interrupted(folder)
     DAMAGE[kind](folder / "set" / "request.json")
-    with pytest.raises(UsageError, match=r"request\.json.*anew") as raised:
+    with pytest.raises(UsageError, match=r"request\.json.*again") as raised:
         prepare(folder, "--encoding=raw")
     assert len(str(raised.value).splitlines()) == 1
 
@@ -146,7 +146,7 @@ def relabelled(folder):
 
 def test_verifying_finds_a_changed_byte_wherever_it_is(folder, capsys):
     assert run(["prepare", "--verify", str(folder / "set")]) == 0
-    assert "300 images are as they were written" in capsys.readouterr().out
+    assert "300 images match their hashes" in capsys.readouterr().out
     path = folder / "set" / "shard-00000-of-00002.array_record"
     whole = path.read_bytes()
     for place in (0.0, 0.3, 0.6, 0.9999):

@@ -69,7 +69,7 @@ def test_padding_puts_the_image_in_the_middle_of_black_and_refuses_larger_ones()
     made, _ = Converter(32, "pad", 1)(image)
     assert np.array_equal(made[2:30, 2:30], image)
     assert made.sum() == image.sum(dtype=int)
-    with pytest.raises(ValueError, match="is 40×28, larger than the 32×32"):
+    with pytest.raises(ValueError, match="is 40×28, larger than the padded size 32×32"):
         Converter(32, "pad", 1)(noise(28, 40))
 
 

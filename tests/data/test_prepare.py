@@ -86,16 +86,17 @@ def test_files_are_neither_too_few_for_workers_nor_too_many_to_hold_open():
     assert 60_000 / shard_size(60_000) >= 30
 
 
+@pytest.mark.e2e
 def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tmp_path):
     write_npz(tmp_path / "a.npz", count=1500, shape=(64, 64, 3))
     words = f"prepare npz {tmp_path}/a.npz {tmp_path}/{{}} --size=96 --workers=1"
     process = command.start(words.format("killed"))
-    command.wait_until(lambda: list((tmp_path / "killed").glob("shard-*.json")))
+    command.wait_until(lambda: list((tmp_path / "killed").glob("shard-*.json")), 300)
     workers = command.children(process.pid)
     process.send_signal(signal.SIGKILL)
     assert command.finish(process)[0] == -9
     assert workers
-    command.wait_until(lambda: not any(map(command.lives, workers)), 10)
+    command.wait_until(lambda: not any(map(command.lives, workers)), 60)
     assert not (tmp_path / "killed" / "dataset.json").exists()
     with pytest.raises(UsageError, match="is not complete; the same cfgjax prepare command resumes"):
         opened(tmp_path / "killed", image_shape=(96, 96, 3))
@@ -109,6 +110,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tm
     assert names("killed") == names("straight")
 
 
+@pytest.mark.e2e
 def test_a_full_disk_is_told_and_what_is_there_is_gone_on_with(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -144,7 +146,7 @@ def test_truncated_images_are_listed_and_left_out(tmp_path, capsys):
     root = broken_folder(tmp_path / "images")
     assert prepare("folder", root, tmp_path / "set", "--size=8") == 0
     out = capsys.readouterr().out
-    assert "left out, cannot be decoded: bee/part0/0.png" in out
+    assert "left out (cannot be decoded): bee/part0/0.png" in out
     told = about(tmp_path / "set")
     assert [error["name"] for error in told["errors"]] == ["bee/part0/0.png", "bee/part1/1.png"]
     assert all(error["reason"] for error in told["errors"])
@@ -240,7 +242,7 @@ def test_missing_and_damaged_files_of_a_prepared_set_are_told(tmp_path):
     content[content.find(image[5].tobytes()) + 7] ^= 1
     file.write_bytes(content)
     assert np.array_equal(found.images(np.array([4, 6])), image[[4, 6]])
-    with pytest.raises(OSError, match=f"{file.name} is damaged: .*; prepare the data set anew"):
+    with pytest.raises(OSError, match=f"{file.name} is damaged: .*; prepare the data set again"):
         found.images(np.array([5]))
     file.unlink()
     with pytest.raises(UsageError, match=r"lacks shard-00000-of-00001\.array_record \(1 of 1 files\)"):
@@ -262,7 +264,7 @@ def test_a_broken_image_of_a_folder_read_directly_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "its first word is one of folder, tfds, npz"),
+        ([], "the first word must be one of folder, tfds, npz"),
         (["foldr", "a", "b"], "unknown kind of data 'foldr', did you mean 'folder'"),
         (["folder", "a"], "cfgjax prepare folder IN OUT --size=…; given a"),
         (["npz", "a", "b", "c"], "cfgjax prepare npz IN OUT --size=…; given a b c"),

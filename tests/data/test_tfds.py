@@ -15,7 +15,7 @@ from cfgjax.data.sources.registry import open_source
 from cfgjax.data.sources.tfds import Tfds, list_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of TFDS and what it imports
+pytestmark = [pytest.mark.e2e, pytest.mark.filterwarnings("ignore")]  # warnings of TFDS and what it imports
 SYNSETS = ["n00000003", "n00000001", "n00000002"]
 
 

@@ -20,6 +20,8 @@ from cfgjax.diffusion.process import alpha_sigma, broadcast_left
 from cfgjax.diffusion.samplers import SAMPLERS, initial_noise
 from cfgjax.diffusion.schedules import logsnr_grid
 
+pytestmark = pytest.mark.slow
+
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.6]), [0.5, 0.3, 0.2])
 NULL = MIXTURE.num_components
 Z = jax.random.normal(jax.random.key(0), (8, 2))

@@ -13,6 +13,8 @@ from cfgjax.diffusion.process import broadcast_left, eps_from_x
 from cfgjax.diffusion.samplers import SAMPLERS, ancestral, ddim_encode, initial_noise, noise_at
 from cfgjax.diffusion.schedules import logsnr_grid
 
+pytestmark = pytest.mark.slow
+
 KEYS = jax.random.split(jax.random.key(0), 16)
 GRID = logsnr_grid(4, "cosine", -10.0, 10.0)
 

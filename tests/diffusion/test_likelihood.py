@@ -23,6 +23,8 @@ from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.process import alpha_sigma, broadcast_left, eps_from_x, split_variance
 from cfgjax.diffusion.schedules import logsnr_grid
 
+pytestmark = pytest.mark.slow
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 LEVELS = np.linspace(-1, 1, 256)  # of 8-bit data
 bound_of = jax.jit(bits_per_dim, static_argnames=("eps_fn", "clip"))

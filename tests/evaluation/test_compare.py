@@ -56,7 +56,7 @@ def compare(*words):
 
 def published(**changed):
     """Targets like cfg_imagenet64, of which everything is stated."""
-    content = copy.deepcopy(targets.load("cfg_imagenet64"))
+    content = copy.deepcopy(targets.load_targets("cfg_imagenet64"))
     content["setting"] |= {"label_policy": "balanced", "data": "npz", "reference": REFERENCE["origin"], **changed}
     return content
 
@@ -74,7 +74,7 @@ def published(**changed):
     ],
 )
 def test_targets_are_the_papers_numbers(name, count, row):
-    content = targets.load(name)
+    content = targets.load_targets(name)
     assert content["name"] == name
     assert len(content["rows"]) == count
     assert any(row.items() <= found.items() for found in content["rows"])
@@ -82,20 +82,20 @@ def test_targets_are_the_papers_numbers(name, count, row):
 
 def test_every_weight_has_a_published_row_for_every_setting():
     for name, key in [("cfg_imagenet64", "p_uncond"), ("cfg_imagenet128", "num_steps")]:
-        rows = targets.load(name)["rows"]
+        rows = targets.load_targets(name)["rows"]
         pairs = {(row["w"], row[key]) for row in rows}
         assert len(pairs) == len(rows) == len({w for w, _ in pairs}) * len({value for _, value in pairs}) == 14 * 3
 
 
 def test_only_the_unguided_conditional_row_of_classifier_guidance_has_a_weight():
-    (row,) = [row for row in targets.load("adm_imagenet256")["rows"] if "w" in row]
+    (row,) = [row for row in targets.load_targets("adm_imagenet256")["rows"] if "w" in row]
     assert row["w"] == 0
     assert row["conditional"] and not row["classifier_guidance"]
 
 
 def test_recalled_settings_are_named_and_nothing_else_is_cited():
     for name in targets.published():
-        content = targets.load(name)
+        content = targets.load_targets(name)
         assert {"sampler", "v"} <= set(content["recalled"]) <= set(targets.SETTINGS)
         assert "arXiv:" in content["source"] and ".txt" not in content["source"]
 
@@ -294,13 +294,13 @@ def test_the_plot_has_every_curve_and_published_rows_where_they_belong(tmp_path,
     write(tmp_path / "b", record(network="classifier"))
     content = {name: [record_of(file) for file in (tmp_path / name).rglob("frontier.json")] for name in "ab"}
     runs = {name: [make_run(str(i), one) for i, one in enumerate(records)] for name, records in content.items()}
-    drawn = figure(runs["a"], targets.load("cfg_imagenet64"))
+    drawn = figure(runs["a"], targets.load_targets("cfg_imagenet64"))
     (axis,) = drawn.axes
     labels = axis.get_legend_handles_labels()[1]
     assert labels == ["0", "1", *(f"cfg_imagenet64, p_uncond={p}" for p in (0.1, 0.2, 0.5))]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("FID", "IS")
     assert {text.get_text() for text in axis.texts} == {"0", "0.1"}
-    (axis,) = figure(runs["b"], targets.load("cfg_imagenet64")).axes
+    (axis,) = figure(runs["b"], targets.load_targets("cfg_imagenet64")).axes
     assert axis.get_xlabel() == "FD-classifier" and axis.get_legend_handles_labels()[1] == ["0"]
     assert compare(tmp_path / "a", f"--plot={tmp_path / 'out.png'}") == 0
     with Image.open(tmp_path / "out.png") as picture:
@@ -445,10 +445,10 @@ def test_a_frontier_with_one_changed_digit_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"rows": []}, "rows must be objects, one at least"),
+        ({"rows": []}, "rows must be at least one object"),
         ({"rows": [{"w": "0", "p_uncond": 0.1}]}, "a row has the w '0'; need a number"),
         ({"rows": [{"w": 0, "p_uncond": 0.1, "fid": None}]}, "a row has the fid None"),
-        ({"rows": [{"w": 0, "fid": 1.0}]}, "setting lacks p_uncond; null stands for what is not stated"),
+        ({"rows": [{"w": 0, "fid": 1.0}]}, "setting lacks p_uncond; use null for what is not stated"),
         ({"setting": published(num_step=3)["setting"]}, "unknown setting 'num_step', did you mean 'num_steps'?"),
         ({"setting": published(p_uncond=0.1)["setting"]}, "p_uncond is in setting and in rows"),
         ({"setting": None}, "holds no targets"),
@@ -456,7 +456,7 @@ def test_a_frontier_with_one_changed_digit_is_refused(tmp_path, capsys):
 )
 def test_targets_of_another_form_are_refused(changed, told):
     with pytest.raises(UsageError) as raised:
-        targets.check({**published(), **changed}, "file.json")
+        targets.check_targets({**published(), **changed}, "file.json")
     assert told in str(raised.value)
 
 

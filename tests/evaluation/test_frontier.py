@@ -294,12 +294,14 @@ def test_a_cached_reference_that_does_not_match_its_hash_is_measured_again(model
     assert len(caplog.records) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 125])
 def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
     ran = Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size)
     assert_close(ran.rows, straight[1], rtol=5e-6)  # float32 products of other sizes add up in another order
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
     flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
@@ -327,7 +329,7 @@ def test_without_neighbours_all_else_is_there(straight, workdir, model, network,
 
 def test_a_folder_at_work_is_refused(workdir, model, network, tmp_path):
     first = frontier_of(workdir, tmp_path, model, network, GRID)
-    with pytest.raises(UsageError, match=f"another evaluation is at work in {tmp_path}; wait for it"):
+    with pytest.raises(UsageError, match=f"another evaluation is running in {tmp_path}; wait for it"):
         frontier_of(workdir, tmp_path, model, network, GRID)
     first.close()
     frontier_of(workdir, tmp_path, model, network, GRID).close()
@@ -438,8 +440,8 @@ def test_a_table_has_a_part_of_each_curve():
     ("distances", "told"),
     [
         ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
-        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be better still"),
-        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be better still"),
+        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be even better"),
+        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be even better"),
         ((1,), "FD-mixture is least at w = 0, 1"),
     ],
 )

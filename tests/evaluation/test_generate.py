@@ -72,6 +72,7 @@ def test_random_labels_are_uniform_and_others_for_another_seed():
     assert 0.05 < (a == b).mean() < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (2, 15), (8, 8)])
 def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devices, batch_size):
     index, labels, samples = all_samples(model_of(devices=devices), SETTING, 100, batch_size)
@@ -80,6 +81,7 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
     assert np.abs(samples - hundred[2]).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_noise_is_bit_for_bit_that_of_one_device():
     setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
     noise = lambda devices, size: all_samples(model_of(lambda z, *_: 0 * z, devices), setting, 50, size)[2]
@@ -88,6 +90,7 @@ def test_the_noise_is_bit_for_bit_that_of_one_device():
         assert np.array_equal(noise(devices, size), whole)
 
 
+@pytest.mark.slow
 def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_devices():
     config = digits_config()
     shapes = check_network(make_network(config), config.data.image_shape)
@@ -145,6 +148,7 @@ class Counting:
         return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_samples", "batch_size", "devices", "rows"),
     [

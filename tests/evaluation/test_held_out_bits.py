@@ -56,6 +56,7 @@ def same(a, b):
     assert jax.tree.all(jax.tree.map(equal, a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 4), (8, 3)])
 def test_the_mean_is_the_same_for_any_batch_size_and_number_of_devices(whole, devices, batch_size):
     same(held_out_bits(make_model(devices=devices), IMAGES, LABELS, **OPTIONS, batch_size=batch_size), whole)

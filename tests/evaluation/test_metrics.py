@@ -217,7 +217,7 @@ SCORES = SplitScores(2, [0, 5])
         (lambda: Moments.zeros(64).mean, "at least 1"),
         (lambda: moments(A).update(A[:, :3]), r"shape \(400, 3\); need \[N, 64\]"),
         (lambda: moments(A).merge(Moments.zeros(3)), "64 and of 3"),
-        (lambda: moments(A, NAN), "3 of 3 feature rows are not finite, row 0"),
+        (lambda: moments(A, NAN), "3 of 3 feature rows are not finite; the first is row 0"),
         (lambda: frechet_distance(np.zeros(2), np.eye(2), np.zeros(3), np.eye(3)), r"\(2, 2\), \(3,\)"),
         (lambda: frechet_distance(np.zeros(2), np.eye(2), np.zeros(2), np.full((2, 2), np.inf)), "not finite"),
         (lambda: inception_score(LOGITS[:9]), "10 splits of 9 samples"),
@@ -230,8 +230,8 @@ SCORES = SplitScores(2, [0, 5])
         (lambda: SCORES.update([1, 2], np.zeros((1, 2))), "index has shape"),
         (lambda: SCORES.score(), "split 0 has 0 samples instead of 5"),
         (lambda: kernel_distance(A, B[:, :3]), "need"),
-        (lambda: kernel_distance(A, B[:1]), "subsets of 1; need 2"),
-        (lambda: kernel_distance(A, B, subset_size=1), "subsets of 1; need 2"),
+        (lambda: kernel_distance(A, B[:1]), "subsets have 1 of"),
+        (lambda: kernel_distance(A, B, subset_size=1), "subsets have 1 of"),
     ],
 )
 def test_bad_input_is_an_early_error(call, words):

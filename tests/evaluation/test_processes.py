@@ -15,6 +15,7 @@ import cfgjax
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.networks import exact
 
+pytestmark = pytest.mark.e2e
 HERE = Path(__file__).parent
 SCRIPT = """
 import json

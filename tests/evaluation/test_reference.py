@@ -117,7 +117,7 @@ def test_raw_images_are_read_by_any_network(saved, reference, name):
 
 
 def test_features_kept_are_evenly_spread(monkeypatch, reference):
-    monkeypatch.setattr(module, "MOST_FEATURES", 5)
+    monkeypatch.setattr(module, "MAX_FEATURES", 5)
     found = make_reference(lambda start, stop: (IMAGES[start:stop], None), 50, INCEPTION, "fifty images")
     assert sorted(kept(found)) == [0, 12, 24, 37, 49]
     assert_same(found, reference, ("mean", "cov"))
@@ -217,7 +217,7 @@ def test_a_mean_without_a_covariance_is_told(saved, reference):
 @pytest.mark.parametrize(
     ("missing", "told"),
     [
-        ("cov", "features mean (6,) and cov ()"),
+        ("cov", "it has no cov"),
         ("spatial_cov", "spatial mean (3,) and cov ()"),
         ("spatial_mean", "spatial mean () and cov (3, 3)"),
         ("count", "no reference: KeyError 'count'"),

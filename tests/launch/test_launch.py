@@ -96,13 +96,13 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("", "its first word is one of local, slurm, tpu_vm, kubernetes"),
-        ("--dry_run", "its first word is one of"),
+        ("", "the first word must be one of local, slurm, tpu_vm, kubernetes"),
+        ("--dry_run", "the first word must be one of"),
         (f"sluurm -- {TRAIN}", "unknown launcher 'sluurm', did you mean 'slurm'?"),
         ("local", "give the command to launch after --"),
         ("local --", "give the command to launch after --"),
         (f"local {TRAIN}", "give the command to launch after --"),
-        (f"local 2 -- {TRAIN}", "takes flags only"),
+        (f"local 2 -- {TRAIN}", "takes only flags"),
         (f"local -- {TRAIN.replace('train', 'trian')}", "unknown command to launch 'trian', did you mean 'train'?"),
         ("local -- train --workdir=x", "--config must be given"),
         ("local -- train --config=experiments/digits.py", "--workdir must be given"),
@@ -118,18 +118,18 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"slurm -- {TRAIN}", "--time must be given"),
         (
             f"slurm --time=00:01:00 --grace_seconds=120 -- {TRAIN}",
-            "--time=00:01:00 is 60 seconds, of which --grace_seconds=120 are for saving; give 240 seconds at least",
+            "--time=00:01:00 is 60 seconds, and --grace_seconds=120 of them are for saving; need at least 240 seconds",
         ),
         (f"slurm --time=soon -- {TRAIN}", "--time=soon: need MINUTES, HH:MM:SS or DAYS-HH:MM:SS"),
         (f"slurm --time=60 --nodes=-1 -- {TRAIN}", "--nodes=-1"),
-        (f"slurm --time=60 --gpus_per_node=8 --tasks_per_node=3 -- {TRAIN}", "--gpus_per_node=8 do not divide among 3"),
+        (f"slurm --time=60 --gpus_per_node=8 --tasks_per_node=3 -- {TRAIN}", "--gpus_per_node=8 is not divisible by 3"),
         (f"slurm --time=60 --sbatch=mem=3G -- {TRAIN}", "need an option of sbatch"),
-        (f"slurm --time=60 --logs=README.md/x -- {TRAIN}", "cannot be made: Not a directory"),
+        (f"slurm --time=60 --logs=README.md/x -- {TRAIN}", "cannot be created: Not a directory"),
         (f"slurm --time=60 --logs=README.md -- {TRAIN}", "README.md is not a directory"),
-        (f"slurm --time=60 -- {TRAIN.replace('runs', 'README.md')}", "cannot be made: Not a directory"),
-        (f"slurm --time=60 -- {TRAIN}{'x' * 300}", "cannot be made: File name too long"),
+        (f"slurm --time=60 -- {TRAIN.replace('runs', 'README.md')}", "cannot be created: Not a directory"),
+        (f"slurm --time=60 -- {TRAIN}{'x' * 300}", "cannot be created: File name too long"),
         (f"local --python=no-such-python -- {TRAIN}", "--python=no-such-python: there is no such program"),
-        (f"tpu_vm --zone=z --name=A_b -- {TRAIN}", "--name=A_b: need lower-case"),
+        (f"tpu_vm --zone=z --name=A_b -- {TRAIN}", "--name=A_b: need at most 40 lower-case"),
         (f"tpu_vm -- {TRAIN}", "--zone must be given"),
         (f"tpu_vm --zone= -- {TRAIN}", "--zone must be given"),
         (f"tpu_vm --zone=z --action=create --accelerator_type= -- {TRAIN}", "--accelerator_type must be given"),
@@ -140,18 +140,21 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"kubernetes --image=i --claim=c -- {TRAIN}", "--hosts must be given"),
         (
             f"kubernetes --image=i --claim=c --hosts=2 -- {TRAIN}",
-            "--workdir=runs/digits is not below --mount=/runs, and would be lost with its pod",
+            "--workdir=runs/digits is not below --mount=/runs; it would be lost with its pod",
         ),
         (
             f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --tpus_per_host=4 --tpu_topology=4x4 "
             f"--tpu_accelerator=t -- {TRAIN}",
-            "--tpu_topology=4x4 has 16 chips, 2 hosts of 4 have 8",
+            "--tpu_topology=4x4 has 16 chips; 2 hosts with 4 each have 8",
         ),
         (
             f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --tpus_per_host=4 -- {TRAIN}",
             "--tpu_accelerator must",
         ),
-        (f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --name=A_b -- {TRAIN}", "--name=A_b: need lower-case"),
+        (
+            f"kubernetes --image=i --claim=c --hosts=2 --mount=runs --name=A_b -- {TRAIN}",
+            "--name=A_b: need at most 40 lower-case",
+        ),
     ],
 )
 @pytest.mark.usefixtures("installed")

@@ -49,6 +49,7 @@ def finish(process):
     return process.returncode, out, err
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("does", "code"),
     [
@@ -64,6 +65,7 @@ def test_the_exit_code_is_that_of_the_first_failure_or_says_that_some_saved(star
     assert finish(start(*does))[0] == code
 
 
+@pytest.mark.e2e
 def test_lines_of_all_but_the_first_have_their_number(start):
     says = 'echo "$CFGJAX_NUM_PROCESSES at ${CFGJAX_COORDINATOR%:*}"; echo broken >&2'
     code, out, err = finish(start(says, f"sleep 0.5; {says}; printf half"))
@@ -72,15 +74,17 @@ def test_lines_of_all_but_the_first_have_their_number(start):
     assert err.splitlines() == ["broken", "[1] broken"]
 
 
+@pytest.mark.e2e
 def test_one_failure_ends_all_in_bounded_time_and_is_told_last(start):
     began = time.monotonic()
     code, _, err = finish(start("sleep 60", "echo 'cfgjax: failed: disk full' >&2; exit 1", "sleep 60", grace=1))
     assert code == 1
     assert time.monotonic() - began < 15
-    told = "cfgjax: failed: process 1 of 3 ended with 1: disk full; 2 that went on were killed"
+    told = "cfgjax: failed: process 1 of 3 ended with 1: disk full; 2 processes that did not end were killed"
     assert err.splitlines()[-1] == told
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("does", ["trap 'touch $HERE/saved_$I; exit 75' TERM", "trap '' TERM"], ids=["saves", "hangs"])
 def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
     says = f"HERE={tmp_path} I=$CFGJAX_PROCESS_ID; {does}; echo $$ > $HERE/pid_$I"
@@ -94,6 +98,7 @@ def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
     assert saved == (["saved_0", "saved_1"] if "saved" in does else [])
 
 
+@pytest.mark.e2e
 def test_a_process_does_not_begin_if_its_launcher_is_killed_before_it_is_registered(tmp_path):
     dies = f"""
 import os, signal
@@ -111,6 +116,7 @@ children.start(["touch", {str(tmp_path / "begun")!r}], SimpleNamespace(began=beg
     assert not (tmp_path / "begun").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_every_process_once(start, number):
     process = start(SAVES, SAVES)

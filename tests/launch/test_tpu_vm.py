@@ -104,7 +104,7 @@ def test_a_worker_that_is_stopped_saves_and_stays_stopped_and_runs_one_job(worke
         assert time.monotonic() < deadline
         time.sleep(0.05)
     again, _ = worker("exit 0")
-    assert again.returncode == 1 and again.stdout == "a job runs already\n"
+    assert again.returncode == 1 and again.stdout == "already running\n"
     subprocess.run(["bash", "-c", "kill -TERM $(cat cfgjax/job.pid)"], cwd=folder.parent, check=True)
     lines = wait_for_end(folder)
     assert [line for line in lines if line != "Terminated"] == ["ready", "saved", "ended with exit code 75"]

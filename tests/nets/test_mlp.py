@@ -8,7 +8,7 @@ import pytest
 from cfgjax.nets.mlp import MLP
 
 NET = MLP(out_channels=3, num_classes=4, width=16, depth=2)
-Z = np.random.default_rng(1).standard_normal((6, 3), np.float32)
+Z = jax.random.normal(jax.random.key(1), (6, 3))
 TIME = jnp.linspace(0.0, 1000.0, 6)
 
 

@@ -38,7 +38,7 @@ def value_and_gradients(norm, x, gain, bias, grad, groups, silu, looped=False):
     return y, *pull(grad)
 
 
-@pytest.mark.parametrize("looped", [False, True], ids=["plain", "scan"])
+@pytest.mark.parametrize("looped", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "scan"])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
 def test_value_and_written_gradients_are_the_formulas(shape, groups, silu, looped):

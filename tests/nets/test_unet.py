@@ -12,7 +12,7 @@ from cfgjax.nets.unet import UNet
 TINY = dict(out_channels=3, num_classes=4, channels=32, multipliers=(1, 2), depth=1, attention_resolutions=(4,))
 TINY |= dict(head_channels=32)
 ONE_LEVEL = dict(multipliers=(1,), attention_resolutions=())
-Z = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+Z = np.random.default_rng(0).standard_normal((4, 8, 8, 3), np.float32)
 TIME = jnp.array([0.0, 10.0, 500.0, 999.5])
 LABEL = jnp.array([0, 1, 3, 4])
 
@@ -40,31 +40,6 @@ def apply(net, params, z=Z, time=TIME, label=LABEL, train=False, key=None):
 @pytest.fixture(scope="module")
 def params():
     return random_params(tiny())
-
-
-# Hyper-parameters and parameter counts of ADM, with learned variance and no null row unless they say otherwise.
-ADM64 = dict(size=64, channels=192, depth=3, multipliers=(1, 2, 3, 4))
-ADM128 = dict(size=128, channels=256, depth=2, multipliers=(1, 1, 2, 3, 4), num_heads=4, head_channels=None)
-ADM256 = dict(size=256, channels=256, depth=2, multipliers=(1, 1, 2, 2, 4, 4))
-ADM512 = dict(size=512, channels=256, depth=2, multipliers=(0.5, 1, 1, 2, 2, 4, 4))
-COUNTS = [
-    (ADM64, {}, 295_904_454),
-    (ADM64, {"out_channels": 3}, 295_899_267),
-    (ADM64, {"null_label": True}, 295_904_454 + 4 * 192),
-    (ADM128, {}, 421_529_606),
-    (ADM128, {"out_channels": 3}, 421_522_691),
-    (ADM256, {}, 553_838_086),
-    (ADM256, {"conditional": False}, 552_814_086),
-    (ADM512, {}, 558_997_638),
-]
-
-
-@pytest.mark.parametrize(("network", "changes", "count"), COUNTS)
-def test_parameter_counts_are_adms(network, changes, count):
-    options = dict(out_channels=6, num_classes=1000, attention_resolutions=(32, 16, 8), null_label=False)
-    options |= network | changes
-    image = jax.ShapeDtypeStruct((1, options["size"], options.pop("size"), 3), jnp.float32)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(UNet(**options), image))) == count
 
 
 @pytest.mark.parametrize(
@@ -139,6 +114,7 @@ def test_attention_is_where_it_is_asked_for():
     assert attended((8,)) == {"middle_1", "input_1_1", "output_2_1", "output_3_1"}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_nearly_the_same(params):
     exact, low = apply(tiny(), params), apply(tiny(dtype="bfloat16"), params)
     assert low.dtype == jnp.float32
@@ -167,6 +143,7 @@ def test_bfloat16_stays_out_of_normalisation_and_softmax(params):
     assert dtypes["conv_general_dilated"] == dtypes["dot_general"] == {"bfloat16"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["blocks", "convolutions"])
 def test_recomputing_changes_neither_output_nor_gradient(policy):
     plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in ("none", policy))
@@ -184,6 +161,7 @@ def test_recomputing_changes_neither_output_nor_gradient(policy):
     assert sum("remat" in equation.primitive.name for equation in equations(jaxpr)) == len(blocks)
 
 
+@pytest.mark.slow
 def test_convolutions_are_not_computed_again_where_their_results_are_kept(params):
     def convolutions(remat):
         loss = lambda params: jnp.square(apply(tiny(remat=remat), params)).mean()

@@ -28,22 +28,6 @@ def random_variables(net, z=Z, **given):
     return jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), variables)
 
 
-# ADM's upsamplers, with learned variance: 64 → 256 and 128 → 512.
-UPSAMPLERS = [
-    (256, dict(attention_resolutions=(32, 16, 8), num_heads=4, head_channels=None), 311_795_910),
-    (512, dict(attention_resolutions=(32, 16), head_channels=64), 308_835_270),
-]
-
-
-@pytest.mark.parametrize(("size", "network", "count"), UPSAMPLERS)
-def test_parameter_counts_are_those_of_adms_upsamplers(size, network, count):
-    options = dict(out_channels=6, num_classes=1000, channels=192, depth=2, multipliers=(1, 1, 2, 2, 4, 4))
-    net = UNet(**options, **network, null_label=False, low_res=True)
-    image, low_res = (jax.ShapeDtypeStruct((1, s, s, 3), jnp.float32) for s in (size, size // 4))
-    params = jax.eval_shape(net.init, jax.random.key(0), image, TIME[:1], LABEL[:1], low_res=low_res)["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
-
-
 def test_a_constant_low_resolution_image_is_that_constant_in_three_more_channels():
     plain, net = tiny(), tiny(low_res=True)
     constant = jnp.array([0.3, -0.8, 0.5])

@@ -61,6 +61,7 @@ def test_activations_are_affine_in_the_batch(dtype):
         assert found[count].bytes(6) == total(shapes)
 
 
+@pytest.mark.slow
 def test_recomputation_and_bfloat16_keep_less():
     kept = lambda **model: memory.activations(Program(digits_config(**model)))
     plain, remat, half = kept(), kept(**{"model.remat": "blocks"}), kept(**{"model.dtype": "bfloat16"})
@@ -70,6 +71,7 @@ def test_recomputation_and_bfloat16_keep_less():
     assert plain["least"].per_image < plain["named"].per_image
 
 
+@pytest.mark.slow
 def test_the_compilers_temporaries_are_of_the_size_that_is_foretold():
     program = Program(digits_config(**{"train.batch_size": 64, "mesh.data": 1}), jax.devices()[:1])
     parts = memory_figures(program)["bytes_per_device"]
@@ -95,6 +97,7 @@ def imagenet64_bytes(**mesh):
     return memory.state_bytes(Program(config).like)
 
 
+@pytest.mark.slow
 def test_eight_fold_fsdp_leaves_a_seventh_of_imagenet64_on_a_device():
     whole, split = imagenet64_bytes(data=8, fsdp=1), imagenet64_bytes(data=1, fsdp=8)
     assert whole["parameters"] == 4 * (295_899_267 + 4 * 192)
@@ -135,6 +138,7 @@ def test_accumulating_in_as_many_parts_as_are_asked_for_fits():
     assert passes_needed(found, 10) is None
 
 
+@pytest.mark.slow
 def test_a_steps_flops_are_three_forward_passes_also_where_gradients_accumulate():
     config = digits_config(**{"mesh.data": 1})
     count = flops_per_image(config)
@@ -155,6 +159,7 @@ def test_parameters_that_fsdp_does_not_divide_are_named_with_their_bytes():
     assert not any(replicated_parameters(Program(mixture_config())))
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_suffice_is_told_with_what_would():
     found = figures(mixture_config(**{"train.batch_size": 4096}), hbm=4 * 10**5)
     (told,) = found["warnings"]
@@ -177,7 +182,7 @@ def test_sizes_are_read_in_both_systems(text, count):
 
 @pytest.mark.parametrize("text", ["16", "GiB", "lots", "-1GB", "16 apples"])
 def test_what_is_no_size_is_told(text):
-    with pytest.raises(UsageError, match="is no size; need a number and a unit"):
+    with pytest.raises(UsageError, match="is not a size; need a number and a unit"):
         parse_bytes(text)
 
 

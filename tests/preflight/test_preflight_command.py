@@ -15,6 +15,7 @@ MIXTURE = (
 )
 
 
+@pytest.mark.e2e
 def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here(tmp_path):
     path = tmp_path / "figures.json"
     command = f"--devices=64 --mesh=data=16,fsdp=4 --hbm=16GiB --json={path} --run --scratch={tmp_path}"
@@ -37,14 +38,15 @@ def test_a_step_for_devices_that_are_not_there_is_reported_and_one_is_taken_here
         "forward",
     ):
         assert told in out
-    assert "one real step on 1 × cpu, mesh data 1 × fsdp 1, which is what fits the devices at hand; batch 1" in out
+    assert "one real step on 1 × cpu, mesh data 1 × fsdp 1, which fits the available devices; batch 1" in out
     assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--devices=8 --mesh=data=3,fsdp=2", "mesh {'data': 3, 'fsdp': 2} does not make up the 8 devices"),
+        ("--devices=8 --mesh=data=3,fsdp=2", "mesh {'data': 3, 'fsdp': 2} does not match the 8 devices"),
         ("--devices=48", "batch_size 64 is not divisible by 48 devices; use 48 or 96"),
     ],
 )
@@ -67,11 +69,11 @@ def test_a_config_without_a_section_is_told(tmp_path, section):
     [
         ("--devices=8 --mesh=data=3,fdsp=2", "--mesh=data=3,fdsp=2: need sizes of axes such as"),
         ("--devices=8 --mesh=8", "--mesh=8: need sizes of axes such as"),
-        ("--devices=8 --hbm=16", "'16' is no size; need a number and a unit"),
+        ("--devices=8 --hbm=16", "'16' is not a size; need a number and a unit"),
         ("--devices=0", "flag --devices=0"),
         ("", "--devices must be given"),
         ("--devices=8 --scratch=x", "--scratch is given without --run"),
-        ("--devices=8 --run --scratch=nowhere", "--scratch=nowhere: need a folder that can be written"),
+        ("--devices=8 --run --scratch=nowhere", "--scratch=nowhere: need a writable folder"),
         ("--devices=8 --json=nowhere/x.json", "--json=nowhere/x.json: it cannot be written"),
     ],
 )

@@ -27,6 +27,7 @@ def noisy_classifier_config(**overrides):
     return update(ConfigDict({name: config[name] for name in shared} | sections), overrides)
 
 
+@pytest.mark.slow
 def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quick_compilation):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(noisy_classifier_config(), straight)
@@ -41,12 +42,14 @@ def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quic
         cfgjax.load(straight)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_classifier_is_no_guide(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path)
     with pytest.raises(UsageError, match="holds no noise-aware classifier but a mlp"):
         load_classifier(tmp_path)
 
 
+@pytest.mark.slow
 def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
     config = mixture_config(**{"mesh.data": 1})
     config.diffusion.time_sampler = "second_moment"
@@ -57,6 +60,7 @@ def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
     assert run.like.level_losses["losses"].shape == (1000, 10)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_averages_of_another(tmp_path):
     first = mixture_config(**{"mesh.data": 1})
     train(first, tmp_path)
@@ -71,6 +75,7 @@ def test_a_run_starts_from_the_averages_of_another(tmp_path):
         Run(config, jax.devices()[:1]).new_state()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_begun_needs_what_it_started_from_no_more(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path / "first")
     config = mixture_config(**{"mesh.data": 1})
@@ -84,6 +89,7 @@ def test_a_run_that_has_begun_needs_what_it_started_from_no_more(tmp_path):
     assert metrics(tmp_path / "begun") == metrics(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_an_upsampler_is_given_pairs(tmp_path):
     config = digits_config(**{"mesh.data": 1})
     config.data.low_res_size = 4

@@ -10,7 +10,7 @@ from tiny import same_trees
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.runs.checkpoint import Cadence, Checkpoints, restore_params
-from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
@@ -93,7 +93,7 @@ def test_a_directory_without_steps_restores_nothing(tmp_path):
 
 def test_the_newest_steps_and_every_nth_are_kept(tmp_path):
     save(tmp_path, *range(1, 12), keep_last=2, keep_every_steps=4)
-    assert sorted(whole_steps(tmp_path)) == [4, 8, 10, 11]
+    assert sorted(complete_steps(tmp_path)) == [4, 8, 10, 11]
 
 
 @pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
@@ -144,7 +144,7 @@ def test_with_no_whole_step_left_nothing_is_overwritten(saved):
     for step in (10, 20, 30):
         (saved / str(step) / "manifest.json").unlink()
     before = sorted(saved.rglob("*"))
-    with pytest.raises(UsageError, match="no checkpoint in .* is whole, nothing was overwritten"):
+    with pytest.raises(UsageError, match="no checkpoint in .* is complete; nothing was overwritten"):
         restore(saved)
     assert sorted(saved.rglob("*")) == before
 
@@ -173,7 +173,7 @@ def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_pat
     assert failure(checkpoints).startswith("saving step 1 failed: File too large")
     with pytest.raises(SaveError):
         checkpoints.close()
-    assert whole_steps(tmp_path / "checkpoints") == []
+    assert complete_steps(tmp_path / "checkpoints") == []
 
 
 def test_a_state_restores_onto_another_mesh(tmp_path):

@@ -83,6 +83,7 @@ def test_a_classifier_learns_and_its_accuracy_is_logged(workdir):
     assert 0.4 < last_held_out["holdout_accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_a_stopped_classifier_goes_on_as_straight_through(workdir, tmp_path):
     train(classifier_config(), tmp_path, stops=(5,))
     assert metrics(tmp_path) == metrics(workdir)
@@ -141,7 +142,7 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
 
 
 def test_a_diffusion_run_is_no_classifier(mixture_run):
-    with pytest.raises(UsageError, match=f"{mixture_run} holds no classifier of clean images but a mlp; train one"):
+    with pytest.raises(UsageError, match=f"{mixture_run} holds a mlp, not a classifier of clean images; train one"):
         load_features("classifier", digits_config().data, classifier=mixture_run)
 
 
@@ -159,9 +160,9 @@ def test_a_classifier_of_other_data_is_told(workdir, change, told):
 
 
 def test_features_are_of_data_they_fit():
-    with pytest.raises(UsageError, match="features of 'classifier' are of images; the run's data are mixture"):
+    with pytest.raises(UsageError, match="features 'classifier' are for images; the run's data are mixture"):
         load_features("classifier", mixture_config().data)
-    with pytest.raises(UsageError, match="features of 'mixture' are of points of a known mixture"):
+    with pytest.raises(UsageError, match="features 'mixture' are for points of a known mixture"):
         load_features("mixture", digits_config().data)
     with pytest.raises(UsageError, match="unknown feature network 'inseption', did you mean 'inception'"):
         load_features("inseption", digits_config().data)
@@ -189,6 +190,7 @@ def test_classifiers_that_cannot_be_trained_are_refused_before_any_work(change, 
         Run(config, devices=jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_samples_are_measured_at_their_steps_while_training(mixture_run):
     for w in ("0", "1.5"):
         for name in ("FD-mixture", "KD-mixture", "precision", "recall", "accuracy", "entropy", "log_posterior"):
@@ -199,11 +201,13 @@ def test_samples_are_measured_at_their_steps_while_training(mixture_run):
     assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_has_the_same_measures_as_straight_through(mixture_run, tmp_path):
     train(watched_config(), tmp_path, stops=(4,))
     assert metrics(tmp_path) == metrics(mixture_run)
 
 
+@pytest.mark.slow
 def test_what_is_measured_while_training_is_what_the_command_finds(mixture_run, tmp_path):
     from cfgjax.cli.evaluate import evaluate
 

@@ -15,6 +15,8 @@ from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
 from cfgjax.training.state import create_state
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"train.batch_size": 2, "train.steps_per_dispatch": 1, "train.log_every_steps": 1, "mesh.data": 1}
 SMALL |= {"optimizer.warmup_steps": 1}
 
@@ -44,10 +46,7 @@ def debug_nans(quick_compilation):
         yield
 
 
-SLOW = ("learned variance", "noisy classifier")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CONFIGS])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_training_and_sampling_compute_no_nan(name, debug_nans):
     config = CONFIGS[name]()
     run = Run(config, jax.devices()[:1])

@@ -81,6 +81,7 @@ def test_small_images_are_given_to_the_network_with_the_level_of_their_noise():
         denoising(noisy, K, Diffusion(**CONTINUOUS))
 
 
+@pytest.mark.slow
 def test_levels_drawn_by_the_second_moment_leave_the_mean_loss_as_it_is():
     error = lambda z, time, *given: jnp.broadcast_to((time / 1000)[:, None, None, None], z.shape)
     uniform, by_moment = (

@@ -38,7 +38,10 @@ def moments(state):
     return [s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu")]
 
 
-@pytest.mark.parametrize("mesh", [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "mesh.fsdp": 8}])
+MESHES = [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "mesh.fsdp": 8}]
+
+
+@pytest.mark.parametrize("mesh", [pytest.param(m, marks=() if m == MESHES[1] else pytest.mark.slow) for m in MESHES])
 def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
     one, metrics_one = advance(mixture_config(**BIG, **DAMPED, **{"mesh.data": 1}), 1, devices=1, change=stir)
     eight, metrics_eight = advance(mixture_config(**BIG, **DAMPED, **mesh), 1, change=stir)
@@ -48,6 +51,7 @@ def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
     assert close(metrics_one, metrics_eight, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_unet_step_on_eight_devices_is_the_step_on_one(quick_compilation):
     single = {"train.steps_per_dispatch": 1}
     one, metrics_one = advance(digits_config(**single, **{"mesh.data": 1}), 1, devices=1, change=stir)
@@ -108,6 +112,7 @@ def test_the_loss_splits_into_its_conditional_and_unconditional_parts():
     assert 0.2 < m["drop_rate"].mean() < 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("p_uncond", "without"), [(0.0, "loss_uncond"), (1.0, "loss_cond")])
 def test_without_examples_of_a_kind_its_loss_is_not_logged_and_the_other_is_the_loss(p_uncond, without):
     _, m = advance(mixture_config(**{"diffusion.p_uncond": p_uncond, "sample.guidance": (0.0,)}), 2)
@@ -184,6 +189,7 @@ def test_clipping_bounds_the_update_but_not_the_norm_that_is_told():
     assert np.isclose(moved[2e-3] / moved[1e-3], 2, rtol=1e-2)  # at eps ≫ |g|, Adam's step is proportional to g
 
 
+@pytest.mark.slow
 def test_training_moves_the_loss_towards_the_exact_one():
     config = mixture_config(**{"train.batch_size": 64, "model.width": 64, "train.steps_per_dispatch": 10})
     _, m = advance(config, 40)

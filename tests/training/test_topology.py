@@ -5,6 +5,8 @@ import pytest
 from runs import metrics, train
 from tiny import mixture_config
 
+pytestmark = pytest.mark.slow
+
 
 def config(data, fsdp):
     return mixture_config(**{"mesh.data": data, "mesh.fsdp": fsdp, "model.width": 128, "train.num_steps": 40})

@@ -26,16 +26,17 @@ DTYPES = {
 
 
 def read_safetensors(path, file):
-    """Returns {key: array} of an open file: the header's length, the header in JSON, and the arrays without gaps.
+    """Returns {key: array} of an open file.
 
-    Checks all of the header before it reads any array. Raises UsageError, or ValueError for damaged JSON.
+    The file has the header's length, the header in JSON, and the arrays without gaps. The whole header is checked
+    before any array is read. Raises UsageError, or ValueError for damaged JSON.
     """
     (length,) = struct.unpack("<Q", file.read(8))
     size = os.fstat(file.fileno()).st_size - 8 - length
     if size < 0:
-        raise UsageError(f"{path} is damaged: its header has {size + length} bytes left of {length}")
+        raise UsageError(f"{path} is damaged: its header declares {length} bytes; {size + length} are left")
     if length > MAX_BYTES:
-        raise UsageError(f"{path} is damaged: its header has {length} bytes, more than {MAX_BYTES}")
+        raise UsageError(f"{path} is damaged: its header has {length} bytes; the maximum is {MAX_BYTES}")
     header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     for key, entry in header.items():
@@ -44,10 +45,10 @@ def read_safetensors(path, file):
     for key in order:
         start, stop = header[key]["data_offsets"]
         if start != end or stop > size:
-            raise UsageError(f"{path} is damaged: {key} lies at {start} … {stop} of {size} bytes, not from {end} on")
+            raise UsageError(f"{path} is damaged: {key} is at bytes {start} to {stop} of {size}; need a start of {end}")
         end = stop
     if end != size:
-        raise UsageError(f"{path} is damaged: it has {size} bytes of arrays, of which {end} are used")
+        raise UsageError(f"{path} is damaged: it has {size} bytes of arrays; its header uses {end}")
     found = {}
     for key in order:
         entry = header[key]
@@ -57,11 +58,11 @@ def read_safetensors(path, file):
 
 
 def check_entry(path, key, entry):
-    """Raises UsageError or ValueError unless an entry of the header has a known dtype, and a shape of its bytes."""
+    """Raises UsageError or ValueError unless a header entry has a known dtype and a shape that matches its bytes."""
     check_type(f"{key} in its header", entry, dict)
     check_keys(entry, {"dtype": str, "shape": list, "data_offsets": list}, of=f" of {key} in its header")
     if entry["dtype"] not in DTYPES:
-        raise UsageError(f"{path} holds {key} as {entry['dtype']}, which is not read")
+        raise UsageError(f"{path}: {key} has the unsupported dtype {entry['dtype']}")
     offsets, shape = entry["data_offsets"], tuple(entry["shape"])
     if len(offsets) != 2 or any(type(n) is not int or not 0 <= n <= sys.maxsize for n in offsets):
         raise ValueError(f"data_offsets of {key} in its header are {offsets}; need two integers")

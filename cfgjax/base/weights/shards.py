@@ -1,4 +1,4 @@
-"""Reads state dicts split over several files, with a JSON index: Hugging Face's `*.index.json`."""
+"""Reads state dicts split over several files with a JSON index, such as Hugging Face's `*.index.json`."""
 
 import re
 from pathlib import Path
@@ -10,9 +10,9 @@ SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?P<ending>(\
 
 
 def shards_of(path):
-    """Returns {file name: its keys} of an index.
+    """Returns {file name: set of its keys} of an index.
 
-    Raises UsageError if the index is damaged, a shard is missing, or the folder has shards that it does not name.
+    Raises UsageError if the index is damaged, a shard is missing, or the folder has shards that are not in the index.
     """
     path = Path(path)
     keys_of: dict = {}
@@ -23,27 +23,27 @@ def shards_of(path):
     if not keys_of:
         raise UsageError(f"{path} is damaged: its weight_map is empty")
     if missing := sorted(name for name in keys_of if not (path.parent / name).is_file()):
-        raise UsageError(f"{path} names {len(keys_of)} shards, of which {', '.join(missing[:10])} are missing")
+        raise UsageError(f"{path} names {len(keys_of)} shards; missing: {', '.join(missing[:10])}")
     if extra := extra_shards(path.parent, keys_of):
         raise UsageError(f"{path.parent} has shards that {path.name} does not name: {', '.join(extra[:10])}")
     return keys_of
 
 
 def extra_shards(folder, names):
-    """Returns the shards in a folder that have the same stem as those in `names` but are not among them, sorted."""
+    """Returns the sorted shards in a folder that share a stem with those in `names` but are not in `names`."""
     families = {(match["stem"], match["ending"]) for name in names if (match := SHARD.fullmatch(name))}
     found = [match for path in folder.iterdir() if (match := SHARD.fullmatch(path.name))]
     return sorted(m.string for m in found if (m["stem"], m["ending"]) in families and m.string not in names)
 
 
 def read_shards(path, read):
-    """Returns {key: array} of all shards of an index; read: function from a file's path to {key: array}."""
+    """Returns {key: array} of all shards of an index. read: function from a file's path to {key: array}."""
     found: dict = {}
     for name, keys in sorted(shards_of(path).items()):
         shard = read(Path(path).parent / name)
         if missing := sorted(keys - shard.keys()):
-            raise UsageError(f"{path} places {missing[0]} in {name}, which does not have it ({len(missing)} in all)")
+            raise UsageError(f"{path} places {missing[0]} in {name}, which does not have it ({len(missing)} such keys)")
         if extra := sorted(shard.keys() - keys):
-            raise UsageError(f"{name} has {extra[0]}, which {path} does not place there ({len(extra)} in all)")
+            raise UsageError(f"{name} has {extra[0]}, which {path} does not place there ({len(extra)} such keys)")
         found |= shard
     return found

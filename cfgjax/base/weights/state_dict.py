@@ -1,4 +1,4 @@
-"""Reads state dicts from files of all known formats."""
+"""Reads state dicts from files of all supported formats."""
 
 import zipfile
 from pathlib import Path
@@ -15,7 +15,7 @@ from cfgjax.base.weights.wrappers import unwrap
 class Weights(NamedTuple):
     """A state dict found in a file.
 
-    arrays: {key: array}, read-only. path: names of the dicts and prefixes that led to it. passed_over: names of other
+    arrays: {key: array}, read-only. path: names of the dicts and prefixes around it. passed_over: names of the other
     state dicts in the file.
     """
 
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
     @property
     def choice(self):
-        """Returns text that names the state dict taken and those passed over; "" if there was only one."""
+        """Text that names the state dict used and those passed over; "" if there was only one."""
         if not self.passed_over:
             return ""
         return f"took {'.'.join(self.path)}, not {', '.join(self.passed_over)}"
@@ -37,10 +37,10 @@ def read_state_dict(path):
 
 
 def read_weights(path):
-    """Returns the `Weights` in a PyTorch file (zip or the older stream), safetensors, an .npz, or shards.
+    """Returns the `Weights` in a PyTorch file (zip or the older stream), a safetensors file, an .npz, or shards.
 
-    The content decides the format, not the name, except for the index of shards, which ends with .json. Of a pickle
-    only tensors in dicts are read. Raises UsageError for anything else, and for a damaged or missing file.
+    The format is detected from the content, except that the name of an index of shards must end with .json. Only
+    tensors in dicts are read from a pickle. Raises UsageError for anything else, and for a damaged or missing file.
     """
     try:
         if Path(path).suffix == ".json":
@@ -51,7 +51,7 @@ def read_weights(path):
 
 
 def guarded(path, *, unwrapped=True):
-    """Returns the `Weights` in one file; errors as in `read_weights`. unwrapped: whether `unwrap` is applied."""
+    """Returns the `Weights` in one file, with the errors of `read_weights`. unwrapped: whether to apply `unwrap`."""
     try:
         with open(path, "rb") as file:
             return read(path, file, unwrap if unwrapped else lambda value: (value, (), ()))
@@ -75,10 +75,10 @@ def read(path, file, unwrap):
                 tensors, *chosen = unwrap(value)
                 return Weights(arrays(path, tensors, read_storages), *chosen)
         return Weights(*unwrap(read_npz(path)))
-    if begin[5:] == b"\0\0\0{":  # the length of a header of less than 2⁴⁰ bytes, and the header
+    if begin[5:] == b"\0\0\0{":  # length of a header of less than 2⁴⁰ bytes, then the header
         return Weights(*unwrap(read_safetensors(path, file)))
-    if begin[:1] != b"\x80":  # how every pickle of protocol 2 and later begins
-        raise UsageError(f"{path} is neither a PyTorch file nor an .npz nor safetensors")
+    if begin[:1] != b"\x80":  # first byte of every pickle of protocol 2 and later
+        raise UsageError(f"{path} is not a PyTorch, .npz or safetensors file")
     value, read_storages = read_legacy(path, file)
     tensors, *chosen = unwrap(value)
     return Weights(arrays(path, tensors, read_storages), *chosen)

@@ -1,4 +1,4 @@
-"""Reads PyTorch's files of tensors, without PyTorch and without running code in a pickle."""
+"""Reads PyTorch's tensor files, without PyTorch and without running code in a pickle."""
 
 import collections
 import io
@@ -16,7 +16,7 @@ import numpy as np
 from cfgjax.base.errors import UsageError
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MAX_EXPANDED = 2**24  # elements of a tensor that repeats elements of its storage
+MAX_EXPANDED = 2**24  # elements of a tensor that is larger than its storage
 
 # torch's storage classes → dtypes of their little-endian elements
 STORAGES = {
@@ -34,14 +34,14 @@ STORAGES = {
 
 
 def read_zip(path, archive, pickled):
-    """Returns (unpickled object, function from storages to {key: bytes}) of a file of torch 1.6 and later."""
+    """Returns (unpickled object, function from storage keys to {key: bytes}) of a file of torch 1.6 or later."""
     folder, size = pickled.removesuffix("data.pkl"), os.fstat(archive.fp.fileno()).st_size
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise UsageError(f"{path} is compressed, which PyTorch's files never are; refused")
+        raise UsageError(f"{path} is compressed; PyTorch's files never are; refused")
     if sum(entry.file_size for entry in archive.infolist()) > size:
         raise UsageError(f"{path} is damaged: its parts declare more than its {size:,} bytes")
     if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
-        raise UsageError(f"{path} holds big-endian numbers, which are not read")
+        raise UsageError(f"{path} has big-endian numbers, which are not supported")
     unpickler = Unpickler(path, io.BytesIO(archive.read(pickled)))
     value = unpickler.load()
     for storage in unpickler.storages.values():
@@ -51,12 +51,12 @@ def read_zip(path, archive, pickled):
 
 
 def read_legacy(path, file):
-    """Returns the same as `read_zip` for a file of torch before 1.6."""
+    """Returns the same as `read_zip`, for a file of torch before 1.6."""
     magic, protocol, system = (Unpickler(path, file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise UsageError(f"{path} is a pickle, but not one of PyTorch's")
     if not system.get("little_endian", True):
-        raise UsageError(f"{path} holds big-endian numbers, which are not read")
+        raise UsageError(f"{path} has big-endian numbers, which are not supported")
     unpickler = Unpickler(path, file)
     value = unpickler.load()
     starts = {}
@@ -65,7 +65,7 @@ def read_legacy(path, file):
         (numel,) = struct.unpack("<q", file.read(8))
         left = os.fstat(file.fileno()).st_size - file.tell()
         if numel != storage.numel or storage.bytes > left:
-            raise UsageError(f"{path} is damaged: storage {key} has {left} bytes left of {storage.bytes}")
+            raise UsageError(f"{path} is damaged: storage {key} needs {storage.bytes} bytes; {left} are left")
         starts[key] = file.tell()
         file.seek(storage.bytes, os.SEEK_CUR)
 
@@ -77,7 +77,7 @@ def read_legacy(path, file):
 
 
 class Storage(NamedTuple):
-    """A run of numel elements of STORAGES[kind]."""
+    """A contiguous block of numel elements of dtype STORAGES[kind]."""
 
     kind: str
     key: str
@@ -98,10 +98,10 @@ class Tensor(NamedTuple):
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads a pickle of tensors in containers; calls nothing but OrderedDict and the two functions below.
+    """Reads a pickle of tensors in containers. Calls nothing but OrderedDict and the two functions below.
 
-    storages: {key: Storage} of those that the pickle names. Storage classes come out as their names: a string cannot
-    be called, nor its attributes be set by a pickle.
+    storages: {key: Storage}, all storages that the pickle names. Storage classes are represented by their names: a
+    pickle can neither call a string nor set its attributes.
     """
 
     def __init__(self, path, file):
@@ -110,7 +110,7 @@ class Unpickler(pickle.Unpickler):
         self.storages = {}
 
     def find_class(self, module, name):
-        # functions made anew for each file, since a pickle can set their attributes
+        # new functions for each file, since a pickle can set their attributes
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: self.tensor(*arguments),
@@ -128,7 +128,7 @@ class Unpickler(pickle.Unpickler):
         return Tensor(storage, offset, shape, strides)
 
     def persistent_load(self, pid):
-        word, kind, key, _, numel, *view = pid  # the fourth is the device it was on
+        word, kind, key, _, numel, *view = pid  # the fourth item is the device
         if word != "storage" or kind not in STORAGES or any(view):
             raise UsageError(f"{self.path} holds a storage of an unknown kind; refused")
         if type(key) is not str or type(numel) is not int or numel < 0:
@@ -140,7 +140,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def arrays(path, tensors, read_storages):
-    """Returns {key: array} of a dict of Tensors; read_storages: as `read_zip` returns it."""
+    """Returns {key: array} of a dict of Tensors. read_storages: as returned by `read_zip`."""
     if not isinstance(tensors, dict):
         raise UsageError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors")
     for key, tensor in tensors.items():
@@ -153,7 +153,7 @@ def arrays(path, tensors, read_storages):
 
 
 def fits(tensor):
-    """Whether every element of a tensor lies in its storage, and a large tensor is no larger than its storage."""
+    """Returns whether a tensor lies in its storage and, if it is large, has no more elements than its storage."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
         return False
@@ -164,9 +164,9 @@ def fits(tensor):
 
 
 def view(tensor, buffer):
-    """The array of a Tensor that fits, on the bytes of its storage."""
+    """Returns the array of a Tensor as a view of the bytes of its storage. `fits` must hold."""
     dtype = STORAGES[tensor.storage.kind]
-    if 0 in tensor.shape or math.prod(tensor.shape) == 1:  # then strides mean nothing, and may be anything
+    if 0 in tensor.shape or math.prod(tensor.shape) == 1:  # the strides have no meaning and may have any value
         flat = np.frombuffer(buffer, dtype)[tensor.offset : tensor.offset + math.prod(tensor.shape)]
         return flat.reshape(tensor.shape)
     strides = [stride * dtype.itemsize for stride in tensor.strides]

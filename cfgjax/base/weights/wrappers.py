@@ -1,4 +1,4 @@
-"""Removes what trainers wrap around a state dict: dicts such as {"model": …, "ema": …}, prefixes such as `module.`."""
+"""Unwraps state dicts from the dicts ({"model": …, "ema": …}) and key prefixes (`module.`) that trainers add."""
 
 import math
 import re
@@ -9,9 +9,9 @@ MAX_DEPTH = 8
 
 
 def unwrap(value):
-    """Returns (the innermost state dict, the names that lead to it, the names of other state dicts).
+    """Returns (innermost state dict, names of the dicts around it, names of other state dicts).
 
-    value: content of a file: {name: array or any object with a shape}, or such dicts in dicts. A prefix of all arrays
+    value: content of a file, {name: array or any object with a shape} or nested dicts of them. A prefix of all keys
     counts as a dict of that name. Averaged weights (EMA) are preferred.
     """
     return _unwrap(value, 0) or (value, (), ())
@@ -39,9 +39,9 @@ def inner_dicts(value):
 
 
 def by_prefix(value):
-    """Splits a state dict by prefixes into {prefix: dict}. Returns {} if an array, counters aside, has none.
+    """Splits a state dict into {prefix: dict}. Returns {} if an array other than a counter has no prefix.
 
-    A prefix is known, or it is shared by all keys and followed by the names of several modules.
+    A prefix is either a known name, or common to all keys and followed by the names of several modules.
     """
     names = [key.split(".") for key in value if isinstance(key, str)]
     is_shared = len({name[0] for name in names}) == 1 and len({name[1] for name in names if len(name) > 2}) > 1
@@ -61,11 +61,11 @@ def rank(name):
 
 
 def is_ema(name):
-    """Whether a name is one for averaged weights."""
+    """Returns whether a name denotes averaged weights."""
     return EMA.fullmatch(name.lower()) is not None
 
 
 def is_array(value):
-    """Whether value has a shape, a tuple of integers."""
+    """Returns whether value has a shape that is a tuple of integers."""
     shape = getattr(value, "shape", None)
     return isinstance(shape, tuple) and all(type(n) is int for n in shape)

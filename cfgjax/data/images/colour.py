@@ -2,6 +2,7 @@
 
 import functools
 import io
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,7 @@ SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 INVISIBLE = 3  # of 255 levels: a profile that differs from sRGB by no more is not applied
 
 
-def to_srgb(image, profile):
+def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, list[str]]:
     """Returns (image of mode L or RGB in sRGB, [notes on what was done]) for an image of mode L, RGB or CMYK.
 
     profile: bytes of its embedded ICC profile. A profile of sRGB itself has no effect. A profile that cannot be applied
@@ -27,13 +28,13 @@ def to_srgb(image, profile):
     return converted.convert("L") if image.mode == "L" else converted, ["with an ICC profile, made sRGB"]
 
 
-def space_of(profile):
+def space_of(profile: bytes) -> str:
     """Returns the colour space of an ICC profile: RGB, GRAY, CMYK or another."""
     return profile[16:20].decode("ascii").strip()
 
 
 @functools.lru_cache(maxsize=32)
-def transform_of(profile, mode):
+def transform_of(profile: bytes, mode: str) -> Any:
     """Returns the transform from an ICC profile to sRGB, or None if it changes nothing visibly.
 
     Raises ValueError, or an exception of littleCMS, if there is no such transform.

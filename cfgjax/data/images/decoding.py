@@ -1,8 +1,9 @@
-"""Encoded images of any kind and size → uint8 [size, size, C]."""
+"""Converts encoded images of any kind and size to uint8 [size, size, C]."""
 
 import dataclasses
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from cfgjax.base.errors import UsageError, choose
@@ -12,8 +13,8 @@ Resampling = Image.Resampling
 MAX_SCALED_PIXELS = 2**28
 
 
-def adm(image, size):
-    """The crop of openai/guided-diffusion: halved by boxes while twice too large, bicubic, then the centre."""
+def adm(image: Image.Image, size: int) -> Image.Image:
+    """Returns the crop of openai/guided-diffusion: halves by boxes while possible, bicubic resize, then the centre."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Resampling.BOX)
     scale = size / min(image.size)
@@ -25,27 +26,27 @@ def adm(image, size):
     return image.crop((left, top, left + size, top + size))
 
 
-def lanczos(image, size):
-    """The largest square of the centre, resized by Lanczos' window."""
+def lanczos(image: Image.Image, size: int) -> Image.Image:
+    """Returns the largest central square, resized with a Lanczos filter."""
     return central_square(image).resize((size, size), Resampling.LANCZOS)
 
 
-def area(image, size):
-    """The largest square of the centre, averaged over areas (a box filter)."""
+def area(image: Image.Image, size: int) -> Image.Image:
+    """Returns the largest central square, resized with a box filter."""
     return central_square(image).resize((size, size), Resampling.BOX)
 
 
-def pad(image, size):
-    """The image itself in the middle of black. Raises ValueError where it is larger."""
+def pad(image: Image.Image, size: int) -> Image.Image:
+    """Returns the image in the middle of a black square. Raises ValueError if it is larger."""
     if max(image.size) > size:
-        raise ValueError(f"is {image.width}×{image.height}, larger than the {size}×{size} it is to be padded to")
+        raise ValueError(f"is {image.width}×{image.height}, larger than the padded size {size}×{size}")
     padded = Image.new(image.mode, (size, size))
     padded.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
     return padded
 
 
-def central_square(image):
-    """The largest square in the middle of an image."""
+def central_square(image: Image.Image) -> Image.Image:
+    """Returns the largest central square of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -56,22 +57,24 @@ CROPS = {"adm": adm, "lanczos": lanczos, "area": area, "pad": pad}
 
 @dataclasses.dataclass(frozen=True)
 class Converter:
-    """(encoded bytes, or uint8 [H, W, 1 or 3]) → (uint8 [size, size, channels], what had to be converted, in words)."""
+    """(encoded bytes, or uint8 [H, W, 1 or 3]) → (uint8 [size, size, channels], [notes on conversions])."""
 
     size: int
     crop: str
     channels: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choose("crop", self.crop, CROPS)
         if self.size < 1:
             raise UsageError(f"size is {self.size}; need at least 1")
         if self.channels not in (1, 3):
             raise UsageError(f"channels is {self.channels}; need 1 (grey) or 3 (RGB)")
 
-    def __call__(self, data):
+    def __call__(
+        self, data: bytes | UInt8[np.ndarray, "height width channels"]
+    ) -> tuple[UInt8[np.ndarray, "size size channels_out"], list[str]]:
         if isinstance(data, np.ndarray):
-            image, notes = Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data), []
+            image, notes = Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data), list[str]()
         else:
             image, notes = decode(data)
         if self.crop != "pad" and min(image.size) < self.size:

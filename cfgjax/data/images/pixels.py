@@ -4,8 +4,10 @@ import functools
 import io
 import re
 import warnings
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Int
 from PIL import Image, UnidentifiedImageError
 
 from cfgjax.base.errors import printable
@@ -29,7 +31,7 @@ GREY_ALPHA = 4  # colour type of PNG
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 
 
-def decode(data):
+def decode(data: bytes) -> tuple[Image.Image, list[str]]:
     """Returns (upright Pillow image of mode RGB or L, [notes on conversions]) of an encoded image.
 
     Raises what the decoder raises; `reason_of` turns it into text.
@@ -39,26 +41,27 @@ def decode(data):
         return _decode(data)
 
 
-def reason_of(error):
+def reason_of(error: BaseException) -> str:
     """Returns the reason why an image cannot be decoded, on one line. It depends on the file's content alone."""
     if isinstance(error, UnidentifiedImageError):
         return f"it is not an image of {', '.join(formats())}, or a kind that cannot be read"
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return printable(" ".join(OBJECT.sub("the file", text).split()))[:200] or type(error).__name__
 
 
 @functools.cache
-def formats():
+def formats() -> tuple[str, ...]:
     """Returns the FORMATS that this Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _decode(data):
+def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
     notes = []
-    image = Image.open(io.BytesIO(data), formats=formats())
+    opened = Image.open(io.BytesIO(data), formats=formats())
+    image: Image.Image = opened
     if min(image.size) < 1:
         raise ValueError("it has no pixels")
     check_samples(image)
@@ -68,7 +71,7 @@ def _decode(data):
         notes.append("of several frames or pages, the first taken")
     turned = image.format == "TIFF" and turn_of(image) is not None  # Pillow turns it on loading
     inverted = tags_of(image).get(PHOTOMETRIC) == MIN_IS_WHITE
-    bits, frame = stored_bits(image, data), image.tile[0].extents if image.format == "GIF" and image.tile else None
+    bits, frame = stored_bits(image, data), opened.tile[0].extents if opened.format == "GIF" and opened.tile else None
     image.load()
     if image.mode == "P" and image.palette is None:
         raise ValueError("it has no palette")
@@ -103,7 +106,7 @@ def _decode(data):
     return colour if turn is None else colour.transpose(turn), notes
 
 
-def check_samples(image):
+def check_samples(image: Image.Image) -> None:
     """Raises ValueError for a TIFF whose samples Pillow would misread, or whose range is unknown."""
     tags = tags_of(image)
     formats = tags.get(SAMPLE_FORMAT, (UNSIGNED,))
@@ -119,8 +122,8 @@ def check_samples(image):
         raise ValueError("TIFFs in separate planes cannot be read if they are grey with alpha or have 16 bits")
 
 
-def with_palette(image, data):
-    """A BMP with its palette, which Pillow drops if it is grey: it then reads the file as one of 1 or 8 bits."""
+def with_palette(image: Image.Image, data: bytes) -> Image.Image:
+    """Returns a BMP with its palette. Pillow drops a grey palette and reads the file as one of 1 or 8 bits."""
     header = int.from_bytes(data[14:18], "little")
     bits = data[24] if header == 12 else data[28]
     if bits == {"1": 1, "L": 8}.get(image.mode, bits):
@@ -131,12 +134,12 @@ def with_palette(image, data):
     return again
 
 
-def tags_of(image):
+def tags_of(image: Image.Image) -> Any:
     """Returns the tags of a TIFF, and {} for other images."""
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
 
-def stored_bits(image, data):
+def stored_bits(image: Image.Image, data: bytes) -> int:
     """Returns the bits per sample in the file."""
     if image.format == "PNG" and data[12:16] == b"IHDR":
         return data[24]
@@ -146,7 +149,7 @@ def stored_bits(image, data):
     return 8
 
 
-def turn_of(image):
+def turn_of(image: Image.Image) -> Image.Transpose | None:
     """Returns the transposition that EXIF requests; None for an upright image or an undefined orientation."""
     try:
         orientation = image.getexif().get(ORIENTATION)
@@ -155,7 +158,7 @@ def turn_of(image):
     return TURNS.get(orientation) if isinstance(orientation, int) else None
 
 
-def opaque(image, bits, inverted):
+def opaque(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
     """Returns the colours of an image without its transparency, in L, RGB, CMYK or a mode that Pillow makes RGB.
 
     bits: of a sample. inverted: whether 0 is white; Pillow handles that itself up to 8 bits only.
@@ -172,7 +175,7 @@ def opaque(image, bits, inverted):
     return image
 
 
-def alpha_of(image, bits):
+def alpha_of(image: Image.Image, bits: int) -> Image.Image | None:
     """Returns the opacity of each pixel as an image of mode L; None if the image has none.
 
     For a PNG without palette, Pillow returns the transparent colour (tRNS chunk) unscaled, in `bits` bits.
@@ -190,20 +193,20 @@ def alpha_of(image, bits):
     return opaque_where(np.asarray(image.convert("L") if image.mode == "1" else image) != key)
 
 
-def within(frame, alpha, size):
+def within(frame: tuple[int, int, int, int], alpha: Image.Image | None, size: tuple[int, int]) -> Image.Image:
     """Returns the opacity of an image that covers (left, top, right, bottom) of its canvas; the rest is transparent."""
     canvas = Image.new("L", size, 0)
     canvas.paste(255 if alpha is None else alpha.crop(frame), frame)
     return canvas
 
 
-def opaque_where(differs):
+def opaque_where(differs: Bool[np.ndarray, "height width ..."]) -> Image.Image:
     """Returns the opacity of pixels: opaque if they differ from the transparent colour in any channel."""
-    differs = differs.any(axis=-1) if differs.ndim == 3 else differs
-    return Image.fromarray(np.where(differs, 255, 0).astype(np.uint8))
+    different = differs.any(axis=-1) if differs.ndim == 3 else differs
+    return Image.fromarray(np.where(different, 255, 0).astype(np.uint8))
 
 
-def sixteen_bits(image, data):
+def sixteen_bits(image: Image.Image, data: bytes) -> Int[np.ndarray, "height width channels"]:
     """Returns the 16-bit samples of a loaded PNG in colour, or in grey with alpha, int [H, W, C].
 
     Pillow drops the lower bytes. They are read by decoding the file again under another raw mode.
@@ -216,14 +219,16 @@ def sixteen_bits(image, data):
     return halves[..., ::2] * 256 + halves[..., 1::2] if grey else np.asarray(image).astype(int) * 256 + halves
 
 
-def rounded(image, samples):
+def rounded(
+    image: Image.Image, samples: Int[np.ndarray, "height width channels"]
+) -> tuple[Image.Image, Image.Image | None]:
     """Returns (8-bit image, its opacity by the transparent colour or None) of a PNG's 16-bit samples."""
     key = image.info.get("transparency")
     alpha = None if key is None else opaque_where(samples != np.array(key))
     return Image.fromarray(np.rint(samples / 257).astype(np.uint8)), alpha
 
 
-def on_white(colour, alpha):
+def on_white(colour: Image.Image, alpha: Image.Image) -> Image.Image:
     """Returns the colours on a white background, mode RGB."""
     over = colour.convert("RGB")
     over.putalpha(alpha)

@@ -2,6 +2,9 @@
 
 import os
 import stat
+from pathlib import Path
+
+PassedOver = list[tuple[str, str]]  # [(reason, path)] of files that are not listed
 
 ENDINGS = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif")
 NO_IMAGE, LOOP, REPEATED, DANGLING, SPECIAL = (
@@ -13,12 +16,12 @@ NO_IMAGE, LOOP, REPEATED, DANGLING, SPECIAL = (
 )
 
 
-def is_image_name(name):
+def is_image_name(name: str) -> bool:
     """Whether a file of this name is treated as an image."""
     return name.lower().endswith(ENDINGS)
 
 
-def image_files(top, passed_over):
+def image_files(top: str | Path, passed_over: PassedOver) -> dict[str, str]:
     """Returns {relative path: real path} of the images at any depth below folder `top`, in the order of their paths.
 
     A file is listed once, by a path without links if it has one. Links are followed unless they lead to a folder that
@@ -35,13 +38,13 @@ def image_files(top, passed_over):
 class Walk:
     """State of `image_files`. files: {relative path: real path}. links: [(relative path, real folder it is in)]."""
 
-    def __init__(self, top, passed_over):
+    def __init__(self, top: str | Path, passed_over: PassedOver) -> None:
         self.root, self.top, self.passed_over = top, os.path.realpath(top), passed_over
-        self.files: dict = {}
-        self.links: list = []
-        self.seen: set = set()  # real paths of files and folders
+        self.files: dict[str, str] = {}
+        self.links: list[tuple[str, str]] = []
+        self.seen: set[str] = set()  # real paths of files and folders
 
-    def folder(self, relative, real):
+    def folder(self, relative: str, real: str) -> None:
         """Lists the files of a folder and of its subfolders, and collects the links."""
         folders = [(relative, real)]
         while folders:
@@ -59,7 +62,7 @@ class Walk:
                             folders.append((path, os.path.join(real, entry.name)))
         self.links.sort(reverse=True)  # independent of the order of the file system
 
-    def link(self, path, parent):
+    def link(self, path: str, parent: str) -> None:
         """Lists the target of a link."""
         real = os.path.realpath(os.path.join(self.root, path))
         try:
@@ -74,13 +77,13 @@ class Walk:
         elif not os.path.basename(path).startswith("."):
             self.folder(path, real)
 
-    def _file(self, path, real, mode):
+    def _file(self, path: str, real: str, mode: int) -> None:
         if reason := reason_against(os.path.basename(path), mode):
             self.passed_over.append((reason, path))
         elif self._is_new(real, path):
             self.files[path] = real
 
-    def _is_new(self, real, path):
+    def _is_new(self, real: str, path: str) -> bool:
         """Whether a file or folder is seen for the first time."""
         if real in self.seen:
             self.passed_over.append((REPEATED, path))
@@ -89,13 +92,13 @@ class Walk:
         return True
 
 
-def reason_against(name, mode):
+def reason_against(name: str, mode: int) -> str | None:
     """Returns the reason why a file of this name and st_mode is not listed, or None if it is."""
     if not stat.S_ISREG(mode):
         return SPECIAL
     return NO_IMAGE if name.startswith(".") or not is_image_name(name) else None
 
 
-def contains(folder, path):
+def contains(folder: str, path: str) -> bool:
     """Whether path is `folder` or below it. Both are real paths."""
     return os.path.commonpath([folder, path]) == folder

@@ -1,7 +1,8 @@
-"""Images and labels in memory as a listing to be prepared."""
+"""Images and labels in memory, as a listing to be prepared."""
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
@@ -15,31 +16,31 @@ class Arrays:
 
     image: np.ndarray
     label: np.ndarray
-    classes: tuple
+    classes: tuple[str, ...]
     start: int = 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         return self.image[i], int(self.label[i])
 
-    def name(self, i):
-        """Image i in words."""
+    def name(self, i: int) -> str:
+        """Returns the name of image i in messages."""
         return f"image {self.start + i}"
 
-    def part(self, start, stop):
-        """Those from start to stop."""
+    def part(self, start: int, stop: int) -> "Arrays":
+        """Returns the listing of the images start … stop − 1."""
         return Arrays(self.image[start:stop], self.label[start:stop], self.classes, self.start + start)
 
-    def digest(self):
-        """SHA-256 of images and labels."""
+    def digest(self) -> str:
+        """Returns the SHA-256 of images and labels."""
         digest = hashlib.sha256(np.ascontiguousarray(self.image).data)
         digest.update(np.ascontiguousarray(self.label).data)
         return digest.hexdigest()
 
 
-def labelled_arrays(path):
+def labelled_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the arrays of an .npz. Raises UsageError unless `image` and `label` are among them."""
     arrays = read_npz(path)
     if missing := {"image", "label"} - arrays.keys():
@@ -47,7 +48,7 @@ def labelled_arrays(path):
     return arrays
 
 
-def list_arrays(path):
+def list_arrays(path: str | Path) -> Arrays:
     """Returns the `Arrays` of an .npz with `image`, `label` and, optionally, the names `classes`.
 
     Raises UsageError unless they are uint8 images and labels 0 … K−1, with an image for each label.
@@ -71,7 +72,7 @@ def list_arrays(path):
     return Arrays(image, label.astype(np.int32), classes or tuple(map(str, range(count))))
 
 
-def class_names(path, names):
+def class_names(path: str | Path, names: np.ndarray) -> tuple[str, ...]:
     """Returns the names in the array `classes` of the .npz at path. Raises UsageError if they are not text."""
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UsageError(f"{path}: classes has dtype {names.dtype} and shape {names.shape}; need names [K]")

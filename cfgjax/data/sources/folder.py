@@ -6,16 +6,19 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from cfgjax.base.errors import UsageError, choose, printable
-from cfgjax.data.dataset import Stored
+from cfgjax.data.dataset import Listing, Stored
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.images.pixels import reason_of
-from cfgjax.data.images.tree import LOOP, contains, image_files, is_image_name
+from cfgjax.data.images.tree import LOOP, PassedOver, contains, image_files, is_image_name
 from cfgjax.data.sources.prepared import check_num_classes
 
 SYNSET = re.compile(r"n\d{8}")
@@ -23,6 +26,15 @@ NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 LOOSE = "images outside of any class"
 
 log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class FileListing(Listing, Protocol):
+    """A listing of examples in files below `root`."""
+
+    @property
+    def root(self) -> str:
+        """Returns the folder of the files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,42 +45,42 @@ class Folder:
     """
 
     root: str
-    files: tuple
+    files: tuple[str, ...]
     label: np.ndarray
-    classes: tuple
-    notes: tuple = ()
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
         return Path(self.root, self.files[i]).read_bytes(), int(self.label[i])
 
-    def name(self, i):
-        """Path of file i below root."""
+    def name(self, i: int) -> str:
+        """Returns the path of file i below root."""
         return self.files[i]
 
-    def part(self, start, stop):
-        """The files from start to stop."""
+    def part(self, start: int, stop: int) -> "Folder":
+        """Returns the listing of the files start … stop − 1."""
         return dataclasses.replace(self, files=self.files[start:stop], label=self.label[start:stop])
 
-    def digest(self):
-        """SHA-256 of the names of the files and of their labels."""
+    def digest(self) -> str:
+        """Returns the SHA-256 of the names of the files and of their labels."""
         text = "\n".join(self.files)
         return hashlib.sha256(text.encode("utf-8", "surrogateescape") + self.label.tobytes()).hexdigest()
 
 
-def synsets_of(classes):
+def synsets_of(classes: Sequence[str]) -> list[str] | None:
     """Returns the names of the classes if all are WordNet's synsets, else None."""
     return list(classes) if all(map(SYNSET.fullmatch, classes)) else None
 
 
-def by_name(names):
+def by_name(names: Sequence[str]) -> list[str]:
     """Returns names sorted as text: 1, 10, 2."""
     return sorted(names)
 
 
-def by_number(names):
+def by_number(names: Sequence[str]) -> list[str]:
     """Returns names sorted by the numbers in them: 1, 2, 10; class1, class2, class10."""
     if all(map(NUMBER.fullmatch, names)):
         return sorted(names, key=lambda name: (Decimal(name), name))
@@ -79,7 +91,7 @@ def by_number(names):
 CLASS_ORDERS = {"name": by_name, "numeric": by_number}
 
 
-def list_folder(path, class_order="name"):
+def list_folder(path: str | Path, class_order: str = "name") -> Folder:
     """Returns the `Folder` at path. class_order: "name", or "numeric" for classes named by numbers, such as 0 … 10.
 
     Raises UsageError if it has no classes, no images, or a class without images, or cannot be read.
@@ -106,7 +118,7 @@ def list_folder(path, class_order="name"):
     return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes), notes)
 
 
-def class_names(root, passed_over):
+def class_names(root: Path, passed_over: PassedOver) -> Iterator[str]:
     """Yields the names of the folders in root, except hidden ones and links to root or a folder above it."""
     with os.scandir(root) as entries:
         for entry in entries:
@@ -119,7 +131,7 @@ def class_names(root, passed_over):
                 passed_over.append((LOOSE, entry.name))
 
 
-def class_files(root, name, passed_over):
+def class_files(root: Path, name: str, passed_over: PassedOver) -> dict[str, str | None]:
     """Returns {path below root: real path if it contains links, else None} of the images of a class."""
     inside: list = []
     files = image_files(root / name, inside)
@@ -128,7 +140,7 @@ def class_files(root, name, passed_over):
     return {os.path.join(name, path): None if real == os.path.join(own, path) else real for path, real in files.items()}
 
 
-def passed_over_lines(passed_over):
+def passed_over_lines(passed_over: PassedOver) -> list[str]:
     """Returns a line for each reason why files were passed over."""
     paths = collections.defaultdict(list)
     for reason, path in passed_over:
@@ -136,7 +148,7 @@ def passed_over_lines(passed_over):
     return [f"passed over: {len(found)} {reason}, such as {printable(min(found))}" for reason, found in paths.items()]
 
 
-def shared_between(root, found):
+def shared_between(root: Path, found: dict[str, dict[str, str | None]]) -> list[str]:
     """Returns [a warning] if links make a file an example of several classes, else []."""
     if not any(real for files in found.values() for real in files.values()):
         return []
@@ -149,7 +161,7 @@ def shared_between(root, found):
     return [f"warning: {repeated} files are in several classes by links, such as {printable(example)}"]
 
 
-def out_of_order(classes):
+def out_of_order(classes: Sequence[str]) -> list[str]:
     """Returns [a warning] if the classes are named by numbers but not in numeric order, else []."""
     if by_number(classes) == list(classes) or by_name(classes) != list(classes):
         return []
@@ -161,23 +173,25 @@ def out_of_order(classes):
 class Decoding:
     """(int [b]) → uint8 [b, H, W, C] of a listing such as `Folder`, decoded and cropped each time."""
 
-    def __init__(self, listing, converter):
+    def __init__(self, listing: FileListing, converter: Converter) -> None:
         self.listing, self.converter = listing, converter
 
-    def __call__(self, index):
+    def __call__(self, index: Int[np.ndarray, " b"]) -> UInt8[np.ndarray, "b height width channels"]:
         return np.stack([self._one(int(i)) for i in index])
 
-    def _one(self, i):
+    def _one(self, i: int) -> UInt8[np.ndarray, "height width channels"]:
         try:
             return self.converter(self.listing[i][0])[0]
-        except Exception as e:  # decoders raise what they like
+        except Exception as e:  # decoders raise exceptions of any type
             name = printable(self.listing.name(i))
             what = f"{self.listing.root}: cannot decode {name}: {reason_of(e)}"
             raise OSError(f"{what}; cfgjax prepare leaves out such images and lists them") from e
 
 
-def decoded(listing, label, crop, num_classes, image_shape):
-    """(`Stored` images of a listing, their labels)"""
+def decoded(
+    listing: FileListing, label: Int[np.ndarray, " n"], crop: str, num_classes: int, image_shape: Sequence[int]
+) -> tuple[Stored, Int[np.ndarray, " n"]]:
+    """Returns (`Stored` images of a listing, their labels)."""
     check_num_classes(listing.root, len(listing.classes), num_classes)
     if len(image_shape) != 3 or image_shape[0] != image_shape[1]:
         raise UsageError(f"data.image_shape is {tuple(image_shape)}; images are cropped to squares: need [S, S, C]")
@@ -187,7 +201,9 @@ def decoded(listing, label, crop, num_classes, image_shape):
     return images, label
 
 
-def folder(*, path, crop="adm", class_order="name", num_classes, image_shape):
+def folder(
+    *, path: str | Path, crop: str = "adm", class_order: str = "name", num_classes: int, image_shape: Sequence[int]
+) -> tuple[Stored, Int[np.ndarray, " n"]]:
     """Returns the images below path, class/…/image, decoded and cropped on each access, and their labels."""
     listing = list_folder(path, class_order)
     for note in listing.notes:

@@ -4,21 +4,25 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Int32
 
 from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError, nearest, one_line
 from cfgjax.base.files import read_npy, writing
 from cfgjax.base.progress import Progress
+from cfgjax.data.dataset import Stored
 from cfgjax.data.sources.folder import decoded, synsets_of
 
 LABELLED = "among the ImageNets imagenet2012 and imagenet_resized have labels, downsampled_imagenet has none"
 
 
-def library():
-    """tensorflow_datasets, which imports no TensorFlow by itself."""
+def library() -> Any:
+    """Returns tensorflow_datasets, which does not import TensorFlow."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
@@ -28,9 +32,9 @@ def library():
 
 @dataclasses.dataclass(frozen=True)
 class Tfds:
-    """A split of a TFDS set in a folder: tfds[i] is (encoded image i, its label), classes in the order of `classes`.
+    """A split of a TFDS set in a folder. tfds[i] is (encoded image i, its label).
 
-    order: int [K], the label here of each label there: where all classes are synsets, they are sorted.
+    order: the label here of each of the set's labels. It sorts the classes if all of them are synsets.
     """
 
     root: str
@@ -38,50 +42,50 @@ class Tfds:
     split: str
     image_key: str
     label_key: str
-    classes: tuple
-    order: tuple
+    classes: tuple[str, ...]
+    order: tuple[int, ...]
     start: int
     stop: int
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
         example = self._source[self.start + i]
         return example[self.image_key], self.order[int(example[self.label_key])]
 
     @functools.cached_property
-    def _source(self):
+    def _source(self) -> Any:
         tfds = library()
         decoders = {self.image_key: tfds.decode.SkipDecoding()}
         return tfds.builder_from_directory(self.root).as_data_source(self.split, decoders=decoders)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_source"}
 
-    def name(self, i):
-        """Example i in words."""
+    def name(self, i: int) -> str:
+        """Returns the name of example i in messages."""
         return f"example {self.start + i} of split {self.split}"
 
-    def part(self, start, stop):
-        """Those from start to stop."""
+    def part(self, start: int, stop: int) -> "Tfds":
+        """Returns the listing of the examples start … stop − 1."""
         return dataclasses.replace(self, start=self.start + start, stop=self.start + stop)
 
-    def digest(self):
-        """SHA-256 of what the set is called, its version, split, number and classes."""
+    def digest(self) -> str:
+        """Returns the SHA-256 of the set's name, version, split, size and classes."""
         return hashlib.sha256(repr((self.title, self.split, len(self), self.classes)).encode()).hexdigest()
 
-    def identity(self):
-        """SHA-256 of all that the labels depend on: `digest`, order, and the place, sizes and times of the files."""
-        files = [(str(path), path.stat()) for path in sorted(Path(self.root).resolve().iterdir())]
-        told = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in files]
-        return hashlib.sha256(repr((self.digest(), self.order, self.start, told)).encode()).hexdigest()
+    def identity(self) -> str:
+        """Returns the SHA-256 of what the labels depend on: `digest`, order, and paths, sizes and times of files."""
+        stats = [(str(path), path.stat()) for path in sorted(Path(self.root).resolve().iterdir())]
+        files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return hashlib.sha256(repr((self.digest(), self.order, self.start, files)).encode()).hexdigest()
 
 
-def labels_of(listing):
-    """int32 [N] of a `Tfds`, out of the user's cache folder, or by a pass over the whole set and then kept there.
+def labels_of(listing: Tfds) -> Int32[np.ndarray, " n"]:
+    """Returns the labels of a `Tfds` from the user's cache folder, or reads and caches them.
 
-    A label lies in one record with its image, so that none can be had without reading both.
+    A label is in one record with its image, so that reading the labels needs a pass over the whole set.
     """
     try:
         kept = user_cache() / "labels" / f"{listing.identity()}.npy"
@@ -98,10 +102,10 @@ def labels_of(listing):
     return label
 
 
-def read_labels(listing):
-    """int32 [N] of a `Tfds`, by a pass over the set, which is told and counted."""
+def read_labels(listing: Tfds) -> Int32[np.ndarray, " n"]:
+    """Returns the labels of a `Tfds` by a pass over the set, with a progress bar."""
     with Progress("reading labels", "example", len(listing)) as bar:
-        bar.say(f"{listing.title}: the labels of {len(listing):,} examples are read, and kept for the next time")
+        bar.say(f"{listing.title}: reads the labels of {len(listing):,} examples once, and caches them")
         label = np.empty(len(listing), np.int32)
         for i in range(len(listing)):
             label[i] = listing[i][1]
@@ -109,10 +113,10 @@ def read_labels(listing):
         return label
 
 
-def list_tfds(path, split="train"):
-    """The `Tfds` of the split of a set in folder path (…/name/version).
+def list_tfds(path: str | Path, split: str = "train") -> Tfds:
+    """Returns the `Tfds` of a split of the set in the folder path (…/name/version).
 
-    Raises UsageError where there is none, where it is no array_record, or where it has no images with labels.
+    Raises UsageError if there is none, if it is not array_record, or if it has no images with labels.
     """
     tfds = library()
     try:
@@ -122,7 +126,7 @@ def list_tfds(path, split="train"):
     info = builder.info
     if info.file_format is None or info.file_format.value != "array_record":
         form = getattr(info.file_format, "value", None)
-        raise UsageError(f"{path} is written as {form}; prepare it anew as array_record: cfgjax prepare tfds NAME")
+        raise UsageError(f"{path} is written as {form}; prepare it again as array_record: cfgjax prepare tfds NAME")
     image_key, label_key = keys(info)
     if split not in info.splits:
         raise UsageError(f"the TFDS set {info.full_name} has no split {split!r}; it has {', '.join(info.splits)}")
@@ -133,8 +137,8 @@ def list_tfds(path, split="train"):
     return Tfds(str(path), info.full_name, split, image_key, label_key, classes, order, 0, count)
 
 
-def keys(info):
-    """(key of the images, key of the labels) of a TFDS set. Raises UsageError where it has none."""
+def keys(info: Any) -> tuple[str, str]:
+    """Returns (key of the images, key of the labels) of a TFDS set. Raises UsageError if one is missing."""
     features = library().features
     image, label = key_of(info.features, features.Image), key_of(info.features, features.ClassLabel)
     if image is None or label is None:
@@ -143,22 +147,22 @@ def keys(info):
     return image, label
 
 
-def key_of(features, kind):
-    """The first key of a dict of TFDS features that is of a kind, or None."""
+def key_of(features: Any, kind: type) -> str | None:
+    """Returns the first key of a dict of TFDS features whose feature is of a kind, or None."""
     items = features.items() if hasattr(features, "items") else ()
     return next((key for key, feature in items if isinstance(feature, kind)), None)
 
 
-def find_tfds(name, data_dir=None):
-    """The folder of a TFDS set that is there: name is its folder, or what TFDS calls it, in data_dir. None if not."""
+def find_tfds(name: str, data_dir: str | None = None) -> str | None:
+    """Returns the folder of a TFDS set, None if it does not exist. name: the folder, or the set's name in data_dir."""
     if (Path(name) / "dataset_info.json").exists():
         return str(name)
     builder = builder_of(name, data_dir)
     return str(builder.data_path) if (Path(builder.data_path) / "dataset_info.json").exists() else None
 
 
-def builder_of(name, data_dir):
-    """TFDS's builder of a set called name, writing array_record."""
+def builder_of(name: str, data_dir: str | None) -> Any:
+    """Returns TFDS's builder of a set, which writes array_record."""
     tfds = library()
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -171,15 +175,15 @@ def builder_of(name, data_dir):
         raise UsageError(f"TFDS cannot make {name!r}: {one_line(e, 200)}") from e
 
 
-def download(name, data_dir=None, manual_dir=None):
-    """The folder of the TFDS set called name, which TensorFlow writes as array_record where it is not there.
+def download(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> str:
+    """Returns the folder of a TFDS set. If it does not exist, TensorFlow writes it as array_record.
 
-    manual_dir: with the files that TFDS does not download; any others that are there are not downloaded either.
+    manual_dir: folder of files that TFDS cannot download. Other files that it has are not downloaded either.
     """
     if (found := find_tfds(name, data_dir)) is not None:
         return found
     builder = builder_of(name, data_dir)
-    keys(builder.info)  # or an error, before hours of work
+    keys(builder.info)  # raises an error before hours of work
     try:
         import tensorflow  # noqa: F401
     except ImportError:
@@ -187,18 +191,26 @@ def download(name, data_dir=None, manual_dir=None):
     config = library().download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=config)
-    except Exception as e:  # of the network, of checksums, of files to be had by hand, …
+    except Exception as e:  # network, checksums, files to be downloaded manually, …
         raise OSError(f"TFDS cannot prepare {name}: {one_line(e, 500)}") from e
     return str(builder.data_path)
 
 
-def needs_tensorflow(name):
-    """What to do where TFDS cannot do without TensorFlow."""
+def needs_tensorflow(name: str) -> str:
+    """Returns advice for a set that TFDS can only prepare with TensorFlow."""
     return f"TFDS needs TensorFlow to prepare {name}, once and in any environment: pip install 'cfgjax[prepare]'"
 
 
-def tfds(*, path, data_dir=None, tfds_split="train", crop="adm", num_classes, image_shape):
-    """A TFDS set, its folder or its name in data_dir, decoded and cropped each time; `labels_of` reads the labels."""
+def tfds(
+    *,
+    path: str,
+    data_dir: str | None = None,
+    tfds_split: str = "train",
+    crop: str = "adm",
+    num_classes: int,
+    image_shape: Sequence[int],
+) -> tuple[Stored, Int32[np.ndarray, " n"]]:
+    """Returns the images of a TFDS set, decoded and cropped on each access, and its labels. path: see `find_tfds`."""
     found = find_tfds(path, data_dir)
     if found is None:
         raise UsageError(f"the TFDS set {path} is not prepared in {data_dir or '~/tensorflow_datasets'}: "

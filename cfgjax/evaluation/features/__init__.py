@@ -1,1 +1,1 @@
-"""Feature networks and what is known of their features on reference data."""
+"""Feature networks, and statistics of their features on reference data."""

@@ -1,9 +1,13 @@
-"""Cached files of an evaluation. Each has a hash of its content; a file that does not match its hash is made again."""
+"""Cached files of an evaluation, with a hash of their content. A file that does not match its hash is written again."""
 
 import hashlib
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz, writing
@@ -11,22 +15,24 @@ from cfgjax.base.json_files import HASH, read_json, write_json
 
 log = logging.getLogger("cfgjax")
 
+Arrays = Mapping[str, ArrayLike]
+
 
 class NoHash(UsageError):
     """The file has no hash: an older version wrote it."""
 
 
-def write_arrays(path, arrays, identity=""):
-    """Writes {name: array} to an .npz file, atomically, with the hash of all of them as array HASH.
+def write_arrays(path: Path, arrays: Arrays, identity: str = "") -> None:
+    """Writes {name: array} to an .npz file, atomically, with their hash as the array HASH.
 
-    identity: text that also enters the hash, of what the arrays depend on.
+    identity: text that describes what the arrays depend on, and is hashed with them.
     """
     hashed: dict = {**arrays, HASH: np.array(arrays_hash(arrays, identity))}
     with writing(path) as new, open(new, "wb") as file:
         np.savez(file, **hashed)
 
 
-def read_arrays(path, identity=""):
+def read_arrays(path: str | Path, identity: str = "") -> dict[str, np.ndarray]:
     """Returns the {name: array} that `write_arrays` wrote.
 
     Raises NoHash for a file without a hash, UsageError for one that cannot be read or does not match its hash.
@@ -40,7 +46,7 @@ def read_arrays(path, identity=""):
     return arrays
 
 
-def arrays_hash(arrays, identity=""):
+def arrays_hash(arrays: Arrays, identity: str = "") -> str:
     """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
     digest = hashlib.sha256(identity.encode())
     for name in sorted(arrays):
@@ -49,21 +55,21 @@ def arrays_hash(arrays, identity=""):
     return digest.hexdigest()
 
 
-def write_metrics(path, identity, metrics):
+def write_metrics(path: Path, identity: str, metrics: Mapping[str, Any]) -> None:
     """Writes {name: value} to a JSON file, atomically, with a hash. identity: text on which the metrics depend."""
     write_json(path, {"identity": identity, "metrics": metrics}, hashed=True)
 
 
-def read_metrics(path, identity):
+def read_metrics(path: Path, identity: str) -> dict[str, Any] | None:
     """Returns the metrics that `write_metrics` wrote, or None if there is no such file.
 
     A file that is damaged, has another identity or has no hash is reported and renamed; None is returned too.
     """
     try:
-        found = read_json(path, keys={"identity": str, "metrics": dict}, hashed=True)
-        if found["identity"] != identity:
+        content = read_json(path, keys={"identity": str, "metrics": dict}, hashed=True)
+        if content["identity"] != identity:
             raise UsageError(f"{path} has the metrics of other samples")
-        return found["metrics"]
+        return content["metrics"]
     except FileNotFoundError:
         return None
     except UsageError as e:

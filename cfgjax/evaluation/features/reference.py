@@ -1,9 +1,9 @@
-"""Reference statistics: of a data source, or from a file.
+"""Reference statistics, computed from a data source or read from a file.
 
 | layout | arrays |
 | --- | --- |
 | ours | mean, cov, count (0: unknown), features, spatial_mean, spatial_cov, about (JSON: network, origin), sha256 |
-| guided-diffusion | mu, sigma, mu_s, sigma_s; arr_0, images that precision and recall compare with, where it is there |
+| guided-diffusion | mu, sigma, mu_s, sigma_s; optionally arr_0, the images for precision and recall |
 | pytorch-fid, EDM | mu, sigma |
 | raw images | arr_0 or image, uint8 [N, H, W, C] |
 """
@@ -12,32 +12,40 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
 from cfgjax.base.json_files import HASH, parse_json
 from cfgjax.data.batches import quantised
-from cfgjax.evaluation.features.hashed import arrays_hash, write_arrays
+from cfgjax.data.dataset import Dataset
+from cfgjax.evaluation.features.hashed import arrays_hash, read_arrays, write_arrays
+from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.metrics.manifold import neighbour_radii
 from cfgjax.evaluation.metrics.scores import feature_rows, matrix_sqrt
-from cfgjax.evaluation.metrics.sums import FeatureMoments, Rows, feature_blocks
+from cfgjax.evaluation.metrics.sums import Advance, FeatureMoments, ReadImages, Rows, feature_blocks
+
+log = logging.getLogger("cfgjax")
 
 NUM_NEIGHBOURS = 3  # k of precision and recall
-MOST_FEATURES = 50_000  # examples whose features are kept, for precision, recall and KID
+MAX_FEATURES = 50_000  # examples whose features are saved, for precision, recall and KID
 ARRAYS = ("mean", "cov", "features", "spatial_mean", "spatial_cov")
 LAYOUTS = "mean, cov (ours); mu, sigma (guided-diffusion, pytorch-fid, EDM); arr_0 or image (uint8 images)"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """What one feature network makes of real images.
+    """Statistics of a feature network on real images.
 
-    mean [D], cov [D, D], spatial_mean [S], spatial_cov [S, S]: float64, the spatial ones None where unknown.
-    features: float32 [n, D] of some of the images, or None. count: of images, None where a file does not say.
-    network: the feature network's digest, None where a file does not say. origin: which images, in words.
+    mean [D], cov [D, D], spatial_mean [S], spatial_cov [S, S]: float64; None for unknown spatial ones.
+    features: float32 [n, D] of some of the images, or None. count: number of images, None if unknown.
+    network: the feature network's digest, None if unknown. origin: describes the images.
     """
 
     mean: np.ndarray
@@ -50,50 +58,58 @@ class Reference:
     origin: str
 
     @functools.cached_property
-    def digest(self):
-        """SHA-256 of the arrays: what a result records."""
+    def digest(self) -> str:
+        """SHA-256 of the arrays, which results record."""
         arrays = [getattr(self, name) for name in ARRAYS]
         return hashlib.sha256(b"".join(a.tobytes() for a in arrays if a is not None)).hexdigest()
 
     @functools.cached_property
-    def root(self):
-        """√cov."""
+    def root(self) -> Float[np.ndarray, "d d"]:
+        """Returns √cov."""
         return matrix_sqrt(self.cov)
 
     @functools.cached_property
-    def spatial_root(self):
-        """√spatial_cov."""
+    def spatial_root(self) -> Float[np.ndarray, "s s"]:
+        """Returns √spatial_cov."""
+        assert self.spatial_cov is not None
         return matrix_sqrt(self.spatial_cov)
 
     @functools.cached_property
-    def radii(self):
-        """Distances of the features to their k-th nearest neighbours, [n]."""
+    def radii(self) -> Float[np.ndarray, " n"]:
+        """Returns the distance of each feature vector to its k-th nearest neighbour."""
+        assert self.features is not None
         return neighbour_radii(self.features, NUM_NEIGHBOURS)
 
-    def save(self, path):
-        """Writes our layout, atomically."""
+    def save(self, path: Path) -> None:
+        """Writes a file of our layout, atomically."""
         about = json.dumps({"network": self.network, "origin": self.origin})
         arrays = {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
         write_arrays(path, {"count": self.count or 0, "about": about, **arrays})
 
 
-def make_reference(read, count, network, origin, advance=lambda images: None):
-    """The `Reference` of `count` images. read, advance: as in `feature_blocks`.
+def make_reference(
+    read: ReadImages,
+    count: int,
+    network: FeatureNetwork,
+    origin: str,
+    advance: Advance = lambda images: None,
+) -> Reference:
+    """Returns the `Reference` of `count` images. read, advance: see `feature_blocks`.
 
-    Features of at most MOST_FEATURES of them are kept: evenly spaced, so that data sorted by class lose none, and in a
-    random order, so that KID's subsets have them all.
+    It has the features of at most MAX_FEATURES images: evenly spaced, so that data sorted by class lose no class, and
+    in random order, so that each of KID's subsets has all classes.
     """
     if count < 2:
         raise UsageError(f"a reference needs at least 2 images; {origin} has {count}")
     sizes = network.sizes(read(0, 1)[0])
-    kept = np.unique(np.linspace(0, count - 1, min(count, MOST_FEATURES)).round().astype(int))
+    kept = np.unique(np.linspace(0, count - 1, min(count, MAX_FEATURES)).round().astype(int))
     moments, rows = FeatureMoments(sizes), Rows((sizes["features"],))
     for index, _, _, out in feature_blocks(read, count, network, advance=advance):
         moments.update(out)
         keep = np.isin(index, kept)
         rows.add(index[keep], out["features"][keep])
-    found = moments.reduced()
-    own, spatial = found["features"], found.get("spatial")
+    reduced = moments.reduced()
+    own, spatial = reduced["features"], reduced.get("spatial")
     return Reference(
         mean=own.mean,
         cov=own.cov,
@@ -106,18 +122,25 @@ def make_reference(read, count, network, origin, advance=lambda images: None):
     )
 
 
-def of_dataset(dataset, network, origin, advance=lambda images: None):
-    """The `Reference` of a `Dataset`, its images quantised as samples are."""
+def of_dataset(
+    dataset: Dataset, network: FeatureNetwork, origin: str, advance: Advance = lambda images: None
+) -> Reference:
+    """Returns the `Reference` of a data set, whose images are quantised in the same way as samples."""
     prepare = (lambda points: points) if network.points else quantised
     read = lambda start, stop: (prepare(dataset.images(np.arange(start, stop))), dataset.label[start:stop])
     return make_reference(read, len(dataset), network, origin, advance)
 
 
-def load_reference(path, network, image_shape, advance=lambda images: None):
-    """The `Reference` in the file at path, of any layout above, for one network and images of one shape.
+def load_reference(
+    path: str | Path,
+    network: FeatureNetwork,
+    image_shape: Sequence[int],
+    advance: Advance = lambda images: None,
+) -> Reference:
+    """Returns the `Reference` in a file of any layout above, for a network and images of one shape.
 
-    Statistics that do not say whose features they are of are taken for Inception's. Images are compared as they are.
-    Raises UsageError for files that cannot be read, of unknown layout, of another network, or of another size.
+    Statistics that do not name their network are taken for Inception's. Raises UsageError for files that cannot be
+    read, or have an unknown layout, another network, or another size.
     """
     if not Path(path).exists():
         how = f"cfgjax evaluate --make-reference --workdir=RUN --out={path} makes one of a run's data"
@@ -131,24 +154,26 @@ def load_reference(path, network, image_shape, advance=lambda images: None):
         return of_images(images, network, image_shape, path, advance)
     else:
         raise UsageError(f"{path} is no reference: it has {', '.join(arrays) or 'nothing'}; need {LAYOUTS}")
-    check(reference, network, image_shape, path)
+    check_reference(reference, network, image_shape, path)
     if "mean" in arrays:
         check_hash(arrays, path)
     return reference
 
 
-def check_hash(arrays, path):
-    """Raises UsageError if arrays of our layout do not match their hash. Files of older versions carry none."""
+def check_hash(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Raises UsageError if arrays of our layout do not match their hash. Files of older versions have none."""
     others = {name: array for name, array in arrays.items() if name != HASH}
     if HASH in arrays and str(arrays[HASH]) != arrays_hash(others):
         raise UsageError(f"cannot read {path}: its content does not match its hash; repeat --make_reference")
 
 
-def of_ours(arrays, path):
-    """The Reference that `Reference.save` wrote."""
+def of_ours(arrays: Mapping[str, np.ndarray], path: str | Path) -> Reference:
+    """Returns the reference that `Reference.save` wrote."""
     try:
         about = parse_json(str(arrays["about"]).encode(), keys={"network": (str, type(None)), "origin": str})
-        known = {name: arrays.get(name) for name in ARRAYS}
+        known: dict[str, Any] = {name: arrays.get(name) for name in ARRAYS}
+        if missing := [name for name in ("mean", "cov") if known[name] is None]:
+            raise ValueError(f"it has no {missing[0]}")
         if wrong := [name for name, array in known.items() if array is not None and array.dtype.kind not in "fiu"]:
             raise ValueError(f"its {wrong[0]} has dtype {known[wrong[0]].dtype}")
         return Reference(**known, count=int(arrays["count"]) or None, network=about["network"], origin=about["origin"])
@@ -156,8 +181,10 @@ def of_ours(arrays, path):
         raise UsageError(f"{path} is no reference: {type(e).__name__} {e}") from e
 
 
-def of_published(arrays, path, network, image_shape):
-    """The Reference of a file with mu and sigma, which are Inception's."""
+def of_published(
+    arrays: Mapping[str, np.ndarray], path: str | Path, network: FeatureNetwork, image_shape: Sequence[int]
+) -> Reference:
+    """Returns the reference of a file with mu and sigma of Inception's features."""
     if network.name != "inception":
         raise UsageError(f"{path} holds statistics of Inception's features, not of the {network.name}'s")
     if "sigma" not in arrays:
@@ -181,21 +208,29 @@ def of_published(arrays, path, network, image_shape):
     )
 
 
-def of_images(images, network, image_shape, path, advance=lambda images: None):
-    """The Reference of uint8 images [N, H, W, C]."""
+def of_images(
+    images: np.ndarray,
+    network: FeatureNetwork,
+    image_shape: Sequence[int],
+    path: str | Path,
+    advance: Advance = lambda images: None,
+) -> Reference:
+    """Returns the reference of uint8 images [N, H, W, C]."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != tuple(image_shape):
         expected = ("N", *image_shape)
         raise UsageError(f"{path} has images {images.dtype} {images.shape}; the samples are uint8 {expected}")
-    read = lambda start, stop: (images[start:stop], None)
+    read = lambda start, stop: (images[start:stop], np.full(stop - start, -1))  # the labels are unknown
     return make_reference(read, len(images), network, f"{path}", advance)
 
 
-def check(reference, network, image_shape, path):
-    """Raises UsageError unless the reference is finite and of this network's features and sizes."""
+def check_reference(
+    reference: Reference, network: FeatureNetwork, image_shape: Sequence[int], path: str | Path
+) -> None:
+    """Raises UsageError unless the reference is finite, was made with this network and has its sizes."""
     if reference.network not in (None, network.digest):
         raise UsageError(
             f"{path} was made with another feature network ({reference.network[:12]}) than this {network.name} "
-            f"({network.digest[:12]}); make it anew with --make_reference"
+            f"({network.digest[:12]}); make it again with --make_reference"
         )
     sizes = network.sizes(np.zeros((1, *image_shape), np.float32 if network.points else np.uint8))
     for kind, prefix in (("features", ""), ("spatial", "spatial_")):
@@ -215,3 +250,15 @@ def check(reference, network, image_shape, path):
             feature_rows(reference.features, sizes["features"])
         except UsageError as e:
             raise UsageError(f"{path}: {e}") from e
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a cached reference exists at path and matches its hash. A damaged one is reported."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path)
+        return True
+    except UsageError as e:
+        log.warning("%s; the reference is measured again", e)
+        return False

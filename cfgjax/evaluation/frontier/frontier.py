@@ -1,7 +1,6 @@
-"""Samples and metrics for every w, T, v, EMA rate and seed asked for.
+"""Samples and metrics for every requested w, T, v, EMA rate and seed.
 
-Everything lies in one folder: `samples/<digest>/` has the shards of one setting of one checkpoint and, once they are
-known, its metrics. What is there is not done again.
+`samples/<digest>/` in its folder has the shards and the metrics of one setting of one checkpoint, computed only once.
 """
 
 import dataclasses
@@ -12,35 +11,44 @@ import itertools
 import json
 import logging
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives as processes
-from cfgjax.evaluation.features.hashed import read_arrays, read_metrics, write_metrics
-from cfgjax.evaluation.features.reference import load_reference, of_dataset
+from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
+from cfgjax.evaluation.features.networks import FeatureNetwork
+from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.generate import SampleStore, Setting, draw_samples
 from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.figures import exact_model
 from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.models.guide import Classifier, ClassifierGuidance
+from cfgjax.models.model import Model
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
 
-FORMAT = 1  # of what is kept; another one where the same settings come to give other samples or metrics
+PathLike = str | Path
+
+FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
 
 
 class Stopped(Exception):
-    """The evaluation was asked to stop; what is drawn is kept."""
+    """The evaluation received a stop signal. The samples drawn so far are saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """What a frontier runs over: every combination of its tuples. None stands for what the run's config says."""
+    """The settings of a frontier: every combination of its tuples. None stands for the value of the run's config."""
 
     guidance: tuple
     num_steps: tuple
@@ -53,10 +61,10 @@ class Grid:
     classifier_form: str = "eps"
 
 
-def make_settings(grid, model, label_policy, classifier=None):
-    """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores.
+def make_settings(grid: Grid, model: Model, label_policy: str, classifier: Classifier | None = None) -> list[Setting]:
+    """Returns the checked settings of a grid in order of work. For a run on a mixture it adds those of exact scores.
 
-    classifier: the `Classifier` that guides, where a scale of the grid is not 0.
+    classifier: the classifier that guides, needed if a scale of the grid is not 0.
     """
     rates = [*map(float, model.config.ema.rates), 0.0]
     check_grid(grid, rates, model)
@@ -68,7 +76,7 @@ def make_settings(grid, model, label_policy, classifier=None):
     sampler = grid.sampler or model.config.sample.sampler
     averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
     if model.config.data.source == "mixture":
-        averages["exact"] = averages["learned"][:1]  # without effect, and no curve of its own
+        averages["exact"] = averages["learned"][:1]  # EMA has no effect on exact scores
     settings = []
     for scores, ema_rates in averages.items():
         for ema, num_steps, v, seed, scale, w in itertools.product(
@@ -81,8 +89,8 @@ def make_settings(grid, model, label_policy, classifier=None):
     return settings
 
 
-def check_grid(grid, rates, model):
-    """Raises UsageError unless every value of a Grid can be used, and none is there twice. rates: of EMAs."""
+def check_grid(grid: Grid, rates: Sequence[float], model: Model) -> None:
+    """Raises UsageError unless every value of a grid is valid and none occurs twice. rates: those of the run's EMAs."""
     guidance_weights(grid.guidance, None, len(grid.guidance))
     model.check_guidance(grid.guidance)
     per_label("classifier_scale", grid.classifier_scale, len(grid.classifier_scale))
@@ -95,30 +103,40 @@ def check_grid(grid, rates, model):
     for name in ("guidance", "num_steps", "v", "ema", "seeds", "classifier_scale"):
         values = getattr(grid, name)
         if len(set(values)) < len(values):
-            raise UsageError(f"{name} {', '.join(map(str, values))}: a value is there twice")
+            raise UsageError(f"{name} {', '.join(map(str, values))}: a value occurs twice")
 
 
 class Frontier:
-    """The settings of one run's model, to be sampled and measured.
+    """Samples and metrics of a run's model in several settings.
 
-    model: a `Model` of the run in workdir. num_samples: N. batch_size: of the sampler, on each device. folder:
-    where samples and metrics are kept; it is held by this process until `close`. network, judge, neighbours: as in
-    `measure`. guide: the `ClassifierGuidance` of the settings, None without. Raises UsageError where another process
-    works in the folder.
+    model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
+    until `close`. network, judge, neighbours: see `measure`. Raises UsageError if another process locks the folder.
     """
 
     def __init__(
-        self, model, settings, *, workdir, folder, num_samples, batch_size, network, judge, neighbours, guide=None
-    ):
+        self,
+        model: Model,
+        settings: Sequence[Setting],
+        *,
+        workdir: PathLike,
+        folder: PathLike,
+        num_samples: int,
+        batch_size: int,
+        network: FeatureNetwork,
+        judge: FeatureNetwork | None,
+        neighbours: bool,
+        guide: ClassifierGuidance | None = None,
+    ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
-        self._workdir, self._folder, self._batch_size, self._rate = workdir, Path(folder), batch_size, None
+        self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
+        self._rate: float | None = None  # of the parameters that the model has now, None for those it came with
         self._guided, self._guide = any(setting.guidance_weight for setting in settings), guide
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
-        self._lock = claim(self._folder)  # None in the others
+        self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
             processes.barrier("the frontier's shards are found")
@@ -126,19 +144,19 @@ class Frontier:
             self.close()
             raise
 
-    def identity(self, setting):
-        """All that the samples of a setting depend on, as JSON values."""
+    def identity(self, setting: Setting) -> dict[str, Any]:
+        """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: getattr(self.model.config, name).to_dict() for name in sections}
         return {"format": FORMAT, **own, **config, **dataclasses.asdict(setting)}
 
-    def num_missing(self, reference):
-        """How many samples are still to be drawn. Raises UsageError where the disk has no space for them."""
+    def num_missing(self, reference: Reference) -> int:
+        """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
         return processes.decided(lambda: self._missing_in(reference), "how many samples are missing")
 
-    def _missing_in(self, reference):
+    def _missing_in(self, reference: Reference) -> int:
         unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
         missing = sum(len(store.missing(self.num_samples)) for store in unknown)
         size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
@@ -146,22 +164,20 @@ class Frontier:
         if needed > free:
             raise UsageError(
                 f"{missing:,} samples need {needed:.3g} GB in {self._folder}, which has {free:.3g} GB free; "
-                "take fewer, or another folder with --out"
+                "draw fewer, or use another folder with --out"
             )
         return missing
 
-    def rows(self, reference, advance, check):
+    def rows(self, reference: Reference, advance: Advance, check: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """Yields {setting, num_samples, metrics} of each setting in turn.
 
-        advance: told of each batch's samples as they are drawn. check: called between batches and blocks on every
-        process, to raise Stopped.
+        advance: called with the size of each batch drawn. check: called between batches and blocks; may raise Stopped.
         """
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := processes.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
-                options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
-                metrics = measure(store.read, self.num_samples, self.network, reference, **options)
+                metrics = self._measure(store, reference, check)
                 if jax.process_index() == 0:
                     path, identity = self._metrics_file(store, reference)
                     write_metrics(path, identity, metrics)
@@ -169,7 +185,7 @@ class Frontier:
                 metrics = processes.decided(cached, "a setting's metrics")
             yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
 
-    def _draw(self, setting, store, advance, check):
+    def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
         missing = processes.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, model = np.array(missing, int), self._models[setting.scores]
@@ -178,29 +194,34 @@ class Frontier:
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
-        options = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
+        options: dict[str, Any] = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
         for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
             store.write(index, labels, samples)
-            drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch
+            drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn
             advance(drawn)
             check()
         processes.barrier("a setting is drawn")
         store.rescan()
 
-    def _metrics_file(self, store, reference):
-        """Returns (path, identity) of the metrics of a store's samples. identity: text with all they depend on."""
+    def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> dict[str, Any]:
+        """Returns the metrics of a store's samples. check: called after each block."""
+        options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours}
+        return measure(store.read, self.num_samples, self.network, reference, **options, advance=lambda _: check())
+
+    def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
+        """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
         what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
-    def _cached_metrics(self, store, reference):
+    def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
         """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
         return read_metrics(*self._metrics_file(store, reference))
 
-    def record(self, reference):
-        """What a result records besides its rows, as JSON values."""
+    def record(self, reference: Reference) -> dict[str, Any]:
+        """Returns what a result records besides its rows, as JSON values."""
         named = lambda network: network and {"name": network.name, "digest": network.digest}
         return {
             "cfgjax": cfgjax.__version__,
@@ -213,26 +234,26 @@ class Frontier:
             "config": self.model.config.to_dict(),
         }
 
-    def remove_samples(self):
-        """Deletes the shards; metrics stay."""
+    def remove_samples(self) -> None:
+        """Deletes the shards, but not the metrics."""
         for store in self._stores:
             store.remove()
 
-    def close(self):
-        """Lets the folder go."""
+    def close(self) -> None:
+        """Releases the folder."""
         if self._lock is not None:
             self._lock.close()
 
 
-def claim(folder):
-    """An open lock file, by which the first process holds the folder, made if need be; None in the others."""
-    locks: list = []
+def claim(folder: PathLike) -> TextIO | None:
+    """Locks the folder (created if missing) in the first process. Returns the open lock file, None in the others."""
+    locks: list[TextIO] = []
     processes.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
     return locks[0] if locks else None
 
 
-def lock_file(folder):
-    """`claim` in the first process."""
+def lock_file(folder: Path) -> TextIO:
+    """Locks the folder and returns the open lock file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")
@@ -242,14 +263,21 @@ def lock_file(folder):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
-        raise UsageError(f"another evaluation is at work in {folder}; wait for it, or take another --out") from None
+        raise UsageError(f"another evaluation is running in {folder}; wait for it, or use another --out") from None
     return lock
 
 
-def find_reference(path, dataset, network, image_shape, folder, advance):
-    """The `Reference` in the file at path, or by default that of dataset, kept in folder from one time to the next.
+def find_reference(
+    path: PathLike | None,
+    dataset: Callable[[], Dataset],
+    network: FeatureNetwork,
+    image_shape: Sequence[int],
+    folder: PathLike,
+    advance: Advance,
+) -> Reference:
+    """Returns the `Reference` in the file at path, or by default that of the data set, which is cached in folder.
 
-    dataset: () → a `Dataset`, opened only where path is None.
+    dataset: () → a `Dataset`; called only if path is None.
     """
     if path is not None:
         return load_reference(path, network, image_shape, advance)
@@ -264,15 +292,3 @@ def find_reference(path, dataset, network, image_shape, folder, advance):
             reference.save(kept)
         processes.barrier("the reference is made")
     return load_reference(kept, network, image_shape)
-
-
-def is_sound(path):
-    """Whether a cached reference exists at path and matches its hash. A damaged one is reported."""
-    if not path.exists():
-        return False
-    try:
-        read_arrays(path)
-        return True
-    except UsageError as e:
-        log.warning("%s; the reference is measured again", e)
-        return False

@@ -1,13 +1,17 @@
-"""Exactly N samples, whatever the batch size, devices and processes: sample i depends on the model and (seed, i)."""
+"""Draws N samples. Sample i depends only on the model and (seed, i), not on batch size, devices or processes."""
 
 import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jaxtyping import Int, Shaped
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
@@ -15,18 +19,23 @@ from cfgjax.base.finite import check_samples
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
+from cfgjax.models.guide import ClassifierGuidance
+from cfgjax.models.model import Model
 
 log = logging.getLogger("cfgjax")
+
+Indices = Int[np.ndarray, " n"]
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # (index, labels, samples), with one row for each sample
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What samples are drawn with, besides the model: they are a function of both and of their index.
+    """The options of sampling. A sample is a function of these, the model and its index.
 
-    guidance_weight: w. num_steps: T, or how timesteps are kept. v, eta: as the sampler has one, v None where it is
-    learned. ema: rate of the averaged parameters, 0 for none. label_policy: a key of LABELS. scores: "learned", or
-    "exact" for those of a mixture. classifier: digest of the classifier that guides, None without. classifier_scale,
-    classifier_form: of its gradient.
+    guidance_weight: w. num_steps: T, or the spacing of timesteps. v, eta: options of the sampler, None if it has none;
+    v is also None if the variance is learned. ema: rate of the averaged parameters, 0 for no averaging. label_policy: a
+    key of LABELS. scores: "learned", or "exact" for those of a mixture. classifier: digest of the classifier that
+    guides, or None. classifier_scale, classifier_form: of its gradient.
     """
 
     guidance_weight: float
@@ -43,28 +52,37 @@ class Setting:
     classifier_form: str | None = None
 
 
-def balanced(index, num_classes, seed):
-    """Classes in turn: i mod K."""
+def balanced(index: Indices, num_classes: int, seed: int) -> Indices:
+    """Returns the labels i mod K."""
     return index % num_classes
 
 
-def random(index, num_classes, seed):
-    """Classes drawn uniformly from (seed, i)."""
+def random(index: Indices, num_classes: int, seed: int) -> Indices:
+    """Returns labels drawn uniformly, which depend on (seed, i) only."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), LABEL_STREAM))(index)
     return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
 
 
 LABELS = {"balanced": balanced, "random": random}
-LABEL_STREAM = 2**32 - 1  # where the samplers have the step, which never gets there
+LABEL_STREAM = 2**32 - 1  # the samplers fold in the step instead, which is always smaller
 
 
-def rows_per_device(num_samples, batch_size, num_devices):
+def rows_per_device(num_samples: int, batch_size: int, num_devices: int) -> int:
     """Returns the samples per call on each device: batch_size, or fewer if all num_samples fit into one call."""
     return min(batch_size, -(-num_samples // num_devices))
 
 
-def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=True, classifier=None):
-    """Yields (index [b], labels [b], samples [b, …]) batch by batch, this process's part of each.
+def draw_samples(
+    model: Model,
+    setting: Setting,
+    index: Indices,
+    batch_size: int,
+    *,
+    num_samples: int | None = None,
+    guided: bool = True,
+    classifier: ClassifierGuidance | None = None,
+) -> Iterator[Batch]:
+    """Yields (index [b], labels [b], samples [b, …]) for this process's part of each batch.
 
     index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
     each device, at most. guided: False leaves out the unconditional branch, for w = 0. classifier: the setting's
@@ -80,7 +98,7 @@ def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=
     rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
     size = rows * model.mesh.size
     weights, scales = (np.full(size, x, np.float32) for x in (setting.guidance_weight, setting.classifier_scale))
-    running = None  # the batch that the devices are at work on while the one before it is written
+    running = None  # the batch that the devices compute while the previous one is written
     for start in [*range(0, len(index), size or 1), None]:
         before = running
         if start is not None:
@@ -92,8 +110,10 @@ def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=
             yield finished(*before, setting, model.is_image)
 
 
-def finished(wanted, labels, x, setting, is_image):
-    """(index, labels, samples) of this process's part of a batch that was drawn for more than the wanted indices."""
+def finished(
+    wanted: Int[np.ndarray, " _n"], labels: Indices, x: Shaped[Array, "n ..."], setting: Setting, is_image: bool
+) -> Batch:
+    """Returns (index, labels, samples) of this process's part of a batch, without the padding after `wanted`."""
     rows, values = local_rows(x)
     keep = rows < len(wanted)
     rows, values = rows[keep], values[keep]
@@ -104,11 +124,11 @@ def finished(wanted, labels, x, setting, is_image):
 class SampleStore:
     """The samples of one setting of one model on disk, in shards that are complete or absent.
 
-    folder: for samples of every identity. identity: JSON values that determine the samples; their digest names the
-    subfolder and enters the hash of each shard, so that samples of different models or settings never meet.
+    folder: for samples of every identity. identity: JSON values that determine the samples. Their digest names the
+    subfolder and is part of each shard's hash, so that samples of different models or settings are never mixed.
     """
 
-    def __init__(self, folder, identity):
+    def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
         text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
         self.digest = hashlib.sha256(text.encode()).hexdigest()
         self.folder = Path(folder) / self.digest[:16]
@@ -116,10 +136,10 @@ class SampleStore:
         if jax.process_index() == 0 and not (self.folder / "setting.json").exists():
             with writing(self.folder / "setting.json") as path:
                 path.write_text(text)
-        self._shards = {}  # path: index [b]
+        self._shards: dict[Path, np.ndarray] = {}  # path: index [b]
         self.rescan()
 
-    def rescan(self):
+    def rescan(self) -> None:
         """Finds the shards. A damaged shard is reported and renamed, and its samples count as missing."""
         without_hash = 0
         for path in sorted(set(self.folder.glob("[0-9]*.npz")) - self._shards.keys()):
@@ -129,14 +149,14 @@ class SampleStore:
                 if isinstance(e, NoHash):
                     without_hash += 1
                 else:
-                    log.warning("%s; its samples are drawn anew", e)
+                    log.warning("%s; its samples are drawn again", e)
                 if jax.process_index() == 0:
                     path.replace(path.with_suffix(".damaged"))
         if without_hash:
-            what = "shards in %s have no hash (older versions wrote none); their samples are drawn anew"
+            what = "shards in %s have no hash (older versions wrote none); their samples are drawn again"
             log.warning(f"%d {what}", without_hash, self.folder)
 
-    def _read(self, path):
+    def _read(self, path: Path) -> dict[str, np.ndarray]:
         """Returns the arrays of a shard. Raises UsageError if it is damaged."""
         shard = read_arrays(path, self.digest)
         lengths = [shard[name].shape[:1] if name in shard else None for name in ("index", "label", "image")]
@@ -144,27 +164,27 @@ class SampleStore:
             raise UsageError(f"cannot read {path}: it has no index [N] with as many labels and images")
         return shard
 
-    def missing(self, num_samples):
-        """The indices below num_samples that are in no shard, int [M]."""
+    def missing(self, num_samples: int) -> Int[np.ndarray, " m"]:
+        """Returns the indices below num_samples that are in no shard."""
         wanted = np.arange(num_samples)
         return np.setdiff1d(wanted, np.concatenate([np.empty(0, int), *self._shards.values()]), assume_unique=False)
 
-    def write(self, index, label, image):
-        """Adds a shard; nothing where it would be empty."""
+    def write(self, index: Indices, label: Indices, image: Shaped[np.ndarray, "n ..."]) -> None:
+        """Adds a shard, unless it would be empty."""
         if not len(index):
             return
         path = self.folder / f"{index[0]:08}-{index[-1]:08}.npz"
         write_arrays(path, {"index": index, "label": label.astype(np.int32), "image": image}, self.digest)
         self._shards[path] = index
 
-    def remove(self):
+    def remove(self) -> None:
         """Deletes the shards."""
         for path in self._shards:
             path.unlink(missing_ok=True)
         self._shards = {}
 
-    def read(self, start, stop):
-        """(samples, labels) of the indices start … stop − 1, in order."""
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (samples, labels) of the indices start … stop − 1, in order."""
         parts = []
         for path, index in self._shards.items():
             if len(index) and index[0] < stop and index[-1] >= start:

@@ -1,32 +1,53 @@
-"""Every metric of samples against a reference, in one pass over them.
+"""All metrics of samples against a reference, in one pass over the samples.
 
-Its memory is that of a block of samples, plus, where precision and recall are wanted, that of the features, N·D
-float32, and of the blocks of distances that `manifold` states.
+It needs memory for a block of samples and, if precision and recall are requested, for the features, N·D float32, and
+the blocks of distances described in `manifold`.
 """
 
 import logging
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from cfgjax.base.errors import UsageError
-from cfgjax.evaluation.features.reference import NUM_NEIGHBOURS
+from cfgjax.evaluation.features.networks import FeatureNetwork
+from cfgjax.evaluation.features.reference import NUM_NEIGHBOURS, Reference
 from cfgjax.evaluation.metrics.manifold import knn_entropy, precision_recall
-from cfgjax.evaluation.metrics.scores import cubic_mmd, frechet_distance, kernel_subset
-from cfgjax.evaluation.metrics.sums import BLOCK, FeatureMoments, Rows, Scores, Verdict, feature_blocks
+from cfgjax.evaluation.metrics.scores import Moments, cubic_mmd, frechet_distance, kernel_subset
+from cfgjax.evaluation.metrics.sums import (
+    BLOCK,
+    Advance,
+    FeatureMoments,
+    ReadImages,
+    Rows,
+    Scores,
+    Verdict,
+    feature_blocks,
+)
 
 log = logging.getLogger("cfgjax")
 
 
-def measure(read, count, network, reference, *, judge=None, neighbours=True, advance=lambda images: None):
-    """{name: value} of every metric of `count` samples against reference, a `Reference` of the same network.
+def measure(
+    read: ReadImages,
+    count: int,
+    network: FeatureNetwork,
+    reference: Reference,
+    *,
+    judge: FeatureNetwork | None = None,
+    neighbours: bool = True,
+    advance: Advance = lambda images: None,
+) -> dict[str, Any]:
+    """Returns {name: value} of all metrics of `count` samples against a reference of the same network.
 
-    read: (start, stop) → (samples, labels) of these indices, labels being the classes asked for. judge: a network
-    whose logits are the classes of the data; by default `network`, where its are. neighbours: whether to find
-    precision, recall and entropy. advance: told of samples seen.
+    read: (start, stop) → (samples, labels) of these indices, where labels are the requested classes. judge: a network
+    whose logits are those of the data's classes; by default `network`, if it is one. neighbours: whether to compute
+    precision, recall and entropy. advance: called with the number of samples in each block.
 
-    Names: FD, sFD, IS, IS_10, IS_10_std, KD and KD_std as `FeatureNetwork.metric` has them; precision, recall;
-    accuracy, log_posterior (mean log p(c|x)), accuracy_per_class; entropy, in nats, of points. Left out: what the
-    network or the reference lacks the arrays for. Raises UsageError for fewer than 2 samples.
+    Names: FD, sFD, IS, IS_10, IS_10_std, KD and KD_std as `FeatureNetwork.metric` returns them; precision, recall;
+    accuracy, log_posterior (mean log p(c|x)), accuracy_per_class; entropy of points, in nats. Metrics for which the
+    network or the reference has no arrays are left out. Raises UsageError for fewer than 2 samples.
     """
     if count < 2:
         raise UsageError(f"num_samples is {count}; metrics need at least 2")
@@ -35,7 +56,8 @@ def measure(read, count, network, reference, *, judge=None, neighbours=True, adv
     moments, scores = FeatureMoments(sizes), Scores(sizes["logits"], count)
     kernel = None if reference.features is None else Kernel(reference.features, count)
     block_size = BLOCK // kernel.size * kernel.size if kernel else BLOCK
-    rows, verdict = Rows((sizes["features"],)), judge and Verdict(judge.sizes(one)["logits"])  # also where no block is
+    rows = Rows((sizes["features"],))
+    verdict = None if judge is None else Verdict(judge.sizes(one)["logits"])  # also in a process without blocks
     for index, labels, images, out in feature_blocks(read, count, network, block_size, advance):
         moments.update(out)
         scores.update(index, out["logits"])
@@ -43,7 +65,7 @@ def measure(read, count, network, reference, *, judge=None, neighbours=True, adv
             kernel.update(index, out["features"])
         if neighbours:
             rows.add(index, out["features"])
-        if judge:
+        if judge is not None and verdict is not None:
             verdict.update(labels, (out if judge is network else judge(images))["logits"])
 
     found = distances(moments.reduced(), reference, network) | scores.metrics(network.metric("IS"))
@@ -59,13 +81,13 @@ def measure(read, count, network, reference, *, judge=None, neighbours=True, adv
     return found | (verdict.metrics() if verdict else {})
 
 
-def distances(moments, reference, network):
-    """The Fréchet distances of the features and, where both sides have them, of the spatial features."""
+def distances(moments: dict[str, Moments], reference: Reference, network: FeatureNetwork) -> dict[str, float]:
+    """Returns the Fréchet distances of the features and, if both sides have them, of the spatial features."""
     own, found = moments["features"], {}
     found[network.metric("FD")] = frechet_distance(
         reference.mean, reference.cov, own.mean, own.cov, sqrt1=reference.root
     )
-    if "spatial" in moments and reference.spatial_mean is not None:
+    if "spatial" in moments and reference.spatial_mean is not None and reference.spatial_cov is not None:
         own = moments["spatial"]
         found[network.metric("sFD")] = frechet_distance(
             reference.spatial_mean, reference.spatial_cov, own.mean, own.cov, sqrt1=reference.spatial_root
@@ -74,27 +96,27 @@ def distances(moments, reference, network):
 
 
 class Kernel:
-    """`kernel_distance` of samples that come in blocks of whole subsets of `size`, but for the last."""
+    """`kernel_distance` of samples in blocks. All but the last block consist of complete subsets of `size` samples."""
 
-    def __init__(self, reference, count):
+    def __init__(self, reference: Float[np.ndarray, "n d"], count: int) -> None:
         self.size, self._reference = min(BLOCK, count, len(reference)), reference
         self._distances = Rows(dtype=np.float64)
 
-    def update(self, index, features):
-        """Adds the whole subsets of a block, which begins with one."""
+    def update(self, index: Int[np.ndarray, " b"], features: Float[np.ndarray, "b d"]) -> None:
+        """Adds the complete subsets of a block, which starts at the beginning of a subset."""
         for start in range(0, len(index) - self.size + 1, self.size):
-            subset = kernel_subset(self._reference, index[start] // self.size, self.size)
+            subset = kernel_subset(self._reference, int(index[start]) // self.size, self.size)
             distance = cubic_mmd(subset, features[start : start + self.size])
             self._distances.add(index[start : start + 1], np.array([distance]))
 
-    def metrics(self, name):
-        """{name, name_std: float} over the subsets of all processes."""
+    def metrics(self, name: str) -> dict[str, float]:
+        """Returns {name, name_std: float} over the subsets of all processes."""
         values = self._distances.reduced()
         return {name: float(values.mean()), f"{name}_std": float(values.std())}
 
 
-def warn_of_few(count, network, reference):
-    """Tells how biased the Fréchet distance is where there are fewer samples than features; told, not an error."""
+def warn_of_few(count: int, network: FeatureNetwork, reference: Reference) -> None:
+    """Logs a warning with the bias of the Fréchet distance if there are fewer samples than features."""
     dim = len(reference.mean)
     if count >= dim:
         return

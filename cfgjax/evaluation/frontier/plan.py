@@ -1,4 +1,4 @@
-"""What an evaluation is to measure: config.evaluate, and the flags of `cfgjax evaluate` over it."""
+"""The plan of an evaluation: config.evaluate, overridden by the flags of `cfgjax evaluate`."""
 
 import dataclasses
 
@@ -13,11 +13,11 @@ PAPER_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0
 class Plan:
     """config.evaluate.
 
-    guidance: weights w. num_samples: N of each. num_steps: network calls T. batch_size: samples per call of the
-    sampler on each device, at most. label_policy: "balanced" or "random". features: "classifier", "inception" or
-    "mixture". classifier: workdir of a classifier run. reference: file of reference statistics; by default those of
-    the run's own training data. every_steps: cadence while training, None for never; then of every_num_samples samples
-    of each w of every_guidance.
+    guidance: weights w. num_samples: number of samples for each. num_steps: network calls T. batch_size: maximum number
+    of samples per call of the sampler on each device. label_policy: "balanced" or "random". features: "classifier",
+    "inception" or "mixture". classifier: workdir of a classifier run. reference: file of reference statistics, by
+    default those of the run's training data. every_steps: interval of evaluations during training, or None; these draw
+    every_num_samples samples for each w of every_guidance.
     """
 
     guidance: tuple = PAPER_WEIGHTS
@@ -32,6 +32,6 @@ class Plan:
     every_num_samples: int = 5_000
     every_guidance: tuple = (0.0,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_num_steps(self.num_steps)
         choose("label policy", self.label_policy, LABELS)

@@ -1,9 +1,9 @@
-"""Nearest neighbours among features: precision and recall, and the entropy of a cloud of points.
+"""Nearest neighbours among features: precision, recall, and the entropy of a set of points.
 
 Distances are float32, on the default device, in blocks of block_size × block_size. The device holds the one or two
 sets of features, each padded to whole blocks, and at most three blocks of distances: for 50,000 and 50,000 samples of
-2,048 features, 2 · 410 MB + 13 MB. The host adds the blocks it is sending to the sets it was given. Each feature size
-is compiled once, whatever the number of samples.
+2,048 features, 2 · 410 MB + 13 MB. The host also holds a copy of the block that it is sending. Each feature size is
+compiled once, whatever the number of samples.
 """
 
 import math
@@ -11,15 +11,21 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.evaluation.metrics.scores import feature_rows
 
+Index = int | Int[Array, ""]  # traced inside jit
+Radii = Float[Array, " _n"] | Float[np.ndarray, " _n"]
 
-def neighbour_radii(features, k=3, *, block_size=1024):
-    """Distance of each point to its k-th nearest other point, float32 [N].
 
-    features: [N, D]. A point is not its own neighbour; its duplicates are, at distance 0.
+def neighbour_radii(features: ArrayLike, k: int = 3, *, block_size: int = 1024) -> Float[np.ndarray, " n"]:
+    """Returns the distance of each point to its k-th nearest other point, float32 [N].
+
+    features: [N, D]. A point is not its own neighbour, but its duplicates are, at distance 0.
     Raises UsageError unless 1 ≤ k < N.
     """
     features = feature_rows(features)
@@ -35,14 +41,21 @@ def neighbour_radii(features, k=3, *, block_size=1024):
     return np.concatenate(radii)[: len(features)]
 
 
-def precision_recall(reference, generated, *, k=3, reference_radii=None, block_size=1024):
-    """(precision, recall) of Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. (1)–(2), floats.
+def precision_recall(
+    reference: ArrayLike,
+    generated: ArrayLike,
+    *,
+    k: int = 3,
+    reference_radii: ArrayLike | None = None,
+    block_size: int = 1024,
+) -> tuple[float, float]:
+    """Returns (precision, recall) of Kynkäänniemi et al. 2019, arXiv:1904.06991, eqs. (1)–(2).
 
-    Precision is the share of generated points in the manifold of the reference, recall that of the reference points
-    in the manifold of the generated. A point is in the manifold of a set if it is no further from some point of the
-    set than that point's k-th nearest neighbour within the set.
-    reference: [R, D]. generated: [N, D]. reference_radii: `neighbour_radii(reference, k)`, where one reference meets
-    many samples.
+    Precision is the share of generated points in the manifold of the reference, recall the share of reference points
+    in the manifold of the generated ones. A point is in the manifold of a set if its distance from some point of the
+    set is at most that from this point to its k-th nearest neighbour within the set.
+    reference: [R, D]. generated: [N, D]. reference_radii: `neighbour_radii(reference, k)`, to compute it only once for
+    many sets of samples.
     """
     reference = feature_rows(reference)
     generated = feature_rows(generated, reference.shape[1])
@@ -56,20 +69,20 @@ def precision_recall(reference, generated, *, k=3, reference_radii=None, block_s
     ys = _blocks(reference, centre, block_size)
     x_inside, y_inside = np.zeros(radii_x.shape, bool), np.zeros(radii_y.shape, bool)
     for i, x in enumerate(_blocks(generated, centre, block_size)):
-        found = [_inside(x, y, radii_x[i], radius_y) for y, radius_y in zip(ys, radii_y, strict=True)]
-        for j, (x_in_y, y_in_x) in enumerate(found):
+        inside = [_inside(x, y, radii_x[i], radius_y) for y, radius_y in zip(ys, radii_y, strict=True)]
+        for j, (x_in_y, y_in_x) in enumerate(inside):
             x_inside[i] |= np.asarray(x_in_y)
             y_inside[j] |= np.asarray(y_in_x)
     return float(x_inside.ravel()[: len(generated)].mean()), float(y_inside.ravel()[: len(reference)].mean())
 
 
-def knn_entropy(points, *, k=3):
-    """Kozachenko–Leonenko estimate of the differential entropy of the density behind points [N, D], nats, a float.
+def knn_entropy(points: ArrayLike, *, k: int = 3) -> float:
+    """Returns the Kozachenko–Leonenko estimate of the differential entropy of points [N, D], in nats.
 
-    ψ(N) − ψ(k) + log V_D + (D/N) Σ_i log r_i, with r_i the distance to the k-th nearest other point and V_D the volume
-    of the unit ball (Kraskov et al. 2004, arXiv:cond-mat/0305641, eq. 20).
-    In more than a few dimensions it needs many points: an r_i across which the density varies biases it.
-    Raises UsageError where a point has k duplicates: the estimate would be −∞.
+    ψ(N) − ψ(k) + log V_D + (D/N) Σ_i log r_i, where r_i is the distance to the k-th nearest other point and V_D the
+    volume of the unit ball (Kraskov et al. 2004, arXiv:cond-mat/0305641, eq. 20). The estimate is biased if the density
+    varies within r_i, so it needs many points in more than a few dimensions.
+    Raises UsageError if a point has k duplicates, since the estimate would be −∞.
     """
     points = feature_rows(points)
     num, dim = points.shape
@@ -81,8 +94,10 @@ def knn_entropy(points, *, k=3):
     return float(digamma_difference + log_ball + dim * np.log(radii).mean())
 
 
-def _blocks(features, centre, block_size):
-    """features − centre as a list of float32 [block_size, D] on the device, the last padded with zeros."""
+def _blocks(
+    features: Float[np.ndarray, "n d"], centre: Float[np.ndarray, " d"], block_size: int
+) -> list[Float[Array, "block d"]]:
+    """Returns features − centre as a list of float32 [block_size, D] on the device, the last padded with zeros."""
     blocks = []
     for start in range(0, len(features), block_size):
         rows = (features[start : start + block_size] - centre).astype(np.float32)
@@ -90,17 +105,18 @@ def _blocks(features, centre, block_size):
     return blocks
 
 
-def _padded_radii(radii, block_size):
-    """radii as float32 [blocks, block_size], the last padded with −1, a radius that nothing is within."""
-    padding = -len(radii) % block_size
-    return np.pad(np.asarray(radii, np.float32), (0, padding), constant_values=-1).reshape(-1, block_size)
+def _padded_radii(radii: ArrayLike, block_size: int) -> Float[np.ndarray, "blocks block_size"]:
+    """Returns radii as float32 [blocks, block_size], padded with −1, which is below every distance."""
+    radii = np.asarray(radii, np.float32)
+    return np.pad(radii, (0, -len(radii) % block_size), constant_values=-1).reshape(-1, block_size)
 
 
-def _distances(x, y):
-    """‖x_i − y_j‖ of x [B, D] and y [C, D], [B, C].
+def _distances(x: Float[Array, "b d"], y: Float[Array, "c d"]) -> Float[Array, "b c"]:
+    """Returns ‖x_i − y_j‖.
 
-    Up to 8 dimensions from the differences, which keeps the digits of points close together. Above from
-    ‖x‖² + ‖y‖² − 2 x·y, where what is below the rounding of that sum is 0, so that equal points are at distance 0.
+    In up to 8 dimensions it is computed from the differences, which is exact for points close together. In more
+    dimensions it is computed from ‖x‖² + ‖y‖² − 2 x·y; values below the rounding error of that sum count as 0, so that
+    equal points have distance 0.
     """
     if x.shape[1] <= 8:
         return jnp.sqrt(sum(jnp.square(a[:, None] - b) for a, b in zip(x.T, y.T, strict=True)))
@@ -110,10 +126,12 @@ def _distances(x, y):
 
 
 @jax.jit
-def _merge_nearest(nearest, x, y, row, column, num):
-    """nearest [B, k], the least distances of x [B, D] so far, ascending, with the distances to y [C, D] taken in.
+def _merge_nearest(
+    nearest: Float[Array, "b k"], x: Float[Array, "b d"], y: Float[Array, "c d"], row: Index, column: Index, num: Index
+) -> Float[Array, "b k"]:
+    """Returns the k least distances of each x, ascending, among `nearest` and the distances to y.
 
-    row, column: index of the first point of x and y among the num points; a point is left out of its own neighbours.
+    row, column: index of the first point of x and y among the num points. A point is not its own neighbour.
     """
     columns = column + jnp.arange(y.shape[0])
     other = (columns != (row + jnp.arange(x.shape[0]))[:, None]) & (columns < num)
@@ -123,7 +141,9 @@ def _merge_nearest(nearest, x, y, row, column, num):
 
 
 @jax.jit
-def _inside(x, y, radius_x, radius_y):
-    """Whether each of x [B, D] is within some y's radius, bool [B], and each of y [C, D] within some x's, bool [C]."""
+def _inside(
+    x: Float[Array, "b d"], y: Float[Array, "c d"], radius_x: Radii, radius_y: Radii
+) -> tuple[Bool[Array, " b"], Bool[Array, " c"]]:
+    """Returns (whether each x is within the radius of some y, whether each y is within the radius of some x)."""
     distances = _distances(x, y)
     return jnp.any(distances <= radius_y, axis=1), jnp.any(distances <= radius_x[:, None], axis=0)

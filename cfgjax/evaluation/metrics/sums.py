@@ -1,21 +1,38 @@
-"""Passes over images in blocks, and what is summed up on the way: float64, shared and added up over the processes."""
+"""Passes over images in blocks, which the processes share, and the float64 sums that they add up."""
 
 import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, Shaped
+from numpy.typing import DTypeLike
 
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.metrics.scores import Moments, SplitScores, split_bounds
 
+Indices = Int[np.ndarray, " b"]
+Labels = Int[np.ndarray, " b"]
+Outputs = dict[str, Float[np.ndarray, "b _size"]]
+Network = Callable[[np.ndarray], Outputs]
+ReadImages = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # (start, stop) → (images, labels)
+Advance = Callable[[int], object]  # called with a number of images
+
 BLOCK = 1000  # images
-IS_SPLIT_SIZE, IS_SPLITS = 5000, 10  # of OpenAI's evaluator, and of the original paper
+IS_SPLIT_SIZE, IS_SPLITS = 5000, 10  # those of OpenAI's evaluator and of the original paper
 
 
-def feature_blocks(read, count, network, block_size=BLOCK, advance=lambda images: None):
-    """Yields (index [b], labels [b], images, outputs) for this process's share of the blocks of `count` images.
+def feature_blocks(
+    read: ReadImages,
+    count: int,
+    network: Network,
+    block_size: int = BLOCK,
+    advance: Advance = lambda images: None,
+) -> Iterator[tuple[Indices, Labels, np.ndarray, Outputs]]:
+    """Yields (index, labels, images, outputs) of this process's share of the blocks of `count` images.
 
-    read: (start, stop) → (images, labels). advance: told of the images seen by all processes.
+    read: (start, stop) → (images, labels). advance: called with the number of images that all processes went through.
     """
     stride = jax.process_count() * block_size
     for start in range(0, count, stride):
@@ -28,18 +45,18 @@ def feature_blocks(read, count, network, block_size=BLOCK, advance=lambda images
 
 
 class FeatureMoments:
-    """Moments of the features and, where the network has them, of the spatial features."""
+    """Moments of the features and, if the network has them, of the spatial features."""
 
-    def __init__(self, sizes):
+    def __init__(self, sizes: Mapping[str, int]) -> None:
         self.of = {name: Moments.zeros(sizes[name]) for name in ("features", "spatial") if name in sizes}
 
-    def update(self, out):
-        """Adds a block's outputs."""
+    def update(self, out: Outputs) -> None:
+        """Adds the outputs of a block."""
         for name, moments in self.of.items():
             moments.update(out[name])
 
-    def reduced(self):
-        """{name: Moments} over all processes."""
+    def reduced(self) -> dict[str, Moments]:
+        """Returns {name: Moments} over all processes."""
         return {
             name: functools.reduce(Moments.merge, (Moments(**part) for part in processes.allgather(vars(moments))))
             for name, moments in self.of.items()
@@ -47,66 +64,67 @@ class FeatureMoments:
 
 
 class Scores:
-    """Inception scores: one for every 5,000 samples (OpenAI's evaluator), and of ten splits."""
+    """Inception scores with splits of 5,000 samples (OpenAI's evaluator), and with ten splits."""
 
-    def __init__(self, num_classes, count):
+    def __init__(self, num_classes: int, count: int) -> None:
         bounds = {"IS": split_bounds(count, split_size=IS_SPLIT_SIZE)}
         if count >= IS_SPLITS:
             bounds["IS_10"] = split_bounds(count, splits=IS_SPLITS)
         self.of = {name: SplitScores(num_classes, b) for name, b in bounds.items()}
 
-    def update(self, index, logits):
+    def update(self, index: Indices, logits: Float[np.ndarray, "b k"]) -> None:
         """Adds a block's logits."""
         for scores in self.of.values():
             scores.update(index, logits)
 
-    def metrics(self, name):
-        """{name, name_10, name_10_std: float} over all processes."""
+    def metrics(self, name: str) -> dict[str, float]:
+        """Returns {name, name_10, name_10_std: float} over all processes."""
         for scores in self.of.values():
             vars(scores).update(processes.summed({k: v for k, v in vars(scores).items() if k != "bounds"}))
-        found = {"": self.of["IS"].score()[0]}
+        values = {"": self.of["IS"].score()[0]}
         if "IS_10" in self.of:
-            found["_10"], found["_10_std"] = self.of["IS_10"].score()
-        return {f"{name}{ending}": value for ending, value in found.items()}
+            values["_10"], values["_10_std"] = self.of["IS_10"].score()
+        return {f"{name}{ending}": value for ending, value in values.items()}
 
 
 class Verdict:
-    """What a classifier makes of the samples: the share read as the class asked for, and mean log p(c|x)."""
+    """A classifier's accuracy on samples of requested classes, and its mean log p(c|x)."""
 
-    def __init__(self, num_classes):
-        self.sums = {name: np.zeros(num_classes) for name in ("asked", "correct", "log_prob")}
+    def __init__(self, num_classes: int) -> None:
+        self.sums = {name: np.zeros(num_classes) for name in ("requested", "correct", "log_prob")}
 
-    def update(self, labels, logits):
-        """Adds a block's logits [b, K] for the labels [b] asked for."""
+    def update(self, labels: Labels, logits: Float[np.ndarray, "b k"]) -> None:
+        """Adds the logits of a block of samples of the requested labels."""
         log_p = jax.nn.log_softmax(np.asarray(logits, np.float32))
         own = np.take_along_axis(np.asarray(log_p, np.float64), labels[:, None], axis=1)[:, 0]
-        for name, values in {"asked": 1, "correct": logits.argmax(axis=1) == labels, "log_prob": own}.items():
-            np.add.at(self.sums[name], labels, values)
+        np.add.at(self.sums["requested"], labels, 1)
+        np.add.at(self.sums["correct"], labels, logits.argmax(axis=1) == labels)
+        np.add.at(self.sums["log_prob"], labels, own)
 
-    def metrics(self):
-        """Over all processes; classes that were not asked for are None in the list per class."""
+    def metrics(self) -> dict[str, Any]:
+        """Returns the metrics over all processes. accuracy_per_class has None for classes that were not requested."""
         sums = processes.summed(self.sums)
-        asked, correct = sums["asked"], sums["correct"]
+        requested, correct = sums["requested"], sums["correct"]
         return {
-            "accuracy": correct.sum() / asked.sum(),
-            "log_posterior": sums["log_prob"].sum() / asked.sum(),
-            "accuracy_per_class": [float(c / n) if n else None for c, n in zip(correct, asked, strict=True)],
+            "accuracy": correct.sum() / requested.sum(),
+            "log_posterior": sums["log_prob"].sum() / requested.sum(),
+            "accuracy_per_class": [float(c / n) if n else None for c, n in zip(correct, requested, strict=True)],
         }
 
 
 class Rows:
-    """Arrays [b, …] of some indices, put in order at the end."""
+    """Rows of an array, added in any order with their indices."""
 
-    def __init__(self, shape=(), dtype=np.float32):
+    def __init__(self, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32) -> None:
         self._index, self._values = [np.empty(0, int)], [np.empty((0, *shape), dtype)]
 
-    def add(self, index, values):
-        """Keeps the values [b, …] of index [b]."""
+    def add(self, index: Indices, values: Shaped[np.ndarray, "b ..."]) -> None:
+        """Adds the rows of these indices."""
         self._index.append(index)
         self._values.append(values)
 
-    def reduced(self):
-        """The values of all processes, in the order of their index."""
+    def reduced(self) -> np.ndarray:
+        """Returns the rows of all processes in the order of their index."""
         rows = {"index": np.concatenate(self._index), "values": np.concatenate(self._values)}
         rows = processes.concatenated(rows)
         return rows["values"][np.argsort(rows["index"])]

@@ -1,48 +1,54 @@
-"""Frontiers of several runs side by side, and beside published rows: subtracted only where no setting differs."""
+"""Frontiers of several runs next to each other and to published rows, with differences where all settings agree."""
 
 import csv
 import dataclasses
 import io
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.download import INCEPTION_SHA256
-from cfgjax.base.errors import UsageError
+from cfgjax.base.errors import UsageError, one_line
 from cfgjax.evaluation.report import files as report
-from cfgjax.evaluation.report.targets import METRICS, SETTINGS, stated
+from cfgjax.evaluation.report.files import Row
+from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, stated
+
+Setting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
+Cells = dict[str, dict[float, tuple[float, float, int]]]  # {metric: {w: (mean, standard deviation, number of seeds)}}
 
 SUBTRACTED = ("FID", "IS")
-OWN_DATA = ("digits", "mixture")  # sources that are a data set; the others read whatever file they are given
+OWN_DATA = ("digits", "mixture")  # sources with one data set; the others read any file
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Columns under one label. cells: {metric: {w: (mean, standard deviation, number of seeds)}}."""
+    """The columns under one label. form: format of their numbers."""
 
     label: str
-    cells: dict
+    cells: Cells
     form: str = ".4g"
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Rows of one run that are apart in nothing but w and seed. setting: {name of SETTINGS: value}."""
+    """Rows of one run that differ only in w and seed."""
 
-    setting: dict
+    setting: Setting
     own: Group
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A frontier.json. facts: {column of the table of runs: text}; compared: {what runs must share: (value, text)}."""
+    """A frontier.json. facts: {column of the table of runs: text}. compared: {what runs must share: (value, text)}."""
 
     label: str
-    facts: dict
-    compared: dict
-    curves: list
+    facts: dict[str, str]
+    compared: dict[str, tuple[Any, str]]
+    curves: list[Curve]
 
 
-def make_run(label, record):
-    """The `Run` of a frontier.json's content. Raises UsageError where that is something else."""
+def make_run(label: str, record: dict[str, Any]) -> Run:
+    """Returns the `Run` of the content of a frontier.json. Raises UsageError if it is something else."""
     try:
         rows, features, reference = record["rows"], record["features"], record["reference"]
         judge = (record["judge"] or {"digest": "none"})["digest"]
@@ -71,13 +77,13 @@ def make_run(label, record):
             make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
         ]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as e:
-        raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {e}") from e
+        raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {one_line(e)}") from e
     return Run(label, facts, compared, curves)
 
 
-def make_curve(label, name, by_weight, record):
-    """The `Curve` of one item of `report.curves`."""
-    same: dict = {}
+def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record: dict[str, Any]) -> Curve:
+    """Returns the `Curve` of one item of `report.curves`."""
+    same: dict[float, list[Row]] = {}
     for w, rows in by_weight.items():
         same.setdefault(rounded(w), []).extend(rows)
     row, config = next(iter(same.values()))[0], record["config"]
@@ -100,58 +106,58 @@ def make_curve(label, name, by_weight, record):
     return Curve(setting, Group(f"{label}: {name}" if name else label, cells))
 
 
-def guide_text(rows):
-    """The classifier that guides the samples of some rows, in words."""
+def guide_text(rows: Sequence[Row]) -> str:
+    """Returns a description of the classifier that guides the samples of some rows."""
     if not rows[0].get("classifier"):
         return "none"
     scales = " / ".join(dict.fromkeys(text(row["classifier_scale"]) for row in rows))
     return f"{short(rows[0]['classifier'])[:8]}, scale {scales} ({rows[0]['classifier_form']})"
 
 
-def rounded(w):
-    """w without the rounding error that it has as s − 1."""
+def rounded(w: float) -> float:
+    """Returns w without the rounding error of s − 1."""
     return float(f"{w:.6g}")
 
 
-def short(digest):
-    """The first digits of a digest, with what follows a dash."""
+def short(digest: str) -> str:
+    """Returns the first digits of a digest, and its suffix after a dash."""
     head, dash, rest = digest.partition("-")
     return head[:8] + dash + rest
 
 
-def feature_name(features):
-    """The feature network's name; of Inception, that alone where weights and resizing are FID's."""
+def feature_name(features: dict[str, Any]) -> str:
+    """Returns the feature network's name, with its digest for Inception of other weights or resizing than FID's."""
     name, digest = features["name"], features["digest"]
     usual = digest.startswith(INCEPTION_SHA256) and digest.endswith("-tf1")
     return name if usual or name != "inception" else f"{name} {short(digest)}"
 
 
-def differences(setting, targets):
-    """[(name, value, published values)] of what is known to differ between a curve's setting and the targets'."""
-    found = [(name, setting[name], stated(targets, name)) for name in SETTINGS if checkable(name, setting, targets)]
-    found = [item for item in found if item[1] not in item[2]]
-    if any(name == "sampler" for name, *_ in found):
-        return [item for item in found if item[0] != "v"]  # which is the published sampler's
-    return found
+def differences(setting: Setting, targets: Targets) -> list[tuple[str, Any, list[Any]]]:
+    """Returns [(name, value, published values)] of the known differences between a curve's setting and the targets'."""
+    known = [(name, setting[name], stated(targets, name)) for name in SETTINGS if checkable(name, setting, targets)]
+    differing = [item for item in known if item[1] not in item[2]]
+    if any(name == "sampler" for name, *_ in differing):
+        return [item for item in differing if item[0] != "v"]  # v belongs to the published sampler
+    return differing
 
 
-def checkable(name, setting, targets):
-    """Whether a setting is stated and the run's record says enough to be held against it."""
+def checkable(name: str, setting: Setting, targets: Targets) -> bool:
+    """Whether a setting is published and the run's record has enough information to compare it."""
     known = name != "reference" and (name != "data" or setting["data"] in OWN_DATA)
     return bool(stated(targets, name)) and (known or setting[name] in stated(targets, name))
 
 
-def unchecked(setting, targets):
-    """Texts on the settings that are not `checkable`."""
+def unchecked(setting: Setting, targets: Targets) -> list[str]:
+    """Returns a text for each setting that is not `checkable`."""
     missing = [name for name in SETTINGS if not checkable(name, setting, targets)]
-    told = {name: f"{either(values)} (not checked)" for name in missing if (values := stated(targets, name))}
-    return [f"{name}: {text(setting[name])}, published {told.get(name, 'not stated')}" for name in missing]
+    texts = {name: f"{either(values)} (not checked)" for name in missing if (values := stated(targets, name))}
+    return [f"{name}: {text(setting[name])}, published {texts.get(name, 'not stated')}" for name in missing]
 
 
-def matching(setting, targets, known):
-    """The published rows with one of the known w whose own settings, if any, are those given.
+def matching(setting: Setting, targets: Targets, known: Sequence[float]) -> list[Row]:
+    """Returns the published rows with one of the known w and with this setting.
 
-    No row for samples that a classifier guides as well, as no published row with a w is.
+    Samples that a classifier guides match no row, since there are no such published rows with a w.
     """
     if setting["classifier_scale"]:
         return []
@@ -160,31 +166,31 @@ def matching(setting, targets, known):
     return [row for row in rows if all(row[name] == setting[name] for name in own)]
 
 
-def weights(groups):
-    """Every w of the groups, increasing."""
+def weights(groups: Iterable[Group]) -> list[float]:
+    """Returns every w of the groups in increasing order."""
     return sorted({w for group in groups for column in group.cells.values() for w in column})
 
 
-def make_groups(runs, targets=None):
-    """The `Group`s: of each curve, then of the published rows that match it, then of the differences from them."""
+def make_groups(runs: Sequence[Run], targets: Targets | None = None) -> list[Group]:
+    """Returns, for each curve, its group, that of the published rows that match it, and that of their differences."""
     curves = [curve for run in runs for curve in run.curves]
-    known, found = weights([curve.own for curve in curves]), {}
+    known = weights([curve.own for curve in curves])
+    groups: dict[str, Group] = {}
     for curve in curves:
-        found[curve.own.label] = curve.own
-        rows = matching(curve.setting, targets, known) if targets else []
-        if not rows:
+        groups[curve.own.label] = curve.own
+        if not targets or not (rows := matching(curve.setting, targets, known)):
             continue
         published = published_group(rows, targets)
-        found[published.label] = published
+        groups[published.label] = published
         cells = subtracted(curve.own.cells, published.cells)
         if cells and not differences(curve.setting, targets):
             label = f"{curve.own.label} − {published.label}"
-            found[label] = Group(label, cells, "+.4g")
-    return list(found.values())
+            groups[label] = Group(label, cells, "+.4g")
+    return list(groups.values())
 
 
-def published_group(rows, targets):
-    """The Group of published rows that are apart in w only."""
+def published_group(rows: Sequence[Row], targets: Targets) -> Group:
+    """Returns the group of published rows that differ only in w."""
     own = [f"{name}={text(rows[0][name])}" for name in SETTINGS if name in rows[0]]
     cells = {
         name: {rounded(row["w"]): (row[key], 0.0, 1) for row in rows if key in row}
@@ -194,17 +200,18 @@ def published_group(rows, targets):
     return Group(", ".join([targets["name"], *own]), cells, "g")
 
 
-def subtracted(cells, published):
-    """{FID, IS: {w: (mean − published, standard deviation, number of seeds)}}, where both are there."""
-    found = {}
+def subtracted(cells: Cells, published: Cells) -> Cells:
+    """Returns {FID, IS: {w: (mean − published, standard deviation, number of seeds)}} where both exist."""
+    result = {}
     for name in SUBTRACTED:
         theirs = published.get(name, {})
-        found[name] = {w: (cell[0] - theirs[w][0], *cell[1:]) for w, cell in cells.get(name, {}).items() if w in theirs}
-    return {name: column for name, column in found.items() if column}
+        own = cells.get(name, {})
+        result[name] = {w: (own[w][0] - theirs[w][0], own[w][1], own[w][2]) for w in own if w in theirs}
+    return {name: column for name, column in result.items() if column}
 
 
-def notes(runs, targets=None):
-    """Lines on what is not comparable, among the runs and with the targets."""
+def notes(runs: Sequence[Run], targets: Targets | None = None) -> list[str]:
+    """Returns lines on what is not comparable among the runs and with the targets."""
     lines, names = [], [run.label for run in runs]
     for key in runs[0].compared:
         values, texts = zip(*(run.compared[key] for run in runs), strict=True)
@@ -218,24 +225,24 @@ def notes(runs, targets=None):
     return lines
 
 
-def published_notes(curve, targets):
-    """Lines on how a curve's setting stands to the published one."""
+def published_notes(curve: Curve, targets: Targets) -> list[str]:
+    """Returns lines on the differences between a curve's setting and the published one."""
     lines, name = [], targets["name"]
     if curve.setting["classifier_scale"]:
-        lines.append(f"not comparable with {name}: a classifier guides it, the published rows with a w have none")
-    if found := differences(curve.setting, targets):
+        lines.append(f"not comparable with {name}: a classifier guides it, but not the published rows with a w")
+    if differing := differences(curve.setting, targets):
         verb = lambda key: "are" if key == "features" else "is"
-        told = [f"{key} {verb(key)} {text(value)}, published {either(published)}" for key, value, published in found]
-        lines.append(f"not comparable with {name}: {'; '.join(told)}")
+        texts = [f"{key} {verb(key)} {text(value)}, published {either(theirs)}" for key, value, theirs in differing]
+        lines.append(f"not comparable with {name}: {'; '.join(texts)}")
     if not matching(curve.setting, targets, weights([curve.own])):
         lines.append(f"no row of {name} has its w and setting")
-    if told := unchecked(curve.setting, targets):
-        lines.append(f"not checked against {name}: {'; '.join(told)}")
+    if texts := unchecked(curve.setting, targets):
+        lines.append(f"not checked against {name}: {'; '.join(texts)}")
     return lines
 
 
-def about(targets):
-    """Lines on the targets: their source, what is recalled, and what they list without a w."""
+def about(targets: Targets) -> list[str]:
+    """Returns lines on the targets: their source, the recalled settings, and the rows without a w."""
     lines = [targets["source"]]
     if recalled := targets.get("recalled"):
         lines.append(f"recalled, not checked against the paper's text: {', '.join(recalled)}")
@@ -246,13 +253,13 @@ def about(targets):
     return lines
 
 
-def facts_table(runs):
-    """The lines of a table of the runs and what they were made with."""
+def facts_table(runs: Sequence[Run]) -> list[str]:
+    """Returns the lines of a table of the runs and their settings."""
     return aligned([list(runs[0].facts), *([*run.facts.values()] for run in runs)], right=False)
 
 
-def table(groups):
-    """The lines of a table: a w each, the groups beside one another under their labels."""
+def table(groups: Sequence[Group]) -> list[str]:
+    """Returns the lines of a table with a line for each w and the groups next to each other under their labels."""
     every = weights(groups)
     blocks = [("", aligned([["w", "s"], *([f"{w:g}", f"{1 + w:g}"] for w in every)], right=True))]
     for group in groups:
@@ -266,11 +273,11 @@ def table(groups):
     return [" | ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def joined(groups):
-    """[{"guidance_weight": w, "scale": s, "<label> <metric>": mean, …}], with "… std" where there are several seeds."""
+def joined(groups: Sequence[Group]) -> list[dict[str, float | None]]:
+    """Returns [{"guidance_weight": w, "scale": s, "<label> <metric>": mean, …}], with "… std" for several seeds."""
     rows = []
     for w in weights(groups):
-        row = {"guidance_weight": w, "scale": 1 + w}
+        row: dict[str, float | None] = {"guidance_weight": w, "scale": 1 + w}
         for group in groups:
             for name, column in group.cells.items():
                 mean, std, _ = column.get(w, (None, None, 0))
@@ -281,8 +288,8 @@ def joined(groups):
     return rows
 
 
-def csv_text(groups):
-    """The rows of `joined` as CSV, what is absent empty."""
+def csv_text(groups: Sequence[Group]) -> str:
+    """Returns the rows of `joined` as CSV, with empty cells for missing values."""
     rows, out = joined(groups), io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,21 +1,29 @@
 """The curves of several runs, and published rows, in one picture."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from cfgjax.base.cells import text
+from cfgjax.evaluation.report.compare import Group, Run
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.evaluation.report.targets import METRICS, SETTINGS
+from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets
+
+Figure = Any  # matplotlib's: an extra
+Axes = Any
+Points = dict[float, list[tuple[float, float]]]  # {w: [(x, its standard deviation), (y, its standard deviation)]}
 
 COVERAGE = ("recall", "precision")
 GREYS = ("0.25", "0.5", "0.7")  # of published rows
-ROOM = (22, 12)  # pixels that a label takes
+LABEL_PIXELS = (22, 12)  # width and height of a label
 
 
-def figure(runs, targets=None):
-    """A matplotlib Figure of the curves of `compare.Run`s: IS against FD, and precision against recall.
+def figure(runs: Sequence[Run], targets: Targets | None = None) -> Figure:
+    """Returns a matplotlib Figure of the curves of runs: IS against FD, and precision against recall.
 
-    w is at the points, as far as there is room. Distances of different feature networks have axes of their own.
-    targets: published rows, crosses on the axes of what they give.
+    The points are labelled with w if there is room. Each feature network has its own axes for distances.
+    targets: published rows, drawn as crosses.
     """
     require_matplotlib("--plot needs")
     from matplotlib.figure import Figure
@@ -23,7 +31,7 @@ def figure(runs, targets=None):
     curves = [curve.own for run in runs for curve in run.curves]
     pairs = axes_of(curves)
     if ("FID", "IS") not in pairs:
-        targets = None  # which are of other features than these
+        targets = None  # they are of other features
     drawn = Figure(figsize=(5.8 * len(pairs), 4.8), layout="constrained")
     axes = list(np.ravel(drawn.subplots(1, len(pairs))))
     for axis, pair in zip(axes, pairs, strict=True):
@@ -37,7 +45,7 @@ def figure(runs, targets=None):
     if len(labels) > 1:
         drawn.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(3, len(labels)))
     drawn.suptitle("guidance weight w at the points", fontsize=10)
-    drawn.draw_without_rendering()  # which lays out what the labels are fitted into
+    drawn.draw_without_rendering()  # computes the layout that the labels must fit into
     for axis, pair in zip(axes, pairs, strict=True):
         taken: list = []
         for i, curve in enumerate(curves):
@@ -46,9 +54,9 @@ def figure(runs, targets=None):
     return drawn
 
 
-def axes_of(curves):
-    """The pairs of metrics that some curve has: (FD, IS) of each feature network, then (recall, precision)."""
-    pairs = []
+def axes_of(curves: Sequence[Group]) -> list[tuple[str, str]]:
+    """Returns the pairs of metrics that any curve has: (FD, IS) of each feature network, then (recall, precision)."""
+    pairs: list[tuple[str, str]] = []
     for curve in curves:
         distances = [name for name in curve.cells if name == "FID" or name.startswith("FD-")]
         scores = [name for name in curve.cells if name == "IS" or name.startswith("IS-")]
@@ -56,33 +64,33 @@ def axes_of(curves):
     return pairs + [COVERAGE] * any(set(COVERAGE) <= curve.cells.keys() for curve in curves)
 
 
-def points_of(curve, pair):
-    """{w: [(x, its standard deviation), (y, its)]} of a curve that has two metrics, w increasing."""
+def points_of(curve: Group, pair: tuple[str, str]) -> Points:
+    """Returns the points of a curve that has both metrics, in order of w."""
     x, y = (curve.cells[name] for name in pair)
     return {w: [x[w][:2], y[w][:2]] for w in sorted(x.keys() & y.keys())}
 
 
-def published(targets, pair):
-    """{label: {w: [(x, 0), (y, 0)]}} of the published rows that have both metrics, by their own settings."""
+def published(targets: Targets, pair: tuple[str, str]) -> dict[str, Points]:
+    """Returns {label: points} of the published rows that have both metrics, with a label for each setting."""
     keys = [next((key for key, name in METRICS.items() if name == wanted), None) for wanted in pair]
-    found: dict = {}
+    result: dict[str, Points] = {}
     for row in targets["rows"]:
         if "w" in row and all(key in row for key in keys):
             own = [f"{name}={text(row[name])}" for name in SETTINGS if name in row]
-            points = found.setdefault(", ".join([targets["name"], *own]), {})
+            points = result.setdefault(", ".join([targets["name"], *own]), {})
             points[row["w"]] = [(row[key], 0.0) for key in keys]
-    return found
+    return result
 
 
-def draw(axis, points, label, **style):
-    """Draws the points of `points_of`, with bars where there are several seeds."""
+def draw(axis: Axes, points: Points, label: str, **style: Any) -> None:
+    """Draws points, with error bars if there are several seeds."""
     (x, x_std), (y, y_std) = np.moveaxis(np.array(list(points.values())), 0, -1)
     bars = {"xerr": x_std, "yerr": y_std} if x_std.any() or y_std.any() else {}
     axis.errorbar(x, y, **bars, markersize=4, capsize=2, label=label, **style)
 
 
-def set_scales(axis, pair):
-    """Names the axes; a distance that has more than a decade is on a logarithmic scale."""
+def set_scales(axis: Axes, pair: tuple[str, str]) -> None:
+    """Labels the axes, and makes that of a distance logarithmic if it spans more than a decade."""
     smallest, largest = axis.dataLim.intervalx
     if pair != COVERAGE and 0 < 10 * smallest < largest:
         axis.set_xscale("log")
@@ -97,12 +105,13 @@ def set_scales(axis, pair):
     axis.margins(0.1)
 
 
-def label_points(axis, points, colour, taken):
-    """Writes w beside the points whose labels are not too near to those in taken, which it adds to; ends come first."""
+def label_points(axis: Axes, points: Points, colour: str, taken: list[np.ndarray]) -> None:
+    """Labels points with w, the ends first, without overlaps with the labels at `taken`, to which it appends."""
     weights = list(points)
     for w in dict.fromkeys([weights[0], weights[-1], *weights]):
         (x, _), (y, _) = points[w]
         at = axis.transData.transform((x, y))
-        if all(abs(at[0] - other[0]) > ROOM[0] or abs(at[1] - other[1]) > ROOM[1] for other in taken):
+        width, height = LABEL_PIXELS
+        if all(abs(at[0] - other[0]) > width or abs(at[1] - other[1]) > height for other in taken):
             taken.append(at)
             axis.annotate(f"{w:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=7, color=colour)

@@ -1,8 +1,11 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
 import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.data.sources.registry import check_labels, mixture_of
@@ -10,17 +13,25 @@ from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import per_label
 from cfgjax.models.model import Model
 
-CELL_PIXELS = 32  # smaller images are enlarged to about this, pixel by pixel
+CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 
-def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale=(None,), **sampling):
-    """A picture, PIL RGB, of model's samples: rows are labels, columns are w, per_cell samples in each cell.
+def sample_figure(
+    model: Model,
+    *,
+    labels: Sequence[int],
+    guidance: Sequence[float],
+    per_cell: int,
+    seed: int = 0,
+    classifier_scale: Sequence[float | None] = (None,),
+    **sampling: Any,
+) -> Image.Image:
+    """Returns an RGB picture of samples: rows are labels, columns are w, with per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column, so that a row shows what w does. classifier_scale: a column
-    for each as well. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
-    the columns are scatter plots of all labels; of source "mixture" the exact scores' are above and the learned ones'
-    below.
+    Sample j of a label has the same noise in every column, so that a row shows the effect of w. classifier_scale: adds
+    a column for each. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
+    the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the learned ones.
     """
     check_labels(labels, model.num_classes)
     model.check_guidance(guidance)
@@ -36,21 +47,26 @@ def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale
             rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
         return scatter(rows, repeated, guidance)
     images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(settings), *model.image_shape)
-    return grid(images.swapaxes(1, 2), [str(label) for label in labels], [column_name(*pair) for pair in settings])
+    names = [str(label) for label in labels], [column_name(*pair) for pair in settings]
+    return image_grid(images.swapaxes(1, 2), *names)
 
 
-def column_name(w, classifier_scale):
-    """The weight, and the scale of a classifier's gradient where there is one, for a heading."""
+def column_name(w: float, classifier_scale: float | None) -> str:
+    """Returns the heading of a column: the weight, and the scale of the classifier's gradient if there is one."""
     return weight_name(w) if classifier_scale is None else f"w={w:g}, scale {classifier_scale:g}"
 
 
-def weight_name(w):
-    """The weight in both conventions, for a heading."""
+def weight_name(w: float) -> str:
+    """Returns the weight in both conventions."""
     return f"w={w:g} (s={1 + w:g})"
 
 
-def grid(images, row_names, column_names):
-    """PIL RGB picture of uint8 images [rows, columns, per cell, H, W, C], C 1 or 3, with names at rows and columns."""
+def image_grid(
+    images: UInt8[np.ndarray, "rows columns per_cell height width channels"],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+) -> Image.Image:
+    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns."""
     rows, columns, per_cell, height, width, channels = images.shape
     zoom = max(1, round(CELL_PIXELS / max(height, width)))
     images = images.repeat(zoom, axis=3).repeat(zoom, axis=4)
@@ -73,15 +89,17 @@ def grid(images, row_names, column_names):
     return picture
 
 
-def exact_model(model):
-    """The `Model` whose ε is that of the mixture which model was trained on, exactly."""
+def exact_model(model: Model) -> Model:
+    """Returns the `Model` with the exact ε of the mixture that model was trained on."""
     data = model.config.data
     mixture = mixture_of(data)
     return Model(model.config, {}, bind_params=lambda params: mixture.eps)
 
 
-def scatter(rows, labels, guidance):
-    """PIL RGB picture of points, coloured by label: rows {name: [points [N, 2] for each w]}, columns w."""
+def scatter(
+    rows: Mapping[str, Sequence[Float[np.ndarray, "n d"]]], labels: Int[np.ndarray, " n"], guidance: Sequence[float]
+) -> Image.Image:
+    """Returns an RGB picture of points coloured by label. rows: {name: [points for each w]}; the columns are w."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

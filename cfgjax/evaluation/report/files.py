@@ -1,8 +1,11 @@
-"""What an evaluation found, as a table, frontier.csv, frontier.json, per_class.csv and frontier.png."""
+"""The results of an evaluation as a table, frontier.csv, frontier.json, per_class.csv and frontier.png."""
 
 import csv
 import io
 import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -10,62 +13,75 @@ from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
+Row = dict[str, Any]  # {setting or metric: value} of one frontier
+Figure = Any  # matplotlib's: an extra
+
 KEYS = (  # of a curve
     *("scores", "ema", "num_steps", "sampler", "v", "eta", "label_policy", "num_samples"),
     *("classifier", "classifier_scale", "classifier_form"),
 )
-VARYING = ("scores", "ema", "num_steps", "v", "classifier_scale")  # those that one frontier can have several of
-LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point, in turn, so that neighbours do not hide each other
-MOST_CLASSES = 20  # of the table per class on the terminal
-DETAIL = ("_std", "_10")  # endings of metrics that only the files have
+VARYING = ("scores", "ema", "num_steps", "v", "classifier_scale")  # keys that may vary within one frontier
+LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap
+MAX_CLASSES = 20  # of the table per class on the terminal
+DETAIL = ("_std", "_10")  # endings of metrics that appear only in the files
 
 
-def metric_names(rows):
-    """The scalar metrics that a row has, in order."""
+@runtime_checkable
+class MetricNames(Protocol):
+    """The part of a `FeatureNetwork` that a report needs."""
+
+    points: bool
+
+    def metric(self, kind: str) -> str:
+        """Returns the name of a metric of this network."""
+
+
+def metric_names(rows: Sequence[Row]) -> list[str]:
+    """Returns the names of the scalar metrics of the rows, in order."""
     settings = (*KEYS, "guidance_weight", "seed")
     return [name for name, value in rows[0].items() if name not in settings and not isinstance(value, list)]
 
 
-def shown_names(rows):
-    """The metrics that lines and tables have."""
+def shown_names(rows: Sequence[Row]) -> list[str]:
+    """Returns the names of the metrics in lines and tables."""
     return [name for name in metric_names(rows) if not name.endswith(DETAIL)]
 
 
-def strength(rows):
-    """What the points of a curve are told apart by: the classifier's scale where that varies and w does not, else w."""
+def strength(rows: Sequence[Row]) -> str:
+    """Returns the key that varies along a curve: the classifier's scale if it varies and w does not, otherwise w."""
     several = lambda name: len({row.get(name) for row in rows}) > 1
     scales = several("classifier_scale") and not several("guidance_weight")
     return "classifier_scale" if scales else "guidance_weight"
 
 
-def strength_name(rows):
-    """`strength` in short."""
+def strength_name(rows: Sequence[Row]) -> str:
+    """Returns a short name of `strength`."""
     return "w" if strength(rows) == "guidance_weight" else "scale of the classifier's gradient"
 
 
-def curves(rows, along=None):
-    """{name: {w: [rows of all seeds]}}, w increasing: rows apart in nothing but w and seed make a curve.
+def curves(rows: Sequence[Row], along: str | None = None) -> dict[str, dict[float, list[Row]]]:
+    """Returns {name: {w: [rows of all seeds]}} of the curves, in order of w. A curve's rows differ only in w and seed.
 
-    along: "guidance_weight", or what takes the place of w; by default `strength`.
+    along: the key that takes the place of w, by default `strength`.
     """
     along = along or strength(rows)
     several = [key for key in VARYING if key != along and len({row.get(key) for row in rows}) > 1]
     number = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
-    found: dict = {}
+    result: dict[str, dict[float, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: row[along]):
         name = ", ".join(f"{row[key]}" if key == "scores" else f"{key}={number(row[key])}" for key in several)
-        found.setdefault(name, {}).setdefault(row[along], []).append(row)
-    return found
+        result.setdefault(name, {}).setdefault(row[along], []).append(row)
+    return result
 
 
-def spread(rows, name):
-    """(mean, standard deviation over the seeds, with n − 1, 0 for one) of a metric."""
+def spread(rows: Sequence[Row], name: str) -> tuple[float, float]:
+    """Returns (mean, standard deviation with n − 1) of a metric over the seeds; the deviation is 0 for one seed."""
     values = [row[name] for row in rows]
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
-def line(rows):
-    """What is told of the last of the rows as soon as it is known."""
+def line(rows: Sequence[Row]) -> str:
+    """Returns the line that reports the last row."""
     row = rows[-1]
     names = shown_names(rows)
     where = f"w = {row['guidance_weight']:g}, T = {row['num_steps']}, seed {row['seed']}, {row['scores']} scores"
@@ -74,8 +90,8 @@ def line(rows):
     return f"{where}: " + "  ".join(f"{name} {row[name]:.4g}" for name in names)
 
 
-def table(rows):
-    """The lines of a table, one for each w of each curve: mean ± standard deviation where there are several seeds."""
+def table(rows: Sequence[Row]) -> list[str]:
+    """Returns a table with a line for each w of each curve: mean ± standard deviation if there are several seeds."""
     names = shown_names(rows)
     by_w = strength(rows) == "guidance_weight"
     lines = [[*(("w", "s") if by_w else ("scale",)), *names]]
@@ -92,9 +108,9 @@ def table(rows):
     return [row(line) if len(line) == columns else f"{line[0]}:" for line in lines]
 
 
-def per_class_lines(rows):
-    """The lines of a table of class accuracies in percent, means over seeds; none for many classes, or without any."""
-    if not 0 < len(rows[0].get("accuracy_per_class", ())) <= MOST_CLASSES:
+def per_class_lines(rows: Sequence[Row]) -> list[str]:
+    """Returns a table of class accuracies in percent, means over seeds; [] for none or more than MAX_CLASSES."""
+    if not 0 < len(rows[0].get("accuracy_per_class", ())) <= MAX_CLASSES:
         return []
     percent = lambda values: "    -" if None in values else f"{100 * np.mean(values):5.1f}"
     head = "     w  " if strength(rows) == "guidance_weight" else " scale  "
@@ -110,14 +126,14 @@ def per_class_lines(rows):
     return lines
 
 
-def tilted_lines(tilted):
-    """The lines of a table of `tilted_frontier`'s; none where there is nothing."""
+def tilted_lines(tilted: Sequence[dict[str, float]]) -> list[str]:
+    """Returns a table of the points of `tilted_frontier`; [] if there are none."""
     line = "w = {guidance_weight:g}: entropy {entropy:.4g}  log_posterior {log_posterior:.4g}".format_map
     return ["closed form, p(x|c) p(c|x)^w:", *map(line, tilted)] if tilted else []
 
 
-def findings(rows, network):
-    """Lines that say where each curve's distance is least, and where that is an end of the list, what that means."""
+def findings(rows: Sequence[Row], network: MetricNames) -> list[str]:
+    """Returns lines with the minimum of each curve's distance, and a remark if it is at an end of the curve."""
     name, lines, what = network.metric("FD"), [], strength_name(rows)
     for curve, by_weight in curves(rows).items():
         weights = sorted(by_weight)
@@ -126,14 +142,14 @@ def findings(rows, network):
         end = ""
         if len(weights) > 1 and best in (0, len(weights) - 1):
             side = "smaller" if best == 0 else "larger"
-            end = f", the {'first' if best == 0 else 'last'} of the list: a {side} one may be better still"
+            end = f", the {'first' if best == 0 else 'last'} of the list: a {side} one may be even better"
         where = f"{name} is least at {what} = {weights[best]:g}"
         lines.append(f"{curve + ': ' if curve else ''}{where}, {means[best]:.4g}{end}")
     return lines
 
 
-def csv_text(rows):
-    """frontier.csv: a line for each row."""
+def csv_text(rows: Sequence[Row]) -> str:
+    """Returns the text of frontier.csv, with a line for each row."""
     head = ["guidance_weight", "scale", *KEYS, "seed", *metric_names(rows)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -144,8 +160,8 @@ def csv_text(rows):
     return out.getvalue()
 
 
-def per_class_text(rows):
-    """per_class.csv: the accuracy of each class, a line each, for every row of the frontier, a column each."""
+def per_class_text(rows: Sequence[Row]) -> str:
+    """Returns the text of per_class.csv, accuracies with a line for each class and a column for each row."""
     varying = [key for key in (*VARYING, "seed") if len({row.get(key) for row in rows}) > 1]
     names = [" ".join([f"w={row['guidance_weight']:g}", *[f"{key}={row[key]}" for key in varying]]) for row in rows]
     out = io.StringIO()
@@ -156,11 +172,11 @@ def per_class_text(rows):
     return out.getvalue()
 
 
-def figure(rows, network, tilted=()):
-    """A matplotlib Figure: IS against FD and precision against recall, w at the points, a line for each curve.
+def figure(rows: Sequence[Row], network: MetricNames, tilted: Sequence[dict[str, float]] = ()) -> Figure:
+    """Returns a matplotlib Figure of all curves, labelled with w: IS against FD, and precision against recall.
 
-    For points of a known mixture: mean log p(c|x) against entropy, and against recall, its coverage.
-    tilted: `tilted_frontier`'s, drawn beside them.
+    For points of a known mixture: mean log p(c|x) against entropy, and against recall.
+    tilted: the points of `tilted_frontier`, drawn as another curve.
     """
     require_matplotlib("frontier.png needs")
     from matplotlib.figure import Figure
@@ -186,7 +202,7 @@ def figure(rows, network, tilted=()):
             along = [[point[name] for point in tilted] for name in pair]
             axis.plot(*along, "x--", color="gray", markersize=4, linewidth=1, label="p(x|c) p(c|x)^w, closed form")
         if pair[1] == "log_posterior":
-            axis.set_yscale("symlog", linthresh=1e-3)  # from half of a nat to a thousandth of one
+            axis.set_yscale("symlog", linthresh=1e-3)  # values range from half a nat to a thousandth
         axis.set_xlabel(labels.get(pair[0], pair[0]))
         axis.set_ylabel(labels.get(pair[1], pair[1]))
         axis.grid(alpha=0.3)
@@ -198,13 +214,19 @@ def figure(rows, network, tilted=()):
     return drawn
 
 
-def write(folder, rows, record, network, tilted=()):
-    """Writes frontier.json (record and rows), frontier.csv, frontier.png, per_class.csv; each whole or not at all.
+def write(
+    folder: Path,
+    rows: Sequence[Row],
+    record: dict[str, Any],
+    network: MetricNames,
+    tilted: Sequence[dict[str, float]] = (),
+) -> list[str]:
+    """Writes frontier.json (record and rows), frontier.csv, frontier.png, per_class.csv, each atomically.
 
-    tilted: as in `figure`. Returns the files' names.
+    tilted: see `figure`. Returns the names of the files.
     """
     content = {**record, "rows": rows}
-    content[HASH] = content_hash(content)  # without the closed form, which follows from the config
+    content[HASH] = content_hash(content)  # without `tilted`, which follows from the config
     texts = {"frontier.csv": csv_text(rows)}
     if "accuracy_per_class" in rows[0]:
         texts["per_class.csv"] = per_class_text(rows)
@@ -215,8 +237,8 @@ def write(folder, rows, record, network, tilted=()):
     return ["frontier.json", *texts, "frontier.png"]
 
 
-def bits_lines(found):
-    """What `held_out_bits` found, in a few lines."""
+def bits_lines(found: dict[str, Any]) -> list[str]:
+    """Returns the result of `held_out_bits` in a few lines."""
     error = "" if found["standard_error"] is None else f" ± {found['standard_error']:.4f}"
     v = "learned variance" if found["learned_variance"] else f"v = {found['v']:g}"
     return [
@@ -226,8 +248,8 @@ def bits_lines(found):
     ]
 
 
-def write_bits(folder, found):
-    """Writes bits_per_dim.json, and bits_per_dim.csv with the term of each λ; returns their names."""
+def write_bits(folder: Path, found: dict[str, Any]) -> list[str]:
+    """Writes bits_per_dim.json, and bits_per_dim.csv with the term of each λ. Returns their names."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["logsnr", "term", "bits_per_dim"])
@@ -239,8 +261,8 @@ def write_bits(folder, found):
     return ["bits_per_dim.json", "bits_per_dim.csv"]
 
 
-def write_texts(folder, texts):
-    """Writes {name: text} into folder, made if need be, each file whole or not at all."""
+def write_texts(folder: Path, texts: dict[str, str]) -> None:
+    """Writes {name: text} into a folder, created if missing, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         with writing(folder / name) as new:

@@ -1,42 +1,52 @@
-"""The frontiers that lie in given folders: of a run, of the runs of a sweep, or of one network in several parts."""
+"""Finds the frontier.json files in folders, of a run or of the runs of a sweep, and joins parts of one frontier."""
 
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
 
 NONE = type(None)
 TEXT, NUMBER = (str, NONE), (float, NONE)
-ROW = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "v": NUMBER, "eta": NUMBER, "ema": float}
+ROW: dict[str, Any] = {
+    "guidance_weight": float,
+    "num_steps": (int, str),
+    "num_samples": int,
+    "v": NUMBER,
+    "eta": NUMBER,
+    "ema": float,
+}
 ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings of every row
-MORE = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT, "accuracy_per_class": list}
+MORE: dict[str, Any] = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT}
+MORE |= {"accuracy_per_class": list}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
-REMEDY = "write it anew with cfgjax evaluate"
+REMEDY = "write it again with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
 
-def gather(paths):
-    """[(path of a frontier.json, its content)] of paths: files, workdirs, evaluation folders, or folders of those.
+def gather(paths: Sequence[str | Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns [(path, content)] of the frontiers in paths: files, workdirs, evaluation folders, or folders of these.
 
-    In a folder of several, parts of one network's frontier, as a sweep of evaluate leaves them, are joined into one, of
-    that folder's name.
+    In a folder with several frontiers, those of the same network and measurement, such as a sweep of `cfgjax evaluate`
+    writes, are joined into one with the name of the folder.
     """
-    found = []
+    result = []
     for path in paths:
         files = find(path)
-        parts: dict = {}
+        parts: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
         for file, content in zip(files, map(read, files), strict=True):
             parts.setdefault(sameness(content), []).append((file, content))
         for same in parts.values():
-            found.append(same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined([c for _, c in same])))
-    return found
+            result.append(same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined([c for _, c in same])))
+    return result
 
 
-def find(path):
-    """The frontier.json that path is, or that lies in it; those in the folders in it, where there is none."""
+def find(path: str | Path) -> list[Path]:
+    """Returns path if it is a file, its frontier.json, or else those of the folders in it."""
     folder = Path(path)
     if folder.is_file():
         return [folder]
@@ -49,7 +59,7 @@ def find(path):
     raise UsageError(unevaluated(folder))
 
 
-def unevaluated(folder):
+def unevaluated(folder: Path) -> str:
     """Returns the reason why nothing can be compared in a folder, with the command to run."""
     if not folder.is_dir():
         return f"{folder} does not exist"
@@ -63,18 +73,18 @@ def unevaluated(folder):
     return f"{folder} has no frontier.json; if it is a run, evaluate it first: {evaluate(folder)}"
 
 
-def first(folder):
-    """The frontier.json of a workdir or of an evaluation folder, or None."""
+def first(folder: Path) -> Path | None:
+    """Returns the frontier.json of a workdir or of an evaluation folder, or None."""
     return next((file for place in PLACES if (file := folder.joinpath(*place)).is_file()), None)
 
 
-def natural(path):
-    """A key by which names are sorted with the numbers in them as numbers."""
+def natural(path: Path) -> list[tuple[str, float]]:
+    """Returns a key that sorts the numbers in names by their value."""
     parts = re.split(r"(\d+(?:\.\d+)?)", path.name)
     return [(part, 0.0) if i % 2 == 0 else ("", float(part)) for i, part in enumerate(parts)]
 
 
-def read(file):
+def read(file: Path) -> dict[str, Any]:
     """Returns the content of a frontier.json without its hash. Raises UsageError if it is damaged or altered."""
     try:
         content = read_json(file, remedy=REMEDY)
@@ -90,7 +100,7 @@ def read(file):
     return content
 
 
-def check_rows(content):
+def check_rows(content: dict[str, Any]) -> None:
     """Raises ValueError unless content has rows, and each row has all settings and only numbers as metrics."""
     check_keys(content, {"rows": list})
     if not content["rows"]:
@@ -104,14 +114,14 @@ def check_rows(content):
                 raise ValueError(f"its {name!r} in row {i} is too large a number")
 
 
-def sameness(content):
+def sameness(content: dict[str, Any]) -> str:
     """Returns text that is equal for frontiers of the same network and measurement."""
     return json.dumps({key: value for key, value in content.items() if key not in ("rows", "tilted")}, sort_keys=True)
 
 
-def joined(contents):
-    """One frontier of several of one network: all rows, each once, w increasing."""
-    rows: list = []
+def joined(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one frontier with the rows of several, without duplicates, in order of w."""
+    rows: list[dict[str, Any]] = []
     for content in contents:
         rows += [row for row in content["rows"] if row not in rows]
     return {**contents[0], "rows": sorted(rows, key=lambda row: row["guidance_weight"])}

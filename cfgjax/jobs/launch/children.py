@@ -1,4 +1,4 @@
-"""Processes that this one starts and passes its signals on to."""
+"""Child processes, to which this process forwards its signals."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ PIPE = subprocess.PIPE
 
 
 class Received:
-    """A context in which the signals STOP_SIGNALS are put into a list, to be taken from it, and do nothing else.
+    """Context that stores the signals STOP_SIGNALS in a list instead of handling them.
 
-    The first SIGINT is taken as SIGTERM: a Python that is still starting answers SIGINT with a traceback.
+    The first SIGINT is stored as SIGTERM: a Python process that is still starting prints a traceback for SIGINT.
     """
 
     def __init__(self):
@@ -36,15 +36,16 @@ class Received:
             signal.signal(number, handler)
 
     def take(self):
-        """The oldest of the signals, or None."""
+        """Removes and returns the oldest signal, or returns None."""
         return self.numbers.pop(0) if self.numbers else None
 
 
 def start(argv, guardian, **options):
     """Starts a process in its own session, which the guardian ends if this process is killed.
 
-    In another session, Ctrl-C reaches it only once: from this process, not from the terminal as well. The program
-    begins after the guardian knows of it: otherwise it would go on if this process were killed in between.
+    In its own session the process receives Ctrl-C only once: from this process, not also from the terminal. The program
+    starts only after it is registered with the guardian: otherwise it would outlive this process if that were killed
+    in between.
     """
     argv = [sys.executable, "-I", "-S", gate.__file__, *argv]
     reading, writing = os.pipe()
@@ -59,16 +60,16 @@ def start(argv, guardian, **options):
 
 
 def kill(process):
-    """Ends what is left of a process of `start` and of what it started itself."""
+    """Kills a process of `start` and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def exit_code(returncode, passed_on=()):
-    """A Popen's returncode as shells give it, 128 + n for signal n; 75 where that was passed on to it.
+    """Returns a Popen's returncode as a shell does: 128 + n for signal n, but 75 for a signal in `passed_on`.
 
-    A process that is ended so has not begun, or else it would have saved: started again, it goes on.
+    A process that such a signal killed had not started its work, or it would have saved. It can be started again.
     """
     if -returncode in passed_on:
         return PREEMPTED

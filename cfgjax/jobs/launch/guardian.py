@@ -1,8 +1,8 @@
-"""A small process that ends the children of its starter if the starter is killed.
+"""A small process that ends the children of its parent if the parent is killed.
 
-It reads lines from standard input: `+123` for a new child, which leads a process group, `-123` when that child has
-ended. If the input ends without `done`, the starter was killed: the remaining children get SIGTERM, so that they save,
-and their process groups SIGKILL after the grace period. It imports only the standard library, to start quickly.
+It reads lines from standard input: `+123` for a new child, which leads a process group, and `-123` when that child has
+ended. If the input ends without `done`, the parent was killed: the remaining children get SIGTERM, so that they save,
+and their process groups get SIGKILL after the grace period. It imports only the standard library, to start quickly.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import time
 
 
 class Guardian:
-    """The starter's handle of a guardian, a context. After its end the children are no longer guarded."""
+    """The parent's handle of a guardian, a context manager. On exit the children are no longer guarded."""
 
     def __init__(self, grace_seconds):
         argv = [sys.executable, "-I", "-S", __file__, str(grace_seconds)]
@@ -28,7 +28,7 @@ class Guardian:
         self._say(f"+{pid}")
 
     def ended(self, pid):
-        """Removes a child that has ended; its number may be reused."""
+        """Unregisters a child that has ended; its pid may be reused."""
         self._say(f"-{pid}")
 
     def _say(self, line):
@@ -45,7 +45,7 @@ class Guardian:
 
 
 def main(grace_seconds):
-    """Tracks the starter's children until the starter has ended, then ends the remaining ones."""
+    """Tracks the parent's children until the parent has ended, then ends the remaining ones."""
     children: set[int] = set()
     for line in sys.stdin:
         if line == "done\n":
@@ -60,7 +60,7 @@ def main(grace_seconds):
 
 
 def send(function, children, number):
-    """Sends a signal by os.kill or os.killpg. Returns whether any process received it."""
+    """Sends a signal with os.kill or os.killpg. Returns whether any process received it."""
     received = False
     for child in children:
         with contextlib.suppress(ProcessLookupError, PermissionError):

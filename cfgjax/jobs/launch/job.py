@@ -1,4 +1,4 @@
-"""The command that a launcher starts, as words and as text of a shell, and the limits that it runs under."""
+"""The command that a launcher starts, as a list of words and as shell text, and checks of names and time limits."""
 
 import dataclasses
 import re
@@ -10,19 +10,19 @@ from cfgjax.jobs.launch.quoting import command_word, shell_word
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A cfgjax command. words: its name and flags; workdir: the value of that flag."""
+    """A cfgjax command. words: its name and flags. workdir: the value of --workdir."""
 
     words: tuple
     workdir: str
 
     @property
     def name(self):
-        """The last folder of the workdir."""
+        """The name of the workdir's last folder."""
         return Path(self.workdir).absolute().name
 
 
 def argv_of(python, words):
-    """The words of `python -m cfgjax …`."""
+    """Returns the words of `python -m cfgjax …`."""
     return [python, "-m", "cfgjax", *words]
 
 
@@ -34,13 +34,13 @@ def shell_lines(argv, indent=""):
 
 
 def dns_name(name):
-    """name as a DNS label, as clouds and clusters want them: lower case, digits and hyphens, 40 characters at most."""
+    """Returns name as a DNS label for clouds and clusters: at most 40 lower-case letters, digits and hyphens."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
     return label if label[:1].isalpha() else f"run-{label}".strip("-")
 
 
 def seconds_of(time):
-    """Seconds of a time limit as Slurm reads it: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Returns the seconds of a time limit in Slurm's format: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time, re.ASCII)
     if match is None:
         raise UsageError(f"--time={time}: need MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
@@ -62,14 +62,16 @@ def check_python(python):
 def check_name(name):
     """Raises UsageError unless --name is None or a name that clouds and clusters accept."""
     if name is not None and name != dns_name(name):
-        raise UsageError(f"--name={name}: need lower-case letters, digits and hyphens, a letter first, 40 at most")
+        raise UsageError(
+            f"--name={name}: need at most 40 lower-case letters, digits and hyphens, starting with a letter"
+        )
 
 
 def check_time(time, grace_seconds):
-    """Raises UsageError unless a time limit leaves at least as long to compute in as the grace that a save has."""
+    """Raises UsageError unless the time limit is at least twice the grace period for saving."""
     seconds = seconds_of(time)
     if seconds < 2 * grace_seconds or not seconds:
         raise UsageError(
-            f"--time={time} is {seconds} seconds, of which --grace_seconds={grace_seconds} are for saving; "
-            f"give {max(60, 2 * grace_seconds)} seconds at least, or a shorter grace"
+            f"--time={time} is {seconds} seconds, and --grace_seconds={grace_seconds} of them are for saving; "
+            f"need at least {max(60, 2 * grace_seconds)} seconds, or fewer grace_seconds"
         )

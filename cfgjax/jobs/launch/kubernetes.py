@@ -1,7 +1,7 @@
-"""A JobSet of Kubernetes: an indexed Job with a process on each host, which find one another by name.
+"""Launches a Kubernetes JobSet: an indexed Job with one process per host, which find each other by DNS name.
 
-Exit code 75, preempted and saved, and evicted pods start again without counting; 2, bad usage, ends the set at once;
-any other failure starts all hosts again, `--max_restarts` times.
+Pods that exit with 75 (preempted and saved) or are evicted restart without counting as a failure. Exit code 2 (bad
+usage) ends the JobSet at once. Any other failure restarts all hosts, at most `--max_restarts` times.
 """
 
 import functools
@@ -26,24 +26,26 @@ def define_flags(given):
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
     path = functools.partial(define_path, flag_values=given)
-    text("name", None, "Name of the JobSet; made from the workdir by default.")
-    text("namespace", None, "Namespace; kubectl's own by default.")
-    text("image", None, "Container image with cfgjax installed, in whose working folder experiments/ is.")
-    text("claim", None, "PersistentVolumeClaim, ReadWriteMany, that holds the workdir.")
-    path("mount", "/runs", "Folder in the container at which it is mounted.")
-    integer("hosts", None, "Hosts, a process on each.", lower_bound=1)
-    integer("gpus_per_host", None, "NVIDIA GPUs of each host.", lower_bound=1)
-    integer("tpus_per_host", None, "TPU chips of each host.", lower_bound=1)
-    text("tpu_accelerator", None, "GKE's name of the TPU, such as tpu-v5-lite-podslice.")
+    text("name", None, "Name of the JobSet; by default derived from the workdir.")
+    text("namespace", None, "Namespace; by default kubectl's.")
+    text("image", None, "Container image with cfgjax installed and experiments/ in its working folder.")
+    text("claim", None, "PersistentVolumeClaim (ReadWriteMany) that contains the workdir.")
+    path("mount", "/runs", "Folder in the container where the claim is mounted.")
+    integer("hosts", None, "Number of hosts, with one process each.", lower_bound=1)
+    integer("gpus_per_host", None, "NVIDIA GPUs per host.", lower_bound=1)
+    integer("tpus_per_host", None, "TPU chips per host.", lower_bound=1)
+    text("tpu_accelerator", None, "GKE's name of the TPU type, such as tpu-v5-lite-podslice.")
     text("tpu_topology", None, "GKE's topology of the slice, such as 4x4.")
     integer("port", 12355, "Port of process 0; jax uses the next one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 300, "Seconds between SIGTERM and the end of a pod.", lower_bound=1)
-    integer("max_restarts", 3, "How often a failure other than bad usage starts all again.", lower_bound=0)
-    path("python", "python", "Interpreter in the image.")
+    integer(
+        "max_restarts", 3, "Maximum number of restarts of all hosts after failures other than bad usage.", lower_bound=0
+    )
+    path("python", "python", "Python interpreter in the image.")
 
 
 def launch(given, job):
-    """Applies the manifest, or prints it."""
+    """Applies the manifest, or prints it with --dry_run."""
     check_flags(given, job)
     import yaml
 
@@ -56,43 +58,43 @@ def launch(given, job):
 
 
 def check_flags(given, job):
-    """Raises UsageError for flags that are missing or do not go together."""
+    """Raises UsageError for flags that are missing or contradict each other."""
     for name in ("image", "claim", "hosts"):
         if not given[name].value:
             raise UsageError(f"--{name} must be given")
     if not PurePosixPath(job.workdir).is_relative_to(given.mount) or ".." in PurePosixPath(job.workdir).parts:
         raise UsageError(
-            f"--workdir={printable(job.workdir)} is not below --mount={given.mount}, and would be lost with its pod"
+            f"--workdir={printable(job.workdir)} is not below --mount={given.mount}; it would be lost with its pod"
         )
     check_name(given.name)
     check_python(given.python)
     tpu = {name: given[name].value for name in ("tpus_per_host", "tpu_accelerator", "tpu_topology")}
     if given.gpus_per_host and any(tpu.values()):
-        raise UsageError("--gpus_per_host and flags of TPUs are both given; give one")
+        raise UsageError("--gpus_per_host and TPU flags are both given; give one")
     if any(tpu.values()) and not all(tpu.values()):
         missing = next(name for name, value in tpu.items() if not value)
-        raise UsageError(f"--{missing} must be given with the other flags of TPUs")
+        raise UsageError(f"--{missing} must be given with the other TPU flags")
     if given.tpu_topology:
         check_topology(given)
 
 
 def check_topology(given):
-    """Raises UsageError unless the topology's chips are those of all hosts."""
+    """Raises UsageError unless the topology has as many chips as all hosts together."""
     if not re.fullmatch(r"\d{1,6}(x\d{1,6}){1,2}", given.tpu_topology, re.ASCII):
-        raise UsageError(f"--tpu_topology={given.tpu_topology}: need numbers with x between them, such as 4x4")
+        raise UsageError(f"--tpu_topology={given.tpu_topology}: need numbers separated by x, such as 4x4")
     chips = math.prod(map(int, given.tpu_topology.split("x")))
     if chips != given.hosts * given.tpus_per_host:
         raise UsageError(
-            f"--tpu_topology={given.tpu_topology} has {chips} chips, "
-            f"{given.hosts} hosts of {given.tpus_per_host} have {given.hosts * given.tpus_per_host}"
+            f"--tpu_topology={given.tpu_topology} has {chips} chips; "
+            f"{given.hosts} hosts with {given.tpus_per_host} each have {given.hosts * given.tpus_per_host}"
         )
 
 
 def manifest(given, job):
-    """The JobSet as nested dicts."""
+    """Returns the JobSet as nested dicts."""
     name = given.name or dns_name(job.name)
     metadata: dict = {"name": name, **({"namespace": given.namespace} if given.namespace else {})}
-    if given.tpu_topology:  # a slice to itself
+    if given.tpu_topology:  # one JobSet per slice
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     rule = {"name": "badUsage", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     return {
@@ -108,7 +110,7 @@ def manifest(given, job):
 
 
 def job_spec(given, name, job):
-    """The Job: as many pods as hosts, and what each exit code means."""
+    """Returns the Job: one pod per host, and the policy for each exit code."""
     codes = lambda action, code: {"action": action, "onExitCodes": {"operator": "In", "values": [code]}}
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     return {
@@ -122,7 +124,7 @@ def job_spec(given, name, job):
 
 
 def pod_spec(given, name, job):
-    """The pod of a host."""
+    """Returns the pod of a host."""
     devices = {"nvidia.com/gpu": given.gpus_per_host, "google.com/tpu": given.tpus_per_host}
     resources = {key: str(count) for key, count in devices.items() if count}
     environment = {
@@ -132,7 +134,7 @@ def pod_spec(given, name, job):
     }
     mounts = [{"name": "runs", "mountPath": given.mount}]
     volumes: list = [{"name": "runs", "persistentVolumeClaim": {"claimName": given.claim}}]
-    if given.gpus_per_host:  # NCCL's shared memory, of which a pod has 64 MB otherwise
+    if given.gpus_per_host:  # shared memory for NCCL; the default is 64 MB
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     container: dict = {

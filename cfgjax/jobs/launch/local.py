@@ -1,4 +1,4 @@
-"""Several processes of one command on this host, on a port of the loopback."""
+"""Runs several processes of one command on this host."""
 
 import contextlib
 import functools
@@ -25,15 +25,15 @@ from cfgjax.jobs.launch.quoting import shell_word
 def define_flags(given):
     """Adds the flags of this launcher."""
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
-    integer("num_processes", 1, "Processes.", lower_bound=1)
-    integer("devices_per_process", None, "Virtual CPU devices of each process.", lower_bound=1)
-    integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65534)
-    integer("grace_seconds", 60, "Seconds that the others have to end in when one failed.", lower_bound=0)
-    define_path("python", sys.executable, "Interpreter.", flag_values=given)
+    integer("num_processes", 1, "Number of processes.", lower_bound=1)
+    integer("devices_per_process", None, "Virtual CPU devices per process.", lower_bound=1)
+    integer("port", None, "Port of process 0; by default a free port.", lower_bound=1, upper_bound=65534)
+    integer("grace_seconds", 60, "Seconds that the other processes have to end after one fails.", lower_bound=0)
+    define_path("python", sys.executable, "Python interpreter.", flag_values=given)
 
 
 def launch(given, job):
-    """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
+    """Runs the processes. Returns 0 if all are done, 75 if all are done or saved, else the first failure's code."""
     check_python(given.python)
     for name in ("num_processes", "devices_per_process"):
         if (given[name].value or 0) > MAX_ON_ONE_HOST:
@@ -48,7 +48,7 @@ def launch(given, job):
 
 
 def environments(num_processes, port, devices_per_process):
-    """(variables of all processes, [those of each])"""
+    """Returns (environment variables of all processes, [those of each process])."""
     shared = {"CFGJAX_COORDINATOR": f"127.0.0.1:{port}", "CFGJAX_NUM_PROCESSES": str(num_processes)}
     if devices_per_process is not None:
         shared["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
@@ -56,7 +56,7 @@ def environments(num_processes, port, devices_per_process):
 
 
 def free_port():
-    """Returns a port that is free at every address, as is the next one, which jax uses."""
+    """Returns a port that is free on all addresses and whose next port, which jax uses, is free too."""
     while True:
         with socket.socket() as found, socket.socket() as following:
             found.bind(("", 0))
@@ -73,10 +73,10 @@ def script(argv, shared, own):
 
 
 class Group:
-    """Processes of one command. If one fails, all end. Signals to this process are passed on to each.
+    """Processes of one command. If one fails, all end. Signals to this process are forwarded to all.
 
-    They end with this process, also if it is killed. Process 0 writes to this process's output; the lines of the others
-    begin with their number.
+    The processes end with this one, even if it is killed. Process 0 writes to this process's output. Output lines of
+    the other processes are prefixed with their number.
     """
 
     def __init__(self, argv, environments):
@@ -84,7 +84,7 @@ class Group:
         self._last_lines = [b""] * len(environments)
 
     def run(self, grace_seconds):
-        """The exit code of them all, when they have ended."""
+        """Runs all processes until they have ended. Returns their common exit code."""
         processes: list = []
         readers: list = []
         passed_on: list = []
@@ -114,10 +114,10 @@ class Group:
                     children.kill(process)
                 for reader in readers:
                     reader.join(timeout=5)
-        return self._told(ended)
+        return self._report(ended)
 
     def _start(self, i, environment, readers, guardian):
-        """Process i, and the threads that read what it says."""
+        """Starts process i and the threads that read its output."""
         if i == 0:
             return children.start(self._argv, guardian, env=environment)
         process = children.start(self._argv, guardian, env=environment, stdout=children.PIPE, stderr=children.PIPE)
@@ -132,16 +132,16 @@ class Group:
             to.buffer.write(f"[{i}] ".encode() + line.rstrip(b"\n") + b"\n")
             to.buffer.flush()
 
-    def _told(self, ended):
-        """The exit code, of {process: exit code} in the order in which they ended; a failure is told."""
+    def _report(self, ended):
+        """Returns the common exit code and prints a failure. ended: {process: exit code} in the order of ending."""
         failed = [i for i, code in ended.items() if code not in (DONE, PREEMPTED)]
         if not failed:
             return PREEMPTED if PREEMPTED in ended.values() else DONE
         i, count = failed[0], len(self._environments)
         last = re.sub(r"^cfgjax: (failed|error): ", "", self._last_lines[i].decode(errors="replace"))
         killed = count - len(ended)
-        told = f"process {i} of {count} ended with {ended[i]}" + (f": {last}" if last else "")
-        told += f"; {killed} that went on were killed" if killed else ""
+        message = f"process {i} of {count} ended with {ended[i]}" + (f": {last}" if last else "")
+        message += f"; {killed} processes that did not end were killed" if killed else ""
         if count > 1:
-            print(f"cfgjax: failed: {told}", file=sys.stderr)
+            print(f"cfgjax: failed: {message}", file=sys.stderr)
         return ended[i]

@@ -1,4 +1,4 @@
-"""The programs of schedulers and clouds."""
+"""Calls the command-line programs of schedulers and clouds."""
 
 import shutil
 import subprocess
@@ -7,9 +7,9 @@ from cfgjax.base.errors import UsageError
 
 
 def require(program):
-    """Raises UsageError where a program is not installed."""
+    """Raises UsageError unless a program is installed."""
     if shutil.which(program) is None:
-        raise UsageError(f"there is no {program} on this machine; --dry_run prints what it would be given")
+        raise UsageError(f"there is no {program} on this machine; --dry_run prints its input")
 
 
 def check_interpreter(python):
@@ -19,10 +19,10 @@ def check_interpreter(python):
 
 
 def output_of(argv, text=None, *, shown=False):
-    """What a program prints, stripped, given text on its standard input. shown: it prints for itself instead.
+    """Runs a program with text as its standard input and returns its stripped output. shown: print the output instead.
 
-    Raises UsageError if the program is not installed or cannot be started, ChildProcessError with its last line if it
-    fails.
+    Raises UsageError if the program is not installed or cannot be started, and ChildProcessError with its last line if
+    it fails.
     """
     require(argv[0])
     try:

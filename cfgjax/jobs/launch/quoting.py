@@ -1,17 +1,17 @@
-"""Quotes words and texts for each language of a generated script: shell, sbatch, here-documents, Kubernetes."""
+"""Quotes words and texts for generated scripts: shell, sbatch, here-documents and Kubernetes."""
 
 import re
 import shlex
 
 from cfgjax.base.errors import UsageError
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")  # line breaks among them
+CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")  # includes line breaks
 KEYWORDS = {"if", "then", "else", "elif", "fi", "case", "esac", "for", "select", "while", "until", "do", "done"}
 KEYWORDS |= {"in", "function", "time", "coproc"}
 
 
 def check_word(word, what="a word of the command"):
-    """Raises UsageError unless the word is UTF-8 without NUL, as scripts and arguments of processes need."""
+    """Raises UsageError unless word is UTF-8 without NUL, as scripts and process arguments require."""
     if "\0" in word:
         raise UsageError(f"{what} {word!r} has a NUL character, which arguments cannot have")
     if any("\ud800" <= letter <= "\udfff" for letter in word):
@@ -19,7 +19,7 @@ def check_word(word, what="a word of the command"):
 
 
 def check_line(name, value):
-    """Raises UsageError unless value, of the flag `name`, is None or one line of text."""
+    """Raises UsageError unless the value of flag `name` is None or one line of text."""
     if value is not None and CONTROL.search(value):
         raise UsageError(f"--{name}={value!r}: need one line without control characters")
     check_word(value or "", f"--{name}")
@@ -38,7 +38,7 @@ def command_word(word):
 
 
 def check_shell_line(name, value):
-    """Raises UsageError unless value, of the flag `name`, is one complete line of shell."""
+    """Raises UsageError unless the value of flag `name` is one complete line of shell."""
     check_line(name, value)
     try:
         shlex.split(value or "", comments=True)
@@ -57,7 +57,7 @@ def sbatch_line(option):
 
 
 def slurm_path(folder, pattern):
-    """Returns the path of Slurm's output: `pattern`, with Slurm's %j and the like, in a folder taken literally."""
+    """Returns the path of Slurm's output: `pattern`, with codes such as %j, in a folder that is taken literally."""
     if "\\" in str(folder):
         raise UsageError(f"the folder {str(folder)!r} of Slurm's output has a backslash, which Slurm does not accept")
     return f"{str(folder).replace('%', '%%')}/{pattern}"
@@ -73,6 +73,6 @@ def here_document(command, text):
 
 
 def kubernetes_word(word):
-    """Quotes a word for a container's command: Kubernetes replaces $(NAME), and reads $$ as $."""
+    """Quotes a word for a container's command, where Kubernetes replaces $(NAME) and reads $$ as $."""
     check_word(word)
     return word.replace("$", "$$")

@@ -1,7 +1,7 @@
-"""A job of Slurm, as the script that sbatch gets.
+"""Submits a Slurm job as a script for sbatch.
 
-Before its time limit, and when it is preempted, Slurm sends SIGTERM to the processes of the step, which save and exit
-with 75; the script then puts the job back into the queue. A cancelled job is not put back, nor one that failed.
+Before the time limit and on preemption, Slurm sends SIGTERM to the processes of the step. They save and exit with 75,
+and the script requeues the job. A cancelled or failed job is not requeued.
 """
 
 import functools
@@ -27,23 +27,30 @@ def define_flags(given):
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
     path = functools.partial(define_path, flag_values=given)
-    integer("nodes", 1, "Nodes.", lower_bound=1)
-    integer("tasks_per_node", 1, "Processes on each node, which share its devices.", lower_bound=1)
-    integer("gpus_per_node", None, "GPUs of each node.", lower_bound=1)
-    integer("cpus_per_task", None, "CPU cores of each process.", lower_bound=1)
-    text("time", None, "Time limit, HH:MM:SS or DAYS-HH:MM:SS; the job goes on after it by itself.")
-    integer("grace_seconds", 300, "Seconds before the time limit at which processes are told to save.", lower_bound=1)
+    integer("nodes", 1, "Number of nodes.", lower_bound=1)
+    integer("tasks_per_node", 1, "Processes per node, which share its devices.", lower_bound=1)
+    integer("gpus_per_node", None, "GPUs per node.", lower_bound=1)
+    integer("cpus_per_task", None, "CPU cores per process.", lower_bound=1)
+    text("time", None, "Time limit, HH:MM:SS or DAYS-HH:MM:SS; the job is requeued and resumes automatically.")
+    integer(
+        "grace_seconds",
+        300,
+        "Seconds before the time limit at which the processes get SIGTERM and save.",
+        lower_bound=1,
+    )
     for name in OPTIONS:
         text(name, None, f"Slurm's --{name}.")
-    text("job_name", None, "Name of the job; that of the folder by default.")
-    flags.DEFINE_multi_string("sbatch", [], "Any other option of sbatch, as --sbatch=--mem=64G.", flag_values=given)
-    text("setup", None, "A line of the script to run first, such as 'module load cuda'.")
-    path("logs", None, "Folder of the job's output; <workdir>/slurm by default.")
-    path("python", sys.executable, "Interpreter on the nodes.")
+    text("job_name", None, "Name of the job; by default that of the folder.")
+    flags.DEFINE_multi_string(
+        "sbatch", [], "Any other option of sbatch, such as --sbatch=--mem=64G.", flag_values=given
+    )
+    text("setup", None, "A shell line to run first, such as 'module load cuda'.")
+    path("logs", None, "Folder of the job's output; by default <workdir>/slurm.")
+    path("python", sys.executable, "Python interpreter on the nodes.")
 
 
 def launch(given, job):
-    """Submits the job; prints its number and where its output goes."""
+    """Submits the job and prints its number and the path of its output."""
     check_flags(given)
     logs = Path(given.logs or Path(job.workdir) / "slurm")
     text = script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
@@ -58,10 +65,12 @@ def launch(given, job):
 def check_flags(given):
     """Raises UsageError for flags that are missing, contradict each other, or cannot be written to the script."""
     if given.time is None:
-        raise UsageError("--time must be given: before it ends the job saves, and it is put back into the queue")
+        raise UsageError("--time must be given: the job saves before this limit and is requeued")
     check_time(given.time, given.grace_seconds)
     if given.gpus_per_node is not None and given.gpus_per_node % given.tasks_per_node:
-        raise UsageError(f"--gpus_per_node={given.gpus_per_node} do not divide among {given.tasks_per_node} tasks")
+        raise UsageError(
+            f"--gpus_per_node={given.gpus_per_node} is not divisible by {given.tasks_per_node} tasks per node"
+        )
     check_python(given.python)
     check_shell_line("setup", given.setup)
     if wrong := [option for option in given.sbatch if not re.fullmatch(r"--[a-z][\w-]*(=.*)?|-[a-zA-Z]\S*", option)]:
@@ -69,18 +78,18 @@ def check_flags(given):
 
 
 def submit(text, logs):
-    """Submits a script and returns the number of its job. logs: the folder of its output, created if missing."""
+    """Submits a script and returns its job number. logs: the folder of its output, created if missing."""
     check_folder(logs, f"the folder {logs} of Slurm's output")
     require("sbatch")
     try:
         Path(logs).mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UsageError(f"the folder {logs} of Slurm's output cannot be made: {e.strerror}") from e
+        raise UsageError(f"the folder {logs} of Slurm's output cannot be created: {e.strerror}") from e
     return output_of(["sbatch", "--parsable"], text).partition(";")[0]
 
 
 def script(given, name, log, lines, array=None):
-    """The text of a job's script: options, environment, then lines. log: a path with Slurm's %j or %A and %a."""
+    """Returns a job's script: options, environment, then lines. log: a path with Slurm's %j or %A and %a."""
     options = [
         f"--job-name={name}",
         *([f"--array={array}"] if array else []),
@@ -106,9 +115,9 @@ def script(given, name, log, lines, array=None):
 
 
 def job_lines(given, job):
-    """The lines of a script that run the job's command and put the job back into the queue where it saved."""
+    """Returns script lines that run the job's command and requeue the job if it saved."""
     return [
-        "trap : TERM  # the step gets it too, saves, and is waited for",
+        "trap : TERM  # the step receives SIGTERM too; wait until it has saved",
         srun(given, shell_lines(argv_of(given.python, job.words))),
         "code=$?",
         *requeue_lines('"$SLURM_JOB_ID"'),
@@ -117,23 +126,23 @@ def job_lines(given, job):
 
 
 def requeue_lines(number):
-    """Lines that end the script of job number where it was cancelled, and put it back into the queue where it saved."""
+    """Returns script lines that exit if the job with this number was cancelled, and requeue it if it saved."""
     return [
         f'if [ "$(squeue --noheader --jobs={number} --format=%T)" != RUNNING ]; then',
-        '    exit "$code"  # cancelled, or at the end of its time',
+        '    exit "$code"  # cancelled or timed out',
         "fi",
         'if [ "$code" = 75 ]; then',
-        '    echo "preempted and saved: back into the queue"',
+        '    echo "preempted and saved: requeued"',
         f"    scontrol requeue {number} && exit 0",
         "fi",
     ]
 
 
 def srun(given, command):
-    """A command's line, run by all tasks: those that still save are not killed because another has ended."""
+    """Returns the srun line that runs a command in all tasks. The end of a task does not kill those still saving."""
     options = "--kill-on-bad-exit=0"
     if given.cpus_per_task:
-        options += f" --cpus-per-task={given.cpus_per_task}"  # which srun does not take from sbatch
+        options += f" --cpus-per-task={given.cpus_per_task}"  # srun does not inherit it from sbatch
     if given.gpus_per_node and given.tasks_per_node > 1:
         options += f" --gpus-per-task={given.gpus_per_node // given.tasks_per_node}"
     return f"srun {options} {command}"

@@ -1,7 +1,7 @@
-"""A slice of Cloud TPU VMs, as a queued resource: created, filled, and the command started on every worker.
+"""Creates a slice of Cloud TPU VMs as a queued resource, copies the code to it and runs a command on every worker.
 
-Slices are made, watched and deleted by gcloud. The command runs in the background of each worker and outlives ssh; one
-that was preempted and saved is started again where it was.
+All actions call gcloud. The command runs in the background on each worker and outlives the ssh session. If it is
+preempted and saves, it is restarted on the same worker.
 """
 
 import functools
@@ -18,27 +18,29 @@ from cfgjax.jobs.launch.quoting import check_shell_line, here_document
 
 SOURCE = ("cfgjax", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 SETUP = "sudo apt-get install -y -q python3.11-venv && python3.11 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
-GRACE_SECONDS = 30  # that a spot VM has
+GRACE_SECONDS = 30  # of a spot VM
 
 
 def define_flags(given):
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
-    text("action", "run", f"What to do: {', '.join(ACTIONS)}.")
-    text("name", None, "Name of the queued resource; made from the workdir by default.")
+    text("action", "run", f"Action: {', '.join(ACTIONS)}.")
+    text("name", None, "Name of the queued resource; by default derived from the workdir.")
     text("zone", None, "Zone.")
-    text("project", None, "Project; gcloud's own by default.")
-    text("accelerator_type", None, "For create: such as v5litepod-64.")
-    text("runtime_version", None, "For create: such as v2-alpha-tpuv5-lite.")
-    what = "Slices, joined over the data-centre network."
+    text("project", None, "Project; by default gcloud's.")
+    text("accelerator_type", None, "For create: TPU type, such as v5litepod-64.")
+    text("runtime_version", None, "For create: TPU software, such as v2-alpha-tpuv5-lite.")
+    what = "Number of slices, connected by the data-centre network."
     flags.DEFINE_integer("node_count", 1, what, lower_bound=1, flag_values=given)
-    flags.DEFINE_bool("spot", False, "For create: cheaper, and preempted at any time.", flag_values=given)
-    text("setup", SETUP, "For run: what installs cfgjax, in the folder that copy made.")
-    define_path("python", ".venv/bin/python", "For run: interpreter on the workers.", flag_values=given)
+    flags.DEFINE_bool(
+        "spot", False, "For create: a spot VM, which is cheaper and may be preempted at any time.", flag_values=given
+    )
+    text("setup", SETUP, "For run: shell line that installs cfgjax in the copied folder.")
+    define_path("python", ".venv/bin/python", "For run: Python interpreter on the workers.", flag_values=given)
 
 
 def launch(given, job):
-    """Calls gcloud for one of the ACTIONS."""
+    """Calls gcloud for the requested action, or prints the calls with --dry_run."""
     action = choose("action", given.action, ACTIONS)
     if not given.zone:
         raise UsageError("--zone must be given")
@@ -56,7 +58,7 @@ def launch(given, job):
 
 
 def create(given, name, job):
-    """The calls that ask for the slice."""
+    """Returns the gcloud calls that request the slice."""
     for flag in ("accelerator_type", "runtime_version"):
         if not given[flag].value:
             raise UsageError(f"--{flag} must be given to create a slice")
@@ -66,37 +68,35 @@ def create(given, name, job):
 
 
 def copy(given, name, job):
-    """The calls that put the source, from this folder, on every worker."""
+    """Returns the gcloud calls that copy the source in this folder to every worker."""
     if absent := [name for name in SOURCE if not Path(name).exists()]:
-        raise UsageError(
-            f"there is no {absent[0]} here; --action=copy sends the source of cfgjax, run it in its folder"
-        )
+        raise UsageError(f"there is no {absent[0]} here; run --action=copy in the source folder of cfgjax")
     sent = gcloud(given, *of_slice(given, "scp"), "--recurse", *SOURCE, f"{name}:cfgjax/", *workers(given))
     return [ssh(given, name, "mkdir -p cfgjax"), sent]
 
 
 def run(given, name, job):
-    """The calls that install and start the command on every worker."""
+    """Returns the gcloud calls that install cfgjax and start the command on every worker."""
     return [ssh(given, name, start_text(given.setup, argv_of(given.python, job.words)))]
 
 
 def stop(given, name, job):
-    """The calls that make the command save and end."""
+    """Returns the gcloud calls that make the command save and exit."""
     return [ssh(given, name, "kill -TERM $(cat cfgjax/job.pid)")]
 
 
 def status(given, name, job):
-    """The calls that say how the queued resource stands."""
+    """Returns the gcloud calls that print the state of the queued resource."""
     return [gcloud(given, "queued-resources", "describe", name, "--format=value(state.state)")]
 
 
 def logs(given, name, job):
-    """The calls that show the last lines of every worker."""
+    """Returns the gcloud calls that print the last log lines of every worker."""
     return [ssh(given, name, "tail -n 20 cfgjax/job.log")]
 
 
 def delete(given, name, job):
-    """The calls that give the slice back."""
+    """Returns the gcloud calls that delete the slice."""
     return [gcloud(given, "queued-resources", "delete", name, "--force")]
 
 
@@ -104,31 +104,31 @@ ACTIONS = dict(create=create, copy=copy, run=run, stop=stop, status=status, logs
 
 
 def gcloud(given, *words):
-    """The words of a call of gcloud."""
+    """Returns the words of a gcloud call."""
     where = [f"--zone={given.zone}", *([f"--project={given.project}"] if given.project else [])]
     return ["gcloud", "compute", "tpus", *words, *where]
 
 
 def of_slice(given, verb):
-    """The group of gcloud that reaches the workers, of one slice or of several."""
+    """Returns the gcloud command group for the workers of one or several slices, and the verb."""
     return ("tpu-vm" if given.node_count == 1 else "queued-resources", verb)
 
 
 def workers(given):
-    """The flags that mean every worker."""
+    """Returns the flags that select every worker."""
     return ["--worker=all", *(["--node=all"] if given.node_count > 1 else [])]
 
 
 def ssh(given, name, text):
-    """The words of a call that runs text on every worker."""
+    """Returns the gcloud call that runs a shell text on every worker."""
     return gcloud(given, *of_slice(given, "ssh"), name, *workers(given), f"--command={text}")
 
 
 def start_text(setup, argv):
-    """Returns the worker's script: it installs cfgjax, then writes and starts the job, unless one is running."""
+    """Returns the worker's script, which installs cfgjax, then writes and starts the job unless one is running."""
     script = [
         "#!/usr/bin/env bash",
-        "# 75 is preempted and saved: start it again, unless it was stopped by `kill -TERM $(cat job.pid)`",
+        "# 75 means preempted and saved: restart, unless stopped by `kill -TERM $(cat job.pid)`",
         f"export CFGJAX_GRACE_SECONDS={GRACE_SECONDS}",
         "stopped= code=75",
         'trap "stopped=1; kill -TERM \\$child" TERM',
@@ -145,7 +145,7 @@ def start_text(setup, argv):
     return "\n".join(
         [
             "set -e; cd cfgjax",
-            'if [ -e job.pid ] && kill -0 "$(cat job.pid)" 2> /dev/null; then echo "a job runs already"; exit 1; fi',
+            'if [ -e job.pid ] && kill -0 "$(cat job.pid)" 2> /dev/null; then echo "already running"; exit 1; fi',
             setup,
             here_document("cat > job.sh", "\n".join([*script, ""])),
             "nohup bash job.sh >> job.log 2>&1 < /dev/null &",

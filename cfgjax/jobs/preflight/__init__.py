@@ -1,1 +1,1 @@
-"""What a training step takes, told before it runs: memory, work, what devices exchange; and a trial of one step."""
+"""Reports the memory, FLOPs and communication of a training step before it runs, and can run one real step."""

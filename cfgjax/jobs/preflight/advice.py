@@ -1,4 +1,4 @@
-"""What in a training step on a mesh is not as it could be, in a line each."""
+"""Warnings about a training step on a mesh, one line each."""
 
 import jax
 import numpy as np
@@ -8,19 +8,19 @@ from cfgjax.jobs.preflight.memory import nbytes
 from cfgjax.jobs.preflight.sizes import bytes_text
 from cfgjax.training.run import flat
 
-NAMED = 3  # parameters, before it is said how many more
+NAMED = 3  # parameters named in a warning
 
 
 def warnings(program, found):
-    """[line] about a program and its figures."""
-    told = [undivided(program), not_fitting(found), complaints(found)]
-    return [line for line in told if line]
+    """Returns the warnings about a program and its figures."""
+    lines = [undivided(program), not_fitting(found), complaints(found)]
+    return [line for line in lines if line]
 
 
 def replicated_parameters(program):
-    """({path: bytes} of large parameters that fsdp does not divide, {path: bytes} of those too small for it)
+    """Returns {path: bytes} of replicated parameters twice: of large ones that fsdp does not divide, and of small ones.
 
-    Both are empty where fsdp is 1.
+    Both are empty if fsdp is 1.
     """
     whole = {path: leaf for path, leaf in flat(program.like.params) if leaf.sharding.is_fully_replicated}
     if program.mesh.shape["fsdp"] == 1:
@@ -30,14 +30,14 @@ def replicated_parameters(program):
 
 
 def copies(program):
-    """How many arrays of a parameter's shape the state has: itself, optimizer moments, EMAs."""
+    """Returns the number of arrays in the state per parameter: the parameter, optimizer moments, EMAs."""
     params = sum(nbytes(leaf) for leaf in jax.tree.leaves(program.like.params))
     state = program.like.params, program.like.ema, program.like.opt_state
     return round(sum(nbytes(leaf) for leaf in jax.tree.leaves(state)) / params)
 
 
 def undivided(program):
-    """A line about parameters of which no axis is a multiple of fsdp, or None."""
+    """Returns a line about parameters with no axis divisible by fsdp, or None."""
     large, _ = replicated_parameters(program)
     if not large:
         return None
@@ -47,13 +47,13 @@ def undivided(program):
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     size = sum(large.values()) * copies(program)
     return (
-        f"mesh.fsdp {fsdp} divides no axis of {named}{more}: replicated, {bytes_text(size)} on each device with "
-        f"optimizer and averages, where 1/{fsdp} of them would do"
+        f"mesh.fsdp {fsdp} divides no axis of {named}{more}: these parameters, their optimizer "
+        f"state and averages are replicated: {bytes_text(size)} on each device instead of 1/{fsdp} of that"
     )
 
 
 def not_fitting(found):
-    """A line about memory that does not suffice, or may not, with what would do; or None."""
+    """Returns a line about memory that is or may be too small, with a remedy, or None."""
     fits = found.get("fits")
     if not fits or fits["named"]["fits"]:
         return None
@@ -61,18 +61,18 @@ def not_fitting(found):
     doubtful = fits["least"]["fits"]
     peak = bytes_text(parts["peak"] if doubtful else parts["peak_least"])
     verb = "may not" if doubtful else "do not"
-    told = f"{peak} on each device {verb} fit into {usable}"
+    message = f"{peak} on each device {verb} fit into {usable}"
     if not fits["least"]["per_pass"]:
-        return f"{told}, nor does one image: raise mesh.fsdp, or set model.remat"
+        return f"{message}, nor does one image: raise mesh.fsdp, or set model.remat"
     passes = passes_needed(found, fits["usable"]) or 1
     use = f"train.accumulate_steps={passes}, " if passes > batch["accumulate_steps"] else ""
-    return f"{told}: {use}model.remat, a larger mesh.fsdp or more devices make it smaller"
+    return f"{message}: {use}model.remat, a larger mesh.fsdp or more devices reduce it"
 
 
 def passes_needed(found, memory, count="named"):
-    """The smallest train.accumulate_steps with which the step takes no more than memory on each device, or None.
+    """Returns the smallest train.accumulate_steps with which the step fits into memory on each device, or None.
 
-    count: of activations, "named" or "least".
+    count: which count of activations, "named" or "least".
     """
     parts, kept, images = found["bytes_per_device"], found["activation_bytes"][count], found["batch"]["per_device"]
     held = sum(parts[name] for name in ("parameters", "optimizer", "ema", "batch")) + kept["fixed"]
@@ -86,8 +86,8 @@ def passes_needed(found, memory, count="named"):
 
 
 def complaints(found):
-    """A line about arrays that the partitioner lays out anew by gathering them, or None."""
+    """Returns a line about arrays that the partitioner gathers to change their sharding, or None."""
     count = found["partitioner_complaints"]
     if not count:
         return None
-    return f"XLA's partitioner gathers {count} intermediate arrays whole to lay them out anew, and says so"
+    return f"XLA's partitioner reports that it fully gathers {count} intermediate arrays to change their sharding"

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from its text."""
+"""Reads the collectives of a compiled program from its HLO text."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "c64": 64, "c128": 128}  # of the types whose names do not end in them
+BITS = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
@@ -19,10 +19,10 @@ COMMENT = re.compile(r"/\*.*?\*/")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction, each time it runs.
+    """A collective instruction.
 
-    bytes: of its result on a device; of a reduce-scatter the operand, which is larger: the whole array in each case.
-    group: the devices of the first group that take part together. times: how often it runs, in loops.
+    bytes: size of the whole array on a device, which is the result, or the operand of a reduce-scatter. group: the
+    devices in its first group. times: how often it runs, including loops.
     """
 
     kind: str
@@ -32,28 +32,28 @@ class Collective:
 
     @property
     def wire_bytes(self):
-        """Bytes that each device sends when the group is a ring, all times together."""
+        """Bytes that each device sends in all runs together, if the group is a ring."""
         return self.times * self.bytes * ring_share(self.kind, len(self.group))
 
 
 def ring_share(kind, size):
-    """Bytes that each of `size` devices in a ring sends in a collective, over those of the array."""
+    """Returns the bytes that each of `size` devices in a ring sends, as a fraction of the array's bytes."""
     if kind == "collective-permute":
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
 def find_collectives(text):
-    """[Collective] of the text of a compiled program (`compiled.as_text()`).
+    """Returns the list of `Collective`s in the text of a compiled program (`compiled.as_text()`).
 
-    The bodies of loops count as often as XLA knows them to run (known_trip_count). Raises ValueError for a loop of
-    unknown length that has collectives in it.
+    Loop bodies are counted known_trip_count times. Raises ValueError for a loop of unknown length that contains
+    collectives.
     """
     own, calls, entry = parse(text)
     counted: dict = {}
 
     def inside(name):
-        """The collectives of a computation and of all it calls."""
+        """Returns the collectives of a computation and of all that it calls."""
         if name not in counted:
             found = list(own.get(name, ()))
             for called, times in calls.get(name, ()):
@@ -68,7 +68,7 @@ def find_collectives(text):
 
 
 def parse(text):
-    """({computation: [Collective, once each]}, {computation: [(called, times or None)]}, the entry's name)"""
+    """Returns ({computation: [Collective]}, {computation: [(called, times or None)]}, the entry computation)."""
     own: dict = {}
     calls: dict = {}
     entry = name = None
@@ -80,7 +80,7 @@ def parse(text):
             result, opcode = instruction.groups()
             if opcode.removesuffix("-start") in KINDS:
                 own.setdefault(name, []).append(collective(opcode, result, line))
-                continue  # what it applies is an addition
+                continue  # its to_apply is only an addition
             branches = BRANCHES.search(line)
             called = CALLED.findall(line) + (re.findall(r"[\w.\-]+", branches[1]) if branches else [])
             known = TRIP_COUNT.search(line)
@@ -90,22 +90,22 @@ def parse(text):
 
 
 def collective(opcode, result, line):
-    """The Collective of an instruction's line."""
+    """Returns the Collective of an instruction's line."""
     if opcode.endswith("-start"):
-        raise ValueError(f"{opcode}: asynchronous collectives are not read; compile for CPU devices")
+        raise ValueError(f"{opcode}: asynchronous collectives are not supported; compile for CPU devices")
     group = first_pair(line) if opcode == "collective-permute" else first_group(line)
     size = array_bytes(result) * (len(group) if opcode == "reduce-scatter" else 1)
     return Collective(opcode, size, group, 1)
 
 
 def array_bytes(shape):
-    """Bytes of an array or a tuple of arrays as XLA writes them: f32[8,3]{1,0}, (s32[], bf16[4])."""
+    """Returns the bytes of an array or a tuple of arrays in XLA's notation: f32[8,3]{1,0}, (s32[], bf16[4])."""
     arrays = ARRAY.findall(COMMENT.sub("", shape))
     return sum(prod(numbers(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
 
 
 def bits(kind):
-    """Bits of an element of XLA's type: 16 of bf16, 8 of f8e4m3."""
+    """Returns the bits per element of an XLA type: 16 for bf16, 8 for f8e4m3."""
     if kind in BITS:
         return BITS[kind]
     found = re.match(r"[a-z]+(\d+)", kind)
@@ -115,7 +115,7 @@ def bits(kind):
 
 
 def first_group(line):
-    """The first of replica_groups, in any of the ways that XLA writes them."""
+    """Returns the first of the replica_groups, in any of XLA's notations."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return tuple(numbers(listed[1]))
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
@@ -131,7 +131,7 @@ def first_group(line):
 
 
 def first_pair(line):
-    """(from, to) of the first pair of a collective-permute."""
+    """Returns (source, target) of the first pair of a collective-permute."""
     pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
     if not pair:
         raise ValueError(f"cannot read the pairs of {line.strip()[:200]}")
@@ -139,19 +139,19 @@ def first_pair(line):
 
 
 def device_ids(lengths, order):
-    """0, 1, … as an array of the lengths, its axes in the given order; both as XLA writes them, order perhaps None."""
+    """Returns 0, 1, … as an array of shape `lengths`, transposed by `order` unless it is None. Both are XLA's text."""
     shape = numbers(lengths)
     ids = np.arange(prod(shape)).reshape(shape)
     return ids.transpose(numbers(order)) if order else ids
 
 
 def numbers(text):
-    """[1, 2] of "1,2"."""
+    """Returns [1, 2] for "1,2"."""
     return [int(word) for word in text.split(",") if word]
 
 
 def by_kind(collectives):
-    """{kind: {count, bytes, wire_bytes}} on each device in one run of the program."""
+    """Returns {kind: {count, bytes, wire_bytes}} per device for one run of the program."""
     sums = {}
     for kind in KINDS:
         ours = [c for c in collectives if c.kind == kind]
@@ -161,9 +161,10 @@ def by_kind(collectives):
 
 
 def by_group(collectives, node=8):
-    """[{kind, size, in_node, bytes}]: bytes of each kind among groups of `size`, in_node of them on the first's node.
+    """Returns [{kind, size, in_node, bytes}]: the bytes of each kind of collective, by the size of its groups.
 
-    node: devices that share one, device i being on node i // node.
+    in_node: devices of a group that are on the node of its first device. node: devices per node; device i is on node
+    i // node.
     """
     sums: dict = {}
     for c in collectives:

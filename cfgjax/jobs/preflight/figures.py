@@ -1,4 +1,4 @@
-"""What is known of a training step before it runs: its figures, by compiling it for devices that need not be there."""
+"""Measures a training step before it runs, by compiling it for virtual devices."""
 
 import contextlib
 import dataclasses
@@ -27,14 +27,16 @@ from cfgjax.jobs.preflight.memory import (
 from cfgjax.nets.ops.conv import unfiltered
 from cfgjax.training.run import Program
 
-COMPLAINT = "Involuntary full rematerialization"  # of XLA's partitioner: it gathers an array to lay it out anew
+COMPLAINT = (
+    "Involuntary full rematerialization"  # of XLA's partitioner, when it gathers an array to change its sharding
+)
 
 
 @unfiltered()
 def figures(config, devices=None, hbm=None):
-    """{name: figure} of the training step of config on devices (default: all); bytes, seconds and FLOPs in units of 1.
+    """Returns {name: figure} of the training step of config on devices (default: all), in bytes, seconds and FLOPs.
 
-    hbm: bytes of memory of a device, if it is to be said what fits. Compiles; makes no arrays and opens no data.
+    hbm: bytes of memory of a device, to compute what fits; or None. Compiles, but creates no arrays and opens no data.
     """
     with timed("tracing the step, for its memory and FLOPs"):
         program = Program(config, devices)
@@ -57,17 +59,17 @@ def figures(config, devices=None, hbm=None):
 
 
 def batch_figures(program):
-    """The batch of an optimizer step: in all, on a device, and in one of a device's passes."""
+    """Returns the batch sizes of an optimizer step: in total, per device, and per accumulation pass of a device."""
     total, parts = program.pace.batch_size, program.pace.accumulate_steps
     per_device = total // program.mesh.size
     return {"global": total, "per_device": per_device, "per_pass": per_device // parts, "accumulate_steps": parts}
 
 
 def memory_figures(program):
-    """Bytes on each device, of the parts and in all, as if nothing shared memory with anything.
+    """Returns the bytes on each device, by part and in total, as if no two arrays shared memory.
 
-    Activations and peak are what JAX names, and all split parameters gathered at once; activations_least and peak_least
-    what remains if XLA fuses all it can, and nothing gathered.
+    activations and peak count all residuals that JAX names, and all split parameters gathered at once.
+    activations_least and peak_least count what remains if XLA fuses all it can and gathers nothing.
     """
     found, images = activations(program), batch_figures(program)["per_pass"]
     batches = program.abstract_batches(program.pace.steps_per_dispatch)
@@ -85,7 +87,7 @@ def memory_figures(program):
 
 
 def fitting(found, hbm):
-    """What fits into hbm bytes on each device, of which USABLE is used, by both counts of activations."""
+    """Returns what fits into the fraction USABLE of hbm bytes on each device, for both counts of activations."""
     parts, batch = found["bytes_per_device"], found["batch"]
     passes, usable = batch["accumulate_steps"], int(USABLE * hbm)
     fits: dict = {"hbm": hbm, "usable": usable}
@@ -100,10 +102,10 @@ def fitting(found, hbm):
 
 @unfiltered()
 def flops_per_image(config):
-    """XLA's count, before partitioning and optimisation, of the optimizer step and of its forward pass, per image.
+    """Returns XLA's FLOPs per image of the optimizer step and its forward pass, before partitioning and optimisation.
 
-    A multiply-add counts as two; what remat computes again is included. The step is counted on one CPU device, since
-    the clients of accelerators do not count, and with its gradients in one part, since a loop's body is counted once.
+    A multiply-add counts as two; recomputation by remat is included. The step is counted on one CPU device, since
+    accelerator clients do not count FLOPs, and without accumulation, since a loop's body is counted only once.
     """
     whole = ConfigDict(config.to_dict())
     whole.train.accumulate_steps = whole.mesh.data = whole.mesh.fsdp = 1
@@ -121,7 +123,7 @@ def flops_per_image(config):
 
 
 def compiled_figures(program):
-    """What the compiled program says of itself: its collectives in one optimizer step, its memory, its making."""
+    """Returns the collectives, the memory and the compilation time of the compiled program, for one optimizer step."""
     start = time.monotonic()
     lowered = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
     with partitioner_complaints() as complaints:
@@ -136,9 +138,10 @@ def compiled_figures(program):
 
 @contextlib.contextmanager
 def partitioner_complaints():
-    """A list that gets, at the end, the number of arrays that XLA's partitioner could only lay out by gathering them.
+    """Yields a list to which the number of XLA's partitioner complaints in the block is appended at the end.
 
-    It tells them on stderr alone, at TF_CPP_MIN_LOG_LEVEL=1 or lower; what else is written there goes on to stderr.
+    Each complaint is about an array that XLA gathers to change its sharding. XLA prints complaints only to stderr, at
+    TF_CPP_MIN_LOG_LEVEL=1 or lower. Other output to stderr is passed on.
     """
     sys.stderr.flush()
     stderr = os.dup(2)

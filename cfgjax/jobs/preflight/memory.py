@@ -1,4 +1,4 @@
-"""Bytes on each device of a training step: what it carries, and what its backward pass keeps."""
+"""Memory of a training step on each device: its state, and the activations kept for the backward pass."""
 
 import dataclasses
 
@@ -8,30 +8,30 @@ import jax.numpy as jnp
 from cfgjax.distributed.sharding import parameter_sharding
 from cfgjax.jobs.preflight.residuals import residuals
 
-USABLE = 0.95  # of a device's memory; the rest is the compiler's, the allocator's and the runtime's
+USABLE = 0.95  # fraction of a device's memory; the compiler, the allocator and the runtime use the rest
 
 
 def nbytes(leaf):
-    """Bytes of an array's shape and dtype."""
+    """Returns the bytes of an array of this shape and dtype."""
     return leaf.size * leaf.dtype.itemsize
 
 
 def device_bytes(tree):
-    """Bytes that a device holds of a tree of shapes with shardings."""
+    """Returns the bytes on one device of a tree of shapes with shardings."""
     shard = lambda leaf: jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
     return sum(nbytes(shard(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def sharded(mesh, shapes):
-    """Shapes with the shardings that parameters of such shapes have."""
+    """Returns the shapes with the shardings of parameters of these shapes."""
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(place, shapes, parameter_sharding(mesh, shapes))
 
 
 def state_bytes(like, accumulate_steps=1):
-    """{part: bytes on each device} of a training state and of the gradients, which lie as the parameters do.
+    """Returns {part: bytes on each device} of a training state and its gradients, which are sharded like parameters.
 
-    Accumulated gradients are there twice: their sum, and those of the part in hand.
+    Accumulated gradients count twice: their sum, and the gradients of the current pass.
     """
     params = device_bytes(like.params)
     rest = like.opt_state, like.level_losses, like.step
@@ -45,9 +45,9 @@ def state_bytes(like, accumulate_steps=1):
 
 
 def gathered_bytes(program):
-    """Bytes of the split parameters, whole, in the dtype of computing: on each device if all are gathered at once.
+    """Returns the bytes on each device if all split parameters are gathered at once, in the compute dtype.
 
-    XLA may hold a few layers' at a time; where gradients accumulate it gathers all of them before the first pass.
+    XLA may gather a few layers at a time. With gradient accumulation it gathers all of them before the first pass.
     """
     itemsize = jnp.dtype(program.config.model.get("dtype", "float32")).itemsize
     split = [leaf for leaf in jax.tree.leaves(program.like.params) if not leaf.sharding.is_fully_replicated]
@@ -55,7 +55,7 @@ def gathered_bytes(program):
 
 
 def kept(program, batch_size):
-    """The `Kept` of the backward pass of a batch, as shapes on one device."""
+    """Returns the `Kept` of the backward pass of a batch, as shapes on one device."""
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     drawn = jax.eval_shape(program.objective.draw, key, batch, program.like.level_losses)
@@ -64,31 +64,32 @@ def kept(program, batch_size):
 
 
 def mean_loss(program):
-    """The function (params, drawn, dropout key) → loss of which the step takes the gradient."""
+    """Returns the function (params, drawn, dropout key) → loss that the step differentiates."""
     return lambda params, drawn, key: jnp.mean(program.objective.terms(params, drawn, key)["loss"])
 
 
 def drop_step(leaf, batch_size):
-    """The shape [batch_size, …] of a batch whose shape is [k, B, …]."""
+    """Returns the shape [batch_size, …] for a batch of shape [k, B, …]."""
     return jax.ShapeDtypeStruct((batch_size, *leaf.shape[2:]), leaf.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Bytes kept for the backward pass on a device: fixed, whatever the batch, and per_image of its batch."""
+    """Bytes kept for the backward pass on a device: `fixed` for any batch, and `per_image` for each image."""
 
     fixed: int
     per_image: int
 
     def bytes(self, images):
-        """Of so many images on the device."""
+        """Returns the bytes for this number of images on the device."""
         return self.fixed + images * self.per_image
 
 
 def activations(program):
-    """{"named": `Activations`, "least": …} of a program, as in `Kept`: affine in the batch, found from two small ones.
+    """Returns {"named": `Activations`, "least": …} of a program, as in `Kept`.
 
-    What does not grow with the batch are parameters in another dtype, which lie as the parameters do.
+    The bytes are affine in the batch size, and are found from two small batches. Arrays that do not grow with the batch
+    are parameters in another dtype, sharded like the parameters.
     """
     small, large = kept(program, 2), kept(program, 4)
     named, least = (affine(program.mesh, *pair) for pair in zip(small, large, strict=True))
@@ -96,7 +97,7 @@ def activations(program):
 
 
 def affine(mesh, small, large):
-    """The `Activations` of what is kept of batches of two images and of four."""
+    """Returns the `Activations` from the arrays kept for batches of two and of four images."""
     pairs = list(zip(small, large, strict=True))
     fixed = [a for a, b in pairs if a.shape == b.shape]
     growth = sum(nbytes(b) - nbytes(a) for a, b in pairs)
@@ -104,5 +105,5 @@ def affine(mesh, small, large):
 
 
 def largest_batch(memory, fixed, per_image):
-    """Images on a device of `memory` bytes, of which fixed are taken, at most; 0 where there is no room for one."""
+    """Returns the largest number of images that fit on a device of `memory` bytes, next to `fixed` bytes in use."""
     return max(0, int((USABLE * memory - fixed) // per_image))

@@ -1,10 +1,10 @@
-"""The figures of a training step in words."""
+"""Formats the figures of a training step as text."""
 
 from cfgjax.base.cells import aligned
 from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
 
-PARTS = {  # of bytes_per_device: what it is
+PARTS = {  # key of bytes_per_device: description
     "parameters": "parameters",
     "optimizer": "optimizer state",
     "ema": "EMA",
@@ -19,7 +19,7 @@ PARTS = {  # of bytes_per_device: what it is
 
 
 def report(found):
-    """Lines of text of `figures`' dict."""
+    """Returns the dict of `figures` as lines of text."""
     sections = [about(found), memory(found), cost(found)]
     blocks = [[title, *aligned([("", *line) for line in lines], right=False)] for title, lines in sections]
     text = [line for block in blocks for line in [*block, ""]]
@@ -28,7 +28,7 @@ def report(found):
 
 
 def about(found):
-    """(title, lines) of what is trained on what."""
+    """Returns (title, lines) about the model, the mesh and the batch."""
     batch, mesh = found["batch"], found["mesh"]
     passes = batch["accumulate_steps"]
     each = f"{batch['per_device']} on each device"
@@ -42,21 +42,21 @@ def about(found):
 
 
 def memory(found):
-    """(title, lines) of bytes on each device."""
+    """Returns (title, lines) about the memory of each device."""
     parts, program, notes = found["bytes_per_device"], found["program_bytes"], {}
     for name, kept in found["activation_bytes"].items():
         key = "activations" if name == "named" else "activations_least"
         notes[key] = f"{bytes_text(kept['per_image'])} per image + {bytes_text(kept['fixed'])}"
     if found["replicated_bytes"]:
         whole = bytes_text(found["replicated_bytes"])
-        notes["parameters"] = f"{whole} of them whole on every device, too small to split or not divisible"
+        notes["parameters"] = f"{whole} of them replicated: too small to split, or not divisible"
     if parts["gathered"]:
-        notes["gathered"] = "in the dtype of computing, if all at once"
+        notes["gathered"] = "in the compute dtype, if all at once"
     shown = [name for name in PARTS if name != "gathered" or parts[name]]
     lines = [(PARTS[name], bytes_text(parts[name]), notes.get(name, "")) for name in shown]
     lines += [
-        ("XLA, of the program for CPU: arguments", bytes_text(program["arguments"]), ""),
-        ("XLA, of the program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
+        ("XLA's program for CPU: arguments", bytes_text(program["arguments"]), ""),
+        ("XLA's program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
     ]
     if fits := found.get("fits"):
         title = f"largest batch in {USABLE:.0%} of {bytes_text(fits['hbm'])}"
@@ -66,12 +66,12 @@ def memory(found):
 
 
 def largest(fits):
-    """(images on each device, in all) of what fits, in words."""
-    return (f"{fits['per_device']:,}", f"{fits['global']:,} in all") if fits["per_pass"] else ("none", "")
+    """Returns (images on each device, images in total) that fit, as text."""
+    return (f"{fits['per_device']:,}", f"{fits['global']:,} in total") if fits["per_pass"] else ("none", "")
 
 
 def cost(found):
-    """(title, lines) of what a step computes and what each device exchanges."""
+    """Returns (title, lines) about the FLOPs of a step and the communication of each device."""
     flops, batch = found["flops_per_image"], found["batch"]
     lines = [
         ("FLOPs per image: step", f"{flops['step'] / 1e9:,.4g} G", f"forward {flops['forward'] / 1e9:,.4g} G"),
@@ -87,13 +87,13 @@ def cost(found):
 
 
 def notes(found):
-    """Lines on how to read the figures."""
+    """Returns lines that explain the figures."""
     lines = [
-        f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s. Activations are those that JAX names for the",
-        "backward pass; at least: what remains of them if the compiler fuses all that is cheap to compute again.",
+        f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s. Activations are all that JAX keeps for the",
+        'backward pass; "at least" is what remains if the compiler recomputes everything that is cheap.',
     ]
     if found["mesh"].get("fsdp", 1) > 1:
         lines.append(
-            "For CPU, gradients of split parameters are all-reduced; TPU and GPU reduce-scatter: half of that."
+            "On CPU, gradients of split parameters are all-reduced; TPU and GPU reduce-scatter half as many bytes."
         )
     return lines

@@ -1,4 +1,4 @@
-"""What a backward pass keeps of its forward pass, read from JAX's trace of it, before any compiler sees it."""
+"""Finds the arrays that a backward pass keeps from its forward pass, from JAX's trace, before compilation."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,8 +7,8 @@ import jax
 from jax.extend.core import Var
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"}
-PRODUCTS = {"conv_general_dilated", "dot_general"}  # their operands are in memory too, not only their results
-FUSED = {  # computed anew inside what reads them, at the cost of a few operations per element
+PRODUCTS = {"conv_general_dilated", "dot_general"}  # both their operands and their results are in memory
+FUSED = {  # recomputed by their consumers, at a cost of a few operations per element
     *("add", "sub", "mul", "div", "neg", "exp", "log", "log1p", "logistic", "tanh", "sqrt", "rsqrt", "square", "abs"),
     *("max", "min", "pow", "integer_pow", "sign", "erf", "sin", "cos", "select_n", "where", "clamp", "add_any"),
     *("stop_gradient", "copy", "iota"),
@@ -19,7 +19,7 @@ FUSED = {  # computed anew inside what reads them, at the cost of a few operatio
 
 @dataclasses.dataclass(eq=False, frozen=True)
 class Value:
-    """An array of a trace: its shape and dtype, the primitive that makes it (None: it is given) and of what."""
+    """An array of a trace: its shape and dtype, the primitive that computes it (None for an input) and its inputs."""
 
     aval: Any
     primitive: str | None = None
@@ -27,18 +27,18 @@ class Value:
 
 
 class Kept(NamedTuple):
-    """Shapes of what is kept: named, all that JAX asks for; least, what remains if the compiler fuses all it can."""
+    """Shapes of the arrays kept. named: all that JAX requests. least: what remains if the compiler fuses all it can."""
 
     named: list
     least: list
 
 
 def residuals(loss, params, *inputs):
-    """The `Kept` of the gradient of loss(params, *inputs), a scalar, with respect to params, which are not counted.
+    """Returns the `Kept` of the gradient of the scalar loss(params, *inputs) with respect to params.
 
-    The arguments are trees of shapes. named are the residuals of `jax.vjp`, each array once: parameters cast to
-    another dtype are among them, and what `jax.checkpoint` recomputes is not. least follows each of them back, through
-    what is cheap to compute again, to results and operands of products, reductions, masks and the like.
+    The arguments are trees of shapes. params themselves are not counted. `named` has each residual of `jax.vjp` once,
+    including parameters cast to another dtype and excluding what `jax.checkpoint` recomputes. `least` traces each
+    residual back through cheap operations to results and operands of products, reductions, masks and the like.
     """
     traced = jax.make_jaxpr(lambda *given: jax.vjp(lambda p: loss(p, *given[1:]), given[0])[1])(params, *inputs)
     jaxpr: Any = traced.jaxpr
@@ -52,9 +52,9 @@ def residuals(loss, params, *inputs):
 
 
 def expand(jaxpr, given, values):
-    """The Values of jaxpr's results, None for literals, from those of its constants and inputs; all go into `values`.
+    """Returns the Values of jaxpr's results (None for literals) and appends all computed Values to `values`.
 
-    Calls are replaced by what is in them, anew each time.
+    given: the Values of its constants and inputs. Each call is inlined.
     """
     known = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
     value_of = lambda var: known[var] if isinstance(var, Var) else None
@@ -73,7 +73,7 @@ def expand(jaxpr, given, values):
 
 
 def anchors(found, operands):
-    """The values in memory from which those found can be computed, in the order of finding them."""
+    """Returns the values in memory from which the values in `found` can be computed."""
     kept: dict = {}
     seen, waiting = set(), list(found)
     while waiting:

@@ -1,7 +1,7 @@
-"""A real step on the devices at hand, a save, a restore and a comparison, in a process of its own.
+"""Runs one real step on the available devices, saves, restores and compares the state, in a separate process.
 
-`python -m cfgjax.jobs.preflight.trial CONFIG.json FOLDER` prints the figures as JSON: virtual devices and
-real ones cannot be used in one process.
+`python -m cfgjax.jobs.preflight.trial CONFIG.json FOLDER` prints the figures as JSON. The process is separate because
+virtual and real devices cannot be used in the same process.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ from cfgjax.training.state import create_state
 
 
 def trial_config(config, batch):
-    """config, with train.batch_size the images that each device is to have, for `fitted` to multiply."""
+    """Returns config with train.batch_size set to the images per device. `fitted` multiplies it by the devices."""
     config = ConfigDict(config.to_dict())
     config.train.batch_size = batch["per_device"]
     return config
 
 
 def in_a_process(config, scratch=None):
-    """`trial` of a `trial_config` in a process that sees the real devices; UsageError in its words where it fails."""
+    """Runs `trial` in a process that uses the real devices. Raises UsageError with its last line if it fails."""
     with tempfile.TemporaryDirectory(prefix="cfgjax-preflight-", dir=scratch) as folder:
         path = Path(folder) / "config.json"
         path.write_text(to_json(config))
@@ -52,7 +52,7 @@ def in_a_process(config, scratch=None):
 
 
 def fitted(config, devices):
-    """(config for the devices at hand, whether its mesh is as it was); data parallel where they do not make it up."""
+    """Returns (config for these devices, whether its mesh is unchanged). If it does not fit, data=-1 is used."""
     config = ConfigDict(config.to_dict())
     config.train.batch_size *= len(devices)
     try:
@@ -64,10 +64,10 @@ def fitted(config, devices):
 
 
 def trial(config, folder):
-    """Figures of one step of a `trial_config` on the devices at hand, and of its checkpoint in folder.
+    """Returns figures of one step of a `trial_config` on the available devices and of its checkpoint in folder.
 
-    The batch on a device is that of the run; the data are random where the config's cannot be read. Raises UsageError
-    where the memory holds not even the state.
+    Each device has the batch of the run. The data are random if the config's data cannot be read. Raises UsageError if
+    the state alone does not fit into memory.
     """
     config, same_mesh = fitted(config, jax.devices())
     program, batches, data = with_batches(config)
@@ -87,10 +87,11 @@ def trial(config, folder):
         seconds["save_blocking"] = clock() - start
         checkpoints.wait()
         seconds["save"] = clock() - start
-        del state  # so that the devices hold one state at a time
+        del state  # so that the devices hold only one state at a time
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         start = clock()
-        restored, _ = checkpoints.restore(program.like)
+        restored = checkpoints.restore(program.like)
+        assert restored is not None
         jax.block_until_ready(restored)
         seconds["restore"] = clock() - start
     return {
@@ -103,23 +104,23 @@ def trial(config, folder):
         "loss": float(metrics["loss"][-1]),
         "seconds": seconds,
         "checkpoint_bytes": size,
-        "restored_equals_saved": fingerprint(restored) == saved,
+        "restored_equals_saved": fingerprint(restored[0]) == saved,
         **memory,
     }
 
 
 def with_batches(config):
-    """(`Program` or `Run`, the batches of one dispatch, where they are from)"""
+    """Returns (`Program` or `Run`, the batches of one dispatch, their origin)."""
     try:
         run = Run(config)
         return run, run.batches(0), "the config's data"
     except (UsageError, OSError) as e:
-        program = Program(config)  # what is not the data's fault is raised here
+        program = Program(config)  # raises the error again unless the data caused it
         return program, random_batches(program), f"random ({e})"
 
 
 def random_batches(program):
-    """Batches of one dispatch of random images and labels."""
+    """Returns the batches of one dispatch, with random images and labels."""
     rng = np.random.default_rng(0)
     classes = program.config.data.num_classes
 
@@ -132,23 +133,23 @@ def random_batches(program):
 
 
 def check_memory(program):
-    """{figure: bytes} of the state on each device and of the memory there; UsageError where it cannot be held."""
+    """Returns {figure: bytes} of each device's state and memory. Raises UsageError if the state does not fit."""
     parts = state_bytes(program.like)
     device, least = jax.local_devices()[0], sum(parts.values())
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
-        there, where = stats["bytes_limit"], f"a {device.device_kind}"
-    else:  # devices that share the host's
+        memory, where = stats["bytes_limit"], f"a {device.device_kind}"
+    else:  # devices that share the host's memory
         least *= jax.local_device_count()
-        there, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
-    print(f"--run: needs at least {bytes_text(least)} of the {bytes_text(there)} of {where}", file=sys.stderr)
-    if least > there:
-        raise UsageError(f"state and gradients take {bytes_text(least)}; {where} has {bytes_text(there)}")
-    return {"least_bytes": least, "memory_bytes": there, "state_bytes_per_device": device_bytes(program.like)}
+        memory, where = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
+    print(f"--run: needs at least {bytes_text(least)} of the {bytes_text(memory)} of {where}", file=sys.stderr)
+    if least > memory:
+        raise UsageError(f"state and gradients take {bytes_text(least)}; {where} has {bytes_text(memory)}")
+    return {"least_bytes": least, "memory_bytes": memory, "state_bytes_per_device": device_bytes(program.like)}
 
 
 def fingerprint(tree):
-    """SHA-256 of every shard of every array on this process, in order: equal only where the arrays are, bit for bit."""
+    """Returns the SHA-256 of every shard on this process, in order. Equal only if all arrays are equal bit for bit."""
     digests = []
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:
@@ -158,22 +159,22 @@ def fingerprint(tree):
 
 
 def trial_report(found):
-    """Lines of text of `trial`'s figures."""
+    """Returns `trial`'s figures as lines of text."""
     seconds, kind = found["seconds"], f"{found['devices']} × {found['device_kind']}"
     mesh = " × ".join(f"{name} {size}" for name, size in found["mesh"].items())
-    same = "as asked for" if found["same_mesh"] else "which is what fits the devices at hand"
-    equal = "equals what was saved, bit for bit" if found["restored_equals_saved"] else "DIFFERS from what was saved"
+    same = "as requested" if found["same_mesh"] else "which fits the available devices"
+    equal = "equals the saved state, bit for bit" if found["restored_equals_saved"] else "DIFFERS from the saved state"
     return [
         f"one real step on {kind}, mesh {mesh}, {same}; batch {found['batch_size']}; data: {found['data']}",
         f"  compile {seconds['compile']:.1f} s, step {seconds['step']:.2f} s, loss {found['loss']:.4f}",
-        f"  save {seconds['save']:.2f} s, of which training waits {seconds['save_blocking']:.2f} s, "
+        f"  save {seconds['save']:.2f} s (training waits {seconds['save_blocking']:.2f} s), "
         f"{bytes_text(found['checkpoint_bytes'])}; restore {seconds['restore']:.2f} s",
-        f"  what was restored {equal}",
+        f"  the restored state {equal}",
     ]
 
 
 def main(argv):
-    """The exit code of `python -m cfgjax.jobs.preflight.trial CONFIG.json FOLDER`."""
+    """Runs `python -m cfgjax.jobs.preflight.trial CONFIG.json FOLDER`. Returns its exit code."""
     path, folder = argv[1:]
     try:
         open_devices()

@@ -1,1 +1,1 @@
-"""Sweeps: a file lists runs by their overrides; they run here, several at a time, or as an array of Slurm."""
+"""Sweeps: a file lists runs by their overrides. They run on this machine or as a Slurm array."""

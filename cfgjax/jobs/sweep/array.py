@@ -1,4 +1,4 @@
-"""A sweep as an array of Slurm: a task for each run, which goes on after preemption and leaves the run's record."""
+"""Runs a sweep as a Slurm array: one task per run, which resumes after preemption and writes the run's record."""
 
 import json
 from pathlib import Path
@@ -15,27 +15,27 @@ NUMBER = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
 
 
 def folder(out):
-    """Where Slurm's own output goes, and the numbers of the jobs."""
+    """Returns the folder of Slurm's output and the job numbers."""
     return Path(out) / ".slurm"
 
 
 def script(given, entries, out, parallel):
-    """The text of the array's script. parallel: how many run at a time, or None."""
+    """Returns the array's script. parallel: number of runs at a time, or None for all."""
     array = f"0-{len(entries) - 1}" + (f"%{parallel}" if parallel else "")
     name = given.job_name or Path(out).absolute().name
     return slurm.script(given, name, slurm_path(folder(out), "%A_%a.log"), lines(given, entries, out), array)
 
 
 def lines(given, entries, out):
-    """The lines of the script after its options: the run of the task, its end, its record."""
+    """Returns the script lines after the options: they run the task, handle its end and write its record."""
     cases = [line for i, entry in enumerate(entries) for line in case(given, i, entry)]
     path = f'{shell_word(str(out))}/"$name"'
     return [
         'case "$SLURM_ARRAY_TASK_ID" in',
         *cases,
         "esac",
-        "trap : TERM  # the step gets it too, saves, and is waited for",
-        f"rm -f -- {path}.json  # of an earlier start",
+        "trap : TERM  # the step receives SIGTERM too; wait until it has saved",
+        f"rm -f -- {path}.json  # from an earlier start",
         f"run >> {path}.log 2>&1",
         "code=$?",
         *slurm.requeue_lines(NUMBER),
@@ -46,7 +46,7 @@ def lines(given, entries, out):
 
 
 def case(given, i, entry):
-    """The lines that set what task i runs."""
+    """Returns the script lines that define what task i runs."""
     steps = [slurm.srun(given, shell_lines(argv_of(given.python, words), " " * 8)) for words in entry.commands]
     return [
         f"{i})",
@@ -60,29 +60,29 @@ def case(given, i, entry):
 
 
 def left(entries, out, *, retry_failed):
-    """([entries to submit], {name: `Outcome` of the others}): not those that have ended, or are in the queue."""
+    """Returns ([entries to submit], {name: `Outcome` of the others}). The others have ended or are in the queue."""
     outcomes, missing, jobs = {}, [], read_jobs(out)
     queue = queued() if jobs else {}
     for entry in entries:
         state = queue.get(jobs.get(entry.name))
         if state:
             outcomes[entry.name] = Outcome(entry.name, state, None, records.last_line(out, entry.name))
-        elif told := records.settled(out, entry, retry_failed=retry_failed):
-            outcomes[entry.name] = told
+        elif outcome := records.settled(out, entry, retry_failed=retry_failed):
+            outcomes[entry.name] = outcome
         else:
             missing.append(entry)
     return missing, outcomes
 
 
 def queued():
-    """{number of job or task: "queued" or "running"} of this user's jobs."""
-    told = output_of(["squeue", "--noheader", "--array", "--me", "--format=%i %T"])
-    rows = [line.split() for line in told.splitlines()]
+    """Returns {number of job or task: "queued" or "running"} of this user's jobs."""
+    listing = output_of(["squeue", "--noheader", "--array", "--me", "--format=%i %T"])
+    rows = [line.split() for line in listing.splitlines()]
     return {number: "queued" if state == "PENDING" else "running" for number, state in rows}
 
 
 def submit(entries, text, out):
-    """Submits the script, and keeps the number of each task's job; returns that of the array."""
+    """Submits the script, saves the job number of each task and returns that of the array."""
     number = slurm.submit(text, folder(out))
     jobs = read_jobs(out) | {entry.name: f"{number}_{i}" for i, entry in enumerate(entries)}
     write_json(folder(out) / "jobs.json", jobs, indent=1)
@@ -90,7 +90,7 @@ def submit(entries, text, out):
 
 
 def read_jobs(out):
-    """Returns {name: number of its task} of all submitted runs. Raises UsageError if the file is damaged."""
+    """Returns {name: task number} of all submitted runs. Raises UsageError if the file is damaged."""
     path = folder(out) / "jobs.json"
     remedy = "delete it when squeue lists no job of this sweep"
     try:

@@ -1,8 +1,9 @@
-"""The runs that a sweep file lists: their names and their commands.
+"""Reads the names and commands of the runs in a sweep file.
 
-A sweep file has BASE, an experiment file, and `get_sweep()`, a list of overrides {"config.key": value} or of pairs
-(name, overrides). COMMANDS, ("train",) by default, may be ("train", "evaluate"), or ("evaluate",), which needs no BASE:
-keys that do not begin with "config." are flags of evaluate.
+A sweep file defines BASE, the path of an experiment file, and `get_sweep()`, which returns a list of overrides
+{"config.key": value} or of pairs (name, overrides). COMMANDS is ("train",) by default; it may also be
+("train", "evaluate") or ("evaluate",). The last needs no BASE. Keys that do not begin with "config." are flags of
+evaluate.
 """
 
 import dataclasses
@@ -16,23 +17,23 @@ from cfgjax.base.python_files import call_function, guarded, load_module
 
 WHAT = "sweep file"
 COMMANDS = (("train",), ("train", "evaluate"), ("evaluate",))
-OWN = ("workdir", "out")  # flags that the sweep gives itself
+OWN = ("workdir", "out")  # flags that the sweep sets
 LONGEST_NAME = 150
 MAX_RUNS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A run of a sweep. commands: the words of its cfgjax commands, which follow one another."""
+    """A run of a sweep. commands: the words of each of its cfgjax commands, in order."""
 
     name: str
     commands: tuple
 
 
 def read_sweep(path, out, *, base=None, workdir=None):
-    """[`Entry`] of the sweep file at path, whose runs' folders are to lie in out.
+    """Returns the list of `Entry`s of the sweep file at path. The runs' folders are in out.
 
-    base: an experiment file in place of BASE; workdir: the trained run of a sweep of evaluate alone.
+    base: an experiment file in place of BASE. workdir: the trained run, if the sweep only evaluates.
     """
     module = load(path)
     commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
@@ -40,7 +41,7 @@ def read_sweep(path, out, *, base=None, workdir=None):
     if commands not in COMMANDS:
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMANDS))}")
     if (workdir is None) == (commands == ("evaluate",)):
-        what = "needs --workdir=RUN, the trained run" if workdir is None else "trains its runs and takes no --workdir"
+        what = "needs --workdir=RUN, the trained run" if workdir is None else "trains its runs; leave out --workdir"
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}: the sweep {what}")
     if base is None and "train" in commands:
         raise UsageError(f"sweep file {path} has no BASE, and no --base=FILE is given")
@@ -51,12 +52,12 @@ def read_sweep(path, out, *, base=None, workdir=None):
 
 
 def load(path):
-    """The module of a sweep file."""
+    """Returns the module of a sweep file."""
     return load_module(path, WHAT)
 
 
 def listed(module, path):
-    """[(name or None, overrides)] of a module's get_sweep()."""
+    """Returns the list of (name or None, overrides) from a module's get_sweep()."""
     found = call_function(module, "get_sweep", WHAT)
     items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), path, WHAT, doing="get_sweep(): ")
     if not items:
@@ -80,27 +81,29 @@ def check_texts(overrides, path):
         try:
             str(value)
         except Exception as e:
-            raise UsageError(f"sweep file {path}: {key!r} has a value that cannot be written: {one_line(e)}") from e
+            raise UsageError(
+                f"sweep file {path}: {key!r} has a value that cannot be converted to text: {one_line(e)}"
+            ) from e
 
 
 def named(items, path):
-    """[(name, overrides)], with names made where there are none. Raises UsageError where they cannot name folders."""
+    """Returns [(name, overrides)] with generated names for None. Raises UsageError if a name cannot be a folder's."""
     keys = {key for _, overrides in items for key in overrides}
     found = [(made_name(overrides, keys) if name is None else name, overrides) for name, overrides in items]
     for name, count in Counter(name for name, _ in found).items():
         if count > 1:
-            raise UsageError(f"sweep file {path} has {count} runs of the name {name!r}")
+            raise UsageError(f"sweep file {path} has {count} runs named {name!r}")
         plain = re.fullmatch(r"[\w=+,-][\w.=+,-]*", name) and not name.endswith((".json", ".log"))
         if not plain or len(name) > LONGEST_NAME:
             raise UsageError(
-                f"sweep file {path}: {name!r} cannot be a run's folder: need letters, digits and _ . = + , - "
-                f"(not first a dot, not last .json or .log), {LONGEST_NAME} at most"
+                f"sweep file {path}: {name!r} cannot be a run's folder: need at most {LONGEST_NAME} letters, "
+                f"digits and _ . = + , - with no dot at the start and no .json or .log at the end"
             )
     return found
 
 
 def made_name(overrides, keys):
-    """ "p_uncond=0.1,seed=0": each override by the last part of its key, by all of it where another key ends alike."""
+    """Returns a name such as "p_uncond=0.1,seed=0". Keys are cut to their last part if that is unique."""
     last = lambda key: key.rpartition(".")[2]
     ends = Counter(map(last, keys))
     short = lambda key: last(key) if ends[last(key)] == 1 else key.removeprefix("config.")
@@ -110,17 +113,17 @@ def made_name(overrides, keys):
 
 
 def check_overrides(name, overrides, commands):
-    """Raises UsageError for keys that are of none of the commands."""
+    """Raises UsageError for keys that belong to none of the commands."""
     for key in overrides:
         if not isinstance(key, str) or key in OWN:
-            raise UsageError(f"run {name!r} sets {key!r}, which is the sweep's own")
+            raise UsageError(f"run {name!r} sets {key!r}, which the sweep sets itself")
         needed = "train" if key.startswith("config.") else "evaluate"
         if needed not in commands:
-            raise UsageError(f"run {name!r} sets {key!r}, of {needed}, which is not among COMMANDS {commands!r}")
+            raise UsageError(f"run {name!r} sets {key!r}, a flag of {needed}, which is not among COMMANDS {commands!r}")
 
 
 def words(commands, overrides, folder, base, workdir):
-    """The words of each command of a run."""
+    """Returns the words of each command of a run."""
     of_config = lambda key: key.startswith("config.")
     train = [f"--{key}={value}" for key, value in overrides.items() if of_config(key)]
     evaluate = [f"--{key}={listing(value)}" for key, value in overrides.items() if not of_config(key)]
@@ -133,19 +136,19 @@ def words(commands, overrides, folder, base, workdir):
 
 
 def listing(value):
-    """A value as evaluate's flags take it, several separated by commas."""
+    """Returns a value as text for evaluate's flags; lists are separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def chosen(entries, text):
-    """The entries of the names in text, separated by commas, which names may have themselves."""
+    """Returns the entries named in a comma-separated text. Names may contain commas themselves."""
     by_name = {entry.name: entry for entry in entries}
     parts, found = text.split(","), []
     while parts:
         heads = [",".join(parts[:n]) for n in range(len(parts), 0, -1)]
         name = next((head for head in heads if head in by_name), None)
         if name is None:
-            raise UsageError(f"--only={text}: no run is called {parts[0]!r}; there are {' '.join(by_name)}")
+            raise UsageError(f"--only={text}: no run is named {parts[0]!r}; known: {' '.join(by_name)}")
         found.append(by_name[name])
         parts = parts[name.count(",") + 1 :]
     return found

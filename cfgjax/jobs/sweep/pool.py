@@ -1,4 +1,4 @@
-"""A sweep on this machine: N runs at a time, each a process, until all have ended or this one is told to stop."""
+"""Runs a sweep on this machine, N processes at a time, until all have ended or a stop signal arrives."""
 
 import fcntl
 import os
@@ -12,18 +12,18 @@ from cfgjax.jobs.launch.job import argv_of
 from cfgjax.jobs.sweep import records
 from cfgjax.jobs.sweep.records import Outcome
 
-SAVE_SECONDS = 60  # for the runs of a killed sweep to save
+SAVE_SECONDS = 60  # that the runs of a killed sweep have to save
 
 
 class Busy(Exception):
-    """The run is held by a process of another sweep."""
+    """A process of another sweep is executing this run."""
 
 
 class Run:
-    """An entry that runs: its commands one after the other, all that they say appended to its log.
+    """A running entry. Its commands run one after the other and append their output to its log.
 
-    The log stays locked while a process of the run lives, for example to save after its sweep was killed. Raises Busy
-    if it is locked already.
+    The log stays locked as long as a process of the run is alive, for example saving after its sweep was killed. Raises
+    Busy if the log is already locked.
     """
 
     def __init__(self, entry, out, python, guardian):
@@ -50,7 +50,7 @@ class Run:
         self._process.send_signal(number)
 
     def ended(self):
-        """The `Outcome` when the last command has ended or one of them has not with 0, recorded; None until then."""
+        """Starts the next command, or writes the record and returns the `Outcome` of a run that is over; else None."""
         if self._process.poll() is None:
             return None
         self._guardian.ended(self._process.pid)
@@ -66,10 +66,10 @@ class Run:
 
 
 def run_all(entries, out, *, parallel, python, retry_failed):
-    """[`Outcome`] of the entries, of which parallel run at a time. SIGTERM, SIGINT and SIGUSR1 are passed on to them.
-    If this process is killed, they get SIGTERM too.
+    """Runs the entries, `parallel` at a time, and returns their list of `Outcome`s.
 
-    What is left then is "waiting". "elsewhere" is a run that a process of another sweep holds.
+    SIGTERM, SIGINT and SIGUSR1 are forwarded to the runs; entries that have not started are then "waiting". If this
+    process is killed, the runs get SIGTERM. "elsewhere" is a run that a process of another sweep is executing.
     """
     waiting, outcomes, stopped = list(entries), {}, False
     running: list[Run] = []
@@ -78,18 +78,18 @@ def run_all(entries, out, *, parallel, python, retry_failed):
             while waiting and len(running) < parallel and not stopped:
                 entry = waiting.pop(0)
                 try:
-                    if told := records.settled(out, entry, retry_failed=retry_failed):
-                        outcomes[entry.name] = told
+                    if outcome := records.settled(out, entry, retry_failed=retry_failed):
+                        outcomes[entry.name] = outcome
                         continue
                     running.append(Run(entry, out, python, guardian))
                     print(f"{entry.name}: started, {records.log_path(out, entry.name)}", flush=True)
                 except Busy:
                     outcomes[entry.name] = Outcome(entry.name, "elsewhere", None, records.last_line(out, entry.name))
             for run in list(running):
-                if told := run.ended():
+                if outcome := run.ended():
                     running.remove(run)
-                    outcomes[told.name] = told
-                    print(f"{told.name}: {told.state} after {told.seconds:.0f} s", flush=True)
+                    outcomes[outcome.name] = outcome
+                    print(f"{outcome.name}: {outcome.state} after {outcome.seconds:.0f} s", flush=True)
             if number := received.take():
                 stopped = True
                 for run in running:

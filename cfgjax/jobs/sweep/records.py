@@ -1,4 +1,4 @@
-"""What is left of a sweep's run beside its folder: <name>.log, its output, and <name>.json, how it ended."""
+"""The files of a sweep's run next to its folder: <name>.log, its output, and <name>.json, how it ended."""
 
 import dataclasses
 import json
@@ -11,14 +11,18 @@ from cfgjax.base.json_files import read_json, write_json
 
 log = logging.getLogger("cfgjax")
 
-STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # of exit codes; any other is a failure
+STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # by exit code; any other code is a failure
 TAIL_BYTES = 8192
-NOT_ITS_OWN = ("$ ", "srun: ", "slurmstepd")  # beginnings of lines: the command, and Slurm's after a failure's own
+NOT_ITS_OWN = (
+    "$ ",
+    "srun: ",
+    "slurmstepd",
+)  # prefixes of log lines that the run did not print: the command, and Slurm's messages
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A run's line of the table at the end. seconds: of its last start, or None."""
+    """A run's line in the final table. seconds: duration since its last start, or None."""
 
     name: str
     state: str
@@ -27,12 +31,12 @@ class Outcome:
 
 
 def log_path(out, name):
-    """The file of a run's output."""
+    """Returns the path of a run's output."""
     return Path(out) / f"{name}.log"
 
 
 def record_path(out, name):
-    """The file that says how a run ended."""
+    """Returns the path of a run's record."""
     return Path(out) / f"{name}.json"
 
 
@@ -43,7 +47,7 @@ def write(out, entry, code, seconds):
 
 
 def read(out, entry):
-    """Returns the record of an entry, or None if it has not ended with the same commands.
+    """Returns the record of an entry, or None if there is none with the same commands.
 
     A damaged record is reported and counts as missing.
     """
@@ -53,19 +57,19 @@ def read(out, entry):
     except FileNotFoundError:
         return None
     except UsageError as e:
-        log.warning("%s; the run is started again", e)
+        log.warning("%s; the run is restarted", e)
         return None
     return record if record["commands"] == json.loads(json.dumps(entry.commands)) else None
 
 
 def outcome(out, entry, record):
-    """The `Outcome` that a record tells."""
+    """Returns the `Outcome` of a record."""
     state = STATES.get(record["exit_code"], "failed")
     return Outcome(entry.name, state, record.get("seconds"), last_line(out, entry.name))
 
 
 def settled(out, entry, *, retry_failed):
-    """The `Outcome` of an entry that is not to be run again, finished or failed before; None where it is to be run."""
+    """Returns the `Outcome` of an entry that finished or failed and is not run again, or None if it must run."""
     record = read(out, entry)
     state = record and STATES.get(record["exit_code"], "failed")
     if state == "finished":
@@ -74,12 +78,12 @@ def settled(out, entry, *, retry_failed):
 
 
 def last_line(out, name):
-    """The last line of a run's output that is not empty, its command or Slurm's, or nothing."""
+    """Returns the last line that the run itself printed, or ""."""
     try:
         with open(log_path(out, name), "rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
             lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
     except OSError:
         return ""
-    told = [line.strip() for line in lines if line.strip() and not line.startswith(NOT_ITS_OWN)]
-    return told[-1] if told else ""
+    own = [line.strip() for line in lines if line.strip() and not line.startswith(NOT_ITS_OWN)]
+    return own[-1] if own else ""

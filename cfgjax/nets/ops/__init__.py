@@ -1,1 +1,1 @@
-"""Operations of the networks with forms and gradients of their own."""
+"""Operations of the networks with custom implementations and gradients."""

@@ -1,14 +1,18 @@
-"""Published results: {name, source, setting, recalled, rows, …}, a JSON file each.
+"""Published results: {name, source, setting, recalled, rows, …} in a JSON file each.
 
-setting: what the rows were made with, null where that is not stated; a row may have settings of its own beside its
-guidance weight w, fid and inception_score. recalled: settings from memory of the paper, not read in its text.
+setting: the setting of all rows, with null for what is not stated. A row has its guidance weight w, its metrics and
+possibly further settings. recalled: settings remembered from the paper, not checked against its text.
 """
 
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from cfgjax.base.errors import UsageError, choose, nearest
 from cfgjax.base.json_files import read_json
+
+Targets = dict[str, Any]  # in the form above
 
 MAX_NUMBER = 1e30  # in rows
 
@@ -19,31 +23,31 @@ SETTINGS = (
 METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
 
 
-def published():
-    """{name: file} of the targets that come with the package."""
+def published() -> dict[str, Traversable]:
+    """Returns {name: file} of the targets in the package."""
     files = sorted(resources.files(__name__).iterdir(), key=lambda file: file.name)
     return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
 
 
-def load(name):
-    """The targets of a name of `published`, or in a JSON file of the same form. Raises UsageError for any other."""
+def load_targets(name: str) -> Targets:
+    """Returns the targets with a name of `published`, or those in a JSON file of the same form."""
     file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published())
     try:
         targets = read_json(file)
     except FileNotFoundError:
         raise UsageError(f"cannot read {name}: No such file; there are {', '.join(published())}") from None
-    check(targets, name)
+    check_targets(targets, name)
     return targets
 
 
-def check(targets, path):
-    """Raises UsageError unless targets, read from path, are of the form above, each setting there or in every row."""
+def check_targets(targets: Targets, path: str) -> None:
+    """Raises UsageError unless targets have the form above, with each setting either in `setting` or in every row."""
     needed = {"name": str, "source": str, "setting": dict, "rows": list}
     if not all(isinstance(targets.get(key), kind) for key, kind in needed.items()):
         raise UsageError(f"{path} holds no targets: need texts name and source, an object setting and a list of rows")
     setting, rows = targets["setting"], targets["rows"]
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise UsageError(f"{path} holds no targets: rows must be objects, one at least")
+        raise UsageError(f"{path} holds no targets: rows must be at least one object")
     baselines, recalled = targets.get("baselines", []), targets.get("recalled", [])
     if not isinstance(baselines, list) or not all(isinstance(row, dict) for row in baselines):
         raise UsageError(f"{path}: baselines must be a list of objects")
@@ -58,10 +62,10 @@ def check(targets, path):
         if any(name in row for row in rows):
             raise UsageError(f"{path}: {name} is in setting and in rows; need one of them")
     if absent := [name for name in SETTINGS if name not in setting and not all(name in row for row in rows)]:
-        raise UsageError(f"{path}: setting lacks {', '.join(absent)}; null stands for what is not stated")
+        raise UsageError(f"{path}: setting lacks {', '.join(absent)}; use null for what is not stated")
 
 
-def stated(targets, name):
-    """The published values of a setting, one or those of the rows; none where it is not stated."""
+def stated(targets: Targets, name: str) -> list[Any]:
+    """Returns the published values of a setting, which may be in the rows; [] if it is not stated."""
     values = [targets["setting"][name]] if name in targets["setting"] else [row[name] for row in targets["rows"]]
     return [value for i, value in enumerate(values) if value is not None and value not in values[:i]]

@@ -1,0 +1,182 @@
+"""The commands called within the test's process: bad input, help, pictures. One run is trained by processes."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import runs
+from command import ROOT, finish, start, wait_until
+from PIL import Image
+from tiny import mixture_config
+
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.training.loop import train
+
+TINY = (
+    "--config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 --config.model.depth=1 "
+    "--config.train.batch_size=16 --config.train.steps_per_dispatch=5 --config.train.num_steps={steps} "
+    "--config.train.log_every_steps=50 --config.checkpoint.every_steps=1000 --config.sample.every_steps=1000000"
+)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """The workdir of a run on three Gaussians."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    runs.train(mixture_config(**{"mesh.data": 1}), workdir)
+    return workdir
+
+
+def refused(words):
+    """The error of `cfgjax WORDS`, of one line."""
+    with pytest.raises(UsageError) as raised:
+        cli.run(words.split())
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def logged_steps(run):
+    """The steps of the complete lines of metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+
+def train_until_stopped(command, run):
+    """(exit code, stdout, stderr) of a training process that gets SIGTERM after it has logged."""
+    process, before = start(command), len(logged_steps(run))
+    wait_until(lambda: len(logged_steps(run)) > before or process.poll() is not None, 300)
+    process.send_signal(signal.SIGTERM)
+    return finish(process)
+
+
+def test_a_run_is_stopped_by_a_signal_resumed_and_sampled(tmp_path):
+    """The one run of this tier that is trained as users do: `train`, SIGTERM, `train`, SIGTERM, `sample`."""
+    run = tmp_path / "run"
+    for begins in ("new run", "resumed at step"):
+        code, out, err = train_until_stopped(f"train {TINY.format(steps=10**6)} --workdir={run}", run)
+        assert code == 75, err
+        assert begins in out and "SIGTERM: saved step" in out.splitlines()[-1]
+    steps = logged_steps(run)
+    assert steps == list(range(50, 50 * len(steps) + 1, 50))
+    assert cli.run(f"sample --workdir={run} --labels=0,1 --num_steps=2 --out={tmp_path}/grid.png".split()) == 0
+    assert (tmp_path / "grid.png").stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("--config.train.batchsize=8", "'train.batchsize', did you mean 'train.batch_size'?"),
+        ("--config.modle.width=8", "'modle.width', did you mean 'model.width'?"),
+        ("--config.train.batch_size=many", "invalid literal for int"),
+        ("--config.train.num_steps=12", "train.num_steps 12 is not a multiple of train.steps_per_dispatch 5"),
+        ("--config.sample.sampler=ddmi", "unknown sampler 'ddmi', did you mean 'ddim'?"),
+        ("--config.sample.labels=(0,3)", "sample.labels entry 1 is 3; need 0 … 2"),
+        ("--config.diffusion.p_uncond=1.5", "diffusion.p_uncond is 1.5; need "),
+        ("--config.mesh.data=3", "does not make up the 8 devices"),
+        ("--config.seed=-1", "seed is -1; need "),
+        ("--config.optimizer.clip_norm=0.0", "optimizer.clip_norm is 0.0; need "),
+        ("--config.data.random_flip=True", "data.random_flip"),
+        ("--config.data.image_shape=(2,2,1)", "config.model: an MLP takes points"),
+        ("--config.data.means=None", "data.means"),
+        ("--wrkdir=x", "'wrkdir'. Did you mean: workdir"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, override, key):
+    assert key in refused(f"train {TINY.format(steps=100)} --workdir={tmp_path}/run {override}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["x = 1", "def get_config():\n    return {}['a']", "def get_config(:"])
+def test_a_broken_config_file_is_named(tmp_path, text):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    assert f"config file {path}" in refused(f"train --config={path} --workdir={tmp_path}/run --config.seed=1")
+
+
+def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    told = refused(f"train {TINY.format(steps=100)} --workdir={tmp_path}/file/run")
+    assert f"{tmp_path}/file/run" in told and "Not a directory" in told
+
+
+def test_another_config_is_refused_with_the_key_and_both_values(workdir):
+    with pytest.raises(UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1\Z"):
+        train(mixture_config(**{"diffusion.p_uncond": 0.2}), workdir)
+
+
+@pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*"])
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(workdir, gone, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    for path in run.glob(gone):
+        shutil.rmtree(path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(UsageError, match="but no checkpoint; nothing was overwritten"):
+        train(mixture_config(**{"train.num_steps": 50}), run)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path):
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        words = f"sample --workdir={workdir} --labels=0,1 --guidance=0,1,3 --num_steps=8 --per_cell=5 --seed={seed}"
+        assert cli.run([*words.split(), f"--out={tmp_path / name}.png"]) == 0
+    a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        ("--labels=0,7", "label 1 is 7; need 0 … 2"),
+        ("--labels=a", "--labels=a: need integers"),
+        ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
+        ("--guidance=", "--guidance=: need numbers"),
+        ("--seed=-1", "seed is -1; need an integer"),
+        ("--out=grid.fits", "--out=grid.fits"),
+        ("--sampler=ddim --v=0.3", "sampler ddim takes no v"),
+        ("--out=grid.txt", "--out=grid.txt"),
+        ("--step=7", "there is no step 7"),
+        ("grid.png", "takes flags only"),
+    ],
+)
+def test_bad_sampling_input_is_one_line(workdir, flags, key, tmp_path):
+    assert key in refused(f"sample --workdir={workdir} --out={tmp_path}/x.png {flags}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_run_and_an_unknown_command_are_named(tmp_path):
+    assert f"{tmp_path} holds no run" in refused(f"sample --workdir={tmp_path} --out={tmp_path}/x.png")
+    assert "unknown command 'trian', did you mean 'train'?" in refused("trian")
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        ("train --help", "--workdir"),
+        ("sample -h", "--guidance"),
+        ("launch slurm --help", "--gpus_per_node"),
+        ("convert diffusers --help", "--betas"),
+    ],
+)
+def test_help_of_a_command_lists_its_flags(words, flag, capsys):
+    assert cli.run(words.split()) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
+    assert "absl" not in output and "cfgjax.cli" not in output
+
+
+def test_an_error_is_one_line_on_stderr_and_exit_code_2():
+    ran = subprocess.run([sys.executable, "-m", "cfgjax", "trian"], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert ran.stderr.startswith("cfgjax: error: ")
