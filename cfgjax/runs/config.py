@@ -2,10 +2,8 @@
 
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import ml_collections
@@ -15,7 +13,14 @@ from ml_collections import ConfigDict, config_flags
 from cfgjax.base.errors import HelpAsked, UsageError, nearest, one_line, printable
 from cfgjax.base.numerals import check_ascii, real_number
 from cfgjax.base.paths import check_path
-from cfgjax.base.python_files import call_function, guarded, load_module
+from cfgjax.base.python_files import (
+    arguments_of,
+    call_function,
+    check_argument,
+    guarded,
+    load_module,
+    split_argument,
+)
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.settings import check_settings
 
@@ -175,7 +180,7 @@ def load_file(text: str | Path) -> ConfigDict:
     """
     path, argument = split_argument(text)
     module = load_module(path, WHAT)
-    config = call_function(module, "get_config", WHAT, *check_argument(module, argument))
+    config = call_function(module, "get_config", WHAT, *check_argument(module, "get_config", argument, WHAT))
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{WHAT} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
     guarded(lambda: to_json(config), path, WHAT, doing="its config: ")
@@ -185,42 +190,13 @@ def load_file(text: str | Path) -> ConfigDict:
     return config
 
 
-def split_argument(text: str | Path) -> tuple[str, str | None]:
-    """Returns (FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
-    path, mark, argument = str(text).rpartition(".py:")
-    if not mark or os.path.exists(text):  # an existing path may contain the mark
-        return str(text), None
-    return f"{path}.py", argument
-
-
-def check_argument(module: ModuleType, argument: str | None) -> tuple[str, ...]:
-    """Returns the arguments of a config file's get_config: () or (argument,). Raises UsageError if it takes others.
-
-    ARGUMENTS, if the file has it, lists those that it takes.
-    """
-    path, known = str(module.__file__), getattr(module, "ARGUMENTS", None)
-    function = getattr(module, "get_config", None)
-    if not callable(function):
-        return ()  # `call_function` reports it
-    parameters = list(guarded(lambda: inspect.signature(function), path, WHAT).parameters.values())
-    if argument is not None and not parameters:
-        raise UsageError(f"{WHAT} {path} takes no argument, {argument!r} is given; use --config={path}")
-    if not argument and parameters and (argument is not None or parameters[0].default is inspect.Parameter.empty):
-        which = f"one of {', '.join(map(str, known))}" if known else "the argument of its get_config"
-        raise UsageError(f"{WHAT} {path} needs an argument, --config={path}:ARGUMENT with {which}")
-    if argument is not None and known and argument not in map(str, known):
-        raise UsageError(f"{WHAT} {path}: unknown argument {argument!r}{nearest(argument, known)}")
-    return () if argument is None else (argument,)
-
-
 def variants(path: str | Path) -> list[str]:
     """Returns [FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
-    known = getattr(load_module(path, WHAT), "ARGUMENTS", ())
-    return [f"{path}:{argument}" for argument in known] or [str(path)]
+    return [f"{path}:{argument}" for argument in arguments_of(load_module(path, WHAT), WHAT)] or [str(path)]
 
 
 def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment file, checked, with overrides: `**{"train.num_steps": 100}`.
+    """Returns the locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, with overrides `**{"train.num_steps": 9}`.
 
     Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
     """
