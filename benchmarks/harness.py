@@ -18,8 +18,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
 from cfgjax.cli.common import no_arguments
-from cfgjax.runs.config import load_file, parse_flags
-from cfgjax.runs.config_argument import variants
+from cfgjax.runs.config import load_file, parse_flags, variants
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9

@@ -14,9 +14,9 @@ from .base import denoiser
 
 def get_config():
     """The experiment: what differs from base.py."""
-    # Recalled from the paper, not checked against its text: model.dropout,
-    # diffusion.logsnr_min, diffusion.logsnr_max, optimizer.learning_rate, optimizer.b1, optimizer.b2, ema.rates,
-    # train.batch_size, train.num_steps, sample.num_steps, sample.v.
+    # Recalled from the paper, not checked against its text: model.dropout, diffusion.logsnr_min,
+    # diffusion.logsnr_max, optimizer.learning_rate, optimizer.b1, optimizer.b2, ema.rates, train.batch_size,
+    # train.num_steps, sample.num_steps, sample.v.
     return denoiser(
         data=dict(path="data/imagenet64", num_classes=1000, image_shape=(64, 64, 3)),
         model=dict(channels=192, multipliers=(1, 2, 3, 4), depth=3, attention_resolutions=(32, 16, 8), dropout=0.1),

@@ -26,8 +26,7 @@ from cfgjax.convert.presets import Preset
 from cfgjax.data.sources import arrays, tfds
 from cfgjax.evaluation.features import networks as features
 from cfgjax.jobs.sweep import entries
-from cfgjax.runs.config import load_file
-from cfgjax.runs.config_argument import variants
+from cfgjax.runs.config import load_file, variants
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 SIZE = 8  # pixels of all images

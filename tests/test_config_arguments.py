@@ -8,10 +8,10 @@ import pytest
 from tiny import EXPERIMENTS
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.python_files import split_argument
 from cfgjax.cli import main as cli
 from cfgjax.jobs.launch import LAUNCHERS
-from cfgjax.runs.config import load_file
-from cfgjax.runs.config_argument import split_argument, variants
+from cfgjax.runs.config import load_config, load_file, variants
 from cfgjax.runs.workdir import Claim
 
 ADM = f"{EXPERIMENTS}/adm.py"
@@ -19,6 +19,7 @@ FILES = {
     "none": "def get_config():\n    return ConfigDict({'seed': 7})\n",
     "any": "def get_config(seed):\n    return ConfigDict({'seed': int(seed)})\n",
     "listed": "ARGUMENTS = (1, 2)\ndef get_config(seed):\n    return ConfigDict({'seed': int(seed)})\n",
+    "odd": "ARGUMENTS = 3\ndef get_config(seed):\n    return ConfigDict()\n",
     "optional": "ARGUMENTS = ('1', '2')\ndef get_config(seed='2'):\n    return ConfigDict({'seed': int(seed)})\n",
 }
 NEEDED = {
@@ -38,18 +39,18 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "seed"),
-    [("none.py", 7), ("any.py:3", 3), ("any.py:-3", -3), ("listed.py:2", 2), ("optional.py", 2), ("optional.py:1", 1)],
+    [("none.py", 7), ("any.py:3", 3), ("any.py:12", 12), ("listed.py:2", 2), ("optional.py", 2), ("optional.py:1", 1)],
 )
 def test_the_argument_reaches_get_config_as_a_string(folder, text, seed):
-    assert load_file(folder / text).seed == seed
+    assert load_file(folder / text).seed == load_config(folder / text).seed == seed
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("none.py:3", "takes no argument, '3' is given; use --config="),
+        ("none.py:3", "takes no argument, '3' is given; use /"),
         ("none.py:", "takes no argument, '' is given"),
-        ("any.py", "needs an argument, --config="),
+        ("any.py", "needs an argument, /"),
         ("any.py:", "needs an argument"),
         ("any.py:x", "ValueError"),
         ("listed.py", "with one of 1, 2"),
@@ -57,6 +58,7 @@ def test_the_argument_reaches_get_config_as_a_string(folder, text, seed):
         ("listed.py:3", "unknown argument '3'; known: 1, 2"),
         ("listed.py:1:2", "unknown argument '1:2'"),
         ("optional.py:", "with one of 1, 2"),
+        ("odd.py", "ARGUMENTS: TypeError"),
         ("missing.py:1", "there is no config file"),
         ("none.txt:1", "there is no config file"),
     ],

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfgjax.runs.config import load_file, to_json
-from cfgjax.runs.config_argument import variants
+from cfgjax.runs.config import load_file, to_json, variants
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")

@@ -6,6 +6,7 @@ A file may import other files in its folder, as in `from .base import denoiser`,
 import contextlib
 import importlib.machinery
 import importlib.util
+import inspect
 import itertools
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import types
 from pathlib import Path
 
-from cfgjax.base.errors import UsageError, one_line, printable
+from cfgjax.base.errors import UsageError, nearest, one_line, printable
 
 MAX_CHARACTERS = 300  # of an error's own text
 NUMBERS = itertools.count()  # of loaded files
@@ -55,6 +56,35 @@ def module_beside(path):
     sys.modules |= {package.__name__: package, name: module}  # dataclasses look up types there
     importlib.invalidate_caches()  # a file in the folder may be new
     return module
+
+
+def split_argument(text):
+    """Returns (FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
+    path, mark, argument = str(text).rpartition(".py:")
+    if not mark or os.path.exists(text):  # an existing path may contain the mark
+        return str(text), None
+    return f"{path}.py", argument
+
+
+def arguments_of(module, what):
+    """Returns the arguments that a file takes, as it lists them in ARGUMENTS, as strings; () without a list."""
+    return guarded(lambda: tuple(map(str, getattr(module, "ARGUMENTS", ()))), module.__file__, what, "ARGUMENTS: ")
+
+
+def check_argument(module, name, argument, what):
+    """Returns the arguments of a module's function: () or (argument,). Raises UsageError if it takes others."""
+    path, known, function = module.__file__, arguments_of(module, what), getattr(module, name, None)
+    if not callable(function):
+        return ()  # `call_function` reports it
+    parameters = list(guarded(lambda: inspect.signature(function), path, what).parameters.values())
+    if argument is not None and not parameters:
+        raise UsageError(f"{what} {path} takes no argument, {argument!r} is given; use {path}")
+    if not argument and parameters and (argument is not None or parameters[0].default is inspect.Parameter.empty):
+        which = f"one of {', '.join(known)}" if known else f"the argument of its {name}"
+        raise UsageError(f"{what} {path} needs an argument, {path}:ARGUMENT with {which}")
+    if argument is not None and known and argument not in known:
+        raise UsageError(f"{what} {path}: unknown argument {argument!r}{nearest(argument, known)}")
+    return () if argument is None else (argument,)
 
 
 def call_function(module, name, what, *arguments):

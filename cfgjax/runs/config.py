@@ -13,8 +13,14 @@ from ml_collections import ConfigDict, config_flags
 from cfgjax.base.errors import HelpAsked, UsageError, nearest, one_line, printable
 from cfgjax.base.numerals import check_ascii, real_number
 from cfgjax.base.paths import check_path
-from cfgjax.base.python_files import call_function, guarded, load_module
-from cfgjax.runs.config_argument import WHAT, check_argument, split_argument
+from cfgjax.base.python_files import (
+    arguments_of,
+    call_function,
+    check_argument,
+    guarded,
+    load_module,
+    split_argument,
+)
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.settings import check_settings
 
@@ -172,7 +178,7 @@ def load_file(text: str | Path) -> ConfigDict:
     """
     path, argument = split_argument(text)
     module = load_module(path, WHAT)
-    config = call_function(module, "get_config", WHAT, *check_argument(module, argument))
+    config = call_function(module, "get_config", WHAT, *check_argument(module, "get_config", argument, WHAT))
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{WHAT} {path}: get_config() returns a {type(config).__name__}, not a ConfigDict")
     guarded(lambda: to_json(config), path, WHAT, doing="its config: ")
@@ -182,8 +188,13 @@ def load_file(text: str | Path) -> ConfigDict:
     return config
 
 
+def variants(path: str | Path) -> list[str]:
+    """Returns [FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
+    return [f"{path}:{argument}" for argument in arguments_of(load_module(path, WHAT), WHAT)] or [str(path)]
+
+
 def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment file, checked, with overrides: `**{"train.num_steps": 100}`.
+    """Returns the locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, with overrides `**{"train.num_steps": 9}`.
 
     Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
     """
