@@ -54,7 +54,7 @@ BELOW = {  # what the modules of a layer may import of cfgjax
     "preflight": {"preflight", "training", "nets.conv", "evaluation.cells", "sharding", "config", "devices", "progress"}
     | {"errors"},
 }
-OUTSIDE = {"diffusion": {"jax", "numpy"}, "nets": {"jax", "flax", "numpy"}}
+OUTSIDE = {"diffusion": {"jax", "jaxtyping", "numpy"}, "nets": {"jax", "flax", "numpy"}}
 
 
 def imports(path):
@@ -67,7 +67,7 @@ def imports(path):
 
 
 def modules(layer):
-    return [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").exists() else sorted((PACKAGE / layer).glob("*.py"))
+    return [PACKAGE / f"{layer}.py"] if (PACKAGE / f"{layer}.py").exists() else sorted((PACKAGE / layer).rglob("*.py"))
 
 
 @pytest.mark.parametrize("layer", BELOW)
