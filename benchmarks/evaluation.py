@@ -14,8 +14,8 @@ import time
 import harness
 from absl import flags
 
-from cfgjax.commands.common import numbers
-from cfgjax.errors import UsageError, choose
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.cli.common import numbers
 
 RESIDENT = {"resident MB": lambda f: harness.megabytes(f["resident_bytes"])}
 
@@ -24,7 +24,7 @@ def generation(given):
     """Figures of `draw_samples` at one weight, with fresh parameters, batches of images as evaluation draws them."""
     import numpy as np
 
-    from cfgjax.evaluation.generate import Setting, draw_samples
+    from cfgjax.evaluation.frontier.generate import Setting, draw_samples
 
     config = harness.load_config(given.configs[0], dtype=given.dtype)
     (weight,), sampler = numbers("guidance", given.guidance, float), config.sample.sampler
@@ -59,9 +59,9 @@ def make_classifier():
     """The feature network of experiments/digits_classifier.py with fresh parameters."""
     import jax
 
-    from cfgjax.config import load_file
-    from cfgjax.evaluation.features import classifier
-    from cfgjax.network import init_params, make_network
+    from cfgjax.evaluation.features.networks import classifier
+    from cfgjax.models.network import init_params, make_network
+    from cfgjax.runs.config import load_file
 
     config = load_file(harness.EXPERIMENTS / "digits_classifier.py")
     image_shape = tuple(config.data.image_shape)
@@ -72,7 +72,7 @@ def make_inception():
     """FID's Inception with random weights, scaled so that activations stay of order 1."""
     import numpy as np
 
-    from cfgjax.evaluation.features import load_inception
+    from cfgjax.evaluation.features.networks import load_inception
     from cfgjax.nets.inception import shapes
 
     rng, constant = np.random.default_rng(0), {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
@@ -144,8 +144,8 @@ NETWORK_COLUMNS = {
 
 def moments(draw, num_samples, size):
     """`Moments` of all samples, block by block as evaluation has them."""
-    from cfgjax.evaluation.metrics import Moments
-    from cfgjax.evaluation.sums import BLOCK
+    from cfgjax.evaluation.metrics.scores import Moments
+    from cfgjax.evaluation.metrics.sums import BLOCK
 
     features = draw(num_samples, size)
 
@@ -160,7 +160,7 @@ def moments(draw, num_samples, size):
 
 def frechet(draw, num_samples, size, *, root_given=False):
     """`frechet_distance` alone; the root of the reference's covariance is given, or found anew."""
-    from cfgjax.evaluation.metrics import frechet_distance, matrix_sqrt
+    from cfgjax.evaluation.metrics.scores import frechet_distance, matrix_sqrt
 
     x, y = (moments(draw, num_samples, size)() for _ in range(2))
     gaussians, root = (x.mean, x.cov, y.mean, y.cov), matrix_sqrt(x.cov) if root_given else None
@@ -169,7 +169,7 @@ def frechet(draw, num_samples, size, *, root_given=False):
 
 def inception_score(draw, num_samples, size):
     """`inception_score` in ten splits, of as many logits as a network with that many features has."""
-    from cfgjax.evaluation.metrics import inception_score
+    from cfgjax.evaluation.metrics.scores import inception_score
 
     logits = draw(num_samples, num_logits(size))
     return lambda: inception_score(logits)
@@ -184,7 +184,7 @@ def num_logits(size):
 
 def kid(draw, num_samples, size):
     """`kernel_distance` to as many reference samples."""
-    from cfgjax.evaluation.metrics import kernel_distance
+    from cfgjax.evaluation.metrics.scores import kernel_distance
 
     reference, generated = draw(num_samples, size), draw(num_samples, size)
     return lambda: kernel_distance(reference, generated)
@@ -192,7 +192,7 @@ def kid(draw, num_samples, size):
 
 def precision_recall(draw, num_samples, size):
     """`precision_recall` with as many reference samples, whose radii are given."""
-    from cfgjax.evaluation.manifold import neighbour_radii, precision_recall
+    from cfgjax.evaluation.metrics.manifold import neighbour_radii, precision_recall
 
     reference, generated = draw(num_samples, size), draw(num_samples, size)
     radii = neighbour_radii(reference)
@@ -201,7 +201,7 @@ def precision_recall(draw, num_samples, size):
 
 def knn_entropy(draw, num_samples, size):
     """`knn_entropy` of points."""
-    from cfgjax.evaluation.manifold import knn_entropy
+    from cfgjax.evaluation.metrics.manifold import knn_entropy
 
     points = draw(num_samples, size)
     return lambda: knn_entropy(points)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.commands.common import no_arguments
-from cfgjax.config import load_file, parse_flags
-from cfgjax.errors import UsageError, choose
-from cfgjax.exits import BAD_USAGE, DONE
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.cli.common import no_arguments
+from cfgjax.runs.config import load_file, parse_flags
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9
@@ -180,9 +180,9 @@ def fresh_model(config):
     """The `Model` of config on its own mesh, with fresh parameters."""
     import jax
 
-    from cfgjax.model import Model
-    from cfgjax.network import init_params, make_network
-    from cfgjax.sharding import make_mesh, replicated
+    from cfgjax.distributed.sharding import make_mesh, replicated
+    from cfgjax.models.model import Model
+    from cfgjax.models.network import init_params, make_network
 
     mesh = make_mesh(**config.mesh)
     init = lambda: init_params(make_network(config), jax.random.key(0), tuple(config.data.image_shape))
@@ -208,7 +208,9 @@ def compile_sampler(model, batch_size, *, num_steps, guided=True, **options):
     evaluated = (1 + guided) * batch_size
     inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
     forward = jax.jit(lambda params, *inputs: model.bind(params)(*inputs))
-    lowered = forward.lower(model.params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
+    params = jax.eval_shape(lambda: model.params)
+    with jax.default_device(jax.devices("cpu")[0]):  # the clients of accelerators do not count
+        lowered = forward.lower(params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
     return program, compile_seconds, num_steps * lowered.cost_analysis()["flops"] / batch_size
 
 

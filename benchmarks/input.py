@@ -90,7 +90,7 @@ def saving(given):
     import jax.numpy as jnp
     import numpy as np
 
-    from cfgjax.training.checkpoint import Cadence, Checkpoints
+    from cfgjax.runs.checkpoint import Cadence, Checkpoints
     from cfgjax.training.state import TrainState
 
     rows = []
@@ -129,9 +129,9 @@ def write_prepared(folder, encoding, images):
     """Prepares images as array_record in folder; returns config.data for them."""
     import numpy as np
 
-    from cfgjax.data.arrays import Arrays
+    from cfgjax.base.progress import Progress
     from cfgjax.data.prepare import Request, prepare
-    from cfgjax.progress import Progress
+    from cfgjax.data.sources.arrays import Arrays
 
     label, (height, channels) = np.arange(len(images), dtype=np.int32) % 10, (images.shape[1], images.shape[-1])
     listing = Arrays(images, label, tuple(map(str, range(10))))
@@ -156,7 +156,7 @@ def prepared(given):
     import numpy as np
 
     from cfgjax.data.pipeline import Batches
-    from cfgjax.data.sources import npz, open_source
+    from cfgjax.data.sources.registry import npz, open_source
 
     size = given.batch_size or 256
     images = pictures(given.num_examples, 64, 64) if given.images is None else npz(path=given.images)[0]
@@ -197,9 +197,9 @@ def preparing(given):
 
     from PIL import Image
 
-    from cfgjax.data.decoding import Converter
-    from cfgjax.data.pixels import decode
-    from cfgjax.data.records import encode
+    from cfgjax.data.images.decoding import Converter
+    from cfgjax.data.images.pixels import decode
+    from cfgjax.data.images.records import encode
 
     jpegs = []
     for image in pictures(given.num_jpegs, 375, 500):

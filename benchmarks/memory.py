@@ -20,13 +20,13 @@ import numpy as np
 from absl import flags
 from scaling import DOCS, span, table
 
-from cfgjax.commands.common import no_arguments
-from cfgjax.config import load_file, parse_flags
-from cfgjax.errors import UsageError, choose
-from cfgjax.exits import BAD_USAGE, DONE
-from cfgjax.preflight.advice import passes_needed
-from cfgjax.preflight.memory import USABLE
-from cfgjax.preflight.sizes import bytes_text
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.cli.common import no_arguments
+from cfgjax.jobs.preflight.advice import passes_needed
+from cfgjax.jobs.preflight.memory import USABLE
+from cfgjax.jobs.preflight.sizes import bytes_text
+from cfgjax.runs.config import load_file, parse_flags
 
 NAMES = sorted(path.stem for path in harness.EXPERIMENTS.glob("*.py"))
 SOURCES = ("npz", "prepared")  # of data, of which it is measured what a larger set costs
@@ -47,7 +47,7 @@ def experiment_figures(name):
 
     For one device it is compiled as `cfgjax train` does, for more with XLA's optimisation of machine code off.
     """
-    from cfgjax.commands.preflight import use_virtual_devices
+    from cfgjax.cli.preflight import use_virtual_devices
 
     config = load_file(harness.EXPERIMENTS / f"{name}.py")
     count = devices_of(config)
@@ -58,7 +58,7 @@ def experiment_figures(name):
     jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_disable_most_optimizations", count > 1)
 
-    from cfgjax.preflight.figures import batch_figures, memory_figures
+    from cfgjax.jobs.preflight.figures import batch_figures, memory_figures
     from cfgjax.training.run import Program
 
     program = Program(config)
@@ -117,7 +117,7 @@ def write_npz(path, images):
 def epoch_figures(data):
     """Prints this process's peak resident bytes after the batches of an epoch of config.data, and two of the next."""
     from cfgjax.data.pipeline import Batches
-    from cfgjax.data.sources import open_source
+    from cfgjax.data.sources.registry import open_source
 
     dataset = open_source(**data)
     batches = Batches(dataset, 0, BATCH, np.arange(BATCH), 1)

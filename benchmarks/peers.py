@@ -21,8 +21,8 @@ import harness
 from absl import flags
 from train_step import open_step
 
-from cfgjax.errors import choose
-from cfgjax.exits import DONE
+from cfgjax.base.errors import choose
+from cfgjax.base.exits import DONE
 
 # name: (what makes it, its arguments)
 CONTESTANTS = {
@@ -144,7 +144,8 @@ def start_contestant(given, stack, name):
     command = [sys.executable, str(Path(__file__)), f"--configs={given.configs[0]}", f"--contestant={name}"]
     command += [f"--{flag}={given[flag].value}" for flag in PASSED if given[flag].value is not None]
     pipe = subprocess.PIPE
-    process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True))
+    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # jax would take the others' memory on a GPU
+    process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env))
     stack.callback(process.kill)
     return process
 

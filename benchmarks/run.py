@@ -19,11 +19,11 @@ from pathlib import Path
 import harness
 from absl import flags
 
-from cfgjax.commands.common import check_writable, no_arguments
-from cfgjax.config import parse_flags
-from cfgjax.errors import UsageError, choose
-from cfgjax.evaluation.cells import aligned
-from cfgjax.exits import BAD_USAGE, DONE
+from cfgjax.base.cells import aligned
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.cli.common import check_writable, no_arguments
+from cfgjax.runs.config import parse_flags
 
 FOLDER = Path(__file__).resolve().parent
 # name: its flags, besides those of all benchmarks

@@ -27,7 +27,7 @@ def measure(config, given):
     import jax
     import numpy as np
 
-    from cfgjax.sharding import check_batch_size
+    from cfgjax.distributed.sharding import check_batch_size
 
     options = {"sampler": given.samplers[0], "num_steps": given.num_steps or config.sample.num_steps}
     batch, model = config.train.batch_size, harness.fresh_model(config)

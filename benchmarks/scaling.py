@@ -15,12 +15,12 @@ from pathlib import Path
 from absl import flags
 from harness import EXPERIMENTS, RSS_UNIT
 
-from cfgjax.config import load_file, parse_flags
-from cfgjax.exits import DONE
-from cfgjax.preflight.advice import passes_needed
-from cfgjax.preflight.collectives import ring_share
-from cfgjax.preflight.memory import USABLE
-from cfgjax.preflight.sizes import bytes_text
+from cfgjax.base.exits import DONE
+from cfgjax.jobs.preflight.advice import passes_needed
+from cfgjax.jobs.preflight.collectives import ring_share
+from cfgjax.jobs.preflight.memory import USABLE
+from cfgjax.jobs.preflight.sizes import bytes_text
+from cfgjax.runs.config import load_file, parse_flags
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONFIGS = ("imagenet64", "imagenet128")
@@ -110,7 +110,7 @@ def kept_per_image(config, remat):
     """Bytes kept per image for the backward pass, by both counts, with a policy of `model.remat`."""
     import jax
 
-    from cfgjax.preflight.memory import activations
+    from cfgjax.jobs.preflight.memory import activations
     from cfgjax.training.run import Program
 
     experiment = load_file(EXPERIMENTS / f"{config}.py")
@@ -121,18 +121,18 @@ def kept_per_image(config, remat):
 
 def spatial_figures(config="imagenet128", devices=8):
     """Collectives and memory of a step on as many images as devices: each its own, and each a strip of all of them."""
-    from cfgjax.commands.preflight import use_virtual_devices
+    from cfgjax.cli.preflight import use_virtual_devices
 
     use_virtual_devices(devices)
 
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
-    import cfgjax.sharding
-    from cfgjax.preflight.figures import compiled_figures
+    import cfgjax.distributed.sharding
+    from cfgjax.jobs.preflight.figures import compiled_figures
     from cfgjax.training.run import Program
 
-    cfgjax.sharding.FSDP_MIN_SIZE = 2**62  # parameters whole everywhere: fsdp is but a name for the height here
+    cfgjax.distributed.sharding.FSDP_MIN_SIZE = 2**62  # parameters whole: fsdp is the height here
     experiment = load_file(EXPERIMENTS / f"{config}.py")
     experiment.update_from_flattened_dict({"train.batch_size": devices, "mesh.data": 1, "mesh.fsdp": devices})
     program = Program(experiment)

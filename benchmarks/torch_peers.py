@@ -1,12 +1,13 @@
 """The peers in PyTorch: ADM's U-Net as plain eager modules, diffusers' of the same shape, a training step of each."""
 
+import functools
 import math
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
 
 
 class GroupNorm(nn.GroupNorm):
@@ -29,13 +30,13 @@ def zeroed(module):
 class ResBlock(nn.Module):
     """GN, SiLU, conv3, AdaGN, SiLU, conv3, plus the skip; resample "none", "down" or "up" on both branches."""
 
-    def __init__(self, channels, features, embedded, resample="none"):
+    def __init__(self, channels, features, embedded, resample="none", dropout=0.0):
         super().__init__()
         self.in_norm, self.in_conv = GroupNorm(channels), nn.Conv2d(channels, features, 3, padding=1)
         self.emb = nn.Linear(embedded, 2 * features)
         self.out_norm, self.out_conv = GroupNorm(features), zeroed(nn.Conv2d(features, features, 3, padding=1))
         self.skip = nn.Conv2d(channels, features, 1) if channels != features else nn.Identity()
-        self.resample = resample
+        self.resample, self.dropout = resample, nn.Dropout(dropout)
 
     def resampled(self, x):
         if self.resample == "down":
@@ -45,7 +46,7 @@ class ResBlock(nn.Module):
     def forward(self, x, emb):
         h = self.in_conv(self.resampled(functional.silu(self.in_norm(x))))
         scale, shift = self.emb(functional.silu(emb))[:, :, None, None].chunk(2, dim=1)
-        h = functional.silu(self.out_norm(h) * (1 + scale) + shift)
+        h = self.dropout(functional.silu(self.out_norm(h) * (1 + scale) + shift))
         return self.skip(self.resampled(x)) + self.out_conv(h)
 
 
@@ -80,8 +81,10 @@ class UNet(nn.Module):
         self.time = nn.Sequential(nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.label = nn.Embedding(num_classes + 1, embedded)
 
+        residual = functools.partial(ResBlock, embedded=embedded, dropout=model.dropout)
+
         def block(channels, width, height):
-            made = [ResBlock(channels, width, embedded)]
+            made = [residual(channels, width)]
             attended = height in model.attention_resolutions
             return nn.ModuleList(made + [Attention(width, model.head_channels)] * attended)
 
@@ -92,22 +95,22 @@ class UNet(nn.Module):
                 self.down.append(block(channels, width, size >> level))
                 kept, channels = [*kept, width], width
             if level < len(widths) - 1:
-                self.down.append(nn.ModuleList([ResBlock(channels, channels, embedded, "down")]))
+                self.down.append(nn.ModuleList([residual(channels, channels, resample="down")]))
                 kept.append(channels)
-        middle = [ResBlock(channels, channels, embedded) for _ in range(2)]
+        middle = [residual(channels, channels) for _ in range(2)]
         self.middle = nn.ModuleList([middle[0], Attention(channels, model.head_channels), middle[1]])
         for level, width in reversed(list(enumerate(widths))):
             for i in range(model.depth + 1):
                 made = block(channels + kept.pop(), width, size >> level)
                 channels = width
                 if level and i == model.depth:
-                    made.append(ResBlock(channels, channels, embedded, "up"))
+                    made.append(residual(channels, channels, resample="up"))
                 self.up.append(made)
         self.out_norm, self.out_conv = GroupNorm(channels), zeroed(nn.Conv2d(channels, colours, 3, padding=1))
 
     def forward(self, z, time, label):
         half = self.first // 2
-        omega = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32) / half)
+        omega = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=z.device) / half)
         angle = time[:, None] * omega
         emb = self.time(torch.cat([angle.cos(), angle.sin()], dim=-1)) + self.label(label)
         h, kept = self.in_conv(z), []
@@ -139,13 +142,15 @@ def diffusers_unet(model, image_shape, num_classes):
         up_block_types=names("Up", "ResnetUpsampleBlock2D")[::-1],
         downsample_type="resnet", upsample_type="resnet", resnet_time_scale_shift="scale_shift",
         attention_head_dim=model.head_channels, attn_norm_num_groups=32, norm_num_groups=32, norm_eps=1e-5,
-        num_class_embeds=num_classes + 1, freq_shift=0,
+        num_class_embeds=num_classes + 1, freq_shift=0, dropout=model.dropout,
     )  # fmt: skip
     return net
 
 
 class Step:
-    """A training step on one batch of random images: noise, forward, loss, backward, AdamW, EMA.
+    """A training step on one batch of random images: noise, forward, loss, backward, AdamW, EMA; on a GPU if present.
+
+    In bfloat16 the network runs under autocast, with float32 parameters.
 
     network: "adm" or "diffusers". mode: "eager"; "channels_last", with AdamW and EMA over all parameters at once too;
     or "compile", that with torch.compile. parameters: their count.
@@ -153,15 +158,19 @@ class Step:
 
     def __init__(self, config, network, mode):
         model, optimizer, batch = config.model, config.optimizer, config.train.batch_size
-        if not (model.scale_shift and model.resblock_resample and model.conditional) or model.dropout:
-            raise UsageError("the peers have AdaGN, resampling in residual blocks, labels and no dropout")
-        if model.dtype != "float32" or model.head_channels is None or not model.null_label:
-            raise UsageError("the peers compute in float32 and have model.head_channels and a null label")
+        if not (model.scale_shift and model.resblock_resample and model.conditional):
+            raise UsageError("the peers have AdaGN, resampling in residual blocks and labels")
+        if model.head_channels is None or not model.null_label:
+            raise UsageError("the peers have model.head_channels and a null label")
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.cast = torch.autocast(self.device.type, torch.bfloat16, enabled=model.dtype == "bfloat16")
         torch.manual_seed(0)
         make = {"adm": UNet, "diffusers": diffusers_unet}[network]
         self.together = mode != "eager"
+        torch.backends.cudnn.benchmark = self.together
         layout = torch.channels_last if self.together else torch.contiguous_format
-        self.net = make(model, config.data.image_shape, config.data.num_classes).to(memory_format=layout).train()
+        self.net = make(model, config.data.image_shape, config.data.num_classes).to(self.device, memory_format=layout)
+        self.net.train()
         self.params = list(self.net.parameters())
         self.parameters = sum(parameter.numel() for parameter in self.params)
         self.ema = [parameter.detach().clone() for parameter in self.params]
@@ -172,18 +181,19 @@ class Step:
         )
         self.call = torch.compile(self.net) if mode == "compile" else self.net
         height, width, colours = config.data.image_shape
-        self.image = (torch.rand(batch, colours, height, width) * 2 - 1).to(memory_format=layout)
-        self.label = torch.randint(0, self.num_classes, (batch,))
+        self.image = (torch.rand(batch, colours, height, width) * 2 - 1).to(self.device, memory_format=layout)
+        self.label = torch.randint(0, self.num_classes, (batch,), device=self.device)
 
     def __call__(self):
         """One step, done when this returns; its loss."""
         batch = len(self.image)
-        u, eps = torch.rand(batch), torch.randn_like(self.image)
+        u, eps = torch.rand(batch, device=self.device), torch.randn_like(self.image)
         alpha, sigma = torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)
         z = alpha[:, None, None, None] * self.image + sigma[:, None, None, None] * eps
-        label = torch.where(torch.rand(batch) < 0.1, self.num_classes, self.label)
-        out = self.call(z, 1000 * u, label)
-        loss = functional.mse_loss(getattr(out, "sample", out), eps)
+        label = torch.where(torch.rand(batch, device=self.device) < 0.1, self.num_classes, self.label)
+        with self.cast:
+            out = self.call(z, 1000 * u, label)
+        loss = functional.mse_loss(getattr(out, "sample", out).float(), eps)
         self.optimizer.zero_grad()
         loss.backward()
         if self.clip_norm is not None:

@@ -9,9 +9,9 @@ import tempfile
 import harness
 from absl import flags
 
-from cfgjax.commands.train import parts
-from cfgjax.cores import use_cores
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.train import parts
+from cfgjax.distributed.cores import use_cores
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -27,6 +27,8 @@ def measure(config, given):
     """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
     import jax
 
+    from cfgjax.jobs.preflight.figures import flops_per_image
+
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:
@@ -41,8 +43,7 @@ def measure(config, given):
         return state, metrics
 
     seconds = harness.time_repeats(repeat, given.repeats)
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype, sharding=a.sharding), batches)
-    flops = run.dispatch.lower(run.like, one, run.step_key).cost_analysis()["flops"] / config.train.batch_size
+    flops = flops_per_image(config)["step"]
     shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),

@@ -5,14 +5,14 @@ __all__ = ["__version__", "load", "load_classifier"]
 
 
 def load(workdir, step=None, ema=None, mesh=None):
-    """The trained model of a workdir, ready to sample; see `cfgjax.model.load`."""
-    from cfgjax.model import load  # here, so that `import cfgjax` does not import jax
+    """The trained model of a workdir, ready to sample; see `cfgjax.models.model.load`."""
+    from cfgjax.models.model import load  # here, so that `import cfgjax` does not import jax
 
     return load(workdir, step=step, ema=ema, mesh=mesh)
 
 
 def load_classifier(workdir, step=None, ema=None):
-    """The noise-aware classifier of a workdir, to guide a model's samples; see `cfgjax.classifier.load_classifier`."""
-    from cfgjax.classifier import load_classifier
+    """The noise-aware classifier of a workdir, a guide; see `cfgjax.models.guide.load_classifier`."""
+    from cfgjax.models.guide import load_classifier
 
     return load_classifier(workdir, step=step, ema=ema)

@@ -1,13 +1,13 @@
 """The entry point of `cfgjax` and `python -m cfgjax`. Stop signals are handled before anything slow is imported."""
 
-from cfgjax.exits import stop_at_once
+from cfgjax.base.exits import stop_at_once
 
 
 def main():
     """Runs the command line and exits."""
     stop_at_once()
 
-    from cfgjax import cli
+    from cfgjax.cli import main as cli
 
     cli.main()
 

@@ -45,7 +45,7 @@ def get_config():
                 dropout=0.0,
                 pool="attention",
                 dtype="bfloat16",
-                fused_attention=False,
+                fused_attention=True,
                 remat="none",
             ),
             diffusion=dict(

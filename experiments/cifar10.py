@@ -49,7 +49,7 @@ def get_config():
                 low_res=False,
                 low_res_noise=False,
                 dtype="bfloat16",
-                fused_attention=False,
+                fused_attention=True,
                 remat="none",
             ),
             diffusion=dict(

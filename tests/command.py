@@ -36,7 +36,7 @@ def free_port():
             return port
 
 
-def finish(process, timeout=120):
+def finish(process, timeout=300):
     """(exit code, stdout, stderr)"""
     try:
         out, err = process.communicate(timeout=timeout)
@@ -56,7 +56,7 @@ def end_all():
             process.communicate()
 
 
-def finish_all(processes, timeout=120):
+def finish_all(processes, timeout=300):
     return [finish(process, timeout) for process in processes]
 
 

@@ -17,6 +17,7 @@ if OWN_CACHE:
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
+from compiling import hurrying  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -36,9 +37,8 @@ def programs_are_dropped_now_and_then():
 @pytest.fixture
 def quick_compilation():
     """Programs are compiled with little optimisation: half the time, for laws that hold of any program."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with hurrying():
+        yield
 
 
 def pytest_sessionfinish():

@@ -18,13 +18,14 @@ from convert.weight_files import SMALL_ADM, save_pt
 from data.images import write_folder, write_npz
 from documents import ROOT, Snippet, steps
 
-from cfgjax import cli, download
+from cfgjax.base import download
+from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import shapes_of
 from cfgjax.convert.presets import Preset
-from cfgjax.data import arrays, tfds
-from cfgjax.evaluation import features
-from cfgjax.sweep import entries
+from cfgjax.data.sources import arrays, tfds
+from cfgjax.evaluation.features import networks as features
+from cfgjax.jobs.sweep import entries
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")
 SIZE = 8  # pixels of all images
@@ -187,14 +188,6 @@ def numbered(documents):
     """The parameters of a test of every step: (document, number, step), and their names."""
     listed = [(document, i, step) for document in documents for i, step in enumerate(steps(document))]
     return listed, [f"{document}:{i}:{' '.join(str(step).split()[1:4])}" for document, i, step in listed]
-
-
-@contextlib.contextmanager
-def hurrying():
-    """Programs are compiled with little optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def follow(step):

@@ -4,9 +4,9 @@ import json
 
 import jax
 
+from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
 from cfgjax.training.run import Run
-from cfgjax.workdir import Claim
 
 
 class StopAfter:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny import mixture_config
 
-from cfgjax.data.sources import toy_mixture
-from cfgjax.model import Model
+from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.models.model import Model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FIGURES = {
@@ -55,6 +55,17 @@ def test_prepared_sets_and_preparing_are_timed():
     prepared, preparing = json.loads(ran.stdout)["results"]
     assert prepared["encoding"] == "raw" and prepared["bytes_per_image"] > 64 * 64 * 3
     assert 0 < preparing["jpegs_per_cpu_second"] < preparing["decoded_per_cpu_second"] < math.inf
+
+
+def test_the_accelerators_benchmark_runs_on_a_cpu_and_agrees_with_it():
+    ran = run("accelerator", "--configs=tiny", "--ceiling_size=64", "--repeats=1", "--num_steps=4", "--json=-")
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)["results"]
+    by_table = {name: [r for r in results if r["table"] == name] for name in ("ceilings", "agreement", "kernels")}
+    assert all(0 < row["rate"] < math.inf for row in by_table["ceilings"])
+    exact, _, *halved = by_table["agreement"]
+    assert exact["largest"] < 1e-5 and all(1e-4 < row["largest"] < 0.05 for row in halved)
+    assert by_table["kernels"][0]["ms"] > 0
 
 
 def test_what_guidance_costs_is_told_beside_what_it_needs():

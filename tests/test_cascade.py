@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from tiny import digits_config
 
-from cfgjax.cascade import Cascade
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import eps_from_x
-from cfgjax.errors import UsageError
-from cfgjax.model import Model
-from cfgjax.sharding import make_mesh
+from cfgjax.distributed.sharding import make_mesh
+from cfgjax.models.cascade import Cascade
+from cfgjax.models.model import Model
 
 LABELS = np.arange(6) % 10
 SMALL = {"data.image_shape": (4, 4, 1), "model.attention_resolutions": (4,)}

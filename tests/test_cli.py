@@ -30,7 +30,7 @@ def train(workdir, steps=STEPS):
 
 def wait_for_step(workdir, step):
     """Until metrics.jsonl has a line of this step or a later one."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300  # four processes compile on one or two busy cores
     while not any(line["step"] >= step for line in metrics(workdir)):
         assert time.monotonic() < deadline, "the run did not get so far"
         time.sleep(0.01)
@@ -283,4 +283,4 @@ def test_help_of_a_command_says_what_it_does_and_lists_its_flags(words, flag):
     code, output, _ = run(words)
     assert code == 0
     assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
-    assert "absl" not in output and "cfgjax.commands" not in output
+    assert "absl" not in output and "cfgjax.cli" not in output

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cfgjax.compilation import cache_folder, keep_programs, prune
+from cfgjax.base.compilation import cache_folder, keep_programs, prune
 
 
 def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
@@ -18,7 +18,7 @@ def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
 
 def test_a_command_keeps_what_it_compiles_and_the_next_one_finds_it(tmp_path):
     code = """
-import sys, cfgjax.cli as cli
+import sys, cfgjax.cli.main as cli
 def run(arguments):
     import jax
     jax.monitoring.register_event_listener(lambda event, **_: print(event))

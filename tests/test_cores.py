@@ -7,9 +7,9 @@ import sys
 import pytest
 from tiny import EXPERIMENTS
 
-from cfgjax.commands.train import parts
-from cfgjax.config import load_file
-from cfgjax.cores import MOST, devices_for, usable_cores
+from cfgjax.cli.train import parts
+from cfgjax.distributed.cores import MOST, devices_for, usable_cores
+from cfgjax.runs.config import load_file
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_config_that_says_how_devices_are_used_is_left_alone():
 )
 def test_what_the_user_chose_or_jax_has_begun_with_stands(before, environ, devices):
     code = (
-        f"import cfgjax.cores as cores, jax; cores.usable_cores = lambda: 4; {before}"
+        f"import cfgjax.distributed.cores as cores, jax; cores.usable_cores = lambda: 4; {before}"
         "cores.use_cores(64); print(len(jax.devices('cpu')))"
     )
     env = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"} | environ

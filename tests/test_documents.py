@@ -11,11 +11,12 @@ import tomllib
 import documents
 import newcomer
 import pytest
+from compiling import hurrying
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
 
-from cfgjax import cli
-from cfgjax.config import flatten, load_file
-from cfgjax.errors import HelpAsked
+from cfgjax.base.errors import HelpAsked
+from cfgjax.cli import main as cli
+from cfgjax.runs.config import flatten, load_file
 
 DOCUMENTS = PAGES + EXPERIMENTS
 TWO_WORDS = ("convert", "launch")  # commands whose second word decides which flags they have
@@ -190,7 +191,7 @@ def followed(tmp_path_factory):
     """The folder of a newcomer who has followed the README, and what failed there, by the number of the step."""
     folder, failed = tmp_path_factory.mktemp("newcomer"), {}
     newcomer.make(folder)
-    with newcomer.hurrying():
+    with hurrying():
         with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
             for i, step in enumerate(steps("README.md")):
                 if newcomer.runnable(step):

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from cfgjax import download
-from cfgjax.errors import UsageError
+from cfgjax.base import download
+from cfgjax.base.errors import UsageError
 
 CONTENT = b"weights " * 300_000
 

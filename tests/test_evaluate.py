@@ -11,8 +11,8 @@ import pytest
 from command import finish, run, start
 from tiny import mixture_config
 
-from cfgjax.cli import run as run_here
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.main import run as run_here
 from cfgjax.training.loop import train
 
 EVALUATE = "evaluate --workdir={0} --out={1} --guidance=0,1,3 --num_samples=1000 --num_steps=300 --batch_size=96"

@@ -2,6 +2,7 @@
 
 import newcomer
 import pytest
+from compiling import hurrying
 from documents import EXPERIMENTS
 
 STEPS, NAMES = newcomer.numbered(EXPERIMENTS)
@@ -12,7 +13,7 @@ def folder(tmp_path_factory):
     """A newcomer's folder, which the experiments share: a run that two of them train is trained once."""
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer.make(folder)
-    with newcomer.hurrying():
+    with hurrying():
         yield folder
 
 

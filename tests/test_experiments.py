@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tiny import EXPERIMENTS, update
 
-import cfgjax
-from cfgjax import targets
-from cfgjax.config import check_sections, flatten, from_json, load_file, to_json
-from cfgjax.data.sources import npz_in_place_of, open_source
-from cfgjax.network import check_network, is_classifier, make_network, sections
-from cfgjax.sweep import entries
+from cfgjax.data.sources.registry import npz_in_place_of, open_source
+from cfgjax.evaluation.report import targets
+from cfgjax.jobs.sweep import entries
+from cfgjax.models.network import check_network, make_network
+from cfgjax.runs.config import check_sections, flatten, from_json, load_file, to_json
+from cfgjax.runs.kinds import is_classifier, sections
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
@@ -35,7 +35,7 @@ SIZES = {  # ADM's published networks; CFG's are its ε-predictors with a null r
     "adm_imagenet256_upsampler": 311_795_910,
     "adm_imagenet512_upsampler": 308_835_270,
 }
-ABLATIONS = json.loads((Path(cfgjax.__file__).parent / "targets" / "adm_imagenet256.json").read_text())["ablations"]
+ABLATIONS = json.loads(Path(targets.__file__).with_name("adm_imagenet256.json").read_text())["ablations"]
 PRINTED = {  # the names of the paper's tables → ours
     "channels": "model.channels",
     "depth": "model.depth",

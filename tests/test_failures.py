@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from command import ROOT
 
-from cfgjax.errors import UsageError
-from cfgjax.exits import BAD_USAGE, FAILED
-from cfgjax.failures import expected_failure
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import BAD_USAGE, FAILED
+from cfgjax.base.failures import expected_failure
 
 
 def too_deep():
@@ -80,7 +80,7 @@ def test_a_bug_is_none(error):
 def test_the_command_line_ends_with_the_line_or_the_traceback(raised, code, word):
     program = f"""
 import sys
-from cfgjax import cli
+from cfgjax.cli import main as cli
 def raises(argv):
     print("name", chr(0xdcff))
     raise {raised}

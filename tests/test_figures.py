@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny import mixture_config
 
-from cfgjax import cli
-from cfgjax.commands import sample
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.figures import HEADER, grid, scatter, weight_name
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.cli import sample
+from cfgjax.evaluation.report.figures import HEADER, grid, scatter, weight_name
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
@@ -20,9 +20,9 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
 
     (tmp_path / "grid.png").write_text("old")
     model = SimpleNamespace(config=mixture_config(), num_classes=3)
-    monkeypatch.setattr("cfgjax.workdir.read_config", lambda workdir: model.config)
-    monkeypatch.setattr("cfgjax.commands.sample.load_stages", lambda given: (model, {}))
-    monkeypatch.setattr("cfgjax.evaluation.figures.sample_figure", lambda *args, **kwargs: Picture())
+    monkeypatch.setattr("cfgjax.runs.workdir.read_config", lambda workdir: model.config)
+    monkeypatch.setattr("cfgjax.cli.sample.load_stages", lambda given: (model, {}))
+    monkeypatch.setattr("cfgjax.evaluation.report.figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]

@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.files import read_npy, read_npz, sha256, writing, writing_folder
-from cfgjax.weights import read_state_dict
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npy, read_npz, sha256, writing, writing_folder
+from cfgjax.base.weights import read_state_dict
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):
@@ -201,7 +201,7 @@ def test_an_array_file_that_is_not_what_it_declares_is_refused(content, tmp_path
 
 def test_arrays_larger_than_the_memory_are_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", image=np.zeros(2**20, np.uint8))
-    monkeypatch.setattr("cfgjax.files.available_memory", lambda: 2**19)
+    monkeypatch.setattr("cfgjax.base.files.available_memory", lambda: 2**19)
     with pytest.raises(UsageError, match="GiB of memory"):
         read_npz(tmp_path / "a.npz")
 

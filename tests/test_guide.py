@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tiny import mixture_config
 
-from cfgjax.classifier import ClassifierGuidance
-from cfgjax.data.sources import toy_mixture
-from cfgjax.errors import UsageError
-from cfgjax.model import Model
-from cfgjax.sharding import make_mesh
+from cfgjax.base.errors import UsageError
+from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.distributed.sharding import make_mesh
+from cfgjax.models.guide import ClassifierGuidance
+from cfgjax.models.model import Model
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.json_files import read_json, write_json
+from cfgjax.base.errors import UsageError
+from cfgjax.base.json_files import read_json, write_json
 
 KEYS = {"count": int, "rate": float, "name": (str, type(None))}
 GOOD = {"count": 3, "rate": 2, "name": None}

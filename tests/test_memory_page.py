@@ -7,8 +7,8 @@ import jax
 import pytest
 from tiny import EXPERIMENTS, mixture_config
 
-from cfgjax.config import load_file
-from cfgjax.preflight.figures import batch_figures, memory_figures
+from cfgjax.jobs.preflight.figures import batch_figures, memory_figures
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program, Run
 
 ROOT = Path(__file__).parents[1]

@@ -5,13 +5,13 @@ import pytest
 from tiny import digits_config, mixture_config
 
 import cfgjax
-from cfgjax.data.sources import toy_mixture
-from cfgjax.diffusion_config import diffusion_of
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.figures import exact_model, sample_figure
-from cfgjax.model import Model
-from cfgjax.network import bind, init_params, make_network
-from cfgjax.sharding import make_mesh
+from cfgjax.base.errors import UsageError
+from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.distributed.sharding import make_mesh
+from cfgjax.evaluation.report.figures import exact_model, sample_figure
+from cfgjax.models.diffusion_config import diffusion_of
+from cfgjax.models.model import Model
+from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.training.loop import train
 
 

@@ -3,11 +3,11 @@
 import pytest
 from tiny import EXPERIMENTS
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
-from cfgjax.numerals import real_number, whole_number
-from cfgjax.preflight.sizes import parse_bytes
-from cfgjax.sharding import parse_mesh
+from cfgjax.base.errors import UsageError
+from cfgjax.base.numerals import real_number, whole_number
+from cfgjax.cli import main as cli
+from cfgjax.distributed.sharding import parse_mesh
+from cfgjax.jobs.preflight.sizes import parse_bytes
 
 OTHER_DIGITS = ("٣", "３", "²", "४", "-１", "1٠", "𝟛")
 COMMANDS = {

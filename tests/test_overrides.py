@@ -7,10 +7,10 @@ import pytest
 from absl import flags
 from tiny import EXPERIMENTS
 
-from cfgjax.commands import evaluate, sample
-from cfgjax.config import define_flag, parse_flags
-from cfgjax.errors import UsageError
-from cfgjax.settings import SETTINGS
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import evaluate, sample
+from cfgjax.runs.config import define_flag, parse_flags
+from cfgjax.runs.settings import SETTINGS
 
 CONFIG = f"--config={EXPERIMENTS / 'digits.py'}"
 VALUES = {  # key: [(words of a command line, value)]

@@ -6,14 +6,15 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config
 
 import cfgjax
-from cfgjax import cli, download
-from cfgjax.cascade import load_cascade
-from cfgjax.commands import train
-from cfgjax.config import parse_flags
-from cfgjax.errors import UsageError
+from cfgjax.base import download
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.cli import train
+from cfgjax.models.cascade import load_cascade
+from cfgjax.runs.config import parse_flags
+from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import train as train_run
 from cfgjax.training.run import Program
-from cfgjax.workdir import Claim
 
 FOLLOWING = "--seed=1"
 WRONG = {"empty": "", "blank": " \t", "NUL": "runs/a\0b"}

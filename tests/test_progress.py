@@ -9,10 +9,10 @@ import jax
 import pytest
 from tiny import mixture_config
 
-from cfgjax import progress
-from cfgjax.model import Model
-from cfgjax.network import init_params, make_network
-from cfgjax.progress import BAR
+from cfgjax.base import progress
+from cfgjax.base.progress import BAR
+from cfgjax.models.model import Model
+from cfgjax.models.network import init_params, make_network
 from cfgjax.training.log import BAR_COLUMNS, fitting
 
 

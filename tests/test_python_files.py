@@ -3,10 +3,10 @@
 import pytest
 from tiny import EXPERIMENTS
 
-from cfgjax import cli
-from cfgjax.config import load_file
-from cfgjax.errors import UsageError
-from cfgjax.sweep.entries import read_sweep
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.jobs.sweep.entries import read_sweep
+from cfgjax.runs.config import load_file
 
 READERS = {
     "get_config": load_file,

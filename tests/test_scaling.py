@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import AbstractMesh
 from tiny import EXPERIMENTS
 
-from cfgjax.config import load_file
-from cfgjax.preflight import memory
-from cfgjax.sharding import AXES
+from cfgjax.distributed.sharding import AXES
+from cfgjax.jobs.preflight import memory
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program
 
 ROOT = Path(__file__).parents[1]

@@ -7,9 +7,9 @@ import ml_collections
 import pytest
 from absl import flags
 
-from cfgjax.config import define_flag, flatten, load_file, parse_flags
-from cfgjax.errors import UsageError
-from cfgjax.settings import SETTINGS, check_settings
+from cfgjax.base.errors import UsageError
+from cfgjax.runs.config import define_flag, flatten, load_file, parse_flags
+from cfgjax.runs.settings import SETTINGS, check_settings
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 CONFIGS = {path.stem: load_file(path) for path in EXPERIMENTS}

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from cfgjax.errors import UsageError
-from cfgjax.sharding import (
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import (
     AXES,
     make_mesh,
     own_rows,

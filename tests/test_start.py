@@ -12,9 +12,12 @@ from command import ROOT, finish, start
 from runs import StopAfter
 from tiny import EXPERIMENTS, mixture_config
 
-from cfgjax import cli, devices, environment, exits, progress
-from cfgjax.commands import convert, preflight
-from cfgjax.errors import UsageError
+from cfgjax.base import environment_variables as environment
+from cfgjax.base import exits, progress
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import convert, preflight
+from cfgjax.cli import main as cli
+from cfgjax.distributed import devices
 from cfgjax.training import loop
 
 CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
@@ -53,14 +56,24 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
 
 def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
-    monkeypatch.setattr("cfgjax.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(
+        "cfgjax.jobs.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
+    )
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
         cli.run(["preflight", CONFIG, "--devices=8"])
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "evaluation.compare", "evaluation.by_row", "data.prepare", "sweep.pool", "download"]
+    "module",
+    [
+        "cli.main",
+        "evaluation.report.compare",
+        "evaluation.report.by_row",
+        "data.prepare",
+        "jobs.sweep.pool",
+        "base.download",
+    ],
 )
 def test_what_runs_before_the_first_line_does_not_import_jax(module):
     code = f"import sys, cfgjax.{module}; sys.exit('jax' in sys.modules)"
@@ -82,10 +95,10 @@ def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("number", "stage"),
     [
-        (signal.SIGTERM, "cfgjax.cli"),
-        (signal.SIGINT, "cfgjax.commands.train"),
-        (signal.SIGUSR1, "cfgjax.config"),
-        (signal.SIGINT, "cfgjax.devices"),
+        (signal.SIGTERM, "cfgjax.cli.main"),
+        (signal.SIGINT, "cfgjax.cli.train"),
+        (signal.SIGUSR1, "cfgjax.runs.config"),
+        (signal.SIGINT, "cfgjax.distributed.devices"),
         (signal.SIGTERM, "jax.numpy"),
         (signal.SIGTERM, "cfgjax.training.run"),
     ],
@@ -118,8 +131,9 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
 def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(command, tmp_path):
     program = f"""
 import os, signal, sys, tempfile
-from cfgjax import cli, __main__
-from cfgjax.files import writing
+from cfgjax import __main__
+from cfgjax.cli import main as cli
+from cfgjax.base.files import writing
 def stopped(argv):
     with writing({str(tmp_path / "file")!r}) as new:
         new.write_text("half")
@@ -139,7 +153,8 @@ __main__.main()
 def test_a_stop_signal_in_a_destructor_is_not_lost():
     program = """
 import os, signal, sys, time
-from cfgjax import cli, __main__
+from cfgjax import __main__
+from cfgjax.cli import main as cli
 class Ends:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -160,7 +175,9 @@ __main__.main()
 def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
     program = """
 import re, sys
-from cfgjax import cli, exits, __main__
+from cfgjax import __main__
+from cfgjax.base import exits
+from cfgjax.cli import main as cli
 exits.STUCK_SECONDS = 0.1
 def stuck(argv):
     print("ready", flush=True)
@@ -220,7 +237,7 @@ def test_what_schedulers_and_jax_accept_is_accepted():
 @pytest.mark.parametrize("backend", ["foo", "module://not_installed"])
 def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(backend):
     draws = "cli.COMMANDS['compare'] = lambda argv: __import__('matplotlib.pyplot').pyplot.figure() and 0"
-    program = f"import sys; from cfgjax import cli; {draws}; sys.argv[1:] = ['compare']; cli.main()"
+    program = f"import sys; from cfgjax.cli import main as cli; {draws}; sys.argv[1:] = ['compare']; cli.main()"
     environ = {**os.environ, "MPLBACKEND": backend}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -238,7 +255,7 @@ def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
 )
 def test_a_platform_that_cannot_start_is_named_with_what_can(variable, name):
     code = """
-from cfgjax import devices
+from cfgjax.distributed import devices
 devices.import_jax()
 try:
     devices.open_devices()

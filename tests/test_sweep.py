@@ -13,10 +13,10 @@ import time
 import pytest
 from command import ROOT, finish, start, wait_until
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
-from cfgjax.sweep.entries import made_name, read_sweep
-from cfgjax.sweep.records import last_line
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.jobs.sweep.entries import made_name, read_sweep
+from cfgjax.jobs.sweep.records import last_line
 
 TINY = {
     "config.data.num_examples": 256,

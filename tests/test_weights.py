@@ -14,8 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.weights import LEGACY_MAGIC, LEGACY_PROTOCOL, read_state_dict
+from cfgjax.base.errors import UsageError
+from cfgjax.base.weights import LEGACY_MAGIC, LEGACY_PROTOCOL, read_state_dict
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 FORMATS = ["tensors_zip.pth", "tensors_legacy.pth"]

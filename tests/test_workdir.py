@@ -9,12 +9,13 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config
 
 import cfgjax
-from cfgjax import cli, processes
-from cfgjax.commands.sample import rows
-from cfgjax.config import check_resumable, from_dict, load_file, to_json
-from cfgjax.errors import UsageError, printable
-from cfgjax.network import check_params, init_params, make_network
-from cfgjax.workdir import Claim, read_config
+from cfgjax.base.errors import UsageError, printable
+from cfgjax.cli import main as cli
+from cfgjax.cli.sample import rows
+from cfgjax.distributed import collectives as processes
+from cfgjax.models.network import check_params, init_params, make_network
+from cfgjax.runs.config import check_resumable, from_dict, load_file, to_json
+from cfgjax.runs.workdir import Claim, read_config
 
 
 @pytest.mark.parametrize(("written", "name"), [(False, "none"), (True, "blocks")])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cfgjax.config import load_file
+from cfgjax.runs.config import load_file
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 

@@ -2,9 +2,9 @@
 
 import math
 
+from cfgjax.base.errors import UsageError, nearest
 from cfgjax.convert.adm_sizes import derived
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS, MULTIPLIERS, Preset
-from cfgjax.errors import UsageError, nearest
 
 LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIERS[256]}  # of upsamplers
 

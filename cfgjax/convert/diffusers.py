@@ -10,14 +10,14 @@ Accepted are the configs whose network is `cfgjax.nets.UNet`, number for number.
 import math
 from pathlib import Path
 
+from cfgjax.base.errors import UsageError, nearest, one_line
+from cfgjax.base.json_files import read_json
+from cfgjax.base.weights import read_weights
 from cfgjax.convert.diffusers_folder import network_folder, weights_file
 from cfgjax.convert.diffusers_sizes import check_sizes, check_values, differences
 from cfgjax.convert.layout import Slot, load, shapes_of
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS
-from cfgjax.errors import UsageError, nearest, one_line
-from cfgjax.json_files import read_json
 from cfgjax.nets import UNet
-from cfgjax.weights import read_weights
 
 # The keys of config.json: those with one value that is accepted, which is the default too, and defaults of the others.
 ONLY = {

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
 
 NAME = "diffusion_pytorch_model"
 WEIGHTS = (f"{NAME}.safetensors", f"{NAME}.bin")

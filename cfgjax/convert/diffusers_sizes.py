@@ -5,9 +5,9 @@ from types import NoneType
 
 import numpy as np
 
+from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.json_files import check_type
 from cfgjax.convert.presets import MAX_SIZE
-from cfgjax.errors import UsageError, one_line
-from cfgjax.json_files import check_type
 
 TYPES: dict = {
     "sample_size": (int, list, NoneType),

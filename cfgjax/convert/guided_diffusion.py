@@ -4,8 +4,8 @@ Their classes are `UNetModel`, `SuperResModel` and `EncoderUNetModel`, their arr
 networks take the discrete t as time and have no null label.
 """
 
+from cfgjax.base.errors import UsageError, nearest
 from cfgjax.convert.layout import Slot, check, load, save, shapes_of
-from cfgjax.errors import UsageError, nearest
 from cfgjax.nets import NoisyClassifier, UNet
 
 # Our module names → theirs: in a block, and outside of them. Blocks themselves are numbered alike.

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cfgjax.errors import UsageError, one_line
-from cfgjax.finite import count_not_finite
+from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.finite import count_not_finite
 
 MOST_NAMED = 10  # keys in an error
 

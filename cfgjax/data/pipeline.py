@@ -14,9 +14,9 @@ import time
 import numpy as np
 import tqdm
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.batches import drawn, finished
 from cfgjax.data.workers import STOPPED, before_workers, enter_worker, state_of
-from cfgjax.errors import UsageError
 
 PER_WORKER = 2  # dispatches that each worker holds ready
 LOOK_SECONDS = 1.0  # between looks at whether all workers are alive

@@ -17,10 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cfgjax.data.decoding import Converter
-from cfgjax.data.folder import synsets_of
-from cfgjax.data.pixels import reason_of
-from cfgjax.data.prepared import (
+from cfgjax.base.errors import UsageError, choose, one_line, printable
+from cfgjax.base.files import sha256, writing
+from cfgjax.base.json_files import read_json, write_json
+from cfgjax.data.images.decoding import Converter
+from cfgjax.data.images.pixels import reason_of
+from cfgjax.data.images.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
+from cfgjax.data.sources.folder import synsets_of
+from cfgjax.data.sources.prepared import (
     ABOUT,
     FORMAT,
     LABELS,
@@ -31,11 +35,7 @@ from cfgjax.data.prepared import (
     read_about,
     read_own,
 )
-from cfgjax.data.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
 from cfgjax.data.workers import before_workers, enter_worker
-from cfgjax.errors import UsageError, choose, one_line, printable
-from cfgjax.files import sha256, writing
-from cfgjax.json_files import read_json, write_json
 
 SECONDS = 0.2  # between updates of the progress
 MAX_LISTED = 20  # errors in a message

@@ -7,7 +7,7 @@ import sys
 import threading
 from multiprocessing import resource_tracker
 
-from cfgjax.exits import STOP_SIGNALS
+from cfgjax.base.exits import STOP_SIGNALS
 
 WARNINGS = "PYTHONWARNINGS"
 STOPPED = "stopped"

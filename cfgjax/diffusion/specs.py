@@ -6,11 +6,12 @@ have their default. Values that are equal have equal text.
 
 import ast
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from cfgjax.base.errors import UsageError, nearest
 
 CONSTANTS = {"inf": math.inf}  # names that stand for a number
 NESTED = "rule"  # the field that may be given without its name
@@ -66,49 +67,49 @@ def parse(text: str, registry: Mapping[str, Any], what: str = "rule") -> Any:
     """Returns the value that text names: a call of a name of the registry, with literals and such calls as arguments.
 
     `name` alone is `name()`. Arguments are given by name; the rule that another one wraps may come first without it.
-    what: the kind of value, for messages. Raises ValueError, with one line, for anything else.
+    what: the kind of value, for messages. Raises UsageError, with one line, for anything else.
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{what} {_short(text)} is no call such as {_example(registry)}") from None
+        raise UsageError(f"{what} {_short(text)} is no call such as {_example(registry)}") from None
     if not isinstance(tree, ast.Call | ast.Name):
-        raise ValueError(f"{what} {_short(text)} is no call such as {_example(registry)}")
+        raise UsageError(f"{what} {_short(text)} is no call such as {_example(registry)}")
     try:
         return _value(tree, registry, what)
     except RecursionError:
-        raise ValueError(f"{what} {_short(text)} is nested too deeply") from None
+        raise UsageError(f"{what} {_short(text)} is nested too deeply") from None
 
 
 def check_choice(name: str, given: Any, known: Collection[str]) -> None:
-    """Raises ValueError unless given is one of the known names; names the nearest one."""
+    """Raises UsageError unless given is one of the known names; names the nearest one."""
     if not isinstance(given, str) or given not in known:
-        raise ValueError(f"{name} is {given!r}{_nearest(given, known)}")
+        raise UsageError(f"{name} is {given!r}{nearest(given, known)}")
 
 
 def _value(node: ast.expr, registry: Mapping[str, Any], what: str) -> Any:
     """Returns the value of a call, or of a name alone."""
     called = node.func if isinstance(node, ast.Call) else node
     if not isinstance(called, ast.Name):
-        raise ValueError(f"{_source(called)} is no name of a {what}; known: {', '.join(registry)}")
+        raise UsageError(f"{_source(called)} is no name of a {what}; known: {', '.join(registry)}")
     if called.id not in registry:
-        raise ValueError(f"unknown {what} {called.id!r}{_nearest(called.id, registry)}")
+        raise UsageError(f"unknown {what} {called.id!r}{nearest(called.id, registry)}")
     name, make = called.id, registry[called.id]
     known = {field.name: field for field in dataclasses.fields(make) if field.metadata.get("text", True)}
     given: dict[str, Any] = {}
     for key, value in _arguments(node, name, known):
         if key in given:
-            raise ValueError(f"{name}: {key} is given twice")
+            raise UsageError(f"{name}: {key} is given twice")
         if key not in known:
-            raise ValueError(f"{name} takes no {key!r}{_nearest(key, known)}")
+            raise UsageError(f"{name} takes no {key!r}{nearest(key, known)}")
         given[key] = _argument(value, registry, what, f"{name}: {key}")
     missing = [key for key, field in known.items() if key not in given and _default(field) is dataclasses.MISSING]
     if missing:
-        raise ValueError(f"{name} needs {', '.join(missing)}")
+        raise UsageError(f"{name} needs {', '.join(missing)}")
     try:
         return make(**given)
     except ValueError as e:
-        raise ValueError(f"{name}: {e}") from None
+        raise UsageError(f"{name}: {e}") from None
 
 
 def _arguments(node: ast.expr, name: str, known: Mapping[str, Any]) -> list[tuple[str, ast.expr]]:
@@ -116,7 +117,7 @@ def _arguments(node: ast.expr, name: str, known: Mapping[str, Any]) -> list[tupl
     if not isinstance(node, ast.Call):
         return []
     if any(keyword.arg is None for keyword in node.keywords):
-        raise ValueError(f"{name}: ** is not understood; give arguments by name")
+        raise UsageError(f"{name}: ** is not understood; give arguments by name")
     named = [(str(keyword.arg), keyword.value) for keyword in node.keywords]
     if not node.args:
         return named
@@ -124,7 +125,7 @@ def _arguments(node: ast.expr, name: str, known: Mapping[str, Any]) -> list[tupl
     if NESTED not in known or others or not isinstance(first, ast.Call | ast.Name) or _is_constant(first):
         wrong = first if NESTED not in known or not others else others[0]
         fields = ", ".join(f"{key}=…" for key in known if key != NESTED) or "none"
-        raise ValueError(f"{name}: {_source(wrong)} is given without a name; its arguments are {fields}")
+        raise UsageError(f"{name}: {_source(wrong)} is given without a name; its arguments are {fields}")
     return [(NESTED, first), *named]
 
 
@@ -146,7 +147,7 @@ def _argument(node: ast.expr, registry: Mapping[str, Any], what: str, where: str
             return -number if isinstance(node.op, ast.USub) else number
     if isinstance(node, ast.Call | ast.Name):
         return _value(node, registry, what)
-    raise ValueError(f"{where} is {_source(node)}; need a number, a string, None, a tuple of them, or a {what}")
+    raise UsageError(f"{where} is {_source(node)}; need a number, a string, None, a tuple of them, or a {what}")
 
 
 def _source(node: ast.expr) -> str:
@@ -163,16 +164,10 @@ def _example(registry: Mapping[str, Any]) -> str:
     return f"'{next(iter(registry), 'name')}()'"
 
 
-def _nearest(name: Any, known: Collection[str]) -> str:
-    """Returns ", did you mean 'x'?" for the closest of the known names, or the list of them all."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else f"; known: {', '.join(known) or 'none'}"
-
-
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> Any:
     """Returns value, as a float if it is an int: an int and a float would be two programs.
 
-    Raises ValueError if value is known outside of a program and is no number from least to most.
+    Raises UsageError if value is known outside of a program and is no number from least to most.
     """
     if (
         isinstance(value, str | bool | tuple | Spec)
@@ -180,5 +175,5 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
         or (_is_number(value) and not least <= value <= most)
     ):
         bounds = "" if math.isinf(least) and math.isinf(most) else f" in [{least:g}, {most:g}]"
-        raise ValueError(f"{name} is {value!r}; need a number{bounds}")
+        raise UsageError(f"{name} is {value!r}; need a number{bounds}")
     return float(value) if isinstance(value, int) else value

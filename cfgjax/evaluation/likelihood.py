@@ -3,16 +3,16 @@
 import jax
 import numpy as np
 
-from cfgjax.arguments import check_num_steps, check_whole_number
+from cfgjax.base.errors import UsageError, choose
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
-from cfgjax.data.sources import check_images, check_labels, first
+from cfgjax.data.sources.registry import check_images, check_labels, first
 from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
 from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
-from cfgjax.errors import UsageError, choose
-from cfgjax.processes import gather_rows
-from cfgjax.sharding import batch_sharding, place_global
+from cfgjax.distributed.collectives import gather_rows
+from cfgjax.distributed.sharding import batch_sharding, place_global
+from cfgjax.models.arguments import check_num_steps, check_whole_number
 
 
 def held_out_bits(model, image, label, *, num_steps, v, seed=0, batch_size=256, spacing="uniform", logsnr_max=None):

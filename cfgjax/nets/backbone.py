@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.nets.blocks import Attention, Resample, ResBlock, conv3, time_embedding, torch_init
-from cfgjax.nets.conv import CONVOLUTION
+from cfgjax.nets.ops.conv import CONVOLUTION
 
 products = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(CONVOLUTION)

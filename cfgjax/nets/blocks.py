@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cfgjax.nets.conv import conv_general
-from cfgjax.nets.norm import group_norm
+from cfgjax.nets.ops.conv import conv_general
+from cfgjax.nets.ops.group_norm import group_norm
 
 # torch's default for convolutions and linear layers, U(−1/√fan_in, 1/√fan_in), which ADM trains from.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

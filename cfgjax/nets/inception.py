@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.errors import UsageError, choose
-from cfgjax.weights import read_state_dict
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.weights import read_state_dict
 
 SIZE = 299
 EPSILON = 1e-3  # of the batch normalisation

@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 
-from cfgjax.exits import STOP_SIGNALS
+from cfgjax.base.exits import STOP_SIGNALS
 
 
 class StopRequest:

@@ -12,8 +12,9 @@ import numpy as np
 import tqdm
 from tensorboardX import SummaryWriter
 
-from cfgjax import metrics_file, processes
-from cfgjax.progress import BAR, clock
+from cfgjax.base.progress import BAR, clock
+from cfgjax.distributed import collectives as processes
+from cfgjax.runs import metrics_file
 from cfgjax.training.objective import SHARE
 
 # Metrics averaged over some examples of a step: the share of these examples. Other metrics have their share in a metric

@@ -6,16 +6,16 @@ import time
 
 import jax
 
-from cfgjax import processes
-from cfgjax.paths import check_path
-from cfgjax.progress import log
-from cfgjax.training.checkpoint import Checkpoints
+from cfgjax.base.paths import check_path
+from cfgjax.base.progress import log
+from cfgjax.distributed import collectives as processes
+from cfgjax.runs.checkpoint import Checkpoints
+from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.workdir import Claim
+from cfgjax.runs.writes import SaveError
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
-from cfgjax.training.manifest import whole_steps
 from cfgjax.training.run import Run
-from cfgjax.training.writes import SaveError
-from cfgjax.workdir import Claim
 
 
 class Diverged(ArithmeticError):

@@ -6,11 +6,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion import losses
 from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.diffusion.process import diffuse
-from cfgjax.errors import UsageError
-from cfgjax.network import CLEAN_LOGSNR, bind, bind_classifier, has_null_label, takes_low_res, takes_low_res_level
+from cfgjax.models.network import (
+    CLEAN_LOGSNR,
+    bind,
+    bind_classifier,
+    has_null_label,
+    takes_low_res,
+    takes_low_res_level,
+)
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
 LEVEL_BINS = 4  # of λ; a noise-aware classifier's accuracy is logged for each

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cfgjax.errors import UsageError, choose
+from cfgjax.base.errors import UsageError, choose
 
 
 def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):

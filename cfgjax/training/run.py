@@ -6,23 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.config import call, check_sections
+from cfgjax.base.errors import UsageError
 from cfgjax.data.pipeline import Batches
-from cfgjax.data.sources import open_source
-from cfgjax.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
-from cfgjax.errors import UsageError
-from cfgjax.network import (
-    check_network,
-    has_null_label,
-    init_params,
-    is_classifier,
-    is_noisy_classifier,
-    make_network,
-    sections,
-    takes_low_res,
-)
-from cfgjax.settings import check_settings
-from cfgjax.sharding import (
+from cfgjax.data.sources.registry import open_source
+from cfgjax.distributed.sharding import (
     batch_sharding,
     check_batch_size,
     make_mesh,
@@ -31,14 +18,19 @@ from cfgjax.sharding import (
     place_parameters,
     replicated,
 )
-from cfgjax.training.checkpoint import Cadence, load_params
+from cfgjax.models.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
+from cfgjax.models.network import check_network, has_null_label, init_params, make_network, takes_low_res
+from cfgjax.runs.checkpoint import Cadence, load_params
+from cfgjax.runs.config import call, check_sections
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
+from cfgjax.runs.settings import check_settings
+from cfgjax.runs.workdir import check_complete, read_config
 from cfgjax.training.interrupt import wish_number
 from cfgjax.training.objective import classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 from cfgjax.training.watch import make_watchers
-from cfgjax.workdir import check_complete, read_config
 
 
 @dataclasses.dataclass(frozen=True)

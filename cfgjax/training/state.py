@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cfgjax.compilation import optimised
-from cfgjax.sharding import parameter_sharding
+from cfgjax.base.compilation import optimised
+from cfgjax.distributed.sharding import parameter_sharding
 from cfgjax.training import ema
 
 

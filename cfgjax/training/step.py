@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cfgjax.compilation import optimised
+from cfgjax.base.compilation import optimised
 from cfgjax.training import ema
 from cfgjax.training.state import TrainState
 

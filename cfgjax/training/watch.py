@@ -9,30 +9,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax import processes
-from cfgjax.arguments import guidance_weights
-from cfgjax.classifier import Classifier
-from cfgjax.config import call
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.files import writing
 from cfgjax.data.batches import quantised, squares_averaged, to_float
-from cfgjax.data.sources import check_labels, open_source
+from cfgjax.data.sources.registry import check_labels, open_source
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import SAMPLERS
-from cfgjax.diffusion_config import diffusion_of
-from cfgjax.errors import UsageError, choose
-from cfgjax.evaluation.features import classifier, load_networks
-from cfgjax.evaluation.figures import sample_figure
-from cfgjax.evaluation.frontier import Grid, find_reference, make_settings
-from cfgjax.evaluation.generate import draw_samples
-from cfgjax.evaluation.measure import measure
-from cfgjax.evaluation.plan import Plan
-from cfgjax.evaluation.plots_extra import require_matplotlib
-from cfgjax.evaluation.reference import load_reference
-from cfgjax.evaluation.sums import Verdict, feature_blocks
-from cfgjax.files import writing
-from cfgjax.model import Model
-from cfgjax.network import is_classifier, is_noisy_classifier
-from cfgjax.processes import gather_rows
-from cfgjax.sharding import place_global, whole
+from cfgjax.distributed import collectives as processes
+from cfgjax.distributed.collectives import gather_rows
+from cfgjax.distributed.sharding import place_global, whole
+from cfgjax.evaluation.features.networks import classifier, load_networks
+from cfgjax.evaluation.features.reference import load_reference
+from cfgjax.evaluation.frontier.frontier import Grid, find_reference, make_settings
+from cfgjax.evaluation.frontier.generate import draw_samples
+from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.frontier.plan import Plan
+from cfgjax.evaluation.metrics.sums import Verdict, feature_blocks
+from cfgjax.evaluation.report.figures import sample_figure
+from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.models.arguments import guidance_weights
+from cfgjax.models.diffusion_config import diffusion_of
+from cfgjax.models.guide import Classifier
+from cfgjax.models.model import Model
+from cfgjax.runs.config import call
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device

@@ -8,9 +8,9 @@ import time
 import pytest
 from command import free_port
 
-from cfgjax.cluster.meeting import call_the_roll
-from cfgjax.cluster.place import Place
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.environment import Place
+from cfgjax.distributed.rendezvous import call_the_roll
 
 FACTS = {"config.train.batch_size": "64", "jax": "0.10.2"}
 

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from cfgjax.cluster import place
-from cfgjax.cluster.place import Place, find_place, first_host, local_devices
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed import environment as place
+from cfgjax.distributed.environment import Place, find_place, first_host, local_devices
 
 NO_FLAGS = {"coordinator": None, "num_processes": None, "process_id": None}
 SLURM = {

@@ -78,17 +78,18 @@ def test_two_processes_do_what_one_does(alone, together):
 
 def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsewhere(alone, tmp_path):
     workdir = tmp_path / "run"
+    saved = None
     for count, victim, number, flags in [
         (2, 1, signal.SIGTERM, []),
         (4, 2, signal.SIGUSR1, ["--config.mesh.fsdp=2"]),
     ]:
         processes = start_several(train(workdir, *flags), count)
-        wait_for_step(workdir, 40 if count == 2 else 120)
+        wait_for_step(workdir, 40 + (int(saved[1]) if saved else 0))  # so that these processes have logged it
         asked = time.monotonic()
         processes[victim].send_signal(number)
         ends = finish_all(processes)
         assert [code for code, _, _ in ends] == [75] * count, ends
-        assert time.monotonic() - asked < 30
+        assert time.monotonic() - asked < 100
         saved = re.search(rf"{number.name}: saved step (\d+); the same command resumes$", ends[0][1].strip())
         assert saved and (workdir / "checkpoints" / saved[1]).is_dir()
         for _, out, _ in ends[1:]:  # the first alone speaks

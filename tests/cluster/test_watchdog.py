@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from command import free_port
 
-from cfgjax.cluster.watchdog import Seen, judge
+from cfgjax.distributed.watchdog import Seen, judge
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 4.0
 WALKER = """
 import sys, time
-from cfgjax.cluster.meeting import call_the_roll
-from cfgjax.cluster.place import Place
-from cfgjax.cluster.watchdog import Watchdog
-from cfgjax.exits import end_process
+from cfgjax.distributed.rendezvous import call_the_roll
+from cfgjax.distributed.environment import Place
+from cfgjax.distributed.watchdog import Watchdog
+from cfgjax.base.exits import end_process
 
 port, count, index, fault = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 watchdog = Watchdog(call_the_roll(Place(f"localhost:{port}", count, index, "a test"), {}, 20.0), TIMEOUT)

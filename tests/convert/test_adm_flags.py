@@ -7,15 +7,15 @@ import pytest
 from weight_files import GOLDENS, load, save_pt, save_safetensors
 
 import cfgjax
-from cfgjax import cli
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion
 from cfgjax.convert.adm_flags import explained, preset_of
 from cfgjax.convert.adm_sizes import derived
 from cfgjax.convert.presets import Preset
-from cfgjax.errors import UsageError
-from cfgjax.network import make_network
-from cfgjax.training.checkpoint import load_params
-from cfgjax.workdir import read_config
+from cfgjax.models.network import make_network
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.workdir import read_config
 
 FLAGS = {
     "image_size": 16,

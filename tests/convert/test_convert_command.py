@@ -15,16 +15,17 @@ from tiny import same_trees
 from weight_files import GOLDENS, SMALL_ADM, load, save_pt, save_safetensors
 
 import cfgjax
-from cfgjax import cli
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import flat, shapes_of
 from cfgjax.convert.presets import Preset
-from cfgjax.errors import UsageError
-from cfgjax.network import check_network, make_network, sections
-from cfgjax.training.checkpoint import Cadence, Checkpoints, load_params
-from cfgjax.training.manifest import whole_steps
+from cfgjax.models.network import check_network, make_network
+from cfgjax.runs.checkpoint import Cadence, Checkpoints, load_params
+from cfgjax.runs.kinds import sections
+from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.workdir import read_config
 from cfgjax.training.state import TrainState
-from cfgjax.workdir import read_config
 
 SMALL = SMALL_ADM | dict(image_size=8)
 UNET = SMALL | dict(out_channels=6, num_classes=5)
@@ -251,7 +252,7 @@ def test_a_conversion_that_fails_while_writing_leaves_nothing(files, tmp_path, m
     def fail(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr("cfgjax.training.checkpoint.Checkpoints.save", fail)
+    monkeypatch.setattr("cfgjax.runs.checkpoint.Checkpoints.save", fail)
     with pytest.raises(OSError, match="no space left"):
         convert(files, "tiny", tmp_path / "run")
     assert not os.listdir(tmp_path)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from weight_files import GOLDENS, load
 
+from cfgjax.base.errors import UsageError
 from cfgjax.convert import diffusers
-from cfgjax.errors import UsageError
 
 PATHS = sorted(GOLDENS.glob("diffusers_unet_*.npz"))
 ADM, CONV = PATHS

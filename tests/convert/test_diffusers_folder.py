@@ -2,8 +2,8 @@
 
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.convert.diffusers_folder import network_folder, weights_file
-from cfgjax.errors import UsageError
 
 NAME = "diffusion_pytorch_model"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from weight_files import GOLDENS, load
 
+from cfgjax.base.errors import UsageError
 from cfgjax.convert import guided_diffusion
 from cfgjax.convert.layout import add_null_row, flat, shapes_of, with_null_label
-from cfgjax.errors import UsageError
 from cfgjax.nets import MLP, UNet
 
 UNETS = sorted(GOLDENS.glob("unet_*.npz"))

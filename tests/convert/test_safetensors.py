@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from weight_files import GOLDENS, safetensors, save_safetensors
 
-from cfgjax.errors import UsageError
-from cfgjax.weights import read_state_dict
+from cfgjax.base.errors import UsageError
+from cfgjax.base.weights import read_state_dict
 
 GOLDEN = GOLDENS / "tensors.safetensors"
 FOUR = np.arange(4, dtype="<f4")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from weight_files import save_pt, save_safetensors
 
-from cfgjax.errors import UsageError
-from cfgjax.weights import read_state_dict, read_weights
-from cfgjax.weights.wrappers import unwrap
+from cfgjax.base.errors import UsageError
+from cfgjax.base.weights import read_state_dict, read_weights
+from cfgjax.base.weights.wrappers import unwrap
 
 RAW = {"out.2.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "out.2.bias": np.zeros(2, np.float32)}
 AVERAGED = {key: value + 1 for key, value in RAW.items()}

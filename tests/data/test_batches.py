@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cfgjax.data.batches import batch_at, crop, to_float, to_uint8
-from cfgjax.data.sources import Dataset, open_source
+from cfgjax.data.sources.registry import Dataset, open_source
 
 
 @pytest.fixture

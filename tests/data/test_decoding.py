@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfgjax.data.decoding import CROPS, Converter
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.data.images.decoding import CROPS, Converter
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.pipeline import grain_and_flags
-from cfgjax.data.sources import open_source
-from cfgjax.errors import UsageError
+from cfgjax.data.sources.registry import open_source
 
 
 @pytest.mark.parametrize(

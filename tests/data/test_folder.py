@@ -10,10 +10,10 @@ import pytest
 from images import write_folder
 from PIL import Image
 
-from cfgjax.cli import run
-from cfgjax.data.folder import list_folder
-from cfgjax.data.sources import open_source
-from cfgjax.errors import UsageError, printable
+from cfgjax.base.errors import UsageError, printable
+from cfgjax.cli.main import run
+from cfgjax.data.sources.folder import list_folder
+from cfgjax.data.sources.registry import open_source
 
 
 def prepare(*words):

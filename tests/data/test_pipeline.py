@@ -17,15 +17,15 @@ from images import write_folder, write_npz
 from runs import metrics, train
 from tiny import EXPERIMENTS, same_trees, update
 
-from cfgjax.cli import run
-from cfgjax.config import check_resumable, load_file
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
+from cfgjax.cli.main import run
 from cfgjax.data.batches import batch_at
 from cfgjax.data.pipeline import Batches
-from cfgjax.data.sources import open_source
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.features import load_features
-from cfgjax.evaluation.reference import of_dataset
-from cfgjax.files import read_npz
+from cfgjax.data.sources.registry import open_source
+from cfgjax.evaluation.features.networks import load_features
+from cfgjax.evaluation.features.reference import of_dataset
+from cfgjax.runs.config import check_resumable, load_file
 from cfgjax.training.run import Run
 
 pytest.importorskip("grain")

@@ -10,7 +10,7 @@ import pytest
 from image_files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, SAMPLES, chunk, packed, png, tiff
 from PIL import Image, ImageCms, features
 
-from cfgjax.data.pixels import decode, reason_of
+from cfgjax.data.images.pixels import decode, reason_of
 
 DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
 KINDS = [

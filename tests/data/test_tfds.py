@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfgjax.cli import run
-from cfgjax.data.sources import open_source
-from cfgjax.data.tfds import Tfds, list_tfds
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.main import run
+from cfgjax.data.sources.registry import open_source
+from cfgjax.data.sources.tfds import Tfds, list_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of TFDS and what it imports

@@ -9,7 +9,7 @@ from cfgjax.diffusion.guidance import Denoiser, branches, cfg, conditional, drop
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import alpha_sigma, diffuse
-from cfgjax.sharding import batch_sharding, make_mesh
+from cfgjax.distributed.sharding import batch_sharding, make_mesh
 
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.6]), [0.5, 0.3, 0.2])
 predict = jax.jit(MIXTURE.predict)

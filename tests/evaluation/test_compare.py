@@ -8,11 +8,12 @@ import shlex
 import pytest
 from PIL import Image
 
-from cfgjax import cli, targets
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.compare import make_run
-from cfgjax.evaluation.compare_figure import figure
-from cfgjax.json_files import content_hash
+from cfgjax.base.errors import UsageError
+from cfgjax.base.json_files import content_hash
+from cfgjax.cli import main as cli
+from cfgjax.evaluation.report import targets
+from cfgjax.evaluation.report.compare import make_run
+from cfgjax.evaluation.report.compare_figure import figure
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
 REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}

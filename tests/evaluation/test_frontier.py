@@ -13,16 +13,16 @@ import pytest
 from tiny import mixture_config
 
 import cfgjax
-from cfgjax.commands.evaluate import evaluate
-from cfgjax.data.sources import open_source
-from cfgjax.errors import UsageError
-from cfgjax.evaluation import report
-from cfgjax.evaluation.features import exact
-from cfgjax.evaluation.frontier import Frontier, Grid, Stopped, find_reference, make_settings
-from cfgjax.model import Model
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.evaluate import evaluate
+from cfgjax.data.sources.registry import open_source
+from cfgjax.evaluation.features.networks import exact
+from cfgjax.evaluation.frontier.frontier import Frontier, Grid, Stopped, find_reference, make_settings
+from cfgjax.evaluation.report import files as report
+from cfgjax.models.model import Model
+from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
 from cfgjax.training.run import Run
-from cfgjax.workdir import Claim
 
 OVERRIDES = {
     "diffusion.logsnr_min": -4.0,

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from tiny import digits_config, mixture_config
 
-from cfgjax.data.sources import toy_mixture
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.generate import LABELS, SampleStore, Setting, draw_samples
-from cfgjax.evaluation.hashed import write_arrays
-from cfgjax.files import writing
-from cfgjax.model import Model
-from cfgjax.network import check_network, make_network
-from cfgjax.sharding import make_mesh, place_global
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import writing
+from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.distributed.sharding import make_mesh, place_global
+from cfgjax.evaluation.features.hashed import write_arrays
+from cfgjax.evaluation.frontier.generate import LABELS, SampleStore, Setting, draw_samples
+from cfgjax.models.model import Model
+from cfgjax.models.network import check_network, make_network
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)

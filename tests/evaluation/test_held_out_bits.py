@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny import digits_config, mixture_config
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Stored
-from cfgjax.errors import UsageError
+from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
-from cfgjax.model import Model
-from cfgjax.sharding import make_mesh
+from cfgjax.models.model import Model
 
 SHAPE = (4, 4, 1)
 RNG = np.random.default_rng(0)

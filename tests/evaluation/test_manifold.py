@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.evaluation import manifold
-from cfgjax.evaluation.manifold import knn_entropy, neighbour_radii, precision_recall
+from cfgjax.base.errors import UsageError
+from cfgjax.evaluation.metrics import manifold
+from cfgjax.evaluation.metrics.manifold import knn_entropy, neighbour_radii, precision_recall
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "metrics.json").read_text())
 

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.features import FeatureNetwork
-from cfgjax.evaluation.manifold import knn_entropy, precision_recall
-from cfgjax.evaluation.metrics import frechet_distance, inception_score, kernel_distance
-from cfgjax.evaluation.reference import make_reference
-from cfgjax.evaluation.sums import FeatureMoments
+from cfgjax.base.errors import UsageError
+from cfgjax.evaluation.features.networks import FeatureNetwork
+from cfgjax.evaluation.features.reference import make_reference
+from cfgjax.evaluation.metrics.manifold import knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.scores import frechet_distance, inception_score, kernel_distance
+from cfgjax.evaluation.metrics.sums import FeatureMoments
 
-module = importlib.import_module("cfgjax.evaluation.measure")  # whose name the package's function has too
+module = importlib.import_module("cfgjax.evaluation.frontier.measure")  # whose name the package's function has too
 RNG = np.random.default_rng(0)
 SIZES = {"features": 6, "logits": 5, "spatial": 3}
 WEIGHTS = {name: RNG.integers(-9, 10, (16, size)).astype(np.float32) for name, size in SIZES.items()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.evaluation.metrics import (
+from cfgjax.base.errors import UsageError
+from cfgjax.evaluation.metrics.scores import (
     Moments,
     SplitScores,
     frechet_distance,

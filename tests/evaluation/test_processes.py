@@ -12,8 +12,8 @@ import pytest
 from test_frontier import GRID, Ran, assert_close, trained
 
 import cfgjax
-from cfgjax import processes
-from cfgjax.evaluation.features import exact
+from cfgjax.distributed import collectives as processes
+from cfgjax.evaluation.features.networks import exact
 
 HERE = Path(__file__).parent
 SCRIPT = """

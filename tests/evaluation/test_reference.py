@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset, Stored
-from cfgjax.errors import UsageError
-from cfgjax.evaluation import reference as module
-from cfgjax.evaluation import sums
-from cfgjax.evaluation.features import FeatureNetwork
-from cfgjax.evaluation.frontier import find_reference
-from cfgjax.evaluation.metrics import kernel_distance
-from cfgjax.evaluation.reference import load_reference, make_reference, of_dataset
+from cfgjax.evaluation.features import reference as module
+from cfgjax.evaluation.features.networks import FeatureNetwork
+from cfgjax.evaluation.features.reference import load_reference, make_reference, of_dataset
+from cfgjax.evaluation.frontier.frontier import find_reference
+from cfgjax.evaluation.metrics import sums
+from cfgjax.evaluation.metrics.scores import kernel_distance
 
 SHAPE = (4, 4, 1)
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import pytest
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.samplers import ancestral, initial_noise
 from cfgjax.diffusion.schedules import logsnr_grid
-from cfgjax.evaluation.manifold import knn_entropy
-from cfgjax.evaluation.tilted import tilted_frontier
+from cfgjax.evaluation.features.tilted import tilted_frontier
+from cfgjax.evaluation.metrics.manifold import knn_entropy
 
 NUM = 4000
 MEANS = np.array([[0.0, 1.0], [0.866, -0.5], [-0.866, -0.5]], np.float32)
@@ -48,5 +48,5 @@ def test_the_exact_sampler_comes_to_it_without_guidance():
 
 def test_the_grid_is_fine_enough(monkeypatch):
     coarse = tilted_frontier(TRIANGLE, [1.0])[0]
-    monkeypatch.setattr("cfgjax.evaluation.tilted.POINTS_PER_AXIS", 701)
+    monkeypatch.setattr("cfgjax.evaluation.features.tilted.POINTS_PER_AXIS", 701)
     assert tilted_frontier(TRIANGLE, [1.0])[0] == pytest.approx(coarse, abs=1e-5)

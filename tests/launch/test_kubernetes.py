@@ -7,7 +7,7 @@ import yaml
 from command import ROOT
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet as JobSet
 
-from cfgjax import cli
+from cfgjax.cli import main as cli
 
 TRAIN = "train --config=experiments/digits.py --workdir=/runs/p_uncond=0.1 --config.data.split=train"
 DEVICES = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from command import ROOT
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
-from cfgjax.launch import LAUNCHERS
-from cfgjax.launch.job import dns_name, seconds_of
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.jobs.launch import LAUNCHERS
+from cfgjax.jobs.launch.job import dns_name, seconds_of
 
 TRAIN = "train --config=experiments/digits.py --workdir=runs/digits"
 NEEDED = {

@@ -10,8 +10,8 @@ import pytest
 from command import ROOT, lives, wait_until
 from tiny import EXPERIMENTS
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 
 CHILD = """#!/usr/bin/env bash
 # in place of the interpreter; $CHILD_<i> is what process i does
@@ -92,6 +92,23 @@ def test_processes_end_with_a_launcher_that_is_killed(start, tmp_path, does):
     wait_until(lambda: not any(lives(int(file.read_text())) for file in files), 60)
     saved = sorted(path.name for path in tmp_path.glob("saved_*"))
     assert saved == (["saved_0", "saved_1"] if "saved" in does else [])
+
+
+def test_a_process_does_not_begin_if_its_launcher_is_killed_before_it_is_registered(tmp_path):
+    dies = f"""
+import os, signal
+from types import SimpleNamespace
+from cfgjax.jobs.launch import children
+
+def began(pid):
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+children.start(["touch", {str(tmp_path / "begun")!r}], SimpleNamespace(began=began))
+"""
+    told = subprocess.run([sys.executable, "-c", dies], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    wait_until(lambda: not lives(int(told)))
+    assert not (tmp_path / "begun").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

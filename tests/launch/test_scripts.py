@@ -14,8 +14,8 @@ import pytest
 import yaml
 from command import ROOT
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
 
 HOSTILE = [
     *["$(touch pwned)", "`touch pwned`", "; touch pwned", "& touch pwned &", "| touch pwned", "> pwned", "(touch x"],

@@ -7,9 +7,9 @@ import time
 import pytest
 from command import ROOT
 
-from cfgjax import cli
-from cfgjax.errors import UsageError
-from cfgjax.launch.tpu_vm import start_text
+from cfgjax.base.errors import UsageError
+from cfgjax.cli import main as cli
+from cfgjax.jobs.launch.tpu_vm import start_text
 
 TRAIN = "train --config=experiments/digits.py --workdir=runs/p_uncond"
 WHERE = "--zone=us-west4-a --project=p"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.nets.conv import SMALL, THIN, conv, conv_cpu, conv_general, unfiltered
+from cfgjax.nets.ops.conv import SMALL, THIN, conv, conv_cpu, conv_general, unfiltered
 
 SHAPES = [((3, 5, 7, 2), 4), ((2, 1, 4, 3), 3)]  # x, and the number of output channels
 TILED = [((2, SMALL, SMALL + 2, THIN), THIN + 3), ((2, SMALL, SMALL, THIN), 3), ((2, SMALL, SMALL, 3), THIN)]

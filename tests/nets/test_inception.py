@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.base.weights import read_state_dict
 from cfgjax.nets import inception
-from cfgjax.weights import read_state_dict
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 KEYS = {key: tuple(shape) for key, shape in json.loads((GOLDENS / "inception_keys.json").read_text())}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.nets.norm import group_norm
+from cfgjax.nets.ops.group_norm import group_norm
 
 SHAPES = [((3, 5, 7, 8), 4), ((2, 1, 3, 6), 6), ((4, 6, 4), 2)]  # x, and the number of groups
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.nets import winograd
-from cfgjax.nets.conv import conv
+from cfgjax.nets.ops import winograd
+from cfgjax.nets.ops.conv import conv
 
 SHAPES = [((2, 4, 6, 3), 5), ((1, 2, 2, 1), 1), ((3, 8, 8, 4), 4)]  # x, and the number of output channels
 

@@ -6,14 +6,14 @@ import pytest
 from jax.sharding import AbstractMesh
 from tiny import EXPERIMENTS, digits_config, mixture_config
 
-from cfgjax.config import load_file
-from cfgjax.errors import UsageError
-from cfgjax.preflight import memory
-from cfgjax.preflight.advice import passes_needed, replicated_parameters, warnings
-from cfgjax.preflight.figures import batch_figures, figures, fitting, flops_per_image, memory_figures
-from cfgjax.preflight.residuals import residuals
-from cfgjax.preflight.sizes import bytes_text, parse_bytes
-from cfgjax.sharding import AXES
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import AXES
+from cfgjax.jobs.preflight import memory
+from cfgjax.jobs.preflight.advice import passes_needed, replicated_parameters, warnings
+from cfgjax.jobs.preflight.figures import batch_figures, figures, fitting, flops_per_image, memory_figures
+from cfgjax.jobs.preflight.residuals import residuals
+from cfgjax.jobs.preflight.sizes import bytes_text, parse_bytes
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
 
@@ -137,10 +137,10 @@ def test_accumulating_in_as_many_parts_as_are_asked_for_fits():
 
 def test_a_steps_flops_are_three_forward_passes_also_where_gradients_accumulate():
     config = digits_config(**{"mesh.data": 1})
-    count = flops_per_image(config, Program(config, jax.devices()[:1]))
+    count = flops_per_image(config)
     assert 2.9 < count["step"] / count["forward"] < 3.1
     config = digits_config(**{"mesh.data": 1, "train.accumulate_steps": 4})
-    assert flops_per_image(config, Program(config, jax.devices()[:1])) == count
+    assert flops_per_image(config) == count
 
 
 def test_parameters_that_fsdp_does_not_divide_are_named_with_their_bytes():

@@ -5,9 +5,9 @@ import json
 import pytest
 from command import run
 
-from cfgjax.commands.preflight import preflight
-from cfgjax.config import SECTIONS
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
+from cfgjax.cli.preflight import preflight
+from cfgjax.runs.config import SECTIONS
 
 MIXTURE = (
     "preflight --config=experiments/mixture.py --config.model.width=256 --config.train.batch_size=64 "

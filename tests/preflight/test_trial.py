@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from tiny import digits_config, mixture_config
 
-from cfgjax.errors import UsageError
-from cfgjax.preflight import trial as module
-from cfgjax.preflight.trial import fingerprint, fitted, random_batches, trial, trial_config, trial_report, with_batches
-from cfgjax.sharding import make_mesh, parameter_sharding
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import make_mesh, parameter_sharding
+from cfgjax.jobs.preflight import trial as module
+from cfgjax.jobs.preflight.trial import (
+    fingerprint,
+    fitted,
+    random_batches,
+    trial,
+    trial_config,
+    trial_report,
+    with_batches,
+)
 
 
 def test_a_step_is_taken_saved_and_restored_bit_for_bit(tmp_path):

@@ -8,11 +8,11 @@ from runs import metrics, train
 from tiny import digits_config, mixture_config, same_trees, update
 
 import cfgjax
-from cfgjax.classifier import load_classifier
-from cfgjax.errors import UsageError
-from cfgjax.training.checkpoint import load_params
+from cfgjax.base.errors import UsageError
+from cfgjax.models.guide import load_classifier
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.workdir import read_config
 from cfgjax.training.loop import Run
-from cfgjax.workdir import read_config
 
 DISCRETE = dict(betas="cosine", num_timesteps=100)
 

@@ -7,12 +7,12 @@ import pytest
 from command import wait_until
 from tiny import same_trees
 
-from cfgjax.errors import UsageError
-from cfgjax.sharding import make_mesh
-from cfgjax.training.checkpoint import Cadence, Checkpoints, restore_params
-from cfgjax.training.manifest import whole_steps
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import make_mesh
+from cfgjax.runs.checkpoint import Cadence, Checkpoints, restore_params
+from cfgjax.runs.manifest import whole_steps
+from cfgjax.runs.writes import SaveError
 from cfgjax.training.state import TrainState, abstract_state, create_state
-from cfgjax.training.writes import SaveError
 
 
 def state_at(step):

@@ -9,10 +9,10 @@ from runs import metrics, train
 from tiny import EXPERIMENTS, digits_config, mixture_config, update
 
 import cfgjax
-from cfgjax.config import load_file
-from cfgjax.errors import UsageError
-from cfgjax.evaluation import features
-from cfgjax.evaluation.features import load_classifier, load_features
+from cfgjax.base.errors import UsageError
+from cfgjax.evaluation.features import networks as features
+from cfgjax.evaluation.features.networks import load_classifier, load_features
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Run
 
 
@@ -205,7 +205,7 @@ def test_a_stopped_run_has_the_same_measures_as_straight_through(mixture_run, tm
 
 
 def test_what_is_measured_while_training_is_what_the_command_finds(mixture_run, tmp_path):
-    from cfgjax.commands.evaluate import evaluate
+    from cfgjax.cli.evaluate import evaluate
 
     flags = ["--guidance=0,1.5", "--num_samples=50", "--num_steps=3", "--batch_size=32"]
     assert evaluate(["evaluate", f"--workdir={mixture_run}", f"--out={tmp_path}", *flags]) == 0

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import digits_config, mixture_config, update
 
-from cfgjax.config import load_file
-from cfgjax.evaluation.generate import Setting, draw_samples
-from cfgjax.model import Model
-from cfgjax.network import is_classifier
+from cfgjax.evaluation.frontier.generate import Setting, draw_samples
+from cfgjax.models.model import Model
+from cfgjax.runs.config import load_file
+from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
 from cfgjax.training.state import create_state
 

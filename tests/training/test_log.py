@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from cfgjax.errors import UsageError
-from cfgjax.progress import clock
+from cfgjax.base.errors import UsageError
+from cfgjax.base.progress import clock
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.loop import Diverged, check_finite

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import eps_from_x
-from cfgjax.diffusion_config import Diffusion
-from cfgjax.errors import UsageError
+from cfgjax.models.diffusion_config import Diffusion
 from cfgjax.training.log import LAST, summarise
 from cfgjax.training.objective import denoising, noisy_classification
 

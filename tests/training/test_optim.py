@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from cfgjax.errors import UsageError
+from cfgjax.base.errors import UsageError
 from cfgjax.training import ema
 from cfgjax.training.optim import learning_rate_schedule, make_optimizer
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 from tiny import digits_config, mixture_config, same_trees
 
-from cfgjax.sharding import make_mesh, parameter_sharding, place_batch
+from cfgjax.distributed.sharding import make_mesh, parameter_sharding, place_batch
 from cfgjax.training.log import summarise
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state

@@ -1,0 +1,225 @@
+"""The first hour on an accelerator: its ceilings, whether it computes what a CPU does, its training and its sampling.
+
+python benchmarks/accelerator.py --json=accelerator.json
+python benchmarks/accelerator.py --only=step --only=kernels --variants=plain,fused_attention --batch_size=64
+
+A table for each part; every row is measured in a process of its own. On a CPU it is a rehearsal: --configs=tiny.
+"""
+
+import dataclasses
+import gzip
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import harness
+import sampling
+import train_step
+from absl import flags
+
+from cfgjax.base.errors import choose
+
+# name: what differs from the configuration
+VARIANTS = {
+    "plain": {},
+    "fused_attention": {"model.fused_attention": True},
+    "remat_convolutions": {"model.remat": "convolutions"},
+    "remat_blocks": {"model.remat": "blocks"},
+}
+PARTS = ["ceilings", "agreement", "step", "kernels", "sampling"]
+TRACED_STEPS = 3
+KERNELS = 12  # rows of the kernels that take longest
+
+
+def ceilings(given):
+    """Rates that no program exceeds: products of square matrices, and copies, bytes read and written."""
+    import jax
+    import jax.numpy as jnp
+
+    n = given.ceiling_size
+    rows = []
+    for dtype in ("bfloat16", "float32"):
+        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
+        chain = jax.jit(lambda a: jax.lax.fori_loop(0, 10, lambda _, x: (a @ x) / n**0.5, a))
+        seconds = harness.time_repeats(lambda: chain(a), given.repeats)  # noqa: B023
+        rows.append({"what": f"{n}³ product, {dtype}", "rate": 20 * n**3 / statistics.median(seconds) / 1e12})
+        rows[-1]["unit"] = "TFLOP/s"
+    x = jnp.ones(n * n * 8, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    seconds = harness.time_repeats(lambda: copy(x), given.repeats)
+    rows.append({"what": f"copy of {x.nbytes / 1e9:.2g} GB", "unit": "GB/s"})
+    rows[-1]["rate"] = 2 * x.nbytes / statistics.median(seconds) / 1e9
+    return rows
+
+
+CEILING_COLUMNS = {
+    f"{'ceiling':>30}": lambda f: f["what"],
+    "rate": lambda f: f"{f['rate']:,.0f}",
+    "unit": lambda f: f["unit"],
+}
+
+
+def agreement(given):
+    """The largest differences, relative to the largest value, between a network's ε here and on this machine's CPU."""
+    import jax
+    import numpy as np
+
+    import cfgjax.models.network as networks
+    from cfgjax.models.diffusion_config import diffusion_of
+
+    config = harness.load_config(given.configs[0], batch_size=4, dtype="float32")
+    shape, levels = tuple(config.data.image_shape), diffusion_of(config).levels
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(4, *shape)), np.linspace(-5, 5, 4), np.arange(4)]
+    inputs = [array.astype(kind) for array, kind in zip(inputs, ("f4", "f4", "i4"), strict=True)]
+    params = networks.init_params(networks.make_network(config), jax.random.key(0), shape)
+    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
+    params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)  # last layers start at 0
+    cpu = jax.devices("cpu")[0]
+
+    def eps(device, dtype="float32", precision=None, fused=False):
+        config.model.dtype = dtype
+        if "fused_attention" in config.model:
+            config.model.fused_attention = fused
+        network = networks.make_network(config)
+        with jax.default_device(device), jax.default_matmul_precision(precision):
+            placed = jax.device_put((params, inputs), device)
+            run = jax.jit(lambda params, inputs: networks.bind(network, params, levels=levels)(*inputs))
+            return np.asarray(run(*placed), np.float64)
+
+    exact, here = eps(cpu, precision="highest"), jax.devices()[0]
+    cases = {
+        "float32, highest precision": dict(precision="highest"),
+        "float32, default precision": {},
+        "bfloat16": dict(dtype="bfloat16"),
+        "bfloat16, fused attention": dict(dtype="bfloat16", fused=True),
+    }
+    rows = []
+    for name, options in cases.items():
+        found = eps(here, **options)
+        difference = np.abs(found - exact)
+        rows.append({"config": given.configs[0], "case": name, "largest": difference.max() / np.abs(exact).max()})
+        rows[-1]["mean"] = difference.mean() / np.abs(exact).mean()
+    return rows
+
+
+AGREEMENT_COLUMNS = {
+    "configuration": lambda f: f["config"],
+    f"{'arithmetic':>28}": lambda f: f["case"],
+    "largest difference": lambda f: f"{f['largest']:.1e}",
+    "mean difference": lambda f: f"{f['mean']:.1e}",
+}
+
+
+def varied(config, given):
+    """{"variant": its name}; changes config to it."""
+    config.update_from_flattened_dict(VARIANTS[given.variants[0]])
+    return {"variant": given.variants[0]}
+
+
+def step(config, given):
+    """Figures of the training step, as train_step.py measures them."""
+    return varied(config, given) | train_step.measure(config, given)
+
+
+def kernels(given):
+    """Where a training step's time goes on the device: milliseconds per step of each kind of kernel."""
+    import jax
+
+    config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
+    about = {"config": given.configs[0], "batch_size": config.train.batch_size} | varied(config, given)
+    run, state, batches = train_step.open_step(config, 1)
+    dispatch, about["compile_seconds"] = harness.compile_timed(run.dispatch, state, batches, run.step_key)
+    for _ in range(3):
+        state, metrics = dispatch(state, batches, run.step_key)
+    jax.block_until_ready(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            start = time.perf_counter()
+            for _ in range(TRACED_STEPS):
+                state, metrics = dispatch(state, batches, run.step_key)
+            jax.block_until_ready((state, metrics))
+            wall = (time.perf_counter() - start) / TRACED_STEPS
+        [path] = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    spent, count = by_kernel(events)
+    rows = [
+        about | {"kernel": name, "ms": ms / TRACED_STEPS, "count": count[name] / TRACED_STEPS} for name, ms in spent
+    ]
+    total = {"kernel": "all of them", "ms": sum(row["ms"] for row in rows), "count": sum(row["count"] for row in rows)}
+    return [about | {"kernel": "the step", "ms": 1000 * wall, "count": 1}, about | total, *rows[:KERNELS]]
+
+
+def by_kernel(events):
+    """([(kind of kernel, its milliseconds), …] the longest first, {kind: launches}) of a trace's events."""
+    devices = {e["pid"] for e in events if e.get("name") == "process_name" and "/device:" in e["args"]["name"]}
+    threads = {
+        (e["pid"], e["tid"])
+        for e in events
+        if e.get("name") == "thread_name" and e["pid"] in devices and "Stream" in e["args"]["name"]
+    }
+    spent, count = Counter(), Counter()
+    for event in events:
+        if event.get("ph") == "X" and (event["pid"], event["tid"]) in threads:
+            kind = re.sub(r"[._]?\d+", "", event["name"])[:60]
+            spent[kind] += event["dur"] / 1000
+            count[kind] += 1
+    return spent.most_common(), count
+
+
+KERNEL_COLUMNS = {
+    "configuration": lambda f: f["config"],
+    f"{'variant':>18}": lambda f: f["variant"],
+    f"{'kernel':>60}": lambda f: f["kernel"],
+    "ms/step": lambda f: f"{f['ms']:.2f}",
+    "launches": lambda f: f"{f['count']:.0f}",
+    "compile s": lambda f: f"{f['compile_seconds']:.0f}",
+}
+
+
+def cases(axes):
+    """The cases of every configuration and combination of the values of other list flags."""
+    return lambda given: harness.product(given, "configs", *axes)
+
+
+def part(name, table):
+    """The table with no cases where --only leaves it out. Unknown variants are an error before anything is measured."""
+
+    def chosen(given):
+        for variant in given.variants:
+            choose("variant", variant, VARIANTS)
+        return table.cases(given) if name in given.only else []
+
+    return dataclasses.replace(table, cases=chosen)
+
+
+def main(argv):
+    """The exit code of `accelerator.py FLAGS`."""
+    given = flags.FlagValues()
+    flags.DEFINE_multi_enum("only", PARTS, PARTS, "A part to run; repeatable. All by default.", flag_values=given)
+    flags.DEFINE_list("variants", ["plain"], f"Of the step, of {', '.join(VARIANTS)}.", flag_values=given)
+    flags.DEFINE_list("samplers", ["ancestral"], "Samplers to measure.", flag_values=given)
+    flags.DEFINE_integer("ceiling_size", 8192, "Rows of the matrices of the ceilings.", flag_values=given)
+    flags.DEFINE_integer("num_steps", 16, "Network calls T of a sampler.", flag_values=given, lower_bound=2)
+    flags.DEFINE_integer("steps_per_repeat", None, "As of train_step.py.", flag_values=given, lower_bound=1)
+    flags.DEFINE_integer("steps_per_dispatch", None, "As of train_step.py.", flag_values=given, lower_bound=1)
+    variant = {f"{'variant':>18}": lambda f: f["variant"]}
+    columns = {"configuration": train_step.COLUMNS["configuration"]} | variant | train_step.COLUMNS
+    tables = {
+        "ceilings": harness.Table(lambda given: [[]], ceilings, CEILING_COLUMNS),
+        "agreement": harness.Table(cases([]), agreement, AGREEMENT_COLUMNS),
+        "step": harness.per_config(("variants",), columns, step),
+        "kernels": harness.Table(cases(["variants"]), kernels, KERNEL_COLUMNS),
+        "sampling": harness.per_config(("samplers",), sampling.COLUMNS, sampling.measure),
+    }
+    tables = {name: part(name, table) for name, table in tables.items()}
+    return harness.main(argv, __doc__, given, tables, configs=["imagenet64"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

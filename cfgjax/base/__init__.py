@@ -1,0 +1,1 @@
+"""What everything else rests on: errors, files, exit codes, progress, compilation."""

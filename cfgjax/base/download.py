@@ -1,0 +1,96 @@
+"""The weights of the Inception network: where they are, and how they get there."""
+
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import sha256, writing
+from cfgjax.base.paths import check_path
+
+log = logging.getLogger("cfgjax")
+
+INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_NAME}"
+INCEPTION_SHA256 = "6726825d"  # its first digits
+TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 1 << 20
+
+
+def default_inception_path():
+    """$CFGJAX_INCEPTION, or the file in the user's cache directory."""
+    if path := os.environ.get("CFGJAX_INCEPTION"):
+        return Path(path).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfgjax" / INCEPTION_NAME
+
+
+def find_inception(path=None):
+    """Returns path, or the default one, if the file exists. Raises UsageError with advice if not.
+
+    A file in the cache, which `inception` downloaded, must still have its hash.
+    """
+    check_path("path", path)
+    found = Path(path).expanduser() if path else default_inception_path()
+    if not found.is_file():
+        raise UsageError(
+            f"no Inception weights at {found}: run `cfgjax download inception`, or name the file by "
+            "--inception=PATH or CFGJAX_INCEPTION"
+        )
+    if not path and not os.environ.get("CFGJAX_INCEPTION"):
+        check_hash(found, found, "remove it and run `cfgjax download inception`")
+    return found
+
+
+def inception(out=None, url=INCEPTION_URL):
+    """The path, out or the default one, of the Inception weights, downloaded unless they are there.
+
+    The file is whole and its hash right, or nothing is written. Raises UsageError for a file with another hash, and
+    OSError for what the network or the disk refuse.
+    """
+    check_path("out", out)
+    path = Path(out).expanduser() if out else default_inception_path()
+    if path.exists():
+        check_hash(path, path, "remove it or name another place with --out")
+        log.info("%s is there already", path)
+        return path
+    by_hand = f"fetch it by other means and put it at {path}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path) as temporary:
+            fetch(url, temporary)
+            check_hash(temporary, url, by_hand)
+    except UsageError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: from a proxy or a redirection
+        reason = str(e).removeprefix("<urlopen error ").removesuffix(">") or type(e).__name__
+        raise OSError(f"cannot download {url}: {reason}; {by_hand}") from e
+    return path
+
+
+def check_hash(path, origin, advice):
+    """Raises UsageError unless the file at path, which came from origin, is the network's."""
+    if not path.is_file():
+        raise UsageError(f"{origin} is not a file; {advice}")
+    if not (digest := sha256(path)).startswith(INCEPTION_SHA256):
+        begins = digest[: len(INCEPTION_SHA256)]
+        raise UsageError(
+            f"{origin} is not the Inception network: its SHA-256 begins with {begins}, not {INCEPTION_SHA256}; {advice}"
+        )
+
+
+def fetch(url, path):
+    """Writes what is at url to path. Raises OSError where the connection ends early."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
+        length = response.headers["Content-Length"] or ""
+        total = int(length) if length.isascii() and length.isdecimal() else None  # otherwise unknown; the hash decides
+        with tqdm(total=total, unit="B", unit_scale=True, desc="Inception", disable=None) as progress:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                progress.update(len(chunk))
+        if total is not None and file.tell() != total:
+            raise OSError(f"the connection ended after {file.tell()} of {total} bytes")

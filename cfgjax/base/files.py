@@ -1,0 +1,261 @@
+"""Atomic writes of files and folders, hashes, and arrays read from files without unpickling."""
+
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import secrets
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from cfgjax.base.errors import UsageError, one_line
+
+MAGIC = np.lib.format.MAGIC_PREFIX
+LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
+ENCRYPTED = 1  # bit of a zip entry's flags
+MAX_RATIO = 1032  # largest compression ratio of deflate
+BOMB_BYTES, BOMB_RATIO = 2**28, 200
+CHUNK = 2**22
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
+
+
+def sha256(path):
+    """The hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def temporary_beside(path):
+    """A path that no other process or call takes, on the file system of path and with its ending."""
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Adds path to the error of a full disk, which the operating system raises without a name."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in DISK_FULL and e.filename is None:
+            e.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path):
+    """A temporary path beside path, with its ending, that takes its place when the block ends.
+
+    If the block raises, path is as it was and the temporary file is gone.
+    """
+    path = Path(path)
+    temporary = temporary_beside(path)
+    try:
+        with naming(path):
+            yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_folder(path):
+    """A temporary folder beside path, which is new or empty, that takes its place when the block ends.
+
+    If the block raises, it is gone.
+    """
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    temporary.mkdir()
+    try:
+        with naming(path):
+            yield temporary
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path, what):
+    """Raises UsageError unless the folder exists or can be made, and can be written to. Creates nothing.
+
+    what: the folder in words, with the flag that named it.
+    """
+    path = Path(path).absolute()
+    for folder in (path, *path.parents):
+        try:
+            mode = os.stat(folder).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise UsageError(f"{what} cannot be made: {e.strerror}") from e
+        if not stat.S_ISDIR(mode):
+            raise UsageError(f"{what} cannot be made: {folder} is not a directory")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{what} cannot be written: no permission to write in {folder}")
+        missing = [len(os.fsencode(part)) for part in path.relative_to(folder).parts]
+        if max(missing, default=0) > os.pathconf(folder, "PC_NAME_MAX"):
+            raise UsageError(f"{what} cannot be made: File name too long")
+        return
+
+
+def read_npz(path):
+    """{name: array} of an .npz file. Pickled objects are never loaded.
+
+    Raises UsageError if it cannot be read, holds anything but arrays, or declares more than it holds or than fits into
+    memory; nothing is allocated then.
+    """
+    with reading(path) as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            raise ValueError("it is one array, not an .npz")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            check_entries(archive)
+            if other := [entry.filename for entry in entries if not entry.filename.endswith(".npy")]:
+                raise ValueError(f"its {other[0]} is not an array")
+            return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
+
+
+def read_npy(path):
+    """The array of an .npy file, checked as `read_npz` does."""
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        check_memory(size)
+        return _read_array(file, size)
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name."""
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            yield file
+    except UsageError:
+        raise
+    except OSError as e:
+        raise UsageError(f"cannot read {path}: {e.strerror or e}") from e
+    except MemoryError as e:
+        raise UsageError(f"cannot read {path}: it needs more memory than there is") from e
+    except Exception as e:  # a damaged archive or header may raise anything
+        raise UsageError(f"cannot read {path}: {one_line(e, 300)}") from e
+
+
+def check_regular(path):
+    """Raises ValueError for a fifo, a device or a socket, whose opening or reading may never end."""
+    if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is not a regular file")
+
+
+def check_entries(archive):
+    """Raises ValueError if entries of an open zip archive overlap, declare impossible sizes or do not fit into memory.
+
+    zipfile reads no more of an entry than the size that it declares.
+    """
+    entries, end = sorted(archive.infolist(), key=lambda entry: entry.header_offset), archive.start_dir
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise ValueError("it has several entries with the same name")
+    starts = [entry.header_offset for entry in entries] + [end]
+    for entry, following in zip(entries, starts[1:], strict=True):
+        name, held, declared = entry.filename, entry.compress_size, entry.file_size
+        if entry.header_offset + LOCAL_HEADER_BYTES + len(entry.orig_filename) + held > following:
+            raise ValueError(f"its entry {name!r} overlaps with the next one")
+        if entry.flag_bits & ENCRYPTED:
+            raise ValueError(f"its entry {name!r} is encrypted")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"its entry {name!r} is compressed by a method other than deflate")
+        if entry.compress_type == zipfile.ZIP_STORED and held != declared:
+            raise ValueError(f"its entry {name!r} declares {declared:,} bytes and holds {held:,}")
+        if declared > MAX_RATIO * (held + 1):
+            raise ValueError(f"its entry {name!r} declares {declared:,} bytes, more than its {held:,} can hold")
+        if declared > BOMB_BYTES and declared > BOMB_RATIO * held:
+            raise ValueError(f"its entry {name!r} unpacks {held:,} bytes to {declared:,}, an implausible ratio")
+    check_memory(sum(entry.file_size for entry in entries))
+
+
+def check_memory(needed):
+    """Raises ValueError if `needed` bytes are more than the available memory."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"it needs {needed / 2**30:,.1f} GiB of memory, of which {available / 2**30:,.1f} are available"
+        )
+
+
+def available_memory():
+    """Bytes of available memory, at most the limit of the control group; None if unknown."""
+    known = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        known.append(1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")))
+    for limit in CGROUP_LIMITS:  # not the group's usage, which includes cached files
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            known.append(int(Path(limit).read_text()))
+    return min(known, default=None)
+
+
+def _read_entry(archive, entry):
+    """Returns the array of an .npy in an archive."""
+    try:
+        with archive.open(entry) as file:
+            return _read_array(file, entry.file_size)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{e} (its {entry.filename.removesuffix('.npy')})") from e
+
+
+def _read_array(file, size):
+    """Returns the array in an open .npy file of `size` bytes. Raises ValueError for any other size of its content."""
+    shape, fortran_order, dtype, header_size = _read_header(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    if not dtype.itemsize:
+        raise ValueError(f"its items of dtype {dtype} have no bytes")
+    declared, held = math.prod(shape) * dtype.itemsize, size - header_size
+    if declared != held:
+        raise ValueError(f"shape {shape} and dtype {dtype} declare {declared:,} bytes; the file has {held:,}")
+    content = np.empty(declared, np.uint8)
+    view, done = content.data, 0
+    while done < declared:
+        if not (count := file.readinto(view[done : done + CHUNK])):
+            raise EOFError(f"it ends after {done:,} of {declared:,} bytes")
+        done += count
+    file.read(1)  # so that zipfile checks the CRC of an empty array too
+    array = content.view(dtype)
+    if dtype.kind == "U" and (content.view(f"{dtype.byteorder}u4") > sys.maxunicode).any():
+        raise ValueError("its text has characters that Unicode does not have")
+    return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
+
+
+def _read_header(file):
+    """Returns (shape, whether in Fortran order, dtype, bytes read) of an open .npy file."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"it is .npy of version {version[0]}.{version[1]}, which cannot be read")
+    counted = _Counted(file)
+    try:
+        shape, fortran_order, dtype = readers[version](counted)
+    except (RecursionError, MemoryError, SyntaxError, TypeError) as e:
+        raise ValueError(f"its header is damaged ({type(e).__name__})") from e
+    if any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError(f"its shape is {shape}")
+    return shape, fortran_order, dtype, np.lib.format.MAGIC_LEN + counted.count
+
+
+class _Counted:
+    """A file that counts the bytes read from it."""
+
+    def __init__(self, file):
+        self.file, self.count = file, 0
+
+    def read(self, size=-1, /):
+        data = self.file.read(size)
+        self.count += len(data)
+        return data

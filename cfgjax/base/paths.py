@@ -1,0 +1,46 @@
+"""Checks of paths. An empty path, from an unset shell variable for example, would mean the current folder."""
+
+import os
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+
+
+class PathParser(flags.ArgumentParser):
+    """The parser of a path flag."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument):
+        """Returns the path unchanged. Raises ValueError with the reason if it cannot be a path."""
+        if reason := wrong_path(argument):
+            raise ValueError(reason)
+        if argument.startswith("--"):  # from `--workdir $UNSET --out=x`
+            raise ValueError("the path is missing: a flag follows (write ./--name for a file of that name)")
+        return argument
+
+    def flag_type(self):
+        """Returns the name of the type for the help."""
+        return "path"
+
+
+def define_path(name, default, description, *, flag_values):
+    """Adds a flag for a path. Every path flag of every command is defined by this function."""
+    flags.DEFINE(PathParser(), name, default, description, flag_values, flags.ArgumentSerializer())
+
+
+def check_path(name, path):
+    """Raises UsageError with the argument's name if path cannot be a path. None is not checked."""
+    if path is not None and (reason := wrong_path(path)):
+        raise UsageError(f"{name}={os.fspath(path)!r}: {reason}")
+
+
+def wrong_path(path):
+    """Returns the reason why a str or os.PathLike cannot be a path, or None."""
+    text = os.fspath(path)
+    if not text.strip():
+        return "the path is empty; name a file or folder (. is the current folder)"
+    if "\0" in text:
+        return "the path contains a NUL character, which no file name can have"
+    return None

@@ -1,0 +1,174 @@
+"""Reads PyTorch's files of tensors, without PyTorch and without running code in a pickle."""
+
+import collections
+import io
+import math
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from cfgjax.base.errors import UsageError
+
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+MAX_EXPANDED = 2**24  # elements of a tensor that repeats elements of its storage
+
+# torch's storage classes → dtypes of their little-endian elements
+STORAGES = {
+    "DoubleStorage": np.dtype("<f8"),
+    "FloatStorage": np.dtype("<f4"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+
+
+def read_zip(path, archive, pickled):
+    """Returns (unpickled object, function from storages to {key: bytes}) of a file of torch 1.6 and later."""
+    folder, size = pickled.removesuffix("data.pkl"), os.fstat(archive.fp.fileno()).st_size
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise UsageError(f"{path} is compressed, which PyTorch's files never are; refused")
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        raise UsageError(f"{path} is damaged: its parts declare more than its {size:,} bytes")
+    if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        raise UsageError(f"{path} holds big-endian numbers, which are not read")
+    unpickler = Unpickler(path, io.BytesIO(archive.read(pickled)))
+    value = unpickler.load()
+    for storage in unpickler.storages.values():
+        if (size := archive.getinfo(f"{folder}data/{storage.key}").file_size) != storage.bytes:
+            raise UsageError(f"{path} is damaged: storage {storage.key} has {size} bytes, not {storage.bytes}")
+    return value, lambda keys: {key: archive.read(f"{folder}data/{key}") for key in keys}
+
+
+def read_legacy(path, file):
+    """Returns the same as `read_zip` for a file of torch before 1.6."""
+    magic, protocol, system = (Unpickler(path, file).load() for _ in range(3))
+    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
+        raise UsageError(f"{path} is a pickle, but not one of PyTorch's")
+    if not system.get("little_endian", True):
+        raise UsageError(f"{path} holds big-endian numbers, which are not read")
+    unpickler = Unpickler(path, file)
+    value = unpickler.load()
+    starts = {}
+    for key in Unpickler(path, file).load():
+        storage = unpickler.storages[key]
+        (numel,) = struct.unpack("<q", file.read(8))
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        if numel != storage.numel or storage.bytes > left:
+            raise UsageError(f"{path} is damaged: storage {key} has {left} bytes left of {storage.bytes}")
+        starts[key] = file.tell()
+        file.seek(storage.bytes, os.SEEK_CUR)
+
+    def read(key):
+        file.seek(starts[key])
+        return file.read(unpickler.storages[key].bytes)
+
+    return value, lambda keys: {key: read(key) for key in keys}
+
+
+class Storage(NamedTuple):
+    """A run of numel elements of STORAGES[kind]."""
+
+    kind: str
+    key: str
+    numel: int
+
+    @property
+    def bytes(self):
+        return self.numel * STORAGES[self.kind].itemsize
+
+
+class Tensor(NamedTuple):
+    """A strided view of a storage; offset and strides count elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+class Unpickler(pickle.Unpickler):
+    """Reads a pickle of tensors in containers; calls nothing but OrderedDict and the two functions below.
+
+    storages: {key: Storage} of those that the pickle names. Storage classes come out as their names: a string cannot
+    be called, nor its attributes be set by a pickle.
+    """
+
+    def __init__(self, path, file):
+        super().__init__(file)
+        self.path = path
+        self.storages = {}
+
+    def find_class(self, module, name):
+        # functions made anew for each file, since a pickle can set their attributes
+        known = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: self.tensor(*arguments),
+            ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
+        }
+        if module == "torch" and name in STORAGES:
+            return name
+        if (module, name) not in known:
+            raise UsageError(f"{self.path} holds {module}.{name}, which is not a tensor; refused")
+        return known[module, name]
+
+    def tensor(self, storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+        if not isinstance(storage, Storage) or metadata:
+            raise UsageError(f"{self.path} holds a tensor of an unknown kind; refused")
+        return Tensor(storage, offset, shape, strides)
+
+    def persistent_load(self, pid):
+        word, kind, key, _, numel, *view = pid  # the fourth is the device it was on
+        if word != "storage" or kind not in STORAGES or any(view):
+            raise UsageError(f"{self.path} holds a storage of an unknown kind; refused")
+        if type(key) is not str or type(numel) is not int or numel < 0:
+            raise UsageError(f"{self.path} is damaged: a storage has the key {key!r} and {numel!r} elements")
+        storage = Storage(kind, key, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise UsageError(f"{self.path} is damaged: storage {key} has two sizes or two dtypes")
+        return storage
+
+
+def arrays(path, tensors, read_storages):
+    """Returns {key: array} of a dict of Tensors; read_storages: as `read_zip` returns it."""
+    if not isinstance(tensors, dict):
+        raise UsageError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors")
+    for key, tensor in tensors.items():
+        if type(key) is not str or not isinstance(tensor, Tensor):
+            raise UsageError(f"{path} holds {key!r}, a {type(tensor).__name__}; need tensors by name")
+        if not fits(tensor):
+            raise UsageError(f"{path} is damaged: tensor {key} reaches outside its storage")
+    storages = read_storages({tensor.storage.key for tensor in tensors.values()})
+    return {key: view(tensor, storages[tensor.storage.key]) for key, tensor in tensors.items()}
+
+
+def fits(tensor):
+    """Whether every element of a tensor lies in its storage, and a large tensor is no larger than its storage."""
+    _, offset, shape, strides = tensor
+    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
+        return False
+    if any(type(n) is not int or not 0 <= n <= sys.maxsize for n in (offset, *shape, *strides)):
+        return False
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    return 0 in shape or (last < tensor.storage.numel and math.prod(shape) <= max(tensor.storage.numel, MAX_EXPANDED))
+
+
+def view(tensor, buffer):
+    """The array of a Tensor that fits, on the bytes of its storage."""
+    dtype = STORAGES[tensor.storage.kind]
+    if 0 in tensor.shape or math.prod(tensor.shape) == 1:  # then strides mean nothing, and may be anything
+        flat = np.frombuffer(buffer, dtype)[tensor.offset : tensor.offset + math.prod(tensor.shape)]
+        return flat.reshape(tensor.shape)
+    strides = [stride * dtype.itemsize for stride in tensor.strides]
+    flat = np.frombuffer(buffer, dtype)[tensor.offset :]
+    return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)

@@ -1,0 +1,100 @@
+"""`cfgjax compare`."""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE
+from cfgjax.base.paths import check_path, define_path
+from cfgjax.cli.common import check_writable
+from cfgjax.runs.config import parse_flags
+
+ENDINGS = (".json", ".csv")
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def compare(argv):
+    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: frontiers side by side, and published rows."""
+    given = flags.FlagValues()
+    given.set_gnu_getopt(True)
+    flags.DEFINE_bool("rows", False, "A line for each setting, with its network calls.", flag_values=given)
+    flags.DEFINE_string("targets", None, "Published rows: a name, or a .json of the same form.", flag_values=given)
+    define_path("out", None, "File for the joined table, .json or .csv.", flag_values=given)
+    define_path("plot", None, "Picture of all curves to write, .png, .pdf, .svg.", flag_values=given)
+    _, *paths = parse_flags(given, argv)
+    if not paths:
+        raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
+    for path in paths:
+        check_path("RUN", path)
+    if given.out is not None:
+        check_out("out", given.out, ENDINGS)
+    if given.plot is not None:
+        check_out("plot", given.plot, PICTURES)
+
+    from cfgjax.base.files import writing
+    from cfgjax.evaluation.report import compare as side_by_side
+    from cfgjax.evaluation.report import targets
+    from cfgjax.evaluation.report.by_row import rows_table
+    from cfgjax.evaluation.report.gather import gather
+    from cfgjax.evaluation.report.plots_extra import require_matplotlib
+
+    if given.plot is not None:
+        require_matplotlib("--plot needs")
+    published = None if given.targets is None else targets.load(given.targets)
+    files, contents = zip(*gather(paths), strict=True)
+    records = dict(zip(labels(files), contents, strict=True))
+    runs = [side_by_side.make_run(label, record) for label, record in records.items()]
+    groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
+    tables = rows_table(records) if given.rows else side_by_side.table(groups)
+    print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
+    if given.out is not None:
+        record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
+        record["rows"] = side_by_side.joined(groups)
+        csv = Path(given.out).suffix.lower() == ".csv"
+        with writing(given.out) as new:
+            new.write_text(side_by_side.csv_text(groups) if csv else json.dumps(record, indent=1) + "\n")
+        print(f"wrote {given.out}")
+    if given.plot is not None:
+        plot(given.plot, runs, published)
+    return DONE
+
+
+def plot(path, runs, published):
+    """Draws the curves of runs, and published rows, into a file."""
+    from cfgjax.base.files import writing
+    from cfgjax.evaluation.report.compare_figure import figure
+
+    with writing(path) as new:
+        figure(runs, published).savefig(new, dpi=130)
+    print(f"wrote {path}")
+
+
+def check_out(flag, path, endings):
+    """Raises UsageError unless path, the value of a flag, has one of the endings and can be written."""
+    if Path(path).suffix.lower() not in endings:
+        raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
+    check_writable(flag, path)
+
+
+def labels(paths):
+    """A name for each frontier.json: the fewest trailing parts of its run's path that no other has.
+
+    The same path twice is numbered.
+    """
+    places, names = [place(path) for path in paths], []
+    for i, parts in enumerate(places):
+        others = [other for other in places if other != parts]
+        size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
+        number = f" ({places[: i + 1].count(parts)})" if places.count(parts) > 1 else ""
+        names.append(str(Path(*parts[-size:])) + number)
+    return names
+
+
+def place(path):
+    """The parts of the path of a frontier.json's run, or of its folder where that is not called evaluation."""
+    path = Path(path).resolve()
+    if path.name != "frontier.json":
+        return path.with_suffix("").parts
+    return (path.parent.parent if path.parent.name == "evaluation" else path.parent).parts

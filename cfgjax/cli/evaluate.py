@@ -1,0 +1,255 @@
+"""`cfgjax evaluate`: the guidance frontier of a run, reference statistics, bits per dimension."""
+
+import contextlib
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE, PREEMPTED
+from cfgjax.base.paths import define_path
+from cfgjax.cli.common import (
+    begin,
+    check_writable,
+    classifier_scales,
+    define_sampling,
+    mesh_of,
+    no_arguments,
+    numbers,
+    patience,
+    place,
+    plan_of,
+    required,
+    shared_facts,
+    timesteps,
+    weights,
+)
+from cfgjax.cli.likelihood import bits_per_dim
+from cfgjax.distributed.cores import MOST, use_cores
+from cfgjax.runs.config import define_flag, parse_flags
+
+MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
+NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
+PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
+FLAGS_OF = {  # flags that each mode uses
+    "a frontier": NETWORK_FLAGS
+    | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
+    | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"}
+    | PROCESSES,
+    "--make_reference": NETWORK_FLAGS | {"config", "split"},
+    "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
+    | {"images", "spacing", "logsnr_max"},
+}
+KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # of flags with several values
+OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
+
+
+def evaluate(argv):
+    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: metrics for every w, their table, files and curve."""
+    given = define_flags(argv)
+    no_arguments(parse_flags(given, argv))
+    if given.make_reference and given.bits_per_dim:
+        raise UsageError("--make_reference and --bits_per_dim are both given; give one")
+    mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
+    for name in given:
+        if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
+            raise UsageError(f"--{name} has no effect on {mode}")
+    weights(given), classifier_scales(given), listed(given)  # or an error, before anything is read
+    if not given.make_reference:
+        required(given, "workdir")
+    return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
+
+
+def define_flags(argv):
+    """The flags of the command."""
+    given = flags.FlagValues()
+    define_sampling(given)
+    define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
+    text, several, path = define(flags.DEFINE_string), define(flags.DEFINE_list), define(define_path)
+    switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
+    count("num_samples", None, "Samples N of each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
+    several("num_steps", None, "Network calls T, one or several.")
+    several("v", None, "Variance interpolations of ancestral, 0 … 1, one or several.")
+    several("ema", None, "Rates of averaged parameters, one or several; 0 for none.")
+    several("seeds", ["0"], "Seeds of noise and labels, one or several.")
+    count("batch_size", None, "Samples per call on each device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
+    text("label_policy", None, "balanced or random.")
+    text("features", None, "classifier, inception, or mixture.")
+    path("classifier", None, "Workdir of a classifier run: features, or class accuracy.")
+    path("inception", None, "Inception's weight file.")
+    flags.DEFINE_enum("resize", "tf1", ["tf1", "half_pixel"], "How images get Inception's size.", flag_values=given)
+    path("reference", None, "Reference statistics, .npz; by default of the training data.")
+    path("out", None, "Folder for all that is written; <workdir>/evaluation by default.")
+    switch("neighbours", True, "Precision and recall, which keep all features in memory.")
+    switch("keep_samples", True, "Keep the samples when the metrics are known.")
+    switch("make_reference", False, "Write the reference statistics of the data to --out.")
+    switch("bits_per_dim", False, "The likelihood of held-out data in place of the frontier.")
+    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's own split.")
+    text("spacing", "uniform", "With --bits_per_dim: of the levels λ: uniform, cosine, timesteps.")
+    real("logsnr_max", None, "With --bits_per_dim: the last λ, where the decoder takes over.")
+    text("split", None, "With --make_reference: which data, train, holdout or all.")
+    define_flag(given, argv)
+    return given
+
+
+def frontier(given):
+    """The exit code of an evaluation of the run in --workdir; several processes share the work."""
+    begin(given, f"evaluating {given.workdir}")
+
+    from cfgjax.distributed.devices import open_devices
+    from cfgjax.distributed.session import taking_part
+    from cfgjax.runs.workdir import read_config
+    from cfgjax.training.interrupt import StopRequest
+
+    config = read_config(given.workdir)
+    own = place(given), shared_facts(given, config), patience(config)
+    with StopRequest() as stop, taking_part(*own) as several:
+        if given.mesh is None and not several:
+            use_cores(MOST)
+        open_devices()
+        return measured(given, stop)
+
+
+def measured(given, stop):
+    """The exit code of `frontier`, run until it is done or `stop`, a `StopRequest`, has a signal."""
+    import jax
+
+    from cfgjax.base.progress import Progress
+    from cfgjax.data.sources.registry import open_source
+    from cfgjax.distributed import collectives as processes
+    from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
+    from cfgjax.evaluation.frontier.measure import warn_of_few
+    from cfgjax.evaluation.report import files as report
+    from cfgjax.evaluation.report.plots_extra import require_matplotlib
+
+    require_matplotlib("frontier.png needs")
+    work, plan, folder = planned(given)
+    network, model, first = work.network, work.model, jax.process_index() == 0
+    with contextlib.closing(work):
+
+        def check():
+            if processes.anywhere(stop.signal):
+                raise Stopped
+
+        def seen(images):
+            check()
+            progress.advance(images)
+
+        try:
+            with Progress("reference", "image", write=first) as progress:
+                dataset = lambda: open_source(**model.config.data)
+                reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
+            warn_of_few(plan.num_samples, network, reference)
+            rows = []
+            with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
+                for row in work.rows(reference, progress.advance, check):
+                    rows.append(row)
+                    progress.say(report.line(rows))
+        except Stopped:
+            cause = stop.signal or "another process was stopped"
+            progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
+            return PREEMPTED
+        if first:
+            finish(given, work, reference, rows, closed_form(work, plan), folder)
+    return DONE
+
+
+def finish(given, work, reference, rows, tilted, folder):
+    """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
+    from cfgjax.evaluation.report import files as report
+
+    written = report.write(folder, rows, work.record(reference), work.network, tilted)
+    if not given.keep_samples:
+        work.remove_samples()
+    lines = [*report.table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
+    print("\n".join(["", *lines, *report.findings(rows, work.network)]))
+    print(f"wrote {', '.join(written)} in {folder}")
+
+
+def listed(given):
+    """Returns {name: numbers} of the flags that take several values and are present."""
+    return {
+        name: tuple(numbers(name, given[name].value, KINDS[name])) for name in KINDS if given[name].value is not None
+    }
+
+
+def planned(given):
+    """Returns (the `Frontier`, its `Plan`, its folder) that the flags request, checked."""
+    several: dict = listed(given)
+    scales = classifier_scales(given)
+    if scales is not None:
+        several |= {"classifier_scale": tuple(scales), "classifier_form": given.classifier_form}
+
+    import cfgjax
+    from cfgjax.evaluation.features.networks import load_networks
+    from cfgjax.evaluation.frontier.frontier import Frontier, Grid, make_settings
+    from cfgjax.models.guide import ClassifierGuidance, load_classifier
+
+    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
+    if model.low_res_shape is not None:
+        raise UsageError(f"{given.workdir} holds an upsampler, which cannot be measured without its base")
+    plan = plan_of(given, model.config)
+    grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
+    guide = None
+    if scales is not None:
+        guide = ClassifierGuidance(load_classifier(given.guide), given.classifier_form)
+        guide.check(model.config, given.sampler or model.config.sample.sampler)
+    settings = make_settings(grid, model, plan.label_policy, guide and guide.classifier)
+    network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
+    folder = Path(given.out or Path(given.workdir) / "evaluation")
+    work = Frontier(
+        model,
+        settings,
+        workdir=given.workdir,
+        folder=folder,
+        num_samples=plan.num_samples,
+        batch_size=plan.batch_size,
+        network=network,
+        judge=judge,
+        neighbours=given.neighbours,
+        guide=guide,
+    )
+    return work, plan, folder
+
+
+def closed_form(work, plan):
+    """`tilted_frontier` for a run on a mixture of one or two dimensions, else nothing."""
+    from cfgjax.data.sources.registry import mixture_of
+    from cfgjax.evaluation.features.tilted import MOST_DIMENSIONS, tilted_frontier
+
+    data = work.model.config.data
+    if not work.network.points or data.image_shape[0] > MOST_DIMENSIONS:
+        return ()
+    return tilted_frontier(mixture_of(data), plan.guidance)
+
+
+def make_reference(given):
+    """The exit code of writing the reference statistics of a data source to --out."""
+    required(given, "out")
+    if (given.workdir is None) == (given.config is None):
+        raise UsageError("--make_reference needs --workdir or --config, and not both: the reference is of its data")
+    if Path(given.out).suffix != ".npz":
+        raise UsageError(f"--out={given.out}: a reference is an .npz file")
+    check_writable("out", given.out)
+    begin(given, f"making reference statistics of {given.workdir or 'the data of --config'}")
+
+    from cfgjax.base.progress import Progress
+    from cfgjax.data.sources.registry import open_source
+    from cfgjax.distributed.devices import open_devices
+    from cfgjax.evaluation.features.networks import load_networks
+    from cfgjax.evaluation.features.reference import of_dataset
+    from cfgjax.runs.workdir import check_complete, read_config
+
+    config = given.config or read_config(given.workdir)
+    check_complete(config, ("data",), "the config")
+    open_devices()
+    network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
+    split = {} if given.split is None else {"split": given.split}
+    dataset = open_source(**{**config.data, **split})
+    origin = f"{len(dataset):,} examples of {config.data.source}, split {split.get('split', config.data.get('split'))}"
+    with Progress("reference", "image", len(dataset)) as seen:
+        reference = of_dataset(dataset, network, origin, seen.advance)
+    reference.save(given.out)
+    print(f"wrote {given.out}: {network.name}'s statistics of {origin}; digest {reference.digest[:16]}")
+    return DONE

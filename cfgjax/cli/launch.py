@@ -1,0 +1,54 @@
+"""`cfgjax launch`."""
+
+import os
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError, choose, printable
+from cfgjax.cli import evaluate, sample, train
+from cfgjax.cli.common import no_arguments, required
+from cfgjax.jobs.launch import LAUNCHERS
+from cfgjax.jobs.launch.job import Job
+from cfgjax.jobs.launch.quoting import check_line, check_word
+from cfgjax.runs.config import HELP, parse_flags
+
+FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
+EXAMPLE = "train --config=FILE --workdir=DIR"
+
+
+def launch(argv):
+    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts the command with a launcher."""
+    if len(argv) < 2 or argv[1].startswith("-"):
+        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(LAUNCHERS)}")
+    launcher = choose("launcher", argv[1], LAUNCHERS)
+    name, own = " ".join(argv[:2]), argv[2:]
+    own, command = (own[: own.index("--")], own[own.index("--") + 1 :]) if "--" in own else (own, [])
+    if not command and not HELP & set(own):
+        raise UsageError(f"give the command to launch after --, as in: {name} -- {EXAMPLE}")
+    given = flags.FlagValues()
+    flags.DEFINE_bool("dry_run", False, "Print what would be started or submitted, and do nothing.", flag_values=given)
+    launcher.define_flags(given)
+    no_arguments(parse_flags(given, [name, *own]))
+    check_lines(given)
+    return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
+
+
+def check_lines(given):
+    """Raises UsageError if a text among the flags of a launcher is not one line."""
+    for name in given:
+        values = given[name].value if isinstance(given[name].value, list) else [given[name].value]
+        for value in values:
+            if isinstance(value, str):
+                check_line(name, value)
+
+
+def check_command(words):
+    """Returns the flags of a cfgjax command, checked without opening its data."""
+    for word in words:
+        check_word(word)
+    given = choose("command to launch", words[0], FLAGS_OF)([*words])
+    no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
+    required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
+    if os.path.isfile(given.workdir):  # False for names that are too long, for which Path raises
+        raise UsageError(f"--workdir={printable(given.workdir)} is a file")
+    return given

@@ -1,0 +1,96 @@
+"""The command line: `cfgjax COMMAND --flag=value …`."""
+
+import contextlib
+import gc
+import inspect
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+import cfgjax
+from cfgjax.base.compilation import keep_programs
+from cfgjax.base.environment_variables import check_environment
+from cfgjax.base.errors import HelpAsked, UsageError, choose
+from cfgjax.base.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_by_exception, stopped_line
+from cfgjax.base.failures import expected_failure
+from cfgjax.base.progress import show_progress
+from cfgjax.cli.compare import compare
+from cfgjax.cli.convert import convert
+from cfgjax.cli.download import download
+from cfgjax.cli.evaluate import evaluate
+from cfgjax.cli.launch import launch
+from cfgjax.cli.preflight import preflight
+from cfgjax.cli.prepare import prepare
+from cfgjax.cli.sample import sample
+from cfgjax.cli.sweep import sweep
+from cfgjax.cli.train import train
+from cfgjax.runs.config import HELP
+
+NEW_OBJECTS = 200_000  # between garbage collections: at Python's 700 they are a third of tracing and lowering
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "launch": launch,
+    "sweep": sweep,
+    "compare": compare,
+    "prepare": prepare,
+    "download": download,
+    "convert": convert,
+    "preflight": preflight,
+}
+
+
+def main():
+    """Runs the command line and exits: 0 done, 2 bad usage, 75 preempted and saved, 1 a failure reported on a line."""
+    streams: tuple = (sys.stdout, sys.stderr)
+    for stream in streams:
+        with contextlib.suppress(AttributeError):  # the stream was replaced
+            stream.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs what it also raises
+    threading.excepthook = lambda failed: logging.warning("a background thread failed: %s", failed.exc_value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["MPLBACKEND"] = "agg"  # figures are files; a notebook's backend may not be installed here
+    show_progress(sys.stdout)
+    gc.set_threshold(NEW_OBJECTS)
+    try:
+        stop_by_exception()
+        keep_programs()
+        sys.exit(run(sys.argv[1:]))
+    except UsageError as e:
+        print(expected_failure(e).line, file=sys.stderr)
+        sys.exit(BAD_USAGE)
+    except KeyboardInterrupt as e:
+        end_process(stopped_line(str(e) or "SIGINT"), PREEMPTED)
+    except Exception as e:
+        if (failure := expected_failure(e)) is None:
+            raise
+        end_process(failure.line, failure.code)
+
+
+def run(arguments):
+    """The exit code of `cfgjax ARGUMENTS`."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return DONE if arguments else BAD_USAGE
+    if arguments[0] == "--version":
+        print(f"cfgjax {cfgjax.__version__}")
+        return DONE
+    command = choose("command", arguments[0], COMMANDS)
+    try:
+        if not HELP & set(arguments):
+            check_environment()
+        return command([f"cfgjax {arguments[0]}", *arguments[1:]])
+    except HelpAsked as asked:
+        print(f"cfgjax {arguments[0]} {inspect.getdoc(command)}\n\n{asked}")
+        return DONE
+
+
+def usage():
+    """The commands with their first lines."""
+    lines = [f"  cfgjax {name} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(["cfgjax: classifier-free guidance in JAX", "", *lines, "", "cfgjax COMMAND --help: its flags"])

@@ -1,0 +1,145 @@
+"""`cfgjax prepare`: a folder of images, a TFDS set or an .npz becomes a data set of small images, ready to train on."""
+
+import functools
+import os
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError, choose, printable
+from cfgjax.base.exits import DONE, PREEMPTED
+from cfgjax.base.paths import check_path, define_path
+from cfgjax.base.progress import log
+from cfgjax.cli.common import class_list, required
+from cfgjax.runs.config import parse_flags
+
+
+def prepare(argv):
+    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: images to train on, made once.
+
+    --verify OUT reads a prepared set and compares it with its hashes.
+    """
+    given = flags.FlagValues()
+    given.set_gnu_getopt(True)
+    whole = functools.partial(flags.DEFINE_integer, flag_values=given)
+    whole("size", None, "Height and width of the images.", lower_bound=1)
+    whole("max_errors", 10, "Largest number of images to leave out because they cannot be decoded.", lower_bound=0)
+    what = "adm (guided-diffusion's: short side to size, centre), lanczos, area (central squares), pad (black around)."
+    flags.DEFINE_string("crop", "adm", what, flag_values=given)
+    whole("channels", 3, "3 (RGB) or 1 (grey).")
+    flags.DEFINE_string("encoding", "webp", "webp, png (both without loss) or raw.", flag_values=given)
+    whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
+    what = "Order of a folder's classes, and so their labels: name, or numeric for folders 0, 1, 2, 10."
+    flags.DEFINE_string("class_order", "name", what, flag_values=given)
+    what = "Compare a prepared set with its hashes: after preparing, or alone with OUT."
+    flags.DEFINE_bool("verify", False, what, flag_values=given)
+    flags.DEFINE_string("split", "train", "Split of a TFDS set.", flag_values=given)
+    define_path("data_dir", None, "Folder of TFDS's sets; ~/tensorflow_datasets by default.", flag_values=given)
+    define_path("manual_dir", None, "Folder of files that TFDS cannot download.", flag_values=given)
+    words = parse_flags(given, argv)[1:]
+    if not words:
+        raise UsageError(f"{argv[0]}: its first word is one of {', '.join(KINDS)}")
+    if given.verify and len(words) == 1 and words[0] not in KINDS:
+        return verify(words[0])
+    kind = choose("kind of data", words[0], KINDS)
+    least = 2 if words[0] == "tfds" else 3
+    if not least <= len(words) <= 3:
+        places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
+        raise UsageError(f"cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
+    if given["class_order"].present and words[0] != "folder":
+        raise UsageError(f"--class_order is for folders; {words[0]} data have labels of their own")
+    for path in words[2:] if words[0] == "tfds" else words[1:]:
+        check_path("IN or OUT", path)
+    log.info("preparing %s …", words[1])
+    return kind(given, *words[1:])
+
+
+def from_folder(given, path, out):
+    """Prepares images that lie as class/…/image."""
+    from cfgjax.data.sources.folder import list_folder
+
+    required(given, "size")
+    check_apart(path, out)
+    listing = list_folder(path, given.class_order)
+    print("\n".join(listing.notes), end="\n" if listing.notes else "")
+    source = {"kind": "folder", "digest": listing.digest()}
+    if given.class_order != "name":
+        source["class_order"] = given.class_order
+    return run(given, listing, source, out)
+
+
+def from_tfds(given, name, out=None):
+    """Prepares a TFDS set; without OUT, only has TensorFlow write the set itself."""
+    from cfgjax.data.sources.tfds import download, list_tfds
+
+    if out is not None:
+        required(given, "size")
+    folder = download(name, given.data_dir, given.manual_dir)
+    if out is not None:
+        check_apart(folder, out)
+    listing = list_tfds(folder, given.split)
+    if out is None:
+        print(f"{name} is prepared in {folder}: data.source='tfds', data.path={folder!r}")
+        return DONE
+    return run(given, listing, {"kind": "tfds", "digest": listing.digest()}, out)
+
+
+def from_npz(given, path, out):
+    """Prepares the arrays `image` and `label` of a file."""
+    from cfgjax.data.sources.arrays import list_arrays
+
+    required(given, "size")
+    listing = list_arrays(path)
+    return run(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
+
+
+def check_apart(path, out):
+    """Raises UsageError if folder `out` is `path` or lies in it: the output would become part of the input."""
+    from cfgjax.data.images.tree import contains
+
+    if contains(os.path.realpath(path), os.path.realpath(out)):
+        raise UsageError(f"OUT {out} lies in IN {path}; prepare into a folder outside of it")
+
+
+KINDS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
+
+
+def run(given, listing, source, out):
+    """The exit code of preparing a listing into folder `out`."""
+    from cfgjax.base.progress import Progress
+    from cfgjax.data.prepare import Request, prepare
+
+    request = Request(source, given.size, given.crop, given.channels, given.encoding)
+    print(f"classes: {class_list(range(len(listing.classes)), listing.classes)}", flush=True)
+    bar = functools.partial(Progress, "preparing", "image")
+    try:
+        about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
+    except KeyboardInterrupt:
+        print(f"stopped: finished shards are saved in {printable(out)}; the same command resumes")
+        return PREEMPTED
+    print("\n".join(report(out, about)))
+    return verify(out) if given.verify else DONE
+
+
+def verify(out):
+    """Compares the files of a prepared set with their hashes."""
+    from cfgjax.base.progress import Progress
+    from cfgjax.data.sources.prepared import read_about, verify
+
+    with Progress("verifying", "image", read_about(out)["num_examples"]) as bar:
+        about = verify(out, bar.advance)
+    print(f"{printable(out)}: {about['num_examples']:,} images are as they were written; hash {about['hash'][:16]}")
+    return DONE
+
+
+def report(out, about):
+    """Returns the lines that describe a finished set."""
+    request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
+    left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
+    lines = [f"left out, cannot be decoded: {error}" for error in left_out]
+    lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
+    if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
+        lines.append(f"warning: {len(absent)} classes have no image, such as {printable(repr(absent[0]))}")
+    shape = f"{request['size']}×{request['size']}×{request['channels']}"
+    made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
+    lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
+    return [*lines, f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}"]

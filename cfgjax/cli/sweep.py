@@ -1,0 +1,114 @@
+"""`cfgjax sweep`."""
+
+import collections
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE, FAILED, PREEMPTED
+from cfgjax.base.files import check_folder
+from cfgjax.base.paths import define_path
+from cfgjax.cli.common import no_arguments, required
+from cfgjax.cli.launch import check_command, check_lines
+from cfgjax.jobs.launch import slurm
+from cfgjax.jobs.launch.job import argv_of, check_python, shell_lines
+from cfgjax.jobs.launch.programs import check_interpreter, require
+from cfgjax.jobs.sweep.entries import chosen, read_sweep
+from cfgjax.runs.config import parse_flags
+
+SHARED = ("python",)  # of Slurm's flags, those that the local launcher has too
+UNFINISHED = ("interrupted", "waiting", "elsewhere")
+
+
+def sweep(argv):
+    """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: the runs of a sweep file, those still to do."""
+    given = flags.FlagValues()
+    define_path("sweep", None, "Sweep file.", flag_values=given)
+    define_path("out", None, "Folder of the runs' folders, logs and records.", flag_values=given)
+    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where the runs run.", flag_values=given)
+    flags.DEFINE_integer("parallel", None, "Runs at a time; here 1, of Slurm all.", lower_bound=1, flag_values=given)
+    define_path("base", None, "Experiment file in place of the sweep's BASE.", flag_values=given)
+    define_path("workdir", None, "For a sweep of evaluate alone: the trained run.", flag_values=given)
+    flags.DEFINE_string("only", None, "Names of the runs to take, separated by commas.", flag_values=given)
+    what = "Run failed ones again, which otherwise are only reported."
+    flags.DEFINE_bool("retry_failed", False, what, flag_values=given)
+    flags.DEFINE_bool("dry_run", False, "Print the commands, or Slurm's script, and do nothing.", flag_values=given)
+    own = set(given)
+    slurm.define_flags(given)  # not by append_flag_values, whose flags --help does not list
+    no_arguments(parse_flags(given, argv))
+    required(given, "sweep", "out")
+    check_lines(given)
+    check_folder(given.out, f"--out={given.out}")
+    if given.launcher == "slurm":
+        slurm.check_flags(given)
+    elif odd := [name for name in given if given[name].present and name not in own.union(SHARED)]:
+        raise UsageError(f"--{odd[0]} has no effect with --launcher=local")
+    else:
+        check_python(given.python)
+
+    entries = read_sweep(given.sweep, given.out, base=given.base, workdir=given.workdir)
+    for entry in entries:
+        try:
+            for words in entry.commands:
+                check_command(words)
+        except UsageError as e:
+            raise UsageError(f"sweep file {given.sweep}, run {entry.name!r}: {e}") from e
+    if given.only is not None:
+        entries = chosen(entries, given.only)
+    return {"local": local, "slurm": array}[given.launcher](given, entries)
+
+
+def local(given, entries):
+    """The exit code of the runs, here."""
+    from cfgjax.jobs.sweep import pool, records
+
+    if given.dry_run:
+        missing = [e for e in entries if not records.settled(given.out, e, retry_failed=given.retry_failed)]
+        for words in (words for entry in missing for words in entry.commands):
+            print(shell_lines(argv_of(given.python, words)))
+        return DONE
+    check_interpreter(given.python)
+    make_folder(given.out)
+    how = dict(parallel=given.parallel or 1, python=given.python, retry_failed=given.retry_failed)
+    return tell(pool.run_all(entries, given.out, **how))
+
+
+def array(given, entries):
+    """The exit code of submitting the runs as an array of Slurm."""
+    from cfgjax.jobs.sweep import array, records
+
+    missing, outcomes = array.left(entries, given.out, retry_failed=given.retry_failed)
+    text = array.script(given, missing, given.out, given.parallel) if missing else ""
+    if given.dry_run:
+        print(text, end="")
+        return DONE
+    if missing:
+        require("sbatch")
+        make_folder(given.out)
+        number = array.submit(missing, text, given.out)
+        print(f"submitted job {number}, an array of {len(missing)}; output in {given.out}/<run>.log")
+    for entry in missing:
+        last = records.last_line(given.out, entry.name)
+        outcomes[entry.name] = records.Outcome(entry.name, "queued", None, last)
+    return tell([outcomes[entry.name] for entry in entries])
+
+
+def make_folder(out):
+    """Creates the folder of the sweep. Raises UsageError if it cannot be created."""
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"--out={out} cannot be made: {e.strerror}") from e
+
+
+def tell(outcomes):
+    """Prints the table of a sweep; its exit code: 1 one failed, 75 some have not ended, 0 all done, or queued."""
+    from cfgjax.base.cells import aligned
+
+    seconds = lambda outcome: "" if outcome.seconds is None else f"{outcome.seconds:.0f}"
+    rows = [[o.name, o.state, seconds(o), o.last_line] for o in outcomes]
+    counts = collections.Counter(o.state for o in outcomes)
+    print("\n".join(["", *aligned([["run", "state", "s", "last line"], *rows], right=False)]))
+    print(", ".join(f"{count} {state}" for state, count in counts.items()), flush=True)
+    return FAILED if counts["failed"] else PREEMPTED if any(counts[state] for state in UNFINISHED) else DONE

@@ -1,0 +1,111 @@
+"""A command as one of several processes: they meet, start jax together, watch each other, and end together."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import platform
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+import cfgjax
+from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped_line
+from cfgjax.base.failures import Failure, expected_failure
+from cfgjax.distributed import collectives as processes
+from cfgjax.distributed.environment import find_place, local_devices
+from cfgjax.distributed.rendezvous import call_the_roll
+from cfgjax.distributed.watchdog import Watchdog
+
+VERDICT_SECONDS = 3  # in which the watchdog tells whose fault it is that a collective failed
+JAX_HEARTBEAT_SECONDS = 100  # at least: jax's own watch aborts the process, and ours is to come first
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """config.cluster.
+
+    timeout_seconds: how soon a process that dies, freezes or fails ends all the others. start_timeout_seconds: how long
+    the processes wait for each other at the start.
+    """
+
+    timeout_seconds: float = 60
+    start_timeout_seconds: float = 300
+
+
+@contextlib.contextmanager
+def taking_part(flags, facts, patience):
+    """A context in which jax, not used before, knows all processes of this run; it gives whether there are several.
+
+    flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`. facts: {name: text} that must be equal in
+    all processes, besides the code. patience: a `Patience`. Raises TimeoutError where they do not meet, UsageError
+    where they differ; inside the context, whatever is raised in one process ends all.
+    """
+    place = find_place(flags)
+    if place is None:
+        yield False
+        return
+    meeting = call_the_roll(place, facts | code_facts(), patience.start_timeout_seconds)
+    watchdog = Watchdog(meeting, patience.timeout_seconds)
+    processes.watched_by(watchdog)
+    try:
+        import jax
+
+        jax.config.update("jax_enable_preemption_service", False)  # signals are the training loop's
+        if meeting.reserved is not None and sys.platform != "linux":
+            os.close(meeting.reserved)  # elsewhere jax's service cannot share the port
+        try:
+            jax.distributed.initialize(
+                meeting.jax_address,
+                place.num_processes,
+                place.process_id,
+                local_device_ids=local_devices(),
+                cluster_detection_method="deactivate",
+                initialization_timeout=int(patience.start_timeout_seconds),
+                heartbeat_timeout_seconds=max(JAX_HEARTBEAT_SECONDS, 2 * int(patience.timeout_seconds)),
+                shutdown_timeout_seconds=int(patience.timeout_seconds),
+            )
+        except RuntimeError as e:
+            raise OSError(f"jax's service at {meeting.jax_address} cannot be used: {one_line(e)}") from e
+        finally:
+            if meeting.reserved is not None and sys.platform == "linux":
+                os.close(meeting.reserved)
+        yield True
+        processes.stage("the end")
+        watchdog.leave()
+        jax.distributed.shutdown()
+    except UsageError as e:
+        time.sleep(VERDICT_SECONDS if meeting.own.number else 0)  # an error of all is process 0's to tell
+        watchdog.failed(str(e), BAD_USAGE)
+        end_process(f"cfgjax: error: {place_words(meeting)}{e}", BAD_USAGE)
+    except KeyboardInterrupt as e:
+        name = str(e) or "SIGINT"
+        watchdog.failed(f"{name}: stopped", PREEMPTED)
+        end_process(stopped_line(name), PREEMPTED)
+    except BaseException as e:
+        # where another process is to blame, the watchdog ends this one meanwhile
+        time.sleep(VERDICT_SECONDS + bool(meeting.own.number))
+        failure = expected_failure(e)
+        if failure is None:
+            traceback.print_exc()
+            failure = Failure(one_line(e), FAILED)
+        watchdog.failed(failure.reason, failure.code)
+        end_process(Failure(f"{place_words(meeting)}{failure.reason}", failure.code).line, failure.code)
+
+
+def place_words(meeting):
+    """Who speaks, where it is not process 0."""
+    return f"{meeting.own}: " if meeting.own.number else ""
+
+
+def code_facts():
+    """{name: text}: what must be the same in all processes of a run, whatever it is."""
+    digest = hashlib.sha256()
+    package = Path(cfgjax.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint")}
+    return {"the code of cfgjax": digest.hexdigest()[:16], "python": platform.python_version(), **versions}

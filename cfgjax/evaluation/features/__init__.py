@@ -1,0 +1,1 @@
+"""Feature networks and what is known of their features on reference data."""

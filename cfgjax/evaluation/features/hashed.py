@@ -1,0 +1,72 @@
+"""Cached files of an evaluation. Each has a hash of its content; a file that does not match its hash is made again."""
+
+import hashlib
+import logging
+
+import numpy as np
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz, writing
+from cfgjax.base.json_files import HASH, read_json, write_json
+
+log = logging.getLogger("cfgjax")
+
+
+class NoHash(UsageError):
+    """The file has no hash: an older version wrote it."""
+
+
+def write_arrays(path, arrays, identity=""):
+    """Writes {name: array} to an .npz file, atomically, with the hash of all of them as array HASH.
+
+    identity: text that also enters the hash, of what the arrays depend on.
+    """
+    hashed: dict = {**arrays, HASH: np.array(arrays_hash(arrays, identity))}
+    with writing(path) as new, open(new, "wb") as file:
+        np.savez(file, **hashed)
+
+
+def read_arrays(path, identity=""):
+    """Returns the {name: array} that `write_arrays` wrote.
+
+    Raises NoHash for a file without a hash, UsageError for one that cannot be read or does not match its hash.
+    """
+    arrays = read_npz(path)
+    recorded = arrays.pop(HASH, None)
+    if recorded is None:
+        raise NoHash(f"{path} has no hash (older versions wrote none)")
+    if str(recorded) != arrays_hash(arrays, identity):
+        raise UsageError(f"cannot read {path}: its content does not match its hash")
+    return arrays
+
+
+def arrays_hash(arrays, identity=""):
+    """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
+    digest = hashlib.sha256(identity.encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def write_metrics(path, identity, metrics):
+    """Writes {name: value} to a JSON file, atomically, with a hash. identity: text on which the metrics depend."""
+    write_json(path, {"identity": identity, "metrics": metrics}, hashed=True)
+
+
+def read_metrics(path, identity):
+    """Returns the metrics that `write_metrics` wrote, or None if there is no such file.
+
+    A file that is damaged, has another identity or has no hash is reported and renamed; None is returned too.
+    """
+    try:
+        found = read_json(path, keys={"identity": str, "metrics": dict}, hashed=True)
+        if found["identity"] != identity:
+            raise UsageError(f"{path} has the metrics of other samples")
+        return found["metrics"]
+    except FileNotFoundError:
+        return None
+    except UsageError as e:
+        log.warning("%s; its setting is measured again", e)
+        path.replace(path.with_suffix(".damaged"))
+        return None

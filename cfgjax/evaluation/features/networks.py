@@ -1,0 +1,146 @@
+"""Feature networks: what metrics see of an image. Inception's distances have names of their own; others say whose."""
+
+import copy
+import functools
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cfgjax.base.download import find_inception
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.files import sha256
+from cfgjax.data.batches import to_float
+from cfgjax.data.sources.registry import mixture_of
+from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
+from cfgjax.models.guide import params_digest
+from cfgjax.models.network import check_params, make_network
+from cfgjax.nets import inception
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
+from cfgjax.runs.workdir import read_config
+
+BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU Inception runs faster, in less memory, on few
+PAPER_NAMES = {"FD": "FID", "sFD": "sFID", "KD": "KID", "IS": "IS"}  # of Inception's features
+
+
+class FeatureNetwork:
+    """images → {"features": [N, D], "logits": [N, K], "spatial": [N, S]}, float32 numpy, jitted over local devices.
+
+    name: "inception", "classifier" or "mixture". digest: SHA-256 of what determines its outputs.
+    apply: (params, images [B, …] as the data set has them, uint8 or points) → such a dict of arrays; "spatial" may
+    be absent. judges: whether logit k is class k of the data. points: whether the features are the data themselves.
+    .batch_size: images per call on each device.
+    """
+
+    def __init__(self, name, digest, apply, params, *, judges, points=False):
+        self.name, self.digest, self.judges, self.points = name, digest, judges, points
+        self._mesh = make_mesh(devices=jax.local_devices())
+        self._params = jax.device_put(params, replicated(self._mesh))
+        self._apply = jax.jit(apply)
+        self.batch_size = CPU_BATCH_SIZE if jax.default_backend() == "cpu" else BATCH_SIZE
+
+    def replace(self, params):
+        """The same network with other parameters; what is compiled is shared."""
+        other = copy.copy(self)
+        other._params = jax.device_put(params, replicated(self._mesh))
+        return other
+
+    def sizes(self, images):
+        """{name: width} of the outputs for such images."""
+        one = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+        return {name: out.shape[1] for name, out in jax.eval_shape(self._apply, self._params, one).items()}
+
+    def metric(self, kind):
+        """What a distance or score of this network is called: FID for Inception's FD, else FD-<name>."""
+        return PAPER_NAMES[kind] if self.name == "inception" else f"{kind}-{self.name}"
+
+    def __call__(self, images):
+        """The outputs for images [N, …], in batches of one size; what pads the last is thrown away."""
+        size = self.batch_size * self._mesh.size
+        parts = []
+        for start in range(0, len(images), size):
+            batch = images[np.arange(start, start + size) % len(images)]
+            parts.append(self._apply(self._params, jax.device_put(batch, batch_sharding(self._mesh))))
+        joined = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(a) for a in arrays]), *parts)
+        return {name: array[: len(images)] for name, array in joined.items()}
+
+
+def load_classifier(workdir, data, hint):
+    """The network of a classifier run, for images of config.data `data`. hint: what to do where there is none."""
+    if workdir is None:
+        raise UsageError(f"no classifier run is given; {hint}")
+    if not (Path(workdir) / "config.json").exists():
+        raise UsageError(f"there is no classifier run in {workdir}; {hint}")
+    config = read_config(workdir)
+    if not is_classifier(config) or is_noisy_classifier(config):
+        raise UsageError(f"{workdir} holds no classifier of clean images but a {config.model.name}; {hint}")
+    for key in ("source", "num_classes", "image_shape"):
+        if config.data[key] != data[key]:
+            raise UsageError(
+                f"the classifier in {workdir} was trained on data.{key} {config.data[key]}, not {data[key]}"
+            )
+    params, _ = load_params(workdir, config)
+    check_params(workdir, config, params)
+    return classifier(config, params)
+
+
+def classifier(config, params):
+    """The feature network of a classifier's config and parameters."""
+    net = make_network(config)
+    apply = lambda params, images: net.apply({"params": params}, to_float(images))
+    return FeatureNetwork("classifier", params_digest(config, params), apply, params, judges=True)
+
+
+def load_inception(path=None, resize="tf1"):
+    """The FID Inception from a weight file, by default the one of $CFGJAX_INCEPTION or `cfgjax download inception`."""
+    choose("resize", resize, inception.RESIZES)
+    path = find_inception(path)
+    params = inception.parameters(inception.read_state_dict(path))
+
+    def apply(params, images):
+        out = inception.apply(params, images, resize=resize)
+        return {"features": out["pool3"], "logits": out["logits"], "spatial": out["spatial"]}
+
+    return FeatureNetwork("inception", f"{sha256(path)}-{resize}", apply, params, judges=False)
+
+
+def exact(data):
+    """For a Gaussian mixture, config.data `data`: the points themselves, and log p(c|x) of the exact classifier."""
+    mixture = mixture_of(data)
+    digest = hashlib.sha256(repr((data.means, data.stds, data.weights)).encode()).hexdigest()
+    apply = lambda params, points: {"features": points, "logits": mixture.log_posterior(points)}
+    return FeatureNetwork("mixture", digest, apply, {}, judges=True, points=True)
+
+
+def load_features(name, data, *, classifier=None, inception=None, resize="tf1"):
+    """The feature network called name, for samples of a run on config.data `data`.
+
+    classifier: workdir of a classifier run. inception: weight file. Raises UsageError where it cannot be had.
+    """
+    points = len(data.image_shape) != 3
+    if points != (name == "mixture") or (name == "mixture" and data.source != "mixture"):
+        kind = "points of a known mixture" if name == "mixture" else "images"
+        raise UsageError(f"features of {name!r} are of {kind}; the run's data are {data.source}")
+    makers = {
+        "classifier": functools.partial(load_classifier, classifier, data, hint(data)),
+        "inception": functools.partial(load_inception, inception, resize),
+        "mixture": functools.partial(exact, data),
+    }
+    return choose("feature network", name, makers)()
+
+
+def load_networks(plan, data, *, inception=None, resize="tf1"):
+    """(the feature network of a `Plan`, the classifier that judges its samples or None where it does so itself)."""
+    network = load_features(plan.features, data, classifier=plan.classifier, inception=inception, resize=resize)
+    if network.judges or plan.classifier is None:
+        return network, None
+    return network, load_classifier(plan.classifier, data, hint(data))
+
+
+def hint(data):
+    """How to get a classifier run."""
+    name = "fashion_mnist" if tuple(data.image_shape) == (32, 32, 1) else "digits"
+    command = f"cfgjax train --config=experiments/{name}_classifier.py --workdir=runs/{name}_classifier"
+    return f"train one (for {name}: {command}) and give it as --classifier=WORKDIR, or take --features=inception"

@@ -1,0 +1,1 @@
+"""The frontier of guidance: samples drawn and measured over w."""

@@ -1,0 +1,278 @@
+"""Samples and metrics for every w, T, v, EMA rate and seed asked for.
+
+Everything lies in one folder: `samples/<digest>/` has the shards of one setting of one checkpoint and, once they are
+known, its metrics. What is there is not done again.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import cfgjax
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed import collectives as processes
+from cfgjax.evaluation.features.hashed import read_arrays, read_metrics, write_metrics
+from cfgjax.evaluation.features.reference import load_reference, of_dataset
+from cfgjax.evaluation.frontier.generate import SampleStore, Setting, draw_samples
+from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.report.figures import exact_model
+from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.manifest import manifest_digest
+
+log = logging.getLogger("cfgjax")
+
+FORMAT = 1  # of what is kept; another one where the same settings come to give other samples or metrics
+
+
+class Stopped(Exception):
+    """The evaluation was asked to stop; what is drawn is kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a frontier runs over: every combination of its tuples. None stands for what the run's config says."""
+
+    guidance: tuple
+    num_steps: tuple
+    v: tuple = (None,)
+    ema: tuple = (None,)
+    seeds: tuple = (0,)
+    sampler: str | None = None
+    eta: float | None = None
+    classifier_scale: tuple = (0.0,)
+    classifier_form: str = "eps"
+
+
+def make_settings(grid, model, label_policy, classifier=None):
+    """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores.
+
+    classifier: the `Classifier` that guides, where a scale of the grid is not 0.
+    """
+    rates = [*map(float, model.config.ema.rates), 0.0]
+    check_grid(grid, rates, model)
+    guide = {}
+    if classifier is not None:
+        guide = {"classifier": classifier.digest, "classifier_form": grid.classifier_form}
+    elif any(grid.classifier_scale):
+        raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
+    sampler = grid.sampler or model.config.sample.sampler
+    averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
+    if model.config.data.source == "mixture":
+        averages["exact"] = averages["learned"][:1]  # without effect, and no curve of its own
+    settings = []
+    for scores, ema_rates in averages.items():
+        for ema, num_steps, v, seed, scale, w in itertools.product(
+            ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
+        ):
+            noise = {name: float(f"{x:.7g}") for name, x in model.noise_option(sampler, v=v, eta=grid.eta).items()}
+            options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
+            options |= {"classifier_scale": float(scale), **guide}
+            settings.append(Setting(float(w), num_steps, sampler, **options, scores=scores))
+    return settings
+
+
+def check_grid(grid, rates, model):
+    """Raises UsageError unless every value of a Grid can be used, and none is there twice. rates: of EMAs."""
+    guidance_weights(grid.guidance, None, len(grid.guidance))
+    model.check_guidance(grid.guidance)
+    per_label("classifier_scale", grid.classifier_scale, len(grid.classifier_scale))
+    for value in grid.seeds:
+        check_whole_number("seed", value, 0)
+    for value in grid.num_steps:
+        model.grid(value)
+    if unknown := [rate for rate in grid.ema if rate is not None and rate not in rates]:
+        raise UsageError(f"no EMA of rate {unknown[0]:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    for name in ("guidance", "num_steps", "v", "ema", "seeds", "classifier_scale"):
+        values = getattr(grid, name)
+        if len(set(values)) < len(values):
+            raise UsageError(f"{name} {', '.join(map(str, values))}: a value is there twice")
+
+
+class Frontier:
+    """The settings of one run's model, to be sampled and measured.
+
+    model: a `Model` of the run in workdir. num_samples: N. batch_size: of the sampler, on each device. folder:
+    where samples and metrics are kept; it is held by this process until `close`. network, judge, neighbours: as in
+    `measure`. guide: the `ClassifierGuidance` of the settings, None without. Raises UsageError where another process
+    works in the folder.
+    """
+
+    def __init__(
+        self, model, settings, *, workdir, folder, num_samples, batch_size, network, judge, neighbours, guide=None
+    ):
+        self.model, self.settings, self.num_samples = model, settings, num_samples
+        self.network, self.judge, self.neighbours = network, judge, neighbours
+        self._workdir, self._folder, self._batch_size, self._rate = workdir, Path(folder), batch_size, None
+        self._guided, self._guide = any(setting.guidance_weight for setting in settings), guide
+        self._models = {"learned": model}
+        if any(setting.scores == "exact" for setting in settings):
+            self._models["exact"] = exact_model(model)
+        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        self._lock = claim(self._folder)  # None in the others
+        try:
+            self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
+            processes.barrier("the frontier's shards are found")
+        except BaseException:
+            self.close()
+            raise
+
+    def identity(self, setting):
+        """All that the samples of a setting depend on, as JSON values."""
+        learned = setting.scores == "learned"
+        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
+        config = {name: getattr(self.model.config, name).to_dict() for name in sections}
+        return {"format": FORMAT, **own, **config, **dataclasses.asdict(setting)}
+
+    def num_missing(self, reference):
+        """How many samples are still to be drawn. Raises UsageError where the disk has no space for them."""
+        return processes.decided(lambda: self._missing_in(reference), "how many samples are missing")
+
+    def _missing_in(self, reference):
+        unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
+        missing = sum(len(store.missing(self.num_samples)) for store in unknown)
+        size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
+        needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
+        if needed > free:
+            raise UsageError(
+                f"{missing:,} samples need {needed:.3g} GB in {self._folder}, which has {free:.3g} GB free; "
+                "take fewer, or another folder with --out"
+            )
+        return missing
+
+    def rows(self, reference, advance, check):
+        """Yields {setting, num_samples, metrics} of each setting in turn.
+
+        advance: told of each batch's samples as they are drawn. check: called between batches and blocks on every
+        process, to raise Stopped.
+        """
+        for setting, store in zip(self.settings, self._stores, strict=True):
+            cached = functools.partial(self._cached_metrics, store, reference)
+            if (metrics := processes.decided(cached, "a setting's metrics")) is None:
+                self._draw(setting, store, advance, check)
+                options = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda samples: check()}
+                metrics = measure(store.read, self.num_samples, self.network, reference, **options)
+                if jax.process_index() == 0:
+                    path, identity = self._metrics_file(store, reference)
+                    write_metrics(path, identity, metrics)
+                processes.barrier("a setting is measured")
+                metrics = processes.decided(cached, "a setting's metrics")
+            yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
+
+    def _draw(self, setting, store, advance, check):
+        """Draws the samples that the store lacks."""
+        missing = processes.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
+        missing, model = np.array(missing, int), self._models[setting.scores]
+        left = len(missing)
+        if setting.scores == "learned" and setting.ema != self._rate and len(missing):
+            params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
+            model.put(params)
+            self._rate = setting.ema
+        options = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
+        for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
+            store.write(index, labels, samples)
+            drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch
+            left -= drawn
+            advance(drawn)
+            check()
+        processes.barrier("a setting is drawn")
+        store.rescan()
+
+    def _metrics_file(self, store, reference):
+        """Returns (path, identity) of the metrics of a store's samples. identity: text with all they depend on."""
+        judge = self.judge.digest if self.judge else ""
+        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
+        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
+
+    def _cached_metrics(self, store, reference):
+        """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
+        return read_metrics(*self._metrics_file(store, reference))
+
+    def record(self, reference):
+        """What a result records besides its rows, as JSON values."""
+        named = lambda network: network and {"name": network.name, "digest": network.digest}
+        return {
+            "cfgjax": cfgjax.__version__,
+            "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
+            "features": named(self.network),
+            "judge": named(self.judge),
+            "guide": self._guide and {"step": self._guide.classifier.step, "digest": self._guide.classifier.digest},
+            "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
+            "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
+            "config": self.model.config.to_dict(),
+        }
+
+    def remove_samples(self):
+        """Deletes the shards; metrics stay."""
+        for store in self._stores:
+            store.remove()
+
+    def close(self):
+        """Lets the folder go."""
+        if self._lock is not None:
+            self._lock.close()
+
+
+def claim(folder):
+    """An open lock file, by which the first process holds the folder, made if need be; None in the others."""
+    locks: list = []
+    processes.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
+    return locks[0] if locks else None
+
+
+def lock_file(folder):
+    """`claim` in the first process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a")
+    except OSError as e:
+        raise UsageError(f"{folder} cannot be written: {e.strerror}") from e
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UsageError(f"another evaluation is at work in {folder}; wait for it, or take another --out") from None
+    return lock
+
+
+def find_reference(path, dataset, network, image_shape, folder, advance):
+    """The `Reference` in the file at path, or by default that of dataset, kept in folder from one time to the next.
+
+    dataset: () → a `Dataset`, opened only where path is None.
+    """
+    if path is not None:
+        return load_reference(path, network, image_shape, advance)
+    data = dataset()
+    digest = hashlib.sha256(f"{FORMAT} {network.digest}".encode())
+    for part in data.content():
+        digest.update(part)
+    kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
+    if not processes.decided(lambda: is_sound(kept), "whether the reference exists"):
+        reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
+        if jax.process_index() == 0:
+            reference.save(kept)
+        processes.barrier("the reference is made")
+    return load_reference(kept, network, image_shape)
+
+
+def is_sound(path):
+    """Whether a cached reference exists at path and matches its hash. A damaged one is reported."""
+    if not path.exists():
+        return False
+    try:
+        read_arrays(path)
+        return True
+    except UsageError as e:
+        log.warning("%s; the reference is measured again", e)
+        return False

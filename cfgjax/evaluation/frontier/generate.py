@@ -1,0 +1,178 @@
+"""Exactly N samples, whatever the batch size, devices and processes: sample i depends on the model and (seed, i)."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.files import writing
+from cfgjax.base.finite import check_samples
+from cfgjax.data.batches import to_uint8
+from cfgjax.distributed.sharding import local_rows
+from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
+
+log = logging.getLogger("cfgjax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What samples are drawn with, besides the model: they are a function of both and of their index.
+
+    guidance_weight: w. num_steps: T, or how timesteps are kept. v, eta: as the sampler has one, v None where it is
+    learned. ema: rate of the averaged parameters, 0 for none. label_policy: a key of LABELS. scores: "learned", or
+    "exact" for those of a mixture. classifier: digest of the classifier that guides, None without. classifier_scale,
+    classifier_form: of its gradient.
+    """
+
+    guidance_weight: float
+    num_steps: int | str
+    sampler: str
+    v: float | None
+    eta: float | None
+    ema: float
+    seed: int
+    label_policy: str
+    scores: str = "learned"
+    classifier: str | None = None
+    classifier_scale: float = 0.0
+    classifier_form: str | None = None
+
+
+def balanced(index, num_classes, seed):
+    """Classes in turn: i mod K."""
+    return index % num_classes
+
+
+def random(index, num_classes, seed):
+    """Classes drawn uniformly from (seed, i)."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), LABEL_STREAM))(index)
+    return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
+
+
+LABELS = {"balanced": balanced, "random": random}
+LABEL_STREAM = 2**32 - 1  # where the samplers have the step, which never gets there
+
+
+def rows_per_device(num_samples, batch_size, num_devices):
+    """Returns the samples per call on each device: batch_size, or fewer if all num_samples fit into one call."""
+    return min(batch_size, -(-num_samples // num_devices))
+
+
+def draw_samples(model, setting, index, batch_size, *, num_samples=None, guided=True, classifier=None):
+    """Yields (index [b], labels [b], samples [b, …]) batch by batch, this process's part of each.
+
+    index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
+    each device, at most. guided: False leaves out the unconditional branch, for w = 0. classifier: the setting's
+    `ClassifierGuidance`. num_samples: number of all samples, if index has only those that are missing: a resumed
+    evaluation then runs the same program as an uninterrupted one.
+
+    If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
+    bit. Raises ArithmeticError if a sample is not finite.
+    """
+    make_labels = choose("label policy", setting.label_policy, LABELS)
+    options = {name: getattr(setting, name) for name in ("num_steps", "sampler", "seed", "v", "eta")}
+    draw = model.sampler(**options, guided=guided, classifier=classifier)
+    rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
+    size = rows * model.mesh.size
+    weights, scales = (np.full(size, x, np.float32) for x in (setting.guidance_weight, setting.classifier_scale))
+    running = None  # the batch that the devices are at work on while the one before it is written
+    for start in [*range(0, len(index), size or 1), None]:
+        before = running
+        if start is not None:
+            wanted = index[start : start + size]
+            padded = np.resize(wanted, size)
+            labels = make_labels(padded, model.num_classes, setting.seed)
+            running = wanted, labels, draw(padded, labels, weights, scales)
+        if before is not None:
+            yield finished(*before, setting, model.is_image)
+
+
+def finished(wanted, labels, x, setting, is_image):
+    """(index, labels, samples) of this process's part of a batch that was drawn for more than the wanted indices."""
+    rows, values = local_rows(x)
+    keep = rows < len(wanted)
+    rows, values = rows[keep], values[keep]
+    check_samples(values, wanted[rows], labels[rows], np.full(len(rows), setting.guidance_weight))
+    return wanted[rows], labels[rows], to_uint8(values) if is_image else values
+
+
+class SampleStore:
+    """The samples of one setting of one model on disk, in shards that are complete or absent.
+
+    folder: for samples of every identity. identity: JSON values that determine the samples; their digest names the
+    subfolder and enters the hash of each shard, so that samples of different models or settings never meet.
+    """
+
+    def __init__(self, folder, identity):
+        text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+        self.folder = Path(folder) / self.digest[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0 and not (self.folder / "setting.json").exists():
+            with writing(self.folder / "setting.json") as path:
+                path.write_text(text)
+        self._shards = {}  # path: index [b]
+        self.rescan()
+
+    def rescan(self):
+        """Finds the shards. A damaged shard is reported and renamed, and its samples count as missing."""
+        without_hash = 0
+        for path in sorted(set(self.folder.glob("[0-9]*.npz")) - self._shards.keys()):
+            try:
+                self._shards[path] = self._read(path)["index"]
+            except UsageError as e:
+                if isinstance(e, NoHash):
+                    without_hash += 1
+                else:
+                    log.warning("%s; its samples are drawn anew", e)
+                if jax.process_index() == 0:
+                    path.replace(path.with_suffix(".damaged"))
+        if without_hash:
+            what = "shards in %s have no hash (older versions wrote none); their samples are drawn anew"
+            log.warning(f"%d {what}", without_hash, self.folder)
+
+    def _read(self, path):
+        """Returns the arrays of a shard. Raises UsageError if it is damaged."""
+        shard = read_arrays(path, self.digest)
+        lengths = [shard[name].shape[:1] if name in shard else None for name in ("index", "label", "image")]
+        if lengths != [shard["index"].shape if "index" in shard else ()] * 3:
+            raise UsageError(f"cannot read {path}: it has no index [N] with as many labels and images")
+        return shard
+
+    def missing(self, num_samples):
+        """The indices below num_samples that are in no shard, int [M]."""
+        wanted = np.arange(num_samples)
+        return np.setdiff1d(wanted, np.concatenate([np.empty(0, int), *self._shards.values()]), assume_unique=False)
+
+    def write(self, index, label, image):
+        """Adds a shard; nothing where it would be empty."""
+        if not len(index):
+            return
+        path = self.folder / f"{index[0]:08}-{index[-1]:08}.npz"
+        write_arrays(path, {"index": index, "label": label.astype(np.int32), "image": image}, self.digest)
+        self._shards[path] = index
+
+    def remove(self):
+        """Deletes the shards."""
+        for path in self._shards:
+            path.unlink(missing_ok=True)
+        self._shards = {}
+
+    def read(self, start, stop):
+        """(samples, labels) of the indices start … stop − 1, in order."""
+        parts = []
+        for path, index in self._shards.items():
+            if len(index) and index[0] < stop and index[-1] >= start:
+                shard, keep = self._read(path), (index >= start) & (index < stop)
+                parts.append((index[keep], shard["image"][keep], shard["label"][keep]))
+        found = np.concatenate([np.empty(0, int), *(index for index, _, _ in parts)])
+        unique, first = np.unique(found, return_index=True)
+        if not len(unique) or len(unique) != stop - start:
+            raise UsageError(f"{self.folder} lacks samples of {start} … {stop - 1}; evaluate again")
+        _, image, label = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return image[first], label[first]

@@ -1,0 +1,108 @@
+"""The curves of several runs, and published rows, in one picture."""
+
+import numpy as np
+
+from cfgjax.base.cells import text
+from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.evaluation.report.targets import METRICS, SETTINGS
+
+COVERAGE = ("recall", "precision")
+GREYS = ("0.25", "0.5", "0.7")  # of published rows
+ROOM = (22, 12)  # pixels that a label takes
+
+
+def figure(runs, targets=None):
+    """A matplotlib Figure of the curves of `compare.Run`s: IS against FD, and precision against recall.
+
+    w is at the points, as far as there is room. Distances of different feature networks have axes of their own.
+    targets: published rows, crosses on the axes of what they give.
+    """
+    require_matplotlib("--plot needs")
+    from matplotlib.figure import Figure
+
+    curves = [curve.own for run in runs for curve in run.curves]
+    pairs = axes_of(curves)
+    if ("FID", "IS") not in pairs:
+        targets = None  # which are of other features than these
+    drawn = Figure(figsize=(5.8 * len(pairs), 4.8), layout="constrained")
+    axes = list(np.ravel(drawn.subplots(1, len(pairs))))
+    for axis, pair in zip(axes, pairs, strict=True):
+        for i, curve in enumerate(curves):
+            if all(name in curve.cells for name in pair):
+                draw(axis, points_of(curve, pair), curve.label, marker="o", linewidth=1, color=f"C{i}")
+        for i, (label, points) in enumerate(published(targets, pair).items() if targets else ()):
+            draw(axis, points, label, marker="x", linestyle="none", color=GREYS[i % len(GREYS)], zorder=1)
+        set_scales(axis, pair)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        drawn.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(3, len(labels)))
+    drawn.suptitle("guidance weight w at the points", fontsize=10)
+    drawn.draw_without_rendering()  # which lays out what the labels are fitted into
+    for axis, pair in zip(axes, pairs, strict=True):
+        taken: list = []
+        for i, curve in enumerate(curves):
+            if all(name in curve.cells for name in pair):
+                label_points(axis, points_of(curve, pair), f"C{i}", taken)
+    return drawn
+
+
+def axes_of(curves):
+    """The pairs of metrics that some curve has: (FD, IS) of each feature network, then (recall, precision)."""
+    pairs = []
+    for curve in curves:
+        distances = [name for name in curve.cells if name == "FID" or name.startswith("FD-")]
+        scores = [name for name in curve.cells if name == "IS" or name.startswith("IS-")]
+        pairs += [pair for pair in zip(distances[:1], scores[:1], strict=False) if pair not in pairs]
+    return pairs + [COVERAGE] * any(set(COVERAGE) <= curve.cells.keys() for curve in curves)
+
+
+def points_of(curve, pair):
+    """{w: [(x, its standard deviation), (y, its)]} of a curve that has two metrics, w increasing."""
+    x, y = (curve.cells[name] for name in pair)
+    return {w: [x[w][:2], y[w][:2]] for w in sorted(x.keys() & y.keys())}
+
+
+def published(targets, pair):
+    """{label: {w: [(x, 0), (y, 0)]}} of the published rows that have both metrics, by their own settings."""
+    keys = [next((key for key, name in METRICS.items() if name == wanted), None) for wanted in pair]
+    found: dict = {}
+    for row in targets["rows"]:
+        if "w" in row and all(key in row for key in keys):
+            own = [f"{name}={text(row[name])}" for name in SETTINGS if name in row]
+            points = found.setdefault(", ".join([targets["name"], *own]), {})
+            points[row["w"]] = [(row[key], 0.0) for key in keys]
+    return found
+
+
+def draw(axis, points, label, **style):
+    """Draws the points of `points_of`, with bars where there are several seeds."""
+    (x, x_std), (y, y_std) = np.moveaxis(np.array(list(points.values())), 0, -1)
+    bars = {"xerr": x_std, "yerr": y_std} if x_std.any() or y_std.any() else {}
+    axis.errorbar(x, y, **bars, markersize=4, capsize=2, label=label, **style)
+
+
+def set_scales(axis, pair):
+    """Names the axes; a distance that has more than a decade is on a logarithmic scale."""
+    smallest, largest = axis.dataLim.intervalx
+    if pair != COVERAGE and 0 < 10 * smallest < largest:
+        axis.set_xscale("log")
+        if largest < 1000 * smallest:
+            axis.set_xticks([m * 10.0**n for n in range(-6, 7) for m in (1, 2, 5)], minor=False)
+            axis.set_xticks([], minor=True)
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlim(smallest / 1.3, largest * 1.3)
+    axis.set_xlabel(pair[0])
+    axis.set_ylabel(pair[1])
+    axis.grid(alpha=0.3)
+    axis.margins(0.1)
+
+
+def label_points(axis, points, colour, taken):
+    """Writes w beside the points whose labels are not too near to those in taken, which it adds to; ends come first."""
+    weights = list(points)
+    for w in dict.fromkeys([weights[0], weights[-1], *weights]):
+        (x, _), (y, _) = points[w]
+        at = axis.transData.transform((x, y))
+        if all(abs(at[0] - other[0]) > ROOM[0] or abs(at[1] - other[1]) > ROOM[1] for other in taken):
+            taken.append(at)
+            axis.annotate(f"{w:g}", (x, y), xytext=(4, 5), textcoords="offset points", fontsize=7, color=colour)

@@ -1,0 +1,99 @@
+"""Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
+
+import itertools
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cfgjax.data.sources.registry import check_labels, mixture_of
+from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.models.arguments import per_label
+from cfgjax.models.model import Model
+
+CELL_PIXELS = 32  # smaller images are enlarged to about this, pixel by pixel
+MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
+
+
+def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale=(None,), **sampling):
+    """A picture, PIL RGB, of model's samples: rows are labels, columns are w, per_cell samples in each cell.
+
+    Sample j of a label has the same noise in every column, so that a row shows what w does. classifier_scale: a column
+    for each as well. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
+    the columns are scatter plots of all labels; of source "mixture" the exact scores' are above and the learned ones'
+    below.
+    """
+    check_labels(labels, model.num_classes)
+    model.check_guidance(guidance)
+    for scale in classifier_scale:
+        per_label("classifier_scale", 0.0 if scale is None else scale, 1)
+    repeated = np.repeat(np.asarray(labels), per_cell)
+    settings = list(itertools.product(guidance, classifier_scale))
+    columns = [model.sample(repeated, w, classifier_scale=s, seed=seed, **sampling) for w, s in settings]
+    if not model.is_image:
+        rows = {"learned": columns}
+        if model.config.data.source == "mixture":
+            oracle = exact_model(model)
+            rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
+        return scatter(rows, repeated, guidance)
+    images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(settings), *model.image_shape)
+    return grid(images.swapaxes(1, 2), [str(label) for label in labels], [column_name(*pair) for pair in settings])
+
+
+def column_name(w, classifier_scale):
+    """The weight, and the scale of a classifier's gradient where there is one, for a heading."""
+    return weight_name(w) if classifier_scale is None else f"w={w:g}, scale {classifier_scale:g}"
+
+
+def weight_name(w):
+    """The weight in both conventions, for a heading."""
+    return f"w={w:g} (s={1 + w:g})"
+
+
+def grid(images, row_names, column_names):
+    """PIL RGB picture of uint8 images [rows, columns, per cell, H, W, C], C 1 or 3, with names at rows and columns."""
+    rows, columns, per_cell, height, width, channels = images.shape
+    zoom = max(1, round(CELL_PIXELS / max(height, width)))
+    images = images.repeat(zoom, axis=3).repeat(zoom, axis=4)
+    if channels == 1:
+        images = images.repeat(3, axis=-1)
+    font = ImageFont.load_default(FONT_PIXELS)
+    left = MARGIN + max(round(font.getlength(name)) for name in row_names) + MARGIN
+    cell = max(per_cell * (width * zoom + 1), max(round(font.getlength(name)) for name in column_names)) + MARGIN
+    picture = Image.new("RGB", (left + columns * cell, HEADER + rows * (height * zoom + 2) + MARGIN), "white")
+    draw = ImageDraw.Draw(picture)
+    for c, name in enumerate(column_names):
+        draw.text((left + c * cell, 2), name, fill="black", font=font)
+    for r, name in enumerate(row_names):
+        top = HEADER + r * (height * zoom + 2)
+        draw.text((MARGIN, top + height * zoom / 2), name, fill="black", font=font, anchor="lm")
+        for c in range(columns):
+            for i in range(per_cell):
+                at = (left + c * cell + i * (width * zoom + 1), top)
+                picture.paste(Image.fromarray(images[r, c, i]), at)
+    return picture
+
+
+def exact_model(model):
+    """The `Model` whose ε is that of the mixture which model was trained on, exactly."""
+    data = model.config.data
+    mixture = mixture_of(data)
+    return Model(model.config, {}, bind_params=lambda params: mixture.eps)
+
+
+def scatter(rows, labels, guidance):
+    """PIL RGB picture of points, coloured by label: rows {name: [points [N, 2] for each w]}, columns w."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(guidance), 3.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(guidance), sharex=True, sharey=True, squeeze=False)
+    for row, (name, columns) in enumerate(rows.items()):
+        for axis, points, w in zip(axes[row], columns, guidance, strict=True):
+            axis.set_title(f"{name} scores, {weight_name(w)}", fontsize=9)
+            axis.set_aspect("equal")
+            for label in np.unique(labels):
+                axis.scatter(*points[labels == label].T[:2], s=3, alpha=0.5, linewidths=0)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

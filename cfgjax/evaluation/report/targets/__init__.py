@@ -1,0 +1,67 @@
+"""Published results: {name, source, setting, recalled, rows, …}, a JSON file each.
+
+setting: what the rows were made with, null where that is not stated; a row may have settings of its own beside its
+guidance weight w, fid and inception_score. recalled: settings from memory of the paper, not read in its text.
+"""
+
+from importlib import resources
+from pathlib import Path
+
+from cfgjax.base.errors import UsageError, choose, nearest
+from cfgjax.base.json_files import read_json
+
+MAX_NUMBER = 1e30  # in rows
+
+SETTINGS = (
+    *("num_samples", "label_policy", "sampler", "num_steps", "v", "features", "image_shape", "num_classes", "data"),
+    *("reference", "conditional", "p_uncond"),
+)
+METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
+
+
+def published():
+    """{name: file} of the targets that come with the package."""
+    files = sorted(resources.files(__name__).iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
+
+
+def load(name):
+    """The targets of a name of `published`, or in a JSON file of the same form. Raises UsageError for any other."""
+    file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published())
+    try:
+        targets = read_json(file)
+    except FileNotFoundError:
+        raise UsageError(f"cannot read {name}: No such file; there are {', '.join(published())}") from None
+    check(targets, name)
+    return targets
+
+
+def check(targets, path):
+    """Raises UsageError unless targets, read from path, are of the form above, each setting there or in every row."""
+    needed = {"name": str, "source": str, "setting": dict, "rows": list}
+    if not all(isinstance(targets.get(key), kind) for key, kind in needed.items()):
+        raise UsageError(f"{path} holds no targets: need texts name and source, an object setting and a list of rows")
+    setting, rows = targets["setting"], targets["rows"]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UsageError(f"{path} holds no targets: rows must be objects, one at least")
+    baselines, recalled = targets.get("baselines", []), targets.get("recalled", [])
+    if not isinstance(baselines, list) or not all(isinstance(row, dict) for row in baselines):
+        raise UsageError(f"{path}: baselines must be a list of objects")
+    if not isinstance(recalled, list) or not all(isinstance(text, str) for text in recalled):
+        raise UsageError(f"{path}: recalled must be a list of texts")
+    for key, value in ((key, row[key]) for row in [*rows, *baselines] for key in ("w", *METRICS) if key in row):
+        if type(value) not in (int, float) or not -MAX_NUMBER < value < MAX_NUMBER:
+            raise UsageError(f"{path}: a row has the {key} {value!r}; need a number, or leave it out")
+    for name in setting:
+        if name not in SETTINGS:
+            raise UsageError(f"{path}: unknown setting {name!r}{nearest(name, SETTINGS)}")
+        if any(name in row for row in rows):
+            raise UsageError(f"{path}: {name} is in setting and in rows; need one of them")
+    if absent := [name for name in SETTINGS if name not in setting and not all(name in row for row in rows)]:
+        raise UsageError(f"{path}: setting lacks {', '.join(absent)}; null stands for what is not stated")
+
+
+def stated(targets, name):
+    """The published values of a setting, one or those of the rows; none where it is not stated."""
+    values = [targets["setting"][name]] if name in targets["setting"] else [row[name] for row in targets["rows"]]
+    return [value for i, value in enumerate(values) if value is not None and value not in values[:i]]

@@ -1,0 +1,147 @@
+"""Several processes of one command on this host, on a port of the loopback."""
+
+import contextlib
+import functools
+import os
+import re
+import socket
+import sys
+import threading
+import time
+
+from absl import flags
+
+from cfgjax.base.environment_variables import MAX_ON_ONE_HOST
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE, PREEMPTED
+from cfgjax.base.paths import define_path
+from cfgjax.jobs.launch import children
+from cfgjax.jobs.launch.guardian import Guardian
+from cfgjax.jobs.launch.job import argv_of, check_python, shell_lines
+from cfgjax.jobs.launch.programs import check_interpreter
+from cfgjax.jobs.launch.quoting import shell_word
+
+
+def define_flags(given):
+    """Adds the flags of this launcher."""
+    integer = functools.partial(flags.DEFINE_integer, flag_values=given)
+    integer("num_processes", 1, "Processes.", lower_bound=1)
+    integer("devices_per_process", None, "Virtual CPU devices of each process.", lower_bound=1)
+    integer("port", None, "Port of process 0; a free one by default.", lower_bound=1, upper_bound=65534)
+    integer("grace_seconds", 60, "Seconds that the others have to end in when one failed.", lower_bound=0)
+    define_path("python", sys.executable, "Interpreter.", flag_values=given)
+
+
+def launch(given, job):
+    """The exit code of the job's processes: 0 all done, 75 all done or saved, otherwise the first failure's."""
+    check_python(given.python)
+    for name in ("num_processes", "devices_per_process"):
+        if (given[name].value or 0) > MAX_ON_ONE_HOST:
+            raise UsageError(f"--{name}={given[name].value}: need at most {MAX_ON_ONE_HOST} on one machine")
+    argv = argv_of(given.python, job.words)
+    shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
+    if given.dry_run:
+        print("\n".join(script(argv, shared, own)))
+        return DONE
+    check_interpreter(given.python)
+    return Group(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
+
+
+def environments(num_processes, port, devices_per_process):
+    """(variables of all processes, [those of each])"""
+    shared = {"CFGJAX_COORDINATOR": f"127.0.0.1:{port}", "CFGJAX_NUM_PROCESSES": str(num_processes)}
+    if devices_per_process is not None:
+        shared["JAX_NUM_CPU_DEVICES"] = str(devices_per_process)
+    return shared, [{"CFGJAX_PROCESS_ID": str(i)} for i in range(num_processes)]
+
+
+def free_port():
+    """Returns a port that is free at every address, as is the next one, which jax uses."""
+    while True:
+        with socket.socket() as found, socket.socket() as following:
+            found.bind(("", 0))
+            port = found.getsockname()[1]
+            with contextlib.suppress(OSError, OverflowError):
+                following.bind(("", port + 1))
+                return port
+
+
+def script(argv, shared, own):
+    """Returns the lines of a shell script that starts the same processes."""
+    setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
+    return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
+
+
+class Group:
+    """Processes of one command. If one fails, all end. Signals to this process are passed on to each.
+
+    They end with this process, also if it is killed. Process 0 writes to this process's output; the lines of the others
+    begin with their number.
+    """
+
+    def __init__(self, argv, environments):
+        self._argv, self._environments = argv, environments
+        self._last_lines = [b""] * len(environments)
+
+    def run(self, grace_seconds):
+        """The exit code of them all, when they have ended."""
+        processes: list = []
+        readers: list = []
+        passed_on: list = []
+        ended: dict = {}
+        with Guardian(grace_seconds) as guardian, children.Received() as received:
+            try:
+                for i, environment in enumerate(self._environments):
+                    processes.append(self._start(i, environment, readers, guardian))
+                deadline = float("inf")
+                while len(ended) < len(processes):
+                    for i, process in enumerate(processes):
+                        if i not in ended and process.poll() is not None:
+                            guardian.ended(process.pid)
+                            ended[i] = children.exit_code(process.returncode, passed_on)
+                            if ended[i] not in (DONE, PREEMPTED):
+                                deadline = min(deadline, time.monotonic() + grace_seconds)
+                    if number := received.take():
+                        passed_on.append(number)
+                        for i, process in enumerate(processes):
+                            if i not in ended:
+                                process.send_signal(number)
+                    if time.monotonic() > deadline:
+                        break
+                    time.sleep(0.02)
+            finally:
+                for process in processes:
+                    children.kill(process)
+                for reader in readers:
+                    reader.join(timeout=5)
+        return self._told(ended)
+
+    def _start(self, i, environment, readers, guardian):
+        """Process i, and the threads that read what it says."""
+        if i == 0:
+            return children.start(self._argv, guardian, env=environment)
+        process = children.start(self._argv, guardian, env=environment, stdout=children.PIPE, stderr=children.PIPE)
+        for stream, to in [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]:
+            readers.append(threading.Thread(target=self._pass_lines, args=(i, stream, to), daemon=True))
+            readers[-1].start()
+        return process
+
+    def _pass_lines(self, i, stream, to):
+        for line in stream:
+            self._last_lines[i] = line.strip() or self._last_lines[i]
+            to.buffer.write(f"[{i}] ".encode() + line.rstrip(b"\n") + b"\n")
+            to.buffer.flush()
+
+    def _told(self, ended):
+        """The exit code, of {process: exit code} in the order in which they ended; a failure is told."""
+        failed = [i for i, code in ended.items() if code not in (DONE, PREEMPTED)]
+        if not failed:
+            return PREEMPTED if PREEMPTED in ended.values() else DONE
+        i, count = failed[0], len(self._environments)
+        last = re.sub(r"^cfgjax: (failed|error): ", "", self._last_lines[i].decode(errors="replace"))
+        killed = count - len(ended)
+        told = f"process {i} of {count} ended with {ended[i]}" + (f": {last}" if last else "")
+        told += f"; {killed} that went on were killed" if killed else ""
+        if count > 1:
+            print(f"cfgjax: failed: {told}", file=sys.stderr)
+        return ended[i]

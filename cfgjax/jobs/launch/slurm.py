@@ -1,0 +1,139 @@
+"""A job of Slurm, as the script that sbatch gets.
+
+Before its time limit, and when it is preempted, Slurm sends SIGTERM to the processes of the step, which save and exit
+with 75; the script then puts the job back into the queue. A cancelled job is not put back, nor one that failed.
+"""
+
+import functools
+import re
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE
+from cfgjax.base.files import check_folder
+from cfgjax.base.paths import define_path
+from cfgjax.jobs.launch.job import argv_of, check_python, check_time, shell_lines
+from cfgjax.jobs.launch.programs import output_of, require
+from cfgjax.jobs.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
+
+OPTIONS = ("partition", "account", "qos", "constraint")
+
+
+def define_flags(given):
+    """Adds the flags of this launcher."""
+    text = functools.partial(flags.DEFINE_string, flag_values=given)
+    integer = functools.partial(flags.DEFINE_integer, flag_values=given)
+    path = functools.partial(define_path, flag_values=given)
+    integer("nodes", 1, "Nodes.", lower_bound=1)
+    integer("tasks_per_node", 1, "Processes on each node, which share its devices.", lower_bound=1)
+    integer("gpus_per_node", None, "GPUs of each node.", lower_bound=1)
+    integer("cpus_per_task", None, "CPU cores of each process.", lower_bound=1)
+    text("time", None, "Time limit, HH:MM:SS or DAYS-HH:MM:SS; the job goes on after it by itself.")
+    integer("grace_seconds", 300, "Seconds before the time limit at which processes are told to save.", lower_bound=1)
+    for name in OPTIONS:
+        text(name, None, f"Slurm's --{name}.")
+    text("job_name", None, "Name of the job; that of the folder by default.")
+    flags.DEFINE_multi_string("sbatch", [], "Any other option of sbatch, as --sbatch=--mem=64G.", flag_values=given)
+    text("setup", None, "A line of the script to run first, such as 'module load cuda'.")
+    path("logs", None, "Folder of the job's output; <workdir>/slurm by default.")
+    path("python", sys.executable, "Interpreter on the nodes.")
+
+
+def launch(given, job):
+    """Submits the job; prints its number and where its output goes."""
+    check_flags(given)
+    logs = Path(given.logs or Path(job.workdir) / "slurm")
+    text = script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
+    if given.dry_run:
+        print(text, end="")
+        return DONE
+    number = submit(text, logs)
+    print(f"submitted job {number}; output in {logs / f'{number}.log'}")
+    return DONE
+
+
+def check_flags(given):
+    """Raises UsageError for flags that are missing, contradict each other, or cannot be written to the script."""
+    if given.time is None:
+        raise UsageError("--time must be given: before it ends the job saves, and it is put back into the queue")
+    check_time(given.time, given.grace_seconds)
+    if given.gpus_per_node is not None and given.gpus_per_node % given.tasks_per_node:
+        raise UsageError(f"--gpus_per_node={given.gpus_per_node} do not divide among {given.tasks_per_node} tasks")
+    check_python(given.python)
+    check_shell_line("setup", given.setup)
+    if wrong := [option for option in given.sbatch if not re.fullmatch(r"--[a-z][\w-]*(=.*)?|-[a-zA-Z]\S*", option)]:
+        raise UsageError(f"--sbatch={wrong[0]!r}: need an option of sbatch, such as --sbatch=--mem=64G")
+
+
+def submit(text, logs):
+    """Submits a script and returns the number of its job. logs: the folder of its output, created if missing."""
+    check_folder(logs, f"the folder {logs} of Slurm's output")
+    require("sbatch")
+    try:
+        Path(logs).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"the folder {logs} of Slurm's output cannot be made: {e.strerror}") from e
+    return output_of(["sbatch", "--parsable"], text).partition(";")[0]
+
+
+def script(given, name, log, lines, array=None):
+    """The text of a job's script: options, environment, then lines. log: a path with Slurm's %j or %A and %a."""
+    options = [
+        f"--job-name={name}",
+        *([f"--array={array}"] if array else []),
+        f"--nodes={given.nodes}",
+        f"--ntasks-per-node={given.tasks_per_node}",
+        *([f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []),
+        *([f"--cpus-per-task={given.cpus_per_task}"] if given.cpus_per_task else []),
+        f"--time={given.time}",
+        *(f"--{option}={given[option].value}" for option in OPTIONS if given[option].value),
+        f"--output={log}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=TERM@{given.grace_seconds}",
+    ]
+    head = [sbatch_line(option) for option in [*options, *given.sbatch]]
+    setup = [given.setup] if given.setup else []
+    exports = f"export CFGJAX_GRACE_SECONDS={given.grace_seconds}"
+    text = "\n".join(["#!/usr/bin/env bash", *head, "", exports, *setup, "", *lines]) + "\n"
+    check_word(text, "the script")
+    if "\r\n" in text:
+        raise UsageError("a value of the job has a DOS line break (\\r\\n); sbatch refuses such scripts")
+    return text
+
+
+def job_lines(given, job):
+    """The lines of a script that run the job's command and put the job back into the queue where it saved."""
+    return [
+        "trap : TERM  # the step gets it too, saves, and is waited for",
+        srun(given, shell_lines(argv_of(given.python, job.words))),
+        "code=$?",
+        *requeue_lines('"$SLURM_JOB_ID"'),
+        'exit "$code"',
+    ]
+
+
+def requeue_lines(number):
+    """Lines that end the script of job number where it was cancelled, and put it back into the queue where it saved."""
+    return [
+        f'if [ "$(squeue --noheader --jobs={number} --format=%T)" != RUNNING ]; then',
+        '    exit "$code"  # cancelled, or at the end of its time',
+        "fi",
+        'if [ "$code" = 75 ]; then',
+        '    echo "preempted and saved: back into the queue"',
+        f"    scontrol requeue {number} && exit 0",
+        "fi",
+    ]
+
+
+def srun(given, command):
+    """A command's line, run by all tasks: those that still save are not killed because another has ended."""
+    options = "--kill-on-bad-exit=0"
+    if given.cpus_per_task:
+        options += f" --cpus-per-task={given.cpus_per_task}"  # which srun does not take from sbatch
+    if given.gpus_per_node and given.tasks_per_node > 1:
+        options += f" --gpus-per-task={given.gpus_per_node // given.tasks_per_node}"
+    return f"srun {options} {command}"

@@ -1,0 +1,1 @@
+"""Networks with parameters, ready to sample, to guide and to predict."""

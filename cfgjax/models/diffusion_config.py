@@ -1,0 +1,81 @@
+"""config.diffusion: the process of a run, and how its network is trained."""
+
+import dataclasses
+from typing import Any
+
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.diffusion.discrete import BETAS
+from cfgjax.diffusion.levels import Continuous, Discrete
+from cfgjax.diffusion.schedules import SCHEDULES
+from cfgjax.runs.config import call
+
+CONTINUOUS, DISCRETE = ("schedule", "logsnr_min", "logsnr_max"), ("betas", "num_timesteps")
+TIME_SAMPLERS = ("uniform", "second_moment")
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """config.diffusion, checked.
+
+    schedule, logsnr_min, logsnr_max: a process in continuous λ, see `levels.Continuous`; or
+    betas, num_timesteps: one in discrete time, see `levels.Discrete`.
+    p_uncond: probability of dropping a label in training.
+    learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb, the
+    bound being that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
+    time_sampler: of training levels, "uniform" in u, or by the "second_moment" of the loss there; IDDPM section 3.3.
+    low_res_logsnr_min: of an upsampler with model.low_res_noise, the noisiest λ of its low-resolution images.
+    """
+
+    p_uncond: float = 0.0
+    schedule: Any = None
+    logsnr_min: Any = None
+    logsnr_max: Any = None
+    betas: Any = None
+    num_timesteps: Any = None
+    learned_variance: bool = False
+    bound_weight: float = 0.001
+    bound_steps: int = 1000
+    time_sampler: str = "uniform"
+    low_res_logsnr_min: float | None = None
+
+    def __post_init__(self):
+        continuous, discrete = ([n for n in names if getattr(self, n) is not None] for names in (CONTINUOUS, DISCRETE))
+        if bool(continuous) == bool(discrete):
+            both = f"{', '.join(CONTINUOUS)} (continuous λ) or {', '.join(DISCRETE)} (discrete time)"
+            given = f"{', '.join(continuous + discrete) or 'neither'} given"
+            raise UsageError(f"config.diffusion needs {both}; {given}")
+        missing = [n for n in (CONTINUOUS if continuous else DISCRETE) if getattr(self, n) is None]
+        if missing:
+            raise UsageError(f"config.diffusion lacks {', '.join(missing)}")
+        if continuous:
+            choose("schedule", self.schedule, SCHEDULES)
+            if not self.logsnr_min < self.logsnr_max:
+                raise UsageError(
+                    f"diffusion.logsnr_min {self.logsnr_min} is not below diffusion.logsnr_max {self.logsnr_max}"
+                )
+        else:
+            choose("betas", self.betas, BETAS)
+        try:
+            self.levels  # noqa: B018  it checks itself
+        except ValueError as e:
+            raise UsageError(f"config.diffusion: {e}") from None
+        choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
+
+    @property
+    def levels(self):
+        """The process."""
+        if self.betas is not None:
+            return Discrete(self.betas, self.num_timesteps)
+        return Continuous(self.schedule, self.logsnr_min, self.logsnr_max, self.bound_steps)
+
+    @property
+    def described(self):
+        """The process in a few words."""
+        if self.betas is not None:
+            return f"{self.num_timesteps} timesteps of {self.betas} betas"
+        return f"{self.schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
+
+
+def diffusion_of(config):
+    """The `Diffusion` of a run's config."""
+    return call(Diffusion, "diffusion", config.diffusion)

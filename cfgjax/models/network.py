@@ -1,0 +1,112 @@
+"""Networks built from a config, and bound to parameters and to λ."""
+
+import jax
+import jax.numpy as jnp
+
+from cfgjax.base.errors import UsageError, choose, one_line
+from cfgjax.diffusion.schedules import network_time
+from cfgjax.models.diffusion_config import diffusion_of
+from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
+from cfgjax.runs.config import call
+from cfgjax.runs.kinds import is_classifier
+
+CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
+
+
+def make_network(config):
+    """The network of config.model for the classes and channels of config.data."""
+    section = dict(config.model)
+    if missing := {"num_classes", "image_shape"} - set(config.data):
+        raise UsageError(f"config.data lacks {', '.join(sorted(missing))}")
+    network = choose("network", section.pop("name", None), NETS | CLASSIFIERS | NOISY_CLASSIFIERS)
+    fixed = {"num_classes": config.data.num_classes}
+    if not is_classifier(config):
+        fixed["out_channels"] = config.data.image_shape[-1] * (1 + diffusion_of(config).learned_variance)
+    return call(network, "model", section, **fixed, parent=None, name=None)
+
+
+def init_params(net, key, image_shape):
+    """Fresh parameters, float32."""
+    args, options = inputs(net, 1, image_shape)
+    return net.init(key, *args, **options)["params"]
+
+
+def inputs(net, batch, image_shape):
+    """(arguments, keyword arguments) of zeros, of the shapes and dtypes that net is called with."""
+    image, time = jnp.zeros((batch, *image_shape)), jnp.zeros(batch)
+    if isinstance(net, tuple(CLASSIFIERS.values())):
+        return (image,), {}
+    if isinstance(net, tuple(NOISY_CLASSIFIERS.values())):
+        return (image, time), {}
+    options = {"low_res": image} if takes_low_res(net) else {}
+    options |= {"low_res_time": time} if takes_low_res_level(net) else {}
+    return (image, time, jnp.zeros(batch, jnp.int32)), options
+
+
+def takes_low_res(net):
+    """Whether net is an upsampler."""
+    return getattr(net, "low_res", False)
+
+
+def takes_low_res_level(net):
+    """Whether net is told how much noise its low-resolution image has."""
+    return getattr(net, "low_res_noise", False)
+
+
+def has_null_label(net):
+    """Whether net, an ε-predictor, knows "no condition" and labels."""
+    return getattr(net, "conditional", True) and getattr(net, "null_label", True)
+
+
+def check_network(net, image_shape):
+    """Parameter shapes of net at image_shape, without computing any; UsageError where they do not fit each other."""
+    args, options = inputs(net, 3, image_shape)
+    try:
+        params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
+        out = jax.eval_shape(lambda params: net.apply({"params": params}, *args, **options), params)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"config.model: {one_line(e)}") from e
+    if hasattr(net, "out_channels") and out.shape != (3, *image_shape[:-1], net.out_channels):
+        raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {out.shape[1:]}")
+    return params
+
+
+def check_params(workdir, config, params):
+    """Raises UsageError unless params, of a checkpoint in workdir, have the names and shapes of config's network."""
+    what = f"{workdir}: config.json and the checkpoint do not fit each other"
+    try:
+        expected = jax.eval_shape(
+            lambda key: init_params(make_network(config), key, tuple(config.data.image_shape)), jax.random.key(0)
+        )
+    except (TypeError, ValueError, ArithmeticError) as e:
+        raise UsageError(f"{what}: {one_line(e)}") from e
+    shapes = lambda tree: {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(tree)}
+    ours, theirs = shapes(expected), shapes(params)
+    if differing := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:
+        name = differing[0]
+        there, here = (tree.get(name, "absent") for tree in (theirs, ours))
+        raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
+
+
+def bind(net, params, *, levels, train=False, dropout_key=None, low_res=None, low_res_logsnr=None):
+    """eps_fn(z [B, …], logsnr [B], label [B]) → ε [B, …]: net with its parameters and time = levels.time(λ).
+
+    low_res: [b, h, w, C], of an upsampler; B is a multiple of b, with the calls of one sample side by side, as guidance
+    stacks them. low_res_logsnr: [b], λ of the noise in it, where the network takes that.
+    """
+
+    def eps_fn(z, logsnr, label):
+        options: dict = {"rngs": {} if dropout_key is None else {"dropout": dropout_key}}
+        if low_res is not None:
+            options["low_res"] = jnp.repeat(low_res, len(z) // len(low_res), axis=0)
+        if low_res_logsnr is not None:
+            options["low_res_time"] = network_time(jnp.repeat(low_res_logsnr, len(z) // len(low_res_logsnr)))
+        return net.apply({"params": params}, z, levels.time(logsnr), label, train=train, **options)
+
+    return eps_fn
+
+
+def bind_classifier(net, params, *, levels, train=False, dropout_key=None):
+    """logits_fn(z [B, …], logsnr [B]) → [B, K]: a noise-aware classifier with its parameters."""
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    return lambda z, logsnr: net.apply({"params": params}, z, levels.time(logsnr), train=train, rngs=rngs)

@@ -1,0 +1,1 @@
+"""Operations of the networks with forms and gradients of their own."""
