@@ -1,7 +1,7 @@
 """cfgjax: classifier-free guidance in JAX. `cfgjax.load(workdir).sample(labels=[3], guidance=1.0)`."""
 
 __version__ = "0.1.0.dev0"
-__all__ = ["__version__", "load", "load_classifier"]
+__all__ = ["__version__", "load", "load_guide"]
 
 
 def load(workdir, step=None, ema=None, mesh=None):
@@ -11,8 +11,8 @@ def load(workdir, step=None, ema=None, mesh=None):
     return load(workdir, step=step, ema=ema, mesh=mesh)
 
 
-def load_classifier(workdir, step=None, ema=None):
-    """The noise-aware classifier of a workdir, a guide; see `cfgjax.models.guide.load_classifier`."""
-    from cfgjax.models.guide import load_classifier
+def load_guide(workdir, step=None, ema=None):
+    """The noise-aware classifier of a workdir, a guide; see `cfgjax.models.guide.load_guide`."""
+    from cfgjax.models.guide import load_guide
 
-    return load_classifier(workdir, step=step, ema=ema)
+    return load_guide(workdir, step=step, ema=ema)

@@ -11,6 +11,8 @@ import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import jax
+
 from cfgjax.base.errors import UsageError, nearest
 
 CONSTANTS = {"inf": math.inf}  # names that stand for a number
@@ -22,6 +24,26 @@ class Spec:
 
     def __repr__(self) -> str:
         return spec(self)
+
+
+def tree(cls: type) -> type:
+    """Returns a dataclass, registered as a tree: its fields are data, except those of metadata {"static": True}.
+
+    `jax.tree_util.register_dataclass` is not used: structures of two classes registered by it are equal (jax 0.10.2),
+    so that a jitted function may run the program of one for the other.
+    """
+    fields = dataclasses.fields(cls)
+    data = [field.name for field in fields if not field.metadata.get("static", False)]
+    static = [field.name for field in fields if field.metadata.get("static", False)]
+
+    def flatten(value: Any) -> tuple:
+        return [getattr(value, name) for name in data], tuple(getattr(value, name) for name in static)
+
+    def unflatten(meta: tuple, leaves: Any) -> Any:
+        return cls(**dict(zip(data, leaves, strict=True)), **dict(zip(static, meta, strict=True)))
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls
 
 
 def spec(value: Any) -> str:

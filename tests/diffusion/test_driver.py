@@ -127,6 +127,10 @@ def test_values_are_trees_and_come_back_from_their_leaves():
     assert jax.tree.leaves(ddim(0.0)) == [] and jax.tree.leaves(ddim(0.5)) == [0.5]
 
 
+def test_two_rules_without_numbers_are_two_structures():
+    assert jax.tree.structure(cfg()) != jax.tree.structure(cfg().at_zero)
+
+
 def test_encoding_leads_back_to_the_data():
     with jax.enable_x64(True):
         mixture = GaussianMixture(*(np.asarray(a, float) for a in (MIXTURE.means, MIXTURE.stds, MIXTURE.weights)))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config
+from tiny import digits_config, mixture_config, of_mixture, predictor
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -22,9 +22,9 @@ MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
 SETTING = Setting(1.5, 3, "ancestral", v=0.3, eta=None, ema=0.0, seed=7, label_policy="random")
 
 
-def model_of(eps_fn=MIXTURE.eps, devices=1, config=CONFIG):
+def model_of(bind_params=of_mixture(MIXTURE), devices=1, config=CONFIG):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return Model(config, {}, mesh=mesh, bind_params=lambda params: eps_fn)
+    return Model(config, {}, mesh=mesh, bind_params=bind_params)
 
 
 def all_samples(model, setting, num_samples, batch_size):
@@ -82,7 +82,9 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
 
 def test_the_noise_is_bit_for_bit_that_of_one_device():
     setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
-    noise = lambda devices, size: all_samples(model_of(lambda z, *_: 0 * z, devices), setting, 50, size)[2]
+    noise = lambda devices, size: all_samples(
+        model_of(lambda params: predictor(lambda z, *_: 0 * z), devices), setting, 50, size
+    )[2]
     whole = noise(1, 50)
     for devices, size in [(2, 10), (8, 3)]:
         assert np.array_equal(noise(devices, size), whole)
@@ -117,13 +119,13 @@ def test_nothing_wanted_draws_nothing(model):
 def test_images_come_as_bytes():
     config = digits_config()
     setting = dataclasses.replace(SETTING, num_steps=2)
-    images = all_samples(model_of(lambda z, logsnr, label: 0.5 * z, 8, config), setting, 20, 16)[2]
+    images = all_samples(model_of(lambda params: predictor(lambda z, *_: 0.5 * z), 8, config), setting, 20, 16)[2]
     assert (images.shape, images.dtype) == ((20, 8, 8, 1), np.uint8)
     assert images.std() > 5
 
 
 def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
-    model = model_of(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z))
+    model = model_of(lambda params: predictor(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z)))
     setting = dataclasses.replace(SETTING, label_policy="balanced")
     with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite; its label is 2$"):
         list(draw_samples(model, setting, np.arange(6, 40), 16))

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
 from cfgjax.diffusion.guidance.rules import Weight, cfg
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
 from cfgjax.diffusion.process import alpha_sigma, broadcast_left
-from cfgjax.diffusion.specs import Spec, check_choice, number
+from cfgjax.diffusion.specs import Spec, check_choice, number, tree
 
-FORMS = ("eps", "z", "mean")
+
+def label_log_prob(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Returns log p(label) of logits."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
 
 
 def score_function(guide: Callable, cond: Any) -> Callable:
@@ -31,7 +34,7 @@ def score_function(guide: Callable, cond: Any) -> Callable:
     return score
 
 
-@jax.tree_util.register_dataclass
+@tree
 @dataclass(frozen=True, repr=False)
 class classifier(Spec):
     """Another rule's denoiser moved along s ∇ log p(c | z), s = scale, of a classifier. Guidance of both kinds adds up.
@@ -44,14 +47,16 @@ class classifier(Spec):
     text: a rule made from text gets its guide from the model that samples.
     """
 
+    FORMS: ClassVar = ("eps", "z", "mean")
+
     rule: Any = field(default_factory=cfg)
-    scale: Any = 1.0
+    scale: Any = field(default=1.0, metadata={"per_sample": True})
     form: str = field(default="eps", metadata={"static": True})
     guide: Any = field(default=None, metadata={"text": False})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", number("scale", self.scale))
-        check_choice("form", self.form, FORMS)
+        check_choice("form", self.form, self.FORMS)
 
     @property
     def uses_null(self) -> bool:

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cfgjax.diffusion.guidance.conditions import branches
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import broadcast_left
-from cfgjax.diffusion.specs import Spec
+from cfgjax.diffusion.specs import Spec, tree
 
 Weight = float | Float[Array, ""] | Float[Array, " b"]
 
@@ -21,7 +20,7 @@ def scale_to_weight(scale: Any) -> Any:
     return scale - 1
 
 
-@jax.tree_util.register_dataclass
+@tree
 @dataclass(frozen=True, repr=False)
 class conditional(Spec):
     """denoise(z, logsnr) = predict(z, logsnr, cond): no guidance, and half the work of `cfg` at w = 0."""
@@ -35,7 +34,7 @@ class conditional(Spec):
         return denoise
 
 
-@jax.tree_util.register_dataclass
+@tree
 @dataclass(frozen=True, repr=False)
 class cfg(Spec):
     """ε̃ = (1+w) ε(z, c) − w ε(z) and the same for x̃: classifier-free guidance, CFG eq. (6).

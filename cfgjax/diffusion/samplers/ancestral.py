@@ -4,16 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cfgjax.diffusion.process import posterior, reverse_log_variance
 from cfgjax.diffusion.samplers.driver import Level
-from cfgjax.diffusion.specs import Spec, number
+from cfgjax.diffusion.specs import Spec, number, tree
 
 
-@jax.tree_util.register_dataclass
+@tree
 @dataclass(frozen=True, repr=False)
 class ancestral(Spec):
     """Ancestral sampling, CFG algorithm 2, with reverse variance Σ = (σ̃²)^{1−v} (σ²_{λ|λ'})^v.
@@ -24,6 +23,10 @@ class ancestral(Spec):
     v: Any = None
 
     takes_shift = True
+
+    @property
+    def needs_variance(self) -> bool:
+        return self.v is None
 
     def __post_init__(self) -> None:
         if self.v is not None:

@@ -19,6 +19,7 @@ import numpy as np
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.guidance import conditional
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.hashed import read_arrays, read_metrics, write_metrics
 from cfgjax.evaluation.features.reference import load_reference, of_dataset
@@ -26,6 +27,7 @@ from cfgjax.evaluation.frontier.generate import SampleStore, Setting, draw_sampl
 from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.report.figures import exact_model
 from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.models.options import check_together, guided_rule, noise_options, sampler_value
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.manifest import manifest_digest
 
@@ -56,7 +58,7 @@ class Grid:
 def make_settings(grid, model, label_policy, classifier=None):
     """The checked Settings of a Grid in the order of work. For a run on a mixture also those of the exact scores.
 
-    classifier: the `Classifier` that guides, where a scale of the grid is not 0.
+    classifier: the `Guide`, where a scale of the grid is not 0.
     """
     rates = [*map(float, model.config.ema.rates), 0.0]
     check_grid(grid, rates, model)
@@ -74,10 +76,12 @@ def make_settings(grid, model, label_policy, classifier=None):
         for ema, num_steps, v, seed, scale, w in itertools.product(
             ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
         ):
-            noise = {name: float(f"{x:.7g}") for name, x in model.noise_option(sampler, v=v, eta=grid.eta).items()}
+            value = sampler_value(sampler, model.config.sample, v, grid.eta)
+            check_together(conditional(), value, model.learned_variance)
+            noise = noise_options(value)
             options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
             options |= {"classifier_scale": float(scale), **guide}
-            settings.append(Setting(float(w), num_steps, sampler, **options, scores=scores))
+            settings.append(Setting(float(w), num_steps, type(value).__name__, **options, scores=scores))
     return settings
 
 
@@ -103,7 +107,7 @@ class Frontier:
 
     model: a `Model` of the run in workdir. num_samples: N. batch_size: of the sampler, on each device. folder:
     where samples and metrics are kept; it is held by this process until `close`. network, judge, neighbours: as in
-    `measure`. guide: the `ClassifierGuidance` of the settings, None without. Raises UsageError where another process
+    `measure`. guide: the `Guide` of the settings, None without. Raises UsageError where another process
     works in the folder.
     """
 
@@ -178,7 +182,8 @@ class Frontier:
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
-        options = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
+        rule = guided_rule(self._guided, self._guide, setting.classifier_scale, setting.classifier_form)
+        options = {"rule": rule, "num_samples": self.num_samples}
         for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # the first process has the most of a batch
@@ -207,7 +212,7 @@ class Frontier:
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
             "features": named(self.network),
             "judge": named(self.judge),
-            "guide": self._guide and {"step": self._guide.classifier.step, "digest": self._guide.classifier.digest},
+            "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             "config": self.model.config.to_dict(),

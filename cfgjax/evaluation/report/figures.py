@@ -9,18 +9,30 @@ from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import per_label
 from cfgjax.models.model import Model
+from cfgjax.models.options import guided_rule
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this, pixel by pixel
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 
-def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale=(None,), **sampling):
+def sample_figure(
+    model,
+    *,
+    labels,
+    guidance,
+    per_cell,
+    seed=0,
+    guide=None,
+    classifier_scale=(None,),
+    classifier_form="eps",
+    **sampling,
+):
     """A picture, PIL RGB, of model's samples: rows are labels, columns are w, per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column, so that a row shows what w does. classifier_scale: a column
-    for each as well. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
-    the columns are scatter plots of all labels; of source "mixture" the exact scores' are above and the learned ones'
-    below.
+    Sample j of a label has the same noise in every column, so that a row shows what w does. guide, classifier_scale,
+    classifier_form: a `Guide`, the scales of its gradient, with columns for each, and its form. sampling: options of
+    `Model.sample`; low_res has per_cell images for each label. For point data the columns are scatter plots of all
+    labels; for source "mixture" those of the exact scores are above those of the learned ones.
     """
     check_labels(labels, model.num_classes)
     model.check_guidance(guidance)
@@ -28,7 +40,8 @@ def sample_figure(model, *, labels, guidance, per_cell, seed=0, classifier_scale
         per_label("classifier_scale", 0.0 if scale is None else scale, 1)
     repeated = np.repeat(np.asarray(labels), per_cell)
     settings = list(itertools.product(guidance, classifier_scale))
-    columns = [model.sample(repeated, w, classifier_scale=s, seed=seed, **sampling) for w, s in settings]
+    rule = lambda w, scale: None if guide is None else guided_rule(w != 0, guide, scale, classifier_form)
+    columns = [model.sample(repeated, w, rule=rule(w, s), seed=seed, **sampling) for w, s in settings]
     if not model.is_image:
         rows = {"learned": columns}
         if model.config.data.source == "mixture":
@@ -74,10 +87,11 @@ def grid(images, row_names, column_names):
 
 
 def exact_model(model):
-    """The `Model` whose ε is that of the mixture which model was trained on, exactly."""
+    """The `Model` of the exact predictions for the mixture that model was trained on."""
     data = model.config.data
     mixture = mixture_of(data)
-    return Model(model.config, {}, bind_params=lambda params: mixture.eps)
+    predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
+    return Model(model.config, {}, bind_params=lambda params: predict)
 
 
 def scatter(rows, labels, guidance):
