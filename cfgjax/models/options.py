@@ -16,8 +16,12 @@ Number = int | float | np.ndarray | np.generic | jax.Array
 
 
 def rule_value(rule: Any) -> Any:
-    """Returns a guidance rule, given as a value or as text."""
-    return parse(rule, RULES, "rule") if isinstance(rule, str) else rule
+    """Returns a guidance rule, given as a value, as text, or None."""
+    if isinstance(rule, str):
+        return parse(rule, RULES, "rule")
+    if rule is not None and not callable(rule):
+        raise UsageError(f"rule is {rule!r}; need a guidance rule, or its text such as 'cfg()'")
+    return rule
 
 
 def sampler_value(sampler: Any, defaults: Any, v: float | None = None, eta: float | None = None) -> Any:
@@ -30,7 +34,11 @@ def sampler_value(sampler: Any, defaults: Any, v: float | None = None, eta: floa
     if not isinstance(sampler, str) or sampler.strip() not in SAMPLERS:
         if present := [name for name, value in given.items() if value is not None]:
             raise UsageError(f"{present[0]} is given besides sampler {sampler}; write it into the sampler")
-        return parse(sampler, SAMPLERS, "sampler") if isinstance(sampler, str) else sampler
+        if isinstance(sampler, str):
+            return parse(sampler, SAMPLERS, "sampler")
+        if not hasattr(sampler, "step"):
+            raise UsageError(f"sampler is {sampler!r}; need a sampler, or its text such as 'ddim(eta=0.5)'")
+        return sampler
     takes = SAMPLERS[sampler.strip()].__dataclass_fields__
     for name, value in given.items():
         if value is not None and name not in takes:

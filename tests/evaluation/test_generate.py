@@ -22,7 +22,10 @@ MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
 SETTING = Setting(1.5, 3, "ancestral", v=0.3, eta=None, ema=0.0, seed=7, label_policy="random")
 
 
-def model_of(bind_params=of_mixture(MIXTURE), devices=1, config=CONFIG):
+EXACT = of_mixture(MIXTURE)
+
+
+def model_of(bind_params=EXACT, devices=1, config=CONFIG):
     mesh = make_mesh(devices=jax.devices()[:devices])
     return Model(config, {}, mesh=mesh, bind_params=bind_params)
 
@@ -82,9 +85,8 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
 
 def test_the_noise_is_bit_for_bit_that_of_one_device():
     setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
-    noise = lambda devices, size: all_samples(
-        model_of(lambda params: predictor(lambda z, *_: 0 * z), devices), setting, 50, size
-    )[2]
+    constant = lambda params: predictor(lambda z, *_: 0 * z)
+    noise = lambda devices, size: all_samples(model_of(constant, devices), setting, 50, size)[2]
     whole = noise(1, 50)
     for devices, size in [(2, 10), (8, 3)]:
         assert np.array_equal(noise(devices, size), whole)
@@ -140,7 +142,7 @@ class Counting:
         self.mesh, self.rows = make_mesh(devices=jax.devices()[:devices]), []
 
     def sampler(self, **options):
-        def draw(index, labels, weights, scales):
+        def draw(index, labels, weights):
             self.rows.append(len(index))
             return place_global(self.mesh, np.zeros((len(index), 1), np.float32))
 
