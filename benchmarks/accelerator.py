@@ -81,6 +81,7 @@ def agreement(given):
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
     params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)  # last layers start at 0
     cpu = jax.devices("cpu")[0]
+    predict_eps = lambda predict, z, logsnr, label: predict(z, logsnr, {"label": label}).eps
 
     def eps(device, dtype="float32", precision=None, fused=False):
         config.model.dtype = dtype
@@ -89,7 +90,7 @@ def agreement(given):
         network = networks.make_network(config)
         with jax.default_device(device), jax.default_matmul_precision(precision):
             placed = jax.device_put((params, inputs), device)
-            run = jax.jit(lambda params, inputs: networks.bind(network, params, levels=levels)(*inputs))
+            run = jax.jit(lambda params, inputs: predict_eps(networks.bind(network, params, levels=levels), *inputs))
             return np.asarray(run(*placed), np.float64)
 
     exact, here = eps(cpu, precision="highest"), jax.devices()[0]

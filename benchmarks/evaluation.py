@@ -25,18 +25,23 @@ def generation(given):
     import numpy as np
 
     from cfgjax.evaluation.frontier.generate import Setting, draw_samples
+    from cfgjax.models.options import guided_rule, noise_options, sampler_value
 
     config = harness.load_config(given.configs[0], dtype=given.dtype)
-    (weight,), sampler = numbers("guidance", given.guidance, float), config.sample.sampler
-    model, guided = harness.fresh_model(config), weight != 0
+    (weight,) = numbers("guidance", given.guidance, float)
+    sampler, rule = sampler_value(None, config.sample), guided_rule(weight != 0)
+    model = harness.fresh_model(config)
     batch = given.batch_size or config.evaluate.batch_size
     batch += -batch % model.mesh.size
     program, compile_seconds, flops = harness.compile_sampler(
-        model, batch, num_steps=given.num_steps, sampler=sampler, guided=guided
+        model, batch, num_steps=given.num_steps, sampler=sampler, rule=rule
     )
-    setting = Setting(weight, given.num_steps, sampler, v=None, eta=None, ema=0.0, seed=0, label_policy="balanced")
+    noise = {"v": None, "eta": None} | noise_options(sampler)
+    setting = Setting(
+        weight, given.num_steps, type(sampler).__name__, **noise, ema=0.0, seed=0, label_policy="balanced"
+    )
     index = np.arange(batch * given.num_batches)
-    draw = lambda: [samples for _, _, samples in draw_samples(model, setting, index, batch, guided=guided)]
+    draw = lambda: [samples for _, _, samples in draw_samples(model, setting, index, batch, rule=rule)]
     seconds = harness.time_repeats(draw, given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, len(index), flops)
     about = {"config": given.configs[0], "guidance_weight": weight, "batch_size": batch, "dtype": config.model.dtype}

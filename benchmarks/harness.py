@@ -195,7 +195,7 @@ def fresh_model(config):
     return Model(config, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
 
 
-def compile_sampler(model, batch_size, *, num_steps, guided=True, **options):
+def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
     """(program, compile seconds, FLOPs per image) of what `Model.sampler` runs; from here on, it runs this program.
 
     The one use of a private name: the sampler that `Model` gives out shows neither its compile time nor its memory.
@@ -204,16 +204,18 @@ def compile_sampler(model, batch_size, *, num_steps, guided=True, **options):
     import jax
     import numpy as np
 
+    from cfgjax.diffusion.guidance import conditional
+
     index, jitted = np.arange(batch_size), model._sample
-    draw = model.sampler(num_steps=num_steps, guided=guided, **options)
+    draw = model.sampler(num_steps=num_steps, rule=rule, **options)
     model._sample = lambda *arguments, **static: (arguments, static)  # the call, in place of its result
     arguments, static = draw(index, index % model.num_classes, np.ones(batch_size))
     program, compile_seconds = compile_timed(jitted, *arguments, **static)
     model._sample = lambda *arguments, **static: program(*arguments)
 
-    evaluated = (1 + guided) * batch_size
+    evaluated = (1 if rule == conditional() else 2) * batch_size
     inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
-    forward = jax.jit(lambda params, *inputs: model.bind(params)(*inputs))
+    forward = jax.jit(lambda params, z, logsnr, label: model.bind(params)(z, logsnr, {"label": label}))
     params = jax.eval_shape(lambda: model.params)
     with jax.default_device(jax.devices("cpu")[0]):  # the clients of accelerators do not count
         lowered = forward.lower(params, *[jax.ShapeDtypeStruct(*of) for of in inputs])

@@ -73,6 +73,7 @@ def overhead(given):
     import jax.numpy as jnp
 
     from cfgjax.diffusion import guidance, samplers
+    from cfgjax.diffusion.prediction import PARAMETRISATIONS
     from cfgjax.diffusion.schedules import logsnr_grid
 
     batch, grid = OVERHEAD_BATCH, logsnr_grid(OVERHEAD_STEPS)
@@ -81,24 +82,29 @@ def overhead(given):
     keys, label = jax.random.split(jax.random.key(2), batch), jnp.arange(batch) % NUM_CLASSES
     z = samplers.initial_noise(keys, (32, 32, 3))
     eps_fn = lambda weights: lambda z, logsnr, label: eps_net(weights, z).reshape(z.shape)
-    score = lambda weights: guidance.classifier_score(lambda z, logsnr: class_net(weights, z), label)
+    predict = lambda weights: (
+        lambda z, logsnr, label: PARAMETRISATIONS["eps"](eps_fn(weights)(z, logsnr, label), z, logsnr)
+    )
+    log_prob = lambda weights, z, logsnr, label: guidance.label_log_prob(class_net(weights, z), label)
+    guide_of = lambda weights: jax.tree_util.Partial(log_prob, weights)
+    score = lambda weights: guidance.score_function(guide_of(weights), label)
 
     def bare(evaluate):
         """T evaluations, one after the other."""
         return lambda z, *weights: jax.lax.scan(lambda z, _: (0.5 * evaluate(z, *weights), None), z, grid)[0]
 
+    def run(rule, z, eps_weights):
+        denoise = rule(predict(eps_weights), label, jnp.full_like(label, NUM_CLASSES), 1.0)
+        return samplers.sample(samplers.ancestral(0.3), denoise, keys, z, grid, clip=True)
+
     def classifier_free(z, eps_weights, class_weights):
-        denoise = guidance.classifier_free(eps_fn(eps_weights), label, 1.0, NUM_CLASSES)
-        return samplers.ancestral(keys, denoise, z, grid, v=0.3, clip=True)
+        return run(guidance.cfg(), z, eps_weights)
 
     def by_gradient(z, eps_weights, class_weights):
-        denoise = guidance.conditional(eps_fn(eps_weights), label)
-        denoise = guidance.classifier_guided(denoise, score(class_weights), 1.0)
-        return samplers.ancestral(keys, denoise, z, grid, v=0.3, clip=True)
+        return run(guidance.classifier(guidance.conditional(), 1.0, "eps", guide_of(class_weights)), z, eps_weights)
 
     def by_shift(z, eps_weights, class_weights):
-        denoise, shift = guidance.conditional(eps_fn(eps_weights), label), guidance.classifier_shift
-        return samplers.ancestral(keys, denoise, z, grid, v=0.3, shift=shift(score(class_weights), 1.0), clip=True)
+        return run(guidance.classifier(guidance.conditional(), 1.0, "z", guide_of(class_weights)), z, eps_weights)
 
     twice = lambda z: jnp.concatenate([z, z])
     both = lambda z, eps, classes: eps_fn(eps)(twice(z), 0, label)[: len(z)]

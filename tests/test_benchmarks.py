@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import mixture_config
+from tiny import mixture_config, of_mixture
 
 from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.diffusion.guidance import cfg, conditional
 from cfgjax.models.model import Model
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -204,7 +205,7 @@ def test_the_sampler_compiled_apart_draws_what_the_model_draws_at_twice_the_flop
     mixture = toy_mixture(config.data.means, config.data.stds, config.data.weights)
 
     def flops(**options):
-        model = Model(config, {}, bind_params=lambda params: mixture.eps)
+        model = Model(config, {}, bind_params=of_mixture(mixture))
         draw = lambda: np.asarray(model.sampler(**options)(index, index % model.num_classes, np.ones(8)))
         before = draw()
         program, _, flops_per_image = harness.compile_sampler(model, 8, **options)
@@ -212,4 +213,4 @@ def test_the_sampler_compiled_apart_draws_what_the_model_draws_at_twice_the_flop
         assert program.memory_analysis().output_size_in_bytes == before.nbytes // model.mesh.size
         return flops_per_image
 
-    assert flops(num_steps=3, guided=True) == pytest.approx(2 * flops(num_steps=3, guided=False), rel=0.05)
+    assert flops(num_steps=3, rule=cfg()) == pytest.approx(2 * flops(num_steps=3, rule=conditional()), rel=0.05)

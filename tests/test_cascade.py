@@ -7,6 +7,7 @@ import pytest
 from tiny import digits_config
 
 from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import eps_from_x
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.models.cascade import Cascade
@@ -27,11 +28,17 @@ def mesh(devices=1):
     return make_mesh(devices=jax.devices()[:devices])
 
 
+def known(z, x, logsnr):
+    """The prediction of a model that knows x."""
+    x = jnp.broadcast_to(x, z.shape)
+    return Prediction(x, eps_from_x(z, x, logsnr))
+
+
 def base(value=lambda label: label / 5 - 1, **changes):
     """A `Model` of 4×4 images, all of whose pixels are value(label)."""
 
     def bind(params):
-        return lambda z, logsnr, label: eps_from_x(z, jnp.ones_like(z) * value(label)[:, None, None, None], logsnr)
+        return lambda z, logsnr, cond: known(z, value(cond["label"])[:, None, None, None], logsnr)
 
     return Model(digits_config(**SMALL | changes), {}, mesh=mesh(), bind_params=bind)
 
@@ -44,9 +51,12 @@ def doubled(low_res):
 def upsampler(seen=None, devices=1, **changes):
     """A `Model` whose images are the small ones `doubled`; seen collects what it is given."""
 
-    def bind(params, low_res, low_res_logsnr=None):
-        jax.debug.callback(lambda given: seen is None or seen.append(np.asarray(given)), low_res)
-        return lambda z, logsnr, label: eps_from_x(z, doubled(jnp.repeat(low_res, len(z) // len(low_res), 0)), logsnr)
+    def bind(params):
+        def predict(z, logsnr, cond):
+            jax.debug.callback(lambda given: seen is None or seen.append(np.asarray(given)), cond["low_res"])
+            return known(z, doubled(cond["low_res"]), logsnr)
+
+        return predict
 
     return Model(config(**changes), {}, mesh=mesh(devices), bind_params=bind)
 
@@ -60,7 +70,8 @@ def test_the_stage_whose_sample_is_not_finite_is_named(stage):
     cascade = Cascade(base(lambda label: jnp.where(label == 4, jnp.nan if stage == "base" else 0.5, 0.5)), upsampler())
     if stage == "upsampler":
         bind = cascade.upsampler.bind
-        cascade.upsampler.bind = lambda params, low_res: bind(params, jnp.full_like(low_res, jnp.nan))
+        broken = lambda cond: cond | {"low_res": jnp.full_like(cond["low_res"], jnp.nan)}
+        cascade.upsampler.bind = lambda params: lambda z, logsnr, cond: bind(params)(z, logsnr, broken(cond))
     with pytest.raises(ArithmeticError, match=rf"^{stage}: sample [02] at w = 0 has a value that is not finite"):
         cascade.sample([1, 3, 4], num_steps=2, upsampling={"num_steps": 2})
 

@@ -2,11 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config
+from tiny import digits_config, mixture_config, predictor
 
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import toy_mixture
+from cfgjax.diffusion.guidance import conditional
+from cfgjax.diffusion.process import diffuse
+from cfgjax.diffusion.samplers import ddim
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.report.figures import exact_model, sample_figure
 from cfgjax.models.diffusion_config import diffusion_of
@@ -78,15 +81,61 @@ def test_nothing_but_shape_steps_and_sampler_compiles(params):
     model.sample(LABELS[:8], 1.0, num_steps=4)
     before = len(traces)
     model.sample(LABELS[8:16], 2.0, num_steps=4, seed=9)
-    model.sample(LABELS[:8], [0, 1, 2, -1] * 2, num_steps=4, v=0.7)
+    model.sample(LABELS[:8], [0, 1, 2, -1] * 2, num_steps=4, sampler="ancestral(v=0.7)")
     model.sample(LABELS[:8], scale=3.0, num_steps=4)
     assert len(traces) == before
     model.sample(LABELS[:8], 2.0, num_steps=5)
-    model.sample(LABELS[:8], 2.0, num_steps=4, sampler="ddim")
+    model.sample(LABELS[:8], 2.0, num_steps=4, sampler=ddim(0.3))
     assert len(traces) > before
     before = len(traces)
-    model.sample(LABELS[:8], 1.0, num_steps=4, sampler="ddim", eta=0.5)
+    model.sample(LABELS[:8], 1.0, num_steps=4, sampler="ddim(eta=0.5)")
+    model.sample(LABELS[:8], 1.0, num_steps=4, sampler=ddim(1), rule="cfg()")
     assert len(traces) == before
+
+
+def test_predictions_are_pairs_that_make_up_z(model):
+    z = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    found = model.predict(z, 0.5, [1, 2, model.num_classes])
+    np.testing.assert_allclose(diffuse(found.x, found.eps, 0.5), z, atol=1e-5)
+    np.testing.assert_array_equal(found.eps, model.eps(z, 0.5, [1, 2, model.num_classes]))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_a_trajectory_is_of_all_levels_and_samples(model, batch_size):
+    options = dict(num_steps=4, seed=3, sampler="ddim()")
+    images, seen = model.sample(LABELS[:5], 1.5, return_trajectory=True, batch_size=batch_size, **options)
+    np.testing.assert_array_equal(images, model.sample(LABELS[:5], 1.5, **options))
+    np.testing.assert_allclose(seen.logsnr, model.grid(4))
+    assert seen.z.shape == seen.x.shape == (4, 5, 8, 8, 1)
+    np.testing.assert_allclose(seen.x[-1], model.sample_float(LABELS[:5], 1.5, **options), atol=1e-6)
+    alone = model.sample(LABELS[:5], 1.5, return_trajectory=True, **options)[1]
+    np.testing.assert_allclose(seen.z, alone.z, atol=1e-4)
+
+
+def strongest(predict, cond, null, w):
+    """A user's rule, a plain function."""
+    return lambda z, logsnr: predict(z, jnp.broadcast_to(logsnr, z.shape[:1]), cond)
+
+
+def test_a_rule_of_ones_own_needs_no_registration(model):
+    found = model.sample_float(LABELS[:3], 2.0, num_steps=4, rule=strongest)
+    np.testing.assert_allclose(found, model.sample_float(LABELS[:3], num_steps=4), atol=1e-6)
+    np.testing.assert_allclose(found, model.sample_float(LABELS[:3], 2.0, num_steps=4, rule=conditional()), atol=1e-6)
+
+
+def test_at_weight_zero_the_null_branch_is_not_computed(params):
+    rows = []
+    net, levels = make_network(digits_config()), diffusion_of(digits_config()).levels
+
+    def counting(params):
+        predict = bind(net, params, levels=levels)
+        return lambda z, logsnr, cond: rows.append(len(z)) or predict(z, logsnr, cond)
+
+    model = Model(digits_config(), params, mesh=make_mesh(devices=jax.devices()[:1]), bind_params=counting)
+    model.sample(LABELS[:3], 0.0, num_steps=2)
+    assert set(rows) == {3}
+    model.sample(LABELS[:3], [0.0, 0.0, 1.0], num_steps=2)
+    assert set(rows) == {3, 6}
 
 
 def test_a_scale_is_a_weight_plus_one(model):
@@ -131,8 +180,8 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "guidance": "strong"}, "need a number or one per label"),
         ({"labels": [1], "guidance": float("nan")}, "is not finite"),
         ({"labels": [1], "sampler": "dim"}, "unknown sampler 'dim', did you mean 'ddim'"),
-        ({"labels": [1], "sampler": "ddim", "v": 0.3}, "sampler ddim takes no v"),
-        ({"labels": [1], "v": 1.3}, "v is 1.3"),
+        ({"labels": [1], "sampler": "ddim(v=0.3)"}, "ddim takes no 'v', did you mean|ddim takes no 'v'; known: eta"),
+        ({"labels": [1], "sampler": "ancestral(v=1.3)"}, "v is 1.3"),
         ({"labels": [1], "batch_size": -5}, "batch_size is -5; need an integer of at least 1"),
         ({"labels": [1], "num_steps": 0}, "num_steps is 0; need an integer of at least 2"),
         ({"labels": [1], "seed": 2**64}, "seed is 18446744073709551616; need an integer"),
@@ -160,9 +209,12 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "seed": 1.0}, "seed is 1.0"),
         ({"labels": [1], "seed": None}, "seed is None"),
         ({"labels": [1], "seed": -1}, "seed is -1"),
-        ({"labels": [1], "v": "high"}, "v is 'high'"),
-        ({"labels": [1], "v": float("nan")}, "v is nan"),
-        ({"labels": [1], "sampler": ["ddim"]}, r"unknown sampler \['ddim'\]"),
+        ({"labels": [1], "sampler": "ancestral(v='high')"}, "v is 'high'"),
+        ({"labels": [1], "sampler": "ancestral()"}, "no learned variance"),
+        ({"labels": [1], "rule": "cgf()"}, "unknown rule 'cgf', did you mean 'cfg'"),
+        ({"labels": [1], "rule": "classifier()"}, r"the rule classifier\(\) has no guide"),
+        ({"labels": [1], "sampler": ["ddim"]}, r"sampler is \['ddim'\]"),
+        ({"labels": [1], "rule": 1.5}, "rule is 1.5"),
         ({"labels": [1], "num_steps": 4.5}, "num_steps is 4.5"),
         ({"labels": [1], "num_steps": [4]}, r"num_steps is \[4\]"),
         ({"labels": [1], "low_res": np.zeros((1, 4, 4, 1), np.uint8)}, "low_res is given"),
@@ -191,7 +243,7 @@ def test_a_weight_so_large_that_a_sample_overflows_is_an_error(model, sampler):
 
 
 def test_an_overflow_of_the_last_step_alone_is_no_white_pixel():
-    eps = lambda z, logsnr, label: jnp.where((logsnr > 19)[:, None, None, None], jnp.inf, z)
+    eps = predictor(lambda z, logsnr, label: jnp.where((logsnr > 19)[:, None, None, None], jnp.inf, z))
     model = Model(digits_config(), {}, mesh=make_mesh(devices=jax.devices()[:1]), bind_params=lambda params: eps)
     with pytest.raises(ArithmeticError, match="sample 0 at w = 0"):
         model.sample([1], num_steps=3)

@@ -91,7 +91,7 @@ def test_no_override_of_a_path_is_empty():
     "call",
     [
         cfgjax.load,
-        cfgjax.load_classifier,
+        cfgjax.load_guide,
         lambda path: load_cascade(path, "x"),
         lambda path: Claim(path, mixture_config()),
         lambda path: train_run(mixture_config(), path),

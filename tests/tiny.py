@@ -6,12 +6,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.runs.config import load_file, to_json, variants
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")
 CONFIGS = {Path(text).name.replace(".py", ""): text for path in FILES for text in variants(path)}
 """{"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
+
+
+def predictor(eps_fn):
+    """predict(z, logsnr, cond) of eps_fn(z, logsnr, label), with or without the channels of a learned variance."""
+    return lambda z, logsnr, cond: PARAMETRISATIONS["eps"](eps_fn(z, logsnr, cond["label"]), z, logsnr)
+
+
+def of_mixture(mixture):
+    """bind_params of a `Model` of a mixture's exact predictions."""
+    return lambda params: lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
 
 
 def mixture_config(**overrides):

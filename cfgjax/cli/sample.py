@@ -62,14 +62,15 @@ def draw(given, labels, guidance, scales):
 
     from cfgjax.evaluation.report.figures import sample_figure
     from cfgjax.models.arguments import guidance_weights
+    from cfgjax.models.options import sampler_value
 
     if guidance is not None:
         guidance = guidance_weights(guidance, None, len(guidance))
     model, options = load_stages(given)
     if scales is not None:
-        from cfgjax.models.guide import load_classifier
+        from cfgjax.models.guide import load_guide
 
-        options |= {"classifier": load_classifier(given.guide), "classifier_form": given.classifier_form}
+        options |= {"guide": load_guide(given.guide), "classifier_form": given.classifier_form}
     if given.num_steps is not None:
         options["num_steps"] = timesteps_of(given, "num_steps")
     defaults = model.config.sample
@@ -82,7 +83,7 @@ def draw(given, labels, guidance, scales):
         classifier_scale=(None,) if scales is None else scales,
         per_cell=given.per_cell or defaults.per_cell,
         seed=given.seed,
-        **{name: given[name].value for name in ("sampler", "v", "eta")},
+        sampler=sampler_value(given.sampler, defaults, given.v, given.eta),
         **options,
     )
     if jax.process_index() == 0:

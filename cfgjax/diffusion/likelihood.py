@@ -6,10 +6,13 @@ DDPM = Ho et al. 2020 (arXiv:2006.11239), IDDPM = Nichol & Dhariwal 2021 (arXiv:
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, Key
 
 from cfgjax.diffusion.process import (
     alpha_sigma,
@@ -18,21 +21,19 @@ from cfgjax.diffusion.process import (
     last_log_variances,
     posterior,
     reverse_log_variance,
-    split_variance,
-    x_from_eps,
 )
 from cfgjax.diffusion.samplers import noise_at
 
 
-def gaussian_kl(mean1, log_var1, mean2, log_var2):
-    """KL(N(mean1, e^{log_var1}) ‖ N(mean2, e^{log_var2})) of each element in nats; the arguments broadcast."""
+def gaussian_kl(mean1: Any, log_var1: Any, mean2: Any, log_var2: Any) -> Float[Array, "..."]:
+    """Returns KL(N(mean1, e^{log_var1}) ‖ N(mean2, e^{log_var2})) of each element in nats; the arguments broadcast."""
     wider = log_var2 - log_var1
     # expm1: equal variances give exactly 0, and a thousand small steps keep their digits
     return 0.5 * (wider + jnp.expm1(-wider) + jnp.square(mean1 - mean2) * jnp.exp(-log_var2))
 
 
-def discretised_gaussian_log_prob(x, mean, log_var):
-    """log of the mass of N(mean, e^{log_var}) in the bin of each element of x in nats, DDPM eq. (13).
+def discretised_gaussian_log_prob(x: Float[Array, "..."], mean: Any, log_var: Any) -> Float[Array, "..."]:
+    """Returns the log of the mass of N(mean, e^{log_var}) in the bin of each element of x in nats, DDPM eq. (13).
 
     x: 8-bit data in [−1, 1], centres of 256 bins of width 2/255; the bins of −1 and 1 are open-ended.
 
@@ -47,54 +48,57 @@ def discretised_gaussian_log_prob(x, mean, log_var):
     return jnp.where(x < -0.999, log_ndtr(above), jnp.where(x > 0.999, log_ndtr(-below), inside))
 
 
-def prior_bits(x, logsnr_min):
-    """KL(q(z_λ1 | x) ‖ N(0, I)) of each example in bits/dim, [B]. logsnr_min: λ1, a scalar or [B]."""
+def prior_bits(x: Float[Array, "b ..."], logsnr_min: Any) -> Float[Array, " b"]:
+    """Returns KL(q(z_λ1 | x) ‖ N(0, I)) of each example in bits/dim. logsnr_min: λ1, a scalar or [B]."""
     logsnr_min = broadcast_left(logsnr_min, x)
     alpha, _ = alpha_sigma(logsnr_min)
     return _mean_bits(gaussian_kl(alpha * x, jax.nn.log_sigmoid(-logsnr_min), 0.0, 0.0))
 
 
-def transition_bits(x, z, eps, v, logsnr, logsnr_next, *, clip):
-    """KL(q(z_λ' | z_λ, x) ‖ p_θ(z_λ' | z_λ)) of each example in bits/dim, [B], DDPM eq. (5), L_{t−1}.
+def transition_bits(
+    x: Float[Array, "b ..."], x_hat: Float[Array, "b ..."], v: Any, logsnr: Any, logsnr_next: Any, *, clip: bool
+) -> Float[Array, " b"]:
+    """Returns KL(q(z_λ' | z_λ, x) ‖ p_θ(z_λ' | z_λ)) of each example in bits/dim, DDPM eq. (5), L_{t−1}.
 
-    x, z, eps: [B, …]. v: a scalar or as x. logsnr < logsnr_next: λ and λ', scalars or [B].
-    clip: whether x̃ is clipped to [−1, 1], as the sampler does.
+    x_hat: predicted from z_λ. v: a scalar or as x. logsnr < logsnr_next: λ and λ', scalars or [B].
+    clip: whether x̂ is clipped to [−1, 1], as the sampler does.
     """
-    x_hat = _denoised(z, eps, logsnr, clip)
+    x_hat = _clipped(x_hat, clip)
     # the posterior's mean is linear in z and x: the difference of the two means without its cancellation
-    gap, log_var_lower, log_var_upper = posterior(jnp.zeros_like(z), x - x_hat, logsnr, logsnr_next)
+    gap, log_var_lower, log_var_upper = posterior(jnp.zeros_like(x), x - x_hat, logsnr, logsnr_next)
     return _mean_bits(gaussian_kl(gap, log_var_lower, 0.0, reverse_log_variance(v, log_var_lower, log_var_upper)))
 
 
-def decoder_bits(x, z, eps, v, logsnr, logsnr_before, *, clip):
-    """−log₂ p(x | z_λ) at the last λ of each example in bits/dim, [B], DDPM eq. (13).
+def decoder_bits(
+    x: Float[Array, "b ..."], x_hat: Float[Array, "b ..."], v: Any, logsnr: Any, logsnr_before: Any, *, clip: bool
+) -> Float[Array, " b"]:
+    """Returns −log₂ p(x | z_λ) at the last λ of each example in bits/dim, DDPM eq. (13).
 
-    A discretised Gaussian about x̃ of variance between those of `last_log_variances`. Otherwise as `transition_bits`.
+    A discretised Gaussian about x̂ of variance between those of `last_log_variances`. Otherwise as `transition_bits`.
     """
-    x_hat = _denoised(z, eps, logsnr, clip)
-    log_var = reverse_log_variance(v, *last_log_variances(z, logsnr, logsnr_before))
-    return _mean_bits(-discretised_gaussian_log_prob(x, x_hat, log_var))
+    log_var = reverse_log_variance(v, *last_log_variances(x, logsnr, logsnr_before))
+    return _mean_bits(-discretised_gaussian_log_prob(x, _clipped(x_hat, clip), log_var))
 
 
-def bits_per_dim(keys, eps_fn, x, logsnrs, *, v, clip=True):
-    """The bound −log₂ p(x) ≤ prior + Σ_t terms_t in bits/dim, one draw of z_λ per level, DDPM eq. (5).
+def bits_per_dim(
+    keys: Key[Array, " b"], denoise: Callable, x: Float[Array, "b ..."], logsnrs: Any, *, v: Any, clip: bool = True
+) -> dict[str, Float[Array, "b ..."]]:
+    """Returns the bound −log₂ p(x) ≤ prior + Σ_t terms_t in bits/dim, one draw of z_λ per level, DDPM eq. (5).
 
-    keys: [B] typed keys; row i draws from keys[i] and the level alone. eps_fn: (z [B, …, C], logsnr [B]) → ε with C
-    channels, or with 2C and the variance learned (`split_variance`); T calls. x: float [B, …, C], 8-bit data in
-    [−1, 1]. logsnrs: [T], increasing. v: in [0, 1], may be traced; ignored where the variance is learned.
-    clip: whether x̃ is clipped to [−1, 1].
+    keys: row i draws from keys[i] and the level alone. denoise: (z [B, …], logsnr [B]) → `Prediction`; T calls.
+    x: 8-bit data in [−1, 1]. logsnrs: [T], increasing. v: in [0, 1], may be traced; ignored if the variance is learned.
+    clip: whether x̂ is clipped to [−1, 1].
     Returns {"total": [B], "prior": [B], "terms": [B, T]}: the T−1 transitions, then the decoder.
     """
     logsnrs = jnp.asarray(logsnrs, x.dtype)
     num_steps = logsnrs.shape[0]
     neighbours = jnp.append(logsnrs[1:], logsnrs[-2])  # the next level, and for the last one the level before
 
-    def body(_, level):
+    def body(_: None, level: tuple) -> tuple[None, Array]:
         logsnr, neighbour, index = level
         z = diffuse(x, noise_at(keys, index, x.shape[1:], x.dtype), logsnr)
-        out = eps_fn(z, jnp.full(x.shape[:1], logsnr)).astype(x.dtype)
-        eps, learned = split_variance(out, x.shape[-1])
-        arguments = x, z, eps, v if learned is None else learned, logsnr, neighbour
+        x_hat, _eps, learned = denoise(z, jnp.full(x.shape[:1], logsnr))
+        arguments = x, x_hat.astype(x.dtype), v if learned is None else learned, logsnr, neighbour
         term = lambda bits: functools.partial(bits, clip=clip)
         return None, jax.lax.cond(index == num_steps - 1, term(decoder_bits), term(transition_bits), *arguments)
 
@@ -103,12 +107,10 @@ def bits_per_dim(keys, eps_fn, x, logsnrs, *, v, clip=True):
     return {"total": prior + jnp.sum(terms, axis=0), "prior": prior, "terms": terms.T}
 
 
-def _denoised(z, eps, logsnr, clip):
-    """x̃ = (z − σ ε)/α, clipped to [−1, 1] if clip."""
-    x = x_from_eps(z, eps, logsnr)
+def _clipped(x: Float[Array, "b ..."], clip: bool) -> Float[Array, "b ..."]:
     return jnp.clip(x, -1, 1) if clip else x
 
 
-def _mean_bits(nats):
-    """Mean over all axes but the first, in bits."""
+def _mean_bits(nats: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Returns the mean over all axes but the first, in bits."""
     return jnp.mean(nats, axis=tuple(range(1, nats.ndim))) / math.log(2)

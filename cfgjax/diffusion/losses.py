@@ -1,56 +1,90 @@
 """The training objectives, and how training levels are drawn."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
 
-from cfgjax.diffusion.guidance import drop_labels
+from cfgjax.diffusion.guidance import drop_condition
 from cfgjax.diffusion.likelihood import decoder_bits, transition_bits
-from cfgjax.diffusion.process import diffuse, split_variance
+from cfgjax.diffusion.process import broadcast_left, diffuse
 
 
-def draw(key, x, label, *, null_label, p_uncond):
-    """The random part of CFG algorithm 1, lines 2–4: (eps, u, label) for a batch x [B, …], label int [B].
+def draw(
+    key: Key[Array, ""], x: Float[Array, "b ..."], cond: Any, *, null: Any, p_uncond: float
+) -> tuple[Float[Array, "b ..."], Float[Array, " b"], Any]:
+    """Returns the random part of CFG algorithm 1, lines 2–4: (eps, u, cond) for a batch x.
 
-    eps ~ N(0, I) has x's shape; u [B] ~ U[0, 1] sets the level; label [B] is null with probability p_uncond.
-    Everything is drawn once per example.
+    eps ~ N(0, I); u ~ U[0, 1] sets the level; each example has the condition of null with probability p_uncond.
+    cond, null: trees of [B, …]. Everything is drawn once per example.
     """
-    key_u, key_eps, key_label = jax.random.split(key, 3)
+    key_u, key_eps, key_cond = jax.random.split(key, 3)
     u = jax.random.uniform(key_u, x.shape[:1])
     eps = jax.random.normal(key_eps, x.shape)
-    return eps, u, drop_labels(key_label, label, p_uncond, null_label)
+    return eps, u, drop_condition(key_cond, cond, null, p_uncond)
 
 
-def eps_loss(eps_fn, x, label, eps, logsnr):
-    """Unweighted ε loss of each example, [B]: ‖ε_θ(z_λ, c) − ε‖² per dimension, CFG eq. (5) and algorithm 1 line 6.
+def eps_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Returns 1: the unweighted loss in ε."""
+    return jnp.ones_like(logsnr)
 
-    The mean over dimensions in place of their sum is a constant factor. The guided ε̃ never enters here.
+
+WEIGHTINGS = {"eps": eps_weight}
+"""Factors on ‖ε − ε̂‖² as functions of λ [B]."""
+
+
+def eps_loss(
+    predict: Callable,
+    x: Float[Array, "b ..."],
+    cond: Any,
+    eps: Float[Array, "b ..."],
+    logsnr: Float[Array, " b"],
+    weighting: Callable = eps_weight,
+) -> Float[Array, " b"]:
+    """Returns weighting(λ) ‖ε̂(z_λ, c) − ε‖² per dimension of each example, CFG eq. (5) and algorithm 1 line 6.
+
+    The mean over dimensions instead of their sum is a constant factor. The guided ε̃ never enters here.
     """
-    return _mse(eps_fn(diffuse(x, eps, logsnr), logsnr, label).astype(jnp.float32), eps)
+    prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
+    return weighting(logsnr) * _mse(prediction.eps.astype(jnp.float32), eps)
 
 
-def hybrid_loss(eps_fn, x, label, eps, logsnr, neighbour, last, *, bound_steps, bound_weight=0.001):
-    """L_simple + bound_weight · L_vlb of each example, for a learned variance; IDDPM (arXiv:2102.09672) eq. (16).
+def hybrid_loss(
+    predict: Callable,
+    x: Float[Array, "b ..."],
+    cond: Any,
+    eps: Float[Array, "b ..."],
+    logsnr: Float[Array, " b"],
+    neighbour: Float[Array, " b"],
+    last: Bool[Array, " b"],
+    *,
+    bound_steps: Any,
+    bound_weight: float = 0.001,
+) -> dict[str, Float[Array, " b"]]:
+    """Returns L_simple + bound_weight · L_vlb of each example, for a learned variance; IDDPM eq. (16).
 
-    eps_fn: returns 2C channels. x: 8-bit data in [−1, 1], as float32. logsnr, neighbour, last: [B], of `levels`.
-    bound_steps: levels of the bound, of which each example has one term, in bits/dim. The mean is stopped in it, so
-    that it trains the variance alone.
-    Returns {"loss": [B], "mse": [B], "bound": [B]}, the bound as bound_steps times the term.
+    IDDPM = Nichol & Dhariwal 2021 (arXiv:2102.09672).
+    x: 8-bit data in [−1, 1], as float32. logsnr, neighbour, last: of `levels`.
+    bound_steps: number of levels of the bound. Each example has one term of it, in bits/dim. Its gradient with respect
+    to the mean is stopped, so that it trains the variance alone.
+    Returns {"loss", "mse", "bound"}, the bound as bound_steps times the term.
     """
-    z = diffuse(x, eps, logsnr)
-    out, v = split_variance(eps_fn(z, logsnr, label).astype(jnp.promote_types(x.dtype, jnp.float32)), x.shape[-1])
-    if v is None:
+    prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
+    if prediction.variance is None:
         raise ValueError("the network has no learned variance")
-    stopped = jax.lax.stop_gradient(out)
-    # the term that an example does not have is taken where it is finite, with a finite gradient
-    clean = jnp.where(last.reshape(-1, *[1] * (x.ndim - 1)), stopped, eps)
-    decoder = decoder_bits(x, z, clean, v, logsnr, jnp.where(last, neighbour, logsnr - 1), clip=False)
-    transition = transition_bits(x, z, stopped, v, logsnr, jnp.where(last, logsnr + 1, neighbour), clip=False)
-    mse, bound = _mse(out, eps), bound_steps * jnp.where(last, decoder, transition)
+    v, stopped = prediction.variance, jax.lax.stop_gradient(prediction.x)
+    # the term that an example does not have is evaluated where it is finite, with a finite gradient
+    x_hat = jnp.where(broadcast_left(last, x), stopped, x)
+    decoder = decoder_bits(x, x_hat, v, logsnr, jnp.where(last, neighbour, logsnr - 1), clip=False)
+    transition = transition_bits(x, stopped, v, logsnr, jnp.where(last, logsnr + 1, neighbour), clip=False)
+    mse, bound = _mse(prediction.eps, eps), bound_steps * jnp.where(last, decoder, transition)
     return {"loss": mse + bound_weight * bound, "mse": mse, "bound": bound}
 
 
-def _mse(predicted, target):
-    """Mean square over all axes but the first."""
+def _mse(predicted: Float[Array, "b ..."], target: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Returns the mean square over all axes but the first."""
     return jnp.mean(jnp.square(predicted - target), axis=tuple(range(1, target.ndim)))
 
 

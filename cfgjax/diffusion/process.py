@@ -71,15 +71,3 @@ def last_log_variances(z, logsnr, logsnr_before):
 def reverse_log_variance(v, log_var_lower, log_var_upper):
     """log((σ̃²)^{1−v} (σ²_{λ|λ'})^v), CFG section 2; IDDPM eq. (15). v: a number, or [B, …] where it is learned."""
     return (1 - v) * log_var_lower + v * log_var_upper
-
-
-def split_variance(out, channels):
-    """(eps, v) of a network's output [B, …, channels], where v is None, or [B, …, 2 channels], IDDPM eq. (15).
-
-    v = (out + 1)/2 of the second half of the channels is the fraction of the upper log-variance, not clipped.
-    """
-    if out.shape[-1] == channels:
-        return out, None
-    if out.shape[-1] != 2 * channels:
-        raise ValueError(f"network output has {out.shape[-1]} channels; need {channels}, or {2 * channels} with v")
-    return out[..., :channels], (out[..., channels:] + 1) / 2

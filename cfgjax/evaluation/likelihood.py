@@ -13,6 +13,7 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
 from cfgjax.data.sources.registry import check_images, check_labels, first
+from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
 from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
@@ -150,8 +151,8 @@ def bound_batches(
     ) -> dict[str, Float[Array, "b ..."]]:
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         keys = jax.lax.with_sharding_constraint(keys, batch_sharding(model.mesh))
-        eps_fn = model.bind(params)
-        return bits_per_dim(keys, lambda z, logsnr: eps_fn(z, logsnr, label), x, grid, v=v)
+        denoise = conditional()(model.bind(params), {"label": label})
+        return bits_per_dim(keys, denoise, x, grid, v=v)
 
     for start in range(0, len(image), size):
         index = np.arange(start, start + size) % len(image)  # past the end: computed and thrown away

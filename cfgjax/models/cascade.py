@@ -4,6 +4,7 @@ import contextlib
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.batches import to_uint8
+from cfgjax.diffusion.guidance import conditional
 from cfgjax.models.model import load
 
 UPSAMPLER_SEED = 2**31  # added to the seed, so that the stages' noise is not the same numbers
@@ -37,7 +38,7 @@ class Cascade:
     def sample(self, labels, guidance=None, *, seed=0, upsampling=None, **options):
         """Samples uint8 [N, H, W, C], one per label. options: of the base's `Model.sample`; upsampling: the other's."""
         stage = {"seed": (seed + UPSAMPLER_SEED) % 2**32, **(upsampling or {})}
-        self.upsampler.sampler(**stage, guided=False)  # or an error, before the base draws
+        self.upsampler.sampler(**stage, rule=conditional())  # or an error, before the base draws
         with naming("base"):
             low_res = self.base.sample(labels, guidance, seed=seed, **options)
         with naming("upsampler"):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.base.errors import UsageError, choose, one_line
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
@@ -38,19 +39,34 @@ def inputs(net, batch, image_shape):
         return (image,), {}
     if isinstance(net, tuple(NOISY_CLASSIFIERS.values())):
         return (image, time), {}
-    options = {"low_res": image} if takes_low_res(net) else {}
-    options |= {"low_res_time": time} if takes_low_res_level(net) else {}
-    return (image, time, jnp.zeros(batch, jnp.int32)), options
+    label, options = network_inputs(condition(net, batch, image_shape))
+    return (image, time, label), options
 
 
-def takes_low_res(net):
-    """Whether net is an upsampler."""
-    return getattr(net, "low_res", False)
+def condition(net, batch, image_shape):
+    """Returns the condition that net takes, a tree of zeros [batch, …]: "label", and for an upsampler "low_res".
+
+    An upsampler that is told how much noise its low-resolution images have also takes its λ, "low_res_logsnr".
+    """
+    found = {"label": jnp.zeros(batch, jnp.int32)}
+    if getattr(net, "low_res", False):
+        found["low_res"] = jnp.zeros((batch, *image_shape))
+    if getattr(net, "low_res_noise", False):
+        found["low_res_logsnr"] = jnp.zeros(batch)
+    return found
 
 
-def takes_low_res_level(net):
-    """Whether net is told how much noise its low-resolution image has."""
-    return getattr(net, "low_res_noise", False)
+def network_inputs(cond):
+    """Returns (label, keyword arguments) with which a network is called for a condition."""
+    options = {name: value for name, value in cond.items() if name not in ("label", "low_res_logsnr")}
+    if "low_res_logsnr" in cond:
+        options["low_res_time"] = network_time(cond["low_res_logsnr"])
+    return cond["label"], options
+
+
+def null_condition(cond, num_classes):
+    """Returns cond with "no condition" in place of its label."""
+    return {**cond, "label": jnp.full_like(cond["label"], num_classes)}
 
 
 def has_null_label(net):
@@ -88,22 +104,19 @@ def check_params(workdir, config, params):
         raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
 
 
-def bind(net, params, *, levels, train=False, dropout_key=None, low_res=None, low_res_logsnr=None):
-    """eps_fn(z [B, …], logsnr [B], label [B]) → ε [B, …]: net with its parameters and time = levels.time(λ).
+def bind(net, params, *, levels, train=False, dropout_key=None, parametrisation=PARAMETRISATIONS["eps"]):
+    """predict(z [B, …], logsnr [B], cond) → `Prediction`: net with its parameters and time = levels.time(λ).
 
-    low_res: [b, h, w, C], of an upsampler; B is a multiple of b, with the calls of one sample side by side, as guidance
-    stacks them. low_res_logsnr: [b], λ of the noise in it, where the network takes that.
+    cond: a tree like that of `condition`.
     """
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
 
-    def eps_fn(z, logsnr, label):
-        options: dict = {"rngs": {} if dropout_key is None else {"dropout": dropout_key}}
-        if low_res is not None:
-            options["low_res"] = jnp.repeat(low_res, len(z) // len(low_res), axis=0)
-        if low_res_logsnr is not None:
-            options["low_res_time"] = network_time(jnp.repeat(low_res_logsnr, len(z) // len(low_res_logsnr)))
-        return net.apply({"params": params}, z, levels.time(logsnr), label, train=train, **options)
+    def predict(z, logsnr, cond):
+        label, options = network_inputs(cond)
+        output = net.apply({"params": params}, z, levels.time(logsnr), label, train=train, rngs=rngs, **options)
+        return parametrisation(output, z, logsnr)
 
-    return eps_fn
+    return predict
 
 
 def bind_classifier(net, params, *, levels, train=False, dropout_key=None):

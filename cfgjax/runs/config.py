@@ -51,6 +51,7 @@ RESUMABLE: tuple[str, ...] = (
 )
 RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
 
+WHAT = "config file"
 HELP = {"--help", "-h"}  # flags of every command
 
 

@@ -14,9 +14,9 @@ from cfgjax.models.network import (
     CLEAN_LOGSNR,
     bind,
     bind_classifier,
+    condition,
     has_null_label,
-    takes_low_res,
-    takes_low_res_level,
+    null_condition,
 )
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
@@ -50,8 +50,9 @@ def denoising(net, num_classes, diffusion):
     levels = diffusion.levels
     if diffusion.p_uncond and not has_null_label(net):
         raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
-    noisy_low_res = takes_low_res_level(net)
-    if noisy_low_res and not takes_low_res(net):
+    taken = condition(net, 1, ())
+    noisy_low_res = "low_res_logsnr" in taken
+    if noisy_low_res and "low_res" not in taken:
         raise UsageError("model.low_res_noise is True, model.low_res is False: noise in what is not there")
     if noisy_low_res != (diffusion.low_res_logsnr_min is not None):
         given = f"model.low_res_noise is {noisy_low_res}, diffusion.low_res_logsnr_min {diffusion.low_res_logsnr_min}"
@@ -65,25 +66,24 @@ def denoising(net, num_classes, diffusion):
 
     def draw(key, batch, history):
         image = batch["image"]
-        eps, u, label = losses.draw(key, image, batch["label"], null_label=num_classes, p_uncond=diffusion.p_uncond)
-        drawn = {"image": image, "label": label, "eps": eps}
+        cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
+        null = null_condition(cond, num_classes)
+        eps, u, cond = losses.draw(key, image, cond, null=null, p_uncond=diffusion.p_uncond)
+        drawn = {"image": image, "cond": cond, "eps": eps}
         if by_moment:
             u, drawn["weight"] = losses.redraw_levels(jax.random.fold_in(key, REDRAWN), u, history)
         drawn |= {"u": u, "logsnr": levels.logsnr(u)}
-        if "low_res" in batch:
-            drawn["low_res"] = batch["low_res"]
         if noisy_low_res:
             key_level, key_noise = jax.random.split(jax.random.fold_in(key, LOW_RES))
             bounds = dict(minval=diffusion.low_res_logsnr_min, maxval=CLEAN_LOGSNR)
-            drawn["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, **bounds)
+            cond["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, **bounds)
             noise = jax.random.normal(key_noise, batch["low_res"].shape)
-            drawn["low_res"] = diffuse(batch["low_res"], noise, drawn["low_res_logsnr"])
+            cond["low_res"] = diffuse(batch["low_res"], noise, cond["low_res_logsnr"])
         return drawn
 
     def terms(params, drawn, dropout_key):
-        low_res = {name: drawn[name] for name in ("low_res", "low_res_logsnr") if name in drawn}
-        eps_fn = bind(net, params, levels=levels, train=True, dropout_key=dropout_key, **low_res)
-        given = eps_fn, drawn["image"], drawn["label"], drawn["eps"], drawn["logsnr"]
+        predict = bind(net, params, levels=levels, train=True, dropout_key=dropout_key)
+        given = predict, drawn["image"], drawn["cond"], drawn["eps"], drawn["logsnr"]
         if diffusion.learned_variance:
             bound = dict(bound_steps=levels.bound_steps, bound_weight=diffusion.bound_weight)
             found = losses.hybrid_loss(*given, *levels.neighbour(drawn["u"]), **bound)
@@ -96,7 +96,7 @@ def denoising(net, num_classes, diffusion):
         weight = drawn.get("weight", 1.0)
         logged = {name: jnp.mean(terms[name] * weight) for name in ("mse", "bound") if name in terms}
         if has_null_label(net):
-            dropped = drawn["label"] == num_classes
+            dropped = drawn["cond"]["label"] == num_classes
             logged["loss_cond"] = masked_mean(terms["loss"], ~dropped)
             logged["loss_uncond"] = masked_mean(terms["loss"], dropped)
             logged["drop_rate"] = jnp.mean(dropped)
@@ -128,8 +128,8 @@ def noisy_classification(net, diffusion):
     levels = diffusion.levels
 
     def draw(key, batch, history):
-        drawn = losses.draw(key, batch["image"], batch["label"], null_label=0, p_uncond=0.0)
-        return dict(batch, **dict(zip(("eps", "u", "label"), drawn, strict=True)))
+        eps, u, _ = losses.draw(key, batch["image"], batch["label"], null=batch["label"], p_uncond=0.0)
+        return {**batch, "eps": eps, "u": u}
 
     def terms(params, drawn, dropout_key):
         logsnr = levels.logsnr(drawn["u"])

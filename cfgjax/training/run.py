@@ -19,7 +19,7 @@ from cfgjax.distributed.sharding import (
     replicated,
 )
 from cfgjax.models.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
-from cfgjax.models.network import check_network, has_null_label, init_params, make_network, takes_low_res
+from cfgjax.models.network import check_network, condition, has_null_label, init_params, make_network
 from cfgjax.runs.checkpoint import Cadence, load_params
 from cfgjax.runs.config import call, check_sections
 from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
@@ -81,8 +81,9 @@ def make_objective(config, net):
     diffusion, image_shape = diffusion_of(config), config.data.image_shape
     if diffusion.learned_variance and len(image_shape) != 3:
         raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {tuple(image_shape)}")
-    if takes_low_res(net) != (config.data.get("low_res_size") is not None):
-        low_res = f"model.low_res is {takes_low_res(net)}, data.low_res_size {config.data.get('low_res_size')}"
+    upsampler = "low_res" in condition(net, 1, image_shape)
+    if upsampler != (config.data.get("low_res_size") is not None):
+        low_res = f"model.low_res is {upsampler}, data.low_res_size {config.data.get('low_res_size')}"
         raise UsageError(f"{low_res}: an upsampler needs both")
     if has_null_label(net) and "p_uncond" not in config.diffusion:
         raise UsageError("config.diffusion lacks p_uncond, with which labels are dropped")

@@ -13,6 +13,7 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
 from cfgjax.data.batches import quantised, squares_averaged, to_float
 from cfgjax.data.sources.registry import check_labels, open_source
+from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.distributed import collectives as processes
@@ -29,8 +30,9 @@ from cfgjax.evaluation.report.figures import sample_figure
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import guidance_weights
 from cfgjax.models.diffusion_config import diffusion_of
-from cfgjax.models.guide import Classifier
+from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.options import guided_rule
 from cfgjax.runs.config import call
 from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
 from cfgjax.training.objective import LEVEL_BINS
@@ -87,8 +89,8 @@ class SampleGrids:
             require_matplotlib()
         self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
         self._model.grid(self.pictures.num_steps)
-        self._model.noise_option(self.pictures.sampler, v=None, eta=None)
         self._model.check_guidance(self.pictures.guidance)
+        self._model.sampler(rule=conditional())
         self._options = {}
         if self._model.low_res_shape is not None:
             self._options["low_res"] = self._examples(dataset)
@@ -160,12 +162,12 @@ class NoisyHeldOut:
         check_held_out(config, every_steps)
         self.every_steps, self._mesh = every_steps, mesh
         self._data = open_source(**{**config.data, "split": "holdout"})
-        classifier = Classifier(config, None)
+        guide = Guide(config, None)
         levels = diffusion_of(config).levels
 
         def correct(params, key, x, label, u):
             logsnr = jnp.full(len(x), levels.logsnr(u))
-            logits = classifier.bind(params)(diffuse(x, jax.random.normal(key, x.shape), logsnr), logsnr)
+            logits = guide.bind(params)(diffuse(x, jax.random.normal(key, x.shape), logsnr), logsnr)
             return logits.argmax(axis=-1) == label
 
         self._correct = jax.jit(correct)
@@ -216,14 +218,14 @@ class Frontier:
             folder.mkdir(exist_ok=True)
             shape, silent = self._model.image_shape, lambda images: None
             self._reference = find_reference(None, lambda: self._dataset, self._network, shape, folder, silent)
-        guided = any(self._plan.every_guidance)
+        rule = guided_rule(any(self._plan.every_guidance))
         self._model.params = averaged(state)
         for setting in self._settings:
             ending = f"w={setting.guidance_weight:g}"
             if runlog.has(step, f"{self._network.metric('FD')}/{ending}"):
                 continue
             index = np.arange(self._plan.every_num_samples)
-            parts = draw_samples(self._model, setting, index, self._plan.batch_size, guided=guided)
+            parts = draw_samples(self._model, setting, index, self._plan.batch_size, rule=rule)
             drawn = zip(*parts, strict=True)
             index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
             found = processes.concatenated({"index": index, "labels": labels, "samples": samples})

@@ -14,9 +14,10 @@ import pytest
 
 from cfgjax.diffusion import likelihood
 from cfgjax.diffusion.discrete import BETAS, kept_timesteps, respaced
-from cfgjax.diffusion.guidance import classifier_guided, classifier_shift
+from cfgjax.diffusion.guidance import classifier, conditional
 from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.losses import hybrid_loss
+from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.process import (
     alpha_sigma,
     diffuse,
@@ -24,10 +25,8 @@ from cfgjax.diffusion.process import (
     last_log_variances,
     posterior,
     reverse_log_variance,
-    split_variance,
-    x_from_eps,
 )
-from cfgjax.diffusion.samplers import ancestral, ddim, ddim_encode, ddim_step, denoised, noise_at
+from cfgjax.diffusion.samplers import ancestral, clipped, ddim, ddim_encode, ddim_step, noise_at, sample
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 INPUTS = {"config", "x0", "noise", "t", "model_output", "classifier_grad"}
@@ -74,10 +73,15 @@ def log_variances(g):
     return [jnp.where(first, a, b) for a, b in zip(last, inner, strict=True)]
 
 
-def predicted(g, clip):
-    """(x̃, ε̃) of the network."""
-    one = lambda z, logsnr, out: denoised(lambda *_: out[None], z[None], logsnr, clip)[:2]
-    return [a[:, 0] for a in jax.vmap(one)(g["z"], g["logsnr"], g["out"])]
+def predicted(g):
+    """The prediction of the network."""
+    return PARAMETRISATIONS["eps"](g["out"], g["z"], g["logsnr"])
+
+
+def guided_by(g, model, form="eps"):
+    """The denoiser of a model with the given gradient as that of a classifier."""
+    guide = jax.tree_util.Partial(lambda z, logsnr, cond: jnp.sum(z * g["grad"], axis=tuple(range(1, z.ndim))))
+    return classifier(conditional(), 1.0, form, guide)(lambda z, logsnr, cond: model(z, logsnr), None, None, 0.0)
 
 
 @jax.jit
@@ -95,12 +99,13 @@ def process_fields(g):
 @jax.jit
 def reverse_fields(g):
     levels = g["logsnr"], g["logsnr_next"]
-    log_var = reverse_log_variance(split_variance(g["out"], 3)[1], *log_variances(g))
-    (x, eps), (wide, _) = predicted(g, clip=True), predicted(g, clip=False)
+    wide, _, variance = predicted(g)
+    log_var = reverse_log_variance(variance, *log_variances(g))
+    x, eps, _ = clipped(predicted(g), g["logsnr"])
     mean, mean_wide = (posterior(g["z"], x, *levels)[0] for x in (x, wide))
-    score = lambda z, logsnr: g["grad"]
     # clipped before guidance and not after it, as the reference has it; the samplers clip after guidance
-    guided = x_from_eps(g["z"], classifier_guided(lambda z, logsnr: eps, score, 1.0)(g["z"], levels[0]), levels[0])
+    guided, _, _ = guided_by(g, lambda *_: Prediction(x, eps))(g["z"], levels[0], ())[0]
+    shift = guided_by(g, lambda *_: Prediction(x, eps), "z").shift(g["z"], mean, *levels)
     return {
         "p_variance": jnp.exp(log_var),
         "p_log_variance": log_var,
@@ -108,7 +113,7 @@ def reverse_fields(g):
         "pred_xstart_unclipped": wide,
         "p_mean": mean,
         "p_mean_unclipped": mean_wide,
-        "classifier_guided_mean": mean + jnp.exp(log_var) * classifier_shift(score, 1.0)(g["z"], mean, *levels),
+        "classifier_guided_mean": mean + jnp.exp(log_var) * shift,
         "classifier_guided_pred_xstart": guided,
         "classifier_guided_ddim_mean": posterior(g["z"], guided, *levels)[0],
         "ddim_sample": ddim_step(x, eps, *levels),
@@ -118,10 +123,11 @@ def reverse_fields(g):
 
 def loss_fields(g):
     first, (near, far, noise) = g["first"], g["ends"]
-    given = lambda *_: g["out"], g["x"], None, g["noise"], g["logsnr"]
+    given = lambda *_: predicted(g), g["x"], None, g["noise"], g["logsnr"]
     neighbour = jnp.where(first, far, g["logsnr_next"])
     found = hybrid_loss(*given, neighbour, first, bound_steps=g["num_levels"])
-    terms = g["x"], g["z"], *split_variance(g["out"], 3)
+    prediction = predicted(g)
+    terms = g["x"], prediction.x, prediction.variance
     decoder = likelihood.decoder_bits(*terms, near, far, clip=True)
     finite = jnp.where(first, 30.0, g["logsnr_next"])
     return {
@@ -183,20 +189,19 @@ def test_the_losses_are_guided_diffusions(golden, monkeypatch):
 @jax.vmap
 def steps(key, g):
     """({name: z' of a sampler's step from λ to λ'}, the noise it drew) of each example."""
-    z, score = g["z"][None], lambda z, logsnr: g["grad"][None]
+    z, logsnrs = g["z"][None], jnp.stack([g["logsnr"], g["logsnr_next"]])
 
     def denoise(z, logsnr):
         # at the second level x̃ is z/10, which the sampler then returns
-        told = jnp.concatenate([eps_from_x(z, 0.1 * z, logsnr), jnp.zeros_like(z)], axis=-1)
-        return jnp.where(logsnr[0] == g["logsnr"], g["out"][None], told)
+        known = Prediction(0.1 * z, eps_from_x(z, 0.1 * z, logsnr), jnp.zeros_like(z))
+        network = PARAMETRISATIONS["eps"](g["out"][None], z, logsnr)
+        return jax.tree.map(lambda a, b: jnp.where(logsnr[0] == g["logsnr"], a, b), network, known)
 
-    run = lambda sampler, **options: sampler(
-        key[None], denoise, z, jnp.stack([g["logsnr"], g["logsnr_next"]]), clip=True, **options
-    )
+    run = lambda sampler, denoise: sample(sampler, denoise, key[None], z, logsnrs, clip=True)
     found = {
-        "p_mean": run(ancestral),
-        "classifier_guided_mean": run(ancestral, shift=classifier_shift(score, 1.0)),
-        "ddim_sample": run(ddim),
+        "p_mean": run(ancestral(), denoise),
+        "classifier_guided_mean": run(ancestral(), guided_by(g, denoise, "z")),
+        "ddim_sample": run(ddim(), denoise),
     }
     return {name: 10 * x[0] for name, x in found.items()}, noise_at(key[None], 1, z.shape[1:], z.dtype)[0]
 
@@ -217,7 +222,8 @@ def test_the_samplers_step_as_guided_diffusion(golden):
 def last_steps(g):
     """[x̃ of each sampler on the grid of λ_0 alone], for every z."""
     keys = jax.random.split(jax.random.key(0), len(g["z"]))
-    return [sampler(keys, lambda *_: g["out"], g["z"], g["ends"][:1], clip=True) for sampler in (ancestral, ddim)]
+    denoise = lambda z, logsnr: PARAMETRISATIONS["eps"](g["out"], z, logsnr)
+    return [sample(sampler, denoise, keys, g["z"], g["ends"][:1], clip=True) for sampler in (ancestral(), ddim())]
 
 
 def test_the_last_step_is_guided_diffusions(golden):
@@ -230,7 +236,8 @@ def test_the_last_step_is_guided_diffusions(golden):
 @jax.jit
 @jax.vmap
 def encode(z, logsnr, logsnr_after, out):
-    return ddim_encode(lambda *_: out[None], z[None], jnp.stack([logsnr_after, logsnr]), clip=True)[0]
+    denoise = lambda z, logsnr: PARAMETRISATIONS["eps"](out[None], z, logsnr)
+    return ddim_encode(denoise, z[None], jnp.stack([logsnr_after, logsnr]), clip=True)[0]
 
 
 def test_encoding_steps_as_guided_diffusions_reverse(golden):

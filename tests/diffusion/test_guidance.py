@@ -5,27 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.diffusion.guidance import classifier_free, drop_labels, scale_to_weight
+from cfgjax.diffusion.guidance import Denoiser, branches, cfg, conditional, drop_condition, scale_to_weight, with_memory
 from cfgjax.diffusion.mixture import GaussianMixture
-from cfgjax.diffusion.process import alpha_sigma
+from cfgjax.diffusion.prediction import Prediction
+from cfgjax.diffusion.process import alpha_sigma, diffuse
 from cfgjax.distributed.sharding import batch_sharding, make_mesh
 
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.6]), [0.5, 0.3, 0.2])
-eps = jax.jit(MIXTURE.eps)
+predict = jax.jit(MIXTURE.predict)
 NULL = MIXTURE.num_components
 Z = jax.random.normal(jax.random.key(0), (16, 2))
 LOGSNR = jnp.linspace(-4.0, 4.0, 16)
 LABEL = jnp.arange(16) % NULL
 
 
-def guided(w, label=LABEL, eps_fn=eps):
-    return classifier_free(eps_fn, label, w, NULL)(Z, LOGSNR)
+def guided(w, cond=LABEL, predict=predict):
+    return cfg()(predict, cond, jnp.full_like(LABEL, NULL), w)(Z, LOGSNR)
+
+
+def drop(key, label, p_uncond):
+    return drop_condition(key, label, jnp.full(len(label), 5), p_uncond)
 
 
 def test_labels_are_dropped_at_the_given_rate():
     n, p_uncond = 40_000, 0.1
     label = np.arange(n) % 5
-    dropped = np.asarray(drop_labels(jax.random.key(0), label, p_uncond, 5))
+    dropped = np.asarray(drop(jax.random.key(0), jnp.asarray(label), p_uncond))
     np.testing.assert_array_equal(dropped[dropped != 5], label[dropped != 5])
     for k in range(5):
         rate = np.mean(dropped[label == k] == 5)
@@ -34,26 +39,27 @@ def test_labels_are_dropped_at_the_given_rate():
 
 def test_probability_zero_drops_none_and_one_drops_all():
     label = jnp.arange(10_000) % 5
-    np.testing.assert_array_equal(drop_labels(jax.random.key(0), label, 0.0, 5), label)
-    np.testing.assert_array_equal(drop_labels(jax.random.key(0), label, 1.0, 5), np.full(10_000, 5))
+    np.testing.assert_array_equal(drop(jax.random.key(0), label, 0.0), label)
+    np.testing.assert_array_equal(drop(jax.random.key(0), label, 1.0), np.full(10_000, 5))
 
 
 def test_eight_devices_drop_the_labels_that_one_drops():
     label = jnp.arange(64) % 5
-    alone = drop_labels(jax.random.key(0), label, 0.5, 5)
+    alone = drop(jax.random.key(0), label, 0.5)
     sharding = batch_sharding(make_mesh())
-    drop = jax.jit(lambda key, label: drop_labels(key, label, 0.5, 5), out_shardings=sharding)
-    spread = drop(jax.random.key(0), jax.device_put(label, sharding))
+    spread = jax.jit(lambda key, label: drop(key, label, 0.5), out_shardings=sharding)(
+        jax.random.key(0), jax.device_put(label, sharding)
+    )
     assert len(spread.sharding.device_set) == 8
     np.testing.assert_array_equal(spread, alone)
 
 
 def test_zero_weight_is_the_conditional_model():
-    np.testing.assert_array_equal(guided(0.0), eps(Z, LOGSNR, LABEL))
+    jax.tree.map(np.testing.assert_array_equal, guided(0.0), predict(Z, LOGSNR, LABEL))
 
 
 def test_weight_minus_one_is_the_unconditional_model():
-    np.testing.assert_array_equal(guided(-1.0), eps(Z, LOGSNR))
+    jax.tree.map(np.testing.assert_array_equal, guided(-1.0), predict(Z, LOGSNR))
 
 
 @pytest.mark.parametrize("w", [-2.0, -0.5, 1.0, 3.0])
@@ -65,22 +71,26 @@ def test_guidance_follows_the_implicit_classifier(w):
         return (MIXTURE.log_prob(z, LOGSNR, LABEL) + w * log_classifier).sum()
 
     _, sigma = alpha_sigma(LOGSNR[:, None])
-    np.testing.assert_allclose(guided(w), -sigma * score(Z), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(guided(w).eps, -sigma * score(Z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("w", [-2.0, -0.5, 1.0, 3.0])
+def test_the_guided_pair_makes_up_z(w):
+    found = guided(w)
+    np.testing.assert_allclose(diffuse(found.x, found.eps, LOGSNR), Z, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_per_sample_is_each_samples_scalar():
     w = jnp.linspace(-2.0, 5.0, 16)
-    each = jnp.stack([guided(weight)[i] for i, weight in enumerate(w)])
-    np.testing.assert_array_equal(guided(w), each)
-
-
-def test_a_scalar_label_stands_for_the_whole_batch():
-    np.testing.assert_array_equal(guided(2.0, label=1), guided(2.0, label=jnp.full(16, 1)))
+    each = jnp.stack([guided(weight).eps[i] for i, weight in enumerate(w)])
+    np.testing.assert_array_equal(guided(w).eps, each)
 
 
 def test_one_call_has_the_branches_of_a_sample_side_by_side():
     calls = []
-    guided(2.0, eps_fn=lambda *arguments: calls.append(arguments) or jnp.zeros((32, 2)))
+    guided(
+        2.0, predict=lambda *arguments: calls.append(arguments) or Prediction(jnp.zeros((32, 2)), jnp.zeros((32, 2)))
+    )
     ((z, logsnr, label),) = calls
     assert (z.shape, logsnr.shape, label.shape) == ((32, 2), (32,), (32,))
     for branch, expected in ((0, LABEL), (1, jnp.full(16, NULL))):
@@ -94,7 +104,7 @@ def test_a_sharded_batch_is_guided_without_communication():
     arguments = [jax.device_put(a, sharding) for a in (Z, LOGSNR, LABEL, jnp.linspace(0.0, 4.0, 16))]
 
     def denoise(z, logsnr, label, w):
-        return classifier_free(eps, label, w, NULL)(z, logsnr)
+        return cfg()(predict, label, jnp.full_like(label, NULL), w)(z, logsnr).eps
 
     compiled = jax.jit(denoise, out_shardings=sharding).lower(*arguments).compile()
     collectives = ("all-to-all", "all-gather", "all-reduce", "collective-permute")
@@ -103,26 +113,71 @@ def test_a_sharded_batch_is_guided_without_communication():
 
 
 def test_bfloat16_predictions_are_combined_in_their_dtype():
-    low = lambda *arguments: eps(*arguments).astype(jnp.bfloat16)
+    low = lambda *arguments: jax.tree.map(lambda a: a.astype(jnp.bfloat16), predict(*arguments))
     for w in (2.0, np.float32(2.0), jnp.full(16, 2.0)):
-        assert guided(w, eps_fn=low).dtype == jnp.bfloat16
+        assert guided(w, predict=low).eps.dtype == jnp.bfloat16
 
 
 def test_every_weight_shares_one_compilation():
     traces = []
 
-    def eps_fn(*arguments):
+    def counted(*arguments):
         traces.append(None)
-        return eps(*arguments)
+        return predict(*arguments)
 
-    jitted = jax.jit(lambda w: guided(w, eps_fn=eps_fn))
+    jitted = jax.jit(lambda w: guided(w, predict=counted).eps)
     for w in (0.0, 1.0, -1.0, 7.5):
-        np.testing.assert_allclose(jitted(w), guided(w), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(jitted(w), guided(w).eps, rtol=1e-5, atol=1e-5)
     assert len(traces) == 1
 
 
 def test_scale_one_is_the_conditional_model():
     assert scale_to_weight(1.0) == 0.0
-    conditional, unconditional = eps(Z, LOGSNR, LABEL), eps(Z, LOGSNR)
-    from_scale = unconditional + 4.0 * (conditional - unconditional)
-    np.testing.assert_allclose(guided(scale_to_weight(4.0)), from_scale, rtol=1e-4, atol=1e-5)
+    with_label, without = predict(Z, LOGSNR, LABEL).eps, predict(Z, LOGSNR).eps
+    from_scale = without + 4.0 * (with_label - without)
+    np.testing.assert_allclose(guided(scale_to_weight(4.0)).eps, from_scale, rtol=1e-4, atol=1e-5)
+
+
+def tree_predict(z, logsnr, cond):
+    """A predictor conditioned on a tree: a label and a vector for each sample."""
+    found = MIXTURE.predict(z, logsnr, cond["label"])
+    return found._replace(eps=found.eps + cond["nested"][0], x=found.x)
+
+
+def test_a_condition_is_any_tree():
+    vector = jax.random.normal(jax.random.key(1), (16, 2))
+    cond = {"label": LABEL, "nested": (vector,)}
+    null = {"label": jnp.full(16, NULL), "nested": (vector,)}
+    found = cfg()(tree_predict, cond, null, 2.0)(Z, LOGSNR)
+    np.testing.assert_allclose(found.eps, guided(2.0).eps + vector, rtol=1e-5, atol=1e-5)
+    one, two, three = branches(tree_predict, Z, LOGSNR, (cond, null, cond))
+    jax.tree.map(np.testing.assert_array_equal, one, three)
+    np.testing.assert_allclose(two.eps, predict(Z, LOGSNR).eps + vector, rtol=1e-5, atol=1e-5)
+
+
+def test_all_leaves_of_an_example_are_dropped_together_and_shared_leaves_stay():
+    n = 1000
+    cond = {"label": jnp.arange(n), "text": jnp.ones((n, 3, 2)), "low_res": jnp.ones((n, 4))}
+    null = {"label": jnp.full(n, -1), "text": jnp.zeros((n, 3, 2)), "low_res": cond["low_res"]}
+    found = drop_condition(jax.random.key(0), cond, null, 0.4)
+    dropped = np.asarray(found["label"]) == -1
+    assert 300 < dropped.sum() < 500
+    np.testing.assert_array_equal(found["text"], np.where(dropped[:, None, None], 0, 1) * np.ones((n, 3, 2)))
+    assert found["low_res"] is cond["low_res"]
+
+
+def test_without_a_weight_the_conditional_branch_alone_is_computed():
+    assert cfg().at_zero == conditional() and not conditional().uses_null
+    calls = []
+    count = lambda z, *rest: calls.append(len(z)) or predict(z, *rest)
+    found = cfg().at_zero(count, LABEL, None, 0.0)(Z, 0.5)
+    assert calls == [16]
+    jax.tree.map(np.testing.assert_array_equal, found, predict(Z, jnp.full(16, 0.5), LABEL))
+
+
+def test_every_denoiser_can_be_called_with_a_memory():
+    plain = with_memory(lambda z, logsnr: Prediction(z, z))
+    assert plain(Z, LOGSNR, plain.init(Z))[1] == ()
+    counting = Denoiser(lambda z, logsnr, n: (Prediction(z, z), n + 1), lambda z: 0, shift=len)
+    same = with_memory(counting)
+    assert (same.init(Z), same(Z, LOGSNR, 4)[1], same.shift) == (0, 5, len)

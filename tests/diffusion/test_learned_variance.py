@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cfgjax.diffusion.guidance import classifier_free, conditional
+from cfgjax.diffusion import samplers
+from cfgjax.diffusion.guidance import cfg, conditional
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
 from cfgjax.diffusion.losses import eps_loss, hybrid_loss
-from cfgjax.diffusion.process import broadcast_left, eps_from_x
-from cfgjax.diffusion.samplers import SAMPLERS, ancestral, ddim_encode, initial_noise, noise_at
+from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
+from cfgjax.diffusion.process import broadcast_left, eps_from_x, x_from_eps
+from cfgjax.diffusion.samplers import ancestral, ddim, ddim_encode, initial_noise, noise_at
 from cfgjax.diffusion.schedules import logsnr_grid
 
 pytestmark = pytest.mark.slow
@@ -24,54 +26,67 @@ def poor(z, logsnr):
     return 0.9 * z + 0.1 * jnp.tanh(broadcast_left(logsnr, z))
 
 
+def without_variance(z, logsnr):
+    return PARAMETRISATIONS["eps"](poor(z, logsnr), z, logsnr)
+
+
 def with_fraction(v, eps_fn=poor):
     """eps_fn with v, constant or one per dimension, as its learned fraction."""
-    return lambda z, logsnr: jnp.concatenate([eps_fn(z, logsnr), jnp.zeros_like(z) + 2 * v - 1], axis=-1)
+
+    def denoise(z, logsnr):
+        output = jnp.concatenate([eps_fn(z, logsnr), jnp.zeros_like(z) + 2 * v - 1], axis=-1)
+        return PARAMETRISATIONS["eps"](output, z, logsnr)
+
+    return denoise
 
 
-def sample(name, denoise, **options):
-    return SAMPLERS[name](KEYS, denoise, initial_noise(KEYS, (2,)), GRID, clip=False, **options)
+def sample(sampler, denoise):
+    return samplers.sample(sampler, denoise, KEYS, initial_noise(KEYS, (2,)), GRID)
 
 
 @pytest.mark.parametrize("v", [0.0, 0.25, 1.0])
 def test_a_learned_variance_of_one_value_is_the_fixed_one(v):
     # op by op: compiled whole, two programs may round the same formula differently
     with jax.disable_jit():
-        np.testing.assert_array_equal(sample("ancestral", with_fraction(v)), sample("ancestral", poor, v=v))
+        np.testing.assert_array_equal(sample(ancestral(), with_fraction(v)), sample(ancestral(v), without_variance))
 
 
 def test_each_dimension_has_its_own_variance():
     # at the second level x̃ is z/10, which the sampler then returns
     knowing = lambda z, logsnr: eps_from_x(z, jnp.where(logsnr[:, None] == -3, 2.0, 0.1 * z), logsnr)
     denoise = with_fraction(jnp.array([0.0, 1.0]), knowing)
-    z_next = 10 * ancestral(KEYS, denoise, jnp.ones((16, 2)), [-3.0, -1.0], clip=False)
+    z_next = 10 * samplers.sample(ancestral(), denoise, KEYS, jnp.ones((16, 2)), jnp.array([-3.0, -1.0]))
     variance = jnp.square((z_next - 0.3222791550 - 0.4484113385 * 2) / noise_at(KEYS, 1, (2,)))
     np.testing.assert_allclose(variance, np.tile([0.6321205588, 0.8236572376], (16, 1)), rtol=1e-3)
 
 
 def test_a_given_variance_goes_before_the_learned_one():
-    given = sample("ancestral", with_fraction(0.9), v=0.2)
-    np.testing.assert_allclose(given, sample("ancestral", poor, v=0.2), rtol=1e-4)
+    given = sample(ancestral(0.2), with_fraction(0.9))
+    np.testing.assert_allclose(given, sample(ancestral(0.2), without_variance), rtol=1e-4)
 
 
 def test_ddim_has_no_use_for_a_learned_variance():
-    np.testing.assert_allclose(sample("ddim", with_fraction(0.9)), sample("ddim", poor), rtol=1e-4)
-    codes = [ddim_encode(denoise, jnp.ones((4, 2)), GRID, clip=False) for denoise in (with_fraction(0.9), poor)]
+    np.testing.assert_allclose(sample(ddim(), with_fraction(0.9)), sample(ddim(), without_variance), rtol=1e-4)
+    codes = [
+        ddim_encode(denoise, jnp.ones((4, 2)), GRID, clip=False) for denoise in (with_fraction(0.9), without_variance)
+    ]
     np.testing.assert_allclose(*codes, rtol=1e-4)
 
 
 def test_no_variance_at_all_is_an_error():
     with pytest.raises(ValueError, match="v is None and the network has no learned variance: give v"):
-        sample("ancestral", poor)
+        sample(ancestral(), without_variance)
 
 
 def test_guidance_takes_the_conditional_branchs_variance():
     eps = lambda z, label: z * label[:, None]
-    eps_fn = lambda z, logsnr, label: jnp.concatenate([eps(z, label), z + label[:, None]], axis=-1)
+    predict = lambda z, logsnr, label: Prediction(-eps(z, label), eps(z, label), z + label[:, None])
     z, label, logsnr = initial_noise(KEYS, (2,)), jnp.arange(16) % 3, jnp.zeros(16)
-    guided = classifier_free(eps_fn, label, 3.0, 3)(z, logsnr)
-    np.testing.assert_allclose(guided[:, :2], 4 * eps(z, label) - 3 * eps(z, jnp.full(16, 3)), rtol=1e-6)
-    np.testing.assert_array_equal(guided[:, 2:], conditional(eps_fn, label)(z, logsnr)[:, 2:])
+    arguments = predict, label, jnp.full(16, 3), 3.0
+    guided = cfg()(*arguments)(z, logsnr)
+    np.testing.assert_allclose(guided.eps, 4 * eps(z, label) - 3 * eps(z, jnp.full(16, 3)), rtol=1e-6)
+    np.testing.assert_allclose(guided.x, -guided.eps, rtol=1e-6)
+    np.testing.assert_array_equal(guided.variance, conditional()(*arguments)(z, logsnr).variance)
 
 
 # The hybrid loss
@@ -99,7 +114,16 @@ def at(levels, u):
 
 @jax.jit
 def hybrid(out, logsnr, neighbour, last, bound_steps=1000):
-    return hybrid_loss(lambda *_: out, X, None, EPS, logsnr, neighbour, last, bound_steps=bound_steps)
+    return hybrid_loss(
+        lambda z, logsnr, _: PARAMETRISATIONS["eps"](out, z, logsnr),
+        X,
+        None,
+        EPS,
+        logsnr,
+        neighbour,
+        last,
+        bound_steps=bound_steps,
+    )
 
 
 @jax.jit
@@ -132,7 +156,9 @@ def test_values_and_gradients_are_finite_at_both_ends(levels, off):
 def test_the_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
     levels = at(Discrete(), np.arange(16) / 16)
     found = hybrid(OUT, *levels)
-    np.testing.assert_allclose(found["mse"], eps_loss(lambda *_: OUT[..., :3], X, None, EPS, levels[0]), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["mse"], eps_loss(lambda *_: Prediction(None, OUT[..., :3]), X, None, EPS, levels[0]), rtol=1e-6
+    )
     np.testing.assert_allclose(found["loss"], found["mse"] + 0.001 * found["bound"], rtol=1e-6)
     assert found["loss"].dtype == jnp.float32
 
@@ -141,9 +167,13 @@ def test_the_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
 def two_bounds(*levels):
     """The hybrid loss at 16 levels from the cleanest, and `bits_per_dim` on them with the same noise."""
     noise = jax.vmap(lambda t: noise_at(KEYS[:1], 15 - t, SHAPE)[0])(jnp.arange(16))  # bits_per_dim starts at noise
-    eps_fn = lambda z, logsnr, label=None: jnp.concatenate([poor(z, logsnr), jnp.sin(3 * z)], axis=-1)
-    hybrid = hybrid_loss(eps_fn, jnp.tile(X[:1], (16, 1, 1, 1)), None, noise, *levels, bound_steps=16)
-    return hybrid["bound"], bits_per_dim(KEYS[:1], eps_fn, X[:1], levels[0][::-1], v=None, clip=False)
+
+    def predict(z, logsnr, cond=None):
+        eps = poor(z, logsnr)
+        return Prediction(x_from_eps(z, eps, logsnr), eps, (jnp.sin(3 * z) + 1) / 2)
+
+    hybrid = hybrid_loss(predict, jnp.tile(X[:1], (16, 1, 1, 1)), None, noise, *levels, bound_steps=16)
+    return hybrid["bound"], bits_per_dim(KEYS[:1], predict, X[:1], levels[0][::-1], v=None, clip=False)
 
 
 @pytest.mark.parametrize("levels", [Discrete("cosine", 16), Continuous("uniform", -8.0, 8.0, bound_steps=16)], ids=str)

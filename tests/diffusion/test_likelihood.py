@@ -20,14 +20,15 @@ from cfgjax.diffusion.likelihood import (
     transition_bits,
 )
 from cfgjax.diffusion.mixture import GaussianMixture
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left, eps_from_x, split_variance
+from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction, split_variance
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left, eps_from_x
 from cfgjax.diffusion.schedules import logsnr_grid
 
 pytestmark = pytest.mark.slow
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 LEVELS = np.linspace(-1, 1, 256)  # of 8-bit data
-bound_of = jax.jit(bits_per_dim, static_argnames=("eps_fn", "clip"))
+bound_of = jax.jit(bits_per_dim, static_argnames=("denoise", "clip"))
 log_prob = jax.jit(discretised_gaussian_log_prob)
 gradients = jax.jit(jax.vmap(jax.grad(discretised_gaussian_log_prob, (1, 2)), (0, None, None)))
 
@@ -79,7 +80,8 @@ def term_bits(golden, clip):
     logsnr, arrays, _ = golden
     t, out = arrays["t"], jnp.asarray(arrays["model_output"])
     x, z = jnp.asarray(arrays["x0"]), jnp.asarray(arrays["xt"])
-    rest = x, z, *split_variance(out, x.shape[-1]), logsnr[t]
+    prediction = PARAMETRISATIONS["eps"](out, z, logsnr[t])
+    rest = x, prediction.x, prediction.variance, logsnr[t]
     assert out.dtype == jnp.float64
     decoder = decoder_bits(*rest, np.where(t == 0, logsnr[1], -30.0), clip=clip)
     return t, np.where(t == 0, decoder, transition_bits(*rest, np.where(t == 0, 30.0, logsnr[t - 1]), clip=clip))
@@ -121,23 +123,27 @@ GRID = logsnr_grid(16)
 
 
 def poor(z, logsnr):
-    """An ε-predictor wrong everywhere."""
-    return 0.9 * z + 0.1 * jnp.tanh(broadcast_left(logsnr, z))
+    """A prediction wrong everywhere."""
+    return PARAMETRISATIONS["eps"](0.9 * z + 0.1 * jnp.tanh(broadcast_left(logsnr, z)), z, logsnr)
+
+
+def knowing(image):
+    """A denoiser that knows the image."""
+    return lambda z, logsnr: Prediction(image, eps_from_x(z, image, logsnr))
 
 
 def with_variance(fraction, slope):
     """`poor` with a learned variance: this fraction all over the image, but for a slope in λ."""
 
-    def eps_fn(z, logsnr):
-        out = 2 * jnp.full_like(z, fraction) - 1 + slope * broadcast_left(logsnr, z)
-        return jnp.concatenate([poor(z, logsnr), out], axis=-1)
+    def denoise(z, logsnr):
+        variance = jnp.full_like(z, fraction) + slope / 2 * broadcast_left(logsnr, z)
+        return poor(z, logsnr)._replace(variance=variance)
 
-    return eps_fn
+    return denoise
 
 
 def test_knowing_the_image_costs_the_prior_alone():
-    knowing = lambda z, logsnr: eps_from_x(z, IMAGES, logsnr)
-    bound = bound_of(KEYS, knowing, IMAGES, GRID, v=0.0, clip=False)
+    bound = bound_of(KEYS, knowing(IMAGES), IMAGES, GRID, v=0.0, clip=False)
     np.testing.assert_allclose(bound["terms"], 0, atol=1e-5)
     np.testing.assert_allclose(bound["total"], bound["prior"], atol=1e-4)
     np.testing.assert_allclose(bound["prior"], 0, atol=1e-8)
@@ -147,13 +153,12 @@ def test_knowing_the_image_costs_the_prior_alone():
 @pytest.mark.parametrize("v", [0.0, 0.4])
 def test_knowing_the_image_leaves_the_price_of_the_variance_to_every_term(v):
     grid, grey = np.array([-2.0, 4.0, 5.0]), jnp.full((3, *SHAPE), LEVELS[90], jnp.float32)
-    knowing = lambda z, logsnr: eps_from_x(z, grey, logsnr)
     variance, kept = 1 / (1 + np.exp(grid)), -np.expm1(grid[:-1] - grid[1:])
     wider = v * np.log(variance[:-1] / variance[1:])
     std = np.sqrt(variance[-1] * kept[-1] ** (1 - v))  # between (1−r) σ² of the last transition and σ²
     mass = 1 - 2 * stats.norm.sf(1 / 255 / std)
     expected = [*0.5 * (wider + np.expm1(-wider)), -np.log(mass)] / np.log(2)
-    terms = bound_of(KEYS, knowing, grey, grid, v=v)["terms"]
+    terms = bound_of(KEYS, knowing(grey), grey, grid, v=v)["terms"]
     np.testing.assert_allclose(terms, np.tile(expected, (3, 1)), rtol=1e-4, atol=1e-6)
 
 
@@ -188,8 +193,8 @@ def test_an_images_bits_are_its_own_whatever_the_batch():
 
 @pytest.mark.parametrize(("bits", "other"), [(transition_bits, 7.0), (decoder_bits, 5.0)])
 def test_a_clipped_prediction_is_the_nearest_end_of_the_range(bits, other):
-    wild, black = jnp.full_like(IMAGES, 100.0), eps_from_x(IMAGES, -jnp.ones_like(IMAGES), 6.0)
-    terms = lambda eps, clip: bits(IMAGES, IMAGES, eps, 0.3, 6.0, other, clip=clip)
+    wild, black = jnp.full_like(IMAGES, -100.0), -jnp.ones_like(IMAGES)
+    terms = lambda x_hat, clip: bits(IMAGES, x_hat, 0.3, 6.0, other, clip=clip)
     np.testing.assert_allclose(terms(wild, True), terms(black, False), rtol=1e-5)
     assert (terms(wild, False) > 2 * terms(wild, True)).all()
 
@@ -201,7 +206,8 @@ VALUES, WEIGHTS = jnp.asarray(LEVELS[[20, 100, 150, 255]], jnp.float32), np.arra
 def exact_of_values(z, logsnr):
     alpha, sigma = (broadcast_left(a, z[..., None]) for a in alpha_sigma(logsnr))
     logits = jnp.log(WEIGHTS) - 0.5 * jnp.square((z[..., None] - alpha * VALUES) / sigma)
-    return eps_from_x(z, jnp.sum(jax.nn.softmax(logits) * VALUES, axis=-1), logsnr)
+    x = jnp.sum(jax.nn.softmax(logits) * VALUES, axis=-1)
+    return Prediction(x, eps_from_x(z, x, logsnr))
 
 
 @pytest.mark.parametrize("v", [0.0, 0.3])
@@ -225,11 +231,15 @@ def test_of_gaussian_data_the_bound_is_above_the_mass_of_each_bin_and_falls_to_i
     std = 0.25
     data = GaussianMixture(jnp.zeros((1, 1)), jnp.array([std]), jnp.ones(1))
     x = jnp.rint((std * jax.random.normal(jax.random.key(0), (64, 8, 8, 1)) + 1) * 127.5) / 127.5 - 1
-    eps_fn = lambda z, logsnr: data.eps(z.reshape(-1, 1), jnp.repeat(logsnr, 64)).reshape(z.shape)
+
+    def denoise(z, logsnr):
+        pixels = data.predict(z.reshape(-1, 1), jnp.repeat(logsnr, 64))
+        return jax.tree.map(lambda a: a.reshape(z.shape), pixels)
+
     exact_bits = -discretised_gaussian_log_prob(x, 0.0, 2 * np.log(std)).mean(axis=(1, 2, 3)) / np.log(2)
     grid = logsnr_grid(num_steps, logsnr_min=-15, logsnr_max=5)
     keys = jax.random.split(jax.random.key(1), 64)
-    excess = np.asarray(bound_of(keys, eps_fn, x, grid, v=1.0, clip=False)["total"] - exact_bits)
+    excess = np.asarray(bound_of(keys, denoise, x, grid, v=1.0, clip=False)["total"] - exact_bits)
     error = excess.std() / 8
     assert excess.mean() > -4 * error, (excess.mean(), error)
     assert (abs(excess.mean()) < 0.03) == (num_steps == 1000), (excess.mean(), error)

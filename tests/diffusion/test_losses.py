@@ -8,10 +8,11 @@ import pytest
 from cfgjax.diffusion.levels import Continuous
 from cfgjax.diffusion.losses import draw, eps_loss
 from cfgjax.diffusion.mixture import GaussianMixture
+from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import eps_from_x
 
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-0.5, 0.8]]), np.array([0.3, 0.5]), [0.5, 0.5])
-exact = jax.jit(MIXTURE.eps)
+exact = jax.jit(MIXTURE.predict)
 NULL = MIXTURE.num_components
 N = 20_000
 
@@ -20,14 +21,19 @@ N = 20_000
 def batch():
     """(x, label, eps, logsnr) of N examples, half of the labels dropped, at levels where the data matters."""
     x, label = MIXTURE.sample(jax.random.key(0), N)
-    eps, u, label = draw(jax.random.key(1), x, label, null_label=NULL, p_uncond=0.5)
+    eps, u, label = draw(jax.random.key(1), x, label, null=jnp.full_like(label, NULL), p_uncond=0.5)
     return x, label, eps, Continuous("uniform", -4.0, 4.0).logsnr(u)
 
 
+def of(eps):
+    """A prediction of which the loss sees ε alone."""
+    return Prediction(None, eps)
+
+
 PREDICTORS = {
-    "shifted": lambda z, logsnr, label: exact(z, logsnr, label) + 0.1,
-    "scaled up": lambda z, logsnr, label: 1.1 * exact(z, logsnr, label),
-    "scaled down": lambda z, logsnr, label: 0.9 * exact(z, logsnr, label),
+    "shifted": lambda z, logsnr, label: of(exact(z, logsnr, label).eps + 0.1),
+    "scaled up": lambda z, logsnr, label: of(1.1 * exact(z, logsnr, label).eps),
+    "scaled down": lambda z, logsnr, label: of(0.9 * exact(z, logsnr, label).eps),
     "blind to the label": lambda z, logsnr, label: exact(z, logsnr),
     "taking null for class 0": lambda z, logsnr, label: exact(z, logsnr, label % NULL),
     "one level off": lambda z, logsnr, label: exact(z, logsnr + 1, label),
@@ -42,22 +48,22 @@ def test_the_exact_eps_has_the_least_loss(predictor, batch):
 
 def test_knowing_the_noise_is_loss_zero(batch):
     x, label, eps, logsnr = batch
-    np.testing.assert_array_equal(eps_loss(lambda *_: eps, *batch), np.zeros(N))
-    from_data = eps_loss(lambda z, logsnr, label: eps_from_x(z, x, logsnr), x, label, eps, logsnr)
+    np.testing.assert_array_equal(eps_loss(lambda *_: of(eps), *batch), np.zeros(N))
+    from_data = eps_loss(lambda z, logsnr, label: of(eps_from_x(z, x, logsnr)), x, label, eps, logsnr)
     np.testing.assert_allclose(from_data, 0, atol=1e-8)
 
 
 def test_each_example_has_its_own_loss_per_dimension():
     eps = jnp.zeros((3, 4, 4, 2))
     prediction = jnp.array([0.0, 1.0, 2.0])[:, None, None, None] * jnp.ones_like(eps)
-    loss = eps_loss(lambda *_: prediction.astype(jnp.bfloat16), eps, None, eps, jnp.zeros(3))
+    loss = eps_loss(lambda *_: of(prediction.astype(jnp.bfloat16)), eps, None, eps, jnp.zeros(3))
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, [0, 1, 4])
 
 
 def draw_many(key, p_uncond=0.2):
     """eps [N], u [N] and labels [N], of which all were class 3 before some became 7."""
-    eps, u, label = draw(key, jnp.zeros((N, 1)), jnp.full(N, 3), null_label=7, p_uncond=p_uncond)
+    eps, u, label = draw(key, jnp.zeros((N, 1)), jnp.full(N, 3), null=jnp.full(N, 7), p_uncond=p_uncond)
     return eps[:, 0], u, label
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from cfgjax.diffusion.mixture import GaussianMixture
-from cfgjax.diffusion.process import alpha_sigma
+from cfgjax.diffusion.process import alpha_sigma, diffuse
 
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.2]), [0.5, 0.3, 0.2])
-eps, log_prob, log_posterior = map(jax.jit, (MIXTURE.eps, MIXTURE.log_prob, MIXTURE.log_posterior))
+predict, log_prob, log_posterior = map(jax.jit, (MIXTURE.predict, MIXTURE.log_prob, MIXTURE.log_posterior))
+eps = lambda *arguments: predict(*arguments).eps
 NULL = MIXTURE.num_components
 POINTS = jax.random.normal(jax.random.key(0), (12, 2))
 LEVELS = jnp.linspace(-6.0, 6.0, 12)
@@ -21,6 +22,22 @@ def test_eps_is_the_score_times_minus_sigma(label):
     score = jax.jit(jax.grad(lambda z: log_prob(z, LEVELS, label).sum()))(POINTS)
     _, sigma = alpha_sigma(LEVELS)
     np.testing.assert_allclose(eps(POINTS, LEVELS, label), -sigma[:, None] * score, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("label", [None, 1, jnp.arange(12) % (NULL + 1)])
+def test_the_pair_makes_up_z(label):
+    x, noise, variance = predict(POINTS, LEVELS, label)
+    np.testing.assert_allclose(diffuse(x, noise, LEVELS), POINTS, rtol=1e-5, atol=1e-5)
+    assert variance is None
+
+
+def test_at_both_ends_of_the_levels_the_pair_keeps_its_digits():
+    with jax.enable_x64(True):
+        exact = GaussianMixture(MIXTURE.means, MIXTURE.stds, MIXTURE.weights).predict(POINTS.astype(float), 20.0)
+        noisy = GaussianMixture(MIXTURE.means, MIXTURE.stds, MIXTURE.weights).predict(POINTS.astype(float), -20.0)
+    np.testing.assert_allclose(predict(POINTS, 20.0).x, exact.x, rtol=1e-5)
+    np.testing.assert_allclose(predict(POINTS, -20.0).x, noisy.x, rtol=1e-4)
+    np.testing.assert_allclose(predict(POINTS, -20.0).eps, noisy.eps, rtol=1e-5)
 
 
 def test_the_null_label_is_no_condition():
@@ -75,8 +92,9 @@ def test_images_are_points_too():
     z = jax.random.normal(jax.random.key(0), (5, 12))
     as_image = GaussianMixture(flat.reshape(2, *image), *arguments)
     as_point = GaussianMixture(flat, *arguments)
-    expected = jax.jit(as_point.eps)(z, 0.5)
-    np.testing.assert_allclose(jax.jit(as_image.eps)(z.reshape(5, *image), 0.5), expected.reshape(5, *image), atol=1e-5)
+    expected = jax.jit(as_point.predict)(z, 0.5)
+    for found, wanted in zip(jax.jit(as_image.predict)(z.reshape(5, *image), 0.5)[:2], expected[:2], strict=True):
+        np.testing.assert_allclose(found, wanted.reshape(5, *image), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -7,26 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.diffusion import samplers
 from cfgjax.diffusion.mixture import GaussianMixture
+from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import alpha_sigma, diffuse, eps_from_x
-from cfgjax.diffusion.samplers import SAMPLERS, ancestral, ddim, initial_noise
+from cfgjax.diffusion.samplers import ancestral, ddim, initial_noise
 from cfgjax.diffusion.schedules import logsnr_grid
 
 MEANS = np.array([[1.5, 0.0], [-0.75, 1.3], [-0.75, -1.3]])
 MIXTURE = GaussianMixture(MEANS, [0.2, 0.3, 0.25], [0.5, 0.3, 0.2])
 WIDE = GaussianMixture([[2.0, -3.0]], [0.5], [1.0])
 X = (0.6, -2.0)
-SETTINGS = [("ancestral", {"v": v}) for v in (0.0, 0.3, 1.0)] + [("ddim", {"eta": eta}) for eta in (0.0, 1.0)]
-settings = pytest.mark.parametrize(("name", "options"), SETTINGS, ids=lambda value: str(value))
+every_sampler = pytest.mark.parametrize(
+    "sampler", [*(ancestral(v) for v in (0.0, 0.3, 1.0)), ddim(), ddim(1.0)], ids=repr
+)
 
 
 def keys_of(n, seed=0):
     return jax.random.split(jax.random.key(seed), n)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "denoise", "clip"))
-def sample(name, options, denoise, keys, logsnrs, *, clip=False):
-    return SAMPLERS[name](keys, denoise, initial_noise(keys, (2,)), logsnrs, clip=clip, **options)
+@functools.partial(jax.jit, static_argnames=("denoise", "clip"))
+def sample(sampler, denoise, keys, logsnrs, *, clip=False):
+    return samplers.sample(sampler, denoise, keys, initial_noise(keys, (2,)), logsnrs, clip=clip)
 
 
 @functools.cache
@@ -35,20 +38,20 @@ def oracle(x, reveal_at=jnp.inf):
 
     def denoise(z, logsnr):
         predicted = jnp.where(logsnr[:, None] < reveal_at, jnp.asarray(x, z.dtype), 0.1 * z)
-        return eps_from_x(z, predicted, logsnr)
+        return Prediction(predicted, eps_from_x(z, predicted, logsnr))
 
     return denoise
 
 
 def conditional(z, logsnr):
     """The exact denoiser of classes 0, 1, 2, 0, 1, 2, …"""
-    return MIXTURE.eps(z, logsnr, jnp.arange(len(z)) % 3)
+    return MIXTURE.predict(z, logsnr, jnp.arange(len(z)) % 3)
 
 
-@settings
-def test_samples_have_the_mixtures_weights_and_moments(name, options):
+@every_sampler
+def test_samples_have_the_mixtures_weights_and_moments(sampler):
     n = 2048
-    x = sample(name, options, MIXTURE.eps, keys_of(n), logsnr_grid(256))
+    x = sample(sampler, MIXTURE.predict, keys_of(n), logsnr_grid(256))
     component = np.argmax(MIXTURE.log_posterior(x), axis=-1)
     share, weight = np.bincount(component) / n, MIXTURE.weights
     assert np.all(np.abs(share - weight) < 4 * np.sqrt(weight * (1 - weight) / n))
@@ -57,32 +60,32 @@ def test_samples_have_the_mixtures_weights_and_moments(name, options):
     np.testing.assert_allclose(standard.std(axis=0), 1, atol=4 / np.sqrt(n))
 
 
-@settings
-def test_conditional_samples_come_from_their_component(name, options):
+@every_sampler
+def test_conditional_samples_come_from_their_component(sampler):
     n = 512
-    x = sample(name, options, conditional, keys_of(3 * n), logsnr_grid(128))
+    x = sample(sampler, conditional, keys_of(3 * n), logsnr_grid(128))
     standard = (np.reshape(x, (n, 3, 2)) - MEANS) / np.reshape(MIXTURE.stds, (3, 1))
     np.testing.assert_allclose(standard.mean(axis=(0, 2)), 0, atol=4 / np.sqrt(2 * n))
     np.testing.assert_allclose(standard.std(axis=(0, 2)), 1, atol=4 / np.sqrt(2 * n))
 
 
-@pytest.mark.parametrize("setting", [("ancestral", {"v": 0.0}), *(("ddim", {"eta": eta}) for eta in (0.0, 0.5, 1.0))])
-def test_given_x_every_level_has_the_processs_marginal(setting):
+@pytest.mark.parametrize("sampler", [ancestral(0.0), ddim(), ddim(0.5), ddim(1.0)], ids=repr)
+def test_given_x_every_level_has_the_processs_marginal(sampler):
     # a noise used twice, at two steps or at the start and at a step, would show as another variance
-    logsnrs, keys, (name, options) = np.array([-2.0, -1.0, 0.8]), keys_of(40_000), setting
+    logsnrs, keys = np.array([-2.0, -1.0, 0.8]), keys_of(40_000)
     z = diffuse(jnp.array(X), initial_noise(keys, (2,)), logsnrs[0])
-    revealed = SAMPLERS[name](keys, oracle(X, 0.8), z, logsnrs, clip=False, **options)
+    revealed = samplers.sample(sampler, oracle(X, 0.8), keys, z, logsnrs)
     alpha, sigma = alpha_sigma(0.8)
     standard = (10 * revealed - alpha * jnp.array(X)) / sigma
     np.testing.assert_allclose(standard.mean(axis=0), 0, atol=0.02)
     np.testing.assert_allclose(standard.std(axis=0), 1, atol=0.015)
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def one_reverse_step(name, options, keys):
+@jax.jit
+def one_reverse_step(sampler, keys):
     """z at λ' = −1 for z = 1 at λ = −3 and a denoiser that knows x = 2."""
     z = jnp.ones((len(keys), 1))
-    return 10 * SAMPLERS[name](keys, oracle(2.0, -1.0), z, [-3.0, -1.0], clip=False, **options)
+    return 10 * samplers.sample(sampler, oracle(2.0, -1.0), keys, z, jnp.array([-3.0, -1.0]))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ def one_reverse_step(name, options, keys):
 )
 def test_the_reverse_step_has_the_papers_mean_and_variance(v, variance):
     n = 100_000
-    z_next = one_reverse_step("ancestral", {"v": v}, keys_of(n))
+    z_next = one_reverse_step(ancestral(v), keys_of(n))
     np.testing.assert_allclose(z_next.mean(), 0.3222791550 + 0.4484113385 * 2, atol=4 * np.sqrt(variance / n))
     np.testing.assert_allclose(z_next.var(), variance, rtol=4 * np.sqrt(2 / n))
 
@@ -98,7 +101,7 @@ def test_the_reverse_step_has_the_papers_mean_and_variance(v, variance):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_eta_squared_of_the_posterior_variance_is_fresh_noise(eta):
     n, variance = 100_000, eta**2 * 0.6321205588
-    found = one_reverse_step("ddim", {"eta": eta}, keys_of(n)).var()
+    found = one_reverse_step(ddim(eta), keys_of(n)).var()
     np.testing.assert_allclose(found, variance, rtol=4 * np.sqrt(2 / n), atol=1e-10)
 
 
@@ -106,11 +109,10 @@ def test_ddim_at_eta_one_is_ancestral_at_v_zero():
     with jax.enable_x64(True):
         mixture = GaussianMixture(MEANS, [0.2, 0.3, 0.25], [0.5, 0.3, 0.2])
         keys = keys_of(32)
-        arguments = keys, mixture.eps, initial_noise(keys, (2,), jnp.float64), logsnr_grid(32)
-        random = ddim(*arguments, eta=1.0, clip=False)
-        run = jax.jit(lambda v: ancestral(*arguments, v=v, clip=False))
-        np.testing.assert_allclose(random, run(0.0), atol=1e-9)
-        assert np.abs(random - run(0.3)).max() > 1e-3
+        arguments = mixture.predict, keys, initial_noise(keys, (2,), jnp.float64), logsnr_grid(32)
+        run = jax.jit(lambda sampler: samplers.sample(sampler, *arguments))
+        np.testing.assert_allclose(run(ddim(1.0)), run(ancestral(0.0)), atol=1e-9)
+        assert np.abs(run(ddim(1.0)) - run(ancestral(0.3))).max() > 1e-3
 
 
 def test_halving_the_step_halves_ddims_error():
@@ -127,36 +129,37 @@ def test_halving_the_step_halves_ddims_error():
         (alpha, total), (alpha_end, total_end) = map(spread, bounds)
         xi = (z - alpha * mean) / total
         exact = mean + alpha_end * std**2 * xi / total_end  # E[x | z] at the end of the flow
-        run = jax.jit(lambda logsnrs: ddim(keys, gaussian.eps, z, logsnrs, clip=False))
+        run = jax.jit(lambda logsnrs: samplers.sample(ddim(), gaussian.predict, keys, z, logsnrs))
         found = [run(logsnr_grid(num_steps, "cosine", *bounds)) for num_steps in (65, 129, 257)]
         errors = np.array([np.abs(x - exact).max() for x in found])
     assert errors[-1] > 1e-4
     np.testing.assert_allclose(errors[:-1] / errors[1:], 2, rtol=0.1)
 
 
-@pytest.mark.parametrize(("name", "options"), [("ancestral", {"v": 0.3}), ("ddim", {"eta": 0.0})])
-def test_a_grid_of_t_levels_makes_t_calls(name, options):
+@pytest.mark.parametrize("sampler", [ancestral(0.3), ddim()], ids=repr)
+def test_a_grid_of_t_levels_makes_t_calls(sampler):
     calls = []
 
     def denoise(z, logsnr):
         jax.debug.callback(lambda level: calls.append(float(level)), logsnr[0], ordered=True)
-        return z
+        return Prediction(z, z)
 
     logsnrs = logsnr_grid(7)
-    jax.block_until_ready(sample(name, options, denoise, keys_of(2), logsnrs))
+    jax.block_until_ready(sample(sampler, denoise, keys_of(2), logsnrs))
     jax.effects_barrier()
     np.testing.assert_allclose(calls, logsnrs, rtol=1e-6)
+    assert len(calls) == sampler.evaluations(7)
 
 
-@settings
-def test_the_last_step_adds_no_noise(name, options):
-    found = sample(name, options, oracle(X), keys_of(8), logsnr_grid(4))
+@every_sampler
+def test_the_last_step_adds_no_noise(sampler):
+    found = sample(sampler, oracle(X), keys_of(8), logsnr_grid(4))
     np.testing.assert_allclose(found, np.tile(X, (8, 1)), rtol=1e-5)
 
 
-@settings
-def test_a_samples_noise_is_its_keys_alone(name, options):
-    run = lambda keys: sample(name, options, MIXTURE.eps, keys, logsnr_grid(16, "cosine", -10.0, 10.0))
+@every_sampler
+def test_a_samples_noise_is_its_keys_alone(sampler):
+    run = lambda keys: sample(sampler, MIXTURE.predict, keys, logsnr_grid(16, "cosine", -10.0, 10.0))
     keys = keys_of(64)
     full = run(keys)
     for batch in (1, 7):
@@ -165,17 +168,17 @@ def test_a_samples_noise_is_its_keys_alone(name, options):
     np.testing.assert_allclose(run(keys[order]), full[order], atol=1e-5)
 
 
-@settings
-def test_clipping_bounds_the_samples_and_only_clipping(name, options):
-    run = lambda clip: sample(name, options, WIDE.eps, keys_of(16), logsnr_grid(16), clip=clip)
+@every_sampler
+def test_clipping_bounds_the_samples_and_only_clipping(sampler):
+    run = lambda clip: sample(sampler, WIDE.predict, keys_of(16), logsnr_grid(16), clip=clip)
     assert jnp.abs(run(True)).max() <= 1
     assert jnp.all(jnp.abs(run(False)).max(axis=1) > 1)
 
 
-@settings
-def test_a_clipped_x_is_as_if_predicted(name, options):
+@every_sampler
+def test_a_clipped_x_is_as_if_predicted(sampler):
     found = [
-        sample(name, options, oracle(x, 1.0), keys_of(8), np.array([-3.0, -1.0, 1.0]), clip=clip)
+        sample(sampler, oracle(x, 1.0), keys_of(8), np.array([-3.0, -1.0, 1.0]), clip=clip)
         for x, clip in ((5.0, True), (1.0, False))
     ]
     np.testing.assert_allclose(*found, rtol=1e-4)

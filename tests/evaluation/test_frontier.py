@@ -120,8 +120,8 @@ def spied(model):
     batches = []
 
     def bind_params(params):
-        eps_fn = model.bind(params)
-        return lambda z, logsnr, label: batches.append(len(z)) or eps_fn(z, logsnr, label)
+        predict = model.bind(params)
+        return lambda z, logsnr, cond: batches.append(len(z)) or predict(z, logsnr, cond)
 
     return Model(model.config, model.params, step=model.step, bind_params=bind_params), batches
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config
+from tiny import digits_config, mixture_config, of_mixture, predictor
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -22,9 +22,12 @@ MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
 SETTING = Setting(1.5, 3, "ancestral", v=0.3, eta=None, ema=0.0, seed=7, label_policy="random")
 
 
-def model_of(eps_fn=MIXTURE.eps, devices=1, config=CONFIG):
+EXACT = of_mixture(MIXTURE)
+
+
+def model_of(bind_params=EXACT, devices=1, config=CONFIG):
     mesh = make_mesh(devices=jax.devices()[:devices])
-    return Model(config, {}, mesh=mesh, bind_params=lambda params: eps_fn)
+    return Model(config, {}, mesh=mesh, bind_params=bind_params)
 
 
 def all_samples(model, setting, num_samples, batch_size):
@@ -84,7 +87,8 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
 @pytest.mark.slow
 def test_the_noise_is_bit_for_bit_that_of_one_device():
     setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
-    noise = lambda devices, size: all_samples(model_of(lambda z, *_: 0 * z, devices), setting, 50, size)[2]
+    constant = lambda params: predictor(lambda z, *_: 0 * z)
+    noise = lambda devices, size: all_samples(model_of(constant, devices), setting, 50, size)[2]
     whole = noise(1, 50)
     for devices, size in [(2, 10), (8, 3)]:
         assert np.array_equal(noise(devices, size), whole)
@@ -120,13 +124,13 @@ def test_nothing_wanted_draws_nothing(model):
 def test_images_come_as_bytes():
     config = digits_config()
     setting = dataclasses.replace(SETTING, num_steps=2)
-    images = all_samples(model_of(lambda z, logsnr, label: 0.5 * z, 8, config), setting, 20, 16)[2]
+    images = all_samples(model_of(lambda params: predictor(lambda z, *_: 0.5 * z), 8, config), setting, 20, 16)[2]
     assert (images.shape, images.dtype) == ((20, 8, 8, 1), np.uint8)
     assert images.std() > 5
 
 
 def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
-    model = model_of(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z))
+    model = model_of(lambda params: predictor(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z)))
     setting = dataclasses.replace(SETTING, label_policy="balanced")
     with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite; its label is 2$"):
         list(draw_samples(model, setting, np.arange(6, 40), 16))
@@ -141,7 +145,7 @@ class Counting:
         self.mesh, self.rows = make_mesh(devices=jax.devices()[:devices]), []
 
     def sampler(self, **options):
-        def draw(index, labels, weights, scales):
+        def draw(index, labels, weights):
             self.rows.append(len(index))
             return place_global(self.mesh, np.zeros((len(index), 1), np.float32))
 

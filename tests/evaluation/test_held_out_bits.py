@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config
+from tiny import digits_config, mixture_config, predictor
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Stored
@@ -24,13 +24,12 @@ OPTIONS = dict(num_steps=8, v=0.3)
 
 def slope(params):
     """ε = slope z plus a tenth of the label: enough of a network to tell images, labels and parameters apart."""
-    return lambda z, logsnr, label: params["slope"] * z + 0.1 * label[:, None, None, None]
+    return predictor(lambda z, logsnr, label: params["slope"] * z + 0.1 * label[:, None, None, None])
 
 
 def slope_and_variance(params):
     """`slope` with a learned variance, the fraction 0.3 everywhere."""
-    eps_fn = slope(params)
-    return lambda *inputs: jnp.concatenate([eps_fn(*inputs), jnp.full_like(inputs[0], 2 * 0.3 - 1)], axis=-1)
+    return lambda z, logsnr, cond: slope(params)(z, logsnr, cond)._replace(variance=jnp.full_like(z, 0.3))
 
 
 def make_model(bind_params=slope, *, devices=1):
@@ -129,7 +128,7 @@ def test_a_model_that_knows_images_of_one_grey_needs_no_bits_for_them():
             alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * logsnr))[:, None, None, None] for s in (1, -1))
             return (z - alpha * grey) / sigma
 
-        return eps_fn
+        return predictor(eps_fn)
 
     knowing = make_model(bind_params)
     images = np.full((5, *SHAPE), 51, np.uint8)
@@ -179,7 +178,9 @@ def test_points_have_no_bits_per_dimension():
 
 
 def test_a_bound_that_is_not_finite_names_its_image():
-    bind_params = lambda params: lambda z, logsnr, label: jnp.where(label[:, None, None, None] == 7, jnp.nan, z)
+    bind_params = lambda params: predictor(
+        lambda z, logsnr, label: jnp.where(label[:, None, None, None] == 7, jnp.nan, z)
+    )
     labels = np.array([0, 1, 2, 3, 7, 5])
     with pytest.raises(ArithmeticError, match="image 4 has a bound that is not finite"):
         held_out_bits(make_model(bind_params), IMAGES[:6], labels, **OPTIONS, batch_size=3)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from cfgjax.diffusion.mixture import GaussianMixture
-from cfgjax.diffusion.samplers import ancestral, initial_noise
+from cfgjax.diffusion.samplers import ancestral, initial_noise, sample
 from cfgjax.diffusion.schedules import logsnr_grid
 from cfgjax.evaluation.features.tilted import tilted_frontier
 from cfgjax.evaluation.metrics.manifold import knn_entropy
@@ -38,8 +38,8 @@ def test_a_larger_weight_is_surer_of_the_class_and_less_diverse():
 def test_the_exact_sampler_comes_to_it_without_guidance():
     label = np.arange(NUM) % 3
     keys = jax.random.split(jax.random.key(1), NUM)
-    denoise = lambda z, logsnr: TRIANGLE.eps(z, logsnr, label)
-    x = ancestral(keys, denoise, initial_noise(keys, (2,)), logsnr_grid(512), v=0.3, clip=False)
+    denoise = lambda z, logsnr: TRIANGLE.predict(z, logsnr, label)
+    x = sample(ancestral(0.3), denoise, keys, initial_noise(keys, (2,)), logsnr_grid(512))
     (found,) = tilted_frontier(TRIANGLE, [0.0])
     assert knn_entropy(np.asarray(x)) == pytest.approx(found["entropy"], abs=0.06)
     own = np.take_along_axis(np.asarray(TRIANGLE.log_posterior(x)), label[:, None], axis=1)

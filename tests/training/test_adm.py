@@ -9,7 +9,7 @@ from tiny import digits_config, mixture_config, same_trees, update
 
 import cfgjax
 from cfgjax.base.errors import UsageError
-from cfgjax.models.guide import load_classifier
+from cfgjax.models.guide import load_guide
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.workdir import read_config
 from cfgjax.training.loop import Run
@@ -35,7 +35,7 @@ def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quic
     assert metrics(straight) == metrics(stopped)
     last = metrics(straight)[-1]
     assert {f"holdout_accuracy_{i}" for i in range(4)} | {"holdout_accuracy"} <= last.keys()
-    classifier = load_classifier(straight)
+    classifier = load_guide(straight)
     log_prob = classifier.log_prob(np.zeros((10, 8, 8, 1)), 0.0, np.arange(10))
     np.testing.assert_allclose(np.exp(log_prob).sum(), 1, rtol=1e-5)
     with pytest.raises(UsageError, match=r"holds a classifier .noisy_classifier., which draws no samples"):
@@ -46,7 +46,7 @@ def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quic
 def test_a_run_without_a_classifier_is_no_guide(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path)
     with pytest.raises(UsageError, match="holds no noise-aware classifier but a mlp"):
-        load_classifier(tmp_path)
+        load_guide(tmp_path)
 
 
 @pytest.mark.slow

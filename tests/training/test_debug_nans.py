@@ -10,6 +10,7 @@ from tiny import digits_config, mixture_config, update
 
 from cfgjax.evaluation.frontier.generate import Setting, draw_samples
 from cfgjax.models.model import Model
+from cfgjax.models.options import guided_rule, noise_options, sampler_value
 from cfgjax.runs.config import load_file
 from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
@@ -61,16 +62,15 @@ def test_training_and_sampling_compute_no_nan(name, debug_nans):
         assert empty
     if not is_classifier(config):
         model = Model(config, state.params, mesh=run.mesh)
-        sampler = config.sample.sampler
-        noise = {key: float(value) for key, value in model.noise_option(sampler, v=None, eta=None).items()}
+        sampler = sampler_value(None, config.sample)
         setting = Setting(
             1.0 * model.has_null_label,
             3,
-            sampler,
-            **{"v": None, "eta": None} | noise,
+            type(sampler).__name__,
+            **{"v": None, "eta": None} | noise_options(sampler),
             ema=0,
             seed=0,
             label_policy="random",
         )
-        drawn = draw_samples(model, setting, np.arange(3), 2, guided=model.has_null_label)
+        drawn = draw_samples(model, setting, np.arange(3), 2, rule=guided_rule(model.has_null_label))
         assert sum(len(index) for index, _, _ in drawn) == 3

@@ -74,8 +74,8 @@ def test_small_images_are_given_to_the_network_with_the_level_of_their_noise():
     noisy = Network(zero(1), low_res=True, low_res_noise=True)
     diffusion = Diffusion(**CONTINUOUS, low_res_logsnr_min=0.0)
     drawn, _, _ = step(denoising(noisy, K, diffusion), BATCH | {"low_res": low_res})
-    assert (drawn["low_res_logsnr"] >= 0).all() and (drawn["low_res_logsnr"] <= 20).all()
-    noise = eps_from_x(noisy.given["low_res"], low_res, drawn["low_res_logsnr"])
+    assert (drawn["cond"]["low_res_logsnr"] >= 0).all() and (drawn["cond"]["low_res_logsnr"] <= 20).all()
+    noise = eps_from_x(noisy.given["low_res"], low_res, drawn["cond"]["low_res_logsnr"])
     assert 0.9 < noise.std() < 1.1
     with pytest.raises(UsageError, match="low_res_noise is True, diffusion.low_res_logsnr_min None: give both"):
         denoising(noisy, K, Diffusion(**CONTINUOUS))

@@ -21,6 +21,7 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
+from cfgjax.diffusion.guidance import conditional
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
@@ -30,8 +31,8 @@ from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.figures import exact_model
 from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
-from cfgjax.models.guide import Classifier, ClassifierGuidance
 from cfgjax.models.model import Model
+from cfgjax.models.options import check_together, guided_rule, noise_options, sampler_value
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.manifest import manifest_digest
 
@@ -61,16 +62,16 @@ class Grid:
     classifier_form: str = "eps"
 
 
-def make_settings(grid: Grid, model: Model, label_policy: str, classifier: Classifier | None = None) -> list[Setting]:
+def make_settings(grid: Grid, model: Model, label_policy: str, guide: Guide | None = None) -> list[Setting]:
     """Returns the checked settings of a grid in order of work. For a run on a mixture it adds those of exact scores.
 
-    classifier: the classifier that guides, needed if a scale of the grid is not 0.
+    guide: the `Guide`, needed if a scale of the grid is not 0.
     """
     rates = [*map(float, model.config.ema.rates), 0.0]
     check_grid(grid, rates, model)
-    guide = {}
-    if classifier is not None:
-        guide = {"classifier": classifier.digest, "classifier_form": grid.classifier_form}
+    guided: dict[str, Any] = {}
+    if guide is not None:
+        guided = {"classifier": guide.digest, "classifier_form": grid.classifier_form}
     elif any(grid.classifier_scale):
         raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
     sampler = grid.sampler or model.config.sample.sampler
@@ -82,10 +83,12 @@ def make_settings(grid: Grid, model: Model, label_policy: str, classifier: Class
         for ema, num_steps, v, seed, scale, w in itertools.product(
             ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
         ):
-            noise = {name: float(f"{x:.7g}") for name, x in model.noise_option(sampler, v=v, eta=grid.eta).items()}
+            value = sampler_value(sampler, model.config.sample, v, grid.eta)
+            check_together(conditional(), value, model.learned_variance)
+            noise = noise_options(value)
             options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
-            options |= {"classifier_scale": float(scale), **guide}
-            settings.append(Setting(float(w), num_steps, sampler, **options, scores=scores))
+            options |= {"classifier_scale": float(scale), **guided}
+            settings.append(Setting(float(w), num_steps, type(value).__name__, **options, scores=scores))
     return settings
 
 
@@ -110,7 +113,8 @@ class Frontier:
     """Samples and metrics of a run's model in several settings.
 
     model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
-    until `close`. network, judge, neighbours: see `measure`. Raises UsageError if another process locks the folder.
+    until `close`. network, judge, neighbours: see `measure`. guide: the `Guide` of the settings, or None. Raises
+    UsageError if another process locks the folder.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class Frontier:
         network: FeatureNetwork,
         judge: FeatureNetwork | None,
         neighbours: bool,
-        guide: ClassifierGuidance | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
@@ -194,7 +198,8 @@ class Frontier:
             params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
-        options: dict[str, Any] = {"guided": self._guided, "classifier": self._guide, "num_samples": self.num_samples}
+        rule = guided_rule(self._guided, self._guide, setting.classifier_scale, setting.classifier_form or "eps")
+        options: dict[str, Any] = {"rule": rule, "num_samples": self.num_samples}
         for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
@@ -228,7 +233,7 @@ class Frontier:
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
             "features": named(self.network),
             "judge": named(self.judge),
-            "guide": self._guide and {"step": self._guide.classifier.step, "digest": self._guide.classifier.digest},
+            "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             "config": self.model.config.to_dict(),

@@ -19,8 +19,8 @@ from cfgjax.base.finite import check_samples
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
-from cfgjax.models.guide import ClassifierGuidance
 from cfgjax.models.model import Model
+from cfgjax.models.options import guided_rule, named_sampler
 
 log = logging.getLogger("cfgjax")
 
@@ -51,6 +51,10 @@ class Setting:
     classifier_scale: float = 0.0
     classifier_form: str | None = None
 
+    def sampler_value(self) -> Any:
+        """The sampler with its v or eta."""
+        return named_sampler(self.sampler, v=self.v, eta=self.eta)
+
 
 def balanced(index: Indices, num_classes: int, seed: int) -> Indices:
     """Returns the labels i mod K."""
@@ -79,25 +83,24 @@ def draw_samples(
     batch_size: int,
     *,
     num_samples: int | None = None,
-    guided: bool = True,
-    classifier: ClassifierGuidance | None = None,
+    rule: Any = None,
 ) -> Iterator[Batch]:
     """Yields (index [b], labels [b], samples [b, …]) for this process's part of each batch.
 
     index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
-    each device, at most. guided: False leaves out the unconditional branch, for w = 0. classifier: the setting's
-    `ClassifierGuidance`. num_samples: number of all samples, if index has only those that are missing: a resumed
-    evaluation then runs the same program as an uninterrupted one.
+    each device, at most. rule: a guidance rule, by default the paper's. num_samples: number of all samples, if index
+    has only those that are missing: a resumed evaluation then runs the same program as an uninterrupted one.
 
     If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
     bit. Raises ArithmeticError if a sample is not finite.
     """
     make_labels = choose("label policy", setting.label_policy, LABELS)
-    options = {name: getattr(setting, name) for name in ("num_steps", "sampler", "seed", "v", "eta")}
-    draw = model.sampler(**options, guided=guided, classifier=classifier)
+    rule = guided_rule(True) if rule is None else rule
+    sampler = setting.sampler_value()
+    draw = model.sampler(rule=rule, sampler=sampler, num_steps=setting.num_steps, seed=setting.seed)
     rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
     size = rows * model.mesh.size
-    weights, scales = (np.full(size, x, np.float32) for x in (setting.guidance_weight, setting.classifier_scale))
+    weights = np.full(size, setting.guidance_weight, np.float32)
     running = None  # the batch that the devices compute while the previous one is written
     for start in [*range(0, len(index), size or 1), None]:
         before = running
@@ -105,7 +108,7 @@ def draw_samples(
             wanted = index[start : start + size]
             padded = np.resize(wanted, size)
             labels = make_labels(padded, model.num_classes, setting.seed)
-            running = wanted, labels, draw(padded, labels, weights, scales)
+            running = wanted, labels, draw(padded, labels, weights)
         if before is not None:
             yield finished(*before, setting, model.is_image)
 

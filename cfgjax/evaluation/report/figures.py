@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import per_label
+from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.options import guided_rule
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
@@ -24,14 +26,17 @@ def sample_figure(
     guidance: Sequence[float] | Float[np.ndarray, " w"],
     per_cell: int,
     seed: int = 0,
+    guide: Guide | None = None,
     classifier_scale: Sequence[float | None] = (None,),
+    classifier_form: str = "eps",
     **sampling: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are w, with per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column, so that a row shows the effect of w. classifier_scale: adds
-    a column for each. sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data
-    the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the learned ones.
+    Sample j of a label has the same noise in every column, so that a row shows the effect of w. guide,
+    classifier_scale, classifier_form: a `Guide`, the scales of its gradient, with columns for each, and its form.
+    sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data the columns are
+    scatter plots of all labels; for source "mixture", a row of exact scores precedes the learned ones.
     """
     check_labels(labels, model.num_classes)
     model.check_guidance(guidance)
@@ -39,7 +44,8 @@ def sample_figure(
         per_label("classifier_scale", 0.0 if scale is None else scale, 1)
     repeated = np.repeat(np.asarray(labels), per_cell)
     settings = list(itertools.product(guidance, classifier_scale))
-    columns = [model.sample(repeated, w, classifier_scale=s, seed=seed, **sampling) for w, s in settings]
+    rule = lambda w, scale: None if guide is None else guided_rule(w != 0, guide, scale, classifier_form)
+    columns = [model.sample(repeated, w, rule=rule(w, s), seed=seed, **sampling) for w, s in settings]
     if not model.is_image:
         rows = {"learned": columns}
         if model.config.data.source == "mixture":
@@ -90,10 +96,11 @@ def image_grid(
 
 
 def exact_model(model: Model) -> Model:
-    """Returns the `Model` with the exact ε of the mixture that model was trained on."""
+    """Returns the `Model` with the exact predictions of the mixture that model was trained on."""
     data = model.config.data
     mixture = mixture_of(data)
-    return Model(model.config, {}, bind_params=lambda params: mixture.eps)
+    predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
+    return Model(model.config, {}, bind_params=lambda params: predict)
 
 
 def scatter(

@@ -1,0 +1,38 @@
+"""Guidance: rules that turn a predictor into a guided denoiser, and the conditions that they work on.
+
+A rule is a value, called as `rule(predict, cond, null, w) → denoise`:
+
+predict: (z [B, …], logsnr [B], cond) → `Prediction`. cond: any tree of arrays with leading axis B. null: the same tree
+with "no condition" in its place; rules with `uses_null` False ignore it. w: the guidance weight, a number or [B],
+may be traced, any sign. denoise: (z, logsnr) → `Prediction`, or with memory, see `denoiser`.
+
+One convention throughout: ε̃ = (1+w) ε(z, c) − w ε(z). w = 0 is the conditional model, w = −1 the unconditional one.
+Others write a scale s = 1 + w, see `scale_to_weight`. Numbers in a rule are traced: changing one compiles nothing.
+
+Optional attributes of a rule: `uses_null` (default True); `at_zero`, the rule that gives the same result at w = 0
+without the null branch (default: the rule itself); `shifts_mean`, whether it needs a sampler that has a mean. A field
+with metadata {"per_sample": True} may be an array with one entry per sample.
+"""
+
+from typing import Any
+
+from cfgjax.diffusion.guidance.classifier import classifier, label_log_prob, score_function
+from cfgjax.diffusion.guidance.conditions import branches, drop_condition
+from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.diffusion.guidance.rules import cfg, conditional, scale_to_weight
+
+RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
+
+__all__ = [
+    "RULES",
+    "Denoiser",
+    "branches",
+    "cfg",
+    "classifier",
+    "conditional",
+    "drop_condition",
+    "label_log_prob",
+    "scale_to_weight",
+    "score_function",
+    "with_memory",
+]

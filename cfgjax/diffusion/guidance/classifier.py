@@ -1,0 +1,93 @@
+"""Classifier guidance, ADM (Dhariwal & Nichol 2021, arXiv:2105.05233), added to another rule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.diffusion.guidance.rules import Weight, cfg
+from cfgjax.diffusion.prediction import Prediction, add_to_eps
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+from cfgjax.diffusion.specs import Spec, check_choice, number, tree
+
+
+def label_log_prob(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Returns log p(label) of logits."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
+
+
+def score_function(guide: Callable, cond: Any) -> Callable:
+    """Returns score(z [B, …], logsnr) = ∇_z log p(cond | z), float32 or wider, of z's shape.
+
+    guide: (z, logsnr [B], cond) → log p(cond | z) [B], each row a function of its own z alone.
+    The gradient is that of the sum over the batch: a mean would divide every sample's guidance by B.
+    """
+
+    def score(z: Float[Array, "b ..."], logsnr: Float[Array, "..."]) -> Float[Array, "b ..."]:
+        logsnr = jnp.broadcast_to(logsnr, z.shape[:1])
+        return jax.grad(lambda z: jnp.sum(guide(z, logsnr, cond)))(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
+
+    return score
+
+
+@tree
+@dataclass(frozen=True, repr=False)
+class classifier(Spec):
+    """Another rule's denoiser moved along s ∇ log p(c | z), s = scale, of a classifier. Guidance of both kinds adds up.
+
+    form: "eps", ε̃ − s σ ∇ at z_λ, ADM algorithm 2, for any sampler; or s Σ ∇ added to the mean of ancestral sampling,
+    ADM algorithm 1, with the gradient at "z", z_λ, as in ADM's code, or at "mean", μ and λ', the point about which ADM
+    expands log p(c | z_λ') (section 4.1).
+    scale: a number or [B]. With an exact classifier and the unconditional model, scale s is w = s − 1 of `cfg`.
+    guide: see `score_function`; a tree of its parameters, for instance `jax.tree_util.Partial(function, …)`. It has no
+    text: a rule made from text gets its guide from the model that samples.
+    """
+
+    FORMS: ClassVar = ("eps", "z", "mean")
+
+    rule: Any = field(default_factory=cfg)
+    scale: Any = field(default=1.0, metadata={"per_sample": True})
+    form: str = field(default="eps", metadata={"static": True})
+    guide: Any = field(default=None, metadata={"text": False})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", number("scale", self.scale))
+        check_choice("form", self.form, self.FORMS)
+
+    @property
+    def uses_null(self) -> bool:
+        return getattr(self.rule, "uses_null", True)
+
+    @property
+    def shifts_mean(self) -> bool:
+        return self.form != "eps" or getattr(self.rule, "shifts_mean", False)
+
+    @property
+    def at_zero(self) -> "classifier":
+        return classifier(getattr(self.rule, "at_zero", self.rule), self.scale, self.form, self.guide)
+
+    def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
+        if self.guide is None:
+            raise ValueError("the rule classifier has no guide, the classifier whose gradient it takes")
+        inner, score = with_memory(self.rule(predict, cond, null, w)), score_function(self.guide, cond)
+
+        def times_scale(gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+            return broadcast_left(jnp.asarray(self.scale, jnp.float32), gradient) * gradient
+
+        def apply(z: Float[Array, "b ..."], logsnr: Float[Array, "..."], memory: Any) -> tuple[Prediction, Any]:
+            prediction, memory = inner(z, logsnr, memory)
+            _, sigma = alpha_sigma(broadcast_left(logsnr, z))
+            return add_to_eps(prediction, -sigma * times_scale(score(z, logsnr)), logsnr), memory
+
+        def shift(z: Array, mean: Array, logsnr: Array, logsnr_next: Array) -> Array:
+            gradient = score(z, logsnr) if self.form == "z" else score(mean, logsnr_next)
+            found = times_scale(gradient)
+            return found if inner.shift is None else found + inner.shift(z, mean, logsnr, logsnr_next)
+
+        if self.form == "eps":
+            return Denoiser(apply, inner.init, inner.shift)
+        return Denoiser(inner.apply, inner.init, shift)

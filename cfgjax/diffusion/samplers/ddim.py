@@ -1,0 +1,88 @@
+"""DDIM (Song et al. 2021, arXiv:2010.02502) in λ, and its encoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+from cfgjax.diffusion.samplers.driver import Level, run
+from cfgjax.diffusion.specs import Spec, number
+
+
+@dataclass(frozen=True, repr=False)
+class ddim(Spec):
+    """DDIM, eq. (12): deterministic at η = 0, `ancestral(v=0)` at η = 1.
+
+    eta: in [0, 1]. The Python number 0 is part of the program, which then draws no noise; any other is traced.
+    """
+
+    eta: Any = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", number("eta", self.eta, 0, 1))
+
+    @property
+    def draws_noise(self) -> bool:
+        return not (isinstance(self.eta, int | float) and self.eta == 0)
+
+    def init(self, z: Float[Array, "b ..."]) -> tuple:
+        return ()
+
+    def evaluations(self, num_steps: int) -> int:
+        return num_steps
+
+    def step(
+        self,
+        denoise: Callable,
+        z: Float[Array, "b ..."],
+        state: tuple,
+        level: Level,
+        noise: Float[Array, "b ..."] | None,
+    ) -> tuple[Float[Array, "b ..."], tuple]:
+        """Returns z' of `ddim_step`."""
+        x, eps, _ = denoise(z, level.logsnr)
+        if noise is None:
+            return ddim_step(x, eps, level.logsnr, level.logsnr_next), state
+        return ddim_step(x, eps, level.logsnr, level.logsnr_next, noise, self.eta), state
+
+
+# not register_dataclass: a zero is no leaf, so that a program without noise is another one
+jax.tree_util.register_pytree_node(
+    ddim, lambda sampler: ((sampler.eta,) if sampler.draws_noise else (), None), lambda _, leaves: ddim(*leaves)
+)
+
+
+def ddim_step(
+    x: Float[Array, "b ..."],
+    eps: Float[Array, "b ..."],
+    logsnr: Any,
+    logsnr_next: Any,
+    noise: Any = 0.0,
+    eta: Any = 0.0,
+) -> Float[Array, "b ..."]:
+    """Returns z' = α' x̃ + √(σ'² − s²) ε̃ + s n with s² = η² (1 − e^{λ−λ'}) σ'².
+
+    At η = 0, λ' may be on either side of λ.
+    """
+    alpha, sigma = alpha_sigma(broadcast_left(logsnr_next, x))
+    if isinstance(eta, int | float) and eta == 0:
+        return alpha * x + sigma * eps
+    share_of_noise = eta**2 * -jnp.expm1(broadcast_left(logsnr - logsnr_next, x))  # of the variance σ'²
+    return alpha * x + sigma * (jnp.sqrt(1 - share_of_noise) * eps + jnp.sqrt(share_of_noise) * noise)
+
+
+def ddim_encode(
+    denoise: Callable, x: Float[Array, "b ..."], logsnrs: Any, *, clip: bool = False
+) -> Float[Array, "b ..."]:
+    """Returns z at logsnrs[0] from which DDIM (η = 0) returns to x, up to its discretisation; DDIM section 4.3.
+
+    x: taken as z at the last level. logsnrs: [T], increasing, as for the sampler. T − 1 calls of denoise.
+    """
+    logsnrs = jnp.asarray(logsnrs, x.dtype)[::-1]
+    steps = jnp.arange(logsnrs.shape[0] - 1)
+    levels = Level(logsnrs[:-1], logsnrs[1:], steps, jnp.zeros(steps.shape, bool))
+    return run(ddim(), denoise, None, x, levels, clip=clip)

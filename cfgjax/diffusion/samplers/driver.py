@@ -1,0 +1,126 @@
+"""The driver of all samplers: the scan over the levels, the noise of each sample, memories and trajectories.
+
+The noise of sample i comes from `keys[i]` and the step alone, whatever the batch around it: step t uses
+`fold_in(keys[i], t)` for t = 1 … T−1, and `initial_noise` uses t = 0.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.diffusion.prediction import Prediction
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+
+
+def noise_at(
+    keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32
+) -> Float[Array, "b ..."]:
+    """Returns N(0, I) [B, *shape], row i from `fold_in(keys[i], step)` alone."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape, dtype))(keys)
+
+
+def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "b ..."]:
+    """Returns z at λ_1: N(0, I) [B, *shape], row i from keys[i] alone."""
+    return noise_at(keys, 0, shape, dtype)
+
+
+class Level(NamedTuple):
+    """A step of a sampler: λ, the λ' to which it leads, its number from 0, and whether λ is the last one."""
+
+    logsnr: Float[Array, "..."]
+    logsnr_next: Float[Array, "..."]
+    step: Int[Array, "..."]
+    last: Bool[Array, "..."]
+
+
+class Evaluation(NamedTuple):
+    """What `save` sees at each level: the level, z there, and the prediction after guidance and clipping."""
+
+    level: Level
+    z: Float[Array, "b ..."]
+    prediction: Prediction
+
+
+def clipped(prediction: Prediction, logsnr: Float[Array, "..."]) -> Prediction:
+    """Returns the prediction with x̃ clipped to [−1, 1] and ε̃ changed to agree with it."""
+    alpha, sigma = alpha_sigma(broadcast_left(logsnr, prediction.x))
+    # clip alone would turn an overflow into a white pixel
+    x = jnp.where(jnp.isfinite(prediction.x), jnp.clip(prediction.x, -1, 1), jnp.nan)
+    # ε of the clipped x̃, (z − α x̃)/σ, as a correction: exact if nothing was clipped
+    return prediction._replace(x=x, eps=prediction.eps + (alpha / sigma) * (prediction.x - x))
+
+
+class _AtOneLevel:
+    """The denoiser that a step calls, `denoise(z, logsnr) → Prediction`, clipped, with the memory at hand.
+
+    The first call is the level's evaluation: it updates the memory, and `save` sees it. Further calls, of correctors,
+    read the memory and leave it as it is; they alone may stand inside `jax.lax` control flow.
+    """
+
+    def __init__(self, denoise: Denoiser, memory: Any, clip: bool) -> None:
+        self._denoise, self._clip = denoise, clip
+        self.shift, self.memory = denoise.shift, memory
+        self.prediction: Any = None
+
+    def __call__(self, z: Float[Array, "b ..."], logsnr: Float[Array, ""]) -> Prediction:
+        prediction, memory = self._denoise(z, jnp.full(z.shape[:1], logsnr), self.memory)
+        prediction = clipped(prediction, logsnr) if self._clip else prediction
+        if self.prediction is None:
+            self.prediction, self.memory = prediction, memory
+        return prediction
+
+
+def sample(
+    sampler: Any,
+    denoise: Callable,
+    keys: Key[Array, " b"],
+    z: Float[Array, "b ..."],
+    logsnrs: Any,
+    *,
+    clip: bool = False,
+    save: Callable | None = None,
+) -> Any:
+    """Returns x̃ of the last level, with no noise added; with save, (x̃, trajectory).
+
+    denoise: (z [B, …], logsnr [B]) → `Prediction`, or a denoiser with memory. z: noise at logsnrs[0], see
+    `initial_noise`. logsnrs: [T], increasing. clip: whether x̃ is clipped to [−1, 1] after guidance at every level
+    (images; never unbounded data). save: `Evaluation` → any tree of arrays; the trajectory has its leaves as [T, …].
+    """
+    logsnrs = jnp.asarray(logsnrs, z.dtype)
+    steps = jnp.arange(logsnrs.shape[0])
+    following = jnp.append(logsnrs[1:], logsnrs[-1] + 1)  # the last one is a placeholder, finite and unused
+    levels = Level(logsnrs, following, steps, steps == logsnrs.shape[0] - 1)
+    return run(sampler, denoise, keys, z, levels, clip=clip, save=save)
+
+
+def run(
+    sampler: Any,
+    denoise: Callable,
+    keys: Any,
+    z: Float[Array, "b ..."],
+    levels: Level,
+    *,
+    clip: bool,
+    save: Callable | None = None,
+) -> Any:
+    """Returns z behind the levels [T], which is x̃ if the last of them has `last`; with save, (z, trajectory)."""
+    guided = with_memory(denoise)
+    draws_noise = getattr(sampler, "draws_noise", True)
+    if guided.shift is not None and not getattr(sampler, "takes_shift", False):
+        raise ValueError(f"{sampler!r} has no mean for the rule to shift; take the sampler ancestral")
+
+    def body(carry: Any, level: Level) -> Any:
+        z, state, memory = carry
+        at_level = _AtOneLevel(guided, memory, clip)
+        noise = noise_at(keys, level.step + 1, z.shape[1:], z.dtype) if draws_noise else None
+        z_next, state = sampler.step(at_level, z, state, level, noise)
+        found = Evaluation(level, z, at_level.prediction)
+        z_next = jnp.where(level.last, found.prediction.x, z_next)
+        return (z_next, state, at_level.memory), None if save is None else save(found)
+
+    (z, _, _), trajectory = jax.lax.scan(body, (z, sampler.init(z), guided.init(z)), levels)
+    return z if save is None else (z, trajectory)
