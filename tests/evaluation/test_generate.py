@@ -136,7 +136,7 @@ def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
         list(draw_samples(model, setting, np.arange(6, 40), 16))
 
 
-class Counting:
+class Counting(Model):
     """A model of `devices` that draws nothing but counts the rows of each call."""
 
     num_classes, is_image = 10, False
