@@ -65,7 +65,7 @@ def draw(given, labels, guidance, scales):
     from cfgjax.models.options import sampler_value
 
     if guidance is not None:
-        guidance = guidance_weights(guidance, None, len(guidance))
+        guidance = guidance_weights(guidance, None, len(guidance)).tolist()
     model, options = load_stages(given)
     if scales is not None:
         from cfgjax.models.guide import load_guide
