@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -101,7 +102,7 @@ class Backbone(nn.Module, kw_only=True):
                 f"depth is {self.depth}, dropout is {self.dropout}: need depth of at least 1 and dropout in [0, 1]"
             )
 
-    def _time(self, time: Float[Array, " batch"], name: str) -> Embedding:
+    def _time(self, time: Float[Array | np.ndarray, " batch"], name: str) -> Embedding:
         """Returns the MLP of the sinusoidal embedding of time, [B, 4 · channels]."""
         features, dtype = 4 * self.channels, jnp.dtype(self.dtype)
         emb = time_embedding(time, self.channels)

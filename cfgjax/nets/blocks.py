@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
@@ -26,7 +27,7 @@ Heads = Float[Array, "batch positions heads channels"]
 ScaleShift = tuple[Float[Array, "batch channels"], Float[Array, "batch channels"]]
 
 
-def time_embedding(time: Float[Array, " batch"], channels: int) -> Float[Array, "batch features"]:
+def time_embedding(time: Float[Array | np.ndarray, " batch"], channels: int) -> Float[Array, "batch features"]:
     """Returns [cos(t ω), sin(t ω)], float32 [B, channels], with ω_i = exp(−log(10⁴) i / half), half = channels / 2.
 
     time: about 0 … 1000.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -67,7 +68,7 @@ class NoisyClassifier(Backbone, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "batch ..."], time: Float[Array, " batch"], *, train: bool = False
+        self, z: Float[Array, "batch ..."], time: Float[Array | np.ndarray, " batch"], *, train: bool = False
     ) -> Float[Array, "batch classes"]:
         self._check(z.shape)
         if self.pool not in POOLS:

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -23,8 +24,8 @@ class MLP(nn.Module):
     def __call__(
         self,
         z: Float[Array, "batch ..."],
-        time: Float[Array, " batch"],
-        label: Int[Array, " batch"],
+        time: Float[Array | np.ndarray, " batch"],
+        label: Int[Array | np.ndarray, " batch"],
         *,
         train: bool = False,
     ) -> Float[Array, "batch out_channels"]:

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
@@ -32,11 +33,11 @@ class UNet(Backbone, kw_only=True):
     def __call__(
         self,
         z: Float[Array, "batch ..."],
-        time: Float[Array, " batch"],
-        label: Int[Array, " batch"],
+        time: Float[Array | np.ndarray, " batch"],
+        label: Int[Array | np.ndarray, " batch"],
         *,
         low_res: Float[Array, "batch low_height low_width low_channels"] | None = None,
-        low_res_time: Float[Array, " batch"] | None = None,
+        low_res_time: Float[Array | np.ndarray, " batch"] | None = None,
         train: bool = False,
     ) -> Float[Array, "batch height width out_channels"]:
         self._check(z.shape)
@@ -65,7 +66,10 @@ class UNet(Backbone, kw_only=True):
         return conv3(self.out_channels, dtype, name="out_conv", kernel_init=zero_init)(h).astype(jnp.float32)
 
     def _embedding(
-        self, time: Float[Array, " batch"], label: Int[Array, " batch"], low_res_time: Float[Array, " batch"] | None
+        self,
+        time: Float[Array | np.ndarray, " batch"],
+        label: Int[Array | np.ndarray, " batch"],
+        low_res_time: Float[Array | np.ndarray, " batch"] | None,
     ) -> Embedding:
         """Returns the sum of the embeddings of time, label and low_res_time, [B, 4 · channels]."""
         emb = self._time(time, "time")

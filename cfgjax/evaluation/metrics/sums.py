@@ -39,7 +39,7 @@ def feature_blocks(
         index = np.arange(start, min(start + stride, count))
         mine = index[jax.process_index() * block_size :][:block_size]
         if len(mine):
-            images, labels = read(mine[0], mine[-1] + 1)
+            images, labels = read(int(mine[0]), int(mine[-1]) + 1)
             yield mine, labels, images, network(images)
         advance(len(index))
 
