@@ -1,6 +1,7 @@
 """Batch i as a pure function of (seed, i), so that a resumed run needs only its step."""
 
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int64, Shaped, UInt8
@@ -83,7 +84,7 @@ def permutation(length: int, seed: int, epoch: int) -> Int64[np.ndarray, " lengt
     return np.random.default_rng((seed, epoch, SHUFFLE)).permutation(length)
 
 
-def to_float(image: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
+def to_float(image: Shaped[Any, "*shape"]) -> Shaped[Any, "*shape"]:
     """Returns uint8 images in 0 … 255 as float32 in [−1, 1], and float32 images unchanged."""
     return image.astype(np.float32) / 127.5 - 1 if image.dtype == np.uint8 else image
 

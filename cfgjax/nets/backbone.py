@@ -67,7 +67,9 @@ class Backbone(nn.Module, kw_only=True):
         """Channels of each level."""
         return [int(multiplier * self.channels) for multiplier in self.multipliers]
 
-    def _down(self, z: Map, emb: Embedding, train: bool) -> tuple[Map, list[Map]]:
+    def _down(
+        self, z: Map | Float[np.ndarray, "batch _height _width _channels"], emb: Embedding, train: bool
+    ) -> tuple[Map, list[Map]]:
         """Returns (the map after the middle block, the maps of all blocks before it)."""
         dtype, widths = jnp.dtype(self.dtype), self.widths
         h = conv3(widths[0], dtype, name="input_0_0")(z.astype(dtype))

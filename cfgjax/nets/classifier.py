@@ -31,7 +31,11 @@ class ConvNet(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."], *, train: bool = False) -> dict[str, Float[Array, "batch _size"]]:
+    def __call__(
+        self, x: Float[Array | np.ndarray, "batch ..."], *, train: bool = False
+    ) -> dict[str, Float[Array, "batch _size"]]:
+        self, x: Float[Array | np.ndarray, "batch ..."], *, train: bool = False
+    ) -> dict[str, Float[Array, "batch _size"]]:
         factor = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(f"need images [B, H, W, C] with H and W multiples of {factor}; the shape is {x.shape}")
@@ -68,7 +72,11 @@ class NoisyClassifier(Backbone, kw_only=True):
 
     @nn.compact
     def __call__(
-        self, z: Float[Array, "batch ..."], time: Float[Array | np.ndarray, " batch"], *, train: bool = False
+        self,
+        z: Float[Array | np.ndarray, "batch ..."],
+        time: Float[Array | np.ndarray, " batch"],
+        *,
+        train: bool = False,
     ) -> Float[Array, "batch classes"]:
         self._check(z.shape)
         if self.pool not in POOLS:

@@ -23,7 +23,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(
         self,
-        z: Float[Array, "batch ..."],
+        z: Float[Array | np.ndarray, "batch ..."],
         time: Float[Array | np.ndarray, " batch"],
         label: Int[Array | np.ndarray, " batch"],
         *,

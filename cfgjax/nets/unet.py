@@ -32,11 +32,11 @@ class UNet(Backbone, kw_only=True):
     @nn.compact
     def __call__(
         self,
-        z: Float[Array, "batch ..."],
+        z: Float[Array | np.ndarray, "batch ..."],
         time: Float[Array | np.ndarray, " batch"],
         label: Int[Array | np.ndarray, " batch"],
         *,
-        low_res: Float[Array, "batch low_height low_width low_channels"] | None = None,
+        low_res: Float[Array | np.ndarray, "batch low_height low_width low_channels"] | None = None,
         low_res_time: Float[Array | np.ndarray, " batch"] | None = None,
         train: bool = False,
     ) -> Float[Array, "batch height width out_channels"]:

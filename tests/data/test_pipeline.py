@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, 
     assert json.loads((workdir / "data.json").read_text()) == recorded
     replace()
     held = {file: file.read_bytes() for file in workdir.rglob("*") if file.is_file() and file.name != ".lock"}
-    with pytest.raises(UsageError, match=f"hash {first[:16]}, and .*set now holds .* {second[:16]}; nothing was overw"):
+    with pytest.raises(UsageError, match=f"hash {first[:16]}, but .*set now holds .* {second[:16]}; nothing was overw"):
         train(config, workdir)
     assert {file: file.read_bytes() for file in held} == held
 

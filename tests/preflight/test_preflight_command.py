@@ -72,7 +72,7 @@ def test_a_config_without_a_section_is_told(tmp_path, section):
         ("--devices=8 --hbm=16", "'16' is not a size; need a number and a unit"),
         ("--devices=0", "flag --devices=0"),
         ("", "--devices must be given"),
-        ("--devices=8 --scratch=x", "--scratch is given without --run"),
+        ("--devices=8 --scratch=x", "--scratch has no effect without --run"),
         ("--devices=8 --run --scratch=nowhere", "--scratch=nowhere: need a writable folder"),
         ("--devices=8 --json=nowhere/x.json", "--json=nowhere/x.json: it cannot be written"),
     ],

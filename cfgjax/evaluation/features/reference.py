@@ -80,11 +80,11 @@ class Reference:
         assert self.features is not None
         return neighbour_radii(self.features, NUM_NEIGHBOURS)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes a file of our layout, atomically."""
         about = json.dumps({"network": self.network, "origin": self.origin})
         arrays = {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
-        write_arrays(path, {"count": self.count or 0, "about": about, **arrays})
+        write_arrays(Path(path), {"count": self.count or 0, "about": about, **arrays})
 
 
 def make_reference(

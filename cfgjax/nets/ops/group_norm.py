@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 PerChannel = Float[Array, "batch channels"]
@@ -24,7 +25,7 @@ def group_norm(
     groups: int,
     epsilon: float,
     silu: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "batch *positions channels"]:
     """Returns f((x − μ) gain / √(var + epsilon) + bias), where f is SiLU if `silu`, otherwise the identity.
 
@@ -66,7 +67,7 @@ def _forward(
     groups: int,
     epsilon: float,
     silu: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> tuple[Float[Array, "batch *positions channels"], Saved]:
     normal, _ = moments(_flat(x), groups, epsilon)
     y = normal * gain[:, None] + bias[:, None]
@@ -78,7 +79,7 @@ def _backward(
     groups: int,
     epsilon: float,
     silu: bool,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     saved: Saved,
     grad: Float[Array, "batch *positions channels"],
 ) -> Saved:
