@@ -34,8 +34,6 @@ class ConvNet(nn.Module):
     def __call__(
         self, x: Float[Array | np.ndarray, "batch ..."], *, train: bool = False
     ) -> dict[str, Float[Array, "batch _size"]]:
-        self, x: Float[Array | np.ndarray, "batch ..."], *, train: bool = False
-    ) -> dict[str, Float[Array, "batch _size"]]:
         factor = 2 ** (len(self.multipliers) - 1)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(f"need images [B, H, W, C] with H and W multiples of {factor}; the shape is {x.shape}")
