@@ -15,14 +15,17 @@ PUBLIC = {  # name: the module that defines it, imported when the name is first 
     "load_config": "cfgjax.runs.config",
     "train": "cfgjax.training.loop",
 }
-__all__ = ["__version__", *PUBLIC]
+MODULES = {"guidance": "cfgjax.diffusion.guidance", "samplers": "cfgjax.diffusion.samplers"}
+__all__ = ["__version__", *MODULES, *PUBLIC]
 
 
 def __getattr__(name):
-    if name not in PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(PUBLIC[name]), name)
+    if name in MODULES:
+        return importlib.import_module(MODULES[name])
+    if name in PUBLIC:
+        return getattr(importlib.import_module(PUBLIC[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted({*globals(), *PUBLIC})
+    return sorted({*globals(), *MODULES, *PUBLIC})

@@ -1,14 +1,22 @@
 """What a user's notebook adds from outside the package, through the public API."""
 
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import mixture_config
 
 import cfgjax
 from cfgjax.base.errors import UsageError
-from cfgjax.data.sources.registry import SOURCES
+from cfgjax.data.sources.registry import SOURCES, mixture_of
+from cfgjax.diffusion.guidance import Denoiser, branches
+from cfgjax.diffusion.prediction import add_to_eps
+from cfgjax.diffusion.process import alpha_sigma
+from cfgjax.diffusion.specs import tree
+from cfgjax.models.model import Model
 from cfgjax.training.extensions import ExtensionError
 
 
@@ -121,3 +129,78 @@ def test_a_config_is_loaded_with_overrides_and_checked(tmp_path):
         cfgjax.load_config("experiments/mixture.py", **{"train.num_stpes": 10})
     with pytest.raises(UsageError, match="train.num_steps"):
         cfgjax.load_config("experiments/mixture.py", **{"train.num_steps": "ten"})
+
+
+def exact_model():
+    """The `Model` of the exact predictions of the toy mixture."""
+    config = mixture_config()
+    mixture = mixture_of(config.data)
+    predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
+    return Model(config, {}, bind_params=lambda params: predict)
+
+
+@tree
+@dataclasses.dataclass(frozen=True)
+class momentum:
+    """Guidance along a direction that is averaged over the levels: a rule with memory."""
+
+    beta: float = 0.5
+
+    def __call__(self, predict, cond, null, w):
+        def apply(z, logsnr, direction):
+            with_cond, without = branches(predict, z, logsnr, (cond, null))
+            direction = self.beta * direction + (1 - self.beta) * (with_cond.eps - without.eps)
+            return add_to_eps(with_cond, w[:, None] * direction, logsnr), direction
+
+        return Denoiser(apply, init=jnp.zeros_like)
+
+
+def test_a_rule_of_ones_own_with_memory():
+    model, labels = exact_model(), [0, 1, 2, 2]
+    draw = lambda rule: model.sample_float(labels, 1.5, rule=rule, sampler="ddim()", num_steps=8, seed=1)
+    np.testing.assert_allclose(draw(momentum(0.0)), draw("cfg()"), atol=1e-3)
+    assert np.abs(draw(momentum(0.5)) - draw("cfg()")).max() > 1e-2
+
+
+@tree
+@dataclasses.dataclass(frozen=True)
+class multistep:
+    """DPM-Solver++(2M), arXiv:2211.01095 algorithm 2: a sampler that remembers the previous x̂."""
+
+    draws_noise = False
+
+    def evaluations(self, num_steps):
+        return num_steps
+
+    def init(self, z):
+        return jnp.zeros_like(z), jnp.float32(0)  # the previous x̂ and the previous step in λ/2
+
+    def step(self, denoise, z, state, level, noise):
+        previous, h_previous = state
+        x, h = denoise(z, level.logsnr).x, (level.logsnr_next - level.logsnr) / 2
+        slope = jnp.where(level.step > 0, h / (2 * jnp.where(level.step > 0, h_previous, 1)), 0)
+        estimate = x + slope * (x - previous)
+        (_, sigma), (alpha_next, sigma_next) = alpha_sigma(level.logsnr), alpha_sigma(level.logsnr_next)
+        return sigma_next / sigma * z - alpha_next * jnp.expm1(-h) * estimate, (x, h)
+
+
+def test_a_sampler_of_ones_own_with_several_steps():
+    points = exact_model().sample_float([0, 1, 2], 0.5, sampler=multistep(), num_steps=16)
+    assert np.isfinite(points).all()
+
+    mixture, label = mixture_of(mixture_config().data), jnp.arange(48) % 3
+    denoise = cfgjax.guidance.cfg()(mixture.predict, label, jnp.full(48, 3), 0.5)
+    keys = jax.random.split(jax.random.key(1), 48)
+    z = cfgjax.samplers.initial_noise(keys, (2,))
+    draw = lambda sampler, T: cfgjax.samplers.sample(sampler, denoise, keys, z, np.linspace(-8, 8, T))
+    for sampler, order in ((cfgjax.samplers.ddim(), 1), (multistep(), 2)):
+        exact = draw(sampler, 1281)
+        coarse, fine = (jnp.abs(draw(sampler, T) - exact).mean() for T in (41, 81))
+        assert abs(np.log2(coarse / fine) - order) < 0.35, sampler
+
+
+def test_a_trajectory_has_every_level_and_ends_at_the_sample():
+    model = exact_model()
+    samples, trajectory = model.sample([0, 1], 1.0, num_steps=6, return_trajectory=True)
+    assert trajectory.x.shape == (6, 2, 2)
+    np.testing.assert_array_equal(trajectory.x[-1], samples)

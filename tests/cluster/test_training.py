@@ -102,7 +102,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsew
     assert distance(state(workdir, STEPS)["params"], state(alone, STEPS)["params"]) < 1e-4
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_killed_process_ends_the_other_and_nothing_is_lost(together, tmp_path, victim):
     workdir = tmp_path / "run"
     processes = start_several(train(workdir), 2)
@@ -220,7 +220,7 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
     assert re.search(r"process 1 on \S+ \(pid \d+\) failed: cannot read data.npz", ends[0][2])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_full_disk_of_the_first_process_is_told_by_all(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
@@ -239,7 +239,7 @@ def test_a_full_disk_of_the_first_process_is_told_by_all(tmp_path):
         subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(("count", "kills", "steps"), [(2, 35, STEPS), (4, 15, 100)])
 def test_killed_at_random_moments_no_process_hangs_and_no_whole_step_is_lost(tmp_path, count, kills, steps):
     flags = "--config.checkpoint.every_steps=20 --config.cluster.start_timeout_seconds=20"

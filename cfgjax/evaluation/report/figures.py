@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import per_label
+from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.options import guided_rule
@@ -20,7 +21,7 @@ MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 
 def sample_figure(
-    model: Model,
+    model: Model | Cascade,
     *,
     labels: Sequence[int],
     guidance: Sequence[float] | Float[np.ndarray, " w"],
@@ -95,7 +96,7 @@ def image_grid(
     return picture
 
 
-def exact_model(model: Model) -> Model:
+def exact_model(model: Model | Cascade) -> Model:
     """Returns the `Model` with the exact predictions of the mixture that model was trained on."""
     data = model.config.data
     mixture = mixture_of(data)
