@@ -26,7 +26,7 @@ from cfgjax.base.errors import choose
 
 # name: what differs from the configuration
 VARIANTS = {
-    "plain": {},
+    "plain": {"model.fused_attention": False},
     "fused_attention": {"model.fused_attention": True},
     "remat_convolutions": {"model.remat": "convolutions"},
     "remat_blocks": {"model.remat": "blocks"},
