@@ -190,7 +190,6 @@ def planned(given):
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier, Grid, make_settings
     from cfgjax.models.guide import load_guide
-    from cfgjax.models.options import check_together, guided_rule, sampler_value
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
@@ -201,9 +200,6 @@ def planned(given):
     if scales is not None:
         guide = load_guide(given.guide)
         guide.check(model.config)
-        rule = guided_rule(True, guide, 0.0, given.classifier_form)
-        sampler = sampler_value(given.sampler, model.config.sample, grid.v[0], given.eta)
-        check_together(rule, sampler, model.learned_variance)
     settings = make_settings(grid, model, plan.label_policy, guide)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")

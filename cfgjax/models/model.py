@@ -12,6 +12,7 @@ from cfgjax.base.finite import check_samples
 from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources.registry import check_images, check_labels
+from cfgjax.diffusion.guidance import at_zero, uses_null
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
@@ -30,7 +31,6 @@ from cfgjax.models.network import (
 from cfgjax.models.options import (
     Trajectory,
     as_argument,
-    at_zero,
     check_together,
     guided_rule,
     per_sample,
@@ -38,7 +38,6 @@ from cfgjax.models.options import (
     rows_of,
     rule_value,
     sampler_value,
-    uses_null,
 )
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.kinds import is_classifier

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import RULES, cfg, classifier, conditional
+from cfgjax.diffusion.guidance import RULES, cfg, classifier, conditional, shifts_mean
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.specs import check_choice, parse, tree
 
@@ -67,18 +67,9 @@ def guided_rule(guided: bool, guide: Any = None, scale: Any = 0.0, form: str = "
     return classifier(rule, scale, form, guide)
 
 
-def at_zero(rule: Any) -> Any:
-    """Returns the rule that gives the same at w = 0 without the null branch, if there is one."""
-    return getattr(rule, "at_zero", rule)
-
-
-def uses_null(rule: Any) -> bool:
-    return getattr(rule, "uses_null", True)
-
-
 def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
     """Raises UsageError unless the sampler has what the rule needs, and the network what the sampler needs."""
-    if getattr(rule, "shifts_mean", False) and not getattr(sampler, "takes_shift", False):
+    if shifts_mean(rule) and not getattr(sampler, "takes_shift", False):
         raise UsageError(f"rule {rule!r} is for sampler ancestral, not {sampler!r}: take form eps")
     if getattr(sampler, "needs_variance", False) and not learned_variance:
         raise UsageError("v is None, in config.sample too, and the network has no learned variance; give --v")

@@ -95,8 +95,7 @@ class RunLog:
         rate = (step - step_then) * self._batch_size / max(now - then, 1e-9)
         self._since = now, step
         metrics = {**metrics, "images_per_second": round(rate, 1)}
-        for writer in self._own:
-            writer.write(step, metrics)
+        self._put(step, metrics)
         shown = {"loss": "loss", "loss_cond": "cond", "loss_uncond": "uncond", "accuracy": "accuracy"}
         losses = {short: f"{metrics[name]:.4f}" for name, short in shown.items() if name in metrics}
         if metrics["skipped_total"]:
@@ -113,14 +112,18 @@ class RunLog:
     def record(self, step, metrics):
         """One line of what was measured at step, besides the training itself, everywhere and to the user."""
         if self._write:
-            for writer in self._own:
-                writer.write(step, metrics)
+            self._put(step, metrics)
             self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             self._extend(step, lambda writer: writer.write(step, metrics))
 
     def has(self, step, name):
         """Whether the metric was there at step when the run was resumed."""
         return any(line["step"] == step and name in line for line in self._kept)
+
+    def _put(self, step, metrics):
+        """Gives the metrics to the writers of every run."""
+        for writer in self._own:
+            writer.write(step, metrics)
 
     def _extend(self, step, use):
         """Calls use(writer) for each writer of the caller. Raises ExtensionError where one fails."""

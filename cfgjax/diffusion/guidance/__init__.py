@@ -19,13 +19,14 @@ from typing import Any
 from cfgjax.diffusion.guidance.classifier import classifier, label_log_prob, score_function
 from cfgjax.diffusion.guidance.conditions import branches, drop_condition
 from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
-from cfgjax.diffusion.guidance.rules import cfg, conditional, scale_to_weight
+from cfgjax.diffusion.guidance.rules import at_zero, cfg, conditional, scale_to_weight, shifts_mean, uses_null
 
 RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
 
 __all__ = [
     "RULES",
     "Denoiser",
+    "at_zero",
     "branches",
     "cfg",
     "classifier",
@@ -34,5 +35,7 @@ __all__ = [
     "label_log_prob",
     "scale_to_weight",
     "score_function",
+    "shifts_mean",
+    "uses_null",
     "with_memory",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
-from cfgjax.diffusion.guidance.rules import Weight, cfg
+from cfgjax.diffusion.guidance.rules import Weight, at_zero, cfg, shifts_mean, uses_null
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
 from cfgjax.diffusion.process import alpha_sigma, broadcast_left
 from cfgjax.diffusion.specs import Spec, check_choice, number, tree
@@ -60,15 +60,15 @@ class classifier(Spec):
 
     @property
     def uses_null(self) -> bool:
-        return getattr(self.rule, "uses_null", True)
+        return uses_null(self.rule)
 
     @property
     def shifts_mean(self) -> bool:
-        return self.form != "eps" or getattr(self.rule, "shifts_mean", False)
+        return self.form != "eps" or shifts_mean(self.rule)
 
     @property
     def at_zero(self) -> "classifier":
-        return classifier(getattr(self.rule, "at_zero", self.rule), self.scale, self.form, self.guide)
+        return classifier(at_zero(self.rule), self.scale, self.form, self.guide)
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if self.guide is None:

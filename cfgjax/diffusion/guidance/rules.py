@@ -20,6 +20,21 @@ def scale_to_weight(scale: Any) -> Any:
     return scale - 1
 
 
+def at_zero(rule: Any) -> Any:
+    """Returns the rule that gives the same at w = 0 without the null branch, if there is one, or the rule itself."""
+    return getattr(rule, "at_zero", rule)
+
+
+def uses_null(rule: Any) -> bool:
+    """Returns whether a rule computes the null branch."""
+    return getattr(rule, "uses_null", True)
+
+
+def shifts_mean(rule: Any) -> bool:
+    """Returns whether a rule needs a sampler that has a mean."""
+    return getattr(rule, "shifts_mean", False)
+
+
 @tree
 @dataclass(frozen=True, repr=False)
 class conditional(Spec):

@@ -21,7 +21,6 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
-from cfgjax.diffusion.guidance import conditional
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
@@ -75,7 +74,7 @@ def make_settings(grid: Grid, model: Model, label_policy: str, guide: Guide | No
         guided = {"classifier": guide.digest, "classifier_form": grid.classifier_form}
     elif any(grid.classifier_scale):
         raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
-    sampler = grid.sampler or model.config.sample.sampler
+    sampler, rule = grid.sampler or model.config.sample.sampler, guided_rule(True, guide, form=grid.classifier_form)
     averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
     if model.config.data.source == "mixture":
         averages["exact"] = averages["learned"][:1]  # EMA has no effect on exact scores
@@ -85,7 +84,7 @@ def make_settings(grid: Grid, model: Model, label_policy: str, guide: Guide | No
             ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
         ):
             value = sampler_value(sampler, model.config.sample, v, grid.eta)
-            check_together(conditional(), value, model.learned_variance)
+            check_together(rule, value, model.learned_variance)
             noise = noise_options(value)
             options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
             options |= {"classifier_scale": float(scale), **guided}
