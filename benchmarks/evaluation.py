@@ -25,7 +25,7 @@ def generation(given):
     import numpy as np
 
     from cfgjax.evaluation.frontier.generate import Setting, draw_samples
-    from cfgjax.models.options import guided_rule, noise_options, sampler_value
+    from cfgjax.models.binding import guided_rule, noise_options, sampler_value
 
     config = harness.load_config(given.configs[0], dtype=given.dtype)
     (weight,) = numbers("guidance", given.guidance, float)

@@ -62,7 +62,7 @@ def draw(given, labels, guidance, scales):
 
     from cfgjax.evaluation.report.figures import sample_figure
     from cfgjax.models.arguments import guidance_weights
-    from cfgjax.models.options import sampler_value
+    from cfgjax.models.binding import sampler_value
 
     if guidance is not None:
         guidance = guidance_weights(guidance, None, len(guidance)).tolist()

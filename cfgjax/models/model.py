@@ -28,7 +28,7 @@ from cfgjax.models.network import (
     make_network,
     null_condition,
 )
-from cfgjax.models.options import (
+from cfgjax.models.binding import (
     Trajectory,
     as_argument,
     check_together,

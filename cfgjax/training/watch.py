@@ -32,7 +32,7 @@ from cfgjax.models.arguments import guidance_weights
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.options import guided_rule
+from cfgjax.models.binding import guided_rule
 from cfgjax.runs.config import call
 from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
 from cfgjax.training.objective import LEVEL_BINS

@@ -10,7 +10,7 @@ from tiny import digits_config, mixture_config, update
 
 from cfgjax.evaluation.frontier.generate import Setting, draw_samples
 from cfgjax.models.model import Model
-from cfgjax.models.options import guided_rule, noise_options, sampler_value
+from cfgjax.models.binding import guided_rule, noise_options, sampler_value
 from cfgjax.runs.config import load_file
 from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch

@@ -32,7 +32,7 @@ from cfgjax.evaluation.report.figures import exact_model
 from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.options import check_together, guided_rule, noise_options, sampler_value
+from cfgjax.models.binding import check_together, guided_rule, noise_options, sampler_value
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.manifest import manifest_digest
 

@@ -20,7 +20,7 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
 from cfgjax.models.model import Model
-from cfgjax.models.options import guided_rule, named_sampler
+from cfgjax.models.binding import guided_rule, named_sampler
 
 log = logging.getLogger("cfgjax")
 

@@ -14,7 +14,7 @@ from cfgjax.models.arguments import per_label
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.options import guided_rule
+from cfgjax.models.binding import guided_rule
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
