@@ -32,7 +32,7 @@ def get_config(size):
         ema=dict(rates=(0.9999,)),
         train=dict(batch_size=256),
         checkpoint=dict(keep_every_steps=100000),
-        sample=dict(guidance=(0.0,), num_steps=250, v=None),  # v: the learned variance
+        sample=dict(guidance=(0.0,), num_steps=250, sampler="ancestral()"),  # with the learned variance
         evaluate=dict(guidance=(0.0,), num_samples=50000, num_steps=250, label_policy="random"),
     )
     if size == "64":

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from cfgjax.base.errors import choose
+from cfgjax.runs.options import defaults
 
 
 def reference():
     """Returns every key of every section with its default."""
     return dict(
-        seed=0,  # of initial parameters, batches, noise and sample grids; 0 to 2³² − 1
+        seed=0,  # of initial parameters, batches and their noise, 0 to 2³² − 1
         data=dict(
             source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
             path="data/images",  # file or folder of the data; of "tfds" also the name of a data set
@@ -113,21 +114,27 @@ def reference():
             keep_every_steps=placeholder(int),  # checkpoints at multiples of this are kept too; None keeps no others
         ),
         sample=dict(
+            defaults("sample"),  # a key for every option of `SampleOptions`, those below and later ones
             every_steps=10000,  # steps between sample grids during training
             labels=tuple(range(10)),  # rows of the grids; in a mixture's figure, its classes
             guidance=(0.0, 1.0, 3.0),  # weights w, the columns of the grids
             per_cell=4,  # samples per label and w
+            rule="cfg()",  # guidance rule
+            sampler="ancestral(v=0.3)",  # "ancestral(v=…)", "ancestral()" with a learned variance, or "ddim(eta=…)"
             num_steps=256,  # network evaluations T; in discrete time also a spacing such as "ddim25" or "10+15+20"
-            sampler="ancestral",  # "ancestral" or "ddim"
-            v=FieldReference(0.3),  # interpolation of ancestral's variance, in [0, 1]; None for a learned variance
-            eta=0.0,  # noise of ddim, in [0, 1]
+            seed=0,  # of the noise, 0 to 2³² − 1
         ),
         evaluate=dict(
+            defaults("evaluate"),  # the same options; None takes the value of config.sample
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),  # weights w to measure
-            num_samples=50000,  # samples per w
+            rule=placeholder(str),  # guidance rule; None takes that of config.sample
+            sampler=placeholder(str),  # sampler; None takes that of config.sample
             num_steps=256,  # network evaluations T
-            batch_size=250,  # samples per call on each device
+            seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
+            ema=placeholder(float),  # one of ema.rates, or 0 for no averaging; None takes the first rate
             label_policy="balanced",  # labels of the samples: "balanced" or "random"
+            num_samples=50000,  # samples per w
+            batch_size=250,  # samples per call on each device
             features="inception",  # feature network: "inception", "classifier" or "mixture" (the exact density)
             classifier=placeholder(str),  # workdir of a classifier, for features or accuracy; None for neither
             reference=placeholder(str),  # .npz of reference statistics; None computes them from the training data

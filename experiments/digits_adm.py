@@ -37,7 +37,7 @@ def get_config():
         ema=dict(rates=(0.99,)),
         train=dict(batch_size=64, num_steps=1000, steps_per_dispatch=10),
         checkpoint=dict(every_steps=250),
-        sample=dict(every_steps=500, guidance=(0.0,), per_cell=12, num_steps=64, v=None),  # v: the learned variance
+        sample=dict(every_steps=500, guidance=(0.0,), per_cell=12, num_steps=64, sampler="ancestral()"),
         evaluate=dict(
             guidance=(0.0,),
             num_samples=2000,

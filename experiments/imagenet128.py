@@ -16,7 +16,7 @@ def get_config():
     """The experiment: what differs from base.py."""
     # Recalled from the paper, not checked against its text: diffusion.logsnr_min,
     # diffusion.logsnr_max, optimizer.learning_rate, optimizer.b1, optimizer.b2, ema.rates, train.batch_size,
-    # train.num_steps, sample.v.
+    # train.num_steps, sample.sampler.
     return denoiser(
         data=dict(path="data/imagenet128", num_classes=1000, image_shape=(128, 128, 3)),
         model=dict(
@@ -32,7 +32,7 @@ def get_config():
         ema=dict(rates=(0.9999,)),
         train=dict(batch_size=256, num_steps=2700000),
         checkpoint=dict(keep_every_steps=100000),
-        sample=dict(num_steps=256, v=0.2),  # the paper compares 128, 256 and 1024 steps
+        sample=dict(num_steps=256, sampler="ancestral(v=0.2)"),  # the paper compares 128, 256 and 1024 steps
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),
             num_samples=50000,

@@ -16,7 +16,7 @@ def get_config():
     """The experiment: what differs from base.py."""
     # Recalled from the paper, not checked against its text: model.dropout, diffusion.logsnr_min,
     # diffusion.logsnr_max, optimizer.learning_rate, optimizer.b1, optimizer.b2, ema.rates, train.batch_size,
-    # train.num_steps, sample.num_steps, sample.v.
+    # train.num_steps, sample.num_steps, sample.sampler.
     return denoiser(
         data=dict(path="data/imagenet64", num_classes=1000, image_shape=(64, 64, 3)),
         model=dict(channels=192, multipliers=(1, 2, 3, 4), depth=3, attention_resolutions=(32, 16, 8), dropout=0.1),
@@ -25,7 +25,7 @@ def get_config():
         ema=dict(rates=(0.9999,)),
         train=dict(batch_size=2048, num_steps=400000),
         checkpoint=dict(keep_every_steps=50000),
-        sample=dict(num_steps=256, v=0.3),
+        sample=dict(num_steps=256, sampler="ancestral(v=0.3)"),
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),
             num_samples=50000,

@@ -6,13 +6,14 @@ from pathlib import Path
 from absl import flags
 
 from cfgjax.base.errors import UsageError, printable
-from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whole_number
+from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
+from cfgjax.runs import options
 from cfgjax.runs.config import call, flatten, to_json
 
 MAX_NAMED = 20  # classes on one line
-PLAN_FLAGS = ("num_samples", "batch_size", "label_policy", "features", "classifier", "reference")
+PLAN_FLAGS = ("num_samples", "batch_size", "features", "classifier", "reference")
 PLACE = ("coordinator", "num_processes", "process_id")
 
 
@@ -64,20 +65,33 @@ def patience(config):
     return call(Patience, "cluster", config.get("cluster", {}))
 
 
-def define_sampling(given):
-    """Adds the flags of `Model.sample` that are common to sample and evaluate."""
+def define_sampling(given, command):
+    """Adds the flags common to sample and evaluate, with one for each option of sampling of this command."""
     define_path("workdir", None, "Folder of the run.", flag_values=given)
-    flags.DEFINE_list("guidance", None, "Weights w of (1+w) ε(z,c) − w ε(z).", flag_values=given)
+    for name, option in options.fields(command).items():
+        flags.DEFINE_string(name, None, f"{option.help} One or several.", flag_values=given)
     flags.DEFINE_list("scale", None, "Scales s = 1 + w, instead of --guidance.", flag_values=given)
-    flags.DEFINE_string("sampler", None, "ancestral or ddim.", flag_values=given)
-    flags.DEFINE_float("eta", None, "Noise level of ddim, 0 … 1.", flag_values=given)
     define_path("guide", None, "Workdir of a noise-aware classifier for classifier guidance.", flag_values=given)
-    flags.DEFINE_list("classifier_scale", None, "Scales of the classifier's gradient, with --guide.", flag_values=given)
-    flags.DEFINE_string("classifier_form", "eps", "Form of classifier guidance: eps, z or mean.", flag_values=given)
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
     what = "Device mesh, such as data=-1,fsdp=8; parameters are split over fsdp."
     flags.DEFINE_list("mesh", None, what, flag_values=given)
     define_place(given)
+
+
+def sampling_axes(given, command):
+    """Returns {option: values} of the given flags of `define_sampling`. Raises UsageError."""
+    if given.guidance is not None and given.scale is not None:
+        raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
+    if given.guide is None and given.classifier_scale is not None:
+        raise UsageError("--classifier_scale is given without --guide, the classifier that it scales")
+    axes = {
+        name: options.read_values(name, given[name].value)
+        for name in options.fields(command)
+        if given[name].value is not None
+    }
+    if given.scale is not None:
+        axes["guidance"] = tuple(float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float))
+    return axes
 
 
 def mesh_of(given):
@@ -90,54 +104,11 @@ def mesh_of(given):
     return make_mesh(**parse_mesh(given.mesh))
 
 
-def weights(given):
-    """Returns the weights w of --guidance or --scale as floats, or None."""
-    if given.guidance is not None and given.scale is not None:
-        raise UsageError("--guidance (w) and --scale (s = 1 + w) are both given; give one")
-    if given.scale is not None:
-        return [float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float)]
-    return None if given.guidance is None else numbers("guidance", given.guidance, float)
-
-
-def plan_of(given, config):
+def plan_of_flags(given, config):
     """Returns the `Plan` of config.evaluate, overridden by the flags."""
-    from cfgjax.evaluation.frontier.plan import Plan
+    from cfgjax.evaluation.frontier.plan import plan_of
 
-    section = dict(config.get("evaluate", {}))
-    section |= {name: given[name].value for name in PLAN_FLAGS if given[name].value is not None}
-    guidance = weights(given)
-    return call(Plan, "evaluate", section | ({} if guidance is None else {"guidance": tuple(guidance)}))
-
-
-def timesteps(word):
-    """Returns a number of steps as an int, or the name of a selection of timesteps unchanged.
-
-    Raises ValueError for an empty word and for non-ASCII characters.
-    """
-    check_ascii(word)
-    if not word.strip():
-        raise ValueError("it is empty")
-    return whole_number(word) if is_whole_number(word) else word
-
-
-def timesteps_of(given, name):
-    """Returns `timesteps` of a flag, or None if it is not set. Raises UsageError."""
-    try:
-        return None if given[name].value is None else timesteps(given[name].value)
-    except ValueError as e:
-        raise UsageError(f"--{name}={given[name].value}: {e}; need a number of steps, ddim25 or 10+15+20") from None
-
-
-def classifier_scales(given):
-    """Returns the scales of --classifier_scale as floats, or None. Raises UsageError unless --guide goes with it."""
-    if (given.guide is None) != (given.classifier_scale is None):
-        one, other = (
-            ("--guide", "--classifier_scale") if given.classifier_scale is None else ("--classifier_scale", "--guide")
-        )
-        raise UsageError(f"{one} is given without {other}: classifier guidance needs a classifier and a scale")
-    if given.guide is None and given["classifier_form"].present:
-        raise UsageError("--classifier_form is given without --guide")
-    return None if given.guide is None else numbers("classifier_scale", given.classifier_scale, float)
+    return plan_of(config, **{name: given[name].value for name in PLAN_FLAGS if given[name].value is not None})
 
 
 def no_arguments(rest):
@@ -165,13 +136,11 @@ def numbers(name, words, kind):
         raise UsageError(f"{given}: {need}; {e}") from None
 
 
-def single(name, words, kind):
-    """Returns the number of a flag that may be a list in other modes, or None if it is not set."""
-    if words is None:
-        return None
-    values = numbers(name, words, kind)
+def single(axes, name, why):
+    """Returns the only value of an option in axes, or None if it is not there. why: the message for several."""
+    values = axes.get(name, (None,))
     if len(values) > 1:
-        raise UsageError(f"--{name}={','.join(words)}: --bits_per_dim needs a single value")
+        raise UsageError(f"--{name} has {len(values)} values; {why}")
     return values[0]
 
 

@@ -12,37 +12,34 @@ from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin,
     check_writable,
-    classifier_scales,
     config_printed,
     define_sampling,
     mesh_of,
     no_arguments,
-    numbers,
     patience,
     place,
-    plan_of,
+    plan_of_flags,
     required,
+    sampling_axes,
     shared_facts,
-    timesteps,
-    weights,
 )
 from cfgjax.cli.likelihood import bits_per_dim
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
+from cfgjax.runs.options import axes, fields
 
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 FLAGS_OF = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
-    | {"guidance", "scale", "sampler", "eta", "step", "num_samples", "num_steps", "v", "ema", "seeds", "batch_size"}
-    | {"label_policy", "reference", "neighbours", "keep_samples", "guide", "classifier_scale", "classifier_form"}
+    | set(fields("evaluate"))
+    | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
-    "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "v", "ema", "seeds", "batch_size"}
-    | {"images", "spacing", "logsnr_max"},
+    "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
+    | {"batch_size", "images", "spacing", "logsnr_max"},
 }
-KINDS: dict = {"num_steps": timesteps, "v": float, "ema": float, "seeds": int}  # types of flags with several values
 OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
 
 
@@ -58,7 +55,7 @@ def evaluate(argv):
     for name in given:
         if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
-    weights(given), classifier_scales(given), listed(given)  # raises errors before anything is read
+    sampling_axes(given, "evaluate")  # raises errors before anything is read
     if not given.make_reference:
         required(given, "workdir")
     return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
@@ -67,17 +64,12 @@ def evaluate(argv):
 def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
-    define_sampling(given)
+    define_sampling(given, "evaluate")
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
-    text, several, path = define(flags.DEFINE_string), define(flags.DEFINE_list), define(define_path)
+    text, path = define(flags.DEFINE_string), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
     count("num_samples", None, "Number of samples N for each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
-    several("num_steps", None, "Number of sampling steps T, one or several.")
-    several("v", None, "Variance interpolations v of ancestral, 0 … 1, one or several.")
-    several("ema", None, "EMA rates, one or several; 0 for the parameters without averaging.")
-    several("seeds", ["0"], "Seeds of noise and labels, one or several.")
     count("batch_size", None, "Samples per call and device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
-    text("label_policy", None, "How labels are chosen: balanced or random.")
     text("features", None, "Feature network: classifier, inception or mixture.")
     path("classifier", None, "Workdir of a classifier run, for features or class accuracy.")
     path("inception", None, "Weight file of the Inception network.")
@@ -145,7 +137,7 @@ def measured(given, stop):
             with Progress("reference", "image", write=first) as progress:
                 dataset = lambda: open_source(**model.config.data)
                 reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
-            warn_of_few(plan.num_samples, network, reference)
+            warn_of_few(work.num_samples, network, reference)
             rows = []
             with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
                 for row in work.rows(reference, progress.advance, check):
@@ -156,7 +148,7 @@ def measured(given, stop):
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
-            finish(given, work, reference, rows, closed_form(work, plan), folder)
+            finish(given, work, reference, rows, closed_form(work), folder)
     return DONE
 
 
@@ -172,35 +164,23 @@ def finish(given, work, reference, rows, tilted, folder):
     print(f"wrote {', '.join(written)} in {folder}")
 
 
-def listed(given):
-    """Returns {name: numbers} of the given flags that accept several values."""
-    return {
-        name: tuple(numbers(name, given[name].value, KINDS[name])) for name in KINDS if given[name].value is not None
-    }
-
-
 def planned(given):
     """Returns the (`Frontier`, `Plan`, folder) that the flags request. Raises UsageError for invalid values."""
-    several: dict = listed(given)
-    scales = classifier_scales(given)
-    if scales is not None:
-        several |= {"classifier_scale": tuple(scales), "classifier_form": given.classifier_form}
-
     import cfgjax
     from cfgjax.evaluation.features.networks import load_networks
-    from cfgjax.evaluation.frontier.frontier import Frontier, Grid, make_settings
+    from cfgjax.evaluation.frontier.frontier import Frontier
+    from cfgjax.evaluation.frontier.settings import make_settings
     from cfgjax.models.guide import load_guide
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
-    plan = plan_of(given, model.config)
-    grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
+    plan = plan_of_flags(given, model.config)
     guide = None
-    if scales is not None:
+    if given.guide is not None:
         guide = load_guide(given.guide)
         guide.check(model.config)
-    settings = make_settings(grid, model, plan.label_policy, guide)
+    settings = make_settings(axes(model.config, "evaluate", sampling_axes(given, "evaluate")), model, guide)
     network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
@@ -218,7 +198,7 @@ def planned(given):
     return work, plan, folder
 
 
-def closed_form(work, plan):
+def closed_form(work):
     """Returns `tilted_frontier` for a run on a mixture of one or two dimensions, otherwise ()."""
     from cfgjax.data.sources.registry import mixture_of
     from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
@@ -226,7 +206,8 @@ def closed_form(work, plan):
     data = work.model.config.data
     if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
-    return tilted_frontier(mixture_of(data), plan.guidance)
+    guidance = dict.fromkeys(setting.options.guidance for setting in work.settings)
+    return tilted_frontier(mixture_of(data), tuple(guidance))
 
 
 def make_reference(given):
@@ -249,7 +230,9 @@ def make_reference(given):
     config = given.config or read_config(given.workdir)
     check_complete(config, ("data",), "the config")
     open_devices()
-    network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
+    network, _ = load_networks(
+        plan_of_flags(given, config), config.data, inception=given.inception, resize=given.resize
+    )
     split = {} if given.split is None else {"split": given.split}
     dataset = open_source(**{**config.data, **split})
     origin = f"{len(dataset):,} examples of {config.data.source}, split {split.get('split', config.data.get('split'))}"

@@ -4,35 +4,45 @@ from pathlib import Path
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.cli.common import begin, plan_of, single, weights
+from cfgjax.cli.common import begin, plan_of_flags, sampling_axes, single
+from cfgjax.runs.options import axes as axes_of
+from cfgjax.runs.options import combinations
 
 
 def bits_per_dim(given):
     """Measures the likelihood of held-out examples. Returns the exit code."""
-    one = {name: single(name, given[name].value, kind) for name, kind in
-           {"num_steps": int, "v": float, "ema": float, "seeds": int}.items()}  # fmt: skip
+    axes = sampling_axes(given, "evaluate")
+    for name in ("num_steps", "sampler", "ema", "seed"):
+        single(axes, name, "--bits_per_dim needs a single value")
 
     begin(given, f"evaluating {given.workdir}")
 
     import cfgjax
     from cfgjax.base.progress import timed
     from cfgjax.data.sources.registry import npz_in_place_of, open_source
+    from cfgjax.diffusion.samplers import ancestral
     from cfgjax.distributed.devices import open_devices
     from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
     from cfgjax.evaluation.report.files import bits_lines, write_bits
     from cfgjax.models.arguments import check_num_steps
+    from cfgjax.models.binding import sampler_value
 
-    check_guidance(weights(given) or 0.0)
+    check_guidance(axes.get("guidance", 0.0))
     open_devices()
-    model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
+    model = cfgjax.load(given.workdir, step=given.step, ema=axes.get("ema", (None,))[0])
     if not model.is_image:
         raise UsageError(
             f"--bits_per_dim needs 8-bit images, but the run's data are points of shape {model.image_shape}"
         )
-    if one["v"] is not None and model.learned_variance:
-        raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
-    data, plan = dict(model.config.data), plan_of(given, model.config)
-    num_steps = plan.num_steps if one["num_steps"] is None else one["num_steps"]
+    options = next(combinations(axes_of(model.config, "evaluate", {**axes, "guidance": (0.0,)})))
+    sampler = sampler_value(options.sampler)
+    if not isinstance(sampler, ancestral):
+        raise UsageError(
+            f"--bits_per_dim is of the chain of ancestral, not of {sampler!r}; give --sampler=ancestral(v=…)"
+        )
+    if "sampler" in axes and sampler.v is not None and model.learned_variance:
+        raise UsageError(f"--sampler={sampler!r}: the model's variance is learned; give --sampler=ancestral")
+    data, num_steps = dict(model.config.data), options.num_steps
     check_num_steps(num_steps)
     if given.images is not None:
         data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
@@ -48,14 +58,14 @@ def bits_per_dim(given):
             held_out.image,
             held_out.label,
             num_steps=num_steps,
-            v=model.config.sample.v if one["v"] is None else one["v"],
-            seed=one["seeds"],
-            batch_size=plan.batch_size,
+            v=sampler.v,
+            seed=options.seed,
+            batch_size=plan_of_flags(given, model.config).batch_size,
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
     folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.config.ema.rates or (0.0,)
-    rate = rates[0] if one["ema"] is None else one["ema"]
+    rate = rates[0] if options.ema is None else options.ema
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE

@@ -13,7 +13,6 @@ from cfgjax.cli.common import (
     begin,
     check_writable,
     class_list,
-    classifier_scales,
     define_sampling,
     mesh_of,
     no_arguments,
@@ -21,12 +20,16 @@ from cfgjax.cli.common import (
     patience,
     place,
     required,
+    sampling_axes,
     shared_facts,
-    timesteps_of,
-    weights,
+    single,
 )
 from cfgjax.runs.config import parse_flags
-from cfgjax.runs.settings import MAX_PER_CELL
+from cfgjax.runs.options import axes as axes_of
+from cfgjax.runs.options import combinations, read_values
+from cfgjax.runs.value_kinds import MAX_PER_CELL
+
+ONE_AVERAGE = "a picture is drawn with one average of the parameters"
 
 
 def sample(argv):
@@ -39,9 +42,9 @@ def sample(argv):
     check_stages(given)
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
-    guidance, scales = weights(given), classifier_scales(given)
-    for name in ("num_steps", "upsampler_num_steps"):
-        timesteps_of(given, name)
+    axes = sampling_axes(given, "sample")
+    single(axes, "ema", ONE_AVERAGE)
+    upsampling = upsampling_options(given)
 
     begin(given, f"sampling from {given.workdir or given.base}")
 
@@ -52,40 +55,27 @@ def sample(argv):
     config = read_config(given.workdir or given.base)
     with taking_part(place(given), shared_facts(given, config), patience(config)):
         open_devices()
-        draw(given, labels, guidance, scales)
+        draw(given, labels, axes, upsampling)
     return DONE
 
 
-def draw(given, labels, guidance, scales):
+def draw(given, labels, axes, upsampling):
     """Draws the image. The first process writes it."""
     import jax
 
+    from cfgjax.evaluation.frontier.settings import resolved
     from cfgjax.evaluation.report.figures import sample_figure
-    from cfgjax.models.arguments import guidance_weights
-    from cfgjax.models.binding import sampler_value
+    from cfgjax.models.guide import load_guide
 
-    if guidance is not None:
-        guidance = guidance_weights(guidance, None, len(guidance)).tolist()
-    model, options = load_stages(given)
-    if scales is not None:
-        from cfgjax.models.guide import load_guide
-
-        options |= {"guide": load_guide(given.guide), "classifier_form": given.classifier_form}
-    if given.num_steps is not None:
-        options["num_steps"] = timesteps_of(given, "num_steps")
-    defaults = model.config.sample
+    model = load_model(given, single(axes, "ema", ONE_AVERAGE))
+    guide = None if given.guide is None else load_guide(given.guide)
+    source, defaults = getattr(model, "base", model), model.config.sample
+    columns = [resolved(column, source, guide) for column in combinations(axes_of(model.config, "sample", axes))]
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
-    picture = sample_figure(
-        model,
-        labels=labels,
-        guidance=defaults.guidance if guidance is None else guidance,
-        classifier_scale=(None,) if scales is None else scales,
-        per_cell=given.per_cell or defaults.per_cell,
-        seed=given.seed,
-        sampler=sampler_value(given.sampler, defaults, given.v, given.eta),
-        **options,
-    )
+    shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
+    sampling = {} if given.base is None else {"upsampling": upsampling}
+    picture = sample_figure(model, columns, **shown, guide=guide, **sampling)
     if jax.process_index() == 0:
         with writing(given.out) as new:
             picture.save(new)
@@ -106,22 +96,15 @@ def rows(workdir, labels, num_classes):
 def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
-    define_sampling(given)
+    define_sampling(given, "sample")
     define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
     what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
-    flags.DEFINE_string(
-        "num_steps", None, "Number of sampling steps T, or timesteps such as ddim25 or 10+15+20.", flag_values=given
-    )
-    flags.DEFINE_float("v", None, "Variance interpolation v of ancestral, 0 … 1.", flag_values=given)
-    flags.DEFINE_integer("seed", 0, "Seed of the noise.", flag_values=given)
-    flags.DEFINE_float("ema", None, "EMA rate; 0 for the parameters without averaging.", flag_values=given)
     define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
     define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    flags.DEFINE_string(
-        "upsampler_num_steps", None, "Number of sampling steps of the upsampler, or timesteps.", flag_values=given
-    )
+    what = "Number of sampling steps of the upsampler, or timesteps."
+    flags.DEFINE_string("upsampler_num_steps", None, what, flag_values=given)
     flags.DEFINE_float("low_res_logsnr", None, "λ of the noise added to the upsampler's input.", flag_values=given)
     return given
 
@@ -138,22 +121,27 @@ def check_stages(given):
     return required(given, "base", "upsampler")
 
 
-def load_stages(given):
-    """Returns (a `Model` or `Cascade`, options for its `sample`)."""
+def upsampling_options(given):
+    """Returns the given options of the upsampler's `Model.sample`."""
+    found = {}
+    if (text := given.upsampler_num_steps) is not None:
+        steps = read_values("num_steps", text, "upsampler_num_steps")
+        found["num_steps"] = single({"upsampler_num_steps": steps}, "upsampler_num_steps", "give one")
+    if given.low_res_logsnr is not None:
+        found["low_res_logsnr"] = given.low_res_logsnr
+    return found
+
+
+def load_model(given, ema):
+    """Returns the `Model` of --workdir, or the `Cascade` of --base and --upsampler."""
     import cfgjax
 
     if given.base is None:
-        return cfgjax.load(given.workdir, step=given.step, ema=given.ema, mesh=mesh_of(given)), {}
+        return cfgjax.load(given.workdir, step=given.step, ema=ema, mesh=mesh_of(given))
 
     from cfgjax.models.cascade import load_cascade
 
-    upsampling = {}
-    if given.upsampler_num_steps is not None:
-        upsampling["num_steps"] = timesteps_of(given, "upsampler_num_steps")
-    if given.low_res_logsnr is not None:
-        upsampling["low_res_logsnr"] = given.low_res_logsnr
-    stages = load_cascade(given.base, given.upsampler, step=given.step, ema=given.ema, mesh=mesh_of(given))
-    return stages, {"upsampling": upsampling}
+    return load_cascade(given.base, given.upsampler, step=given.step, ema=ema, mesh=mesh_of(given))
 
 
 def check_picture(path):

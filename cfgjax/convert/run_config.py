@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from cfgjax.diffusion.samplers import ancestral
 from cfgjax.nets import NETS, NOISY_CLASSIFIERS, NoisyClassifier
 
 FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network that config.model does not have
@@ -81,14 +82,11 @@ def generation(num_classes, v):
             guidance=(0.0,),
             per_cell=4,
             num_steps=250,
-            sampler="ancestral",
-            v=v,
-            eta=0.0,
+            sampler=repr(ancestral(v=v)),
         ),
         evaluate=dict(
             guidance=(0.0,),
             num_samples=50_000,
-            num_steps=250,
             batch_size=250,
             label_policy="random",
             features="inception",

@@ -11,8 +11,6 @@ import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
-
 from cfgjax.base.errors import UsageError, nearest
 
 CONSTANTS = {"inf": math.inf}  # names that stand for a number
@@ -41,6 +39,8 @@ def tree(cls: type) -> type:
 
     def unflatten(meta: tuple, leaves: Any) -> Any:
         return cls(**dict(zip(data, leaves, strict=True)), **dict(zip(static, meta, strict=True)))
+
+    import jax  # here, because reading and writing specs needs no jax
 
     jax.tree_util.register_pytree_node(cls, flatten, unflatten)
     return cls
@@ -101,6 +101,22 @@ def parse(text: str, registry: Mapping[str, Any], what: str = "rule") -> Any:
         return _value(tree, registry, what)
     except RecursionError:
         raise UsageError(f"{what} {_short(text)} is nested too deeply") from None
+
+
+def named_arguments(text: str) -> tuple[str, dict[str, Any]]:
+    """Returns (name, {argument: value}) of the text of a sampler, without looking the name up.
+
+    Raises UsageError unless its arguments are literals.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            return tree.func.id, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        pass
+    raise UsageError(f"{_short(text)} is no call with literals, such as 'ddim(eta=0.5)'")
 
 
 def check_choice(name: str, given: Any, known: Collection[str]) -> None:

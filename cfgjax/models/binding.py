@@ -1,78 +1,83 @@
-"""Rules and samplers of a model's sampling: from values, from text, and from the separate options v, eta and form."""
+"""Binds rules and samplers to a model: from text, with the guide they need, as arguments of a compiled program."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import RULES, cfg, classifier, conditional, shifts_mean
+from cfgjax.diffusion.guidance import RULES, classifier, shifts_mean
 from cfgjax.diffusion.samplers import SAMPLERS
-from cfgjax.diffusion.specs import check_choice, parse, tree
+from cfgjax.diffusion.specs import parse, tree
 
 Number = int | float | np.ndarray | np.generic | jax.Array
 
 
 def rule_value(rule: Any) -> Any:
-    """Returns a guidance rule, given as a value, as text, or None."""
+    """Returns a guidance rule, given as a value or as text."""
     if isinstance(rule, str):
         return parse(rule, RULES, "rule")
-    if rule is not None and not callable(rule):
+    if not callable(rule):
         raise UsageError(f"rule is {rule!r}; need a guidance rule, or its text such as 'cfg()'")
     return rule
 
 
-def sampler_value(sampler: Any, defaults: Any, v: float | None = None, eta: float | None = None) -> Any:
-    """Returns a sampler, given as a value, as text, or as a name alone whose option is v or eta.
+def sampler_value(sampler: Any) -> Any:
+    """Returns a sampler, given as a value or as text."""
+    if isinstance(sampler, str):
+        return parse(sampler, SAMPLERS, "sampler")
+    if not hasattr(sampler, "step"):
+        raise UsageError(f"sampler is {sampler!r}; need a sampler, or its text such as 'ddim(eta=0.5)'")
+    return sampler
 
-    defaults: config.sample, which has what is None.
+
+def with_guide(rule: Any, guide: Any, scale: Any = None) -> Any:
+    """Returns a rule whose `classifier` has this guide; the rule is wrapped in one if it contains none.
+
+    scale: of the guide's gradient; None leaves that of the rule.
     """
-    sampler = defaults.sampler if sampler is None else sampler
-    given = {"v": v, "eta": eta}
-    if not isinstance(sampler, str) or sampler.strip() not in SAMPLERS:
-        if present := [name for name, value in given.items() if value is not None]:
-            raise UsageError(f"{present[0]} is given besides sampler {sampler}; write it into the sampler")
-        if isinstance(sampler, str):
-            return parse(sampler, SAMPLERS, "sampler")
-        if not hasattr(sampler, "step"):
-            raise UsageError(f"sampler is {sampler!r}; need a sampler, or its text such as 'ddim(eta=0.5)'")
-        return sampler
-    takes = SAMPLERS[sampler.strip()].__dataclass_fields__
-    for name, value in given.items():
-        if value is not None and name not in takes:
-            raise UsageError(f"sampler {sampler} takes no {name}")
-    return named_sampler(sampler.strip(), **{n: defaults[n] if value is None else value for n, value in given.items()})
-
-
-def named_sampler(name: str, **noise: float | None) -> Any:
-    """Returns the sampler of this name, with the one of v and eta that it takes."""
-    make = SAMPLERS[name]
-    return make(**{field: noise[field] for field in make.__dataclass_fields__})
-
-
-def noise_options(sampler: Any) -> dict[str, float]:
-    """Returns {"v": …} or {"eta": …} of a sampler, rounded to what float32 tells apart; nothing for a learned v."""
-    values = {name: getattr(sampler, name, None) for name in ("v", "eta")}
-    return {name: float(f"{np.float32(value):.7g}") for name, value in values.items() if value is not None}
-
-
-def guided_rule(guided: bool, guide: Any = None, scale: Any = 0.0, form: str = "eps") -> Any:
-    """Returns the paper's rule, without the null branch if not guided, with the gradient of a guide if there is one."""
-    rule = cfg() if guided else conditional()
     if guide is None:
         return rule
-    check_choice("classifier form", form, classifier.FORMS)
-    return classifier(rule, scale, form, guide)
+    return filled(rule if is_classifier_guided(rule) else classifier(rule), guide, scale)
+
+
+def filled(rule: Any, guide: Any, scale: Any) -> Any:
+    """Returns a rule with a guide in every `classifier` in it, and with this scale unless it is None."""
+    if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
+        return rule
+    changes = {f.name: filled(getattr(rule, f.name), guide, scale) for f in dataclasses.fields(rule) if f.init}
+    if isinstance(rule, classifier):
+        changes |= {"guide": guide} | ({} if scale is None else {"scale": scale})
+    return dataclasses.replace(rule, **changes)
+
+
+def is_classifier_guided(rule: Any) -> bool:
+    """Returns whether a rule is or contains a `classifier`."""
+    return any(isinstance(part, classifier) for part in parts(rule))
+
+
+def classifier_scale(rule: Any) -> Any:
+    """Returns the scale of the first `classifier` in a rule, or None if there is none."""
+    return next((part.scale for part in parts(rule) if isinstance(part, classifier)), None)
+
+
+def parts(rule: Any) -> Iterator[Any]:
+    """Yields a rule and the rules in its fields."""
+    yield rule
+    if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
+        for field in dataclasses.fields(rule):
+            yield from parts(getattr(rule, field.name))
 
 
 def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
     """Raises UsageError unless the sampler has what the rule needs, and the network what the sampler needs."""
     if shifts_mean(rule) and not getattr(sampler, "takes_shift", False):
-        raise UsageError(f"rule {rule!r} is for sampler ancestral, not {sampler!r}: take form eps")
+        raise UsageError(f"rule {rule!r} is for sampler ancestral, not {sampler!r}; use form='eps'")
     if getattr(sampler, "needs_variance", False) and not learned_variance:
-        raise UsageError("v is None, in config.sample too, and the network has no learned variance; give --v")
+        needed = "a network with a learned variance; give v, such as ancestral(v=0.3)"
+        raise UsageError(f"sampler {sampler!r} needs {needed}")
 
 
 def replaced(value: Any, change: Callable) -> Any:

@@ -18,6 +18,16 @@ from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.models import arguments
+from cfgjax.models.binding import (
+    Trajectory,
+    as_argument,
+    check_together,
+    per_sample,
+    replaced,
+    rows_of,
+    rule_value,
+    sampler_value,
+)
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.network import (
     CLEAN_LOGSNR,
@@ -28,19 +38,9 @@ from cfgjax.models.network import (
     make_network,
     null_condition,
 )
-from cfgjax.models.binding import (
-    Trajectory,
-    as_argument,
-    check_together,
-    guided_rule,
-    per_sample,
-    replaced,
-    rows_of,
-    rule_value,
-    sampler_value,
-)
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.kinds import is_classifier
+from cfgjax.runs.options import SampleOptions, sample_options
 from cfgjax.runs.workdir import read_config
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
@@ -73,7 +73,7 @@ class Model:
     """
 
     def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
-        self.config, self.step = config, step
+        self.config, self.step, self.options = config, step, sample_options(config)
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.is_image = len(self.image_shape) == 3
         diffusion = diffusion_of(config)
@@ -146,30 +146,31 @@ class Model:
     def sample_float(self, labels, guidance=None, **options):
         """x̃ of guided samples before rounding, float32 [N, …], images in [−1, 1].
 
-        scale: s = 1 + w in place of guidance. rule: a guidance rule or its text, such as "cfg()"; by default `cfg`, or
-        `conditional` if every weight is 0. sampler: a sampler or its text, such as "ddim(eta=0.5)"; by default that of
-        config.sample. num_steps: levels T; see `sampler`. batch_size: samples per call of the compiled sampler; by
-        default all, at most 256. seed, i: all that the noise of sample i depends on. low_res: of an upsampler, images
-        uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the noise to add to them, if the network was
-        trained with it; none by default.
+        scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
+        most 256. low_res: of an upsampler, images uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the
+        noise to add to them, if the network was trained with it; none by default.
+        options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
+        "cfg()", without its null branch if every weight is 0; sampler, a sampler or its text, such as "ddim(eta=0.5)";
+        num_steps, see `sampler`; seed, which with i is all that the noise of sample i depends on.
 
         Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
         return self._sample_all(labels, guidance, trajectory=False, **options)[0]
 
     def _sample_all(
-        self, labels, guidance, *, scale=None, rule=None, batch_size=None, low_res=None, trajectory, **others
+        self, labels, guidance, *, scale=None, batch_size=None, low_res=None, trajectory, low_res_logsnr=None, **options
     ):
         """(x̃ [N, …], their `Trajectory` or None)."""
         labels = arguments.label_array(labels)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
-        rule = self._rule(rule, weights, len(labels))
+        chosen = self.options.with_changes("Model", **options)
+        rule = self._rule(chosen.rule, weights, len(labels))
         low_res = self._check_low_res(low_res, len(labels))
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
-        draw = self.sampler(rule=rule, trajectory=trajectory, **others)
+        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=trajectory)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
@@ -180,15 +181,12 @@ class Model:
         x, seen = found if trajectory else (found, ())
         check_samples(x, np.arange(len(labels)), labels, weights)
         by_level = [np.moveaxis(a, 1, 0) for a in seen]
-        return x, Trajectory(self.grid(others.get("num_steps")), *by_level) if trajectory else None
+        return x, Trajectory(self.grid(chosen.num_steps), *by_level) if trajectory else None
 
     def _rule(self, rule, weights, length):
-        """The rule for these weights, with numbers per sample checked."""
+        """The rule for these weights, without the null branch if all are 0, with numbers per sample checked."""
         given = rule_value(rule)
-        if given is None:
-            return guided_rule(weights.any())
-        if not weights.any() and not self.has_null_label:
-            given = at_zero(given)
+        given = given if weights.any() else at_zero(given)
 
         def check(field, value):
             checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
@@ -207,24 +205,24 @@ class Model:
             raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
         return to_float(low_res)
 
-    def sampler(self, *, rule=None, sampler=None, num_steps=None, seed=0, low_res_logsnr=None, trajectory=False):
+    def sampler(self, *, low_res_logsnr=None, trajectory=False, **options):
         """draw(index [B], labels [B], weights [B], low_res=None) → x̃ [B, …]: the compiled sampler.
 
         The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
         on. low_res: float32 [B, h, w, C], of an upsampler.
         trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
 
-        rule: a rule or its text, used as it is; by default `cfg`. sampler: a sampler or its text, by default that of
-        config.sample. num_steps: levels T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
+        options: of `SampleOptions`, by default those of config.sample. rule is used as it is, also where every weight
+        is 0; num_steps is a number of levels T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in
+        `sample_float`.
 
         Compiles once per (B, number of steps, rule, sampler), whatever their numbers. Every process gives the same
         whole arrays.
         """
-        rule = guided_rule(True) if rule is None else rule_value(rule)
-        sampler = sampler_value(sampler, self.config.sample)
-        arguments.check_whole_number("seed", seed, 0)
+        chosen: SampleOptions = self.options.with_changes("Model", **options)
+        rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
         check_together(rule, sampler, self.learned_variance)
-        grid = self.grid(num_steps)
+        grid = self.grid(chosen.num_steps)
         self.check_guidance([uses_null(rule)])
         self._placed(rule)
         noisy, values = self._check_low_res_logsnr(low_res_logsnr), as_argument(sampler)
@@ -238,7 +236,7 @@ class Model:
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
             guided = "guided " * uses_null(rule)
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
-                given = self.params, jax.random.key(seed), placed, grid, placed_rule, values, noisy
+                given = self.params, jax.random.key(chosen.seed), placed, grid, placed_rule, values, noisy
                 return self._sample(*given, trajectory=trajectory)
 
         return draw
@@ -258,7 +256,7 @@ class Model:
 
     def grid(self, num_steps=None):
         """λ of the levels of a sampler of num_steps, by default config.sample's, float32 [T], increasing."""
-        num_steps = self.config.sample.num_steps if num_steps is None else num_steps
+        num_steps = self.options.num_steps if num_steps is None else num_steps
         if not isinstance(num_steps, str):
             arguments.check_num_steps(num_steps)
         try:

@@ -28,7 +28,7 @@ REQUIRED = {  # keys of config.json, by section
     "ema": ("rates",),
     "train": (),
     "checkpoint": ("every_steps",),
-    "sample": ("num_steps", "sampler", "guidance", "per_cell"),
+    "sample": ("guidance", "per_cell"),
 }
 LATER_SECTIONS = ("evaluate", "cluster")  # absent in older versions
 CONFIG_REMEDY = "restore it from a copy, or use another workdir"
@@ -36,7 +36,7 @@ SHOWN = 16  # characters of a hash in messages
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
-    """Returns the config of the run in workdir. A boolean `model.remat` of older versions becomes a name.
+    """Returns the config of the run in workdir, with values of older versions in today's form.
 
     Raises UsageError if the file is damaged or lacks a section or a required value.
     """
@@ -48,14 +48,27 @@ def read_config(workdir: str | Path) -> ConfigDict:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
     try:
         config = from_dict(values)
-        if isinstance(config.model.get("remat"), bool):
-            with config.ignore_type():
-                config.model.remat = "blocks" if config.model.remat else "none"
+        upgrade(config)
         check_settings(config)
         check_complete(config, sections(config))
     except (TypeError, ValueError) as e:
         raise UsageError(f"{path} is damaged: {e}; {CONFIG_REMEDY}") from e
     return config
+
+
+def upgrade(config: ConfigDict) -> None:
+    """Brings a config of an older version into today's form: model.remat was a boolean, sample had v and eta."""
+    with config.ignore_type():
+        if isinstance(config.model.get("remat"), bool):
+            config.model.remat = "blocks" if config.model.remat else "none"
+        sample = config.get("sample", {})
+        noise = {"ancestral": "v", "ddim": "eta"}.get(sample.get("sampler"))
+        if noise in sample:
+            value = sample[noise]
+            sample.sampler += "()" if value is None else f"({noise}={value!r})"
+        if isinstance(sample, ConfigDict):
+            for name in {"v", "eta"} & set(sample):
+                del sample[name]
 
 
 def check_complete(config: ConfigDict, names: Sequence[str], what: str = "it") -> None:

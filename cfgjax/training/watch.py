@@ -9,32 +9,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.data.batches import quantised, squares_averaged, to_float
 from cfgjax.data.sources.registry import check_labels, open_source
-from cfgjax.diffusion.guidance import conditional
+from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.distributed import collectives as processes
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import place_global, whole
 from cfgjax.evaluation.features.networks import classifier, load_networks
 from cfgjax.evaluation.features.reference import load_reference
-from cfgjax.evaluation.frontier.frontier import Grid, find_reference, make_settings
+from cfgjax.evaluation.frontier.frontier import find_reference
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.plan import Plan
+from cfgjax.evaluation.frontier.plan import plan_of
+from cfgjax.evaluation.frontier.settings import make_settings, resolved
 from cfgjax.evaluation.metrics.sums import Verdict, feature_blocks
-from cfgjax.evaluation.report.figures import sample_figure
+from cfgjax.evaluation.report.figures import column_names, sample_figure
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.arguments import guidance_weights
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.binding import guided_rule
 from cfgjax.runs.config import call
 from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
+from cfgjax.runs.options import axes, combinations, fields
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
@@ -46,7 +45,7 @@ def make_watchers(config, mesh, dataset):
         kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
         return [call(kind, "evaluate", config.evaluate, config=config, mesh=mesh)]
     watchers: list = [SampleGrids(config, mesh, dataset)]
-    if call(Plan, "evaluate", config.evaluate).every_steps:
+    if plan_of(config).every_steps:
         if config.data.get("low_res_size") is not None:
             raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
         watchers.append(Frontier(config, mesh, dataset))
@@ -60,37 +59,28 @@ def averaged(state):
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """config.sample: the sample grids drawn while training, and the defaults of `Model.sample`."""
+    """The keys of config.sample that are no `SampleOptions`, and its weights: the grids drawn while training."""
 
     every_steps: int
     labels: tuple
     guidance: tuple
     per_cell: int
-    num_steps: int
-    sampler: str
-    v: float | None
-    eta: float
-
-    def __post_init__(self):
-        choose("sampler", self.sampler, SAMPLERS)
 
 
 class SampleGrids:
-    """Draws samples/step_*.png, whole or not at all."""
+    """Draws samples/step_*.png, each atomically."""
 
     section = "sample"
 
     def __init__(self, config, mesh, dataset):
-        self.pictures = call(Pictures, "sample", config.sample)
+        own = set(fields("config.sample")) - {"guidance"}
+        self.pictures = call(Pictures, "sample", {key: config.sample[key] for key in config.sample if key not in own})
         self.every_steps = self.pictures.every_steps
         check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
-        guidance_weights(self.pictures.guidance, None, len(self.pictures.guidance))
         if len(config.data.image_shape) != 3:
             require_matplotlib()
-        self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
-        self._model.grid(self.pictures.num_steps)
-        self._model.check_guidance(self.pictures.guidance)
-        self._model.sampler(rule=conditional())
+        self._model = Model(config, None, mesh=mesh)
+        self._columns = [resolved(options, self._model) for options in combinations(axes(config, "sample"))]
         self._options = {}
         if self._model.low_res_shape is not None:
             self._options["low_res"] = self._examples(dataset)
@@ -110,14 +100,8 @@ class SampleGrids:
         if processes.decided(path.exists, f"whether {path.name} is there"):
             return
         self._model.params = averaged(state)
-        picture = sample_figure(
-            self._model,
-            labels=pictures.labels,
-            guidance=pictures.guidance,
-            per_cell=pictures.per_cell,
-            seed=self._seed,
-            **self._options,
-        )
+        shown: dict = dict(labels=pictures.labels, per_cell=pictures.per_cell)
+        picture = sample_figure(self._model, self._columns, **shown, **self._options)
         if jax.process_index() == 0:
             path.parent.mkdir(exist_ok=True)
             with writing(path) as new:
@@ -202,15 +186,15 @@ class Frontier:
     section = "evaluate"
 
     def __init__(self, config, mesh, dataset):
-        plan = call(Plan, "evaluate", config.evaluate)
-        self.every_steps, self._plan = plan.every_steps, plan
-        self._model = Model(config, None, mesh=mesh)
-        grid = Grid(plan.every_guidance, (plan.num_steps,), seeds=(config.seed,))
-        self._settings = [s for s in make_settings(grid, self._model, plan.label_policy) if s.scores == "learned"]
-        self._network, self._judge = load_networks(plan, config.data)
+        self._plan = plan_of(config)
+        self.every_steps, self._model = self._plan.every_steps, Model(config, None, mesh=mesh)
+        every = make_settings(axes(config, "evaluate", {"guidance": self._plan.every_guidance}), self._model)
+        self._columns = [setting.options for setting in every if setting.scores == "learned"]
+        self._names = column_names(self._columns, lambda w: f"w={w:g}")
+        self._network, self._judge = load_networks(self._plan, config.data)
         self._dataset, self._reference = dataset, None
-        if plan.reference is not None:
-            self._reference = load_reference(plan.reference, self._network, self._model.image_shape)
+        if self._plan.reference is not None:
+            self._reference = load_reference(self._plan.reference, self._network, self._model.image_shape)
 
     def __call__(self, state, step, workdir, runlog):
         if self._reference is None:
@@ -218,14 +202,14 @@ class Frontier:
             folder.mkdir(exist_ok=True)
             shape, silent = self._model.image_shape, lambda images: None
             self._reference = find_reference(None, lambda: self._dataset, self._network, shape, folder, silent)
-        rule = guided_rule(any(self._plan.every_guidance))
-        self._model.params = averaged(state)
-        for setting in self._settings:
-            ending = f"w={setting.guidance_weight:g}"
+        for options, ending in zip(self._columns, self._names, strict=True):
             if runlog.has(step, f"{self._network.metric('FD')}/{ending}"):
                 continue
             index = np.arange(self._plan.every_num_samples)
-            parts = draw_samples(self._model, setting, index, self._plan.batch_size, rule=rule)
+            rule = options.rule if any(self._plan.every_guidance) else at_zero(options.rule)
+            self._model.params = state.ema[str(options.ema)] if options.ema else state.params
+            drawing = dataclasses.replace(options, rule=rule)
+            parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
             drawn = zip(*parts, strict=True)
             index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
             found = processes.concatenated({"index": index, "labels": labels, "samples": samples})

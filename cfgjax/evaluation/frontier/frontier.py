@@ -7,7 +7,6 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import shutil
@@ -21,18 +20,21 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
+from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
-from cfgjax.evaluation.frontier.generate import SampleStore, Setting, draw_samples
+from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.frontier.settings import Setting
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.figures import exact_model
-from cfgjax.models.arguments import check_whole_number, guidance_weights, per_label
+from cfgjax.models.binding import (
+    with_guide,
+)
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.binding import check_together, guided_rule, noise_options, sampler_value
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.manifest import manifest_digest
 
@@ -45,68 +47,6 @@ FORMAT = 1  # of the cached files; to be increased if the same settings give oth
 
 class Stopped(Exception):
     """The evaluation received a stop signal. The samples drawn so far are saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """The settings of a frontier: every combination of its tuples. None stands for the value of the run's config."""
-
-    guidance: tuple
-    num_steps: tuple
-    v: tuple = (None,)
-    ema: tuple = (None,)
-    seeds: tuple = (0,)
-    sampler: str | None = None
-    eta: float | None = None
-    classifier_scale: tuple = (0.0,)
-    classifier_form: str = "eps"
-
-
-def make_settings(grid: Grid, model: Model, label_policy: str, guide: Guide | None = None) -> list[Setting]:
-    """Returns the checked settings of a grid in order of work. For a run on a mixture it adds those of exact scores.
-
-    guide: the `Guide`, needed if a scale of the grid is not 0.
-    """
-    rates = [*map(float, model.config.ema.rates), 0.0]
-    check_grid(grid, rates, model)
-    guided: dict[str, Any] = {}
-    if guide is not None:
-        guided = {"classifier": guide.digest, "classifier_form": grid.classifier_form}
-    elif any(grid.classifier_scale):
-        raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
-    sampler, rule = grid.sampler or model.config.sample.sampler, guided_rule(True, guide, form=grid.classifier_form)
-    averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
-    if model.config.data.source == "mixture":
-        averages["exact"] = averages["learned"][:1]  # EMA has no effect on exact scores
-    settings = []
-    for scores, ema_rates in averages.items():
-        for ema, num_steps, v, seed, scale, w in itertools.product(
-            ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
-        ):
-            value = sampler_value(sampler, model.config.sample, v, grid.eta)
-            check_together(rule, value, model.learned_variance)
-            noise = noise_options(value)
-            options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
-            options |= {"classifier_scale": float(scale), **guided}
-            settings.append(Setting(float(w), num_steps, type(value).__name__, **options, scores=scores))
-    return settings
-
-
-def check_grid(grid: Grid, rates: Sequence[float], model: Model) -> None:
-    """Raises UsageError unless every value of a grid is valid and none occurs twice. rates: those of the run's EMAs."""
-    guidance_weights(grid.guidance, None, len(grid.guidance))
-    model.check_guidance(grid.guidance)
-    per_label("classifier_scale", grid.classifier_scale, len(grid.classifier_scale))
-    for value in grid.seeds:
-        check_whole_number("seed", value, 0)
-    for value in grid.num_steps:
-        model.grid(value)
-    if unknown := [rate for rate in grid.ema if rate is not None and rate not in rates]:
-        raise UsageError(f"no EMA of rate {unknown[0]:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
-    for name in ("guidance", "num_steps", "v", "ema", "seeds", "classifier_scale"):
-        values = getattr(grid, name)
-        if len(set(values)) < len(values):
-            raise UsageError(f"{name} {', '.join(map(str, values))}: a value occurs twice")
 
 
 class Frontier:
@@ -135,7 +75,7 @@ class Frontier:
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
         self._rate: float | None = None  # of the parameters that the model has now, None for those it came with
-        self._guided, self._guide = any(setting.guidance_weight for setting in settings), guide
+        self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
@@ -154,7 +94,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: getattr(self.model.config, name).to_dict() for name in sections}
-        return {"format": FORMAT, **own, **config, **dataclasses.asdict(setting)}
+        return {"format": FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
@@ -187,20 +127,22 @@ class Frontier:
                     write_metrics(path, identity, metrics)
                 processes.barrier("a setting is measured")
                 metrics = processes.decided(cached, "a setting's metrics")
-            yield {**dataclasses.asdict(setting), "num_samples": self.num_samples, **metrics}
+            yield {**setting.row, "num_samples": self.num_samples, **metrics}
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
         missing = processes.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
-        if setting.scores == "learned" and setting.ema != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
+        rate = setting.options.ema
+        if setting.scores == "learned" and rate != self._rate and len(missing):
+            params, _ = load_params(self._workdir, model.config, model.step, rate)
             model.put(params)
-            self._rate = setting.ema
-        rule = guided_rule(self._guided, self._guide, setting.classifier_scale, setting.classifier_form or "eps")
-        options: dict[str, Any] = {"rule": rule, "num_samples": self.num_samples}
-        for index, labels, samples in draw_samples(model, setting, missing, self._batch_size, **options):
+            self._rate = rate
+        rule = with_guide(setting.options.rule, self._guide, setting.options.classifier_scale)
+        options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
+        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
+        for index, labels, samples in drawing:
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn

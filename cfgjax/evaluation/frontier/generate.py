@@ -1,6 +1,5 @@
 """Draws N samples. Sample i depends only on the model and (seed, i), not on batch size, devices or processes."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -20,40 +19,12 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
 from cfgjax.models.model import Model
-from cfgjax.models.binding import guided_rule, named_sampler
+from cfgjax.runs.options import SampleOptions, fields
 
 log = logging.getLogger("cfgjax")
 
 Indices = Int[np.ndarray, " n"]
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # (index, labels, samples), with one row for each sample
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The options of sampling. A sample is a function of these, the model and its index.
-
-    guidance_weight: w. num_steps: T, or the spacing of timesteps. v, eta: options of the sampler, None if it has none;
-    v is also None if the variance is learned. ema: rate of the averaged parameters, 0 for no averaging. label_policy: a
-    key of LABELS. scores: "learned", or "exact" for those of a mixture. classifier: digest of the classifier that
-    guides, or None. classifier_scale, classifier_form: of its gradient.
-    """
-
-    guidance_weight: float
-    num_steps: int | str
-    sampler: str
-    v: float | None
-    eta: float | None
-    ema: float
-    seed: int
-    label_policy: str
-    scores: str = "learned"
-    classifier: str | None = None
-    classifier_scale: float = 0.0
-    classifier_form: str | None = None
-
-    def sampler_value(self) -> Any:
-        """The sampler with its v or eta."""
-        return named_sampler(self.sampler, v=self.v, eta=self.eta)
 
 
 def balanced(index: Indices, num_classes: int, seed: int) -> Indices:
@@ -78,49 +49,46 @@ def rows_per_device(num_samples: int, batch_size: int, num_devices: int) -> int:
 
 def draw_samples(
     model: Model,
-    setting: Setting,
+    options: SampleOptions,
     index: Indices,
     batch_size: int,
     *,
     num_samples: int | None = None,
-    rule: Any = None,
 ) -> Iterator[Batch]:
     """Yields (index [b], labels [b], samples [b, …]) for this process's part of each batch.
 
-    index: int [N] of the requested samples. samples: uint8 images, or float32 points. batch_size: samples per call on
-    each device, at most. rule: a guidance rule, by default the paper's. num_samples: number of all samples, if index
-    has only those that are missing: a resumed evaluation then runs the same program as an uninterrupted one.
+    index: int [N] of the requested samples. samples: uint8 images, or float32 points. options: a rule has its guide.
+    batch_size: samples per call on each device, at most. num_samples: number of all samples, if index has only those
+    that are missing: a resumed evaluation then runs the same program as an uninterrupted one.
 
     If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
     bit. Raises ArithmeticError if a sample is not finite.
     """
-    make_labels = choose("label policy", setting.label_policy, LABELS)
-    rule = guided_rule(True) if rule is None else rule
-    sampler = setting.sampler_value()
-    draw = model.sampler(rule=rule, sampler=sampler, num_steps=setting.num_steps, seed=setting.seed)
+    make_labels = choose("label policy", options.label_policy, LABELS)
+    draw = model.sampler(**{name: getattr(options, name) for name in fields("Model")})
     rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
     size = rows * model.mesh.size
-    weights = np.full(size, setting.guidance_weight, np.float32)
+    weights = np.full(size, options.guidance, np.float32)
     running = None  # the batch that the devices compute while the previous one is written
     for start in [*range(0, len(index), size or 1), None]:
         before = running
         if start is not None:
             wanted = index[start : start + size]
             padded = np.resize(wanted, size)
-            labels = make_labels(padded, model.num_classes, setting.seed)
+            labels = make_labels(padded, model.num_classes, options.seed)
             running = wanted, labels, draw(padded, labels, weights)
         if before is not None:
-            yield finished(*before, setting, model.is_image)
+            yield finished(*before, options.guidance, model.is_image)
 
 
 def finished(
-    wanted: Int[np.ndarray, " _n"], labels: Indices, x: Shaped[Array, "n ..."], setting: Setting, is_image: bool
+    wanted: Int[np.ndarray, " _n"], labels: Indices, x: Shaped[Array, "n ..."], weight: float, is_image: bool
 ) -> Batch:
     """Returns (index, labels, samples) of this process's part of a batch, without the padding after `wanted`."""
     rows, values = local_rows(x)
     keep = rows < len(wanted)
     rows, values = rows[keep], values[keep]
-    check_samples(values, wanted[rows], labels[rows], np.full(len(rows), setting.guidance_weight))
+    check_samples(values, wanted[rows], labels[rows], np.full(len(rows), weight))
     return wanted[rows], labels[rows], to_uint8(values) if is_image else values
 
 

@@ -1,30 +1,26 @@
-"""The plan of an evaluation: config.evaluate, overridden by the flags of `cfgjax evaluate`."""
+"""The plan of an evaluation: config.evaluate without the options of sampling, overridden by flags."""
 
 import dataclasses
+from typing import Any
 
-from cfgjax.base.errors import choose
-from cfgjax.evaluation.frontier.generate import LABELS
-from cfgjax.models.arguments import check_num_steps
+from ml_collections import ConfigDict
 
-PAPER_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0)  # of CFG's tables
+from cfgjax.runs.config import call
+from cfgjax.runs.options import fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """config.evaluate.
+    """The keys of config.evaluate that are no `SampleOptions`.
 
-    guidance: weights w. num_samples: number of samples for each. num_steps: network calls T. batch_size: maximum number
-    of samples per call of the sampler on each device. label_policy: "balanced" or "random". features: "classifier",
-    "inception" or "mixture". classifier: workdir of a classifier run. reference: file of reference statistics, by
-    default those of the run's training data. every_steps: interval of evaluations during training, or None; these draw
-    every_num_samples samples for each w of every_guidance.
+    num_samples: number of samples for each setting. batch_size: maximum number of samples per call of the sampler on
+    each device. features: "classifier", "inception" or "mixture". classifier: workdir of a classifier run. reference:
+    file of reference statistics, by default those of the run's training data. every_steps: interval of evaluations
+    during training, or None; these draw every_num_samples samples for each w of every_guidance.
     """
 
-    guidance: tuple = PAPER_WEIGHTS
     num_samples: int = 50_000
-    num_steps: int = 256
     batch_size: int = 256
-    label_policy: str = "balanced"
     features: str = "inception"
     classifier: str | None = None
     reference: str | None = None
@@ -32,6 +28,10 @@ class Plan:
     every_num_samples: int = 5_000
     every_guidance: tuple = (0.0,)
 
-    def __post_init__(self) -> None:
-        check_num_steps(self.num_steps)
-        choose("label policy", self.label_policy, LABELS)
+
+def plan_of(config: ConfigDict, **given: Any) -> Plan:
+    """Returns the `Plan` of config.evaluate with changes. Raises UsageError for unknown keys of the section."""
+    section = {
+        name: value for name, value in config.get("evaluate", {}).items() if name not in fields("config.evaluate")
+    }
+    return call(Plan, "evaluate", section | given)

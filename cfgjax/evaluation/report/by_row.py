@@ -3,6 +3,8 @@
 from typing import Any
 
 from cfgjax.base.cells import aligned, cell_text
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report import files as report
 
 
@@ -12,18 +14,38 @@ def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
     Its columns calls and gradients count, per sample, those of the diffusion network and of the classifier.
     """
     metrics = list(dict.fromkeys(name for record in records.values() for name in report.shown_names(record["rows"])))
-    lines = [["run", "w", "classifier scale", "T", "calls", "gradients", *metrics]]
+    lines = [["run", "w", "rule", "classifier scale", "sampler", "T", "calls", "gradients", *metrics]]
     for label, record in records.items():
         same: dict = {}
         for row in record["rows"]:
-            same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *report.KEYS)), []).append(row)
+            same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *report.setting_keys())), []).append(
+                row
+            )
         for rows in same.values():
             row, scale = rows[0], rows[0].get("classifier_scale") or 0.0
-            steps = row["num_steps"] if isinstance(row["num_steps"], int) else None
-            per_step = 1 + bool(row["guidance_weight"]), int(bool(scale))
-            cost = [str(row["num_steps"]), *("-" if steps is None else str(k * steps) for k in per_step)]
+            cost = ["-" if number is None else str(number) for number in calls(row, bool(scale))]
             values = [(*report.spread(rows, name), len(rows)) if name in row else None for name in metrics]
             cells = [cell_text(cell, ".4g") for cell in values]
             name = label if row["scores"] == "learned" else f"{label}, {row['scores']} scores"
-            lines.append([name, f"{row['guidance_weight']:g}", f"{scale:g}", *cost, *cells])
+            setting = [f"{row['guidance_weight']:g}", row["rule"], f"{scale:g}", row["sampler"], str(row["num_steps"])]
+            lines.append([name, *setting, *cost, *cells])
     return aligned(lines, right=True)
+
+
+def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
+    """Returns how often the diffusion network and the classifier are called for a sample; None where it is unknown.
+
+    guided: whether a classifier guides.
+    """
+    from cfgjax.diffusion.guidance import RULES, at_zero, uses_null
+    from cfgjax.diffusion.samplers import SAMPLERS
+
+    if not isinstance(row["num_steps"], int):
+        return None, None
+    try:
+        rule, sampler = parse(row["rule"], RULES, "rule"), parse(row["sampler"], SAMPLERS, "sampler")
+    except UsageError:  # a rule or sampler of the user's own
+        return None, None
+    evaluations = sampler.evaluations(row["num_steps"])
+    branches = 1 + uses_null(rule if row["guidance_weight"] else at_zero(rule))
+    return branches * evaluations, evaluations if guided else 0

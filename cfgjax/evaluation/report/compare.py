@@ -9,6 +9,7 @@ from typing import Any
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.download import INCEPTION_SHA256
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.diffusion.specs import named_arguments
 from cfgjax.evaluation.report import files as report
 from cfgjax.evaluation.report.files import Row
 from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, stated
@@ -52,15 +53,15 @@ def make_run(label: str, record: dict[str, Any]) -> Run:
     try:
         rows, features, reference = record["rows"], record["features"], record["reference"]
         judge = (record["judge"] or {"digest": "none"})["digest"]
-        values = {key: " / ".join(dict.fromkeys(text(row.get(key)) for row in rows)) for key in report.KEYS}
+        values = {key: " / ".join(dict.fromkeys(text(row.get(key)) for row in rows)) for key in report.setting_keys()}
         facts = {
             "run": label,
             "step": str(record["checkpoint"]["step"]),
             "N": values["num_samples"],
             "labels": values["label_policy"],
-            "sampler": values["sampler"] + (f", eta {values['eta']}" if rows[0]["eta"] is not None else ""),
+            "rule": values["rule"],
+            "sampler": values["sampler"],
             "T": values["num_steps"],
-            "v": values["v"],
             "EMA": values["ema"],
             "p_uncond": text(record["config"]["diffusion"].get("p_uncond", 0.0)),
             "features": f"{features['name']} {short(features['digest'])}",
@@ -93,7 +94,8 @@ def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record:
         for metric in report.shown_names([row])
     }
     setting = {
-        **{key: row[key] for key in ("num_samples", "label_policy", "sampler", "num_steps", "v")},
+        **{key: row[key] for key in ("num_samples", "label_policy", "num_steps")},
+        **published_form(row["sampler"]),
         "features": feature_name(record["features"]),
         "image_shape": list(config["data"]["image_shape"]),
         "num_classes": config["data"]["num_classes"],
@@ -106,12 +108,19 @@ def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record:
     return Curve(setting, Group(f"{label}: {name}" if name else label, cells))
 
 
+def published_form(sampler: str) -> dict[str, Any]:
+    """Returns {"sampler": name, "v": value} of a sampler's text, as published settings have them."""
+    name, options = named_arguments(sampler)
+    v = options.get("v", "learned") if name == "ancestral" else None
+    return {"sampler": sampler if name != "ancestral" and options else name, "v": v}
+
+
 def guide_text(rows: Sequence[Row]) -> str:
     """Returns a description of the classifier that guides the samples of some rows."""
     if not rows[0].get("classifier"):
         return "none"
     scales = " / ".join(dict.fromkeys(text(row["classifier_scale"]) for row in rows))
-    return f"{short(rows[0]['classifier'])[:8]}, scale {scales} ({rows[0]['classifier_form']})"
+    return f"{short(rows[0]['classifier'])[:8]}, scale {scales}"
 
 
 def rounded(w: float) -> float:

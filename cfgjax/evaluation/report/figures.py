@@ -1,7 +1,6 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,13 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.data.sources.registry import check_labels, mixture_of
+from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.arguments import per_label
+from cfgjax.models.binding import rule_value, with_guide
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.binding import guided_rule
+from cfgjax.runs.options import SampleOptions, as_dict, fields
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
@@ -22,50 +22,59 @@ MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 def sample_figure(
     model: Model | Cascade,
+    columns: Sequence[SampleOptions],
     *,
     labels: Sequence[int],
-    guidance: Sequence[float] | Float[np.ndarray, " w"],
     per_cell: int,
-    seed: int = 0,
     guide: Guide | None = None,
-    classifier_scale: Sequence[float | None] = (None,),
-    classifier_form: str = "eps",
     **sampling: Any,
 ) -> Image.Image:
-    """Returns an RGB picture of samples: rows are labels, columns are w, with per_cell samples in each cell.
+    """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column, so that a row shows the effect of w. guide,
-    classifier_scale, classifier_form: a `Guide`, the scales of its gradient, with columns for each, and its form.
-    sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data the columns are
-    scatter plots of all labels; for source "mixture", a row of exact scores precedes the learned ones.
+    Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide:
+    the `Guide` of the rules. sampling: further options of `Model.sample`; low_res has per_cell images for each label.
+    For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
+    learned ones.
     """
     check_labels(labels, model.num_classes)
-    model.check_guidance(guidance)
-    for scale in classifier_scale:
-        per_label("classifier_scale", 0.0 if scale is None else scale, 1)
-    repeated = np.repeat(np.asarray(labels), per_cell)
-    settings = list(itertools.product(guidance, classifier_scale))
-    rule = lambda w, scale: None if guide is None else guided_rule(w != 0, guide, scale, classifier_form)
-    columns = [model.sample(repeated, w, rule=rule(w, s), seed=seed, **sampling) for w, s in settings]
+    model.check_guidance([options.guidance for options in columns])
+    repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
+    draw = lambda source, options: source.sample(
+        repeated, options.guidance, **model_options(options, guide), **sampling
+    )
+    drawn = [draw(model, options) for options in columns]
     if not model.is_image:
-        rows = {"learned": columns}
+        rows = {"learned": drawn}
         if model.config.data.source == "mixture":
             oracle = exact_model(model)
-            rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
-        return scatter(rows, repeated, guidance)
-    images = np.stack(columns, axis=1).reshape(len(labels), per_cell, len(settings), *model.image_shape)
-    names = [str(label) for label in labels], [column_name(*pair) for pair in settings]
-    return image_grid(images.swapaxes(1, 2), *names)
+            rows = {"exact": [draw(oracle, options) for options in columns], **rows}
+        return scatter(rows, repeated, names)
+    images = np.stack(drawn, axis=1).reshape(len(labels), per_cell, len(columns), *model.image_shape)
+    return image_grid(images.swapaxes(1, 2), [str(label) for label in labels], names)
 
 
-def column_name(w: float, classifier_scale: float | None) -> str:
-    """Returns the heading of a column: the weight, and the scale of the classifier's gradient if there is one."""
-    return weight_name(w) if classifier_scale is None else f"w={w:g}, scale {classifier_scale:g}"
+def model_options(options: SampleOptions, guide: Guide | None) -> dict[str, Any]:
+    """Returns the keyword arguments of `Model.sample` for these options, with the guide in their rule."""
+    changes = {name: getattr(options, name) for name in fields("Model")}
+    return changes | {"rule": with_guide(rule_value(options.rule), guide, options.classifier_scale)}
 
 
 def weight_name(w: float) -> str:
     """Returns the weight in both conventions."""
     return f"w={w:g} (s={1 + w:g})"
+
+
+def column_names(columns: Sequence[SampleOptions], weight: Callable[[float], str] = weight_name) -> list[str]:
+    """Returns a name for each column: its weight, and those of its other options that differ."""
+    texts = [{name: option_text(value) for name, value in as_dict(options).items()} for options in columns]
+    differing = [name for name in fields() if name != "guidance" and len({text[name] for text in texts}) > 1]
+    parts = lambda options, text: [weight(options.guidance), *(f"{name}={text[name]}" for name in differing)]
+    return [", ".join(parts(*both)) for both in zip(columns, texts, strict=True)]
+
+
+def option_text(value: Any) -> str:
+    """Returns the text of an option."""
+    return value if isinstance(value, str) else spec(value)
 
 
 def image_grid(
@@ -107,18 +116,18 @@ def exact_model(model: Model | Cascade) -> Model:
 def scatter(
     rows: Mapping[str, Sequence[Float[np.ndarray, "n d"]]],
     labels: Int[np.ndarray, " n"],
-    guidance: Sequence[float] | Float[np.ndarray, " w"],
+    names: Sequence[str],
 ) -> Image.Image:
-    """Returns an RGB picture of points coloured by label. rows: {name: [points for each w]}; the columns are w."""
+    """Returns an RGB picture of points coloured by label. rows: {name: [points of each column]}."""
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3 * len(guidance), 3.2 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(guidance), sharex=True, sharey=True, squeeze=False)
+    figure = Figure(figsize=(3 * len(names), 3.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(names), sharex=True, sharey=True, squeeze=False)
     for row, (name, columns) in enumerate(rows.items()):
-        for axis, points, w in zip(axes[row], columns, guidance, strict=True):
-            axis.set_title(f"{name} scores, {weight_name(w)}", fontsize=9)
+        for axis, points, column in zip(axes[row], columns, names, strict=True):
+            axis.set_title(f"{name} scores, {column}", fontsize=9)
             axis.set_aspect("equal")
             for label in np.unique(labels):
                 axis.scatter(*points[labels == label].T[:2], s=3, alpha=0.5, linewidths=0)

@@ -12,18 +12,24 @@ import numpy as np
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.runs.options import fields
 
 Row = dict[str, Any]  # {setting or metric: value} of one frontier
 Figure = Any  # matplotlib's: an extra
 
-KEYS = (  # of a curve
-    *("scores", "ema", "num_steps", "sampler", "v", "eta", "label_policy", "num_samples"),
-    *("classifier", "classifier_scale", "classifier_form"),
-)
-VARYING = ("scores", "ema", "num_steps", "v", "classifier_scale")  # keys that may vary within one frontier
 LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap
 MAX_CLASSES = 20  # of the table per class on the terminal
 DETAIL = ("_std", "_10")  # endings of metrics that appear only in the files
+
+
+def varying_keys() -> tuple[str, ...]:
+    """Returns the keys of a row that may vary within one frontier, besides its weight and seed."""
+    return ("scores", *(name for name in reversed(fields()) if name not in ("guidance", "seed")))
+
+
+def setting_keys() -> tuple[str, ...]:
+    """Returns the keys of a row that are the same along a curve, unless one of them takes the place of w."""
+    return (*varying_keys(), "classifier", "num_samples")
 
 
 @runtime_checkable
@@ -38,7 +44,7 @@ class MetricNames(Protocol):
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """Returns the names of the scalar metrics of the rows, in order."""
-    settings = (*KEYS, "guidance_weight", "seed")
+    settings = (*setting_keys(), "guidance_weight", "seed")
     return [name for name, value in rows[0].items() if name not in settings and not isinstance(value, list)]
 
 
@@ -65,7 +71,7 @@ def curves(rows: Sequence[Row], along: str | None = None) -> dict[str, dict[floa
     along: the key that takes the place of w, by default `strength`.
     """
     along = along or strength(rows)
-    several = [key for key in VARYING if key != along and len({row.get(key) for row in rows}) > 1]
+    several = [key for key in varying_keys() if key != along and len({row.get(key) for row in rows}) > 1]
     number = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
     result: dict[str, dict[float, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: row[along]):
@@ -85,6 +91,7 @@ def line(rows: Sequence[Row]) -> str:
     row = rows[-1]
     names = shown_names(rows)
     where = f"w = {row['guidance_weight']:g}, T = {row['num_steps']}, seed {row['seed']}, {row['scores']} scores"
+    where += f", {row['rule']}, {row['sampler']}"
     if row.get("classifier"):
         where += f", classifier scale {row['classifier_scale']:g}"
     return f"{where}: " + "  ".join(f"{name} {row[name]:.4g}" for name in names)
@@ -150,7 +157,7 @@ def findings(rows: Sequence[Row], network: MetricNames) -> list[str]:
 
 def csv_text(rows: Sequence[Row]) -> str:
     """Returns the text of frontier.csv, with a line for each row."""
-    head = ["guidance_weight", "scale", *KEYS, "seed", *metric_names(rows)]
+    head = ["guidance_weight", "scale", *setting_keys(), "seed", *metric_names(rows)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -162,7 +169,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def per_class_text(rows: Sequence[Row]) -> str:
     """Returns the text of per_class.csv, accuracies with a line for each class and a column for each row."""
-    varying = [key for key in (*VARYING, "seed") if len({row.get(key) for row in rows}) > 1]
+    varying = [key for key in (*varying_keys(), "seed") if len({row.get(key) for row in rows}) > 1]
     names = [" ".join([f"w={row['guidance_weight']:g}", *[f"{key}={row[key]}" for key in varying]]) for row in rows]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -12,17 +12,9 @@ from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, r
 
 NONE = type(None)
 TEXT, NUMBER = (str, NONE), (float, NONE)
-ROW: dict[str, Any] = {
-    "guidance_weight": float,
-    "num_steps": (int, str),
-    "num_samples": int,
-    "v": NUMBER,
-    "eta": NUMBER,
-    "ema": float,
-}
-ROW |= dict.fromkeys(("scores", "sampler", "label_policy"), str)  # settings of every row
-MORE: dict[str, Any] = {"classifier": TEXT, "classifier_scale": NUMBER, "classifier_form": TEXT}
-MORE |= {"accuracy_per_class": list}
+ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
+ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
+MORE: dict[str, Any] = {"classifier": TEXT, "classifier_scale": NUMBER, "accuracy_per_class": list}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
@@ -94,19 +86,38 @@ def read(file: Path) -> dict[str, Any]:
         recorded = content.pop(HASH, None)  # older versions wrote none
         if recorded not in (None, content_hash({key: value for key, value in content.items() if key != "tilted"})):
             raise ValueError("its content does not match its hash")
+        content["rows"] = [upgraded(row) for row in rows_of(content)]
         check_rows(content)
     except ValueError as e:
         raise UsageError(f"{file} is not what cfgjax evaluate writes: {e}; {REMEDY}") from e
     return content
 
 
-def check_rows(content: dict[str, Any]) -> None:
-    """Raises ValueError unless content has rows, and each row has all settings and only numbers as metrics."""
+def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the rows. Raises ValueError if there are none or one is no object."""
     check_keys(content, {"rows": list})
     if not content["rows"]:
         raise ValueError("it has no rows")
     for i, row in enumerate(content["rows"]):
         check_type(f"row {i}", row, dict)
+    return content["rows"]
+
+
+def upgraded(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with its rule and sampler as specs; older versions wrote v, eta and classifier_form."""
+    if "rule" in row or "v" not in row:
+        return row
+    noise = {name: row[name] for name in ("v", "eta") if row.get(name) is not None}
+    form = row.get("classifier_form") or "eps"
+    rule = "cfg()" if not row.get("classifier") else f"classifier(cfg(){'' if form == 'eps' else f', form={form!r}'})"
+    sampler = f"{row.get('sampler')}({', '.join(f'{name}={value:g}' for name, value in noise.items())})"
+    kept = {name: value for name, value in row.items() if name not in ("v", "eta", "classifier_form")}
+    return kept | {"rule": rule, "sampler": sampler}
+
+
+def check_rows(content: dict[str, Any]) -> None:
+    """Raises ValueError unless each row has all settings and only numbers as metrics."""
+    for i, row in enumerate(content["rows"]):
         check_keys(row, ROW, of=f" in row {i}")
         for name, value in row.items():
             check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or float)

@@ -1,0 +1,129 @@
+"""The settings of a frontier: what is sampled, as values to work with, as rows of a table, and as stored identities."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.diffusion.guidance import cfg, classifier
+from cfgjax.diffusion.samplers import ancestral, ddim
+from cfgjax.diffusion.specs import spec
+from cfgjax.evaluation.frontier.generate import LABELS
+from cfgjax.models.binding import (
+    check_together,
+    classifier_scale,
+    filled,
+    is_classifier_guided,
+    rule_value,
+    sampler_value,
+)
+from cfgjax.models.guide import Guide
+from cfgjax.models.model import Model
+from cfgjax.runs.options import SampleOptions, as_dict, combinations
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What determines a sample, besides the model and its index.
+
+    options: rule and sampler are values, a rule's guide apart; ema is a rate; classifier_scale is that of the rule's
+    `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
+    digest of the classifier that guides, or None.
+    """
+
+    options: SampleOptions
+    scores: str = "learned"
+    classifier: str | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The setting as the first columns of a table."""
+        values = {name: as_text(value) for name, value in as_dict(self.options).items()}
+        return {"guidance_weight": values.pop("guidance"), **values, "scores": self.scores, **self._guide}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The setting as JSON values. An option at its default is left out, so that a new one changes no identity.
+
+        The first options are always there, in the form in which they were first stored.
+        """
+        options, default = self.options, SampleOptions()
+        new = {name: value for name, value in as_dict(options).items() if name not in STORED}
+        found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
+        found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}
+        found |= {"guidance_weight": options.guidance, "scores": self.scores, **self._guide}
+        rule, form = options.rule, None
+        if isinstance(rule, classifier):
+            rule, form = rule.rule, rule.form
+        if rule != cfg():
+            found["rule"] = spec(rule)
+        found |= {"classifier_form": form, "classifier_scale": options.classifier_scale or 0.0}
+        return found | stored_sampler(options.sampler)
+
+    @property
+    def _guide(self) -> dict[str, str | None]:
+        return {"classifier": self.classifier}
+
+
+STORED = ("guidance", "num_steps", "sampler", "ema", "seed", "label_policy", "rule", "classifier_scale")
+
+
+def stored_sampler(sampler: Any) -> dict[str, Any]:
+    """Returns {"sampler", "v", "eta"} as they are stored: the text of a sampler that has other options than these."""
+    noise = {name: getattr(sampler, name, None) for name in ("v", "eta")}
+    noise = {name: value if value is None else float(f"{np.float32(value):.7g}") for name, value in noise.items()}
+    given = {name: value for name, value in noise.items() if value is not None}
+    plain = type(sampler) in (ancestral, ddim) and type(sampler)(**given) == sampler
+    return {"sampler": type(sampler).__name__, **noise} if plain else {"sampler": spec(sampler), "v": None, "eta": None}
+
+
+def as_text(value: Any) -> Any:
+    """Returns the text of a rule or sampler, and any other option as it is."""
+    return spec(value) if dataclasses.is_dataclass(value) else value
+
+
+def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None) -> list[Setting]:
+    """Returns the checked settings of every combination of the axes, in order of work.
+
+    axes: {option: values}, see `options.axes`. For a run on a mixture, those of exact scores follow. guide: the `Guide`
+    of the rules' `classifier`; rules without one are wrapped in one.
+    """
+    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
+    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
+    digest = None if guide is None else guide.digest
+    settings = [Setting(resolved(options, model, guide), classifier=digest) for options in every]
+    if model.config.data.source == "mixture":
+        first = settings[0].options.ema  # EMA has no effect on exact scores
+        exact = [setting for setting in settings if setting.options.ema == first]
+        settings += [dataclasses.replace(setting, scores="exact") for setting in exact]
+    return settings
+
+
+def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
+    """Returns options with values for texts and defaults, checked against a model; equal settings are equal then.
+
+    ema is a rate of the run. classifier_scale is that of the rule if it was None; the scale in the rule is then 1.
+    """
+    rule, sampler = rule_value(options.rule), sampler_value(options.sampler)
+    rates = [*map(float, model.config.ema.rates), 0.0]
+    ema = rates[0] if options.ema is None else float(options.ema)
+    if ema not in rates:
+        raise UsageError(f"no EMA of rate {ema:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    if guide is None and is_classifier_guided(rule):
+        raise UsageError(f"rule {rule!r} needs a classifier; give its run with --guide")
+    if guide is None and options.classifier_scale:
+        raise UsageError(f"classifier_scale is {options.classifier_scale:g} without a classifier; give --guide")
+    scale = None
+    if guide is not None:
+        rule = rule if is_classifier_guided(rule) else classifier(rule)
+        scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
+        rule = filled(rule, None, 1.0)
+    model.check_guidance([options.guidance])
+    model.grid(options.num_steps)
+    check_together(rule, sampler, model.learned_variance)
+    choose("label policy", options.label_policy, LABELS)
+    guidance = float(options.guidance)
+    changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
+    return dataclasses.replace(options, **changes)

@@ -1,0 +1,245 @@
+"""The options of sampling, in one place.
+
+The fields of `SampleOptions` determine the flags of `cfgjax sample` and `cfgjax evaluate` (and so of `launch` and
+`sweep`, which pass these on), the keys of config.sample and config.evaluate, the keyword arguments of `Model.sample`,
+the axes of a frontier, the columns of its tables, and the identity of stored samples. Nothing else lists them.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from cfgjax.base.errors import UsageError, nearest
+from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whole_number
+from cfgjax.diffusion.specs import spec
+from cfgjax.runs.value_kinds import BELOW_ONE, NONE, NUMBER, TEXT, Kind, integer, several, shown
+
+PLACES = ("Model", "sample", "evaluate", "config.sample", "config.evaluate")
+"""Where an option can be given: keyword arguments of `Model.sample`, flags of two commands, two config sections."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field of `SampleOptions`.
+
+    kind: its values in configs. read: text of a flag → value; raises ValueError. help: of its flag. noun: what a flag
+    that lists several values needs. places: a subset of PLACES. is_spec: whether Python may give an object instead of
+    its text.
+    """
+
+    kind: Kind
+    read: Callable[[str], Any]
+    help: str
+    noun: str = "values"
+    places: tuple[str, ...] = PLACES
+    is_spec: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UsageError unless the value is valid. name: of the option, for the message."""
+        if self.is_spec and not isinstance(value, str) and value is not None:
+            return  # an object, which is checked where it is used
+        if not self.kind.admits(value):
+            raise UsageError(f"{name} is {shown(value)}; need {self.kind.text}")
+
+
+def option(kind: Kind, read: Callable[[str], Any], help: str, **more: Any) -> dict[str, Option]:
+    """Returns the metadata of a dataclass field with an `Option`."""
+    return {"option": Option(kind, read, help, **more)}
+
+
+def read_num_steps(text: str) -> int | str:
+    """Returns a number of steps as an int, or the name of a selection of timesteps unchanged.
+
+    Raises ValueError for an empty text and for non-ASCII characters.
+    """
+    check_ascii(text)
+    if not text.strip():
+        raise ValueError("it is empty")
+    return whole_number(text) if is_whole_number(text) else text
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleOptions:
+    """The options of sampling. A sample is a function of these, the model, its label and its index.
+
+    guidance: the weight w. classifier_scale: scale of a guide's gradient; None takes that of the rule. seed: of noise
+    and labels. label_policy: how labels are chosen where none are given, "balanced" or "random". rule, sampler: values
+    or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, 0
+    for no averaging; None takes the run's first.
+    """
+
+    guidance: float = field(
+        default=0.0,
+        metadata=option(NUMBER, real_number, "Weights w of (1+w) ε(z,c) − w ε(z).", noun="numbers", places=PLACES[1:]),
+    )
+    classifier_scale: float | None = field(
+        default=None,
+        metadata=option(
+            NUMBER | NONE,
+            real_number,
+            "Scales of the classifier's gradient, with --guide; by default that of the rule.",
+            noun="numbers",
+            places=("sample", "evaluate"),
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=option(integer(0, 2**32 - 1), whole_number, "Seeds of the noise and the labels.", noun="integers"),
+    )
+    label_policy: str = field(
+        default="balanced",
+        metadata=option(
+            TEXT, str, "How labels are chosen: balanced or random.", places=("evaluate", "config.evaluate")
+        ),
+    )
+    rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rules, such as 'cfg()'.", is_spec=True))
+    sampler: Any = field(
+        default="ancestral(v=0.3)",
+        metadata=option(TEXT, str, "Samplers, such as 'ancestral(v=0.3)' or 'ddim(eta=0)'.", is_spec=True),
+    )
+    num_steps: int | str = field(
+        default=256,
+        metadata=option(
+            integer(2) | TEXT,
+            read_num_steps,
+            "Numbers of sampling steps T, or timesteps such as ddim25 or 10+15+20.",
+        ),
+    )
+    ema: float | None = field(
+        default=None,
+        metadata=option(
+            BELOW_ONE | NONE,
+            real_number,
+            "EMA rates; 0 for the parameters without averaging.",
+            noun="numbers",
+            places=("sample", "evaluate", "config.evaluate"),
+        ),
+    )
+
+    def with_changes(self, place: str, **changes: Any) -> "SampleOptions":
+        """Returns the options with changes, checked. None leaves an option as it is. place: one of PLACES."""
+        known = fields(place)
+        for name, value in changes.items():
+            if name not in known:
+                raise UsageError(f"unknown option {name!r}{nearest(name, known)}")
+            if value is not None:
+                known[name].check(name, value)
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+
+def fields(place: str | None = None) -> dict[str, Option]:
+    """Returns {name: `Option`} of all options, or of those that can be given in one of PLACES."""
+    every = {field.name: field.metadata["option"] for field in dataclasses.fields(SampleOptions)}
+    return {name: found for name, found in every.items() if place is None or place in found.places}
+
+
+def as_dict(options: SampleOptions) -> dict[str, Any]:
+    """Returns {name: value} of the options, with rules and samplers as they are."""
+    return {name: getattr(options, name) for name in fields()}
+
+
+def kinds() -> dict[str, Kind]:
+    """Returns {"sample.rule": kind, …} of the config keys. config.sample lists weights, config.evaluate lists anything.
+
+    A None in config.evaluate stands for the value in config.sample.
+    """
+    found = {}
+    for name, given in fields().items():
+        listed = several(given.kind, f"a non-empty tuple, each {given.kind.text}")
+        if "config.sample" in given.places:
+            found[f"sample.{name}"] = listed if name == "guidance" else given.kind
+        if "config.evaluate" in given.places:
+            found[f"evaluate.{name}"] = listed if name == "guidance" else given.kind | listed | NONE
+    return found
+
+
+def defaults(section: str) -> dict[str, Any]:
+    """Returns {key: default} of the options in config.sample or config.evaluate, for `ConfigDict`.
+
+    In config.evaluate the default is None, for the value of config.sample, and the type that of the option.
+    """
+    values = {name: value for name, value in as_dict(SampleOptions()).items() if name in fields(f"config.{section}")}
+    if section == "sample":
+        return values
+    return {name: placeholder(object if value is None else type(value)) for name, value in values.items()}
+
+
+def sample_options(config: ConfigDict) -> SampleOptions:
+    """Returns the options of config.sample, at w = 0: its weights are the columns of a picture."""
+    given = {name: config.sample.get(name) for name in fields("config.sample") if name != "guidance"}
+    return SampleOptions().with_changes("config.sample", **given)
+
+
+def axes(config: ConfigDict, command: str, given: Mapping[str, Sequence[Any]] | None = None) -> dict[str, tuple]:
+    """Returns {option: values} of the columns of a picture or of a frontier.
+
+    command: "sample" or "evaluate", whose config section has what is not given; config.sample has what that lacks.
+    """
+    found = {}
+    for name, default in as_dict(sample_options(config)).items():
+        values = (given or {}).get(name)
+        if values is None and f"config.{command}" in fields()[name].places:
+            values = config.get(command, {}).get(name)
+        values = default if values is None else values
+        found[name] = tuple(values) if isinstance(values, tuple | list) else (values,)
+    return found
+
+
+def combinations(axes: Mapping[str, Sequence[Any]]) -> Iterator[SampleOptions]:
+    """Yields the options of every combination of the axes; later fields of `SampleOptions` vary more slowly.
+
+    Raises UsageError for a value that is invalid or occurs twice.
+    """
+    for name, values in axes.items():
+        for value in values:
+            fields()[name].check(name, value)
+        texts = [spec(value) for value in values]
+        if len(set(texts)) < len(texts):
+            raise UsageError(f"{name} {', '.join(texts)}: a value occurs twice")
+    names = [name for name in reversed(fields()) if name in axes]
+    for values in itertools.product(*(axes[name] for name in names)):
+        yield SampleOptions(**dict(zip(names, values, strict=True)))
+
+
+def read_values(name: str, text: str, flag: str | None = None) -> tuple:
+    """Returns the values of an option in text, separated by commas outside parentheses.
+
+    flag: named in errors, by default that of the option's name. Raises UsageError.
+    """
+    flag = flag or name
+    given, needed = f"--{flag}={text}", f"need {fields()[name].noun} separated by commas"
+    words = split(text)
+    if not words:
+        raise UsageError(f"{given}: {needed}")
+    values = []
+    for word in words:
+        try:
+            values.append(fields()[name].read(word))
+        except ValueError as e:
+            raise UsageError(f"{given}: {needed}; {e}") from None
+        fields()[name].check(f"--{flag}", values[-1])
+    return tuple(values)
+
+
+def split(text: str) -> list[str]:
+    """Returns the parts of text between commas that are in no parentheses and no quotes, without surrounding spaces."""
+    parts, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        if char == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part.strip() for part in parts] if text.strip() else []
