@@ -5,6 +5,7 @@ python benchmarks/evaluation.py --parts=networks --networks=inception --network_
 python benchmarks/evaluation.py --parts=metrics --num_samples=10000 --num_features=64,2048
 """
 
+import dataclasses
 import functools
 import statistics
 import sys
@@ -24,24 +25,19 @@ def generation(given):
     """Figures of `draw_samples` at one weight, with fresh parameters, batches of images as evaluation draws them."""
     import numpy as np
 
-    from cfgjax.evaluation.frontier.generate import Setting, draw_samples
-    from cfgjax.models.binding import guided_rule, noise_options, sampler_value
+    from cfgjax.diffusion.guidance import cfg, conditional
+    from cfgjax.evaluation.frontier.generate import draw_samples
 
     config = harness.load_config(given.configs[0], dtype=given.dtype)
     (weight,) = numbers("guidance", given.guidance, float)
-    sampler, rule = sampler_value(None, config.sample), guided_rule(weight != 0)
     model = harness.fresh_model(config)
     batch = given.batch_size or config.evaluate.batch_size
     batch += -batch % model.mesh.size
-    program, compile_seconds, flops = harness.compile_sampler(
-        model, batch, num_steps=given.num_steps, sampler=sampler, rule=rule
-    )
-    noise = {"v": None, "eta": None} | noise_options(sampler)
-    setting = Setting(
-        weight, given.num_steps, type(sampler).__name__, **noise, ema=0.0, seed=0, label_policy="balanced"
-    )
+    chosen = dict(num_steps=given.num_steps, rule=cfg() if weight else conditional())
+    program, compile_seconds, flops = harness.compile_sampler(model, batch, **chosen)
+    options = dataclasses.replace(model.options, guidance=weight, **chosen)
     index = np.arange(batch * given.num_batches)
-    draw = lambda: [samples for _, _, samples in draw_samples(model, setting, index, batch, rule=rule)]
+    draw = lambda: [samples for _, _, samples in draw_samples(model, options, index, batch)]
     seconds = harness.time_repeats(draw, given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, len(index), flops)
     about = {"config": given.configs[0], "guidance_weight": weight, "batch_size": batch, "dtype": config.model.dtype}

@@ -60,8 +60,8 @@ def test_a_key_without_a_place_by_default_is_added_by_giving_it():
 
 def test_configs_share_no_values():
     first, second = MODULE.denoiser(), MODULE.denoiser()
-    first.sample.v = None
-    assert second.sample.v is not None
+    first.model.head_channels = None
+    assert second.model.head_channels is not None
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_classifier", "adm:64"])

@@ -21,7 +21,8 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
     (tmp_path / "grid.png").write_text("old")
     model = SimpleNamespace(config=mixture_config(), num_classes=3)
     monkeypatch.setattr("cfgjax.runs.workdir.read_config", lambda workdir: model.config)
-    monkeypatch.setattr("cfgjax.cli.sample.load_stages", lambda given: (model, {}))
+    monkeypatch.setattr("cfgjax.cli.sample.load_model", lambda given, ema: model)
+    monkeypatch.setattr("cfgjax.evaluation.frontier.settings.resolved", lambda options, *others: options)
     monkeypatch.setattr("cfgjax.evaluation.report.figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
@@ -56,7 +57,7 @@ def test_grey_images_become_grey_rgb():
 def test_points_are_drawn_where_they_are():
     labels = np.zeros(50, int)
     left, right = (np.tile([x, 0.0], (50, 1)) for x in (-1.0, 1.0))
-    picture = np.asarray(scatter({"exact": [left, right]}, labels, [0.0, 1.0]))
+    picture = np.asarray(scatter({"exact": [left, right]}, labels, ["w=0", "w=1"]))
     blue = (picture[..., 2] > picture[..., 0].astype(int) + 30).any(axis=0)
     columns = np.flatnonzero(blue) / picture.shape[1]
     assert columns.min() < 0.25  # left in the left plot

@@ -13,15 +13,16 @@ OTHER_DIGITS = ("٣", "３", "²", "४", "-１", "1٠", "𝟛")
 COMMANDS = {
     "sample --workdir=none --out=x.png": {
         "whole": ("seed", "per_cell", "step", "num_processes", "process_id"),
-        "real": ("v", "eta", "ema", "low_res_logsnr"),
+        "real": ("ema", "low_res_logsnr"),
         "whole list": ("labels",),
         "real list": ("guidance", "scale", "classifier_scale"),
         "steps": ("num_steps", "upsampler_num_steps"),
     },
     "evaluate --workdir=none": {
         "whole": ("num_samples", "batch_size", "step"),
-        "real": ("eta", "logsnr_max"),
-        "real list": ("guidance", "scale"),
+        "real": ("logsnr_max",),
+        "whole list": ("seed",),
+        "real list": ("guidance", "scale", "ema"),
     },
     f"preflight --config={EXPERIMENTS}/mixture.py": {"whole": ("devices", "config.seed")},
     "sweep --sweep=none.py --out=none": {"whole": ("parallel",)},

@@ -41,6 +41,9 @@ WRONG = {
     "dict": {"a": 1},
     "object": object(),
 }
+NONE_TAKES_THAT_OF_SAMPLE = [
+    f"evaluate.{key}" for key in ("rule", "sampler", "num_steps", "seed", "ema", "label_policy")
+]
 OPTIONAL = [
     "data.low_res_size",
     "data.crop",
@@ -52,7 +55,7 @@ OPTIONAL = [
     "optimizer.decay_steps",
     "optimizer.clip_norm",
     "checkpoint.keep_every_steps",
-    "sample.v",
+    *NONE_TAKES_THAT_OF_SAMPLE,
     "evaluate.classifier",
     "evaluate.reference",
     "evaluate.every_steps",
@@ -79,8 +82,12 @@ WORDS = [
     "optimizer.name",
     "optimizer.schedule",
     "train.init_from",
+    "sample.rule",
     "sample.sampler",
     "sample.num_steps",
+    "evaluate.rule",
+    "evaluate.sampler",
+    "evaluate.num_steps",
     "evaluate.label_policy",
     "evaluate.classifier",
     "evaluate.reference",
@@ -113,8 +120,7 @@ MAY_BE = {  # (name of a value): keys for which it is a value of the right kind
         "diffusion.logsnr_max",
         "diffusion.low_res_logsnr_min",
         "model.dropout",
-        "sample.v",
-        "sample.eta",
+        "evaluate.ema",
         "data.random_crop",
     ],
     "zero": [
@@ -132,12 +138,14 @@ MAY_BE = {  # (name of a value): keys for which it is a value of the right kind
         "diffusion.logsnr_min",
         "diffusion.logsnr_max",
         "diffusion.low_res_logsnr_min",
-        "sample.v",
-        "sample.eta",
+        "sample.seed",
+        "evaluate.seed",
+        "evaluate.ema",
     ],
     "empty tuple": ["model.attention_resolutions", "ema.rates"],
     "negative tuple": ["sample.guidance", "evaluate.guidance", "evaluate.every_guidance"],
     "tuple of tuples": ["data.means"],
+    "tuple of words": [f"evaluate.{key}" for key in ("rule", "sampler", "num_steps", "label_policy")],
     "10**30": FLOATS,
 }
 

@@ -1,6 +1,7 @@
 """`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
 from pathlib import Path
+from typing import cast
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
@@ -37,12 +38,11 @@ def bits_per_dim(given):
     options = next(combinations(axes_of(model.config, "evaluate", {**axes, "guidance": (0.0,)})))
     sampler = sampler_value(options.sampler)
     if not isinstance(sampler, ancestral):
-        raise UsageError(
-            f"--bits_per_dim is of the chain of ancestral, not of {sampler!r}; give --sampler=ancestral(v=…)"
-        )
+        needed = "--bits_per_dim needs the chain of the sampler ancestral"
+        raise UsageError(f"{needed}, not {sampler!r}; give --sampler='ancestral(v=0.3)'")
     if "sampler" in axes and sampler.v is not None and model.learned_variance:
         raise UsageError(f"--sampler={sampler!r}: the model's variance is learned; give --sampler=ancestral")
-    data, num_steps = dict(model.config.data), options.num_steps
+    data, num_steps = dict(model.config.data), cast(int, options.num_steps)
     check_num_steps(num_steps)
     if given.images is not None:
         data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}

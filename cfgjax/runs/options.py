@@ -29,7 +29,7 @@ class Option:
 
     kind: its values in configs. read: text of a flag → value; raises ValueError. help: of its flag. noun: what a flag
     that lists several values needs. places: a subset of PLACES. is_spec: whether Python may give an object instead of
-    its text.
+    its text. may_be_none: whether None is a value.
     """
 
     kind: Kind
@@ -38,11 +38,14 @@ class Option:
     noun: str = "values"
     places: tuple[str, ...] = PLACES
     is_spec: bool = False
+    may_be_none: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raises UsageError unless the value is valid. name: of the option, for the message."""
         if self.is_spec and not isinstance(value, str) and value is not None:
             return  # an object, which is checked where it is used
+        if self.may_be_none and value is None:
+            return
         if not self.kind.admits(value):
             raise UsageError(f"{name} is {shown(value)}; need {self.kind.text}")
 
@@ -80,11 +83,12 @@ class SampleOptions:
     classifier_scale: float | None = field(
         default=None,
         metadata=option(
-            NUMBER | NONE,
+            NUMBER,
             real_number,
             "Scales of the classifier's gradient, with --guide; by default that of the rule.",
             noun="numbers",
             places=("sample", "evaluate"),
+            may_be_none=True,
         ),
     )
     seed: int = field(
@@ -113,11 +117,12 @@ class SampleOptions:
     ema: float | None = field(
         default=None,
         metadata=option(
-            BELOW_ONE | NONE,
+            BELOW_ONE,
             real_number,
             "EMA rates; 0 for the parameters without averaging.",
             noun="numbers",
             places=("sample", "evaluate", "config.evaluate"),
+            may_be_none=True,
         ),
     )
 
@@ -222,7 +227,7 @@ def read_values(name: str, text: str, flag: str | None = None) -> tuple:
             values.append(fields()[name].read(word))
         except ValueError as e:
             raise UsageError(f"{given}: {needed}; {e}") from None
-        fields()[name].check(f"--{flag}", values[-1])
+        fields()[name].check(f"{given}: {name}", values[-1])
     return tuple(values)
 
 

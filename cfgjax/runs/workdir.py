@@ -61,14 +61,15 @@ def upgrade(config: ConfigDict) -> None:
     with config.ignore_type():
         if isinstance(config.model.get("remat"), bool):
             config.model.remat = "blocks" if config.model.remat else "none"
-        sample = config.get("sample", {})
+        sample = config.get("sample")
+        if not isinstance(sample, ConfigDict):
+            return
         noise = {"ancestral": "v", "ddim": "eta"}.get(sample.get("sampler"))
         if noise in sample:
             value = sample[noise]
             sample.sampler += "()" if value is None else f"({noise}={value!r})"
-        if isinstance(sample, ConfigDict):
-            for name in {"v", "eta"} & set(sample):
-                del sample[name]
+        for name in {"v", "eta"} & set(sample):
+            del sample[name]
 
 
 def check_complete(config: ConfigDict, names: Sequence[str], what: str = "it") -> None:

@@ -190,7 +190,7 @@ class Frontier:
         self.every_steps, self._model = self._plan.every_steps, Model(config, None, mesh=mesh)
         every = make_settings(axes(config, "evaluate", {"guidance": self._plan.every_guidance}), self._model)
         self._columns = [setting.options for setting in every if setting.scores == "learned"]
-        self._names = column_names(self._columns, lambda w: f"w={w:g}")
+        self._names = column_names(self._columns, lambda w: f"w={w:g}", ",")
         self._network, self._judge = load_networks(self._plan, config.data)
         self._dataset, self._reference = dataset, None
         if self._plan.reference is not None:

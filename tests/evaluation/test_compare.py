@@ -14,10 +14,11 @@ from cfgjax.cli import main as cli
 from cfgjax.evaluation.report import targets
 from cfgjax.evaluation.report.compare import make_run
 from cfgjax.evaluation.report.compare_figure import figure
+from cfgjax.evaluation.report.gather import gather
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
 REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}
-COMMON = {"num_steps": 256, "sampler": "ancestral", "v": 0.3, "eta": None, "ema": 0.9999, "seed": 0}
+COMMON = {"num_steps": 256, "rule": "cfg()", "sampler": "ancestral(v=0.3)", "ema": 0.9999, "seed": 0}
 COMMON |= {"label_policy": "balanced", "scores": "learned", "num_samples": 50_000}
 SCORES = {0.0: (2.0, 50.0), 0.1: (1.5, 70.0)}  # w: (FID, IS)
 
@@ -125,9 +126,10 @@ def test_where_nothing_differs_what_is_left_of_ours_less_the_published_is_shown(
     [
         ({"num_samples": 2000}, "num_samples is 2,000, published 50,000"),
         ({"label_policy": "random"}, "label_policy is random, published balanced"),
-        ({"sampler": "ddim", "v": None, "eta": 0.0}, "sampler is ddim, published ancestral"),
+        ({"sampler": "ddim()"}, "sampler is ddim, published ancestral"),
+        ({"sampler": "ancestral()"}, "v is learned, published 0.3"),
         ({"num_steps": 64}, "num_steps is 64, published 256"),
-        ({"v": 0.2}, "v is 0.2, published 0.3"),
+        ({"sampler": "ancestral(v=0.2)"}, "v is 0.2, published 0.3"),
         ({"network": "classifier", "features": "a89337f91bcac558"}, "features are classifier, published inception"),
         ({"features": "0123456789-tf1"}, "features are inception 01234567-tf1, published inception"),
         (
@@ -168,7 +170,9 @@ def test_distances_of_other_features_keep_their_names(tmp_path, capsys):
 
 
 def test_rows_are_matched_by_steps_and_equal_weights_only(tmp_path, capsys):
-    content = record(scores={0.3: (2.5, 150.0), 0.35: (2.6, 160.0)}, v=0.2, image_shape=[128, 128, 3])
+    content = record(
+        scores={0.3: (2.5, 150.0), 0.35: (2.6, 160.0)}, sampler="ancestral(v=0.2)", image_shape=[128, 128, 3]
+    )
     content["rows"] += [{**row, "num_steps": 1024} for row in content["rows"]]
     compare(write(tmp_path / "a", content), "--targets=cfg_imagenet128")
     labels, _, first, second = table_of(capsys.readouterr().out)
@@ -220,10 +224,10 @@ def test_seeds_are_averaged_and_absent_weights_are_dashes(tmp_path, capsys):
 
 
 def test_the_runs_are_listed_with_what_they_were_made_with(tmp_path, capsys):
-    compare(write(tmp_path / "a", record(sampler="ddim", v=None, eta=0.5)))
+    compare(write(tmp_path / "a", record(sampler="ddim(eta=0.5)")))
     head, line, *_ = capsys.readouterr().out.splitlines()
-    assert " ".join(head.split()) == "run step N labels sampler T v EMA p_uncond features guide reference"
-    told = "a 400000 50,000 balanced ddim, eta 0.5 256 none 0.9999 0.1 inception 6726825d-tf1 none da6227e3,"
+    assert " ".join(head.split()) == "run step N labels rule sampler T EMA p_uncond features guide reference"
+    told = "a 400000 50,000 balanced cfg() ddim(eta=0.5) 256 0.9999 0.1 inception 6726825d-tf1 none da6227e3,"
     assert " ".join(line.split()) == f"{told} the 1,281,167 training examples"
 
 
@@ -407,7 +411,7 @@ def refusal(words):
 
 @pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
 def test_whatever_part_of_a_frontier_is_odd_the_error_is_one_line(tmp_path, odd):
-    guide = {"classifier": "8c", "classifier_scale": 1.0, "classifier_form": "eps"}
+    guide = {"classifier": "8c", "classifier_scale": 1.0, "rule": "classifier()"}
     whole = write(tmp_path / "whole", record(judge="8c8b", **guide))
     assert compare(whole, "--rows", "--targets=cfg_imagenet64") == 0
     path = write(tmp_path / "parts" / "a", record()) / "evaluation" / "frontier.json"
@@ -462,20 +466,41 @@ def test_targets_of_another_form_are_refused(changed, told):
 
 def test_with_rows_each_setting_has_a_line_and_its_network_calls(tmp_path, capsys):
     run = write(tmp_path / "run", record())
-    guided = record(classifier="8c8b", classifier_scale=2.0, classifier_form="eps", num_steps=32)
+    guided = record(classifier="8c8b", classifier_scale=2.0, rule="classifier()", num_steps=32)
     other = write(tmp_path / "guided", guided)
     assert compare(run, other, "--rows") == 0
     lines = capsys.readouterr().out.split("\n\n")[1].splitlines()
-    assert lines[0].split()[:6] == ["run", "w", "classifier", "scale", "T", "calls"]
-    cells = [line.split()[:6] for line in lines[1:]]
-    assert cells[0] == ["run", "0", "0", "256", "256", "0"]
-    assert cells[1] == ["run", "0.1", "0", "256", "512", "0"]
-    assert cells[2] == ["guided", "0", "2", "32", "32", "32"]
+    assert lines[0].split()[:8] == ["run", "w", "rule", "classifier", "scale", "sampler", "T", "calls"]
+    cells = [line.split()[:8] for line in lines[1:]]
+    assert cells[0] == ["run", "0", "cfg()", "0", "ancestral(v=0.3)", "256", "256", "0"]
+    assert cells[1] == ["run", "0.1", "cfg()", "0", "ancestral(v=0.3)", "256", "512", "0"]
+    assert cells[2] == ["guided", "0", "classifier()", "2", "ancestral(v=0.3)", "32", "32", "32"]
 
 
 def test_a_guide_is_told(tmp_path, capsys):
-    guided = record(classifier="8c8b7a6d5e4f", classifier_scale=2.0, classifier_form="eps")
+    guided = record(classifier="8c8b7a6d5e4f", classifier_scale=2.0, rule="classifier()")
     compare(write(tmp_path / "a", guided), "--targets=cfg_imagenet64")
     out = capsys.readouterr().out
-    assert "8c8b7a6d, scale 2 (eps)" in out
+    assert "8c8b7a6d, scale 2" in out
     assert "a: not comparable with cfg_imagenet64: a classifier guides it" in out
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"sampler": "ancestral", "v": 0.3, "eta": None}, {"sampler": "ancestral(v=0.3)"}),
+        ({"sampler": "ancestral", "v": None, "eta": None}, {"sampler": "ancestral()"}),
+        ({"sampler": "ddim", "v": None, "eta": 0.5}, {"sampler": "ddim(eta=0.5)"}),
+        (
+            {"sampler": "ancestral", "v": 0.3, "eta": None, "classifier": "8c", "classifier_form": "mean"},
+            {"sampler": "ancestral(v=0.3)", "classifier": "8c", "rule": "classifier(form='mean')"},
+        ),
+    ],
+)
+def test_a_frontier_of_an_older_version_reads_as_one_of_today(tmp_path, old, new):
+    earlier, today = record(**old), record(**new)
+    for row in earlier["rows"]:
+        del row["rule"]
+    paths = [write(tmp_path / name, content) for name, content in (("earlier", earlier), ("today", today))]
+    (_, first), (_, second) = gather(paths)
+    assert first == second

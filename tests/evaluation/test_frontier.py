@@ -17,9 +17,11 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli.evaluate import evaluate
 from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
-from cfgjax.evaluation.frontier.frontier import Frontier, Grid, Stopped, find_reference, make_settings
+from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
+from cfgjax.evaluation.frontier.settings import make_settings
 from cfgjax.evaluation.report import files as report
 from cfgjax.models.model import Model
+from cfgjax.runs.options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
 from cfgjax.training.run import Run
@@ -61,10 +63,14 @@ def network(model):
     return exact(model.config.data)
 
 
+def settings_of(given, model):
+    return make_settings(axes(model.config, "evaluate", given), model)
+
+
 def frontier_of(
     workdir, folder, model, network, grid, *, batch_size=BATCH_SIZE, kinds=("learned", "exact"), neighbours=True
 ):
-    settings = [s for s in make_settings(grid, model, "balanced") if s.scores in kinds]
+    settings = [s for s in settings_of(grid, model) if s.scores in kinds]
     sizes = {"num_samples": NUM, "batch_size": batch_size}
     measured = {"network": network, "judge": None, "neighbours": neighbours}
     return Frontier(model, settings, workdir=workdir, folder=folder, **sizes, **measured)
@@ -95,7 +101,7 @@ class Ran:
             work.close()
 
 
-GRID = Grid((0.0, 1.0, 3.0), (4,))
+GRID = dict(guidance=(0.0, 1.0, 3.0), num_steps=(4,))
 
 
 @pytest.fixture(scope="module")
@@ -136,16 +142,17 @@ def test_all_weights_are_one_program(workdir, model, network, tmp_path):
 
 def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_computed(workdir, model, network, tmp_path):
     spy, batches = spied(model)
-    rows = Ran(workdir, tmp_path, spy, network, Grid((0.0,), (4,)), kinds=["learned"]).rows
+    rows = Ran(workdir, tmp_path, spy, network, dict(guidance=(0.0,), num_steps=(4,)), kinds=["learned"]).rows
     assert spy._sample._cache_size() == 1
     assert set(batches) == {32}
-    guided = Ran(workdir, tmp_path / "guided", model, network, Grid((0.0, 1.0), (4,)), kinds=["learned"]).rows
+    guided = Ran(
+        workdir, tmp_path / "guided", model, network, dict(guidance=(0.0, 1.0), num_steps=(4,)), kinds=["learned"]
+    ).rows
     assert_close(rows, guided[:1], 1e-4)
 
 
 def test_rows_are_complete(straight):
-    settings = {"guidance_weight", "num_steps", "sampler", "v", "eta", "ema", "seed", "label_policy", "scores"}
-    settings |= {"classifier", "classifier_scale", "classifier_form"}
+    settings = {"guidance_weight", "scores", "classifier", *as_dict(SampleOptions())} - {"guidance"}
     metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
     named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
     others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}
@@ -179,9 +186,9 @@ def test_the_files_say_what_was_measured_on_what(straight, model, network):
     assert found["reference"]["count"] == model.config.data.num_examples
     assert found["config"]["diffusion"] == model.config.diffusion.to_dict()
     first = found["rows"][0]
-    recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral", "num_steps": 4, "v": 0.3}
+    recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral(v=0.3)", "num_steps": 4}
+    recorded |= {"guidance_weight": 0, "ema": 0.5, "seed": 0, "rule": "cfg()", "classifier_scale": None}
     assert {name: first[name] for name in recorded} == recorded
-    assert (first["guidance_weight"], first["ema"], first["seed"], first["eta"]) == (0, 0.5, 0, None)
 
 
 def test_the_tables_have_a_row_of_each_setting_and_a_line_of_each_class(straight):
@@ -191,7 +198,7 @@ def test_the_tables_have_a_row_of_each_setting_and_a_line_of_each_class(straight
     for line, row in zip(lines, rows, strict=True):
         assert float(line["FD-mixture"]) == row["FD-mixture"]
         assert float(line["scale"]) == 1 + row["guidance_weight"]
-        assert line["eta"] == ""
+        assert line["classifier"] == ""
     head, *classes = csv.reader((folder / "per_class.csv").read_text().splitlines())
     assert [len(head), len(classes)] == [1 + len(rows), 3]
     assert len(set(head)) == len(head)
@@ -345,9 +352,11 @@ def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network
 
 
 def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, network, tmp_path):
-    Ran(workdir, tmp_path, model, network, Grid((1.0,), (2,)))
+    Ran(workdir, tmp_path, model, network, dict(guidance=(1.0,), num_steps=(2,)))
     reference = reference_of(model, network, tmp_path)
-    with contextlib.closing(frontier_of(workdir, tmp_path, model, network, Grid((1.0, 3.0), (2,)))) as work:
+    with contextlib.closing(
+        frontier_of(workdir, tmp_path, model, network, dict(guidance=(1.0, 3.0), num_steps=(2,)))
+    ) as work:
         work.remove_samples()
         assert work.num_missing(reference) == 2 * NUM
         others = dataclasses.replace(reference, mean=reference.mean + 1)
@@ -355,7 +364,7 @@ def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, networ
 
 
 def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path):
-    grid, rows = Grid((1.0,), (2,)), []
+    grid, rows = dict(guidance=(1.0,), num_steps=(2,)), []
     for step in (10, 20):
         ran = Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["learned"])
         assert sum(ran.drawn) == NUM
@@ -365,7 +374,7 @@ def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path
 
 
 def test_exact_scores_are_the_same_at_every_step(workdir, network, tmp_path):
-    grid = Grid((1.0,), (2,))
+    grid = dict(guidance=(1.0,), num_steps=(2,))
     first, second = (
         Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["exact"]) for step in (10, 20)
     )
@@ -374,18 +383,19 @@ def test_exact_scores_are_the_same_at_every_step(workdir, network, tmp_path):
 
 
 def test_more_samples_of_a_setting_begin_with_those_that_are_there(workdir, model, network, tmp_path, monkeypatch):
-    grid = Grid((1.0,), (4,))
+    grid = dict(guidance=(1.0,), num_steps=(4,))
     Ran(workdir, tmp_path, model, network, grid, kinds=["learned"])
     monkeypatch.setitem(globals(), "NUM", 120)
     assert sum(Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).drawn) == 30
 
 
 def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_path):
-    grid = Grid((0.0, 1.0), (2, 3), v=(0.0, 1.0), ema=(0.0, 0.5), seeds=(0, 1))
+    grid = dict(guidance=(0.0, 1.0), num_steps=(2, 3), ema=(0.0, 0.5), seed=(0, 1))
+    grid |= {"sampler": ("ancestral(v=0)", "ancestral(v=1)")}
     rows = Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).rows
-    keys = ("ema", "num_steps", "v", "seed", "guidance_weight")
+    keys = ("ema", "num_steps", "sampler", "seed", "guidance_weight")
     found = [tuple(row[key] for key in keys) for row in rows]
-    assert found == list(itertools.product((0.0, 0.5), (2, 3), (0.0, 1.0), (0, 1), (0.0, 1.0)))
+    assert found == list(itertools.product((0.0, 0.5), (2, 3), grid["sampler"], (0, 1), (0.0, 1.0)))
     assert len({row["FD-mixture"] for row in rows}) == len(rows) == 32
     curves = report.curves(rows)
     assert len(curves) == 8
@@ -394,28 +404,33 @@ def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_
 
 def test_rates_that_the_run_has_not_are_refused_before_any_work(model):
     with pytest.raises(UsageError, match=r"EMA of rate 0.7"):
-        make_settings(Grid((0.0,), (4,), ema=(0.5, 0.7)), model, "balanced")
+        settings_of(dict(ema=(0.5, 0.7)), model)
 
 
 @pytest.mark.parametrize(
     ("grid", "told"),
     [
-        (Grid((float("nan"),), (4,)), "is not finite"),
-        (Grid((0.0,), (4,), sampler="ddim", v=(0.3,)), "sampler ddim takes no v"),
-        (Grid((0.0,), (4,), v=(1.5,)), "v is 1.5"),
-        (Grid((0.0,), (1,)), "num_steps is 1; need an integer of at least 2"),
-        (Grid((0.0,), (4, 10**9)), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
-        (Grid((0.0,), (4,), seeds=(-1,)), "seed is -1"),
+        (dict(guidance=(float("nan"),)), "guidance is nan; need a number that is finite"),
+        (dict(guidance=(1.0, 0.0, 1)), "guidance 1, 0, 1: a value occurs twice"),
+        (dict(rule=("cfg", "cfg()")), r"rule cfg\(\), cfg\(\): a value occurs twice"),
+        (dict(sampler=("ddim(v=0.3)",)), "ddim takes no 'v'; known: eta"),
+        (dict(sampler=("ancestral(v=1.5)",)), "v is 1.5"),
+        (dict(sampler=("ancestral",)), r"sampler ancestral\(\) needs a network with a learned variance"),
+        (dict(rule=("classifier(cfg())",)), r"rule classifier\(\) needs a classifier; give its run with --guide"),
+        (dict(num_steps=(1,)), "num_steps is 1; need an integer of at least 2"),
+        (dict(num_steps=(4, 10**9)), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
+        (dict(seed=(-1,)), "seed is -1"),
+        (dict(label_policy=("sorted",)), "unknown label policy 'sorted'"),
     ],
 )
 def test_grids_that_cannot_be_drawn_are_refused_before_any_work(model, grid, told):
     with pytest.raises(UsageError, match=told):
-        make_settings(grid, model, "balanced")
+        settings_of(grid, model)
 
 
 def row(w, seed=0, distance=1.0, **others):
     """A row of a frontier of images."""
-    setting = {"sampler": "ancestral", "v": 0.3, "eta": None, "ema": 0.5, "seed": seed, "label_policy": "balanced"}
+    setting = {"sampler": "ancestral(v=0.3)", "rule": "cfg()", "ema": 0.5, "seed": seed, "label_policy": "balanced"}
     metrics = {"FD-mixture": distance, "IS-mixture": 2.0 + seed, "KD-mixture_std": 0.1}
     fixed = {"guidance_weight": w, "num_steps": 4, "scores": "learned", "num_samples": 9}
     return {**fixed, **setting, **metrics, **others}

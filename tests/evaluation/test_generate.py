@@ -13,13 +13,14 @@ from cfgjax.base.files import writing
 from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.distributed.sharding import make_mesh, place_global
 from cfgjax.evaluation.features.hashed import write_arrays
-from cfgjax.evaluation.frontier.generate import LABELS, SampleStore, Setting, draw_samples
+from cfgjax.evaluation.frontier.generate import LABELS, SampleStore, draw_samples
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_network, make_network
+from cfgjax.runs.options import SampleOptions
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)
-SETTING = Setting(1.5, 3, "ancestral", v=0.3, eta=None, ema=0.0, seed=7, label_policy="random")
+OPTIONS = SampleOptions(guidance=1.5, num_steps=3, seed=7, label_policy="random")
 
 
 EXACT = of_mixture(MIXTURE)
@@ -30,9 +31,9 @@ def model_of(bind_params=EXACT, devices=1, config=CONFIG):
     return Model(config, {}, mesh=mesh, bind_params=bind_params)
 
 
-def all_samples(model, setting, num_samples, batch_size):
+def all_samples(model, options, num_samples, batch_size):
     """(index, labels, samples) of all batches, joined as they come."""
-    parts = draw_samples(model, setting, np.arange(num_samples), batch_size)
+    parts = draw_samples(model, options, np.arange(num_samples), batch_size)
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
 
@@ -43,11 +44,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def hundred(model):
-    return all_samples(model, SETTING, 100, 100)
+    return all_samples(model, OPTIONS, 100, 100)
 
 
 def test_a_thousand_samples_in_batches_of_96_are_each_index_once():
-    index, labels, samples = all_samples(model_of(), SETTING, 1000, 96)
+    index, labels, samples = all_samples(model_of(), OPTIONS, 1000, 96)
     assert np.array_equal(index, np.arange(1000))
     assert (labels.shape, samples.shape, samples.dtype) == ((1000,), (1000, 2), np.float32)
     assert len(np.unique(samples, axis=0)) == 1000
@@ -78,7 +79,7 @@ def test_random_labels_are_uniform_and_others_for_another_seed():
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (2, 15), (8, 8)])
 def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devices, batch_size):
-    index, labels, samples = all_samples(model_of(devices=devices), SETTING, 100, batch_size)
+    index, labels, samples = all_samples(model_of(devices=devices), OPTIONS, 100, batch_size)
     assert np.array_equal(index, hundred[0])
     assert np.array_equal(labels, hundred[1])
     assert np.abs(samples - hundred[2]).max() < 1e-5
@@ -86,9 +87,9 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
 
 @pytest.mark.slow
 def test_the_noise_is_bit_for_bit_that_of_one_device():
-    setting = dataclasses.replace(SETTING, sampler="ddim", v=None, eta=0.0, num_steps=2)
+    options = dataclasses.replace(OPTIONS, sampler="ddim", num_steps=2)
     constant = lambda params: predictor(lambda z, *_: 0 * z)
-    noise = lambda devices, size: all_samples(model_of(constant, devices), setting, 50, size)[2]
+    noise = lambda devices, size: all_samples(model_of(constant, devices), options, 50, size)[2]
     whole = noise(1, 50)
     for devices, size in [(2, 10), (8, 3)]:
         assert np.array_equal(noise(devices, size), whole)
@@ -103,37 +104,37 @@ def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_device
     models = [Model(config, params, mesh=make_mesh(devices=jax.devices()[:n])) for n in (1, 2, 8)]
     for model in models:
         model.put(params)
-    setting = dataclasses.replace(SETTING, label_policy="balanced")
-    one, *others = [all_samples(model, setting, 11, 3)[2] for model in models]
+    options = dataclasses.replace(OPTIONS, label_policy="balanced")
+    one, *others = [all_samples(model, options, 11, 3)[2] for model in models]
     assert one.std() > 10
     assert all(np.array_equal(one, other) for other in others)
 
 
 def test_an_index_has_the_same_sample_whatever_else_is_wanted(model, hundred):
     wanted = np.array([3, 4, 60, 99])
-    ((index, labels, samples),) = draw_samples(model, SETTING, wanted, 100)
+    ((index, labels, samples),) = draw_samples(model, OPTIONS, wanted, 100)
     assert np.array_equal(index, wanted)
     assert np.array_equal(labels, hundred[1][wanted])
     assert np.array_equal(samples, hundred[2][wanted])
 
 
 def test_nothing_wanted_draws_nothing(model):
-    assert list(draw_samples(model, SETTING, np.arange(0), 16)) == []
+    assert list(draw_samples(model, OPTIONS, np.arange(0), 16)) == []
 
 
 def test_images_come_as_bytes():
     config = digits_config()
-    setting = dataclasses.replace(SETTING, num_steps=2)
-    images = all_samples(model_of(lambda params: predictor(lambda z, *_: 0.5 * z), 8, config), setting, 20, 16)[2]
+    options = dataclasses.replace(OPTIONS, num_steps=2)
+    images = all_samples(model_of(lambda params: predictor(lambda z, *_: 0.5 * z), 8, config), options, 20, 16)[2]
     assert (images.shape, images.dtype) == ((20, 8, 8, 1), np.uint8)
     assert images.std() > 5
 
 
 def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
     model = model_of(lambda params: predictor(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z)))
-    setting = dataclasses.replace(SETTING, label_policy="balanced")
+    options = dataclasses.replace(OPTIONS, label_policy="balanced")
     with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite; its label is 2$"):
-        list(draw_samples(model, setting, np.arange(6, 40), 16))
+        list(draw_samples(model, options, np.arange(6, 40), 16))
 
 
 class Counting(Model):
@@ -167,14 +168,14 @@ class Counting(Model):
 )
 def test_no_more_rows_are_drawn_than_the_samples_need(num_samples, batch_size, devices, rows):
     model = Counting(devices)
-    index = np.concatenate([part[0] for part in draw_samples(model, SETTING, np.arange(num_samples), batch_size)])
+    index = np.concatenate([part[0] for part in draw_samples(model, OPTIONS, np.arange(num_samples), batch_size)])
     assert model.rows == rows
     assert np.array_equal(index, np.arange(num_samples))
 
 
 def test_what_is_left_of_an_evaluation_is_drawn_in_calls_of_the_same_size():
     model = Counting(2)
-    list(draw_samples(model, SETTING, np.arange(90, 100), 250, num_samples=100))
+    list(draw_samples(model, OPTIONS, np.arange(90, 100), 250, num_samples=100))
     assert model.rows == [100]
 
 
@@ -299,7 +300,7 @@ def test_removed_shards_are_missing(tmp_path):
 def test_stopped_between_batches_and_gone_on_is_straight_through(tmp_path, model):
     def fill(folder, batches):
         store = SampleStore(folder, {})
-        parts = draw_samples(model, SETTING, store.missing(200), 48)
+        parts = draw_samples(model, OPTIONS, store.missing(200), 48)
         for part, _ in zip(parts, range(batches), strict=False):
             store.write(*part)
         return {path.name: dict(np.load(path)) for path in store.folder.glob("*.npz")}

@@ -3,14 +3,15 @@
 Which steps drop no label, or have no example of a level, is a matter of chance: a batch of two meets both at once.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from tiny import digits_config, mixture_config, update
 
-from cfgjax.evaluation.frontier.generate import Setting, draw_samples
+from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.models.model import Model
-from cfgjax.models.binding import guided_rule, noise_options, sampler_value
 from cfgjax.runs.config import load_file
 from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
@@ -62,15 +63,7 @@ def test_training_and_sampling_compute_no_nan(name, debug_nans):
         assert empty
     if not is_classifier(config):
         model = Model(config, state.params, mesh=run.mesh)
-        sampler = sampler_value(None, config.sample)
-        setting = Setting(
-            1.0 * model.has_null_label,
-            3,
-            type(sampler).__name__,
-            **{"v": None, "eta": None} | noise_options(sampler),
-            ema=0,
-            seed=0,
-            label_policy="random",
-        )
-        drawn = draw_samples(model, setting, np.arange(3), 2, rule=guided_rule(model.has_null_label))
+        rule = "cfg()" if model.has_null_label else "conditional()"
+        changes = dict(guidance=1.0 * model.has_null_label, num_steps=3, rule=rule, label_policy="random")
+        drawn = draw_samples(model, dataclasses.replace(model.options, **changes), np.arange(3), 2)
         assert sum(len(index) for index, _, _ in drawn) == 3

@@ -49,7 +49,7 @@ class Setting:
 
         The first options are always there, in the form in which they were first stored.
         """
-        options, default = self.options, SampleOptions()
+        options, default = self.options, type(self.options)()
         new = {name: value for name, value in as_dict(options).items() if name not in STORED}
         found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
         found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}

@@ -1,5 +1,6 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,17 +65,19 @@ def weight_name(w: float) -> str:
     return f"w={w:g} (s={1 + w:g})"
 
 
-def column_names(columns: Sequence[SampleOptions], weight: Callable[[float], str] = weight_name) -> list[str]:
+def column_names(
+    columns: Sequence[SampleOptions], weight: Callable[[float], str] = weight_name, separator: str = "\n"
+) -> list[str]:
     """Returns a name for each column: its weight, and those of its other options that differ."""
-    texts = [{name: option_text(value) for name, value in as_dict(options).items()} for options in columns]
+    texts = [{name: option_text(name, value) for name, value in as_dict(options).items()} for options in columns]
     differing = [name for name in fields() if name != "guidance" and len({text[name] for text in texts}) > 1]
-    parts = lambda options, text: [weight(options.guidance), *(f"{name}={text[name]}" for name in differing)]
-    return [", ".join(parts(*both)) for both in zip(columns, texts, strict=True)]
+    parts = lambda options, text: [weight(options.guidance), *(text[name] for name in differing)]
+    return [separator.join(parts(*both)) for both in zip(columns, texts, strict=True)]
 
 
-def option_text(value: Any) -> str:
-    """Returns the text of an option."""
-    return value if isinstance(value, str) else spec(value)
+def option_text(name: str, value: Any) -> str:
+    """Returns the text of an option, with its name unless it is a rule or sampler."""
+    return spec(value) if dataclasses.is_dataclass(value) else f"{name}={value}"
 
 
 def image_grid(
@@ -82,21 +85,23 @@ def image_grid(
     row_names: Sequence[str],
     column_names: Sequence[str],
 ) -> Image.Image:
-    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns."""
+    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns, of one or more lines."""
     rows, columns, per_cell, height, width, channels = images.shape
     zoom = max(1, round(CELL_PIXELS / max(height, width)))
     images = images.repeat(zoom, axis=3).repeat(zoom, axis=4)
     if channels == 1:
         images = images.repeat(3, axis=-1)
     font = ImageFont.load_default(FONT_PIXELS)
-    left = MARGIN + max(round(font.getlength(name)) for name in row_names) + MARGIN
-    cell = max(per_cell * (width * zoom + 1), max(round(font.getlength(name)) for name in column_names)) + MARGIN
-    picture = Image.new("RGB", (left + columns * cell, HEADER + rows * (height * zoom + 2) + MARGIN), "white")
+    width_of = lambda name: max(round(font.getlength(line)) for line in name.split("\n"))
+    left = MARGIN + max(map(width_of, row_names)) + MARGIN
+    cell = max(per_cell * (width * zoom + 1), max(map(width_of, column_names))) + MARGIN
+    header = HEADER * max(1 + name.count("\n") for name in column_names)
+    picture = Image.new("RGB", (left + columns * cell, header + rows * (height * zoom + 2) + MARGIN), "white")
     draw = ImageDraw.Draw(picture)
     for c, name in enumerate(column_names):
         draw.text((left + c * cell, 2), name, fill="black", font=font)
     for r, name in enumerate(row_names):
-        top = HEADER + r * (height * zoom + 2)
+        top = header + r * (height * zoom + 2)
         draw.text((MARGIN, top + height * zoom / 2), name, fill="black", font=font, anchor="lm")
         for c in range(columns):
             for i in range(per_cell):

@@ -104,15 +104,18 @@ def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def upgraded(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns a row with its rule and sampler as specs; older versions wrote v, eta and classifier_form."""
+    """Returns a row with its rule and sampler as specs; older versions wrote v, eta and classifier_form.
+
+    Raises ValueError if these are damaged.
+    """
     if "rule" in row or "v" not in row:
         return row
-    noise = {name: row[name] for name in ("v", "eta") if row.get(name) is not None}
+    check_keys(row, {"sampler": str, "v": NUMBER, "eta": NUMBER})
+    noise = [f"{name}={row[name]!r}" for name in ("v", "eta") if row[name] is not None]
     form = row.get("classifier_form") or "eps"
-    rule = "cfg()" if not row.get("classifier") else f"classifier(cfg(){'' if form == 'eps' else f', form={form!r}'})"
-    sampler = f"{row.get('sampler')}({', '.join(f'{name}={value:g}' for name, value in noise.items())})"
+    rule = "cfg()" if not row.get("classifier") else f"classifier({'' if form == 'eps' else f'form={form!r}'})"
     kept = {name: value for name, value in row.items() if name not in ("v", "eta", "classifier_form")}
-    return kept | {"rule": rule, "sampler": sampler}
+    return kept | {"rule": rule, "sampler": f"{row['sampler']}({', '.join(noise)})"}
 
 
 def check_rows(content: dict[str, Any]) -> None:
