@@ -204,7 +204,7 @@ def main(argv):
     given = flags.FlagValues()
     flags.DEFINE_multi_enum("only", PARTS, PARTS, "A part to run; repeatable. All by default.", flag_values=given)
     flags.DEFINE_list("variants", ["plain"], f"Of the step, of {', '.join(VARIANTS)}.", flag_values=given)
-    flags.DEFINE_list("samplers", ["ancestral"], "Samplers to measure.", flag_values=given)
+    flags.DEFINE_list("samplers", ["ancestral(v=0.3)"], "Samplers to measure.", flag_values=given)
     flags.DEFINE_integer("ceiling_size", 8192, "Rows of the matrices of the ceilings.", flag_values=given)
     flags.DEFINE_integer("num_steps", 16, "Network calls T of a sampler.", flag_values=given, lower_bound=2)
     flags.DEFINE_integer("steps_per_repeat", None, "As of train_step.py.", flag_values=given, lower_bound=1)

@@ -29,7 +29,7 @@ FOLDER = Path(__file__).resolve().parent
 # name: its flags, besides those of all benchmarks
 BENCHMARKS = {
     "train_step": [],
-    "sampling": ["--samplers=ancestral", "--num_steps=16"],
+    "sampling": ["--samplers=ancestral(v=0.3)", "--num_steps=16"],
     "input": ["--encodings=webp", "--workers=0,1", "--crops=adm", "--megabytes=100", "--num_examples=1024",
               "--images_per_repeat=1024", "--num_jpegs=20"],
     "evaluation": ["--guidance=1", "--num_batches=1", "--networks=classifier", "--network_batch_sizes=64",

@@ -1,6 +1,6 @@
 """Sampling speed: images/s, ms per network call, compile seconds, peak memory and FLOPs per image, with guidance.
 
-python benchmarks/sampling.py --configs=digits,small8 --samplers=ancestral,ddim --num_steps=64 --json=sampling.json
+python benchmarks/sampling.py --configs=digits,small8 --samplers='ancestral(v=0.3),ddim' --num_steps=64 --json=sampling.json
 
 Then what guidance itself costs over the network evaluations that it needs, with networks of a fixed cost.
 """
@@ -135,7 +135,7 @@ OVERHEAD_COLUMNS = {
 def main(argv):
     """The exit code of `sampling.py FLAGS`."""
     given = flags.FlagValues()
-    flags.DEFINE_list("samplers", ["ancestral", "ddim"], "Samplers to measure.", flag_values=given)
+    flags.DEFINE_list("samplers", ["ancestral(v=0.3)", "ddim()"], "Samplers to measure.", flag_values=given)
     flags.DEFINE_integer(
         "num_steps", None, "Network calls T, in place of sample.num_steps.", flag_values=given, lower_bound=2
     )
