@@ -1,6 +1,7 @@
 """`cfgjax evaluate`: measures the guidance frontier of a run, reference statistics, or bits per dimension."""
 
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from cfgjax.cli.common import (
     mesh_of,
     no_arguments,
     numbers,
-    patience,
     place,
     plan_of,
     required,
@@ -104,11 +104,11 @@ def frontier(given):
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
-    from cfgjax.runs.workdir import read_config
+    from cfgjax.runs.workdir import read_settings
     from cfgjax.training.interrupt import StopRequest
 
-    config = read_config(given.workdir)
-    own = place(given), shared_facts(given, config), patience(config)
+    settings = read_settings(given.workdir)
+    own = place(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
             use_cores(MOST)
@@ -143,7 +143,7 @@ def measured(given, stop):
 
         try:
             with Progress("reference", "image", write=first) as progress:
-                dataset = lambda: open_source(**model.config.data)
+                dataset = lambda: open_source(model.settings.data)
                 reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
             warn_of_few(plan.num_samples, network, reference)
             rows = []
@@ -180,7 +180,7 @@ def listed(given):
 
 
 def planned(given):
-    """Returns the (`Frontier`, `Plan`, folder) that the flags request. Raises UsageError for invalid values."""
+    """Returns (`Frontier`, config.evaluate with flags, folder) as requested. Raises UsageError for invalid values."""
     several: dict = listed(given)
     scales = classifier_scales(given)
     if scales is not None:
@@ -194,14 +194,14 @@ def planned(given):
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
-    plan = plan_of(given, model.config)
+    plan = plan_of(given, model.settings)
     grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
     guide = None
     if scales is not None:
         guide = load_guide(given.guide)
-        guide.check(model.config)
+        guide.check(model.settings)
     settings = make_settings(grid, model, plan.label_policy, guide)
-    network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
+    network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
         model,
@@ -223,7 +223,7 @@ def closed_form(work, plan):
     from cfgjax.data.sources.registry import mixture_of
     from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
 
-    data = work.model.config.data
+    data = work.model.settings.data
     if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
     return tilted_frontier(mixture_of(data), plan.guidance)
@@ -244,15 +244,17 @@ def make_reference(given):
     from cfgjax.distributed.devices import open_devices
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.features.reference import of_dataset
-    from cfgjax.runs.workdir import check_complete, read_config
+    from cfgjax.runs.settings import Settings
+    from cfgjax.runs.workdir import read_settings
 
-    config = given.config or read_config(given.workdir)
-    check_complete(config, ("data",), "the config")
+    settings = Settings.from_config(given.config) if given.config else read_settings(given.workdir)
+    plan, data = plan_of(given, settings), settings.data
+    if given.split is not None:
+        data = dataclasses.replace(data, split=given.split)
     open_devices()
-    network, _ = load_networks(plan_of(given, config), config.data, inception=given.inception, resize=given.resize)
-    split = {} if given.split is None else {"split": given.split}
-    dataset = open_source(**{**config.data, **split})
-    origin = f"{len(dataset):,} examples of {config.data.source}, split {split.get('split', config.data.get('split'))}"
+    network, _ = load_networks(plan, data, inception=given.inception, resize=given.resize)
+    dataset = open_source(data)
+    origin = f"{len(dataset):,} examples of {data.source}, split {data.split}"
     with Progress("reference", "image", len(dataset)) as seen:
         reference = of_dataset(dataset, network, origin, seen.advance)
     reference.save(given.out)

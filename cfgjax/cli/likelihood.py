@@ -1,5 +1,6 @@
 """`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
+import dataclasses
 from pathlib import Path
 
 from cfgjax.base.errors import UsageError
@@ -31,30 +32,30 @@ def bits_per_dim(given):
         )
     if one["v"] is not None and model.learned_variance:
         raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
-    data, plan = dict(model.config.data), plan_of(given, model.config)
+    data, plan = model.settings.data, plan_of(given, model.settings)
     num_steps = plan.num_steps if one["num_steps"] is None else one["num_steps"]
     check_num_steps(num_steps)
     if given.images is not None:
-        data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
-    elif data.get("split") != "train":
-        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which has no held-out examples"
+        data = dataclasses.replace(npz_in_place_of(data, given.images), split="all", num_workers=0)
+    elif data.split != "train":
+        what = f"the run was trained on data.split {data.split!r}, which has no held-out examples"
         raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
     else:
-        data |= {"split": "holdout"}
-    held_out = open_source(**data)
+        data = dataclasses.replace(data, split="holdout")
+    held_out = open_source(data)
     with timed(f"compiling and measuring the likelihood of {len(held_out):,} examples ({num_steps} steps)"):
         found = held_out_bits(
             model,
             held_out.image,
             held_out.label,
             num_steps=num_steps,
-            v=model.config.sample.v if one["v"] is None else one["v"],
+            v=model.defaults.v if one["v"] is None else one["v"],
             seed=one["seeds"],
             batch_size=plan.batch_size,
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
-    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.config.ema.rates or (0.0,)
+    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.settings.ema.rates or (0.0,)
     rate = rates[0] if one["ema"] is None else one["ema"]
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")

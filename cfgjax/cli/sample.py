@@ -18,7 +18,6 @@ from cfgjax.cli.common import (
     mesh_of,
     no_arguments,
     numbers,
-    patience,
     place,
     required,
     shared_facts,
@@ -26,7 +25,7 @@ from cfgjax.cli.common import (
     weights,
 )
 from cfgjax.runs.config import parse_flags
-from cfgjax.runs.settings import MAX_PER_CELL
+from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
 
 def sample(argv):
@@ -47,10 +46,10 @@ def sample(argv):
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
-    from cfgjax.runs.workdir import read_config
+    from cfgjax.runs.workdir import read_settings
 
-    config = read_config(given.workdir or given.base)
-    with taking_part(place(given), shared_facts(given, config), patience(config)):
+    settings = read_settings(given.workdir or given.base)
+    with taking_part(place(given), shared_facts(given, settings), settings.cluster):
         open_devices()
         draw(given, labels, guidance, scales)
     return DONE
@@ -73,7 +72,7 @@ def draw(given, labels, guidance, scales):
         options |= {"guide": load_guide(given.guide), "classifier_form": given.classifier_form}
     if given.num_steps is not None:
         options["num_steps"] = timesteps_of(given, "num_steps")
-    defaults = model.config.sample
+    defaults = model.settings.sample
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     picture = sample_figure(

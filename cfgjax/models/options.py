@@ -43,7 +43,9 @@ def sampler_value(sampler: Any, defaults: Any, v: float | None = None, eta: floa
     for name, value in given.items():
         if value is not None and name not in takes:
             raise UsageError(f"sampler {sampler} takes no {name}")
-    return named_sampler(sampler.strip(), **{n: defaults[n] if value is None else value for n, value in given.items()})
+    return named_sampler(
+        sampler.strip(), **{n: getattr(defaults, n) if value is None else value for n, value in given.items()}
+    )
 
 
 def named_sampler(name: str, **noise: float | None) -> Any:

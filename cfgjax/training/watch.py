@@ -8,48 +8,47 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.data.batches import quantised, squares_averaged, to_float
+from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels, open_source
 from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.distributed import collectives as processes
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import place_global, whole
-from cfgjax.evaluation.features.networks import classifier, load_networks
+from cfgjax.evaluation.features.networks import FeatureNetwork, classifier, load_networks
 from cfgjax.evaluation.features.reference import load_reference
 from cfgjax.evaluation.frontier.frontier import Grid, find_reference, make_settings
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.plan import Plan
 from cfgjax.evaluation.metrics.sums import Verdict, feature_blocks
 from cfgjax.evaluation.report.figures import sample_figure
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import guidance_weights
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.options import guided_rule
-from cfgjax.runs.config import call
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
+from cfgjax.runs.settings import Settings
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
 
 
-def make_watchers(config, mesh, dataset):
-    """The watchers of a run, checked against its config."""
-    if is_classifier(config):
-        kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
-        return [call(kind, "evaluate", config.evaluate, config=config, mesh=mesh)]
-    watchers: list = [SampleGrids(config, mesh, dataset)]
-    if call(Plan, "evaluate", config.evaluate).every_steps:
-        if config.data.get("low_res_size") is not None:
+def make_watchers(settings: Settings, mesh: Mesh, dataset: Dataset) -> list:
+    """Returns the watchers of a run, checked against its settings."""
+    if settings.is_noisy_classifier:
+        return [NoisyHeldOut(settings, mesh)]
+    if settings.is_classifier:
+        return [HeldOut(settings, mesh)]
+    watchers: list = [SampleGrids(settings, mesh, dataset)]
+    if settings.evaluate.every_steps:
+        if settings.data.low_res_size is not None:
             raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
-        watchers.append(Frontier(config, mesh, dataset))
+        watchers.append(Frontier(settings, mesh, dataset))
     return watchers
 
 
@@ -58,36 +57,19 @@ def averaged(state):
     return state.ema[next(iter(state.ema))] if state.ema else state.params
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """config.sample: the sample grids drawn while training, and the defaults of `Model.sample`."""
-
-    every_steps: int
-    labels: tuple
-    guidance: tuple
-    per_cell: int
-    num_steps: int
-    sampler: str
-    v: float | None
-    eta: float
-
-    def __post_init__(self):
-        choose("sampler", self.sampler, SAMPLERS)
-
-
 class SampleGrids:
     """Draws samples/step_*.png, whole or not at all."""
 
     section = "sample"
 
-    def __init__(self, config, mesh, dataset):
-        self.pictures = call(Pictures, "sample", config.sample)
+    def __init__(self, settings: Settings, mesh: Mesh, dataset: Dataset) -> None:
+        self._seed, self._model = settings.seed, Model(settings, None, mesh=mesh)
+        self.pictures = self._model.defaults
         self.every_steps = self.pictures.every_steps
-        check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
+        check_labels(np.asarray(self.pictures.labels), settings.data.num_classes, "sample.labels entry")
         guidance_weights(self.pictures.guidance, None, len(self.pictures.guidance))
-        if len(config.data.image_shape) != 3:
+        if len(settings.data.image_shape) != 3:
             require_matplotlib()
-        self._seed, self._model = config.seed, Model(config, None, mesh=mesh)
         self._model.grid(self.pictures.num_steps)
         self._model.check_guidance(self.pictures.guidance)
         self._model.sampler(rule=conditional())
@@ -131,18 +113,17 @@ class HeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, *, every_steps):
-        check_held_out(config, every_steps)
-        self.every_steps, self._config, self._mesh = every_steps, config, mesh
-        self._data = open_source(**{**config.data, "split": "holdout"})
-        self._network = None
+    def __init__(self, settings: Settings, mesh: Mesh) -> None:
+        self.every_steps, self._settings, self._mesh = held_out_steps(settings), settings, mesh
+        self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
+        self._network: FeatureNetwork | None = None
 
     def __call__(self, state, step, workdir, runlog):
         if runlog.has(step, "holdout_accuracy"):
             return
         params = whole(self._mesh, averaged(state))
-        self._network = self._network.replace(params) if self._network else classifier(self._config, params)
-        data, verdict = self._data, Verdict(self._config.data.num_classes)
+        self._network = self._network.replace(params) if self._network else classifier(self._settings, params)
+        data, verdict = self._data, Verdict(self._settings.data.num_classes)
         read = lambda start, stop: (quantised(data.images(np.arange(start, stop))), data.label[start:stop])
         for _, labels, _, out in feature_blocks(read, len(data), self._network):
             verdict.update(labels, out["logits"])
@@ -158,12 +139,11 @@ class NoisyHeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, *, every_steps):
-        check_held_out(config, every_steps)
-        self.every_steps, self._mesh = every_steps, mesh
-        self._data = open_source(**{**config.data, "split": "holdout"})
-        guide = Guide(config, None)
-        levels = diffusion_of(config).levels
+    def __init__(self, settings: Settings, mesh: Mesh) -> None:
+        self.every_steps, self._mesh = held_out_steps(settings), mesh
+        self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
+        guide = Guide(settings, None)
+        levels = guide.levels
 
         def correct(params, key, x, label, u):
             logsnr = jnp.full(len(x), levels.logsnr(u))
@@ -188,12 +168,13 @@ class NoisyHeldOut:
         runlog.record(step, {"holdout_accuracy": float(np.mean(list(found.values()))), **found})
 
 
-def check_held_out(config, every_steps):
-    """Raises UsageError unless a classifier's config leaves out examples, to be looked at every so many steps."""
-    if config.data.get("split") != "train":
-        raise UsageError(f"data.split is {config.data.get('split')}; a classifier leaves out some: need 'train'")
-    if every_steps is None:
+def held_out_steps(settings: Settings) -> int:
+    """Returns the interval at which a classifier is evaluated. Raises UsageError unless its data leave out examples."""
+    if settings.data.split != "train":
+        raise UsageError(f"data.split is {settings.data.split}; a classifier leaves out some: need 'train'")
+    if settings.evaluate.every_steps is None:
         raise UsageError("evaluate.every_steps is None; a classifier needs an integer of at least 1")
+    return settings.evaluate.every_steps
 
 
 class Frontier:
@@ -201,13 +182,13 @@ class Frontier:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, dataset):
-        plan = call(Plan, "evaluate", config.evaluate)
+    def __init__(self, settings: Settings, mesh: Mesh, dataset: Dataset) -> None:
+        plan = settings.evaluate
         self.every_steps, self._plan = plan.every_steps, plan
-        self._model = Model(config, None, mesh=mesh)
-        grid = Grid(plan.every_guidance, (plan.num_steps,), seeds=(config.seed,))
+        self._model = Model(settings, None, mesh=mesh)
+        grid = Grid(plan.every_guidance, (plan.num_steps,), seeds=(settings.seed,))
         self._settings = [s for s in make_settings(grid, self._model, plan.label_policy) if s.scores == "learned"]
-        self._network, self._judge = load_networks(plan, config.data)
+        self._network, self._judge = load_networks(plan, settings.data)
         self._dataset, self._reference = dataset, None
         if plan.reference is not None:
             self._reference = load_reference(plan.reference, self._network, self._model.image_shape)

@@ -41,7 +41,7 @@ def trained(workdir):
     config = mixture_config(**OVERRIDES)
     run = Run(config, devices=jax.devices()[:1])
     run.watchers = []
-    with contextlib.closing(Claim(workdir, config)) as claim:
+    with contextlib.closing(Claim(workdir, run.settings)) as claim:
         assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
 
@@ -58,7 +58,7 @@ def model(workdir):
 
 @pytest.fixture(scope="module")
 def network(model):
-    return exact(model.config.data)
+    return exact(model.settings.data)
 
 
 def frontier_of(
@@ -71,7 +71,7 @@ def frontier_of(
 
 
 def reference_of(model, network, folder):
-    dataset = lambda: open_source(**model.config.data)
+    dataset = lambda: open_source(model.settings.data)
     return find_reference(None, dataset, network, model.image_shape, folder, lambda images: None)
 
 
@@ -123,7 +123,7 @@ def spied(model):
         predict = model.bind(params)
         return lambda z, logsnr, cond: batches.append(len(z)) or predict(z, logsnr, cond)
 
-    return Model(model.config, model.params, step=model.step, bind_params=bind_params), batches
+    return Model(model.settings, model.params, step=model.step, bind_params=bind_params), batches
 
 
 def test_all_weights_are_one_program(workdir, model, network, tmp_path):
@@ -176,8 +176,8 @@ def test_the_files_say_what_was_measured_on_what(straight, model, network):
     assert found["quantisation"] == "none"
     assert found["checkpoint"]["step"] == model.step == 20
     assert len(found["checkpoint"]["digest"]) == len(found["reference"]["digest"]) == 64
-    assert found["reference"]["count"] == model.config.data.num_examples
-    assert found["config"]["diffusion"] == model.config.diffusion.to_dict()
+    assert found["reference"]["count"] == model.settings.data.options["num_examples"]
+    assert found["config"]["diffusion"] == model.settings.given["diffusion"]
     first = found["rows"][0]
     recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral", "num_steps": 4, "v": 0.3}
     assert {name: first[name] for name in recorded} == recorded

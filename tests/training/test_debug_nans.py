@@ -12,7 +12,6 @@ from cfgjax.evaluation.frontier.generate import Setting, draw_samples
 from cfgjax.models.model import Model
 from cfgjax.models.options import guided_rule, noise_options, sampler_value
 from cfgjax.runs.config import load_file
-from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
 from cfgjax.training.state import create_state
 
@@ -60,7 +59,7 @@ def test_training_and_sampling_compute_no_nan(name, debug_nans):
     run.close()
     if name != "learned variance":
         assert empty
-    if not is_classifier(config):
+    if not run.settings.is_classifier:
         model = Model(config, state.params, mesh=run.mesh)
         sampler = sampler_value(None, config.sample)
         setting = Setting(

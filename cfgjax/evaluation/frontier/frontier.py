@@ -67,23 +67,23 @@ def make_settings(grid: Grid, model: Model, label_policy: str, guide: Guide | No
 
     guide: the `Guide`, needed if a scale of the grid is not 0.
     """
-    rates = [*map(float, model.config.ema.rates), 0.0]
+    rates = [*map(float, model.settings.ema.rates), 0.0]
     check_grid(grid, rates, model)
     guided: dict[str, Any] = {}
     if guide is not None:
         guided = {"classifier": guide.digest, "classifier_form": grid.classifier_form}
     elif any(grid.classifier_scale):
         raise UsageError(f"classifier_scale is {', '.join(f'{s:g}' for s in grid.classifier_scale)} with no classifier")
-    sampler, rule = grid.sampler or model.config.sample.sampler, guided_rule(True, guide, form=grid.classifier_form)
+    sampler, rule = grid.sampler or model.defaults.sampler, guided_rule(True, guide, form=grid.classifier_form)
     averages = {"learned": [rates[0] if rate is None else float(rate) for rate in grid.ema]}
-    if model.config.data.source == "mixture":
+    if model.settings.data.source == "mixture":
         averages["exact"] = averages["learned"][:1]  # EMA has no effect on exact scores
     settings = []
     for scores, ema_rates in averages.items():
         for ema, num_steps, v, seed, scale, w in itertools.product(
             ema_rates, grid.num_steps, grid.v, grid.seeds, grid.classifier_scale, grid.guidance
         ):
-            value = sampler_value(sampler, model.config.sample, v, grid.eta)
+            value = sampler_value(sampler, model.defaults, v, grid.eta)
             check_together(rule, value, model.learned_variance)
             noise = noise_options(value)
             options = {"v": None, "eta": None, **noise, "ema": ema, "seed": seed, "label_policy": label_policy}
@@ -153,7 +153,7 @@ class Frontier:
         learned = setting.scores == "learned"
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
-        config = {name: getattr(self.model.config, name).to_dict() for name in sections}
+        config = {name: self.model.settings.given[name] for name in sections}
         return {"format": FORMAT, **own, **config, **dataclasses.asdict(setting)}
 
     def num_missing(self, reference: Reference) -> int:
@@ -195,7 +195,7 @@ class Frontier:
         missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
         if setting.scores == "learned" and setting.ema != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.config, model.step, setting.ema)
+            params, _ = load_params(self._workdir, model.settings, model.step, setting.ema)
             model.put(params)
             self._rate = setting.ema
         rule = guided_rule(self._guided, self._guide, setting.classifier_scale, setting.classifier_form or "eps")
@@ -236,7 +236,7 @@ class Frontier:
             "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
-            "config": self.model.config.to_dict(),
+            "config": self.model.settings.to_dict(),
         }
 
     def remove_samples(self) -> None:

@@ -49,7 +49,7 @@ def sample_figure(
     columns = [model.sample(repeated, w, rule=rule(w, s), seed=seed, **sampling) for w, s in settings]
     if not model.is_image:
         rows = {"learned": columns}
-        if model.config.data.source == "mixture":
+        if model.settings.data.source == "mixture":
             oracle = exact_model(model)
             rows = {"exact": [oracle.sample(repeated, w, seed=seed, **sampling) for w in guidance], **rows}
         return scatter(rows, repeated, guidance)
@@ -98,10 +98,10 @@ def image_grid(
 
 def exact_model(model: Model | Cascade) -> Model:
     """Returns the `Model` with the exact predictions of the mixture that model was trained on."""
-    data = model.config.data
+    data = model.settings.data
     mixture = mixture_of(data)
     predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
-    return Model(model.config, {}, bind_params=lambda params: predict)
+    return Model(model.settings, {}, bind_params=lambda params: predict)
 
 
 def scatter(
