@@ -15,7 +15,8 @@ from cfgjax.cli.sample import rows
 from cfgjax.distributed import collectives as processes
 from cfgjax.models.network import check_params, init_params, make_network
 from cfgjax.runs.config import check_resumable, from_json, load_file, to_json
-from cfgjax.runs.workdir import Claim, read_settings
+from cfgjax.runs.metrics_file import last_logged_step, metrics_line
+from cfgjax.runs.workdir import Claim, read_data_hash, read_settings
 
 
 @pytest.mark.parametrize(("written", "name"), [(False, "none"), (True, "blocks")])
@@ -90,6 +91,66 @@ def test_a_damaged_config_is_one_line_to_those_who_read_and_resume(tmp_path, kin
         assert str(path) in str(e.value)
         assert len(str(e.value).splitlines()) == 1
     assert path.read_bytes() == before
+
+
+WRONG_JSON = [
+    "null",
+    "NaN",
+    "-1e400",
+    "9" * 400,
+    "1e999",
+    "-5",
+    "true",
+    '""',
+    '"\\u0000"',
+    "[[]]",
+    "[null]",
+    '{"a": 1}',
+]
+
+
+def complaint(workdir):
+    """What `read_settings` says about the run in a workdir, or None."""
+    try:
+        read_settings(workdir)
+    except UsageError as e:
+        return str(e)
+    return None
+
+
+@pytest.mark.parametrize("section", [name for name in CONFIG if name != "seed"])
+def test_any_value_in_a_config_is_read_or_refused_in_one_line(tmp_path, section):
+    path, values, texts = tmp_path / "config.json", CONFIG.to_dict(), []
+    for key in values[section]:
+        marked = json.dumps(values | {section: values[section] | {key: "HERE"}})
+        for text in WRONG_JSON:
+            path.write_text(marked.replace('"HERE"', text))
+            texts.append(complaint(tmp_path))
+    refused = [text for text in texts if text is not None]
+    assert all(text.startswith(f"{path} is damaged: ") and len(text.splitlines()) == 1 for text in refused)
+    assert all(section in text or "not JSON" in text for text in refused)
+    assert len(refused) > 0.7 * len(texts)
+
+
+def test_every_file_of_a_run_that_was_cut_off_is_read_or_refused_in_one_line(tmp_path):
+    whole = {
+        "config.json": (to_json(CONFIG), read_settings),
+        "data.json": (json.dumps({"hash": "a" * 64, "source": "npz", "classes": ["a", "b"]}), read_data_hash),
+        "metrics.jsonl": (metrics_line(1, {"loss": 0.5}) + metrics_line(2, {"loss": 0.25}), last_logged_step),
+    }
+    for name, (text, read) in whole.items():
+        path = tmp_path / name
+        path.write_text(text)
+        expected = read(tmp_path)
+        for length in range(0, len(text.rstrip()), 1 + len(text) // 100):
+            path.write_text(text[:length])
+            if name == "metrics.jsonl":  # damaged lines are left out
+                assert read(tmp_path) in (0, 1, expected)
+                continue
+            with pytest.raises(UsageError, match=f"{name} is damaged") as e:
+                read(tmp_path)
+            assert len(str(e.value).splitlines()) == 1
+        path.write_text(text)
 
 
 def test_a_config_of_an_older_version_without_later_sections_is_read(tmp_path):

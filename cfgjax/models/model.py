@@ -287,7 +287,7 @@ class Model:
         cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
         if low_res_logsnr is not None:
             cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
-            fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
+            fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(cond, self.num_classes)
         denoise = rule.value(self.bind(params), cond, null, batch["weight"])
