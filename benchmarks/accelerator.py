@@ -70,14 +70,15 @@ def agreement(given):
     import numpy as np
 
     import cfgjax.models.network as networks
-    from cfgjax.models.diffusion_config import diffusion_of
+    from cfgjax.runs.settings import Settings
 
     config = harness.load_config(given.configs[0], batch_size=4, dtype="float32")
-    shape, levels = tuple(config.data.image_shape), diffusion_of(config).levels
+    settings = Settings.from_config(config)
+    shape, levels = settings.data.image_shape, settings.diffusion.levels
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(4, *shape)), np.linspace(-5, 5, 4), np.arange(4)]
     inputs = [array.astype(kind) for array, kind in zip(inputs, ("f4", "f4", "i4"), strict=True)]
-    params = networks.init_params(networks.make_network(config), jax.random.key(0), shape)
+    params = networks.init_params(networks.make_network(settings), jax.random.key(0), shape)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
     params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)  # last layers start at 0
     cpu = jax.devices("cpu")[0]
@@ -87,7 +88,7 @@ def agreement(given):
         config.model.dtype = dtype
         if "fused_attention" in config.model:
             config.model.fused_attention = fused
-        network = networks.make_network(config)
+        network = networks.make_network(Settings.from_config(config))
         with jax.default_device(device), jax.default_matmul_precision(precision):
             placed = jax.device_put((params, inputs), device)
             run = jax.jit(lambda params, inputs: predict_eps(networks.bind(network, params, levels=levels), *inputs))

@@ -63,10 +63,11 @@ def make_classifier():
     from cfgjax.evaluation.features.networks import classifier
     from cfgjax.models.network import init_params, make_network
     from cfgjax.runs.config import load_file
+    from cfgjax.runs.settings import Settings
 
-    config = load_file(harness.EXPERIMENTS / "digits_classifier.py")
-    image_shape = tuple(config.data.image_shape)
-    return classifier(config, init_params(make_network(config), jax.random.key(0), image_shape)), image_shape
+    settings = Settings.from_config(load_file(harness.EXPERIMENTS / "digits_classifier.py"))
+    image_shape = settings.data.image_shape
+    return classifier(settings, init_params(make_network(settings), jax.random.key(0), image_shape)), image_shape
 
 
 def make_inception():

@@ -19,6 +19,7 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
 from cfgjax.cli.common import no_arguments
 from cfgjax.runs.config import load_file, parse_flags, variants
+from cfgjax.runs.settings import Settings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 CELL_WIDTH = 9
@@ -190,9 +191,10 @@ def fresh_model(config):
     from cfgjax.models.model import Model
     from cfgjax.models.network import init_params, make_network
 
-    mesh = make_mesh(**config.mesh)
-    init = lambda: init_params(make_network(config), jax.random.key(0), tuple(config.data.image_shape))
-    return Model(config, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
+    settings = Settings.from_config(config)
+    mesh = make_mesh(**dataclasses.asdict(settings.mesh))
+    init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)
+    return Model(settings, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
 
 
 def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):

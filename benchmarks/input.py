@@ -90,7 +90,8 @@ def saving(given):
     import jax.numpy as jnp
     import numpy as np
 
-    from cfgjax.runs.checkpoint import Cadence, Checkpoints
+    from cfgjax.runs.checkpoint import Checkpoints
+    from cfgjax.runs.training_settings import CheckpointSettings
     from cfgjax.training.state import TrainState
 
     rows = []
@@ -100,7 +101,7 @@ def saving(given):
         written, blocked = [], []
         with (
             tempfile.TemporaryDirectory(dir=given.folder) as folder,
-            Checkpoints(f"{folder}/checkpoints", Cadence(1, keep_last=2)) as checkpoints,
+            Checkpoints(f"{folder}/checkpoints", CheckpointSettings(1, keep_last=2)) as checkpoints,
         ):
             for step in range(given.repeats + 1):
                 start = time.perf_counter()
@@ -157,6 +158,8 @@ def prepared(given):
 
     from cfgjax.data.pipeline import Batches
     from cfgjax.data.sources.registry import npz, open_source
+    from cfgjax.runs.data_settings import DataSettings
+    from cfgjax.runs.sections import read_section
 
     size = given.batch_size or 256
     images = pictures(given.num_examples, 64, 64) if given.images is None else npz(path=given.images)[0]
@@ -165,7 +168,8 @@ def prepared(given):
         data = write_prepared(folder, given.encodings[0], images)
         total = sum(path.stat().st_size for path in Path(folder).glob("*.array_record"))
         for num_workers in map(int, given.workers):
-            dataset = open_source(**data, random_flip=True, num_workers=num_workers)
+            given_data = data | {"random_flip": True, "num_workers": num_workers}
+            dataset = open_source(read_section(DataSettings, "data", given_data))
             batches, step = Batches(dataset, 0, size, np.arange(size), 1), iter(range(10**9))
             for _ in range(4 * num_workers):
                 batches.at(next(step))  # what had been made ahead

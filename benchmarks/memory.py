@@ -68,7 +68,7 @@ def experiment_figures(name):
     print(json.dumps(known | {"batch": batch_figures(program), **memory_figures(program)}), flush=True)
     start = time.process_time()
     resource.setrlimit(resource.RLIMIT_CPU, (int(start) + LIMIT_SECONDS, resource.RLIM_INFINITY))
-    batches = program.abstract_batches(program.pace.steps_per_dispatch)
+    batches = program.abstract_batches(program.settings.train.steps_per_dispatch)
     memory = program.dispatch.lower(program.like, batches, program.step_key).compile().memory_analysis()
     made = {"compile_seconds": time.process_time() - start, "resident_bytes": harness.resident_bytes()}
     program_bytes = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
@@ -118,8 +118,10 @@ def epoch_figures(data):
     """Prints this process's peak resident bytes after the batches of an epoch of config.data, and two of the next."""
     from cfgjax.data.pipeline import Batches
     from cfgjax.data.sources.registry import open_source
+    from cfgjax.runs.data_settings import DataSettings
+    from cfgjax.runs.sections import read_section
 
-    dataset = open_source(**data)
+    dataset = open_source(read_section(DataSettings, "data", data))
     batches = Batches(dataset, 0, BATCH, np.arange(BATCH), 1)
     for step in range(len(dataset) // BATCH + 2):
         batches.at(step)

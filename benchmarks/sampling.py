@@ -1,6 +1,6 @@
 """Sampling speed: images/s, ms per network call, compile seconds, peak memory and FLOPs per image, with guidance.
 
-python benchmarks/sampling.py --configs=digits,small8 --samplers='ancestral(v=0.3),ddim' --num_steps=64 --json=sampling.json
+python benchmarks/sampling.py --configs=digits,small8 --samplers=ddim --num_steps=64 --json=sampling.json
 
 Then what guidance itself costs over the network evaluations that it needs, with networks of a fixed cost.
 """

@@ -29,7 +29,7 @@ def train(config, workdir, stops=(), *, ends=True, devices=1):
     run = Run(config, devices=jax.devices()[:devices])
     run.watchers = [watcher for watcher in run.watchers if watcher.section == "evaluate"]
     for times in (*stops, 1000) if ends else stops:
-        claim = Claim(workdir, config, run.dataset.hash, run.dataset.classes)
+        claim = Claim(workdir, run.settings, run.dataset.hash, run.dataset.classes)
         try:
             assert fit(run, claim, StopAfter(times)).done == (times == 1000)
         finally:

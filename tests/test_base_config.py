@@ -10,9 +10,8 @@ from tiny import CONFIGS, EXPERIMENTS, same_config
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.python_files import load_module
-from cfgjax.runs.config import check_sections, flatten, load_file
-from cfgjax.runs.kinds import sections
-from cfgjax.runs.settings import SETTINGS, check_settings
+from cfgjax.runs.config import flatten, load_file
+from cfgjax.runs.settings import KEYS, Settings
 
 BASE = EXPERIMENTS / "base.py"
 MODULE = load_module(BASE, "config file")
@@ -32,13 +31,13 @@ def reference_values():
 
 def test_the_reference_has_every_key_once_with_a_value_of_its_kind():
     values = flatten(ml_collections.ConfigDict(MODULE.reference()))
-    assert values.keys() == reference_values().keys() == SETTINGS.keys()
+    assert values.keys() == reference_values().keys() == KEYS.keys()
     for key, value in values.items():
-        nullable = SETTINGS[key].admits(None)
-        assert SETTINGS[key].admits(value) or (value is None and nullable), key
+        nullable = KEYS[key].admits(None)
+        assert KEYS[key].admits(value) or (value is None and nullable), key
 
 
-@pytest.mark.parametrize("key", SETTINGS)
+@pytest.mark.parametrize("key", KEYS)
 def test_every_key_has_a_comment(key):
     line = BASE.read_text().splitlines()[reference_values()[key].end_lineno - 1]
     assert re.search(r",  # \S+", line), line
@@ -49,8 +48,7 @@ def test_every_key_has_a_comment(key):
 def test_every_kind_of_run_has_its_sections_and_admitted_values(source, network):
     makers = {"unet": MODULE.denoiser, "mlp": MODULE.denoiser, "convnet": MODULE.classifier}
     config = makers.get(network, MODULE.noisy_classifier)(data=dict(source=source), model=dict(name=network))
-    check_sections(config, sections(config))
-    check_settings(config)
+    assert Settings.from_config(config).given == config.to_dict()
 
 
 def test_a_key_without_a_place_by_default_is_added_by_giving_it():

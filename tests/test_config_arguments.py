@@ -5,7 +5,7 @@ import shlex
 import shutil
 
 import pytest
-from tiny import EXPERIMENTS
+from tiny import EXPERIMENTS, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.python_files import split_argument
@@ -137,7 +137,7 @@ def test_print_config_prints_the_config_with_its_overrides_and_does_nothing_else
 
 
 def test_print_config_prints_what_the_workdir_holds(capsys, tmp_path):
-    claim = Claim(tmp_path, load_file(f"{ADM}:128"))
+    claim = Claim(tmp_path, settings(load_file(f"{ADM}:128")))
     claim.write_config()
     claim.close()
     assert printed(capsys, f"train --config={ADM}:128 --print_config") == (tmp_path / "config.json").read_text()

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIGS, EXPERIMENTS, FILES, update
+from tiny import CONFIGS, EXPERIMENTS, FILES, open_source, settings, update
 
-from cfgjax.data.sources.registry import npz_in_place_of, open_source
 from cfgjax.evaluation.report import targets
 from cfgjax.jobs.sweep import entries
 from cfgjax.models.network import check_network, make_network
-from cfgjax.runs.config import check_sections, flatten, from_json, load_file, to_json
-from cfgjax.runs.kinds import is_classifier, sections
+from cfgjax.runs.config import flatten, from_json, load_file, to_json
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.settings import SECTIONS
 from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
 
@@ -80,7 +80,7 @@ def shrink(config, folder):
     """config with one small step on random data, everything else as it is."""
     small = {"train.batch_size": 8, "train.num_steps": 1, "train.log_every_steps": 1, "train.steps_per_dispatch": 1}
     small |= {"checkpoint.every_steps": 1}
-    small |= {"evaluate.every_steps": 1} if is_classifier(config) else {"sample.every_steps": 1}
+    small |= {"evaluate.every_steps": 1} if settings(config).is_classifier else {"sample.every_steps": 1}
     if "attention_resolutions" in config.model:
         small |= {"model.channels": 64, "model.depth": 1, "model.multipliers": (1,)}
         small |= {"model.attention_resolutions": (2,), "data.image_shape": (2, 2, config.data.image_shape[-1])}
@@ -91,7 +91,8 @@ def shrink(config, folder):
         shape, classes, path = config.data.image_shape, config.data.num_classes, folder / "data.npz"
         rng = np.random.default_rng(0)
         np.savez(path, image=rng.integers(0, 256, (8, *shape), np.uint8), label=rng.integers(0, classes, 8))
-        config.data = type(config)(npz_in_place_of(config.data, str(path)) | {"num_workers": 0})
+        kept = {key: value for key, value in config.data.items() if key not in DataSettings.KINDS}
+        config.data = type(config)(kept | {"source": "npz", "path": str(path), "num_workers": 0})
     return config
 
 
@@ -112,13 +113,13 @@ def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, qu
     state, metrics = run.dispatch(state, run.batches(0), run.step_key)
     assert np.isfinite(metrics["loss"]).all()
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, jax.device_get(state.params))
-    expected = run.config.optimizer.warmup_steps == 0  # a warm-up begins at learning rate 0
+    expected = run.settings.optimizer.warmup_steps == 0  # a warm-up begins at learning rate 0
     assert any(jax.tree.leaves(changed)) == expected
 
 
 def test_files_state_every_section_and_survive_json(name):
     config = load_file(CONFIGS[name])
-    check_sections(config, sections(config))
+    assert set(config) == {"seed", *(name for name in SECTIONS if getattr(settings(config), name) is not None)}
     assert flatten(from_json(to_json(config))) == flatten(config)
 
 
@@ -154,7 +155,7 @@ def given_keys(path):
 
 def test_every_value_of_the_network_is_present(name):
     config = load_file(CONFIGS[name])
-    net = type(make_network(config))
+    net = type(make_network(settings(config)))
     fields = inspect.signature(net).parameters.keys() - {"parent", "name", "num_classes", "out_channels"}
     assert fields == set(config.model.keys()) - {"name"}
 
@@ -162,7 +163,7 @@ def test_every_value_of_the_network_is_present(name):
 @pytest.mark.parametrize("name", by_default(SIZES, {"imagenet64", "adm_classifier:64"}))
 def test_paper_networks_have_the_papers_size(name):
     config = load_file(CONFIGS[name])
-    assert network_size(make_network(config), config.data.image_shape) == SIZES[name]
+    assert network_size(make_network(settings(config)), config.data.image_shape) == SIZES[name]
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
@@ -195,7 +196,7 @@ def test_sweeps_override_known_keys(sweep, name):
 @pytest.mark.parametrize(("sweep", "name"), SWEPT)
 def test_the_networks_of_sweeps_can_be_built(sweep, name):
     config = update(*swept(sweep, name))
-    assert network_size(make_network(config), config.data.image_shape)
+    assert network_size(make_network(settings(config)), config.data.image_shape)
 
 
 def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():

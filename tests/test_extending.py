@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import mixture_config
+from tiny import mixture_config, settings
 
 import cfgjax
 from cfgjax.base.errors import UsageError
@@ -134,7 +134,7 @@ def test_a_config_is_loaded_with_overrides_and_checked(tmp_path):
 def exact_model():
     """The `Model` of the exact predictions of the toy mixture."""
     config = mixture_config()
-    mixture = mixture_of(config.data)
+    mixture = mixture_of(settings(config).data)
     predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
     return Model(config, {}, bind_params=lambda params: predict)
 
@@ -188,7 +188,7 @@ def test_a_sampler_of_ones_own_with_several_steps():
     points = exact_model().sample_float([0, 1, 2], 0.5, sampler=multistep(), num_steps=16)
     assert np.isfinite(points).all()
 
-    mixture, label = mixture_of(mixture_config().data), jnp.arange(48) % 3
+    mixture, label = mixture_of(settings(mixture_config()).data), jnp.arange(48) % 3
     denoise = cfgjax.guidance.cfg()(mixture.predict, label, jnp.full(48, 3), 0.5)
     keys = jax.random.split(jax.random.key(1), 48)
     z = cfgjax.samplers.initial_noise(keys, (2,))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import mixture_config
+from tiny import mixture_config, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
@@ -19,8 +19,8 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "grid.png").write_text("old")
-    model = SimpleNamespace(config=mixture_config(), num_classes=3)
-    monkeypatch.setattr("cfgjax.runs.workdir.read_config", lambda workdir: model.config)
+    model = SimpleNamespace(settings=settings(mixture_config()), num_classes=3)
+    monkeypatch.setattr("cfgjax.runs.workdir.read_settings", lambda workdir: model.settings)
     monkeypatch.setattr("cfgjax.cli.sample.load_model", lambda given, ema: model)
     monkeypatch.setattr("cfgjax.evaluation.frontier.settings.resolved", lambda options, *others: options)
     monkeypatch.setattr("cfgjax.evaluation.report.figures.sample_figure", lambda *args, **kwargs: Picture())

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tiny import mixture_config
+from tiny import mixture_config, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import toy_mixture
@@ -21,7 +21,7 @@ class Exact(Guide):
     """The mixture's own classifier."""
 
     def __init__(self, config=CONFIG):
-        self.config = config
+        self.settings = settings(config)
 
     def bind(self, params):
         return MIXTURE.log_posterior

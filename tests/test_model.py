@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config, predictor
+from tiny import digits_config, mixture_config, predictor, settings
 
 import cfgjax
 from cfgjax.base.errors import UsageError
@@ -12,7 +12,6 @@ from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import ddim
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.report.figures import exact_model, sample_figure
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.training.loop import train
@@ -30,7 +29,7 @@ def stirred(params, seed=0):
 @pytest.fixture(scope="module")
 def params():
     config = digits_config()
-    net = make_network(config)
+    net = make_network(settings(config))
     return stirred(jax.jit(lambda key: init_params(net, key, (8, 8, 1)))(jax.random.key(0)))
 
 
@@ -75,7 +74,7 @@ def test_samples_are_the_same_where_the_parameters_are_split(model, params):
 
 def test_nothing_but_shape_steps_and_sampler_compiles(params):
     traces = []
-    net, levels = make_network(digits_config()), diffusion_of(digits_config()).levels
+    net, levels = make_network(settings(digits_config())), settings(digits_config()).diffusion.levels
     bound = lambda params: traces.append(1) or bind(net, params, levels=levels)
     model = Model(digits_config(), params, bind_params=bound)
     model.sample(LABELS[:8], 1.0, num_steps=4)
@@ -125,7 +124,7 @@ def test_a_rule_of_ones_own_needs_no_registration(model):
 
 def test_at_weight_zero_the_null_branch_is_not_computed(params):
     rows = []
-    net, levels = make_network(digits_config()), diffusion_of(digits_config()).levels
+    net, levels = make_network(settings(digits_config())), settings(digits_config()).diffusion.levels
 
     def counting(params):
         predict = bind(net, params, levels=levels)
@@ -155,7 +154,7 @@ def test_at_w_minus_one_the_label_does_not_matter(model):
 
 def test_at_w_zero_the_null_row_does_not_matter(model, params):
     other = Model(
-        model.config, {**params, "label": params["label"].at[-1].add(1.0)}, mesh=make_mesh(devices=jax.devices()[:1])
+        model.settings, {**params, "label": params["label"].at[-1].add(1.0)}, mesh=make_mesh(devices=jax.devices()[:1])
     )
     assert np.array_equal(model.sample_float([1, 2], 0.0, num_steps=4), other.sample_float([1, 2], 0.0, num_steps=4))
     assert not np.array_equal(model.sample([1, 2], 1.0, num_steps=4), other.sample([1, 2], 1.0, num_steps=4))
@@ -230,7 +229,7 @@ SHORT = {"labels": [3, 7, 5], "num_steps": 3}
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "ddim"}], ids=str)
 def test_weights_with_a_nan_draw_no_picture(model, params, options):
-    broken = Model(model.config, {**params, "label": params["label"].at[7, 0].set(jnp.nan)}, mesh=model.mesh)
+    broken = Model(model.settings, {**params, "label": params["label"].at[7, 0].set(jnp.nan)}, mesh=model.mesh)
     broken.put(jax.device_get(broken.params))
     with pytest.raises(ArithmeticError, match=r"\Asample 1 at w = 0 has a value that is not finite; its label is 7\Z"):
         broken.sample(**SHORT, **options)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from tiny import EXPERIMENTS, mixture_config
+from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
 from cfgjax.base import download
@@ -93,7 +93,7 @@ def test_no_override_of_a_path_is_empty():
         cfgjax.load,
         cfgjax.load_guide,
         lambda path: load_cascade(path, "x"),
-        lambda path: Claim(path, mixture_config()),
+        lambda path: Claim(path, settings(mixture_config())),
         lambda path: train_run(mixture_config(), path),
         download.inception,
         download.find_inception,

@@ -7,7 +7,7 @@ import time
 
 import jax
 import pytest
-from tiny import mixture_config
+from tiny import mixture_config, settings
 
 from cfgjax.base import progress
 from cfgjax.base.progress import BAR
@@ -40,7 +40,7 @@ def test_work_is_announced_before_it_begins_and_its_seconds_follow(lines):
 
 def test_each_sampler_is_announced_when_it_is_compiled(lines, quick_compilation):
     config = mixture_config()
-    params = init_params(make_network(config), jax.random.key(0), config.data.image_shape)
+    params = init_params(make_network(settings(config)), jax.random.key(0), config.data.image_shape)
     model = Model(config, params)
     sample = lambda **options: model.sample([0, 1], sampler="ddim", **options)
     for steps, guidance, compiles in [(2, 0.0, 1), (2, 0.0, 0), (2, 1.0, 1)]:

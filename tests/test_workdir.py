@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tiny import EXPERIMENTS, mixture_config
+from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
 from cfgjax.base.errors import UsageError, printable
@@ -14,8 +14,9 @@ from cfgjax.cli import main as cli
 from cfgjax.cli.sample import rows
 from cfgjax.distributed import collectives as processes
 from cfgjax.models.network import check_params, init_params, make_network
-from cfgjax.runs.config import check_resumable, from_dict, load_file, to_json
-from cfgjax.runs.workdir import Claim, read_config
+from cfgjax.runs.config import check_resumable, from_json, load_file, to_json
+from cfgjax.runs.metrics_file import last_logged_step, metrics_line
+from cfgjax.runs.workdir import Claim, read_data_hash, read_settings
 
 
 @pytest.mark.parametrize(("written", "name"), [(False, "none"), (True, "blocks")])
@@ -25,21 +26,21 @@ def test_rematerialisation_written_as_true_or_false_is_read_by_name(tmp_path, wr
     now, then = f'"remat": "{name}"', f'"remat": {str(written).lower()}'
     assert now in to_json(config)
     (tmp_path / "config.json").write_text(to_json(config).replace(now, then))
-    found = read_config(tmp_path)
-    assert found.model.remat == name
-    check_resumable(found, config)
+    found = read_settings(tmp_path)
+    assert found.model.options["remat"] == name
+    check_resumable(found, settings(config))
 
 
 def test_a_process_that_sees_another_data_set_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "allgather", lambda told, what: [told, told | {"data": np.array("b" * 64)}])
     with pytest.raises(UsageError, match="process 1 has .* b{16} at data/cifar10, process 0 the one with hash a{16};"):
-        Claim(tmp_path, load_file(EXPERIMENTS / "cifar10.py"), "a" * 64)
+        Claim(tmp_path, settings(load_file(EXPERIMENTS / "cifar10.py")), "a" * 64)
 
 
 @pytest.mark.parametrize("names", [("0", "1", "10", "2"), ("caf\udce9", "new\nline", "kafé", "a")])
 def test_a_run_records_the_names_of_its_classes_and_rows_of_samples_have_them(tmp_path, names):
     config = load_file(EXPERIMENTS / "cifar10.py")
-    with contextlib.closing(Claim(tmp_path, config, "a" * 64, names)) as claim:
+    with contextlib.closing(Claim(tmp_path, settings(config), "a" * 64, names)) as claim:
         claim.write_config()
     told = rows(tmp_path, [2, 0], 4)
     assert told == f"2 {printable(names[2])}, 0 {printable(names[0])}" and told.isprintable()
@@ -84,7 +85,7 @@ def test_a_damaged_config_is_one_line_to_those_who_read_and_resume(tmp_path, kin
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = path.read_bytes()
-    for use in (read_config, cfgjax.load, lambda workdir: Claim(workdir, CONFIG)):
+    for use in (read_settings, cfgjax.load, lambda workdir: Claim(workdir, settings(CONFIG))):
         with pytest.raises(UsageError) as e:
             use(tmp_path)
         assert str(path) in str(e.value)
@@ -92,10 +93,70 @@ def test_a_damaged_config_is_one_line_to_those_who_read_and_resume(tmp_path, kin
     assert path.read_bytes() == before
 
 
+WRONG_JSON = [
+    "null",
+    "NaN",
+    "-1e400",
+    "9" * 400,
+    "1e999",
+    "-5",
+    "true",
+    '""',
+    '"\\u0000"',
+    "[[]]",
+    "[null]",
+    '{"a": 1}',
+]
+
+
+def complaint(workdir):
+    """What `read_settings` says about the run in a workdir, or None."""
+    try:
+        read_settings(workdir)
+    except UsageError as e:
+        return str(e)
+    return None
+
+
+@pytest.mark.parametrize("section", [name for name in CONFIG if name != "seed"])
+def test_any_value_in_a_config_is_read_or_refused_in_one_line(tmp_path, section):
+    path, values, texts = tmp_path / "config.json", CONFIG.to_dict(), []
+    for key in values[section]:
+        marked = json.dumps(values | {section: values[section] | {key: "HERE"}})
+        for text in WRONG_JSON:
+            path.write_text(marked.replace('"HERE"', text))
+            texts.append(complaint(tmp_path))
+    refused = [text for text in texts if text is not None]
+    assert all(text.startswith(f"{path} is damaged: ") and len(text.splitlines()) == 1 for text in refused)
+    assert all(section in text or "not JSON" in text for text in refused)
+    assert len(refused) > 0.7 * len(texts)
+
+
+def test_every_file_of_a_run_that_was_cut_off_is_read_or_refused_in_one_line(tmp_path):
+    whole = {
+        "config.json": (to_json(CONFIG), read_settings),
+        "data.json": (json.dumps({"hash": "a" * 64, "source": "npz", "classes": ["a", "b"]}), read_data_hash),
+        "metrics.jsonl": (metrics_line(1, {"loss": 0.5}) + metrics_line(2, {"loss": 0.25}), last_logged_step),
+    }
+    for name, (text, read) in whole.items():
+        path = tmp_path / name
+        path.write_text(text)
+        expected = read(tmp_path)
+        for length in range(0, len(text.rstrip()), 1 + len(text) // 100):
+            path.write_text(text[:length])
+            if name == "metrics.jsonl":  # damaged lines are left out
+                assert read(tmp_path) in (0, 1, expected)
+                continue
+            with pytest.raises(UsageError, match=f"{name} is damaged") as e:
+                read(tmp_path)
+            assert len(str(e.value).splitlines()) == 1
+        path.write_text(text)
+
+
 def test_a_config_of_an_older_version_without_later_sections_is_read(tmp_path):
     older = {name: section for name, section in CONFIG.to_dict().items() if name not in ("evaluate", "cluster")}
     (tmp_path / "config.json").write_text(json.dumps(older))
-    assert read_config(tmp_path).to_dict() == older
+    assert read_settings(tmp_path).to_dict() == older
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"hash": 3}', b"\0\0", b'{"hash": "a"', b"[" * 100_000])
@@ -103,21 +164,21 @@ def test_a_damaged_record_of_the_data_is_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(to_json(CONFIG))
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"data\.json is damaged") as e:
-        Claim(tmp_path, CONFIG)
+        Claim(tmp_path, settings(CONFIG))
     assert len(str(e.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("model.width", 33), ("model.depth", 2), ("data.image_shape", (3,)), ("model.width", None)]
-)
+@pytest.mark.parametrize(("key", "value"), [("model.width", 33), ("model.depth", 2), ("data.image_shape", (3,))])
 def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
-    params = jax.eval_shape(lambda: init_params(make_network(CONFIG), jax.random.key(0), CONFIG.data.image_shape))
-    check_params("run", CONFIG, params)
+    params = jax.eval_shape(
+        lambda: init_params(make_network(settings(CONFIG)), jax.random.key(0), CONFIG.data.image_shape)
+    )
+    check_params("run", settings(CONFIG), params)
     other = json.loads(to_json(CONFIG))
     section, _, name = key.partition(".")
     other[section][name] = value
     with pytest.raises(UsageError, match=r"run: config\.json and the checkpoint do not fit"):
-        check_params("run", from_dict(other), params)
+        check_params("run", settings(from_json(json.dumps(other))), params)
 
 
 @pytest.mark.parametrize("key", [None, "source", "num_classes", "image_shape", "means", "stds", "weights"])

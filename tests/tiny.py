@@ -6,8 +6,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from cfgjax.data.sources import registry
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.runs.config import load_file, to_json, variants
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.sections import read_section
+from cfgjax.runs.settings import Settings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")
@@ -64,6 +68,14 @@ def digits_config(**overrides):
         "mesh.data": 8,
     }
     return update(config, {**shrunk, **overrides})
+
+
+settings = Settings.from_config
+
+
+def open_source(**keys):
+    """The `Dataset` of the keys of config.data."""
+    return registry.open_source(read_section(DataSettings, "data", keys))
 
 
 def update(config, overrides):

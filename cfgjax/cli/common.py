@@ -1,5 +1,6 @@
 """Flags and checks that several commands share."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
 from cfgjax.runs import options
-from cfgjax.runs.config import call, flatten, to_json
+from cfgjax.runs.config import flatten, to_json
 
 MAX_NAMED = 20  # classes on one line
 PLAN_FLAGS = ("num_samples", "batch_size", "features", "classifier", "reference")
@@ -30,12 +31,12 @@ def place(given):
     return {name: given[name].value for name in PLACE}
 
 
-def shared_facts(given, config):
+def shared_facts(given, settings):
     """Returns {name: text} that must be equal in all processes of a command: its config and its other flags."""
     shared = {
         f"--{name}": str(given[name].value) for name in given if name not in (*PLACE, "config") and given[name].present
     }
-    return shared | {key: repr(value) for key, value in flatten(config).items()}
+    return shared | {key: repr(value) for key, value in flatten(settings.given).items()}
 
 
 def config_printed(given):
@@ -56,13 +57,6 @@ def begin(given, what):
         show_progress(None)
     log.info("%s: starting jax …", what)
     import_jax()
-
-
-def patience(config):
-    """Returns the `Patience` of a config, with defaults for missing keys."""
-    from cfgjax.distributed.session import Patience
-
-    return call(Patience, "cluster", config.get("cluster", {}))
 
 
 def define_sampling(given, command):
@@ -104,11 +98,10 @@ def mesh_of(given):
     return make_mesh(**parse_mesh(given.mesh))
 
 
-def plan_of_flags(given, config):
-    """Returns the `Plan` of config.evaluate, overridden by the flags."""
-    from cfgjax.evaluation.frontier.plan import plan_of
-
-    return plan_of(config, **{name: given[name].value for name in PLAN_FLAGS if given[name].value is not None})
+def plan_of(given, settings):
+    """Returns config.evaluate, overridden by the flags."""
+    flagged = {name: given[name].value for name in PLAN_FLAGS if given[name].value is not None}
+    return dataclasses.replace(settings.evaluate, **flagged)
 
 
 def no_arguments(rest):

@@ -173,11 +173,11 @@ def to_openai_adm(argv):
     from cfgjax.convert import guided_diffusion
     from cfgjax.models.network import make_network
     from cfgjax.runs.checkpoint import load_params
-    from cfgjax.runs.workdir import read_config
+    from cfgjax.runs.workdir import read_settings
 
-    config = read_config(given.workdir)
-    params, step = load_params(given.workdir, config, given.step, given.ema)
-    arrays = guided_diffusion.state_dict(make_network(config), params)
+    settings = read_settings(given.workdir)
+    params, step = load_params(given.workdir, settings, given.step, given.ema)
+    arrays = guided_diffusion.state_dict(make_network(settings), params)
     with writing(given.out) as temporary:
         save_arrays(temporary, arrays)
     print(f"wrote {given.out}: {len(arrays)} arrays of step {step} of {given.workdir}, float32")
@@ -222,23 +222,25 @@ def write_run(given, net, params, choice, **described):
     """
     import jax
     import jax.numpy as jnp
-    from ml_collections import ConfigDict
 
     from cfgjax.base.files import writing_folder
     from cfgjax.convert.layout import add_null_row, with_null_label
     from cfgjax.convert.run_config import run_config
-    from cfgjax.models.diffusion_config import Diffusion
-    from cfgjax.runs.checkpoint import Cadence, Checkpoints
+    from cfgjax.runs.checkpoint import Checkpoints
     from cfgjax.runs.config import to_json
+    from cfgjax.runs.diffusion_settings import DiffusionSettings
+    from cfgjax.runs.settings import Settings
     from cfgjax.training.state import TrainState
 
-    Diffusion(betas=described["betas"], num_timesteps=described["num_timesteps"])  # raises an error for invalid values
+    DiffusionSettings(
+        betas=described["betas"], num_timesteps=described["num_timesteps"]
+    )  # an error if they are invalid
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
-    config = ConfigDict(run_config(net, **described))
+    settings = Settings.from_config(run_config(net, **described))
     with writing_folder(given.out) as folder:
-        (folder / "config.json").write_text(to_json(config))
-        with Checkpoints(folder / "checkpoints", Cadence(1, keep_last=1)) as checkpoints:
+        (folder / "config.json").write_text(to_json(settings))
+        with Checkpoints(folder / "checkpoints", settings.checkpoint) as checkpoints:
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"

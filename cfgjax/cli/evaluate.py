@@ -1,6 +1,7 @@
 """`cfgjax evaluate`: measures the guidance frontier of a run, reference statistics, or bits per dimension."""
 
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from cfgjax.cli.common import (
     define_sampling,
     mesh_of,
     no_arguments,
-    patience,
     place,
-    plan_of_flags,
+    plan_of,
     required,
     sampling_axes,
     shared_facts,
@@ -96,11 +96,11 @@ def frontier(given):
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
-    from cfgjax.runs.workdir import read_config
+    from cfgjax.runs.workdir import read_settings
     from cfgjax.training.interrupt import StopRequest
 
-    config = read_config(given.workdir)
-    own = place(given), shared_facts(given, config), patience(config)
+    settings = read_settings(given.workdir)
+    own = place(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
             use_cores(MOST)
@@ -135,7 +135,7 @@ def measured(given, stop):
 
         try:
             with Progress("reference", "image", write=first) as progress:
-                dataset = lambda: open_source(**model.config.data)
+                dataset = lambda: open_source(model.settings.data)
                 reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
             warn_of_few(work.num_samples, network, reference)
             rows = []
@@ -165,7 +165,7 @@ def finish(given, work, reference, rows, tilted, folder):
 
 
 def planned(given):
-    """Returns the (`Frontier`, `Plan`, folder) that the flags request. Raises UsageError for invalid values."""
+    """Returns the (`Frontier`, config.evaluate with flags, folder). Raises UsageError for invalid values."""
     import cfgjax
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier
@@ -175,13 +175,14 @@ def planned(given):
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
-    plan = plan_of_flags(given, model.config)
+    plan = plan_of(given, model.settings)
     guide = None
     if given.guide is not None:
         guide = load_guide(given.guide)
-        guide.check(model.config)
-    settings = make_settings(axes(model.config, "evaluate", sampling_axes(given, "evaluate")), model, guide)
-    network, judge = load_networks(plan, model.config.data, inception=given.inception, resize=given.resize)
+        guide.check(model.settings)
+    options = axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate"))
+    settings = make_settings(options, model, guide)
+    network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(
         model,
@@ -203,7 +204,7 @@ def closed_form(work):
     from cfgjax.data.sources.registry import mixture_of
     from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
 
-    data = work.model.config.data
+    data = work.model.settings.data
     if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
         return ()
     guidance = dict.fromkeys(setting.options.guidance for setting in work.settings)
@@ -225,17 +226,17 @@ def make_reference(given):
     from cfgjax.distributed.devices import open_devices
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.features.reference import of_dataset
-    from cfgjax.runs.workdir import check_complete, read_config
+    from cfgjax.runs.settings import Settings
+    from cfgjax.runs.workdir import read_settings
 
-    config = given.config or read_config(given.workdir)
-    check_complete(config, ("data",), "the config")
+    settings = Settings.from_config(given.config) if given.config else read_settings(given.workdir)
+    plan, data = plan_of(given, settings), settings.data
+    if given.split is not None:
+        data = dataclasses.replace(data, split=given.split)
     open_devices()
-    network, _ = load_networks(
-        plan_of_flags(given, config), config.data, inception=given.inception, resize=given.resize
-    )
-    split = {} if given.split is None else {"split": given.split}
-    dataset = open_source(**{**config.data, **split})
-    origin = f"{len(dataset):,} examples of {config.data.source}, split {split.get('split', config.data.get('split'))}"
+    network, _ = load_networks(plan, data, inception=given.inception, resize=given.resize)
+    dataset = open_source(data)
+    origin = f"{len(dataset):,} examples of {data.source}, split {data.split}"
     with Progress("reference", "image", len(dataset)) as seen:
         reference = of_dataset(dataset, network, origin, seen.advance)
     reference.save(given.out)

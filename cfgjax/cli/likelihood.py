@@ -1,11 +1,12 @@
 """`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
+import dataclasses
 from pathlib import Path
 from typing import cast
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.cli.common import begin, plan_of_flags, sampling_axes, single
+from cfgjax.cli.common import begin, plan_of, sampling_axes, single
 from cfgjax.runs.options import axes as axes_of
 from cfgjax.runs.options import combinations
 
@@ -35,23 +36,24 @@ def bits_per_dim(given):
         raise UsageError(
             f"--bits_per_dim needs 8-bit images, but the run's data are points of shape {model.image_shape}"
         )
-    options = next(combinations(axes_of(model.config, "evaluate", {**axes, "guidance": (0.0,)})))
+    plan = plan_of(given, model.settings)
+    options = next(combinations(axes_of(model.defaults.options, plan.options, {**axes, "guidance": (0.0,)})))
     sampler = sampler_value(options.sampler)
     if not isinstance(sampler, ancestral):
         needed = "--bits_per_dim needs the chain of the sampler ancestral"
         raise UsageError(f"{needed}, not {sampler!r}; give --sampler='ancestral(v=0.3)'")
     if "sampler" in axes and sampler.v is not None and model.learned_variance:
         raise UsageError(f"--sampler={sampler!r}: the model's variance is learned; give --sampler=ancestral")
-    data, num_steps = dict(model.config.data), cast(int, options.num_steps)
+    data, num_steps = model.settings.data, cast(int, options.num_steps)
     check_num_steps(num_steps)
     if given.images is not None:
-        data = npz_in_place_of(data, given.images) | {"split": "all", "num_workers": 0}
-    elif data.get("split") != "train":
-        what = f"the run was trained on data.split {data.get('split', 'all')!r}, which has no held-out examples"
+        data = dataclasses.replace(npz_in_place_of(data, given.images), split="all", num_workers=0)
+    elif data.split != "train":
+        what = f"the run was trained on data.split {data.split!r}, which has no held-out examples"
         raise UsageError(f"{what}; give held-out data as --images=FILE.npz")
     else:
-        data |= {"split": "holdout"}
-    held_out = open_source(**data)
+        data = dataclasses.replace(data, split="holdout")
+    held_out = open_source(data)
     with timed(f"compiling and measuring the likelihood of {len(held_out):,} examples ({num_steps} steps)"):
         found = held_out_bits(
             model,
@@ -60,11 +62,11 @@ def bits_per_dim(given):
             num_steps=num_steps,
             v=sampler.v,
             seed=options.seed,
-            batch_size=plan_of_flags(given, model.config).batch_size,
+            batch_size=plan.batch_size,
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
-    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.config.ema.rates or (0.0,)
+    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.settings.ema.rates or (0.0,)
     rate = rates[0] if options.ema is None else options.ema
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")

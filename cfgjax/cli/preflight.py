@@ -1,5 +1,6 @@
 """`cfgjax preflight`."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +13,8 @@ from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
 from cfgjax.cli.common import check_writable, config_printed, no_arguments, required
 from cfgjax.distributed.devices import import_jax
-from cfgjax.runs.config import call, check_sections, config_path, define_flag, parse_flags
+from cfgjax.runs.config import config_path, define_flag, parse_flags
+from cfgjax.runs.settings import Settings
 
 MAX_DEVICES = 2**16
 
@@ -48,27 +50,25 @@ def preflight(argv):
 
     from cfgjax.distributed.sharding import parse_mesh
     from cfgjax.jobs.preflight.sizes import parse_bytes
-    from cfgjax.runs.kinds import sections
 
-    config = given.config
-    check_sections(config, sections(config))
-    config.mesh.update(parse_mesh(given.mesh))
+    mesh = {f"mesh.{axis}": size for axis, size in parse_mesh(given.mesh).items()}
+    settings = Settings.from_config(given.config).replace(**mesh)
     hbm = None if given.hbm is None else parse_bytes(given.hbm)
     use_virtual_devices(given.devices)
-    check_mesh(config)
+    check_mesh(settings)
     if given.json == "-":
         show_progress(sys.stderr)
     log.info("preflight of %s on %d devices …", config_path(argv), given.devices)
 
     from cfgjax.jobs.preflight.figures import figures
     from cfgjax.jobs.preflight.report import report
-    from cfgjax.jobs.preflight.trial import in_a_process, trial_config, trial_report
+    from cfgjax.jobs.preflight.trial import in_a_process, trial_report, trial_settings
 
     file = sys.stderr if given.json == "-" else sys.stdout
-    found = {"config": config_path(argv)} | figures(config, hbm=hbm)
+    found = {"config": config_path(argv)} | figures(settings, hbm=hbm)
     print(*report(found), sep="\n", file=file, flush=True)
     if given.run:
-        found["trial"] = in_a_process(trial_config(config, found["batch"]), given.scratch)
+        found["trial"] = in_a_process(trial_settings(settings, found["batch"]), given.scratch)
         print("", *trial_report(found["trial"]), sep="\n", file=file)
     text = json.dumps(found, indent=2)
     if given.json == "-":
@@ -91,13 +91,12 @@ def check_files(given):
         raise UsageError(f"--scratch={given.scratch}: need a writable folder")
 
 
-def check_mesh(config):
+def check_mesh(settings):
     """Raises UsageError unless the mesh fits the devices and divides the batch. Runs before the slow imports."""
     from cfgjax.distributed.sharding import check_batch_size, make_mesh
 
-    mesh = call(make_mesh, "mesh", config.mesh)
-    size, parts = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
-    check_batch_size(size, mesh, parts)
+    mesh = make_mesh(**dataclasses.asdict(settings.mesh))
+    check_batch_size(settings.train.batch_size, mesh, settings.train.accumulate_steps)
 
 
 def use_virtual_devices(count):

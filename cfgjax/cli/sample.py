@@ -17,7 +17,6 @@ from cfgjax.cli.common import (
     mesh_of,
     no_arguments,
     numbers,
-    patience,
     place,
     required,
     sampling_axes,
@@ -27,7 +26,7 @@ from cfgjax.cli.common import (
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.options import axes as axes_of
 from cfgjax.runs.options import combinations, read_values
-from cfgjax.runs.value_kinds import MAX_PER_CELL
+from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
 ONE_AVERAGE = "a picture is drawn with one average of the parameters"
 
@@ -50,10 +49,10 @@ def sample(argv):
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
-    from cfgjax.runs.workdir import read_config
+    from cfgjax.runs.workdir import read_settings
 
-    config = read_config(given.workdir or given.base)
-    with taking_part(place(given), shared_facts(given, config), patience(config)):
+    settings = read_settings(given.workdir or given.base)
+    with taking_part(place(given), shared_facts(given, settings), settings.cluster):
         open_devices()
         draw(given, labels, axes, upsampling)
     return DONE
@@ -69,8 +68,8 @@ def draw(given, labels, axes, upsampling):
 
     model = load_model(given, single(axes, "ema", ONE_AVERAGE))
     guide = None if given.guide is None else load_guide(given.guide)
-    source, defaults = getattr(model, "base", model), model.config.sample
-    columns = [resolved(column, source, guide) for column in combinations(axes_of(model.config, "sample", axes))]
+    source, defaults = getattr(model, "base", model), model.settings.sample
+    columns = [resolved(column, source, guide) for column in combinations(axes_of(defaults.options, given=axes))]
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)

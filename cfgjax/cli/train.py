@@ -4,9 +4,11 @@ from absl import flags
 
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import begin, config_printed, define_place, no_arguments, patience, place, required, shared_facts
+from cfgjax.cli.common import begin, config_printed, define_place, no_arguments, place, required, shared_facts
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.training_settings import MeshSettings
 
 
 def train(argv):
@@ -25,22 +27,21 @@ def train(argv):
     from cfgjax.distributed.session import taking_part
     from cfgjax.training.interrupt import StopRequest
 
-    own = place(given), shared_facts(given, given.config), patience(given.config)
+    settings = Settings.from_config(given.config)
+    own = place(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if not several:
-            use_cores(parts(given.config))
+            use_cores(parts(settings))
         open_devices()
 
         from cfgjax.training import loop
 
-        return DONE if loop.train_until_stopped(given.config, given.workdir, stop).done else PREEMPTED
+        return DONE if loop.train_until_stopped(settings, given.workdir, stop).done else PREEMPTED
 
 
-def parts(config):
+def parts(settings):
     """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
-    open_mesh = {"data": -1, "fsdp": 1, "slices": 1}
-    batch_size, passes = (config.get("train", {}).get(name, 1) for name in ("batch_size", "accumulate_steps"))
-    return batch_size // passes if open_mesh | dict(config.get("mesh", {})) == open_mesh else 1
+    return settings.train.batch_size // settings.train.accumulate_steps if settings.mesh == MeshSettings() else 1
 
 
 def define_flags(argv):

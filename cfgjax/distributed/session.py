@@ -1,7 +1,6 @@
 """Runs a command in several processes, which start jax together, watch each other and end together."""
 
 import contextlib
-import dataclasses
 import hashlib
 import os
 import platform
@@ -24,18 +23,6 @@ VERDICT_SECONDS = 3  # within which the watchdog finds the process that made a c
 JAX_HEARTBEAT_SECONDS = 100  # minimum: jax's own heartbeat aborts the process, so our watchdog must be faster
 
 
-@dataclasses.dataclass(frozen=True)
-class Patience:
-    """Settings of config.cluster.
-
-    timeout_seconds: time within which the death, freeze or failure of a process ends all others.
-    start_timeout_seconds: time that the processes wait for each other at the start.
-    """
-
-    timeout_seconds: float = 60
-    start_timeout_seconds: float = 300
-
-
 @contextlib.contextmanager
 def taking_part(flags, facts, patience):
     """Context in which jax is connected to all processes of this run. Yields whether there are several.
@@ -45,7 +32,7 @@ def taking_part(flags, facts, patience):
     Args:
       flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`.
       facts: {name: text} that must be equal in all processes, in addition to the code.
-      patience: a `Patience`.
+      patience: config.cluster, with timeout_seconds and start_timeout_seconds.
 
     Raises:
       TimeoutError: the processes do not find each other.

@@ -31,7 +31,7 @@ class Cascade:
         if base.num_classes != upsampler.num_classes:
             raise UsageError(f"the base has {base.num_classes} classes, the upsampler {upsampler.num_classes}")
         self.base, self.upsampler = base, upsampler
-        self.config, self.step, self.is_image = base.config, base.step, True
+        self.settings, self.step, self.is_image = base.settings, base.step, True
         self.check_guidance = base.check_guidance
         self.num_classes, self.image_shape = upsampler.num_classes, upsampler.image_shape
 

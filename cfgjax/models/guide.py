@@ -7,53 +7,58 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.distributed.sharding import place_parameters
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.network import bind_classifier, check_params, make_network
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.kinds import is_noisy_classifier
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.workdir import read_settings
 
 
 def load_guide(workdir, step=None, ema=None):
     """The `Guide` of a noise-aware classifier's run; step, ema: as in `cfgjax.load`."""
-    config = read_config(workdir)
-    if not is_noisy_classifier(config):
-        raise UsageError(f"{workdir} holds no noise-aware classifier but a {config.model.name}")
-    params, step = load_params(workdir, config, step, ema)
-    check_params(workdir, config, params)
-    return Guide(config, params, step=step)
+    settings = read_settings(workdir)
+    if not settings.is_noisy_classifier:
+        raise UsageError(f"{workdir} holds no noise-aware classifier but a {settings.model.name}")
+    params, step = load_params(workdir, settings, step, ema)
+    check_params(workdir, settings, params)
+    return Guide(settings, params, step=step)
 
 
 class Guide:
     """A classifier p(c | z_λ) with its parameters, for the rule `classifier(…, guide=…)`.
 
-    .config, .num_classes, .image_shape, .step are as trained; .bind(params) → logits_fn(z, logsnr).
+    .settings, .num_classes, .image_shape, .levels (the process), .step are as trained.
+    .bind(params) → logits_fn(z, logsnr).
     """
 
     def __init__(self, config, params, *, step=None):
-        self.config, self.params, self.step = config, params, step
-        self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
-        self.bind = functools.partial(bind_classifier, make_network(config), levels=diffusion_of(config).levels)
+        self.settings = settings = Settings.from_config(config)
+        self.params, self.step = params, step
+        self.num_classes, self.image_shape = settings.data.num_classes, settings.data.image_shape
+        if settings.diffusion is None:
+            raise UsageError(f"a {settings.model.name} takes no noise level, and cannot guide")
+        self.levels = settings.diffusion.levels
+        self.bind = functools.partial(bind_classifier, make_network(settings), levels=self.levels)
         self._placed = {}
         self._log_prob = jax.jit(lambda params, z, logsnr: jax.nn.log_softmax(self.bind(params)(z, logsnr)))
 
     @functools.cached_property
     def digest(self):
         """SHA-256 of what determines its outputs."""
-        return params_digest(self.config, self.params)
+        return params_digest(self.settings, self.params)
 
-    def check(self, config):
-        """Raises UsageError unless the classifier is for samples of a model's config."""
-        ours, theirs = self.config, config
+    def check(self, settings: Settings) -> None:
+        """Raises UsageError unless the classifier is for samples of a model with these settings."""
+        ours, theirs = self.settings, settings
         pairs = {
-            "image size": (tuple(ours.data.image_shape), tuple(theirs.data.image_shape)),
+            "image size": (ours.data.image_shape, theirs.data.image_shape),
             "number of classes": (ours.data.num_classes, theirs.data.num_classes),
-            "process": (diffusion_of(ours).described, diffusion_of(theirs).described),
+            "process": (described(ours), described(theirs)),
         }
         for what, (classifiers, models) in pairs.items():
             if classifiers != models:
@@ -82,9 +87,14 @@ class Guide:
         return jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
 
 
-def params_digest(config, params):
-    """SHA-256 of what determines a network's outputs."""
-    digest = hashlib.sha256(json.dumps(config.model.to_dict(), sort_keys=True).encode())
+def described(settings: Settings) -> str | None:
+    """Returns the process in a few words, or None if the network has none."""
+    return None if settings.diffusion is None else settings.diffusion.described
+
+
+def params_digest(settings: Settings, params: PyTree) -> str:
+    """Returns the SHA-256 of what determines a network's outputs: config.model as it was given, and the parameters."""
+    digest = hashlib.sha256(json.dumps(settings.given["model"], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
     return digest.hexdigest()

@@ -1,7 +1,6 @@
 """A trained model: `load(workdir).sample(labels, guidance=…)`, with no training code in sight."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,20 +27,19 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
 )
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.network import (
     CLEAN_LOGSNR,
     bind,
     check_params,
-    condition,
+    check_upsampler,
     has_null_label,
     make_network,
     null_condition,
 )
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.kinds import is_classifier
-from cfgjax.runs.options import SampleOptions, sample_options
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.options import SampleOptions
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.workdir import read_settings
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
@@ -53,12 +51,12 @@ def load(workdir, step=None, ema=None, mesh=None):
     `sharding.make_mesh`, over whose fsdp axis the parameters are split; all devices, each with all of them, by default.
     Raises UsageError where there is no such run, step or rate.
     """
-    config = read_config(workdir)
-    if is_classifier(config):
-        raise UsageError(f"{workdir} holds a classifier ({config.model.name}), which draws no samples")
-    params, step = load_params(workdir, config, step, ema)
-    check_params(workdir, config, params)
-    model = Model(config, None, step=step, mesh=make_mesh() if mesh is None else mesh)
+    settings = read_settings(workdir)
+    if settings.is_classifier:
+        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    params, step = load_params(workdir, settings, step, ema)
+    check_params(workdir, settings, params)
+    model = Model(settings, None, step=step, mesh=make_mesh() if mesh is None else mesh)
     model.put(params)
     return model
 
@@ -68,24 +66,26 @@ class Model:
 
     params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
     devices. bind_params: params → predict(z, logsnr, cond), to predict with something else than the config's network.
-    .config, .num_classes, .image_shape, .levels (the process), .step (of the checkpoint) are as trained. .params may be
-    replaced: what is compiled stays. .bind(params): the predictor itself, for programs of one's own.
+    .settings, .num_classes, .image_shape, .levels (the process), .step (of the checkpoint) are as trained. .params may
+    be replaced: what is compiled stays. .bind(params): the predictor itself, for programs of one's own.
     """
 
     def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
-        self.config, self.step, self.options = config, step, sample_options(config)
-        self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
+        self.settings, self.step = Settings.from_config(config), step
+        data, diffusion = self.settings.data, self.settings.diffusion
+        if diffusion is None or self.settings.sample is None:
+            raise UsageError(f"a {self.settings.model.name} is a classifier, which draws no samples")
+        self.num_classes, self.image_shape = data.num_classes, data.image_shape
         self.is_image = len(self.image_shape) == 3
-        diffusion = diffusion_of(config)
+        self.diffusion, self.defaults = diffusion, self.settings.sample
+        self.options = self.defaults.sample_options
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
-        network = make_network(config)
+        network = make_network(self.settings)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
         trained_null = has_null_label(network) and diffusion.p_uncond > 0
         self.has_null_label = bind_params is not None or trained_null
-        self.low_res_shape: Any = None
-        if "low_res" in condition(network, 1, self.image_shape):
-            factor = self.image_shape[0] // config.data.low_res_size
-            self.low_res_shape = (*(side // factor for side in self.image_shape[:2]), self.image_shape[2])
+        check_upsampler(network, data)
+        self.low_res_shape = data.low_res_shape
         self.low_res_noise = diffusion.low_res_logsnr_min is not None
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = params
@@ -248,7 +248,7 @@ class Model:
             if value is None and not field.metadata.get("text", True):
                 raise UsageError(f"the rule {rule!r} has no {field.name}")
             if hasattr(value, "on") and hasattr(value, "check"):
-                value.check(self.config)
+                value.check(self.settings)
                 return value.on(self.mesh)
             return place_global(self.mesh, value) if per_sample(field) and np.ndim(value) else value
 
@@ -273,7 +273,7 @@ class Model:
             raise UsageError(f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res")
         if not self.low_res_noise:
             return None
-        least = self.config.diffusion.low_res_logsnr_min
+        least = self.diffusion.low_res_logsnr_min
         logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
         if not arguments.is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
             raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
@@ -286,7 +286,7 @@ class Model:
         cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
         if low_res_logsnr is not None:
             cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
-            fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
+            fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(cond, self.num_classes)
         denoise = rule.value(self.bind(params), cond, null, batch["weight"])

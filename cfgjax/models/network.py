@@ -1,29 +1,30 @@
 """Networks built from a config, and bound to parameters and to λ."""
 
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.schedules import network_time
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
 from cfgjax.runs.config import call
-from cfgjax.runs.kinds import is_classifier
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.settings import Settings
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
 
 
-def make_network(config):
-    """The network of config.model for the classes and channels of config.data."""
-    section = dict(config.model)
-    if missing := {"num_classes", "image_shape"} - set(config.data):
-        raise UsageError(f"config.data lacks {', '.join(sorted(missing))}")
-    network = choose("network", section.pop("name", None), NETS | CLASSIFIERS | NOISY_CLASSIFIERS)
-    fixed = {"num_classes": config.data.num_classes}
-    if not is_classifier(config):
-        fixed["out_channels"] = config.data.image_shape[-1] * (1 + diffusion_of(config).learned_variance)
-    return call(network, "model", section, **fixed, parent=None, name=None)
+def make_network(settings: Settings) -> Any:
+    """Returns the linen module of config.model for the classes and channels of config.data."""
+    network = choose("network", settings.model.name, NETS | CLASSIFIERS | NOISY_CLASSIFIERS)
+    fixed = {"num_classes": settings.data.num_classes}
+    if settings.diffusion is not None and not settings.is_classifier:
+        fixed["out_channels"] = settings.data.image_shape[-1] * (1 + settings.diffusion.learned_variance)
+    return call(network, "model", settings.model.options, **fixed, parent=None, name=None)
 
 
 def init_params(net, key, image_shape):
@@ -64,6 +65,14 @@ def network_inputs(cond):
     return cond["label"], options
 
 
+def check_upsampler(net: Any, data: DataSettings) -> None:
+    """Raises UsageError unless the data have low-resolution images if net takes them, and only then."""
+    takes = "low_res" in condition(net, 1, data.image_shape)
+    if takes != (data.low_res_size is not None):
+        given = f"model.low_res is {takes}, data.low_res_size {data.low_res_size}"
+        raise UsageError(f"{given}: an upsampler needs both")
+
+
 def null_condition(cond, num_classes):
     """Returns cond with "no condition" in place of its label."""
     return {**cond, "label": jnp.full_like(cond["label"], num_classes)}
@@ -87,12 +96,12 @@ def check_network(net, image_shape):
     return params
 
 
-def check_params(workdir, config, params):
-    """Raises UsageError unless params, of a checkpoint in workdir, have the names and shapes of config's network."""
+def check_params(workdir: str | Path, settings: Settings, params: PyTree) -> None:
+    """Raises UsageError unless the parameters of a checkpoint in workdir have the names and shapes of the network's."""
     what = f"{workdir}: config.json and the checkpoint do not fit each other"
     try:
         expected = jax.eval_shape(
-            lambda key: init_params(make_network(config), key, tuple(config.data.image_shape)), jax.random.key(0)
+            lambda key: init_params(make_network(settings), key, settings.data.image_shape), jax.random.key(0)
         )
     except (TypeError, ValueError, ArithmeticError) as e:
         raise UsageError(f"{what}: {one_line(e)}") from e

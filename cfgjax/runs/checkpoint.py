@@ -5,7 +5,6 @@ step that does not match its manifest is reported and skipped, and moved to `<wo
 been restored. It is never deleted or overwritten.
 """
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -18,30 +17,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_weights
 from cfgjax.distributed import collectives as processes
 from cfgjax.runs.manifest import damage, move_damaged_metadata, step_directories, write_manifest
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
 
 log = logging.getLogger("cfgjax")
 
 T = TypeVar("T")
 Json = Mapping | Sequence | str | float | bool | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Cadence:
-    """config.checkpoint: the run is saved every `every_steps` steps. Retained are the newest `keep_last` checkpoints
-    and every step that is a multiple of keep_every_steps.
-    """
-
-    every_steps: int
-    keep_last: int = 3
-    keep_every_steps: int | None = None
 
 
 class Checkpoints:
@@ -51,7 +40,7 @@ class Checkpoints:
     complete. cadence: which steps are retained. seconds: duration of the last finished save, in the first process.
     """
 
-    def __init__(self, directory: str | Path, cadence: Cadence) -> None:
+    def __init__(self, directory: str | Path, cadence: CheckpointSettings) -> None:
         self.directory = Path(directory).absolute()
         policies = [LatestN(cadence.keep_last)]
         if cadence.keep_every_steps:
@@ -186,14 +175,15 @@ def set_aside(directory: Path, steps: Sequence[int]) -> None:
 
 
 def load_params(
-    workdir: str | Path, config: ConfigDict, step: int | None = None, ema: float | None = None
+    workdir: str | Path, settings: Settings, step: int | None = None, ema: float | None = None
 ) -> tuple[PyTree, int]:
     """Returns (parameters, step) of the run in workdir, with the parameters as numpy arrays.
 
     ema: a rate of config.ema.rates, by default the first; 0 for the parameters without averaging. step: by default the
     newest complete one. Raises UsageError if there is no such step or rate, or if the parameters are not finite.
     """
-    rate = config.ema.rates[0] if ema is None and config.ema.rates else ema
+    rates = settings.ema.rates
+    rate = rates[0] if ema is None and rates else ema
     params, step = restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
     check_weights(params, f"checkpoint step {step} of {workdir}")
     return params, step

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,24 +22,9 @@ from cfgjax.base.python_files import (
     split_argument,
 )
 from cfgjax.runs.overrides import key_of, split_overrides
-from cfgjax.runs.settings import check_settings
+from cfgjax.runs.settings import Settings, check_kinds
 
 T = TypeVar("T")
-
-CLASSIFIER_SECTIONS: tuple[str, ...] = (
-    "seed",
-    "data",
-    "model",
-    "optimizer",
-    "ema",
-    "train",
-    "checkpoint",
-    "evaluate",
-    "mesh",
-    "cluster",
-)
-NOISY_CLASSIFIER_SECTIONS: tuple[str, ...] = (*CLASSIFIER_SECTIONS, "diffusion")
-SECTIONS = (*CLASSIFIER_SECTIONS, "diffusion", "sample")
 
 # Keys that may change when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways
 # of computing the same values.
@@ -87,7 +72,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses argv into flag_values and returns the words that are not flags.
 
     The last override of a key takes effect. --config.key=None sets None for a value of any type. Numbers must be finite
-    and have ASCII digits; `check_settings` checks those of the config. Raises HelpAsked for --help, and UsageError for
+    and have ASCII digits; `check_kinds` checks those of the config. Raises HelpAsked for --help, and UsageError for
     everything else, with the nearest known name for an unknown flag or config key.
     """
     if HELP & set(argv):
@@ -111,7 +96,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise UsageError(f"--config.{next(iter(nones))}=None: {one_line(e)}") from e
     if path is not None:
-        check_settings(flag_values.config)
+        check_kinds(flag_values.config)
     return rest
 
 
@@ -204,34 +189,25 @@ def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
     for key, value in overrides.items():
         if key not in known:
             raise UsageError(f"unknown config key {key!r}{nearest(key, known)}")
-        with config.ignore_type():  # `check_settings` says it better
+        with config.ignore_type():  # `check_kinds` says it better
             config.update_from_flattened_dict({key: value})
-    check_settings(config)
+    check_kinds(config)
     return config
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
+def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Returns {"train.batch_size": 64, …} of a nested config."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, (ConfigDict, dict)):
             flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
         else:
             flat[key] = value
     return flat
 
 
-def check_sections(config: ConfigDict, sections: Sequence[str] = SECTIONS) -> None:
-    """Raises UsageError unless config has exactly these sections."""
-    for name in config:
-        if name not in sections:
-            raise UsageError(f"unknown config section {name!r}{nearest(name, sections)}")
-    if missing := [name for name in sections if name not in config]:
-        raise UsageError(f"config lacks the sections {', '.join(missing)}")
-
-
-def call(function: Callable[..., T], section: str, given: ConfigDict | Mapping[str, Any], **fixed: Any) -> T:
-    """Returns function(**given, **fixed). given: a config section. Raises UsageError for unknown or missing keys."""
+def call(function: Callable[..., T], section: str, given: Mapping[str, Any], **fixed: Any) -> T:
+    """Returns function(**given, **fixed). given: keys of a section. Raises UsageError for unknown or missing keys."""
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in fixed]
     for key in given:
@@ -243,30 +219,26 @@ def call(function: Callable[..., T], section: str, given: ConfigDict | Mapping[s
     return function(**given, **fixed)
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: ConfigDict | Settings) -> str:
     """Returns the config as JSON text with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
-    """Returns the ConfigDict of text written by `to_json`, with lists as tuples."""
-    return from_dict(json.loads(text))
+def from_json(text: str) -> dict[str, Any]:
+    """Returns the values of a config from text written by `to_json`, with lists as tuples."""
+    return tuples(json.loads(text))
 
 
-def from_dict(value: dict[str, Any]) -> ConfigDict:
-    """Returns the ConfigDict of a dict read from JSON, with lists as tuples."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(v) for key, v in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    return ConfigDict(tuples(value))
+def tuples(value: Any) -> Any:
+    """Returns a value read from JSON with tuples in place of lists."""
+    if isinstance(value, dict):
+        return {key: tuples(v) for key, v in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def check_resumable(saved: ConfigDict, given: ConfigDict) -> None:
+def check_resumable(saved: Settings, given: Settings) -> None:
     """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`."""
-    old, new = flatten(saved), flatten(from_json(to_json(given)))
+    old, new = flatten(saved.given), flatten(from_json(to_json(given)))
     differing = [
         f"{key} is {new.get(key, 'absent')!r}, the run has {old.get(key, 'absent')!r}"
         for key in sorted(old.keys() | new.keys())

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
-from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whole_number
 from cfgjax.diffusion.specs import spec
-from cfgjax.runs.value_kinds import BELOW_ONE, NONE, NUMBER, TEXT, Kind, integer, several, shown
+from cfgjax.runs.values import BELOW_ONE, NONE, NUMBER, NUMBERS, TEXT, Kind, integer, one_of, several, shown
 
 PLACES = ("Model", "sample", "evaluate", "config.sample", "config.evaluate")
 """Where an option can be given: keyword arguments of `Model.sample`, flags of two commands, two config sections."""
@@ -98,7 +97,10 @@ class SampleOptions:
     label_policy: str = field(
         default="balanced",
         metadata=option(
-            TEXT, str, "How labels are chosen: balanced or random.", places=("evaluate", "config.evaluate")
+            one_of("balanced", "random"),
+            str,
+            "How labels are chosen: balanced or random.",
+            places=("evaluate", "config.evaluate"),
         ),
     )
     rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rules, such as 'cfg()'.", is_spec=True))
@@ -148,18 +150,16 @@ def as_dict(options: SampleOptions) -> dict[str, Any]:
     return {name: getattr(options, name) for name in fields()}
 
 
-def kinds() -> dict[str, Kind]:
-    """Returns {"sample.rule": kind, …} of the config keys. config.sample lists weights, config.evaluate lists anything.
+def kinds(section: str) -> dict[str, Kind]:
+    """Returns {key: kind} of the options in config.sample, which lists weights, or in config.evaluate.
 
-    A None in config.evaluate stands for the value in config.sample.
+    config.evaluate may list several values of any option, and its None stands for the value in config.sample.
     """
     found = {}
-    for name, given in fields().items():
-        listed = several(given.kind, f"a non-empty tuple, each {given.kind.text}")
-        if "config.sample" in given.places:
-            found[f"sample.{name}"] = listed if name == "guidance" else given.kind
-        if "config.evaluate" in given.places:
-            found[f"evaluate.{name}"] = listed if name == "guidance" else given.kind | listed | NONE
+    for name, given in fields(f"config.{section}").items():
+        listed = NUMBERS if name == "guidance" else several(given.kind, f"a non-empty tuple, each {given.kind.text}")
+        only = listed if name == "guidance" else given.kind
+        found[name] = only | listed | NONE if section == "evaluate" and name != "guidance" else only
     return found
 
 
@@ -174,23 +174,20 @@ def defaults(section: str) -> dict[str, Any]:
     return {name: placeholder(object if value is None else type(value)) for name, value in values.items()}
 
 
-def sample_options(config: ConfigDict) -> SampleOptions:
-    """Returns the options of config.sample, at w = 0: its weights are the columns of a picture."""
-    given = {name: config.sample.get(name) for name in fields("config.sample") if name != "guidance"}
-    return SampleOptions().with_changes("config.sample", **given)
+def axes(
+    sample: Mapping[str, Any],
+    evaluate: Mapping[str, Any] | None = None,
+    given: Mapping[str, Sequence[Any]] | None = None,
+) -> dict[str, tuple]:
+    """Returns {option: values} of the columns of a picture, or of a frontier.
 
-
-def axes(config: ConfigDict, command: str, given: Mapping[str, Sequence[Any]] | None = None) -> dict[str, tuple]:
-    """Returns {option: values} of the columns of a picture or of a frontier.
-
-    command: "sample" or "evaluate", whose config section has what is not given; config.sample has what that lacks.
+    sample, evaluate: the options in config.sample and config.evaluate; the latter is for a frontier. given: values that
+    override both.
     """
     found = {}
-    for name, default in as_dict(sample_options(config)).items():
-        values = (given or {}).get(name)
-        if values is None and f"config.{command}" in fields()[name].places:
-            values = config.get(command, {}).get(name)
-        values = default if values is None else values
+    for name, default in as_dict(SampleOptions()).items():
+        sources = [source or {} for source in (given, evaluate, sample)]
+        values = next((source[name] for source in sources if source.get(name) is not None), default)
         found[name] = tuple(values) if isinstance(values, tuple | list) else (values,)
     return found
 

@@ -1,150 +1,167 @@
-"""Types and ranges of all config values, checked in one place before anything else.
+"""All values of a config, read and checked once.
 
-The code that builds a network, a process or a data source checks which keys it takes and how they depend on each other.
+Whoever is given a config turns it into `Settings` first; the code below takes the settings or one of their sections.
+Importing this module imports no jax: commands check the kinds of all values before they start it.
 """
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from cfgjax.base.errors import UsageError
-from cfgjax.runs import options
-from cfgjax.runs.value_kinds import (
-    ALL_LEFT,
-    BELOW_ONE,
-    COUNT,
-    MAX_PER_CELL,
-    NONE,
-    NOT_NEGATIVE,
-    NUMBER,
-    NUMBERS,
-    POSITIVE,
-    SHARE,
-    TEXT,
-    WIDTH,
-    YES_NO,
-    Kind,
-    integer,
-    one_of,
-    real,
-    several,
-    shown,
+from cfgjax.base.errors import UsageError, nearest
+from cfgjax.runs.data_settings import DataSettings, ModelSettings
+from cfgjax.runs.diffusion_settings import CONTINUOUS, DISCRETE, DiffusionSettings
+from cfgjax.runs.sampling_settings import EvaluateSettings, SampleSettings
+from cfgjax.runs.sections import check_value, kinds_of, read_section
+from cfgjax.runs.training_settings import (
+    CheckpointSettings,
+    ClusterSettings,
+    EMASettings,
+    MeshSettings,
+    OptimizerSettings,
+    TrainSettings,
 )
+from cfgjax.runs.values import Kind, Seed, kind_of, shown
 
-SETTINGS: dict[str, Kind] = {
-    "seed": integer(0, 2**32 - 1),
-    "data.source": TEXT,
-    "data.split": TEXT,
-    "data.path": TEXT,
-    "data.num_classes": integer(1, 2**20),
-    "data.image_shape": several(COUNT, "a tuple of 1 or 3 integers of at least 1", lengths=(1, 3)),
-    "data.random_flip": YES_NO,
-    "data.random_crop": real("a share of the side in (0, 1]", lambda v: 0 < v <= 1),
-    "data.low_res_size": COUNT | NONE,
-    "data.num_workers": integer(0, 1024),
-    "data.worker_timeout_seconds": real("a number of seconds in [1, 10⁹]", lambda v: 1 <= v <= 1e9),
-    "data.crop": TEXT | NONE,
-    "data.class_order": TEXT,
-    "data.data_dir": TEXT | NONE,
-    "data.tfds_split": TEXT,
-    "data.seed": integer(0, 2**32 - 1),
-    "data.num_examples": COUNT,
-    "data.means": several(NUMBERS, "a tuple of tuples of finite numbers"),
-    "data.stds": several(POSITIVE, "a tuple of finite numbers above 0"),
-    "data.weights": several(NOT_NEGATIVE, "a tuple of finite numbers of at least 0"),
-    "model.name": TEXT,
-    "model.channels": WIDTH,
-    "model.multipliers": several(POSITIVE, "a non-empty tuple of finite numbers above 0"),
-    "model.depth": integer(1, 1000),
-    "model.attention_resolutions": several(COUNT, "a tuple of integers of at least 1", least=0),
-    "model.num_heads": WIDTH | NONE,
-    "model.head_channels": WIDTH | NONE,
-    "model.legacy_attention_order": YES_NO,
-    "model.scale_shift": YES_NO,
-    "model.resblock_resample": YES_NO,
-    "model.learned_resample": YES_NO,
-    "model.rescale": YES_NO,
-    "model.dropout": BELOW_ONE,
-    "model.conditional": YES_NO,
-    "model.null_label": YES_NO,
-    "model.low_res": YES_NO,
-    "model.low_res_noise": YES_NO,
-    "model.dtype": one_of("float32", "bfloat16"),
-    "model.fused_attention": YES_NO,
-    "model.remat": TEXT,
-    "model.pool": TEXT,
-    "model.num_features": WIDTH,
-    "model.width": WIDTH,
-    "diffusion.schedule": TEXT | NONE,
-    "diffusion.logsnr_min": NUMBER | NONE,
-    "diffusion.logsnr_max": NUMBER | NONE,
-    "diffusion.betas": TEXT | NONE,
-    "diffusion.num_timesteps": integer(2, 1_000_000) | NONE,
-    "diffusion.p_uncond": SHARE,
-    "diffusion.learned_variance": YES_NO,
-    "diffusion.bound_weight": NOT_NEGATIVE,
-    "diffusion.bound_steps": integer(2),
-    "diffusion.time_sampler": TEXT,
-    "diffusion.low_res_logsnr_min": NUMBER | NONE,
-    "optimizer.name": TEXT,
-    "optimizer.learning_rate": NOT_NEGATIVE,
-    "optimizer.b1": BELOW_ONE,
-    "optimizer.b2": BELOW_ONE,
-    "optimizer.eps": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.schedule": TEXT,
-    "optimizer.warmup_steps": integer(0),
-    "optimizer.decay_steps": COUNT | NONE,
-    "optimizer.clip_norm": POSITIVE | NONE,
-    "ema.rates": several(BELOW_ONE, "a tuple of numbers in [0, 1)", least=0),
-    "ema.warmup": YES_NO,
-    "train.batch_size": COUNT,
-    "train.num_steps": COUNT,
-    "train.log_every_steps": COUNT,
-    "train.steps_per_dispatch": COUNT,
-    "train.accumulate_steps": COUNT,
-    "train.max_skipped_in_row": COUNT,
-    "train.init_from": TEXT | NONE,
-    "checkpoint.every_steps": COUNT,
-    "checkpoint.keep_last": COUNT,
-    "checkpoint.keep_every_steps": COUNT | NONE,
-    "sample.every_steps": COUNT,
-    "sample.labels": several(integer(0), "a non-empty tuple of integers of at least 0"),
-    "sample.per_cell": integer(1, MAX_PER_CELL),
-    "evaluate.num_samples": integer(2),
-    "evaluate.batch_size": COUNT,
-    "evaluate.features": one_of("classifier", "inception", "mixture"),
-    "evaluate.classifier": TEXT | NONE,
-    "evaluate.reference": TEXT | NONE,
-    "evaluate.every_steps": COUNT | NONE,
-    "evaluate.every_num_samples": integer(2),
-    "evaluate.every_guidance": NUMBERS,
-    "mesh.data": COUNT | ALL_LEFT,
-    "mesh.fsdp": COUNT | ALL_LEFT,
-    "mesh.slices": COUNT,
-    "cluster.timeout_seconds": real("a number of seconds in [2, 10⁹]", lambda v: 2 <= v <= 1e9),
-    "cluster.start_timeout_seconds": real("a number of seconds in [1, 10⁹]", lambda v: 1 <= v <= 1e9),
+SECTIONS: dict[str, type] = {
+    "data": DataSettings,
+    "model": ModelSettings,
+    "diffusion": DiffusionSettings,
+    "optimizer": OptimizerSettings,
+    "ema": EMASettings,
+    "train": TrainSettings,
+    "checkpoint": CheckpointSettings,
+    "sample": SampleSettings,
+    "evaluate": EvaluateSettings,
+    "mesh": MeshSettings,
+    "cluster": ClusterSettings,
 }
-SETTINGS |= options.kinds()
-SECTIONS = {key.partition(".")[0] for key in SETTINGS if "." in key}
+KEYS: dict[str, Kind] = {"seed": kind_of(Seed)}
+KEYS |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
+LATER_SECTIONS = ("evaluate", "cluster")  # absent from the config.json of older versions
 
 
-def check_settings(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All sections of a config. `diffusion` and `sample` are None where the network has no such section.
+
+    given: the values as the config has them, {section: {key: value}}, without defaults. config.json, records and
+    digests are made from these.
+    """
+
+    seed: int
+    data: DataSettings
+    model: ModelSettings
+    diffusion: DiffusionSettings | None
+    optimizer: OptimizerSettings
+    ema: EMASettings
+    train: TrainSettings
+    checkpoint: CheckpointSettings
+    sample: SampleSettings | None
+    evaluate: EvaluateSettings
+    mesh: MeshSettings
+    cluster: ClusterSettings
+    given: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    @classmethod
+    def from_config(
+        cls, config: "ConfigDict | Mapping[str, Any] | Settings", optional: Sequence[str] = ()
+    ) -> "Settings":
+        """Returns the settings of a config. Settings are returned as they are.
+
+        optional: sections that may be missing and then have their defaults. Raises UsageError for a missing or unknown
+        section or key, a value that is not of its key's kind, and values that contradict each other in a section.
+        """
+        if isinstance(config, Settings):
+            return config
+        given = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+        check_kinds(given)
+        network = given.get("model", {}).get("name")
+        names = section_names(network)
+        check_sections(given, names, optional)
+        check_keys_of_classifier(given, network)
+        read: dict[str, Any] = {
+            name: read_section(section, name, given.get(name, {})) if name in names else None
+            for name, section in SECTIONS.items()
+        }
+        return cls(seed=int(given["seed"]), **read, given=given)
+
+    def replace(self, **values: Any) -> "Settings":
+        """Returns the settings with other values of some keys, `**{"train.batch_size": 8}`."""
+        given = self.to_dict()
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            (given.setdefault(section, {}) if section else given)[name] = value
+        return Settings.from_config(given, LATER_SECTIONS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns a copy of `given`."""
+        return {name: dict(value) if isinstance(value, dict) else value for name, value in self.given.items()}
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the network is a classifier, of clean or noisy images. Otherwise it is a denoiser."""
+        return is_classifier(self.model.name)
+
+    @property
+    def is_noisy_classifier(self) -> bool:
+        """Whether the network is a classifier that takes λ."""
+        return is_noisy_classifier(self.model.name)
+
+
+def is_classifier(network: Any) -> bool:
+    """Whether a value of model.name is that of a classifier, of clean or noisy images."""
+    from cfgjax.nets import CLASSIFIERS  # imports jax
+
+    return network in CLASSIFIERS or is_noisy_classifier(network)
+
+
+def is_noisy_classifier(network: Any) -> bool:
+    """Whether a value of model.name is that of a classifier that takes λ."""
+    from cfgjax.nets import NOISY_CLASSIFIERS  # imports jax
+
+    return network in NOISY_CLASSIFIERS
+
+
+def section_names(network: Any) -> list[str]:
+    """Returns the names of the sections that a config with this value of model.name has, besides the seed."""
+    absent = {"diffusion", "sample"} if is_classifier(network) else set()
+    absent -= {"diffusion"} if is_noisy_classifier(network) else set()
+    return [name for name in SECTIONS if name not in absent]
+
+
+def check_kinds(given: ConfigDict | Mapping[str, Any]) -> None:
     """Raises UsageError for the first value of a config that is not of its key's kind."""
-    for name, value in config.items():
+    for name, value in given.items():
         if name not in SECTIONS:
-            check_value(name, value)
-        elif not isinstance(value, ConfigDict):
-            raise UsageError(f"{name} is {shown(value)}; need a section, with keys such as {example(name)}")
-        else:
-            for key, inner in value.items():
-                check_value(f"{name}.{key}", inner)
+            if name in KEYS:
+                check_value(name, value, KEYS[name])
+            continue
+        if not isinstance(value, (ConfigDict, dict)):
+            example = f"{name}.{next(iter(kinds_of(SECTIONS[name])))}"
+            raise UsageError(f"{name} is {shown(value)}; need a section, with keys such as {example}")
+        for key, inner in value.items():
+            if f"{name}.{key}" in KEYS:
+                check_value(f"{name}.{key}", inner, KEYS[f"{name}.{key}"])
 
 
-def check_value(key: str, value: object) -> None:
-    """Raises UsageError unless the value is of the key's kind."""
-    if key in SETTINGS and not SETTINGS[key].admits(value):
-        raise UsageError(f"{key} is {shown(value)}; need {SETTINGS[key].text}")
+def check_sections(given: Mapping[str, Any], names: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raises UsageError unless a config has a seed and these sections and no others. optional: those it may lack."""
+    names = ["seed", *names]
+    for name in given:
+        if name not in names:
+            raise UsageError(f"unknown config section {name!r}{nearest(name, names)}")
+    if missing := [name for name in names if name not in given and name not in optional]:
+        raise UsageError(f"config lacks the sections {', '.join(missing)}")
 
 
-def example(section: str) -> str:
-    """Returns the first key of a section."""
-    return next(key for key in SETTINGS if key.startswith(f"{section}."))
+def check_keys_of_classifier(given: Mapping[str, Any], network: Any) -> None:
+    """Raises UsageError if a classifier's config has keys of a denoiser in sections that both have."""
+    if not is_classifier(network):
+        return
+    if others := [key for key in given.get("evaluate", {}) if key != "every_steps"]:
+        raise UsageError(f"unknown config key 'evaluate.{others[0]}'{nearest(others[0], ['every_steps'])}")
+    if others := sorted({*given.get("diffusion", {})} - {*CONTINUOUS, *DISCRETE}):
+        raise UsageError(f"config.diffusion has {', '.join(others)}, without meaning for a classifier")

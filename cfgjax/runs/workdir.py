@@ -5,82 +5,55 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.paths import check_path
 from cfgjax.distributed import collectives as processes
-from cfgjax.runs.config import check_resumable, from_dict, to_json
-from cfgjax.runs.kinds import sections
+from cfgjax.runs.config import check_resumable, to_json, tuples
 from cfgjax.runs.metrics_file import last_logged_step
-from cfgjax.runs.settings import check_settings
+from cfgjax.runs.settings import LATER_SECTIONS, Settings
 
 DATA = "data.json"  # `hash`, `source`, `path` and class names `classes` of a data set that has a hash
-REQUIRED = {  # keys of config.json, by section
-    "data": ("source", "num_classes", "image_shape"),
-    "model": ("name",),
-    "ema": ("rates",),
-    "train": (),
-    "checkpoint": ("every_steps",),
-    "sample": ("guidance", "per_cell"),
-}
-LATER_SECTIONS = ("evaluate", "cluster")  # absent in older versions
 CONFIG_REMEDY = "restore it from a copy, or use another workdir"
 SHOWN = 16  # characters of a hash in messages
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
-    """Returns the config of the run in workdir, with values of older versions in today's form.
+def read_settings(workdir: str | Path) -> Settings:
+    """Returns the settings of the run in workdir, with values of older versions in today's form.
 
     Raises UsageError if the file is damaged or lacks a section or a required value.
     """
     check_path("workdir", workdir)
     path = Path(workdir) / "config.json"
     try:
-        values = read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY)
+        values = tuples(read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY))
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
     try:
-        config = from_dict(values)
-        upgrade(config)
-        check_settings(config)
-        check_complete(config, sections(config))
-    except (TypeError, ValueError) as e:
+        return Settings.from_config(upgraded(values), optional=LATER_SECTIONS)
+    except UsageError as e:
         raise UsageError(f"{path} is damaged: {e}; {CONFIG_REMEDY}") from e
-    return config
 
 
-def upgrade(config: ConfigDict) -> None:
-    """Brings a config of an older version into today's form: model.remat was a boolean, sample had v and eta."""
-    with config.ignore_type():
-        if isinstance(config.model.get("remat"), bool):
-            config.model.remat = "blocks" if config.model.remat else "none"
-        sample = config.get("sample")
-        if not isinstance(sample, ConfigDict):
-            return
-        noise = {"ancestral": "v", "ddim": "eta"}.get(sample.get("sampler"))
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of a config.json in today's form: model.remat was a boolean, sample had v and eta."""
+    model, sample = values["model"], values.get("sample")
+    if isinstance(model.get("remat"), bool):
+        model = model | {"remat": "blocks" if model["remat"] else "none"}
+    if isinstance(sample, dict):
+        name = sample.get("sampler")
+        noise = {"ancestral": "v", "ddim": "eta"}.get(name) if isinstance(name, str) else None
         if noise in sample:
-            value = sample[noise]
-            sample.sampler += "()" if value is None else f"({noise}={value!r})"
-        for name in {"v", "eta"} & set(sample):
-            del sample[name]
-
-
-def check_complete(config: ConfigDict, names: Sequence[str], what: str = "it") -> None:
-    """Raises UsageError unless a config has the sections `names` and their keys of REQUIRED. what: names the config."""
-    missing = [name for name in names if name not in config and name not in LATER_SECTIONS]
-    if missing:
-        raise UsageError(f"{what} lacks the sections {', '.join(missing)}")
-    for section in set(names) & set(REQUIRED):
-        absent = [key for key in REQUIRED[section] if key not in config[section]]
-        if absent:
-            raise UsageError(f"{what} lacks {section}.{absent[0]}")
+            sample = sample | {"sampler": f"{name}({'' if sample[noise] is None else f'{noise}={sample[noise]!r}'})"}
+        sample = {key: value for key, value in sample.items() if key not in ("v", "eta")}
+        values = values | {"sample": sample}
+    return values | {"model": model}
 
 
 def read_data_hash(workdir: str | Path) -> str | None:
@@ -113,13 +86,13 @@ class Claim:
     def __init__(
         self,
         workdir: str | Path,
-        config: ConfigDict,
+        settings: Settings,
         data_hash: str | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         check_path("workdir", workdir)
         self.path = Path(workdir)
-        self._config = config
+        self._settings = settings
         self._data_hash = data_hash
         self._classes = classes
         self._lock: TextIO | None = None  # open in the first process only
@@ -142,7 +115,7 @@ class Claim:
                                  "file system that all hosts share")  # fmt: skip
             here, first = (str(p["data"])[:SHOWN] for p in (part, parts[0]))
             if part["data"] != parts[0]["data"]:
-                there = f"process {i} has the data set with hash {here} at {self._config.data.get('path')}"
+                there = f"process {i} has the data set with hash {here} at {self._settings.data.options.get('path')}"
                 raise UsageError(f"{there}, process 0 the one with hash {first}; all need the same")
 
     def _take(self) -> str:
@@ -182,8 +155,8 @@ class Claim:
             if steps:
                 raise UsageError(f"workdir {self.path} has checkpoints but no config.json; nothing was overwritten")
             return
-        saved = read_config(self.path)
-        check_resumable(saved, self._config)
+        saved = read_settings(self.path)
+        check_resumable(saved, self._settings)
         self._check_data()
         logged = last_logged_step(self.path)
         # a save waits for the previous one, so after two cadences at least one checkpoint was complete
@@ -200,7 +173,7 @@ class Claim:
         if saved is not None and given is not None and saved != given:
             raise UsageError(
                 f"the run in workdir {self.path} was trained on the data set with hash {saved[:SHOWN]}, but "
-                f"{self._config.data.get('path')} now holds the one with hash {given[:SHOWN]}; nothing "
+                f"{self._settings.data.options.get('path')} now holds the one with hash {given[:SHOWN]}; nothing "
                 "was overwritten. Restore the first data set, or use another workdir"
             )
 
@@ -212,12 +185,14 @@ class Claim:
         if jax.process_index() != 0:
             return
         if self._data_hash is not None:
-            data = {name: self._config.data.get(name) for name in ("source", "path")} | {"hash": self._data_hash}
+            data = {name: self._settings.given["data"].get(name) for name in ("source", "path")} | {
+                "hash": self._data_hash
+            }
             if self._classes is not None:
                 data["classes"] = list(self._classes)
             write_json(self.path / DATA, data)
         with writing(self.path / "config.json") as new:
-            new.write_text(to_json(self._config))
+            new.write_text(to_json(self._settings))
 
     def close(self) -> None:
         """Releases the lock."""

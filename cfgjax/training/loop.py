@@ -12,6 +12,7 @@ from cfgjax.base.progress import log
 from cfgjax.distributed import collectives as processes
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
+from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.extensions import ExtensionError, name_of, naming
@@ -55,14 +56,15 @@ def train_until_stopped(config, workdir, stop=None, hooks=(), writers=()):
     ExtensionError, and OSError where something cannot be written.
     """
     check_path("workdir", workdir)
+    settings = Settings.from_config(config)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
-        contextlib.closing(Run(config, hooks=hooks, writers=writers)) as run,
+        contextlib.closing(Run(settings, hooks=hooks, writers=writers)) as run,
     ):
         if jax.process_count() == 1 and (name := stop.signal):
             log.info("%s: stopped before anything was written to %s; the same command starts again", name, workdir)
             return Outcome(False, {"step": 0})
-        with contextlib.closing(Claim(workdir, config, run.dataset.hash, run.dataset.classes)) as claim:
+        with contextlib.closing(Claim(workdir, settings, run.dataset.hash, run.dataset.classes)) as claim:
             return fit(run, claim, stop)
 
 
@@ -71,15 +73,15 @@ def fit(run, claim, stop):
 
     Raises OSError, naming the newest whole step, where something cannot be written.
     """
-    directory = claim.path / "checkpoints"
+    directory, pace = claim.path / "checkpoints", run.settings.train
     try:
-        with Checkpoints(directory, run.cadence) as checkpoints:
+        with Checkpoints(directory, run.settings.checkpoint) as checkpoints:
             restored = checkpoints.restore(run.like)
             state, history = restored or (run.new_state(), [])
             claim.write_config()
-            if not restored and run.pace.init_from is not None:
+            if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # what it started from, should that be trained on or gone
-            size, step = (run.pace.num_steps, run.pace.batch_size), int(jax.device_get(state.step))
+            size, step = (pace.num_steps, pace.batch_size), int(jax.device_get(state.step))
             with contextlib.closing(RunLog(claim.path, step, *size, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
@@ -101,7 +103,7 @@ def first_failure(error):
 
 def loop(run, state, history, checkpoints, runlog, workdir, stop):
     """Steps from state to the end (True) or to a request to stop (False); history: metrics not yet logged."""
-    pace, step, together = run.pace, int(jax.device_get(state.step)), jax.process_count() > 1
+    pace, step, together = run.settings.train, int(jax.device_get(state.step)), jax.process_count() > 1
     with saving_first(checkpoints, step, state, history):
         call_hooks(run, state, step, workdir, runlog)
     if step >= pace.num_steps:
@@ -124,7 +126,7 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
         checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
-        saving_now = step % run.cadence.every_steps == 0 or done or stopping
+        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping
         if logging_now or saving_now:
             fetched, heard = fetch(running)
             history, running, wish = history + fetched, [], wish or heard
@@ -173,7 +175,7 @@ def warn_of_slow_save(seconds, runlog):
 
 def call_hooks(run, state, step, workdir, runlog):
     """Calls the hooks that are due at this step. Raises ExtensionError where one of the caller's fails."""
-    due = lambda hook: step and (step % hook.every_steps == 0 or step == run.pace.num_steps)
+    due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
     for hook in filter(due, run.watchers):
         processes.stage(f"{hook.section} at step {step}")
         with runlog.paused():
@@ -188,8 +190,8 @@ def compiled(run, state, step, runlog, stop):
     """The dispatch, compiled ahead of time."""
     start = time.monotonic()
     processes.stage("compiling")
-    k = run.pace.steps_per_dispatch
-    runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {run.pace.batch_size} …")
+    k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
+    runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {batch_size} …")
     dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.wishes(stop)).compile()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch

@@ -42,7 +42,7 @@ class Objective(NamedTuple):
 
 
 def denoising(net, num_classes, diffusion):
-    """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: a `Diffusion`.
+    """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: `DiffusionSettings`.
 
     With learned variance the hybrid loss. Logs loss_cond and loss_uncond over the examples that kept and lost their
     label (0 if none did) and drop_rate, for a network with a null label; mse and bound of the hybrid loss.

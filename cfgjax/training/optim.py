@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from cfgjax.base.errors import UsageError, choose
+from cfgjax.runs.training_settings import OptimizerSettings
 
 
 def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):
@@ -28,34 +29,22 @@ def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, d
     return optax.join_schedules([warmup, after], [warmup_steps]) if warmup_steps else after
 
 
-def make_optimizer(
-    *,
-    name,
-    learning_rate,
-    b1=0.9,
-    b2=0.999,
-    eps=1e-8,
-    weight_decay=0.0,
-    schedule="constant",
-    warmup_steps=0,
-    decay_steps=None,
-    clip_norm=None,
-):
-    """Adam or AdamW as `only_if_finite`: update(grads, state, params, finite=bool).
+def make_optimizer(given: OptimizerSettings) -> optax.GradientTransformationExtraArgs:
+    """Returns Adam or AdamW as `only_if_finite`: update(grads, state, params, finite=bool).
 
-    weight_decay: decoupled (AdamW only). clip_norm: global norm to which the gradients of the whole batch, after
-    their mean over devices, are clipped; None for no clipping.
+    weight_decay is decoupled (AdamW only). clip_norm is the global norm to which the gradients of the whole batch,
+    after their mean over devices, are clipped; None for no clipping.
     """
-    rate = learning_rate_schedule(learning_rate, schedule, warmup_steps, decay_steps)
-    if name == "adam" and weight_decay:
-        raise UsageError(f"optimizer.weight_decay is {weight_decay}, which adam does not apply; use adamw")
+    rate = learning_rate_schedule(given.learning_rate, given.schedule, given.warmup_steps, given.decay_steps)
+    if given.name == "adam" and given.weight_decay:
+        raise UsageError(f"optimizer.weight_decay is {given.weight_decay}, which adam does not apply; use adamw")
     makers = {
-        "adam": lambda: optax.adam(rate, b1, b2, eps),
-        "adamw": lambda: optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay),
+        "adam": lambda: optax.adam(rate, given.b1, given.b2, given.eps),
+        "adamw": lambda: optax.adamw(rate, given.b1, given.b2, given.eps, weight_decay=given.weight_decay),
     }
-    optimizer = choose("optimizer", name, makers)()
-    if clip_norm is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    optimizer = choose("optimizer", given.name, makers)()
+    if given.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(given.clip_norm), optimizer)
     return only_if_finite(optimizer)
 
 

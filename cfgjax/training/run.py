@@ -1,6 +1,7 @@
 """A training run, built from its config and checked before any long work."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,82 +19,46 @@ from cfgjax.distributed.sharding import (
     place_parameters,
     replicated,
 )
-from cfgjax.models.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
-from cfgjax.models.network import check_network, condition, has_null_label, init_params, make_network
-from cfgjax.runs.checkpoint import Cadence, load_params
-from cfgjax.runs.config import call, check_sections
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
-from cfgjax.runs.settings import check_settings
-from cfgjax.runs.workdir import check_complete, read_config
+from cfgjax.models.network import check_network, check_upsampler, has_null_label, init_params, make_network
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.data_settings import ModelSettings
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
 from cfgjax.training.interrupt import wish_number
-from cfgjax.training.objective import classification, denoising, noisy_classification
+from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 from cfgjax.training.watch import make_watchers
 
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """config.train: number of steps, batch size, logging interval.
-
-    batch_size: examples per optimizer step, over all devices. num_steps: optimizer steps. steps_per_dispatch: steps
-    per call of the compiled program. accumulate_steps: parts in which a step's gradient is computed.
-    max_skipped_in_row: non-finite steps in a row after which the run stops. init_from: workdir of a run whose averaged
-    parameters this one starts from.
-    """
-
-    batch_size: int
-    num_steps: int
-    log_every_steps: int
-    steps_per_dispatch: int = 1
-    accumulate_steps: int = 1
-    max_skipped_in_row: int = 10
-    init_from: str | None = None
+# keys of config.model in which a run may differ from its init_from
+FREE = {"dropout", "dtype", "fused_attention", "remat", "null_label"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Averages:
-    """config.ema: rates of the averages of the parameters; warmup lowers them in the first steps."""
-
-    rates: tuple
-    warmup: bool = False
-
-
-FREE = {
-    "dropout",
-    "dtype",
-    "fused_attention",
-    "remat",
-    "null_label",
-}  # keys of config.model in which a run may differ from its init_from
-
-
-def make_objective(config, net):
-    """What the network of a config is trained for."""
-    if is_noisy_classifier(config):
-        if unused := set(config.diffusion) - {*CONTINUOUS, *DISCRETE}:
-            raise UsageError(f"config.diffusion has {', '.join(sorted(unused))}, without meaning for a classifier")
-        return noisy_classification(net, diffusion_of(config))
-    if is_classifier(config):
+def make_objective(settings: Settings, net: Any) -> Objective:
+    """Returns what a network is trained for. Raises UsageError if the network, the process and the data do not fit."""
+    data, diffusion = settings.data, settings.diffusion
+    if diffusion is None:
         return classification(net)
-    diffusion, image_shape = diffusion_of(config), config.data.image_shape
-    if diffusion.learned_variance and len(image_shape) != 3:
-        raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {tuple(image_shape)}")
-    upsampler = "low_res" in condition(net, 1, image_shape)
-    if upsampler != (config.data.get("low_res_size") is not None):
-        low_res = f"model.low_res is {upsampler}, data.low_res_size {config.data.get('low_res_size')}"
-        raise UsageError(f"{low_res}: an upsampler needs both")
-    if has_null_label(net) and "p_uncond" not in config.diffusion:
+    if settings.is_noisy_classifier:
+        return noisy_classification(net, diffusion)
+    if diffusion.learned_variance and len(data.image_shape) != 3:
+        raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {data.image_shape}")
+    check_upsampler(net, data)
+    if has_null_label(net) and "p_uncond" not in settings.given["diffusion"]:
         raise UsageError("config.diffusion lacks p_uncond, with which labels are dropped")
-    return denoising(net, config.data.num_classes, diffusion)
+    return denoising(net, data.num_classes, diffusion)
 
 
-def check_init_from(workdir, ours, theirs):
-    """Raises UsageError unless config.model, ours, is that of a run, theirs, in all that its parameters mean."""
-    keys = sorted((set(ours) & set(theirs)) - FREE)
-    differing = [f"model.{key} is {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
+def check_init_from(workdir: str, ours: ModelSettings, theirs: ModelSettings) -> None:
+    """Raises UsageError unless both sections describe the same network, apart from FREE keys. theirs: of workdir."""
+    ours_by_key, theirs_by_key = ({"name": model.name, **model.options} for model in (ours, theirs))
+    differing = [
+        f"model.{key} is {theirs_by_key[key]} there, {ours_by_key[key]} here"
+        for key in sorted((ours_by_key.keys() & theirs_by_key.keys()) - FREE)
+        if ours_by_key[key] != theirs_by_key[key]
+    ]
     if differing:
         raise UsageError(f"train.init_from {workdir} has another network: {'; '.join(differing)}")
 
@@ -122,42 +87,36 @@ class Program:
     """
 
     def __init__(self, config, devices=None):
-        check_sections(config, sections(config))
-        check_settings(config)
-        self.config = config
-        self.pace = call(Pace, "train", config.train)
-        self.averages = call(Averages, "ema", config.ema)
-        self.cadence = call(Cadence, "checkpoint", config.checkpoint)
-        self.mesh = call(make_mesh, "mesh", config.mesh, devices=devices)
-        check_batch_size(self.pace.batch_size, self.mesh, self.pace.accumulate_steps)
-        self.net = make_network(config)
-        image_shape = tuple(config.data.image_shape)
+        self.settings = settings = Settings.from_config(config)
+        train, image_shape = settings.train, settings.data.image_shape
+        self.mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices)
+        check_batch_size(train.batch_size, self.mesh, train.accumulate_steps)
+        self.net = make_network(settings)
         check_network(self.net, image_shape)
-        objective = self.objective = make_objective(config, self.net)
-        self.optimizer = call(make_optimizer, "optimizer", config.optimizer)
+        objective = self.objective = make_objective(settings, self.net)
+        self.optimizer = make_optimizer(settings.optimizer)
 
-        init_key, self.step_key = jax.random.split(jax.random.key(config.seed))
-        parts = self.optimizer, self.averages.rates, objective.init
+        init_key, self.step_key = jax.random.split(jax.random.key(settings.seed))
+        parts = self.optimizer, settings.ema.rates, objective.init
         self.build_state = make_state(lambda: init_params(self.net, init_key, image_shape), *parts)
         self._build_from = lambda params: make_state(lambda: params, *parts)()
         self.like = abstract_state(self.build_state, self.mesh)
         train_step = make_train_step(
             objective,
             self.optimizer,
-            ema_warmup=self.averages.warmup,
-            accumulate_steps=self.pace.accumulate_steps,
+            ema_warmup=settings.ema.warmup,
+            accumulate_steps=train.accumulate_steps,
         )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
         self.dispatch = make_dispatch(train_step, shardings)
 
     def abstract_batches(self, num_steps):
         """The shapes, dtypes and shardings of batches [num_steps, B, …], as `Run.batches` has them."""
-        data, sharding = self.config.data, batch_sharding(self.mesh, leading=1)
-        shapes = {"image": (tuple(data.image_shape), jnp.float32), "label": ((), jnp.int32)}
-        if (low := data.get("low_res_size")) is not None:
-            height, width, channels = data.image_shape
-            shapes["low_res"] = (low, width * low // height, channels), jnp.float32
-        leading = num_steps, self.pace.batch_size
+        data, sharding = self.settings.data, batch_sharding(self.mesh, leading=1)
+        shapes = {"image": (data.image_shape, jnp.float32), "label": ((), jnp.int32)}
+        if data.low_res_shape is not None:
+            shapes["low_res"] = data.low_res_shape, jnp.float32
+        leading = num_steps, self.settings.train.batch_size
         like = lambda shape, dtype: jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=sharding)
         return {name: like(*of) for name, of in shapes.items()}
 
@@ -171,33 +130,34 @@ class Run(Program):
     def __init__(self, config, devices=None, *, hooks=(), writers=()):
         self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
         super().__init__(config, devices)
-        check_complete(config, ("data",), "the config")
-        self.dataset = open_source(**config.data)
-        self.watchers = make_watchers(config, self.mesh, self.dataset)
+        train = self.settings.train
+        self.dataset = open_source(self.settings.data)
+        self.watchers = make_watchers(self.settings, self.mesh, self.dataset)
         self._check_cadence()
-        self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (self.pace.batch_size, self.mesh.size))
+        self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (train.batch_size, self.mesh.size))
         self._batches = Batches(
-            self.dataset, config.seed, self.pace.batch_size, self._rows, self.pace.steps_per_dispatch
+            self.dataset, self.settings.seed, train.batch_size, self._rows, train.steps_per_dispatch
         )
         self._ahead: tuple = None, None  # a step, and the batches from there on
 
     def new_state(self):
         """The state at step 0, with fresh parameters or those of train.init_from."""
-        if self.pace.init_from is None:
+        workdir = self.settings.train.init_from
+        if workdir is None:
             return create_state(self.build_state, self.mesh)
-        theirs = read_config(self.pace.init_from)
-        check_init_from(self.pace.init_from, self.config.model, theirs.model)
-        params, _ = load_params(self.pace.init_from, theirs)
-        check_shapes(self.pace.init_from, params, self.like.params)
+        theirs = read_settings(workdir)
+        check_init_from(workdir, self.settings.model, theirs.model)
+        params, _ = load_params(workdir, theirs)
+        check_shapes(workdir, params, self.like.params)
         return create_state(self._build_from, self.mesh, place_parameters(self.mesh, params))
 
     def _check_cadence(self):
         """Every cadence is a whole number of dispatches."""
-        k = self.pace.steps_per_dispatch
+        train, k = self.settings.train, self.settings.train.steps_per_dispatch
         cadences = {
-            "train.num_steps": self.pace.num_steps,
-            "train.log_every_steps": self.pace.log_every_steps,
-            "checkpoint.every_steps": self.cadence.every_steps,
+            "train.num_steps": train.num_steps,
+            "train.log_every_steps": train.log_every_steps,
+            "checkpoint.every_steps": self.settings.checkpoint.every_steps,
         } | {f"{watcher.section}.every_steps": watcher.every_steps for watcher in self.watchers}
         cadences |= {f"every_steps of hook {name_of(hook)}": hook.every_steps for hook in self.hooks}
         for name, value in cadences.items():
@@ -217,7 +177,7 @@ class Run(Program):
 
     def _placed(self, step):
         made = self._batches.at(step)
-        return place_batch(self.mesh, made, self._rows, self.pace.batch_size, leading=1)
+        return place_batch(self.mesh, made, self._rows, self.settings.train.batch_size, leading=1)
 
     def close(self):
         """Ends the processes that make batches."""

@@ -8,47 +8,47 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.data.batches import quantised, squares_averaged, to_float
+from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels, open_source
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.process import diffuse
 from cfgjax.distributed import collectives as processes
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import place_global, whole
-from cfgjax.evaluation.features.networks import classifier, load_networks
+from cfgjax.evaluation.features.networks import FeatureNetwork, classifier, load_networks
 from cfgjax.evaluation.features.reference import load_reference
 from cfgjax.evaluation.frontier.frontier import find_reference
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.plan import plan_of
 from cfgjax.evaluation.frontier.settings import make_settings, resolved
 from cfgjax.evaluation.metrics.sums import Verdict, feature_blocks
 from cfgjax.evaluation.report.figures import column_names, sample_figure
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.runs.config import call
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
-from cfgjax.runs.options import axes, combinations, fields
+from cfgjax.runs.options import axes, combinations
+from cfgjax.runs.settings import Settings
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
 
 
-def make_watchers(config, mesh, dataset):
-    """The watchers of a run, checked against its config."""
-    if is_classifier(config):
-        kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
-        return [call(kind, "evaluate", config.evaluate, config=config, mesh=mesh)]
-    watchers: list = [SampleGrids(config, mesh, dataset)]
-    if plan_of(config).every_steps:
-        if config.data.get("low_res_size") is not None:
+def make_watchers(settings: Settings, mesh: Mesh, dataset: Dataset) -> list:
+    """Returns the watchers of a run, checked against its settings."""
+    if settings.is_noisy_classifier:
+        return [NoisyHeldOut(settings, mesh)]
+    if settings.is_classifier:
+        return [HeldOut(settings, mesh)]
+    watchers: list = [SampleGrids(settings, mesh, dataset)]
+    if settings.evaluate.every_steps:
+        if settings.data.low_res_size is not None:
             raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
-        watchers.append(Frontier(config, mesh, dataset))
+        watchers.append(Frontier(settings, mesh, dataset))
     return watchers
 
 
@@ -57,30 +57,19 @@ def averaged(state):
     return state.ema[next(iter(state.ema))] if state.ema else state.params
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """The keys of config.sample that are no `SampleOptions`, and its weights: the grids drawn while training."""
-
-    every_steps: int
-    labels: tuple
-    guidance: tuple
-    per_cell: int
-
-
 class SampleGrids:
     """Draws samples/step_*.png, each atomically."""
 
     section = "sample"
 
-    def __init__(self, config, mesh, dataset):
-        own = set(fields("config.sample")) - {"guidance"}
-        self.pictures = call(Pictures, "sample", {key: config.sample[key] for key in config.sample if key not in own})
+    def __init__(self, settings: Settings, mesh: Mesh, dataset: Dataset) -> None:
+        self._model = Model(settings, None, mesh=mesh)
+        self.pictures = self._model.defaults
         self.every_steps = self.pictures.every_steps
-        check_labels(np.asarray(self.pictures.labels), config.data.num_classes, "sample.labels entry")
-        if len(config.data.image_shape) != 3:
+        check_labels(np.asarray(self.pictures.labels), settings.data.num_classes, "sample.labels entry")
+        if len(settings.data.image_shape) != 3:
             require_matplotlib()
-        self._model = Model(config, None, mesh=mesh)
-        self._columns = [resolved(options, self._model) for options in combinations(axes(config, "sample"))]
+        self._columns = [resolved(options, self._model) for options in combinations(axes(self.pictures.options))]
         self._options = {}
         if self._model.low_res_shape is not None:
             self._options["low_res"] = self._examples(dataset)
@@ -115,18 +104,17 @@ class HeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, *, every_steps):
-        check_held_out(config, every_steps)
-        self.every_steps, self._config, self._mesh = every_steps, config, mesh
-        self._data = open_source(**{**config.data, "split": "holdout"})
-        self._network = None
+    def __init__(self, settings: Settings, mesh: Mesh) -> None:
+        self.every_steps, self._settings, self._mesh = held_out_steps(settings), settings, mesh
+        self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
+        self._network: FeatureNetwork | None = None
 
     def __call__(self, state, step, workdir, runlog):
         if runlog.has(step, "holdout_accuracy"):
             return
         params = whole(self._mesh, averaged(state))
-        self._network = self._network.replace(params) if self._network else classifier(self._config, params)
-        data, verdict = self._data, Verdict(self._config.data.num_classes)
+        self._network = self._network.replace(params) if self._network else classifier(self._settings, params)
+        data, verdict = self._data, Verdict(self._settings.data.num_classes)
         read = lambda start, stop: (quantised(data.images(np.arange(start, stop))), data.label[start:stop])
         for _, labels, _, out in feature_blocks(read, len(data), self._network):
             verdict.update(labels, out["logits"])
@@ -142,12 +130,11 @@ class NoisyHeldOut:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, *, every_steps):
-        check_held_out(config, every_steps)
-        self.every_steps, self._mesh = every_steps, mesh
-        self._data = open_source(**{**config.data, "split": "holdout"})
-        guide = Guide(config, None)
-        levels = diffusion_of(config).levels
+    def __init__(self, settings: Settings, mesh: Mesh) -> None:
+        self.every_steps, self._mesh = held_out_steps(settings), mesh
+        self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
+        guide = Guide(settings, None)
+        levels = guide.levels
 
         def correct(params, key, x, label, u):
             logsnr = jnp.full(len(x), levels.logsnr(u))
@@ -172,12 +159,13 @@ class NoisyHeldOut:
         runlog.record(step, {"holdout_accuracy": float(np.mean(list(found.values()))), **found})
 
 
-def check_held_out(config, every_steps):
-    """Raises UsageError unless a classifier's config leaves out examples, to be looked at every so many steps."""
-    if config.data.get("split") != "train":
-        raise UsageError(f"data.split is {config.data.get('split')}; a classifier leaves out some: need 'train'")
-    if every_steps is None:
+def held_out_steps(settings: Settings) -> int:
+    """Returns the interval at which a classifier is evaluated. Raises UsageError unless its data leave out examples."""
+    if settings.data.split != "train":
+        raise UsageError(f"data.split is {settings.data.split}; a classifier leaves out some: need 'train'")
+    if settings.evaluate.every_steps is None:
         raise UsageError("evaluate.every_steps is None; a classifier needs an integer of at least 1")
+    return settings.evaluate.every_steps
 
 
 class Frontier:
@@ -185,13 +173,14 @@ class Frontier:
 
     section = "evaluate"
 
-    def __init__(self, config, mesh, dataset):
-        self._plan = plan_of(config)
-        self.every_steps, self._model = self._plan.every_steps, Model(config, None, mesh=mesh)
-        every = make_settings(axes(config, "evaluate", {"guidance": self._plan.every_guidance}), self._model)
+    def __init__(self, settings: Settings, mesh: Mesh, dataset: Dataset) -> None:
+        self._plan, self._model = settings.evaluate, Model(settings, None, mesh=mesh)
+        self.every_steps, weights = self._plan.every_steps, {"guidance": self._plan.every_guidance}
+        options = axes(self._model.defaults.options, self._plan.options, weights)
+        every = make_settings(options, self._model)
         self._columns = [setting.options for setting in every if setting.scores == "learned"]
         self._names = column_names(self._columns, lambda w: f"w={w:g}", ",")
-        self._network, self._judge = load_networks(self._plan, config.data)
+        self._network, self._judge = load_networks(self._plan, settings.data)
         self._dataset, self._reference = dataset, None
         if self._plan.reference is not None:
             self._reference = load_reference(self._plan.reference, self._network, self._model.image_shape)

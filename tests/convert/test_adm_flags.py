@@ -15,7 +15,7 @@ from cfgjax.convert.adm_sizes import derived
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import make_network
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.workdir import read_settings
 
 FLAGS = {
     "image_size": 16,
@@ -208,7 +208,7 @@ def test_a_network_of_ones_own_becomes_a_workdir(golden, how, tmp_path, capsys):
         flags = {}
     assert convert(tmp_path, "x.pt", flags, *others) == 0
     assert "took ema, not model" in capsys.readouterr().out
-    config = read_config(tmp_path / "run")
+    config = read_settings(tmp_path / "run")
     assert (config.diffusion.betas, config.diffusion.num_timesteps, config.data.num_classes) == ("cosine", 400, 5)
     back = guided_diffusion.state_dict(make_network(config), load_params(tmp_path / "run", config)[0])
     assert back.keys() == state_dict.keys()

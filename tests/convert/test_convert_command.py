@@ -20,10 +20,11 @@ from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import flat, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
-from cfgjax.runs.checkpoint import Cadence, Checkpoints, load_params
-from cfgjax.runs.kinds import sections
+from cfgjax.runs.checkpoint import Checkpoints, load_params
 from cfgjax.runs.manifest import complete_steps
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.settings import section_names
+from cfgjax.runs.training_settings import CheckpointSettings
+from cfgjax.runs.workdir import read_settings
 from cfgjax.training.state import TrainState
 
 SMALL = SMALL_ADM | dict(image_size=8)
@@ -78,8 +79,8 @@ def runs(files, tmp_path_factory):
 
 @EVERY
 def test_a_conversion_leaves_an_ordinary_workdir(runs, name):
-    config = read_config(runs / name)
-    assert set(config) == set(sections(config))
+    config = read_settings(runs / name)
+    assert set(config.given) == {"seed", *section_names(config.model.name)}
     assert complete_steps(runs / name / "checkpoints") == [0]
     params, step = load_params(runs / name, config)
     shapes = check_network(make_network(config), config.data.image_shape)
@@ -117,7 +118,7 @@ def test_sample_takes_a_converted_workdir(runs, tmp_path):
 def test_the_null_label_is_one_row_more_that_has_yet_to_be_trained(runs, files, tmp_path):
     convert(files, "tiny", tmp_path / "run", "--null_label")
     model, label = cfgjax.load(tmp_path / "run"), weights("tiny")["label_emb.weight"]
-    assert model.config.model.null_label and not read_config(runs / "tiny").model.null_label
+    assert model.settings.model.options["null_label"] and not read_settings(runs / "tiny").model.options["null_label"]
     assert model.params["label"].shape == (6, 128)
     np.testing.assert_array_equal(model.params["label"][:5], label)
     np.testing.assert_allclose(model.params["label"][5], label.mean(axis=0), atol=1e-6)
@@ -136,7 +137,7 @@ def test_there_and_back_is_the_published_file(runs, name, tmp_path):
             np.testing.assert_array_equal(file[key], expected[key], err_msg=key)
     (tmp_path / "back.npz").rename(tmp_path / f"{name}.pt")  # the content tells what it is
     assert convert(tmp_path, name, tmp_path / "again") == 0
-    params = [load_params(run, read_config(run))[0] for run in (runs / name, tmp_path / "again")]
+    params = [load_params(run, read_settings(run))[0] for run in (runs / name, tmp_path / "again")]
     assert same_trees(*params)
 
 
@@ -280,8 +281,8 @@ def test_a_network_of_diffusers_becomes_a_workdir(pipeline):
     assert convert_diffusers(pipeline) == 0
     model = cfgjax.load(pipeline / "run")
     assert (model.num_classes, model.image_shape) == (5, (16, 16, 3))
-    assert dict(model.config.diffusion)["betas"] == "cosine" and model.config.diffusion.num_timesteps == 400
-    assert model.config.diffusion.learned_variance
+    assert model.settings.diffusion.betas == "cosine" and model.settings.diffusion.num_timesteps == 400
+    assert model.settings.diffusion.learned_variance
 
 
 def test_a_bin_file_is_read_too(pipeline):
@@ -289,7 +290,7 @@ def test_a_bin_file_is_read_too(pipeline):
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     save_pt(unet / "diffusion_pytorch_model.bin", load(GOLDENS / "diffusers_unet_adm.npz")[1])
     assert convert_diffusers(pipeline, "--betas=linear", "--null_label") == 0
-    config = read_config(pipeline / "run")
+    config = read_settings(pipeline / "run")
     assert (config.diffusion.betas, config.diffusion.num_timesteps) == ("linear", 1000)
     assert load_params(pipeline / "run", config)[0]["label"].shape == (6, 128)
 
@@ -328,7 +329,7 @@ def test_what_a_workdir_holds_is_what_the_file_held(pipeline):
     convert_diffusers(pipeline)
     _, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
     values = np.sort(np.concatenate([value.ravel() for value in state_dict.values()]).astype(np.float32))
-    params = flat(load_params(pipeline / "run", read_config(pipeline / "run"))[0])
+    params = flat(load_params(pipeline / "run", read_settings(pipeline / "run"))[0])
     np.testing.assert_array_equal(np.sort(np.concatenate([leaf.ravel() for leaf in params.values()])), values)
 
 
@@ -344,16 +345,16 @@ def test_a_pipeline_of_half_precision_in_shards_is_read(pipeline, capsys):
     (pipeline / "unet/diffusion_pytorch_model.fp16.safetensors.index.json").write_text(json.dumps(index))
     assert cli.run(["convert", "diffusers", f"--checkpoint={pipeline}", f"--out={pipeline / 'run'}"]) == 0
     assert "read unet/diffusion_pytorch_model.fp16.safetensors.index.json" in capsys.readouterr().out
-    assert read_config(pipeline / "run").diffusion.num_timesteps == 400
+    assert read_settings(pipeline / "run").diffusion.num_timesteps == 400
 
 
 def test_weights_with_a_nan_are_refused_wherever_they_are_loaded(runs, tmp_path):
     """A workdir that an earlier version converted is not sampled, not used as a guide and not converted back."""
     shutil.copytree(runs / "tiny", tmp_path / "run")
-    broken = jax.tree.map(np.array, load_params(runs / "tiny", read_config(runs / "tiny"))[0])
+    broken = jax.tree.map(np.array, load_params(runs / "tiny", read_settings(runs / "tiny"))[0])
     broken["label"][2, 5] = np.nan
     shutil.rmtree(tmp_path / "run/checkpoints")
-    with Checkpoints(tmp_path / "run/checkpoints", Cadence(1)) as checkpoints:
+    with Checkpoints(tmp_path / "run/checkpoints", CheckpointSettings(1)) as checkpoints:
         checkpoints.save(0, TrainState(jnp.int32(0), broken, {}, ()), [])
     told = r"\A[^\n]*checkpoint step 0 of [^\n]*run: label has 1 of 640 values that are not finite\Z"
     for load_it in (cfgjax.load, lambda run: cli.run(["sample", f"--workdir={run}", f"--out={tmp_path / 'x.png'}"])):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from tiny import open_source
 
 from cfgjax.data.batches import batch_at, crop, to_float, to_uint8
-from cfgjax.data.sources.registry import Dataset, open_source
+from cfgjax.data.sources.registry import Dataset
 
 
 @pytest.fixture

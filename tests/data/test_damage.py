@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 from images import write_npz
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run
-from cfgjax.data.sources.registry import open_source
 
 pytest.importorskip("array_record")
 CONFIG = {"source": "prepared", "num_classes": 4, "image_shape": (8, 8, 3)}

@@ -3,10 +3,10 @@
 import sys
 
 import pytest
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.pipeline import grain_and_flags
-from cfgjax.data.sources.registry import open_source
 
 
 @pytest.mark.parametrize(

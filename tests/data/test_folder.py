@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from images import write_folder
 from PIL import Image
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.cli.main import run
 from cfgjax.data.sources.folder import list_folder
-from cfgjax.data.sources.registry import open_source
 
 
 def prepare(*words):

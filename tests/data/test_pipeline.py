@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from images import write_folder, write_npz
 from runs import metrics, train
-from tiny import EXPERIMENTS, same_trees, update
+from tiny import EXPERIMENTS, open_source, same_trees, settings, update
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
 from cfgjax.cli.main import run
 from cfgjax.data.batches import batch_at
 from cfgjax.data.pipeline import Batches
-from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import load_features
 from cfgjax.evaluation.features.reference import of_dataset
 from cfgjax.runs.config import check_resumable, load_file
@@ -216,9 +215,9 @@ def test_the_batches_placed_ahead_are_those_asked_for_later(path):
 
 
 def test_a_run_may_go_on_with_another_number_of_workers_but_not_with_other_data(path):
-    check_resumable(config_of(path), config_of(path, **{"data.num_workers": 5}))
+    check_resumable(settings(config_of(path)), settings(config_of(path, **{"data.num_workers": 5})))
     with pytest.raises(UsageError, match="data.random_flip is False"):
-        check_resumable(config_of(path), config_of(path, **{"data.random_flip": False}))
+        check_resumable(settings(config_of(path)), settings(config_of(path, **{"data.random_flip": False})))
 
 
 def test_workers_for_arrays_in_memory_are_refused():
@@ -282,7 +281,7 @@ def test_the_reference_of_a_prepared_set_is_that_of_its_images_as_an_npz(path, t
     make += f"--config.data.path={path} --features=classifier --classifier={tmp_path}/classifier --out={tmp_path}/r.npz"
     assert run(make.split()) == 0
     npz = {"source": "npz", "path": f"{Path(path).parent}/a.npz", "num_classes": 10, "image_shape": (8, 8, 3)}
-    network = load_features("classifier", config_of(path).data, classifier=tmp_path / "classifier")
+    network = load_features("classifier", settings(config_of(path)).data, classifier=tmp_path / "classifier")
     found, expected = read_npz(tmp_path / "r.npz"), of_dataset(open_source(**npz), network, "an npz")
     assert found["count"] == 50
     for name in ("mean", "cov", "features"):

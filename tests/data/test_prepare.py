@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from images import write_folder, write_npz
 from PIL import Image
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.prepare import shard_size
-from cfgjax.data.sources.registry import open_source
 
 pytest.importorskip("array_record")
 

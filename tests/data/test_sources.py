@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError
-from cfgjax.data.sources.registry import open_source
 
 SHAPE = (2, 2, 1)
 

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import open_source
 
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run
-from cfgjax.data.sources.registry import open_source
 from cfgjax.data.sources.tfds import Tfds, list_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")

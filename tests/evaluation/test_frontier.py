@@ -43,7 +43,7 @@ def trained(workdir):
     config = mixture_config(**OVERRIDES)
     run = Run(config, devices=jax.devices()[:1])
     run.watchers = []
-    with contextlib.closing(Claim(workdir, config)) as claim:
+    with contextlib.closing(Claim(workdir, run.settings)) as claim:
         assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
 
@@ -60,11 +60,11 @@ def model(workdir):
 
 @pytest.fixture(scope="module")
 def network(model):
-    return exact(model.config.data)
+    return exact(model.settings.data)
 
 
 def settings_of(given, model):
-    return make_settings(axes(model.config, "evaluate", given), model)
+    return make_settings(axes(model.defaults.options, model.settings.evaluate.options, given), model)
 
 
 def frontier_of(
@@ -77,7 +77,7 @@ def frontier_of(
 
 
 def reference_of(model, network, folder):
-    dataset = lambda: open_source(**model.config.data)
+    dataset = lambda: open_source(model.settings.data)
     return find_reference(None, dataset, network, model.image_shape, folder, lambda images: None)
 
 
@@ -129,7 +129,7 @@ def spied(model):
         predict = model.bind(params)
         return lambda z, logsnr, cond: batches.append(len(z)) or predict(z, logsnr, cond)
 
-    return Model(model.config, model.params, step=model.step, bind_params=bind_params), batches
+    return Model(model.settings, model.params, step=model.step, bind_params=bind_params), batches
 
 
 def test_all_weights_are_one_program(workdir, model, network, tmp_path):
@@ -183,8 +183,8 @@ def test_the_files_say_what_was_measured_on_what(straight, model, network):
     assert found["quantisation"] == "none"
     assert found["checkpoint"]["step"] == model.step == 20
     assert len(found["checkpoint"]["digest"]) == len(found["reference"]["digest"]) == 64
-    assert found["reference"]["count"] == model.config.data.num_examples
-    assert found["config"]["diffusion"] == model.config.diffusion.to_dict()
+    assert found["reference"]["count"] == model.settings.data.options["num_examples"]
+    assert found["config"]["diffusion"] == model.settings.given["diffusion"]
     first = found["rows"][0]
     recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral(v=0.3)", "num_steps": 4}
     recorded |= {"guidance_weight": 0, "ema": 0.5, "seed": 0, "rule": "cfg()", "classifier_scale": None}
@@ -420,7 +420,7 @@ def test_rates_that_the_run_has_not_are_refused_before_any_work(model):
         (dict(num_steps=(1,)), "num_steps is 1; need an integer of at least 2"),
         (dict(num_steps=(4, 10**9)), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
         (dict(seed=(-1,)), "seed is -1"),
-        (dict(label_policy=("sorted",)), "unknown label policy 'sorted'"),
+        (dict(label_policy=("sorted",)), "label_policy is 'sorted'; need 'balanced' or 'random'"),
     ],
 )
 def test_grids_that_cannot_be_drawn_are_refused_before_any_work(model, grid, told):

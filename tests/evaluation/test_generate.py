@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config, of_mixture, predictor
+from tiny import digits_config, mixture_config, of_mixture, predictor, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -98,7 +98,7 @@ def test_the_noise_is_bit_for_bit_that_of_one_device():
 @pytest.mark.slow
 def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_devices():
     config = digits_config()
-    shapes = check_network(make_network(config), config.data.image_shape)
+    shapes = check_network(make_network(settings(config)), config.data.image_shape)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: 0.3 * rng.normal(size=p.shape).astype(np.float32), shapes)
     models = [Model(config, params, mesh=make_mesh(devices=jax.devices()[:n])) for n in (1, 2, 8)]

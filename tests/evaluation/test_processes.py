@@ -58,7 +58,7 @@ def check_exchange():
 def evaluate(workdir, folder):
     """(rows, samples drawn) of a frontier of the run in workdir."""
     model = cfgjax.load(workdir)
-    ran = Ran(workdir, Path(folder), model, exact(model.config.data), GRID)
+    ran = Ran(workdir, Path(folder), model, exact(model.settings.data), GRID)
     return ran.rows, ran.drawn
 
 

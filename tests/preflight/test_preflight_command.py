@@ -7,7 +7,7 @@ from command import run
 
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.preflight import preflight
-from cfgjax.runs.config import SECTIONS
+from cfgjax.runs.settings import SECTIONS
 
 MIXTURE = (
     "preflight --config=experiments/mixture.py --config.model.width=256 --config.train.batch_size=64 "
@@ -55,10 +55,10 @@ def test_devices_that_do_not_go_together_with_the_config_are_told(flags, told):
     assert (code, out, err) == (2, "", f"cfgjax: error: {told}\n")
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", ["seed", *SECTIONS])
 def test_a_config_without_a_section_is_told(tmp_path, section):
     path = tmp_path / "mine.py"
-    config = {name: 0 if name == "seed" else {} for name in SECTIONS if name != section}
+    config = {name: 0 if name == "seed" else {} for name in ["seed", *SECTIONS] if name != section}
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
     with pytest.raises(UsageError, match=f"lacks the sections {section}$"):
         preflight(["cfgjax preflight", f"--config={path}", "--devices=1"])

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import digits_config, mixture_config
+from tiny import digits_config, mixture_config, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh, parameter_sharding
@@ -14,15 +14,17 @@ from cfgjax.jobs.preflight.trial import (
     fitted,
     random_batches,
     trial,
-    trial_config,
     trial_report,
+    trial_settings,
     with_batches,
 )
 
 
 @pytest.mark.slow
 def test_a_step_is_taken_saved_and_restored_bit_for_bit(tmp_path):
-    config = trial_config(mixture_config(**{"mesh.data": 2, "mesh.fsdp": 4, "model.width": 256}), {"per_device": 3})
+    config = trial_settings(
+        settings(mixture_config(**{"mesh.data": 2, "mesh.fsdp": 4, "model.width": 256})), {"per_device": 3}
+    )
     found = trial(config, tmp_path)
     assert found["restored_equals_saved"]
     assert (found["batch_size"], found["devices"], found["mesh"]) == (24, 8, {"data": 2, "fsdp": 4})
@@ -61,7 +63,7 @@ def test_data_made_up_for_an_upsampler_have_its_small_images():
 )
 def test_a_mesh_that_the_devices_at_hand_do_not_make_up_becomes_data_parallel(mesh, devices, same):
     config = mixture_config(**{"mesh.data": mesh[0], "mesh.fsdp": mesh[1], "train.batch_size": 5})
-    found, kept = fitted(config, jax.devices()[:devices])
+    found, kept = fitted(settings(config), jax.devices()[:devices])
     assert kept == same
     assert (found.mesh.data, found.mesh.fsdp) == (mesh if same else (-1, 1))
     assert found.train.batch_size == 5 * devices
@@ -80,7 +82,7 @@ def test_a_fingerprint_tells_a_flipped_bit_and_a_dtype():
 
 def test_memory_that_does_not_hold_the_state_is_told_before_anything_is_made(monkeypatch, tmp_path):
     monkeypatch.setattr(module.os, "sysconf", lambda name: 1000)
-    config = trial_config(mixture_config(**{"model.width": 256}), {"per_device": 2})
+    config = trial_settings(settings(mixture_config(**{"model.width": 256})), {"per_device": 2})
     with pytest.raises(UsageError, match="state and gradients take .* MB; this machine has 1 MB"):
         trial(config, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.models.guide import load_guide
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.workdir import read_settings
 from cfgjax.training.loop import Run
 
 DISCRETE = dict(betas="cosine", num_timesteps=100)
@@ -67,7 +67,7 @@ def test_a_run_starts_from_the_averages_of_another(tmp_path):
     config = mixture_config(**{"mesh.data": 1})
     config.train.init_from = str(tmp_path)
     state = Run(config, jax.devices()[:1]).new_state()
-    params, _ = load_params(tmp_path, read_config(tmp_path))
+    params, _ = load_params(tmp_path, read_settings(tmp_path))
     assert same_trees(jax.device_get(state.params), params)
     assert all(same_trees(jax.device_get(average), params) for average in state.ema.values())
     config.model.width = 48

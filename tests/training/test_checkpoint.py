@@ -9,8 +9,9 @@ from tiny import same_trees
 
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.runs.checkpoint import Cadence, Checkpoints, restore_params
+from cfgjax.runs.checkpoint import Checkpoints, restore_params
 from cfgjax.runs.manifest import complete_steps
+from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
@@ -34,14 +35,14 @@ def saved(tmp_path):
 
 
 def save(directory, *steps, keep_last=3, keep_every_steps=None):
-    checkpoints = Checkpoints(directory, Cadence(1, keep_last, keep_every_steps))
+    checkpoints = Checkpoints(directory, CheckpointSettings(1, keep_last, keep_every_steps))
     for step in steps:
         checkpoints.save(step, state_at(step), [{"loss": 0.1 + step}])
     checkpoints.close()
 
 
 def restore(directory):
-    checkpoints = Checkpoints(directory, Cadence(1))
+    checkpoints = Checkpoints(directory, CheckpointSettings(1))
     try:
         return checkpoints.restore(like())
     finally:
@@ -162,7 +163,7 @@ def failure(checkpoints):
 def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_path):
     """Orbax would wait for the other processes, which wait for this one."""
     state = TrainState(jnp.int32(1), {"w": jax.random.normal(jax.random.key(0), (256, 256))}, {}, ())
-    checkpoints = Checkpoints(tmp_path / "checkpoints", Cadence(1))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSettings(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # as a full disk, to this process alone
@@ -178,7 +179,7 @@ def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_pat
 
 def test_a_state_restores_onto_another_mesh(tmp_path):
     build = lambda: TrainState(jnp.int32(3), {"w": jnp.arange(2.0**16).reshape(256, 256)}, {}, ())
-    checkpoints = Checkpoints(tmp_path, Cadence(1))
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(1))
     checkpoints.save(3, create_state(build, make_mesh(data=8)), [])
     checkpoints.wait()
     state, _ = checkpoints.restore(abstract_state(build, make_mesh(data=2, fsdp=4)))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from runs import metrics, train
-from tiny import EXPERIMENTS, digits_config, mixture_config, update
+from tiny import EXPERIMENTS, digits_config, mixture_config, settings, update
 
 import cfgjax
 from cfgjax.base.errors import UsageError
@@ -101,7 +101,7 @@ def test_a_classifier_draws_no_samples(workdir):
 
 
 def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
-    data = digits_config().data
+    data = settings(digits_config()).data
     network = load_features("classifier", data, classifier=workdir)
     assert network.judges and not network.points
     assert network.metric("FD") == "FD-classifier"
@@ -114,7 +114,7 @@ def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
         "spatial": (200, 8 * 8 * 7),
     }
     assert network.sizes(images) == {"logits": 10, "features": 16, "spatial": 448}
-    averages = features.load_params(workdir, run.config)[0]
+    averages = features.load_params(workdir, run.settings)[0]
     given = images.astype(np.float32) / 127.5 - 1
     expected = run.net.apply({"params": averages}, given)
     for name, array in expected.items():
@@ -124,7 +124,7 @@ def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
 
 
 def test_the_digest_of_a_classifier_is_that_of_its_parameters(workdir):
-    config = classifier_config()
+    config = settings(classifier_config())
     params = features.load_params(workdir, config)[0]
     same, other = (features.classifier(config, tree) for tree in (params, {**params, "logits": {
         "kernel": params["logits"]["kernel"] + 1e-3, "bias": params["logits"]["bias"]}}))  # fmt: skip
@@ -135,7 +135,7 @@ def test_the_digest_of_a_classifier_is_that_of_its_parameters(workdir):
 def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missing):
     given = missing and tmp_path / missing
     with pytest.raises(UsageError) as e:
-        load_features("classifier", digits_config().data, classifier=given)
+        load_features("classifier", settings(digits_config()).data, classifier=given)
     assert "cfgjax train --config=experiments/digits_classifier.py" in str(e.value)
     assert "--classifier=WORKDIR" in str(e.value)
     assert len(str(e.value).splitlines()) == 1
@@ -143,7 +143,7 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
 
 def test_a_diffusion_run_is_no_classifier(mixture_run):
     with pytest.raises(UsageError, match=f"{mixture_run} holds a mlp, not a classifier of clean images; train one"):
-        load_features("classifier", digits_config().data, classifier=mixture_run)
+        load_features("classifier", settings(digits_config()).data, classifier=mixture_run)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +156,16 @@ def test_a_diffusion_run_is_no_classifier(mixture_run):
 )
 def test_a_classifier_of_other_data_is_told(workdir, change, told):
     with pytest.raises(UsageError, match=f"the classifier in {workdir} {told}"):
-        load_features("classifier", digits_config(**change).data, classifier=workdir)
+        load_features("classifier", settings(digits_config(**change)).data, classifier=workdir)
 
 
 def test_features_are_of_data_they_fit():
     with pytest.raises(UsageError, match="features 'classifier' are for images; the run's data are mixture"):
-        load_features("classifier", mixture_config().data)
+        load_features("classifier", settings(mixture_config()).data)
     with pytest.raises(UsageError, match="features 'mixture' are for points of a known mixture"):
-        load_features("mixture", digits_config().data)
+        load_features("mixture", settings(digits_config()).data)
     with pytest.raises(UsageError, match="unknown feature network 'inseption', did you mean 'inception'"):
-        load_features("inseption", digits_config().data)
+        load_features("inseption", settings(digits_config()).data)
 
 
 @pytest.mark.parametrize(

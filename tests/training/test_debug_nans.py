@@ -13,7 +13,6 @@ from tiny import digits_config, mixture_config, update
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.models.model import Model
 from cfgjax.runs.config import load_file
-from cfgjax.runs.kinds import is_classifier
 from cfgjax.training.loop import Run, fetch
 from cfgjax.training.state import create_state
 
@@ -61,7 +60,7 @@ def test_training_and_sampling_compute_no_nan(name, debug_nans):
     run.close()
     if name != "learned variance":
         assert empty
-    if not is_classifier(config):
+    if not run.settings.is_classifier:
         model = Model(config, state.params, mesh=run.mesh)
         rule = "cfg()" if model.has_null_label else "conditional()"
         changes = dict(guidance=1.0 * model.has_null_label, num_steps=3, rule=rule, label_policy="random")

@@ -7,7 +7,7 @@ import pytest
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import eps_from_x
-from cfgjax.models.diffusion_config import Diffusion
+from cfgjax.runs.diffusion_settings import DiffusionSettings
 from cfgjax.training.log import LAST, summarise
 from cfgjax.training.objective import denoising, noisy_classification
 
@@ -41,7 +41,7 @@ def step(objective, batch=BATCH, seed=0):
 
 
 def test_in_discrete_time_levels_are_of_the_table_and_networks_see_their_timestep():
-    net, diffusion = Network(zero(1)), Diffusion(**DISCRETE)
+    net, diffusion = Network(zero(1)), DiffusionSettings(**DISCRETE)
     drawn, _, _ = step(denoising(net, K, diffusion))
     assert set(np.asarray(drawn["logsnr"])) <= set(diffusion.levels.table.astype(np.float32))
     t = np.asarray(net.given["time"])
@@ -51,7 +51,7 @@ def test_in_discrete_time_levels_are_of_the_table_and_networks_see_their_timeste
 
 @pytest.mark.parametrize("process", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 def test_a_learned_variance_adds_the_bound_and_both_are_logged(process):
-    diffusion = Diffusion(**process, learned_variance=True, bound_weight=0.5)
+    diffusion = DiffusionSettings(**process, learned_variance=True, bound_weight=0.5)
     _, terms, summary = step(denoising(Network(zero(2)), K, diffusion))
     np.testing.assert_allclose(terms["loss"], terms["mse"] + 0.5 * terms["bound"], rtol=1e-6)
     assert np.isfinite(terms["bound"]).all()
@@ -59,33 +59,33 @@ def test_a_learned_variance_adds_the_bound_and_both_are_logged(process):
 
 
 def test_a_network_without_labels_logs_no_conditional_loss():
-    objective = denoising(Network(zero(1), conditional=False), K, Diffusion(**CONTINUOUS))
+    objective = denoising(Network(zero(1), conditional=False), K, DiffusionSettings(**CONTINUOUS))
     assert not {"loss_cond", "drop_rate"} & step(objective)[2].keys()
     with pytest.raises(UsageError, match=r"p_uncond is 0.1; the network has no labels or no null label"):
-        denoising(Network(zero(1), null_label=False), K, Diffusion(**CONTINUOUS, p_uncond=0.1))
+        denoising(Network(zero(1), null_label=False), K, DiffusionSettings(**CONTINUOUS, p_uncond=0.1))
 
 
 def test_small_images_are_given_to_the_network_with_the_level_of_their_noise():
     low_res = IMAGE[:, ::2, ::2]
     plain = Network(zero(1), low_res=True)
-    step(denoising(plain, K, Diffusion(**CONTINUOUS)), BATCH | {"low_res": low_res})
+    step(denoising(plain, K, DiffusionSettings(**CONTINUOUS)), BATCH | {"low_res": low_res})
     np.testing.assert_array_equal(plain.given["low_res"], low_res)
 
     noisy = Network(zero(1), low_res=True, low_res_noise=True)
-    diffusion = Diffusion(**CONTINUOUS, low_res_logsnr_min=0.0)
+    diffusion = DiffusionSettings(**CONTINUOUS, low_res_logsnr_min=0.0)
     drawn, _, _ = step(denoising(noisy, K, diffusion), BATCH | {"low_res": low_res})
     assert (drawn["cond"]["low_res_logsnr"] >= 0).all() and (drawn["cond"]["low_res_logsnr"] <= 20).all()
     noise = eps_from_x(noisy.given["low_res"], low_res, drawn["cond"]["low_res_logsnr"])
     assert 0.9 < noise.std() < 1.1
     with pytest.raises(UsageError, match="low_res_noise is True, diffusion.low_res_logsnr_min None: give both"):
-        denoising(noisy, K, Diffusion(**CONTINUOUS))
+        denoising(noisy, K, DiffusionSettings(**CONTINUOUS))
 
 
 @pytest.mark.slow
 def test_levels_drawn_by_the_second_moment_leave_the_mean_loss_as_it_is():
     error = lambda z, time, *given: jnp.broadcast_to((time / 1000)[:, None, None, None], z.shape)
     uniform, by_moment = (
-        denoising(Network(error), K, Diffusion(**CONTINUOUS, time_sampler=name))
+        denoising(Network(error), K, DiffusionSettings(**CONTINUOUS, time_sampler=name))
         for name in ("uniform", "second_moment")
     )
     history = by_moment.init()
@@ -106,14 +106,14 @@ def test_levels_drawn_by_the_second_moment_leave_the_mean_loss_as_it_is():
 def test_a_noisy_classifier_sees_the_level_and_its_accuracy_is_told_by_level():
     right_when_clean = lambda z, time: jnp.where(time[:, None] < 500, 9.0, -9.0) * jax.nn.one_hot(jnp.arange(N) % K, K)
     net = Network(lambda z, time, label: right_when_clean(z, time))
-    drawn, terms, summary = step(noisy_classification(net, Diffusion(**CONTINUOUS)))
+    drawn, terms, summary = step(noisy_classification(net, DiffusionSettings(**CONTINUOUS)))
     np.testing.assert_array_equal(terms["correct"], drawn["u"] < 0.5)
     assert [float(summary[f"accuracy_{i}"]) for i in range(4)] == [1, 1, 0, 0]
     assert (np.asarray(terms["loss"])[np.asarray(drawn["u"] > 0.5)] > 1).all()
 
 
 def test_a_level_without_examples_has_no_accuracy_and_divides_nothing_by_zero():
-    summary = noisy_classification(Network(None), Diffusion(**CONTINUOUS)).summary
+    summary = noisy_classification(Network(None), DiffusionSettings(**CONTINUOUS)).summary
     u, correct = jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 0.0, 1.0])
     with jax.debug_nans(True):
         found = jax.jit(summary)({"correct": correct}, {"u": u})
@@ -137,4 +137,4 @@ def test_a_level_without_examples_has_no_accuracy_and_divides_nothing_by_zero():
 )
 def test_a_process_that_cannot_be_is_one_line(given, told):
     with pytest.raises(UsageError, match=told):
-        Diffusion(**given)
+        DiffusionSettings(**given)

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from cfgjax.base.errors import UsageError
+from cfgjax.runs.training_settings import OptimizerSettings
 from cfgjax.training import ema
 from cfgjax.training.optim import learning_rate_schedule, make_optimizer
 
@@ -25,14 +26,14 @@ def test_constant_stays():
 
 def test_adamw_decays_weights_apart_from_the_gradient():
     params = {"w": jnp.ones(3)}
-    optimizer = make_optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(OptimizerSettings(name="adamw", learning_rate=0.1, weight_decay=0.5))
     updates, _ = optimizer.update({"w": jnp.zeros(3)}, optimizer.init(params), params, finite=True)
     assert np.allclose(optax.apply_updates(params, updates)["w"], 1 - 0.1 * 0.5)
 
 
 def test_adams_first_step_is_the_learning_rate():
     params = {"w": jnp.zeros(2)}
-    optimizer = make_optimizer(name="adam", learning_rate=0.1)
+    optimizer = make_optimizer(OptimizerSettings(name="adam", learning_rate=0.1))
     updates, _ = optimizer.update({"w": jnp.array([3.0, -0.01])}, optimizer.init(params), params, finite=True)
     assert np.allclose(updates["w"], [-0.1, 0.1], rtol=1e-4)
 
@@ -40,7 +41,7 @@ def test_adams_first_step_is_the_learning_rate():
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_step_whose_gradients_are_not_finite_is_counted_and_changes_nothing_else(clip_norm):
     params = {"w": jnp.ones(2)}
-    ours = make_optimizer(name="adamw", learning_rate=0.1, weight_decay=0.5, clip_norm=clip_norm)
+    ours = make_optimizer(OptimizerSettings(name="adamw", learning_rate=0.1, weight_decay=0.5, clip_norm=clip_norm))
     inner = optax.adamw(optax.constant_schedule(0.1), weight_decay=0.5)
     theirs = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(clip_norm), inner) if clip_norm else inner, 99)
     states = [ours.init(params), theirs.init(params)]
@@ -69,7 +70,7 @@ def test_a_step_whose_gradients_are_not_finite_is_counted_and_changes_nothing_el
 )
 def test_options_that_make_no_sense_are_told(options, told):
     with pytest.raises(UsageError, match=told):
-        make_optimizer(learning_rate=0.1, **options)
+        make_optimizer(OptimizerSettings(learning_rate=0.1, **options))
 
 
 def test_an_average_of_constant_parameters_is_constant():

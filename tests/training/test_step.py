@@ -22,7 +22,7 @@ def advance(config, dispatches, devices=8, change=lambda state: state):
     run = Run(config, jax.devices()[:devices])
     state, seen = change(create_state(run.build_state, run.mesh)), []
     for i in range(dispatches):
-        state, metrics = run.dispatch(state, run.batches(i * run.pace.steps_per_dispatch), run.step_key)
+        state, metrics = run.dispatch(state, run.batches(i * run.settings.train.steps_per_dispatch), run.step_key)
         seen.append(metrics)
     return jax.device_get(state), jax.tree.map(lambda *m: np.concatenate(m), *jax.device_get(seen))
 

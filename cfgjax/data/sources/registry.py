@@ -1,7 +1,8 @@
 """The data sources, functions that return images and labels, and the checks of their results."""
 
+import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped
-from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, choose
@@ -20,6 +20,7 @@ from cfgjax.data.sources.prepared import prepared
 from cfgjax.data.sources.tfds import tfds
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.runs.config import call
+from cfgjax.runs.data_settings import DataSettings
 
 Examples = tuple[np.ndarray, np.ndarray]  # (image, label)
 
@@ -58,12 +59,12 @@ def toy_mixture(means: Sequence[Sequence[float]], stds: Sequence[float], weights
         raise UsageError(f"config.data: {e}") from e
 
 
-def mixture_of(data: ConfigDict | Mapping[str, Any]) -> GaussianMixture:
-    """Returns the Gaussian mixture of a config's section `data`. Raises UsageError if that lacks parameters."""
+def mixture_of(data: DataSettings) -> GaussianMixture:
+    """Returns the Gaussian mixture of config.data. Raises UsageError if that lacks parameters."""
     names = ("means", "stds", "weights")
-    if missing := [name for name in names if name not in data]:
+    if missing := [name for name in names if name not in data.options]:
         raise UsageError(f"config.data lacks {', '.join(missing)}")
-    return toy_mixture(*(data[name] for name in names))
+    return toy_mixture(*(data.options[name] for name in names))
 
 
 def npz(*, path: str | Path, crop: str | None = None) -> Examples:
@@ -80,58 +81,34 @@ def npz(*, path: str | Path, crop: str | None = None) -> Examples:
 SOURCES = {"digits": digits, "mixture": mixture, "npz": npz, "prepared": prepared, "folder": folder, "tfds": tfds}
 
 
-def open_source(
-    *,
-    source: str,
-    num_classes: int,
-    image_shape: Sequence[int],
-    split: str = "all",
-    random_flip: bool = False,
-    random_crop: float = 1.0,
-    low_res_size: int | None = None,
-    num_workers: int = 0,
-    worker_timeout_seconds: float = 600.0,
-    **options: Any,
-) -> Dataset:
-    """Returns the checked `Dataset` of config.data, SOURCES[source](**options) with num_classes and image_shape.
+def open_source(data: DataSettings) -> Dataset:
+    """Returns the checked `Dataset` of config.data, SOURCES[source](**options).
 
-    split: "all", "holdout" (every sixth example by index) or "train" (the others). num_workers: worker processes for
-    images that are not in memory; 0 computes batches in this process. worker_timeout_seconds: see `Dataset`.
-    Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
-    values outside [−1, 1] (images), and wrong dtypes or shapes.
+    The source is also given num_classes and image_shape if it names them. Raises UsageError, naming the first offending
+    index in the source, for labels outside [0, num_classes), NaN, values outside [−1, 1] (images), and wrong dtypes or
+    shapes.
     """
-    if (random_flip or random_crop != 1 or low_res_size is not None) and len(image_shape) != 3:
-        what = "data.random_flip, random_crop and low_res_size are for images"
-        raise UsageError(f"{what}; data.image_shape {tuple(image_shape)} is that of points")
-    if not 0 < random_crop <= 1:
-        raise UsageError(f"data.random_crop is {random_crop}; need a share of the side in (0, 1]")
-    if low_res_size is not None:
-        height, width = image_shape[:2]
-        if not 1 <= low_res_size < height or height % low_res_size or width % (height // low_res_size):
-            need = f"a divisor of the height {height}, below it, whose factor divides the width {width}"
-            raise UsageError(f"data.low_res_size is {low_res_size}; need {need}")
-    function = choose("data source", source, SOURCES)
-    known: dict[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
+    function = choose("data source", data.source, SOURCES)
+    known: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
     fixed = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
-    image, label = call(function, "data", options, **fixed)
-    if num_workers and not isinstance(image, Stored):
-        why = f"the images of source {source!r} are in memory, and each worker would hold a copy"
-        raise UsageError(f"data.num_workers is {num_workers}, but {why}: need 0, or cfgjax prepare")
+    image, label = call(function, "data", data.options, **fixed)
+    if data.num_workers and not isinstance(image, Stored):
+        why = f"the images of source {data.source!r} are in memory, and each worker would hold a copy"
+        raise UsageError(f"data.num_workers is {data.num_workers}, but {why}: need 0, or cfgjax prepare")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} differ in number")
-    check_images(image, tuple(image_shape))
-    check_labels(label, num_classes)
+    check_images(image, data.image_shape)
+    check_labels(label, data.num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
-    keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
+    keep = choose("split", data.split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
     image = image.take(keep) if isinstance(image, Stored) else image[keep]
-    label, workers = label[keep].astype(np.int32), (num_workers, worker_timeout_seconds)
-    return Dataset(image, label, random_flip, random_crop, low_res_size, *workers)
+    augmentation = data.random_flip, data.random_crop, data.low_res_size
+    return Dataset(image, label[keep].astype(np.int32), *augmentation, data.num_workers, data.worker_timeout_seconds)
 
 
-def npz_in_place_of(data: ConfigDict | Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+def npz_in_place_of(data: DataSettings, path: str | Path) -> DataSettings:
     """Returns config.data with the .npz at path as its source, without the options of the other source."""
-    known = inspect.signature(open_source).parameters
-    return {key: value for key, value in data.items() if key in known} | {"source": "npz", "path": path}
+    return dataclasses.replace(data, source="npz", options={"path": path})
 
 
 def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[int, ...]) -> None:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree, Shaped
-from ml_collections import ConfigDict
 
 from cfgjax.base.download import find_inception
 from cfgjax.base.errors import UsageError, choose
@@ -18,13 +17,14 @@ from cfgjax.base.files import sha256
 from cfgjax.data.batches import to_float
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
-from cfgjax.evaluation.frontier.plan import Plan
 from cfgjax.models.guide import params_digest
 from cfgjax.models.network import check_params, make_network
 from cfgjax.nets import inception
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
-from cfgjax.runs.workdir import read_config
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.sampling_settings import EvaluateSettings
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.workdir import read_settings
 
 Outputs = dict[str, Float[Array, "n _size"]]
 
@@ -83,30 +83,29 @@ class FeatureNetwork:
         return {name: array[: len(images)] for name, array in joined.items()}
 
 
-def load_classifier(workdir: str | Path | None, data: ConfigDict, hint: str) -> FeatureNetwork:
+def load_classifier(workdir: str | Path | None, data: DataSettings, hint: str) -> FeatureNetwork:
     """Returns the network of a classifier run for images of config.data `data`. hint: advice if there is none."""
     if workdir is None:
         raise UsageError(f"a classifier run is needed; {hint}")
     if not (Path(workdir) / "config.json").exists():
         raise UsageError(f"there is no classifier run in {workdir}; {hint}")
-    config = read_config(workdir)
-    if not is_classifier(config) or is_noisy_classifier(config):
-        raise UsageError(f"{workdir} holds a {config.model.name}, not a classifier of clean images; {hint}")
+    settings = read_settings(workdir)
+    if not settings.is_classifier or settings.is_noisy_classifier:
+        raise UsageError(f"{workdir} holds a {settings.model.name}, not a classifier of clean images; {hint}")
     for key in ("source", "num_classes", "image_shape"):
-        if config.data[key] != data[key]:
-            raise UsageError(
-                f"the classifier in {workdir} was trained on data.{key} {config.data[key]}, not {data[key]}"
-            )
-    params, _ = load_params(workdir, config)
-    check_params(workdir, config, params)
-    return classifier(config, params)
+        theirs, ours = getattr(settings.data, key), getattr(data, key)
+        if theirs != ours:
+            raise UsageError(f"the classifier in {workdir} was trained on data.{key} {theirs}, not {ours}")
+    params, _ = load_params(workdir, settings)
+    check_params(workdir, settings, params)
+    return classifier(settings, params)
 
 
-def classifier(config: ConfigDict, params: PyTree) -> FeatureNetwork:
-    """Returns the feature network of a classifier's config and parameters."""
-    net = make_network(config)
+def classifier(settings: Settings, params: PyTree) -> FeatureNetwork:
+    """Returns the feature network of a classifier's settings and parameters."""
+    net = make_network(settings)
     apply = lambda params, images: net.apply({"params": params}, to_float(images))
-    return FeatureNetwork("classifier", params_digest(config, params), apply, params, judges=True)
+    return FeatureNetwork("classifier", params_digest(settings, params), apply, params, judges=True)
 
 
 def load_inception(path: str | Path | None = None, resize: str = "tf1") -> FeatureNetwork:
@@ -122,17 +121,19 @@ def load_inception(path: str | Path | None = None, resize: str = "tf1") -> Featu
     return FeatureNetwork("inception", f"{sha256(path)}-{resize}", apply, params, judges=False)
 
 
-def exact(data: ConfigDict) -> FeatureNetwork:
+def exact(data: DataSettings) -> FeatureNetwork:
     """Returns the feature network of a Gaussian mixture: the points themselves, and log p(c|x) as logits."""
     mixture = mixture_of(data)
-    digest = hashlib.sha256(repr((data.means, data.stds, data.weights)).encode()).hexdigest()
+    digest = hashlib.sha256(
+        repr(tuple(data.options[name] for name in ("means", "stds", "weights"))).encode()
+    ).hexdigest()
     apply = lambda params, points: {"features": points, "logits": mixture.log_posterior(points)}
     return FeatureNetwork("mixture", digest, apply, {}, judges=True, points=True)
 
 
 def load_features(
     name: str,
-    data: ConfigDict,
+    data: DataSettings,
     *,
     classifier: str | Path | None = None,
     inception: str | Path | None = None,
@@ -155,17 +156,17 @@ def load_features(
 
 
 def load_networks(
-    plan: Plan, data: ConfigDict, *, inception: str | Path | None = None, resize: str = "tf1"
+    plan: EvaluateSettings, data: DataSettings, *, inception: str | Path | None = None, resize: str = "tf1"
 ) -> tuple[FeatureNetwork, FeatureNetwork | None]:
-    """Returns (feature network, judge) of a `Plan`. The judge is None if the network is one itself."""
+    """Returns (feature network, judge) of an evaluation. The judge is None if the network is one itself."""
     network = load_features(plan.features, data, classifier=plan.classifier, inception=inception, resize=resize)
     if network.judges or plan.classifier is None:
         return network, None
     return network, load_classifier(plan.classifier, data, hint(data))
 
 
-def hint(data: ConfigDict) -> str:
+def hint(data: DataSettings) -> str:
     """Returns advice on how to get a classifier run."""
-    name = "fashion_mnist" if tuple(data.image_shape) == (32, 32, 1) else "digits"
+    name = "fashion_mnist" if data.image_shape == (32, 32, 1) else "digits"
     command = f"cfgjax train --config=experiments/{name}_classifier.py --workdir=runs/{name}_classifier"
     return f"train one (for {name}: {command}) and pass it as --classifier=WORKDIR, or use --features=inception"

@@ -93,7 +93,7 @@ class Frontier:
         learned = setting.scores == "learned"
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
-        config = {name: getattr(self.model.config, name).to_dict() for name in sections}
+        config = {name: self.model.settings.given[name] for name in sections}
         return {"format": FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
@@ -136,7 +136,7 @@ class Frontier:
         left = len(missing)
         rate = setting.options.ema
         if setting.scores == "learned" and rate != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.config, model.step, rate)
+            params, _ = load_params(self._workdir, model.settings, model.step, rate)
             model.put(params)
             self._rate = rate
         rule = with_guide(setting.options.rule, self._guide, setting.options.classifier_scale)
@@ -178,7 +178,7 @@ class Frontier:
             "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
-            "config": self.model.config.to_dict(),
+            "config": self.model.settings.to_dict(),
         }
 
     def remove_samples(self) -> None:

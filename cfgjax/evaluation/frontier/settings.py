@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import cfg, classifier
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
-from cfgjax.evaluation.frontier.generate import LABELS
 from cfgjax.models.binding import (
     check_together,
     classifier_scale,
@@ -94,7 +93,7 @@ def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide 
     every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
     digest = None if guide is None else guide.digest
     settings = [Setting(resolved(options, model, guide), classifier=digest) for options in every]
-    if model.config.data.source == "mixture":
+    if model.settings.data.source == "mixture":
         first = settings[0].options.ema  # EMA has no effect on exact scores
         exact = [setting for setting in settings if setting.options.ema == first]
         settings += [dataclasses.replace(setting, scores="exact") for setting in exact]
@@ -107,7 +106,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
     ema is a rate of the run. classifier_scale is that of the rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = rule_value(options.rule), sampler_value(options.sampler)
-    rates = [*map(float, model.config.ema.rates), 0.0]
+    rates = [*map(float, model.settings.ema.rates), 0.0]
     ema = rates[0] if options.ema is None else float(options.ema)
     if ema not in rates:
         raise UsageError(f"no EMA of rate {ema:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
@@ -123,7 +122,6 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
     model.check_guidance([options.guidance])
     model.grid(options.num_steps)
     check_together(rule, sampler, model.learned_variance)
-    choose("label policy", options.label_policy, LABELS)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)

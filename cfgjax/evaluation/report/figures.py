@@ -46,7 +46,7 @@ def sample_figure(
     drawn = [draw(model, options) for options in columns]
     if not model.is_image:
         rows = {"learned": drawn}
-        if model.config.data.source == "mixture":
+        if model.settings.data.source == "mixture":
             oracle = exact_model(model)
             rows = {"exact": [draw(oracle, options) for options in columns], **rows}
         return scatter(rows, repeated, names)
@@ -112,10 +112,10 @@ def image_grid(
 
 def exact_model(model: Model | Cascade) -> Model:
     """Returns the `Model` with the exact predictions of the mixture that model was trained on."""
-    data = model.config.data
+    data = model.settings.data
     mixture = mixture_of(data)
     predict = lambda z, logsnr, cond: mixture.predict(z, logsnr, cond["label"])
-    return Model(model.config, {}, bind_params=lambda params: predict)
+    return Model(model.settings, {}, bind_params=lambda params: predict)
 
 
 def scatter(

@@ -8,7 +8,6 @@ import tempfile
 import time
 
 import jax
-from ml_collections import ConfigDict
 
 from cfgjax.base.progress import timed
 from cfgjax.jobs.preflight.advice import replicated_parameters, warnings
@@ -25,6 +24,7 @@ from cfgjax.jobs.preflight.memory import (
     state_bytes,
 )
 from cfgjax.nets.ops.conv import unfiltered
+from cfgjax.runs.settings import Settings
 from cfgjax.training.run import Program
 
 COMPLAINT = (
@@ -45,7 +45,7 @@ def figures(config, devices=None, hbm=None):
             "device_kind": program.mesh.devices.flat[0].device_kind,
             "mesh": dict(program.mesh.shape),
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(program.like.params)),
-            "dtype": config.model.get("dtype", "float32"),
+            "dtype": program.settings.model.options.get("dtype", "float32"),
             "batch": batch_figures(program),
             **memory_figures(program),
             "replicated_bytes": sum(sum(paths.values()) for paths in replicated_parameters(program)),
@@ -60,7 +60,7 @@ def figures(config, devices=None, hbm=None):
 
 def batch_figures(program):
     """Returns the batch sizes of an optimizer step: in total, per device, and per accumulation pass of a device."""
-    total, parts = program.pace.batch_size, program.pace.accumulate_steps
+    total, parts = program.settings.train.batch_size, program.settings.train.accumulate_steps
     per_device = total // program.mesh.size
     return {"global": total, "per_device": per_device, "per_pass": per_device // parts, "accumulate_steps": parts}
 
@@ -72,11 +72,11 @@ def memory_figures(program):
     activations_least and peak_least count what remains if XLA fuses all it can and gathers nothing.
     """
     found, images = activations(program), batch_figures(program)["per_pass"]
-    batches = program.abstract_batches(program.pace.steps_per_dispatch)
-    parts = state_bytes(program.like, program.pace.accumulate_steps) | {"batch": device_bytes(batches)}
+    batches = program.abstract_batches(program.settings.train.steps_per_dispatch)
+    parts = state_bytes(program.like, program.settings.train.accumulate_steps) | {"batch": device_bytes(batches)}
     named, least = (found[name].bytes(images) for name in ("named", "least"))
     held = sum(parts.values())
-    image = sum(nbytes(leaf) for leaf in jax.tree.leaves(batches)) // program.pace.batch_size
+    image = sum(nbytes(leaf) for leaf in jax.tree.leaves(batches)) // program.settings.train.batch_size
     parts |= {"gathered": gathered_bytes(program), "activations": named, "activations_least": least}
     peaks = {"peak": held + parts["gathered"] + named, "peak_least": held + least}
     return {
@@ -107,10 +107,9 @@ def flops_per_image(config):
     A multiply-add counts as two; recomputation by remat is included. The step is counted on one CPU device, since
     accelerator clients do not count FLOPs, and without accumulation, since a loop's body is counted only once.
     """
-    whole = ConfigDict(config.to_dict())
-    whole.train.accumulate_steps = whole.mesh.data = whole.mesh.fsdp = 1
-    program = Program(whole, jax.devices("cpu")[:1])
-    batch_size = program.pace.batch_size
+    whole = {"train.accumulate_steps": 1, "mesh.data": 1, "mesh.fsdp": 1}
+    program = Program(Settings.from_config(config).replace(**whole), jax.devices("cpu")[:1])
+    batch_size = program.settings.train.batch_size
     step = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
     key = jax.eval_shape(lambda: program.step_key)
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}

@@ -49,7 +49,7 @@ def gathered_bytes(program):
 
     XLA may gather a few layers at a time. With gradient accumulation it gathers all of them before the first pass.
     """
-    itemsize = jnp.dtype(program.config.model.get("dtype", "float32")).itemsize
+    itemsize = jnp.dtype(program.settings.model.options.get("dtype", "float32")).itemsize
     split = [leaf for leaf in jax.tree.leaves(program.like.params) if not leaf.sharding.is_fully_replicated]
     return sum(itemsize * leaf.size for leaf in split)
 

@@ -4,6 +4,7 @@
 virtual and real devices cannot be used in the same process.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import timed
@@ -23,24 +23,24 @@ from cfgjax.distributed.devices import open_devices
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.jobs.preflight.memory import device_bytes, state_bytes
 from cfgjax.jobs.preflight.sizes import bytes_text
-from cfgjax.runs.checkpoint import Cadence, Checkpoints
+from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.config import from_json, to_json
+from cfgjax.runs.settings import Settings
+from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
 
 
-def trial_config(config, batch):
-    """Returns config with train.batch_size set to the images per device. `fitted` multiplies it by the devices."""
-    config = ConfigDict(config.to_dict())
-    config.train.batch_size = batch["per_device"]
-    return config
+def trial_settings(settings, batch):
+    """Returns settings whose train.batch_size is the images per device. `fitted` multiplies it by the devices."""
+    return settings.replace(**{"train.batch_size": batch["per_device"]})
 
 
-def in_a_process(config, scratch=None):
+def in_a_process(settings, scratch=None):
     """Runs `trial` in a process that uses the real devices. Raises UsageError with its last line if it fails."""
     with tempfile.TemporaryDirectory(prefix="cfgjax-preflight-", dir=scratch) as folder:
         path = Path(folder) / "config.json"
-        path.write_text(to_json(config))
+        path.write_text(to_json(settings))
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         command = [sys.executable, "-m", "cfgjax.jobs.preflight.trial", str(path), folder]
         with timed("--run: a real step, save and restore in a separate process"):
@@ -51,26 +51,24 @@ def in_a_process(config, scratch=None):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def fitted(config, devices):
-    """Returns (config for these devices, whether its mesh is unchanged). If it does not fit, data=-1 is used."""
-    config = ConfigDict(config.to_dict())
-    config.train.batch_size *= len(devices)
+def fitted(settings, devices):
+    """Returns (settings for these devices, whether their mesh is unchanged). If it does not fit, data=-1 is used."""
+    settings = settings.replace(**{"train.batch_size": settings.train.batch_size * len(devices)})
     try:
-        make_mesh(**config.mesh, devices=devices)
-        return config, True
+        make_mesh(**dataclasses.asdict(settings.mesh), devices=devices)
+        return settings, True
     except UsageError:
-        config.mesh = ConfigDict({name: -1 if name == "data" else 1 for name in config.mesh})
-        return config, False
+        return settings.replace(mesh={}), False
 
 
-def trial(config, folder):
-    """Returns figures of one step of a `trial_config` on the available devices and of its checkpoint in folder.
+def trial(settings, folder):
+    """Returns figures of one step of `trial_settings` on the available devices and of its checkpoint in folder.
 
     Each device has the batch of the run. The data are random if the config's data cannot be read. Raises UsageError if
     the state alone does not fit into memory.
     """
-    config, same_mesh = fitted(config, jax.devices())
-    program, batches, data = with_batches(config)
+    settings, same_mesh = fitted(settings, jax.devices())
+    program, batches, data = with_batches(settings)
     memory = check_memory(program)
     seconds, clock = {}, time.monotonic
     start = clock()
@@ -79,9 +77,9 @@ def trial(config, folder):
     state = jax.block_until_ready(create_state(program.build_state, program.mesh))
     start = clock()
     state, metrics = jax.block_until_ready(step(state, batches, program.step_key))
-    seconds["step"] = (clock() - start) / program.pace.steps_per_dispatch
+    seconds["step"] = (clock() - start) / program.settings.train.steps_per_dispatch
     saved = fingerprint(state)
-    with Checkpoints(Path(folder) / "checkpoints", Cadence(1)) as checkpoints:
+    with Checkpoints(Path(folder) / "checkpoints", CheckpointSettings(1)) as checkpoints:
         start = clock()
         checkpoints.save(int(state.step), state, [])
         seconds["save_blocking"] = clock() - start
@@ -99,7 +97,7 @@ def trial(config, folder):
         "device_kind": jax.devices()[0].device_kind,
         "mesh": dict(program.mesh.shape),
         "same_mesh": same_mesh,
-        "batch_size": program.pace.batch_size,
+        "batch_size": program.settings.train.batch_size,
         "data": data,
         "loss": float(metrics["loss"][-1]),
         "seconds": seconds,
@@ -109,27 +107,27 @@ def trial(config, folder):
     }
 
 
-def with_batches(config):
+def with_batches(settings):
     """Returns (`Program` or `Run`, the batches of one dispatch, their origin)."""
     try:
-        run = Run(config)
+        run = Run(settings)
         return run, run.batches(0), "the config's data"
     except (UsageError, OSError) as e:
-        program = Program(config)  # raises the error again unless the data caused it
+        program = Program(settings)  # raises the error again unless the data caused it
         return program, random_batches(program), f"random ({e})"
 
 
 def random_batches(program):
     """Returns the batches of one dispatch, with random images and labels."""
     rng = np.random.default_rng(0)
-    classes = program.config.data.num_classes
+    classes = program.settings.data.num_classes
 
     def draw(leaf):
         whole = np.issubdtype(leaf.dtype, np.integer)
         drawn = rng.integers(0, classes, leaf.shape) if whole else rng.uniform(-1, 1, leaf.shape)
         return jax.device_put(drawn.astype(leaf.dtype), leaf.sharding)
 
-    return jax.tree.map(draw, program.abstract_batches(program.pace.steps_per_dispatch))
+    return jax.tree.map(draw, program.abstract_batches(program.settings.train.steps_per_dispatch))
 
 
 def check_memory(program):
@@ -178,7 +176,7 @@ def main(argv):
     path, folder = argv[1:]
     try:
         open_devices()
-        found = trial(from_json(Path(path).read_text()), folder)
+        found = trial(Settings.from_config(from_json(Path(path).read_text())), folder)
     except UsageError as e:
         print(e)
         return 2

@@ -1,44 +1,45 @@
-"""config.diffusion: the process of a run, and how its network is trained."""
+"""The section `diffusion` of a config: the process, and how a network is trained on it."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from cfgjax.base.errors import UsageError, choose
-from cfgjax.diffusion.discrete import BETAS
-from cfgjax.diffusion.levels import Continuous, Discrete
-from cfgjax.diffusion.schedules import SCHEDULES
-from cfgjax.runs.config import call
+from cfgjax.runs.values import NotNegative, Number, Share, Text, integer
 
-CONTINUOUS, DISCRETE = ("schedule", "logsnr_min", "logsnr_max"), ("betas", "num_timesteps")
+CONTINUOUS = ("schedule", "logsnr_min", "logsnr_max")
+DISCRETE = ("betas", "num_timesteps")
 TIME_SAMPLERS = ("uniform", "second_moment")
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion:
-    """config.diffusion, checked.
+class DiffusionSettings:
+    """config.diffusion.
 
     schedule, logsnr_min, logsnr_max: a process in continuous λ, see `levels.Continuous`; or
     betas, num_timesteps: one in discrete time, see `levels.Discrete`.
     p_uncond: probability of dropping a label in training.
-    learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb, the
-    bound being that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
+    learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb. The
+    bound is that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
     time_sampler: of training levels, "uniform" in u, or by the "second_moment" of the loss there; IDDPM section 3.3.
     low_res_logsnr_min: of an upsampler with model.low_res_noise, the noisiest λ of its low-resolution images.
     """
 
-    p_uncond: float = 0.0
-    schedule: Any = None
-    logsnr_min: Any = None
-    logsnr_max: Any = None
-    betas: Any = None
-    num_timesteps: Any = None
+    p_uncond: Share = 0.0
+    schedule: Text | None = None
+    logsnr_min: Number | None = None
+    logsnr_max: Number | None = None
+    betas: Text | None = None
+    num_timesteps: Annotated[int, integer(2, 1_000_000)] | None = None
     learned_variance: bool = False
-    bound_weight: float = 0.001
-    bound_steps: int = 1000
-    time_sampler: str = "uniform"
-    low_res_logsnr_min: float | None = None
+    bound_weight: NotNegative = 0.001
+    bound_steps: Annotated[int, integer(2)] = 1000
+    time_sampler: Text = "uniform"
+    low_res_logsnr_min: Number | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        from cfgjax.diffusion.discrete import BETAS  # imports jax
+        from cfgjax.diffusion.schedules import SCHEDULES
+
         continuous, discrete = ([n for n in names if getattr(self, n) is not None] for names in (CONTINUOUS, DISCRETE))
         if bool(continuous) == bool(discrete):
             both = f"{', '.join(CONTINUOUS)} (continuous λ) or {', '.join(DISCRETE)} (discrete time)"
@@ -47,7 +48,7 @@ class Diffusion:
         missing = [n for n in (CONTINUOUS if continuous else DISCRETE) if getattr(self, n) is None]
         if missing:
             raise UsageError(f"config.diffusion lacks {', '.join(missing)}")
-        if continuous:
+        if self.logsnr_min is not None and self.logsnr_max is not None:
             choose("schedule", self.schedule, SCHEDULES)
             if not self.logsnr_min < self.logsnr_max:
                 raise UsageError(
@@ -62,20 +63,17 @@ class Diffusion:
         choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
 
     @property
-    def levels(self):
-        """The process."""
+    def levels(self) -> Any:
+        """Returns the process, a `levels.Continuous` or `levels.Discrete`."""
+        from cfgjax.diffusion.levels import Continuous, Discrete  # imports jax
+
         if self.betas is not None:
-            return Discrete(self.betas, self.num_timesteps)
-        return Continuous(self.schedule, self.logsnr_min, self.logsnr_max, self.bound_steps)
+            return Discrete(self.betas, self.num_timesteps)  # type: ignore[arg-type]
+        return Continuous(self.schedule, self.logsnr_min, self.logsnr_max, self.bound_steps)  # type: ignore[arg-type]
 
     @property
-    def described(self):
-        """The process in a few words."""
+    def described(self) -> str:
+        """Returns the process in a few words."""
         if self.betas is not None:
             return f"{self.num_timesteps} timesteps of {self.betas} betas"
         return f"{self.schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
-
-
-def diffusion_of(config):
-    """The `Diffusion` of a run's config."""
-    return call(Diffusion, "diffusion", config.diffusion)

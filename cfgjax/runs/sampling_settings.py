@@ -1,0 +1,95 @@
+"""The sections of a config about drawing samples: sample grids, and evaluations."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from cfgjax.base.errors import UsageError, nearest
+from cfgjax.runs import options as sampling
+from cfgjax.runs.values import Count, Kind, Numbers, Text, integer, one_of, several
+
+MAX_PER_CELL = 10_000  # samples in a cell of a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """config.sample: the sample grids drawn during training, and the defaults of `Model.sample`.
+
+    every_steps: interval of the grids. labels: their rows. per_cell: samples for each label and column. options: those
+    of `SampleOptions` that are given; guidance lists the weights w of the columns.
+    """
+
+    every_steps: Count
+    labels: Annotated[tuple[int, ...], several(integer(0), "a non-empty tuple of integers of at least 0")]
+    per_cell: Annotated[int, integer(1, MAX_PER_CELL)]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    KINDS: ClassVar[dict[str, Kind]] = sampling.kinds("sample")
+
+    def __post_init__(self) -> None:
+        check_options(self, "sample")
+        if "guidance" not in self.options:
+            raise UsageError("config.sample lacks guidance")
+
+    @property
+    def sample_options(self) -> sampling.SampleOptions:
+        """The options of `Model.sample`, at w = 0."""
+        given = {name: value for name, value in self.options.items() if name != "guidance"}
+        return sampling.SampleOptions().with_changes("config.sample", **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateSettings:
+    """config.evaluate: evaluations by `cfgjax evaluate`, whose flags override it, and during training.
+
+    num_samples: number of samples for each setting. batch_size: maximum number of samples per call of the sampler on
+    each device. features: the feature network. classifier: workdir of a classifier run. reference: file of reference
+    statistics, by default those of the run's training data. every_steps: interval of evaluations during training, or
+    None; these draw every_num_samples samples for each w of every_guidance. options: those of `SampleOptions` that are
+    given, one or several values each; None takes the value of config.sample. A classifier has only every_steps, the
+    interval at which it is evaluated on held-out examples.
+    """
+
+    num_samples: Annotated[int, integer(2)] = 50_000
+    batch_size: Count = 256
+    features: Annotated[str, one_of("classifier", "inception", "mixture")] = "inception"
+    classifier: Text | None = None
+    reference: Text | None = None
+    every_steps: Count | None = None
+    every_num_samples: Annotated[int, integer(2)] = 5_000
+    every_guidance: Numbers = (0.0,)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    KINDS: ClassVar[dict[str, Kind]] = sampling.kinds("evaluate")
+
+    def __post_init__(self) -> None:
+        check_options(self, "evaluate")
+
+
+def check_options(section: SampleSettings | EvaluateSettings, name: str) -> None:
+    """Raises UsageError if a section has a key that is neither a field of its own nor an option of sampling."""
+    known = [field.name for field in dataclasses.fields(section) if field.name != "options"]
+    known += sampling.fields(f"config.{name}")
+    for key in section.options:
+        if key not in known:
+            raise UsageError(f"unknown config key '{name}.{key}'{nearest(key, known)}")
+    for key in ("rule", "sampler", "num_steps"):
+        values = section.options.get(key)
+        for value in values if isinstance(values, tuple | list) else [values]:
+            check_option(f"{name}.{key}", value)
+
+
+def check_option(key: str, value: Any) -> None:
+    """Raises UsageError unless the value of a key is a known rule or sampler, or a possible number of steps."""
+    from cfgjax.diffusion.guidance import RULES  # imports jax
+    from cfgjax.diffusion.samplers import SAMPLERS
+    from cfgjax.diffusion.schedules import MAX_STEPS
+    from cfgjax.diffusion.specs import parse
+
+    if isinstance(value, str) and not key.endswith("num_steps"):
+        try:
+            parse(value, *((RULES, "rule") if key.endswith("rule") else (SAMPLERS, "sampler")))
+        except UsageError as e:
+            raise UsageError(f"{key}: {e}") from None
+    if isinstance(value, int) and value > MAX_STEPS:
+        raise UsageError(f"{key} is {value}; need an integer of at least 2 and at most {MAX_STEPS}")
