@@ -3,9 +3,13 @@
 import contextlib
 import os
 import time
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+from jax import Array
+from ml_collections import ConfigDict
 
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
@@ -19,6 +23,7 @@ from cfgjax.training.extensions import ExtensionError, name_of, naming
 from cfgjax.training.interrupt import StopRequest, wish_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
+from cfgjax.training.state import TrainState
 
 
 class Diverged(ArithmeticError):
@@ -28,32 +33,40 @@ class Diverged(ArithmeticError):
 class Outcome(NamedTuple):
     """How a run ended.
 
-    done: whether all its steps are trained; otherwise it was asked to stop, and is saved. metrics: the newest that were
-    logged, with their step.
+    done: whether all its steps are trained; otherwise it received a stop signal and was saved. metrics: the newest that
+    were logged, with their step.
     """
 
     done: bool
     metrics: dict[str, float]
 
 
-def train(config, workdir, hooks=(), writers=()):
-    """The final metrics, {"step": …, "loss": …, …}, of config's run in workdir, which resumes where it stopped.
+def train(
+    config: ConfigDict | Settings, workdir: str | Path, hooks: Iterable[Any] = (), writers: Iterable[Any] = ()
+) -> dict[str, float]:
+    """Returns the final metrics, {"step": …, "loss": …, …}, of config's run in workdir, which resumes where it stopped.
 
-    hooks: what to do while training, each callable as hook(state, step, workdir, log) with the `TrainState` and the
-    `RunLog`, every `hook.every_steps` steps and at the last step. writers: see `writers.Writer`. If one of them raises,
-    the run is saved and ExtensionError has its name. SIGINT and SIGTERM save and return the metrics so far; the same
-    call resumes. Raises as `train_until_stopped` does.
+    hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
+    steps and at the last step. writers: see `writers.Writer`. If one of them raises, the run is saved and
+    ExtensionError has its name. SIGINT and SIGTERM save and return the metrics so far; the same call resumes. Raises
+    what `train_until_stopped` raises.
     """
     return train_until_stopped(config, workdir, hooks=hooks, writers=writers).metrics
 
 
-def train_until_stopped(config, workdir, stop=None, hooks=(), writers=()):
-    """The `Outcome` of training config's run in workdir, which resumes where it stopped.
+def train_until_stopped(
+    config: ConfigDict | Settings,
+    workdir: str | Path,
+    stop: StopRequest | None = None,
+    hooks: Iterable[Any] = (),
+    writers: Iterable[Any] = (),
+) -> Outcome:
+    """Returns the `Outcome` of training config's run in workdir, which resumes where it stopped.
 
-    stop: a `StopRequest`; one of its own by default. Of several processes all call this, and stop when one is asked to.
-    The run is a function of the config alone: stopped and started again at any point, it goes through the same states
-    and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
-    ExtensionError, and OSError where something cannot be written.
+    stop: a `StopRequest`; a new one by default. All of several processes call this, and all stop if one is asked to.
+    The run is a function of the config alone: if it is stopped and started again at any point, it goes through the same
+    states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
+    ExtensionError, and OSError if something cannot be written.
     """
     check_path("workdir", workdir)
     settings = Settings.from_config(config)
@@ -68,16 +81,17 @@ def train_until_stopped(config, workdir, stop=None, hooks=(), writers=()):
             return fit(run, claim, stop)
 
 
-def fit(run, claim, stop):
-    """The `Outcome` in a workdir that is ours: restores or creates the state, and runs the loop.
+def fit(run: Run, claim: Claim, stop: StopRequest) -> Outcome:
+    """Returns the `Outcome` in a claimed workdir: restores or creates the state, and runs the loop.
 
-    Raises OSError, naming the newest whole step, where something cannot be written.
+    Raises OSError, naming the newest complete step, if something cannot be written.
     """
     directory, pace = claim.path / "checkpoints", run.settings.train
     try:
         with Checkpoints(directory, run.settings.checkpoint) as checkpoints:
             restored = checkpoints.restore(run.like)
-            state, history = restored or (run.new_state(), [])
+            found: tuple[TrainState, Any] = restored or (run.new_state(), [])
+            state, history = found
             claim.write_config()
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # what it started from, should that be trained on or gone
@@ -93,16 +107,24 @@ def fit(run, claim, stop):
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
 
 
-def first_failure(error):
-    """The failed save among the errors that led to this one: closing files at a full disk fails once more."""
+def first_failure(error: BaseException) -> BaseException:
+    """Returns the failed save among the errors that led to this one: closing files on a full disk fails once more."""
     chain = [error]
     while chain[-1].__context__ is not None:
         chain.append(chain[-1].__context__)
     return next((e for e in chain if isinstance(e, SaveError)), error)
 
 
-def loop(run, state, history, checkpoints, runlog, workdir, stop):
-    """Steps from state to the end (True) or to a request to stop (False); history: metrics not yet logged."""
+def loop(
+    run: Run,
+    state: TrainState,
+    history: list[dict[str, float]],
+    checkpoints: Checkpoints,
+    runlog: RunLog,
+    workdir: Path,
+    stop: StopRequest,
+) -> bool:
+    """Trains from state to the end (returns True) or to a stop signal (False). history: metrics not yet logged."""
     pace, step, together = run.settings.train, int(jax.device_get(state.step)), jax.process_count() > 1
     with saving_first(checkpoints, step, state, history):
         call_hooks(run, state, step, workdir, runlog)
@@ -150,10 +172,12 @@ def loop(run, state, history, checkpoints, runlog, workdir, stop):
 
 
 @contextlib.contextmanager
-def saving_first(checkpoints, step, state, history):
-    """A context in which an ExtensionError passes only after step is saved, as its message then says.
+def saving_first(
+    checkpoints: Checkpoints, step: int, state: TrainState, history: list[dict[str, float]]
+) -> Iterator[None]:
+    """Context in which an ExtensionError is raised only after the step is saved, which its message then says.
 
-    Several processes cannot save: the others do not know of the error.
+    With several processes nothing is saved: the others do not know of the error.
     """
     try:
         yield
@@ -165,16 +189,16 @@ def saving_first(checkpoints, step, state, history):
         raise ExtensionError(f"{e}; step {step} is saved") from e.__cause__
 
 
-def warn_of_slow_save(seconds, runlog):
-    """Tells where a save took longer than what started the processes gives them between its signal and their end."""
+def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
+    """Warns if a save took longer than the launcher's time between its signal and the end of the processes."""
     grace = float(os.environ.get("CFGJAX_GRACE_SECONDS", "inf"))
     if seconds > grace:
         told = f"the last save took {seconds:.0f} s, the time between signal and end is {grace:.0f} s"
         runlog.say(f"warning: {told}: ask the launcher for more, --grace_seconds={2 * seconds:.0f}")
 
 
-def call_hooks(run, state, step, workdir, runlog):
-    """Calls the hooks that are due at this step. Raises ExtensionError where one of the caller's fails."""
+def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+    """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
     for hook in filter(due, run.watchers):
         processes.stage(f"{hook.section} at step {step}")
@@ -186,8 +210,8 @@ def call_hooks(run, state, step, workdir, runlog):
             hook(state, step, workdir, runlog)
 
 
-def compiled(run, state, step, runlog, stop):
-    """The dispatch, compiled ahead of time."""
+def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopRequest) -> Any:
+    """Returns the dispatch, compiled ahead of time."""
     start = time.monotonic()
     processes.stage("compiling")
     k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
@@ -197,8 +221,8 @@ def compiled(run, state, step, runlog, stop):
     return dispatch
 
 
-def describe(run, state):
-    """What is being trained, on what, in a few words."""
+def describe(run: Run, state: TrainState) -> str:
+    """Returns the sizes of the network, the data and the mesh in a few words."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     devices = f"{run.mesh.size} × {jax.devices()[0].device_kind}"
     if jax.process_count() > 1:
@@ -206,9 +230,10 @@ def describe(run, state):
     return f"{parameters:,} parameters, {len(run.dataset):,} examples, {devices}"
 
 
-def fetch(running):
-    """([{name: float}] of every step in a list of dispatches' metrics, each {name: [k]}; the signal they carry)"""
-    steps, wish = [], None
+def fetch(running: list[dict[str, Array]]) -> tuple[list[dict[str, float]], str | None]:
+    """Returns ([{name: float}] of every step in the metrics of dispatches, each {name: [k]}; the signal they carry)."""
+    steps: list[dict[str, float]] = []
+    wish = None
     for metrics in jax.device_get(running):
         wish = wish_name(metrics.pop("wish", [0])[0])
         length = len(metrics["loss"])
@@ -216,8 +241,8 @@ def fetch(running):
     return steps, wish
 
 
-def check_finite(history, most, step):
-    """Raises Diverged where the loss or gradients were not finite in `most` or more steps in a row."""
+def check_finite(history: list[dict[str, float]], most: int, step: int) -> None:
+    """Raises Diverged if the loss or gradients were not finite in `most` or more steps in a row."""
     count = int(max((metrics["skipped_in_row"] for metrics in history), default=0))
     if count >= most:
         raise Diverged(

@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
+from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.runs.training_settings import OptimizerSettings
 
 
-def learning_rate_schedule(learning_rate, schedule="constant", warmup_steps=0, decay_steps=None):
-    """optimizer step → learning rate: linear warm-up over warmup_steps, then constant, or to 0 at decay_steps.
+def learning_rate_schedule(
+    learning_rate: float, schedule: str = "constant", warmup_steps: int = 0, decay_steps: int | None = None
+) -> optax.Schedule:
+    """Returns optimizer step → learning rate: linear warm-up over warmup_steps, then constant, or to 0 at decay_steps.
 
-    schedule: "constant", or the way down: "linear" or "cosine".
+    schedule: after the warm-up: "constant", "linear" or "cosine".
     """
     if schedule not in ("constant", "linear", "cosine"):
         raise UsageError(f"unknown optimizer.schedule {schedule!r}; known: constant, linear, cosine")
@@ -48,14 +52,17 @@ def make_optimizer(given: OptimizerSettings) -> optax.GradientTransformationExtr
     return only_if_finite(optimizer)
 
 
-def only_if_finite(inner):
-    """The optimizer inner, whose update is told by `finite`, a bool scalar, whether the gradients are.
+def only_if_finite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer `inner` whose update takes `finite`, a bool scalar: whether the gradients are finite.
 
-    Where they are not, the updates are zero and inner's state stays, and that is counted: `optax.apply_if_finite`,
-    which has the same state, without a second look at every gradient, a third of the optimizer's operations.
+    If they are not, the updates are zero, inner's state does not change, and the step is counted. This is
+    `optax.apply_if_finite`, with the same state, without checking every gradient a second time, which would be a third
+    of the optimizer's operations.
     """
 
-    def update(updates, state, params=None, *, finite):
+    def update(
+        updates: PyTree, state: optax.ApplyIfFiniteState, params: PyTree = None, *, finite: Array
+    ) -> tuple[PyTree, optax.ApplyIfFiniteState]:
         updates, inner_state = inner.update(updates, state.inner_state, params)
         return jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), optax.ApplyIfFiniteState(
             notfinite_count=jnp.where(finite, 0, optax.safe_increment(state.notfinite_count)),

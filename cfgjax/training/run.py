@@ -1,11 +1,15 @@
 """A training run, built from its config and checked before any long work."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Int, PyTree
+from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.pipeline import Batches
@@ -25,10 +29,10 @@ from cfgjax.runs.data_settings import ModelSettings
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
-from cfgjax.training.interrupt import wish_number
+from cfgjax.training.interrupt import StopRequest, wish_number
 from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
-from cfgjax.training.state import abstract_state, create_state, make_state
+from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 from cfgjax.training.watch import make_watchers
 
@@ -63,30 +67,30 @@ def check_init_from(workdir: str, ours: ModelSettings, theirs: ModelSettings) ->
         raise UsageError(f"train.init_from {workdir} has another network: {'; '.join(differing)}")
 
 
-def check_shapes(workdir, theirs, ours):
-    """Raises UsageError unless the parameters of a run, theirs, have the shapes of ours."""
-    theirs, ours = ({path: leaf.shape for path, leaf in flat(tree)} for tree in (theirs, ours))
-    differing = [path for path in sorted(ours.keys() | theirs.keys()) if ours.get(path) != theirs.get(path)]
+def check_shapes(workdir: str, theirs: PyTree, ours: PyTree) -> None:
+    """Raises UsageError unless parameters have the same names and shapes. theirs: of the run in workdir."""
+    there, here = ({path: leaf.shape for path, leaf in flat(tree)} for tree in (theirs, ours))
+    differing = [path for path in sorted(here.keys() | there.keys()) if here.get(path) != there.get(path)]
     if differing:
         path = differing[0]
         raise UsageError(
-            f"train.init_from {workdir} has another network: {path} is {theirs.get(path, 'absent')} there, "
-            f"{ours.get(path, 'absent')} here ({len(differing)} differ in all)"
+            f"train.init_from {workdir} has another network: {path} is {there.get(path, 'absent')} there, "
+            f"{here.get(path, 'absent')} here ({len(differing)} differ in all)"
         )
 
 
-def flat(tree):
-    """[("a/b", leaf)] of a tree of dicts."""
+def flat(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns [("a/b", leaf)] of a tree of dicts."""
     return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 class Program:
-    """The training step that a config describes, built and checked before any long work; data and pictures apart.
+    """The training step that a config describes, without its data, built and checked before any long work.
 
     devices: for the mesh; by default all. like: the state's shapes, dtypes and shardings. dispatch: the jitted steps.
     """
 
-    def __init__(self, config, devices=None):
+    def __init__(self, config: ConfigDict | Settings, devices: Sequence[jax.Device] | None = None) -> None:
         self.settings = settings = Settings.from_config(config)
         train, image_shape = settings.train, settings.data.image_shape
         self.mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices)
@@ -110,8 +114,8 @@ class Program:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.like), replicated(self.mesh)
         self.dispatch = make_dispatch(train_step, shardings)
 
-    def abstract_batches(self, num_steps):
-        """The shapes, dtypes and shardings of batches [num_steps, B, …], as `Run.batches` has them."""
+    def abstract_batches(self, num_steps: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes, dtypes and shardings of batches [num_steps, B, …], as `Run.batches` has them."""
         data, sharding = self.settings.data, batch_sharding(self.mesh, leading=1)
         shapes = {"image": (data.image_shape, jnp.float32), "label": ((), jnp.int32)}
         if data.low_res_shape is not None:
@@ -122,12 +126,19 @@ class Program:
 
 
 class Run(Program):
-    """Everything a config describes, its data and watchers too, checked against each other before any long work.
+    """Everything that a config describes, including its data and watchers, checked before any long work.
 
     hooks, writers: of the caller, see `loop.train`.
     """
 
-    def __init__(self, config, devices=None, *, hooks=(), writers=()):
+    def __init__(
+        self,
+        config: ConfigDict | Settings,
+        devices: Sequence[jax.Device] | None = None,
+        *,
+        hooks: Iterable[Any] = (),
+        writers: Iterable[Any] = (),
+    ) -> None:
         self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
         super().__init__(config, devices)
         train = self.settings.train
@@ -138,10 +149,10 @@ class Run(Program):
         self._batches = Batches(
             self.dataset, self.settings.seed, train.batch_size, self._rows, train.steps_per_dispatch
         )
-        self._ahead: tuple = None, None  # a step, and the batches from there on
+        self._ahead: tuple[int, PyTree] | None = None  # a step, and the batches from there on
 
-    def new_state(self):
-        """The state at step 0, with fresh parameters or those of train.init_from."""
+    def new_state(self) -> TrainState:
+        """Returns the state at step 0, with fresh parameters or those of train.init_from."""
         workdir = self.settings.train.init_from
         if workdir is None:
             return create_state(self.build_state, self.mesh)
@@ -151,8 +162,8 @@ class Run(Program):
         check_shapes(workdir, params, self.like.params)
         return create_state(self._build_from, self.mesh, place_parameters(self.mesh, params))
 
-    def _check_cadence(self):
-        """Every cadence is a whole number of dispatches."""
+    def _check_cadence(self) -> None:
+        """Raises UsageError unless every interval is a whole number of dispatches."""
         train, k = self.settings.train, self.settings.train.steps_per_dispatch
         cadences = {
             "train.num_steps": train.num_steps,
@@ -165,26 +176,25 @@ class Run(Program):
                 use = f"{value // k * k} or {value // k * k + k}" if value > k else f"{k}"
                 raise UsageError(f"{name} {value} is not a multiple of train.steps_per_dispatch {k}; use {use}")
 
-    def batches(self, step):
-        """The batches of one dispatch from `step` on, [k, B, …] over the mesh."""
-        ahead, batches = self._ahead
-        self._ahead = None, None
-        return batches if ahead == step else self._placed(step)
+    def batches(self, step: int) -> PyTree:
+        """Returns the batches of one dispatch from `step` on, [k, B, …] over the mesh."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == step else self._placed(step)
 
-    def look_ahead(self, step):
-        """Makes and places the batches from `step` on now, while the devices are at work, for `batches` to return."""
+    def look_ahead(self, step: int) -> None:
+        """Makes and places the batches from `step` on, which `batches` then returns, while the devices compute."""
         self._ahead = step, self._placed(step)
 
-    def _placed(self, step):
+    def _placed(self, step: int) -> PyTree:
         made = self._batches.at(step)
         return place_batch(self.mesh, made, self._rows, self.settings.train.batch_size, leading=1)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the processes that make batches."""
         self._batches.close()
 
-    def wishes(self, stop):
-        """The signal of a `StopRequest` as the dispatch takes it; None where there is no other process to tell."""
+    def wishes(self, stop: StopRequest) -> Int[Array, " devices"] | None:
+        """Returns the signal of a `StopRequest` as the dispatch takes it, or None if there is no other process."""
         if jax.process_count() == 1:
             return None
         wishes = np.repeat(wish_number(stop.signal), len(self._own_devices))

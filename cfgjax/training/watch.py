@@ -4,11 +4,14 @@ A watcher does its part once per step, also where a run is resumed at that step.
 """
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -33,7 +36,9 @@ from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.runs.options import axes, combinations
 from cfgjax.runs.settings import Settings
+from cfgjax.training.log import RunLog
 from cfgjax.training.objective import LEVEL_BINS
+from cfgjax.training.state import TrainState
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
 
@@ -52,8 +57,8 @@ def make_watchers(settings: Settings, mesh: Mesh, dataset: Dataset) -> list:
     return watchers
 
 
-def averaged(state):
-    """The parameters of the first EMA, or those themselves where there is none."""
+def averaged(state: TrainState) -> PyTree:
+    """Returns the parameters of the first EMA, or the parameters themselves without averaging."""
     return state.ema[next(iter(state.ema))] if state.ema else state.params
 
 
@@ -70,13 +75,13 @@ class SampleGrids:
         if len(settings.data.image_shape) != 3:
             require_matplotlib()
         self._columns = [resolved(options, self._model) for options in combinations(axes(self.pictures.options))]
-        self._options = {}
+        self._options: dict[str, Any] = {}
         if self._model.low_res_shape is not None:
-            self._options["low_res"] = self._examples(dataset)
+            self._options["low_res"] = self._examples(dataset, self._model.low_res_shape[0])
 
-    def _examples(self, dataset):
-        """Small images of the data to be enlarged, as many of each label as a cell has."""
-        found, factor = [], dataset.image.shape[1] // dataset.low_res_size
+    def _examples(self, dataset: Dataset, height: int) -> Float[np.ndarray, "n height width channels"]:
+        """Returns small images of the data to be enlarged, as many of each label as a cell has. height: theirs."""
+        found, factor = [], dataset.image.shape[1] // height
         for label in self.pictures.labels:
             index = np.flatnonzero(dataset.label == label)
             index = index if len(index) else np.arange(len(dataset))
@@ -84,7 +89,7 @@ class SampleGrids:
             found.append(squares_averaged(to_float(shown), factor))
         return np.concatenate(found)
 
-    def __call__(self, state, step, workdir, runlog):
+    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
         if processes.decided(path.exists, f"whether {path.name} is there"):
             return
@@ -109,7 +114,7 @@ class HeldOut:
         self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
         self._network: FeatureNetwork | None = None
 
-    def __call__(self, state, step, workdir, runlog):
+    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
         params = whole(self._mesh, averaged(state))
@@ -143,7 +148,7 @@ class NoisyHeldOut:
 
         self._correct = jax.jit(correct)
 
-    def __call__(self, state, step, workdir, runlog):
+    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
         params, data, found = averaged(state), self._data, {}
@@ -185,7 +190,7 @@ class Frontier:
         if self._plan.reference is not None:
             self._reference = load_reference(self._plan.reference, self._network, self._model.image_shape)
 
-    def __call__(self, state, step, workdir, runlog):
+    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         if self._reference is None:
             folder = workdir / "evaluation"
             folder.mkdir(exist_ok=True)
