@@ -12,12 +12,14 @@ from cfgjax.base.finite import check_samples
 from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources.registry import check_images, check_labels
-from cfgjax.diffusion.guidance import at_zero, uses_null
+from cfgjax.diffusion.contracts import naming_values
+from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.models import arguments
+from cfgjax.models.description import describe_model
 from cfgjax.models.diffusion_config import diffusion_of
 from cfgjax.models.network import (
     CLEAN_LOGSNR,
@@ -49,18 +51,17 @@ LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where sampler
 def load(workdir, step=None, ema=None, mesh=None):
     """The `Model` of a run's newest whole checkpoint, or of `step`.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: a
-    `sharding.make_mesh`, over whose fsdp axis the parameters are split; all devices, each with all of them, by default.
-    Raises UsageError where there is no such run, step or rate.
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: see
+    `sharding.make_mesh`; by default all devices. Raises UsageError where there is no such run, step or rate.
     """
     config = read_config(workdir)
     if is_classifier(config):
         raise UsageError(f"{workdir} holds a classifier ({config.model.name}), which draws no samples")
+    rates, mesh = config.ema.rates, make_mesh() if mesh is None else mesh
+    ema = (rates[0] if rates else 0) if ema is None else ema
     params, step = load_params(workdir, config, step, ema)
     check_params(workdir, config, params)
-    model = Model(config, None, step=step, mesh=make_mesh() if mesh is None else mesh)
-    model.put(params)
-    return model
+    return Model(config, place_parameters(mesh, params), step=step, ema=ema, mesh=mesh)
 
 
 class Model:
@@ -68,31 +69,31 @@ class Model:
 
     params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
     devices. bind_params: params → predict(z, logsnr, cond), to predict with something else than the config's network.
-    .config, .num_classes, .image_shape, .levels (the process), .step (of the checkpoint) are as trained. .params may be
-    replaced: what is compiled stays. .bind(params): the predictor itself, for programs of one's own.
+    .config, .num_classes, .image_shape, .levels (the process) are as trained. .step and .ema are the checkpoint's.
+    .params may be replaced: what is compiled stays. .bind(params): the predictor, for programs of one's own.
     """
 
-    def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
-        self.config, self.step = config, step
+    def __init__(self, config, params, *, step=None, ema=None, mesh=None, bind_params=None):
+        self.config, self.step, self.ema = config, step, ema
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
         self.is_image = len(self.image_shape) == 3
         diffusion = diffusion_of(config)
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
         network = make_network(config)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
-        trained_null = has_null_label(network) and diffusion.p_uncond > 0
-        self.has_null_label = bind_params is not None or trained_null
+        self.has_null_label = bind_params is not None or (has_null_label(network) and diffusion.p_uncond > 0)
         self.low_res_shape: Any = None
         if "low_res" in condition(network, 1, self.image_shape):
             factor = self.image_shape[0] // config.data.low_res_size
             self.low_res_shape = (*(side // factor for side in self.image_shape[:2]), self.image_shape[2])
         self.low_res_noise = diffusion.low_res_logsnr_min is not None
         self.mesh = make_mesh() if mesh is None else mesh
-        self.params = params
-        if mesh is None:
-            self.put(params)
+        self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
         self._sample = jax.jit(self._run, static_argnames=("trajectory",))
+
+    def __repr__(self):
+        return f"Model({describe_model(self.config, self.step, self.ema)})"
 
     def put(self, params):
         """Replaces the parameters by those given, numpy arrays, in their places on the mesh; what is compiled stays."""
@@ -102,7 +103,7 @@ class Model:
         """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""
         if any(weights) and not self.has_null_label:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
-            raise UsageError(f"{needed}; this one has w = 0 alone, the rule conditional()")
+            raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
     def eps(self, z, logsnr, label, *, low_res=None):
         """ε_θ(z, label) at λ = logsnr; arguments as of `predict`."""
@@ -136,8 +137,8 @@ class Model:
         """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
 
         labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
-        conditional model, −1 the unconditional one. options: as `sample_float` has them.
-        return_trajectory: also returns a `Trajectory`.
+        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options: as
+        `sample_float` has them.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
@@ -231,15 +232,15 @@ class Model:
 
         def draw(index, labels, weights, low_res=None, rule=rule):
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
-            if low_res is not None:
-                batch["low_res"] = low_res
+            batch |= {} if low_res is None else {"low_res": low_res}
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             placed_rule = as_argument(self._placed(rule))
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
             guided = "guided " * uses_null(rule)
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
                 given = self.params, jax.random.key(seed), placed, grid, placed_rule, values, noisy
-                return self._sample(*given, trajectory=trajectory)
+                with naming_values(rule=rule, sampler=sampler):
+                    return self._sample(*given, trajectory=trajectory)
 
         return draw
 
@@ -291,7 +292,7 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(cond, self.num_classes)
-        denoise = rule.value(self.bind(params), cond, null, batch["weight"])
+        denoise = bind_rule(rule.value, self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:
             return run()
