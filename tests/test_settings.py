@@ -76,6 +76,8 @@ WORDS = [
     "diffusion.schedule",
     "diffusion.betas",
     "diffusion.time_sampler",
+    "diffusion.parametrisation",
+    "diffusion.weighting",
     "optimizer.name",
     "optimizer.schedule",
     "train.init_from",

@@ -6,6 +6,8 @@ from typing import Any
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.diffusion.discrete import BETAS
 from cfgjax.diffusion.levels import Continuous, Discrete
+from cfgjax.diffusion.losses import WEIGHTINGS
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.runs.config import call
 
@@ -20,6 +22,8 @@ class Diffusion:
     schedule, logsnr_min, logsnr_max: a process in continuous λ, see `levels.Continuous`; or
     betas, num_timesteps: one in discrete time, see `levels.Discrete`.
     p_uncond: probability of dropping a label in training.
+    parametrisation, weighting: what the network predicts, a name of `PARAMETRISATIONS`, and the weight of the loss, a
+    name of `WEIGHTINGS`.
     learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb, the
     bound being that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
     time_sampler: of training levels, "uniform" in u, or by the "second_moment" of the loss there; IDDPM section 3.3.
@@ -27,6 +31,8 @@ class Diffusion:
     """
 
     p_uncond: float = 0.0
+    parametrisation: str = "eps"
+    weighting: str = "eps"
     schedule: Any = None
     logsnr_min: Any = None
     logsnr_max: Any = None
@@ -59,6 +65,11 @@ class Diffusion:
             self.levels  # noqa: B018  it checks itself
         except ValueError as e:
             raise UsageError(f"config.diffusion: {e}") from None
+        choose("parametrisation", self.parametrisation, PARAMETRISATIONS)
+        choose("weighting", self.weighting, WEIGHTINGS)
+        if self.learned_variance and self.weighting != "eps":
+            given = f"diffusion.weighting is {self.weighting!r}, diffusion.learned_variance True"
+            raise UsageError(f"{given}; the hybrid loss of a learned variance has no weighting: need 'eps'")
         choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
 
     @property

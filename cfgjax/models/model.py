@@ -14,22 +14,16 @@ from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources.registry import check_images, check_labels
 from cfgjax.diffusion.contracts import naming_values
 from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.models import arguments
+from cfgjax.models.conditions import CLEAN_LOGSNR, check_low_res_logsnr, check_own_inputs, own_inputs
 from cfgjax.models.description import describe_model
 from cfgjax.models.diffusion_config import diffusion_of
-from cfgjax.models.network import (
-    CLEAN_LOGSNR,
-    bind,
-    check_params,
-    condition,
-    has_null_label,
-    make_network,
-    null_condition,
-)
+from cfgjax.models.network import bind, check_params, condition, has_null_label, make_network, null_condition
 from cfgjax.models.options import (
     Trajectory,
     as_argument,
@@ -42,7 +36,7 @@ from cfgjax.models.options import (
     sampler_value,
 )
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.kinds import is_classifier
+from cfgjax.runs.kinds import is_classifier, is_image
 from cfgjax.runs.workdir import read_config
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
@@ -76,17 +70,18 @@ class Model:
     def __init__(self, config, params, *, step=None, ema=None, mesh=None, bind_params=None):
         self.config, self.step, self.ema = config, step, ema
         self.num_classes, self.image_shape = config.data.num_classes, tuple(config.data.image_shape)
-        self.is_image = len(self.image_shape) == 3
+        self.is_image = is_image(config.data)
         diffusion = diffusion_of(config)
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
-        network = make_network(config)
-        self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
+        network = self.network = make_network(config)
+        pair = PARAMETRISATIONS[diffusion.parametrisation]
+        self.bind = bind_params or functools.partial(bind, network, levels=self.levels, parametrisation=pair)
         self.has_null_label = bind_params is not None or (has_null_label(network) and diffusion.p_uncond > 0)
         self.low_res_shape: Any = None
         if "low_res" in condition(network, 1, self.image_shape):
             factor = self.image_shape[0] // config.data.low_res_size
             self.low_res_shape = (*(side // factor for side in self.image_shape[:2]), self.image_shape[2])
-        self.low_res_noise = diffusion.low_res_logsnr_min is not None
+        self.own_inputs, self.low_res_logsnr_min = own_inputs(network), diffusion.low_res_logsnr_min
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
@@ -105,25 +100,26 @@ class Model:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
             raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
-    def eps(self, z, logsnr, label, *, low_res=None):
+    def eps(self, z, logsnr, label, **options):
         """ε_θ(z, label) at λ = logsnr; arguments as of `predict`."""
-        return self.predict(z, logsnr, label, low_res=low_res).eps
+        return self.predict(z, logsnr, label, **options).eps
 
-    def predict(self, z, logsnr, label, *, low_res=None):
+    def predict(self, z, logsnr, label, *, low_res=None, conditions=None):
         """The `Prediction` (x̂, ε̂) at λ = logsnr.
 
         z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "no condition".
-        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise.
+        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]} of a network
+        that takes more than the label.
         """
         z = jnp.asarray(z, jnp.float32)
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.float32), z.shape[:1])
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes + self.has_null_label)
-        cond = {"label": jnp.asarray(label, jnp.int32)}
+        cond = {"label": jnp.asarray(label, jnp.int32), **check_own_inputs(conditions, self.own_inputs, len(z))}
         self._check_kind(low_res)
         if low_res is not None:
             cond["low_res"] = jnp.asarray(low_res, jnp.float32)
-            cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_noise else {}
+            cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_logsnr_min is not None else {}
         return self._predict(self.params, z, logsnr, cond)
 
     def _check_kind(self, low_res):
@@ -152,14 +148,24 @@ class Model:
         config.sample. num_steps: levels T; see `sampler`. batch_size: samples per call of the compiled sampler; by
         default all, at most 256. seed, i: all that the noise of sample i depends on. low_res: of an upsampler, images
         uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the noise to add to them, if the network was
-        trained with it; none by default.
+        trained with it; none by default. conditions: {name: [N, …]} of a network that takes more than the label.
 
         Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
         return self._sample_all(labels, guidance, trajectory=False, **options)[0]
 
     def _sample_all(
-        self, labels, guidance, *, scale=None, rule=None, batch_size=None, low_res=None, trajectory, **others
+        self,
+        labels,
+        guidance,
+        *,
+        scale=None,
+        rule=None,
+        batch_size=None,
+        low_res=None,
+        conditions=None,
+        trajectory,
+        **rest,
     ):
         """(x̃ [N, …], their `Trajectory` or None)."""
         labels = arguments.label_array(labels)
@@ -167,21 +173,21 @@ class Model:
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         rule = self._rule(rule, weights, len(labels))
-        low_res = self._check_low_res(low_res, len(labels))
+        extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | self._check_low_res(low_res, len(labels))
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
-        draw = self.sampler(rule=rule, trajectory=trajectory, **others)
+        draw = self.sampler(rule=rule, trajectory=trajectory, **rest)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            small = None if low_res is None else low_res[index]
-            drawn = draw(index, labels[index], weights[index], small, rule=rows_of(rule, index))
+            rows = {name: array[index] for name, array in extra.items()}
+            drawn = draw(index, labels[index], weights[index], rows, rule=rows_of(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
         x, seen = found if trajectory else (found, ())
         check_samples(x, np.arange(len(labels)), labels, weights)
         by_level = [np.moveaxis(a, 1, 0) for a in seen]
-        return x, Trajectory(self.grid(others.get("num_steps")), *by_level) if trajectory else None
+        return x, Trajectory(self.grid(rest.get("num_steps")), *by_level) if trajectory else None
 
     def _rule(self, rule, weights, length):
         """The rule for these weights, with numbers per sample checked."""
@@ -198,21 +204,21 @@ class Model:
         return replaced(given, check)
 
     def _check_low_res(self, low_res, length):
-        """low_res as float32, or None for a model that takes none."""
+        """{"low_res": float32}, or {} for a model that takes none."""
         self._check_kind(low_res)
         if low_res is None or self.low_res_shape is None:  # both or neither
-            return None
+            return {}
         low_res = np.asarray(low_res)
         check_images(low_res, self.low_res_shape)
         if len(low_res) != length:
             raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
-        return to_float(low_res)
+        return {"low_res": to_float(low_res)}
 
     def sampler(self, *, rule=None, sampler=None, num_steps=None, seed=0, low_res_logsnr=None, trajectory=False):
-        """draw(index [B], labels [B], weights [B], low_res=None) → x̃ [B, …]: the compiled sampler.
+        """draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …]: the compiled sampler.
 
         The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
-        on. low_res: float32 [B, h, w, C], of an upsampler.
+        on. extra: {name: [B, …]} of what the network takes besides the label; "low_res" in [−1, 1], of an upsampler.
         trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
 
         rule: a rule or its text, used as it is; by default `cfg`. sampler: a sampler or its text, by default that of
@@ -228,11 +234,12 @@ class Model:
         grid = self.grid(num_steps)
         self.check_guidance([uses_null(rule)])
         self._placed(rule)
-        noisy, values = self._check_low_res_logsnr(low_res_logsnr), as_argument(sampler)
+        noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(index, labels, weights, low_res=None, rule=rule):
+        def draw(index, labels, weights, extra=None, rule=rule):
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
-            batch |= {} if low_res is None else {"low_res": low_res}
+            batch |= extra or {}
+            check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             placed_rule = as_argument(self._placed(rule))
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
@@ -270,28 +277,16 @@ class Model:
             raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
         return grid.astype(np.float32)
 
-    def _check_low_res_logsnr(self, logsnr):
-        """λ of the noise in low-resolution images as float32, or None for a network that takes none."""
-        if logsnr is not None and not self.low_res_noise:
-            raise UsageError(f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res")
-        if not self.low_res_noise:
-            return None
-        least = self.config.diffusion.low_res_logsnr_min
-        logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
-        if not arguments.is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
-            raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
-        return np.float32(logsnr)
-
     def _run(self, params, key, batch, logsnrs, rule, sampler, low_res_logsnr, *, trajectory):
         """What draw of `sampler` returns, for a batch of global indices, labels and weights, each [B, …]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
         z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
-        cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
+        cond = {name: batch[name] for name in ("label", "low_res", *self.own_inputs) if name in batch}
         if low_res_logsnr is not None:
             cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
             fresh = noise_at(keys, LOW_RES_STEP, self.low_res_shape)
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
-        null = null_condition(cond, self.num_classes)
+        null = null_condition(self.network, cond, self.num_classes)
         denoise = bind_rule(rule.value, self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:

@@ -11,8 +11,6 @@ from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
 from cfgjax.runs.config import call
 from cfgjax.runs.kinds import is_classifier
 
-CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
-
 
 def make_network(config):
     """The network of config.model for the classes and channels of config.data."""
@@ -47,13 +45,14 @@ def condition(net, batch, image_shape):
     """Returns the condition that net takes, a tree of zeros [batch, …]: "label", and for an upsampler "low_res".
 
     An upsampler that is told how much noise its low-resolution images have also takes its λ, "low_res_logsnr".
+    A network may also have inputs of its own, see `conditions`.
     """
     found = {"label": jnp.zeros(batch, jnp.int32)}
     if getattr(net, "low_res", False):
         found["low_res"] = jnp.zeros((batch, *image_shape))
     if getattr(net, "low_res_noise", False):
         found["low_res_logsnr"] = jnp.zeros(batch)
-    return found
+    return found | (net.condition(batch) if hasattr(net, "condition") else {})
 
 
 def network_inputs(cond):
@@ -64,9 +63,10 @@ def network_inputs(cond):
     return cond["label"], options
 
 
-def null_condition(cond, num_classes):
-    """Returns cond with "no condition" in place of its label."""
-    return {**cond, "label": jnp.full_like(cond["label"], num_classes)}
+def null_condition(net, cond, num_classes):
+    """Returns cond with "no condition" in place of its label, and of what the network's own `null` replaces."""
+    null = {**cond, "label": jnp.full_like(cond["label"], num_classes)}
+    return net.null(null) if hasattr(net, "null") else null
 
 
 def has_null_label(net):
@@ -104,10 +104,10 @@ def check_params(workdir, config, params):
         raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
 
 
-def bind(net, params, *, levels, train=False, dropout_key=None, parametrisation=PARAMETRISATIONS["eps"]):
+def bind(net, params, levels, parametrisation=PARAMETRISATIONS["eps"], *, train=False, dropout_key=None):
     """predict(z [B, …], logsnr [B], cond) → `Prediction`: net with its parameters and time = levels.time(λ).
 
-    cond: a tree like that of `condition`.
+    parametrisation: what the network predicts, a value of `PARAMETRISATIONS`. cond: a tree like that of `condition`.
     """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
 

@@ -1,7 +1,11 @@
 """The kind of network that a run's config describes, and the sections of such a config."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from cfgjax.base.errors import choose
 from cfgjax.nets import CLASSIFIERS, NOISY_CLASSIFIERS
 from cfgjax.runs.config import CLASSIFIER_SECTIONS, NOISY_CLASSIFIER_SECTIONS, SECTIONS
 
@@ -21,3 +25,9 @@ def sections(config: ConfigDict) -> tuple[str, ...]:
     if is_noisy_classifier(config):
         return NOISY_CLASSIFIER_SECTIONS
     return CLASSIFIER_SECTIONS if is_classifier(config) else SECTIONS
+
+
+def is_image(data: ConfigDict | Mapping[str, Any]) -> bool:
+    """Whether config.data describes images, in [−1, 1], rather than points or latents."""
+    kinds = {"image": True, "latent": False}
+    return choose("data.kind", data.get("kind", "image"), kinds) and len(data["image_shape"]) == 3

@@ -76,6 +76,7 @@ ALL_LEFT = Kind("-1 (all that are left)", lambda v: v == -1 and isinstance(v, nu
 SETTINGS: dict[str, Kind] = {
     "seed": integer(0, 2**32 - 1),
     "data.source": TEXT,
+    "data.kind": one_of("image", "latent"),
     "data.split": TEXT,
     "data.path": TEXT,
     "data.num_classes": integer(1, 2**20),
@@ -123,6 +124,8 @@ SETTINGS: dict[str, Kind] = {
     "diffusion.betas": TEXT | NONE,
     "diffusion.num_timesteps": integer(2, 1_000_000) | NONE,
     "diffusion.p_uncond": SHARE,
+    "diffusion.parametrisation": TEXT,
+    "diffusion.weighting": TEXT,
     "diffusion.learned_variance": YES_NO,
     "diffusion.bound_weight": NOT_NEGATIVE,
     "diffusion.bound_steps": integer(2),

@@ -18,11 +18,12 @@ from cfgjax.distributed.sharding import (
     place_parameters,
     replicated,
 )
+from cfgjax.models.conditions import check_own_inputs, own_inputs
 from cfgjax.models.diffusion_config import CONTINUOUS, DISCRETE, diffusion_of
 from cfgjax.models.network import check_network, condition, has_null_label, init_params, make_network
 from cfgjax.runs.checkpoint import Cadence, load_params
 from cfgjax.runs.config import call, check_sections
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier, sections
+from cfgjax.runs.kinds import is_classifier, is_image, is_noisy_classifier, sections
 from cfgjax.runs.settings import check_settings
 from cfgjax.runs.workdir import check_complete, read_config
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
@@ -79,7 +80,7 @@ def make_objective(config, net):
     if is_classifier(config):
         return classification(net)
     diffusion, image_shape = diffusion_of(config), config.data.image_shape
-    if diffusion.learned_variance and len(image_shape) != 3:
+    if diffusion.learned_variance and not is_image(config.data):
         raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {tuple(image_shape)}")
     upsampler = "low_res" in condition(net, 1, image_shape)
     if upsampler != (config.data.get("low_res_size") is not None):
@@ -91,9 +92,12 @@ def make_objective(config, net):
 
 
 def check_init_from(workdir, ours, theirs):
-    """Raises UsageError unless config.model, ours, is that of a run, theirs, in all that its parameters mean."""
-    keys = sorted((set(ours) & set(theirs)) - FREE)
-    differing = [f"model.{key} is {theirs[key]} there, {ours[key]} here" for key in keys if ours[key] != theirs[key]]
+    """Raises UsageError unless the parameters of a run with the config theirs mean the same under the config ours."""
+    keys = sorted((set(ours.model) & set(theirs.model)) - FREE)
+    pairs = {f"model.{key}": (theirs.model[key], ours.model[key]) for key in keys}
+    predicted = [config.get("diffusion", {}).get("parametrisation", "eps") for config in (theirs, ours)]
+    pairs["diffusion.parametrisation"] = tuple(predicted)
+    differing = [f"{key} is {there} there, {here} here" for key, (there, here) in pairs.items() if there != here]
     if differing:
         raise UsageError(f"train.init_from {workdir} has another network: {'; '.join(differing)}")
 
@@ -113,6 +117,12 @@ def check_shapes(workdir, theirs, ours):
 def flat(tree):
     """[("a/b", leaf)] of a tree of dicts."""
     return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def with_conditions(dataset, taken):
+    """The data set with only the conditions that the network takes, checked. taken: see `own_inputs`."""
+    given = {name: array for name, array in dataset.conditions.items() if name in taken}
+    return dataclasses.replace(dataset, conditions=check_own_inputs(given, taken, len(dataset)))
 
 
 class Program:
@@ -157,6 +167,7 @@ class Program:
         if (low := data.get("low_res_size")) is not None:
             height, width, channels = data.image_shape
             shapes["low_res"] = (low, width * low // height, channels), jnp.float32
+        shapes |= {name: (like.shape[1:], like.dtype) for name, like in own_inputs(self.net).items()}
         leading = num_steps, self.pace.batch_size
         like = lambda shape, dtype: jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=sharding)
         return {name: like(*of) for name, of in shapes.items()}
@@ -172,7 +183,7 @@ class Run(Program):
         self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
         super().__init__(config, devices)
         check_complete(config, ("data",), "the config")
-        self.dataset = open_source(**config.data)
+        self.dataset = with_conditions(open_source(**config.data), own_inputs(self.net))
         self.watchers = make_watchers(config, self.mesh, self.dataset)
         self._check_cadence()
         self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (self.pace.batch_size, self.mesh.size))
@@ -186,7 +197,7 @@ class Run(Program):
         if self.pace.init_from is None:
             return create_state(self.build_state, self.mesh)
         theirs = read_config(self.pace.init_from)
-        check_init_from(self.pace.init_from, self.config.model, theirs.model)
+        check_init_from(self.pace.init_from, self.config, theirs)
         params, _ = load_params(self.pace.init_from, theirs)
         check_shapes(self.pace.init_from, params, self.like.params)
         return create_state(self._build_from, self.mesh, place_parameters(self.mesh, params))

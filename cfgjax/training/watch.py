@@ -34,7 +34,7 @@ from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.options import guided_rule
 from cfgjax.runs.config import call
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
+from cfgjax.runs.kinds import is_classifier, is_image, is_noisy_classifier
 from cfgjax.training.objective import LEVEL_BINS
 
 EXAMPLES_AT_ONCE = 256  # of the held-out ones, on each device
@@ -45,10 +45,15 @@ def make_watchers(config, mesh, dataset):
     if is_classifier(config):
         kind = NoisyHeldOut if is_noisy_classifier(config) else HeldOut
         return [call(kind, "evaluate", config.evaluate, config=config, mesh=mesh)]
-    watchers: list = [SampleGrids(config, mesh, dataset)]
+    grids = SampleGrids(config, mesh, dataset)
+    drawable = is_image(config.data) or len(config.data.image_shape) != 3
+    watchers: list = [grids] if drawable else []
     if call(Plan, "evaluate", config.evaluate).every_steps:
         if config.data.get("low_res_size") is not None:
             raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
+        if dataset.conditions:
+            what = f"samples need conditions besides the label ({', '.join(dataset.conditions)})"
+            raise UsageError(f"evaluate.every_steps is set; {what}, which evaluations do not have: need None")
         watchers.append(Frontier(config, mesh, dataset))
     return watchers
 
@@ -91,18 +96,20 @@ class SampleGrids:
         self._model.grid(self.pictures.num_steps)
         self._model.check_guidance(self.pictures.guidance)
         self._model.sampler(rule=conditional())
-        self._options = {}
+        self._options: dict = {}
         if self._model.low_res_shape is not None:
-            self._options["low_res"] = self._examples(dataset)
+            images, factor = dataset.images(self._examples(dataset)), dataset.image.shape[1] // dataset.low_res_size
+            self._options["low_res"] = squares_averaged(to_float(images), factor)
+        if dataset.conditions:
+            index = self._examples(dataset)
+            self._options["conditions"] = {name: array[index] for name, array in dataset.conditions.items()}
 
     def _examples(self, dataset):
-        """Small images of the data to be enlarged, as many of each label as a cell has."""
-        found, factor = [], dataset.image.shape[1] // dataset.low_res_size
+        """Indices of examples whose conditions the grids have, as many of each label as a cell has."""
+        found = []
         for label in self.pictures.labels:
             index = np.flatnonzero(dataset.label == label)
-            index = index if len(index) else np.arange(len(dataset))
-            shown = dataset.images(np.resize(index, self.pictures.per_cell))
-            found.append(squares_averaged(to_float(shown), factor))
+            found.append(np.resize(index if len(index) else np.arange(len(dataset)), self.pictures.per_cell))
         return np.concatenate(found)
 
     def __call__(self, state, step, workdir, runlog):

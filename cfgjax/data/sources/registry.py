@@ -20,8 +20,9 @@ from cfgjax.data.sources.prepared import prepared
 from cfgjax.data.sources.tfds import tfds
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.runs.config import call
+from cfgjax.runs.kinds import is_image
 
-Examples = tuple[np.ndarray, np.ndarray]  # (image, label)
+Examples = tuple[np.ndarray, np.ndarray]  # (image, label); a third entry may have conditions, {name: [N, …]}
 
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
@@ -85,6 +86,7 @@ def open_source(
     source: str,
     num_classes: int,
     image_shape: Sequence[int],
+    kind: str = "image",
     split: str = "all",
     random_flip: bool = False,
     random_crop: float = 1.0,
@@ -95,14 +97,17 @@ def open_source(
 ) -> Dataset:
     """Returns the checked `Dataset` of config.data, SOURCES[source](**options) with num_classes and image_shape.
 
+    kind: "image", or "latent" for unbounded float32 arrays [H, W, C] that are never drawn or rounded to uint8.
     split: "all", "holdout" (every sixth example by index) or "train" (the others). num_workers: worker processes for
     images that are not in memory; 0 computes batches in this process. worker_timeout_seconds: see `Dataset`.
     Raises UsageError, naming the first offending index in the source, for labels outside [0, num_classes), NaN,
     values outside [−1, 1] (images), and wrong dtypes or shapes.
     """
-    if (random_flip or random_crop != 1 or low_res_size is not None) and len(image_shape) != 3:
+    are_images = is_image({"image_shape": image_shape, "kind": kind})
+    if (random_flip or random_crop != 1 or low_res_size is not None) and not are_images:
         what = "data.random_flip, random_crop and low_res_size are for images"
-        raise UsageError(f"{what}; data.image_shape {tuple(image_shape)} is that of points")
+        points = f"data.image_shape {tuple(image_shape)} is that of points"
+        raise UsageError(f"{what}; {f'data.kind is {kind!r}' if len(image_shape) == 3 else points}")
     if not 0 < random_crop <= 1:
         raise UsageError(f"data.random_crop is {random_crop}; need a share of the side in (0, 1]")
     if low_res_size is not None:
@@ -113,19 +118,24 @@ def open_source(
     function = choose("data source", source, SOURCES)
     known: dict[str, Any] = {"num_classes": num_classes, "image_shape": image_shape}
     fixed = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
-    image, label = call(function, "data", options, **fixed)
+    image, label, *more = call(function, "data", options, **fixed)
+    conditions = more[0] if more else {}
     if num_workers and not isinstance(image, Stored):
         why = f"the images of source {source!r} are in memory, and each worker would hold a copy"
         raise UsageError(f"data.num_workers is {num_workers}, but {why}: need 0, or cfgjax prepare")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} differ in number")
-    check_images(image, tuple(image_shape))
+    if kind == "latent" and image.dtype != np.float32:
+        raise UsageError(f"image has dtype {image.dtype}; data.kind 'latent' needs float32")
+    check_images(image, tuple(image_shape), bounded=are_images)
+    check_conditions(conditions, len(label))
     check_labels(label, num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
     image = image.take(keep) if isinstance(image, Stored) else image[keep]
     label, workers = label[keep].astype(np.int32), (num_workers, worker_timeout_seconds)
-    return Dataset(image, label, random_flip, random_crop, low_res_size, *workers)
+    conditions = {name: array[keep] for name, array in conditions.items()}
+    return Dataset(image, label, random_flip, random_crop, low_res_size, *workers, conditions)
 
 
 def npz_in_place_of(data: ConfigDict | Mapping[str, Any], path: str | Path) -> dict[str, Any]:
@@ -134,8 +144,23 @@ def npz_in_place_of(data: ConfigDict | Mapping[str, Any], path: str | Path) -> d
     return {key: value for key, value in data.items() if key in known} | {"source": "npz", "path": path}
 
 
-def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[int, ...]) -> None:
-    """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, images within [−1, 1]."""
+def check_conditions(conditions: Mapping[str, np.ndarray], count: int) -> None:
+    """Raises UsageError unless conditions are arrays [count, …] whose names are not those of other parts of a batch."""
+    for name, array in conditions.items():
+        if name in ("image", "label", "low_res"):
+            raise UsageError(f"the data source has a condition {name!r}, which is the name of another part of a batch")
+        if not isinstance(array, np.ndarray) or array.shape[:1] != (count,):
+            raise UsageError(f"condition {name} has shape {np.shape(array)}; need an array with {count} rows")
+
+
+def check_images(
+    image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[int, ...], *, bounded: bool | None = None
+) -> None:
+    """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, and if bounded within [−1, 1].
+
+    bounded: by default whether image_shape is that of images.
+    """
+    bounded = len(image_shape) == 3 if bounded is None else bounded
     if image.shape[1:] != image_shape or not len(image):
         raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for {('N', *image_shape)}")
     if image.dtype not in (np.uint8, np.float32):
@@ -144,7 +169,7 @@ def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[i
         flat = image.reshape(len(image), -1)
         if (bad := ~np.isfinite(flat).all(axis=1)).any():
             raise UsageError(f"image {first(bad)} has a value that is not finite")
-        if len(image_shape) == 3 and (bad := (np.abs(flat) > 1).any(axis=1)).any():
+        if bounded and (bad := (np.abs(flat) > 1).any(axis=1)).any():
             worst = flat[first(bad)][np.abs(flat[first(bad)]).argmax()]
             raise UsageError(f"image {first(bad)} has the value {worst:g}, outside [-1, 1]")
 

@@ -23,7 +23,7 @@ from cfgjax.models.guide import params_digest
 from cfgjax.models.network import check_params, make_network
 from cfgjax.nets import inception
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.kinds import is_classifier, is_noisy_classifier
+from cfgjax.runs.kinds import is_classifier, is_image, is_noisy_classifier
 from cfgjax.runs.workdir import read_config
 
 Outputs = dict[str, Float[Array, "n _size"]]
@@ -142,7 +142,7 @@ def load_features(
 
     classifier: workdir of a classifier run. inception: weight file. Raises UsageError if it cannot be loaded.
     """
-    points = len(data.image_shape) != 3
+    points = not is_image(data)
     if points != (name == "mixture") or (name == "mixture" and data.source != "mixture"):
         kind = "points of a known mixture" if name == "mixture" else "images"
         raise UsageError(f"features {name!r} are for {kind}; the run's data are {data.source}")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.arguments import per_label
@@ -39,6 +40,8 @@ def sample_figure(
     sampling: options of `Model.sample`; low_res has per_cell images for each label. For point data the columns are
     scatter plots of all labels; for source "mixture", a row of exact scores precedes the learned ones.
     """
+    if not model.is_image and len(model.image_shape) == 3:
+        raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
     model.check_guidance(guidance)
     for scale in classifier_scale:
