@@ -238,15 +238,15 @@ def quadratic(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
 
 
 @pytest.fixture(scope="module")
-def v_model(tmp_path_factory):
-    """A model trained for two steps to predict v, on a level schedule of one's own."""
+def v_run(tmp_path_factory):
+    """(workdir, model) of two steps of training to predict v, on a level schedule of one's own."""
     workdir = tmp_path_factory.mktemp("v") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PARAMETRISATIONS, "v", Parametrisation(from_v))
         patch.setitem(SCHEDULES, "quadratic", quadratic)
         diffusion = {"parametrisation": "v", "schedule": "quadratic", "logsnr_min": -20.0, "logsnr_max": 20.0}
         cfgjax.train(two_steps(mixture_config(), diffusion=diffusion), workdir)
-        yield cfgjax.load(workdir)
+        yield workdir, cfgjax.load(workdir)
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, -3.0, 0.0, 20.0])
@@ -260,7 +260,8 @@ def test_a_parametrisation_of_ones_own_is_accurate_at_both_ends(logsnr):
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, 0.0, 20.0])
-def test_a_network_trained_with_it_predicts_a_pair_that_makes_up_z(v_model, logsnr):
+def test_a_network_trained_with_it_predicts_a_pair_that_makes_up_z(v_run, logsnr):
+    _, v_model = v_run
     z = jax.random.normal(jax.random.key(1), (8, 2))
     x, eps, _ = v_model.predict(z, logsnr, 1)
     np.testing.assert_allclose(diffuse(x, eps, logsnr), z, atol=1e-5)
@@ -268,8 +269,19 @@ def test_a_network_trained_with_it_predicts_a_pair_that_makes_up_z(v_model, logs
     assert np.isfinite(v_model.sample([0, 1, 2], 1.0, num_steps=4)).all()
 
 
-def test_the_levels_of_sampling_are_those_of_a_schedule_of_ones_own(v_model):
-    np.testing.assert_allclose(v_model.grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
+def test_the_levels_of_sampling_are_those_of_a_schedule_of_ones_own(v_run):
+    np.testing.assert_allclose(v_run[1].grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
+
+
+def test_a_network_with_it_is_not_exported_as_one_that_predicts_eps(v_run, tmp_path):
+    with pytest.raises(UsageError, match="predicts 'v'; guided-diffusion's predict 'eps'"):
+        run_command(["convert", "to-openai-adm", f"--workdir={v_run[0]}", f"--out={tmp_path / 'weights.npz'}"])
+
+
+def test_evaluations_refuse_a_vector(vector_config, tmp_path):
+    vector_config.evaluate.update({"every_steps": 2, "features": "inception"})
+    with pytest.raises(UsageError, match=r"conditions besides the label \(vector\), which evaluations do not have"):
+        cfgjax.train(vector_config, tmp_path / "run")
 
 
 def test_a_weighting_of_ones_own_is_a_factor_on_the_loss(tmp_path, monkeypatch):

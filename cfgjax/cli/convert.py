@@ -176,6 +176,8 @@ def to_openai_adm(argv):
     from cfgjax.runs.workdir import read_config
 
     config = read_config(given.workdir)
+    if (predicted := config.get("diffusion", {}).get("parametrisation", "eps")) != "eps":
+        raise UsageError(f"{given.workdir}: the network predicts {predicted!r}; guided-diffusion's predict 'eps'")
     params, step = load_params(given.workdir, config, given.step, given.ema)
     arrays = guided_diffusion.state_dict(make_network(config), params)
     with writing(given.out) as temporary:

@@ -194,6 +194,11 @@ def planned(given):
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
+    if model.own_inputs:
+        inputs = ", ".join(model.own_inputs)
+        raise UsageError(
+            f"{given.workdir}: the network takes {inputs} besides the label; evaluations have the label alone"
+        )
     plan = plan_of(given, model.config)
     grid = Grid(plan.guidance, **{"num_steps": (plan.num_steps,), **several}, sampler=given.sampler, eta=given.eta)
     guide = None

@@ -26,9 +26,8 @@ def bits_per_dim(given):
     open_devices()
     model = cfgjax.load(given.workdir, step=given.step, ema=one["ema"])
     if not model.is_image:
-        raise UsageError(
-            f"--bits_per_dim needs 8-bit images, but the run's data are points of shape {model.image_shape}"
-        )
+        kind = "latents" if len(model.image_shape) == 3 else "points"
+        raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are {kind} of shape {model.image_shape}")
     if one["v"] is not None and model.learned_variance:
         raise UsageError(f"--v={one['v']:g}: the model's variance is learned; leave out --v")
     data, plan = dict(model.config.data), plan_of(given, model.config)

@@ -76,6 +76,12 @@ def check_prediction(kind: str, value: Any, found: Any, z: Float[Array, "b ..."]
         raise ContractError(kind, value, f"returns {described(found)}; need {described(Prediction(z, z))}")
 
 
+def check_arrays(kind: str, value: Any, what: str, initial: Any) -> None:
+    """Raises ContractError unless initial, a memory or state before the first level, is a tree of arrays."""
+    if any(_abstract(leaf) is None for leaf in jax.tree.leaves(initial)):
+        raise ContractError(kind, value, f"starts with the {what} {described(initial)}; need a tree of arrays")
+
+
 def check_same(kind: str, value: Any, what: str, before: Any, after: Any) -> None:
     """Raises ContractError unless after has the structure, shapes and dtypes of before; weak types may be promoted."""
     same_structure = jax.tree.structure(before) == jax.tree.structure(after)  # type: ignore[operator]

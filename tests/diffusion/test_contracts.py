@@ -122,6 +122,13 @@ def test_a_memory_that_changes_from_level_to_level_is_an_error_that_names_the_ru
     assert said.startswith(f"rule remembering() changes its memory from {changes}; need the same structure")
 
 
+def test_a_memory_or_state_that_is_no_tree_of_arrays_is_named():
+    rule = remembering(lambda z: {"name": "a", "z": z}, lambda memory: memory)
+    said = "rule remembering() starts with the memory {'name': 'a', 'z': float32[8,2]}; need a tree of arrays"
+    assert message(rule=rule) == said
+    assert message(sampler=lettered()) == "sampler lettered() starts with the state 'a'; need a tree of arrays"
+
+
 def test_a_denoiser_with_memory_that_returns_a_prediction_alone_is_named():
     denoise = Denoiser(lambda z, logsnr, memory: Prediction(z, z), jnp.zeros_like)
     rule = jax.tree_util.Partial(lambda *args: denoise)
@@ -178,6 +185,43 @@ class blind(stepping):
 
     def step(self, denoise, z, state, level, noise):
         return z, state
+
+
+@tree
+@dataclasses.dataclass(frozen=True)
+class lettered:
+    """A sampler whose state is a letter."""
+
+    def init(self, z):
+        return "a"
+
+    def step(self, denoise, z, state, level, noise):
+        return z, state
+
+
+@dataclasses.dataclass(frozen=True)
+class without_init:
+    """A sampler with a step alone."""
+
+    def step(self, denoise, z, state, level, noise):
+        return z, state
+
+
+def test_a_sampler_without_init_is_named():
+    assert message(sampler=without_init()) == "sampler without_init() has no method init; need init(z) and step(…)"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_steps": "ddim25"}, "num_steps is 'ddim25'; a process in continuous λ takes a number of steps"),
+        ({"sampler": "ancestral()"}, "the network has no learned variance"),
+    ],
+)
+def test_a_sampler_for_another_process_is_one_line(options, said):
+    with pytest.raises(UsageError) as e:
+        MODEL.sample([0, 1], 0.5, **options)
+    assert said in str(e.value) and "\n" not in str(e.value)
 
 
 def test_a_sampler_that_never_calls_its_denoiser_is_named():

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from cfgjax.diffusion.contracts import ContractError, check_prediction, check_same, described
+from cfgjax.diffusion.contracts import ContractError, check_arrays, check_prediction, check_same, described
 from cfgjax.diffusion.process import RealLike
 
 
@@ -67,4 +67,9 @@ def checked(kind: str, value: Any, denoise: Any) -> Denoiser:
         check_same(kind, value, "memory", memory, after)
         return prediction, after
 
-    return Denoiser(apply, guided.init, guided.shift)
+    def init(z: Float[Array, "b ..."]) -> Any:
+        memory = guided.init(z)
+        check_arrays(kind, value, "memory", memory)
+        return memory
+
+    return Denoiser(apply, init, guided.shift)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.contracts import ContractError, check_same, described
+from cfgjax.diffusion.contracts import ContractError, check_arrays, check_same, described
 from cfgjax.diffusion.guidance.denoiser import Denoiser, checked
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
@@ -117,6 +117,9 @@ def run(
     keys: of the samples' noise; None for a sampler that draws none.
     """
     guided = checked("denoiser", denoise, denoise)
+    for name in ("init", "step"):
+        if not callable(getattr(sampler, name, None)):
+            raise ContractError("sampler", sampler, f"has no method {name}; need init(z) and step(…)")
     keys = keys if getattr(sampler, "draws_noise", True) else None
     if guided.shift is not None and not getattr(sampler, "takes_shift", False):
         raise UsageError(f"{sampler!r} has no mean for the rule to shift; take the sampler ancestral")
@@ -134,7 +137,9 @@ def run(
         z_next = jnp.where(level.last, found.prediction.x, z_next)
         return (z_next, state, at_level.memory), None if save is None else save(found)
 
-    (z, _, _), trajectory = jax.lax.scan(body, (z, sampler.init(z), guided.init(z)), levels)
+    state = sampler.init(z)
+    check_arrays("sampler", sampler, "state", state)
+    (z, _, _), trajectory = jax.lax.scan(body, (z, state, guided.init(z)), levels)
     return z if save is None else (z, trajectory)
 
 
