@@ -17,7 +17,7 @@ LONGEST = 200  # characters of a description
 class ContractError(UsageError):
     """A rule or sampler returned a value of the wrong kind, shape or dtype.
 
-    kind: "rule", "sampler" or "denoiser".
+    kind: "rule", "sampler", "denoiser" or "parametrisation".
     """
 
     def __init__(self, kind: str, value: Any, problem: str) -> None:

@@ -63,7 +63,7 @@ class Continuous:
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Timesteps t = 0 … T−1, T = num_timesteps, of a β table, drawn uniformly; DDPM section 3.
+    """Timesteps t = 0 … T−1, T = num_timesteps, of a β table, drawn uniformly; DDPM algorithm 1.
 
     betas: a name of `BETAS`. Raises ValueError for an unknown table, and if there are so few timesteps that a β reaches
     1.

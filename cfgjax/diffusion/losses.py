@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Num
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import drop_condition
 from cfgjax.diffusion.likelihood import decoder_bits, transition_bits
 from cfgjax.diffusion.process import broadcast_left, diffuse
@@ -49,9 +50,14 @@ def eps_loss(
     """Returns weighting(λ) ‖ε̂(z_λ, c) − ε‖² per dimension of each example, CFG eq. (5) and algorithm 1 line 6.
 
     The mean over dimensions instead of their sum is a constant factor. The guided ε̃ never enters here.
+    Raises UsageError if the weighting returns neither a factor for each example nor a single one.
     """
     prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
-    return weighting(logsnr) * _mse(prediction.eps.astype(jnp.float32), eps)
+    weight = weighting(logsnr)
+    if jnp.shape(weight) not in ((), logsnr.shape):  # [B, 1] would broadcast to [B, B]
+        shapes = f"{list(jnp.shape(weight))} for λ of shape {list(logsnr.shape)}"
+        raise UsageError(f"weighting {weighting!r} returns an array of shape {shapes}; need the same shape")
+    return weight * _mse(prediction.eps.astype(jnp.float32), eps)
 
 
 def hybrid_loss(
@@ -107,7 +113,7 @@ def new_history() -> History:
 def level_probabilities(history: History) -> Float[Array, " bins"]:
     """Returns p ∝ √E[L²] over the retained losses, mixed with UNIFORM_SHARE of the uniform distribution.
 
-    It is the uniform distribution until every bin has KEPT losses. Source: IDDPM eq. (18).
+    It is the uniform distribution until every bin has KEPT losses. Source: IDDPM section 3.3.
     """
     root = jnp.sqrt(jnp.mean(jnp.square(history["losses"]), axis=1))
     known = jnp.all(history["counts"] >= KEPT) & (jnp.sum(root) > 0)

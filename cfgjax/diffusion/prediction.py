@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import RealLike, broadcast_left, x_from_eps
 
 
@@ -63,10 +64,15 @@ class Parametrisation:
     def __call__(
         self, output: Float[Array, "b ..."], z: Float[Array, "b ..."], logsnr: Float[Array, " b"]
     ) -> Prediction:
-        """Returns the prediction of a network's output, with or without the channels of a learned variance."""
+        """Returns the prediction of a network's output, with or without the channels of a learned variance.
+
+        Raises UsageError if the pair is no tuple of two.
+        """
         output, variance = split_variance(output.astype(jnp.promote_types(z.dtype, jnp.float32)), z.shape[-1])
-        x, eps = self.pair(output, z, logsnr)
-        return Prediction(x, eps, variance)
+        found = self.pair(output, z, logsnr)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise UsageError(f"{self!r} returns {type(found).__name__} from its pair; need a tuple (x̂, ε̂)")
+        return Prediction(*found, variance)
 
 
 PARAMETRISATIONS = {"eps": Parametrisation(from_eps)}

@@ -52,7 +52,8 @@ def logsnr_grid(
     """Returns λ_1 = λmin < … < λ_T = λmax for a sampler of T = num_steps levels, CFG algorithm 2.
 
     These are the values of the schedule at equally spaced u, both ends included.
-    Raises ValueError for fewer than two steps, an unknown schedule, or bounds out of order.
+    Raises ValueError for fewer than two steps, an unknown schedule, bounds out of order, or a schedule that does not
+    decrease in u.
     """
     if num_steps > MAX_STEPS:
         raise ValueError(f"num_steps is {num_steps}; need at most {MAX_STEPS}")
@@ -62,7 +63,10 @@ def logsnr_grid(
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
     if not logsnr_min < logsnr_max:
         raise ValueError(f"logsnr_min {logsnr_min} is not below logsnr_max {logsnr_max}")
-    return SCHEDULES[schedule](np.linspace(1.0, 0.0, int(num_steps)), logsnr_min, logsnr_max, xp=np)
+    grid = SCHEDULES[schedule](np.linspace(1.0, 0.0, int(num_steps)), logsnr_min, logsnr_max, xp=np)
+    if not np.all(np.diff(grid) > 0):
+        raise ValueError(f"schedule {schedule!r} does not decrease from logsnr_max at u = 0 to logsnr_min at u = 1")
+    return grid
 
 
 def network_time(logsnr: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from cfgjax.base.errors import UsageError, choose, one_line
+from cfgjax.diffusion.contracts import check_prediction
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.models.diffusion_config import diffusion_of
@@ -114,7 +115,9 @@ def bind(net, params, levels, parametrisation=PARAMETRISATIONS["eps"], *, train=
     def predict(z, logsnr, cond):
         label, options = network_inputs(cond)
         output = net.apply({"params": params}, z, levels.time(logsnr), label, train=train, rngs=rngs, **options)
-        return parametrisation(output, z, logsnr)
+        prediction = parametrisation(output, z, logsnr)
+        check_prediction("parametrisation", parametrisation, prediction, z)
+        return prediction
 
     return predict
 

@@ -11,10 +11,13 @@ from tiny import mixture_config, of_mixture
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.diffusion.guidance import Denoiser, bind_rule, classifier, rules_without_null
-from cfgjax.diffusion.prediction import Prediction
+from cfgjax.diffusion.losses import eps_loss
+from cfgjax.diffusion.prediction import Parametrisation, Prediction
 from cfgjax.diffusion.samplers import ddim, initial_noise, sample
+from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.diffusion.specs import tree
 from cfgjax.models.model import Model
+from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.models.options import rule_value
 
 CONFIG = mixture_config()
@@ -235,6 +238,39 @@ def test_outside_of_a_model_the_denoiser_is_checked_too():
     z = initial_noise(keys, (2,))
     with pytest.raises(UsageError, match=r"denoiser <function .* returns float32\[4,2\]; need Prediction"):
         sample(ddim(), lambda z, logsnr: z, keys, z, np.linspace(-4, 4, 3))
+
+
+@pytest.mark.parametrize("pair", [lambda *args: args[0], lambda output, z, logsnr: (output, z, z)])
+def test_a_parametrisation_that_returns_no_pair_is_named(pair):
+    z = jnp.zeros((2, 3))
+    with pytest.raises(UsageError, match=r"Parametrisation\(pair=.* from its pair; need a tuple \(x̂, ε̂\)"):
+        Parametrisation(pair)(z, z, jnp.zeros(2))
+
+
+def test_a_parametrisation_whose_pair_has_another_shape_is_named():
+    parametrisation = Parametrisation(lambda output, z, logsnr: (output[:, :1], output))
+    config = mixture_config()
+    net = make_network(config)
+    predict = bind(net, init_params(net, jax.random.key(0), (2,)), MODEL.levels, parametrisation)
+    said = r"parametrisation Parametrisation\(.*returns Prediction\(x=float32\[4,1\].*need Prediction\(x=float32\[4,2\]"
+    with pytest.raises(UsageError, match=said):
+        predict(jnp.zeros((4, 2)), jnp.zeros(4), {"label": jnp.zeros(4, jnp.int32)})
+
+
+def test_a_weighting_of_another_shape_is_named():
+    x, logsnr = jnp.ones((4, 2)), jnp.zeros(4)
+    predict = lambda z, logsnr, cond: Prediction(z, z)
+    loss = lambda weighting: eps_loss(predict, x, None, x, logsnr, weighting)
+    with pytest.raises(UsageError, match=r"weighting .* of shape \[4, 1\] for λ of shape \[4\]"):
+        loss(lambda logsnr: jnp.ones((len(logsnr), 1)))
+    np.testing.assert_array_equal(loss(lambda logsnr: 2.0), 2 * loss(jnp.ones_like))
+
+
+def test_a_schedule_that_does_not_decrease_is_named(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "upwards", lambda u, low, high, *, xp=jnp: low + u * (high - low))
+    model = Model(mixture_config(**{"diffusion.schedule": "upwards"}), {}, bind_params=MODEL.bind)
+    with pytest.raises(UsageError, match="schedule 'upwards' does not decrease from logsnr_max"):
+        model.grid(4)
 
 
 def test_the_rules_without_the_null_label_are_rules():
