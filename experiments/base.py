@@ -27,6 +27,7 @@ def reference():
         data=dict(
             source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
             path="data/images",  # file or folder of the data; of "tfds" also the name of a data set
+            kind="image",  # "image", or "latent" for unbounded arrays (height, width, channels) that are not drawn
             split="all",  # "all", "train" or "holdout" (every sixth example)
             num_classes=1000,  # number K of labels 0 … K − 1
             image_shape=(64, 64, 3),  # (height, width, channels) in pixels, or (dimensions,) of points
@@ -77,6 +78,8 @@ def reference():
             betas="linear",  # of discrete time, instead of the three keys above: "linear" or "cosine"
             num_timesteps=1000,  # number of discrete timesteps, at least 2
             p_uncond=0.1,  # probability in [0, 1] of training on an example without its label
+            parametrisation="eps",  # what the network predicts: "eps", the noise
+            weighting="eps",  # factor on the loss ‖ε − ε̂‖² at each level: "eps", which is 1
             learned_variance=False,  # whether the network also predicts the reverse variance (hybrid loss)
             bound_weight=0.001,  # weight of the variational bound in the hybrid loss
             bound_steps=1000,  # levels of that bound in continuous λ, at least 2

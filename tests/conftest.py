@@ -19,7 +19,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Every call of a function in these packages checks its types and shapes, unless JAXTYPING_DISABLE is 1.
 # Must come before anything imports them.
-install_import_hook(["cfgjax.data", "cfgjax.evaluation", "cfgjax.nets", "cfgjax.runs"], "type_checker.checked")
+install_import_hook(
+    ["cfgjax.data", "cfgjax.diffusion", "cfgjax.evaluation", "cfgjax.nets", "cfgjax.runs"], "type_checker.checked"
+)
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402

@@ -77,7 +77,8 @@ WRONG = {
 LISTED_WORDS = "evaluate.rule evaluate.sampler evaluate.num_steps"  # one or several
 WORDS = {  # keys that are text; the registries know which words there are
     "data.source data.split data.path data.crop data.class_order data.data_dir data.tfds_split model.name model.remat",
-    "model.pool diffusion.schedule diffusion.betas diffusion.time_sampler optimizer.name optimizer.schedule",
+    "model.pool diffusion.schedule diffusion.betas diffusion.time_sampler diffusion.parametrisation",
+    "diffusion.weighting optimizer.name optimizer.schedule",
     "train.init_from sample.rule sample.sampler sample.num_steps evaluate.classifier evaluate.reference",
     LISTED_WORDS,
 }

@@ -176,6 +176,8 @@ def to_openai_adm(argv):
     from cfgjax.runs.workdir import read_settings
 
     settings = read_settings(given.workdir)
+    if settings.diffusion is not None and (predicted := settings.diffusion.parametrisation) != "eps":
+        raise UsageError(f"{given.workdir}: the network predicts {predicted!r}; guided-diffusion's predict 'eps'")
     params, step = load_params(given.workdir, settings, given.step, given.ema)
     arrays = guided_diffusion.state_dict(make_network(settings), params)
     with writing(given.out) as temporary:

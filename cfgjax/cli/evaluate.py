@@ -175,6 +175,10 @@ def planned(given):
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
+    if model.own_inputs:
+        inputs = ", ".join(model.own_inputs)
+        what = f"the network takes {inputs} besides the label"
+        raise UsageError(f"{given.workdir}: {what}; evaluations have the label alone")
     plan = plan_of(given, model.settings)
     guide = None
     if given.guide is not None:

@@ -33,9 +33,8 @@ def bits_per_dim(given):
     open_devices()
     model = cfgjax.load(given.workdir, step=given.step, ema=axes.get("ema", (None,))[0])
     if not model.is_image:
-        raise UsageError(
-            f"--bits_per_dim needs 8-bit images, but the run's data are points of shape {model.image_shape}"
-        )
+        kind = "latents" if len(model.image_shape) == 3 else "points"
+        raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are {kind} of shape {model.image_shape}")
     plan = plan_of(given, model.settings)
     options = next(combinations(axes_of(model.defaults.options, plan.options, {**axes, "guidance": (0.0,)})))
     sampler = sampler_value(options.sampler)

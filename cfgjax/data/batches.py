@@ -10,7 +10,7 @@ from PIL import Image
 
 from cfgjax.data.dataset import Dataset
 
-Batch = dict[str, Shaped[np.ndarray, "_rows ..."]]  # "image", "label" and, for an upsampler, "low_res"
+Batch = dict[str, Shaped[np.ndarray, "_rows ..."]]  # "image", "label", conditions, and for an upsampler "low_res"
 FLIP, SHUFFLE, CROP = 1, 2, 3  # distinct streams of random numbers
 
 
@@ -42,12 +42,13 @@ def drawn(dataset: Dataset, seed: int, step: int, batch_size: int, rows: Int[np.
     if dataset.random_crop < 1:
         parts = map(functools.partial(crop, dataset.random_crop), to_float(image), draws(CROP, 3))
         image = np.stack(list(parts))
-    return {"image": image, "label": dataset.label[index]}
+    conditions = {name: array[index] for name, array in dataset.conditions.items()}
+    return {"image": image, "label": dataset.label[index], **conditions}
 
 
 def finished(drawn: Batch, low_res_size: int | None) -> Batch:
     """Returns `batch_at` from the result of `drawn`."""
-    batch = {"image": to_float(drawn["image"]), "label": drawn["label"]}
+    batch = {**drawn, "image": to_float(drawn["image"])}
     if low_res_size is not None:
         batch["low_res"] = squares_averaged(batch["image"], batch["image"].shape[1] // low_res_size)
     return batch

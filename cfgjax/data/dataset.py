@@ -1,7 +1,7 @@
 """A data set: labels in memory, images by index. Imports no jax: workers start from here."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -67,7 +67,7 @@ class Dataset:
     image: an array in memory, or `Stored`. random_flip: mirror images at random in training. random_crop: smallest
     side, as a share of the image's, of the random crops that training enlarges; 1 for none. low_res_size: height of an
     upsampler's inputs, or None. num_workers: processes that compute batches. worker_timeout_seconds: maximum time
-    without a batch from the workers.
+    without a batch from the workers. conditions: {name: [N, …]}, in memory, of what each example has besides its label.
     """
 
     image: np.ndarray | Stored
@@ -77,6 +77,7 @@ class Dataset:
     low_res_size: int | None = None
     num_workers: int = 0
     worker_timeout_seconds: float = 600.0
+    conditions: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -97,7 +98,8 @@ class Dataset:
 
     def content(self) -> list[bytes | memoryview]:
         """Returns the content of the data set as bytes to be hashed: arrays in memory, and digests of stored images."""
+        arrays = [self.label, *(self.conditions[name] for name in sorted(self.conditions))]
         if not isinstance(self.image, Stored):
-            return [np.ascontiguousarray(array).data for array in (self.image, self.label)]
+            return [np.ascontiguousarray(array).data for array in (self.image, *arrays)]
         index = () if self.image.index is None else (self.image.index,)
-        return [self.image.digest.encode(), *[np.ascontiguousarray(array).data for array in (*index, self.label)]]
+        return [self.image.digest.encode(), *[np.ascontiguousarray(array).data for array in (*index, *arrays)]]

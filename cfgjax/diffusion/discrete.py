@@ -1,51 +1,56 @@
 """Discrete-time processes: β tables, their λ, and the timesteps that respacing keeps. numpy float64 on the host.
 
 DDPM = Ho et al. 2020 (arXiv:2006.11239), IDDPM = Nichol & Dhariwal 2021 (arXiv:2102.09672). Timestep t = 0 … T−1 is
-noisier as t grows, so that λ_t falls. In terms of λ the posterior and both reverse variances are those of
-`process.posterior` between λ_t and λ_{t−1}; nothing else of a discrete process is of its own.
+noisier as t grows, so λ_t decreases. The posterior and both reverse variances are those of `process.posterior` between
+λ_t and λ_{t−1}.
 """
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float, Float64, Int
 
 DIGITS = re.compile("[0-9]+")
 
 
-def linear(num_timesteps):
-    """β_t from 1e-4 to 0.02 at equal distances for T = 1000, scaled by 1000/T for others; DDPM section 4."""
+def linear(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
+    """Returns β_t from 1e-4 to 0.02 at equal distances for T = 1000, scaled by 1000/T for others; DDPM section 4."""
     scale = 1000 / num_timesteps
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps)
 
 
-def cosine(num_timesteps):
-    """β_t = 1 − ᾱ(t+1)/ᾱ(t), at most 0.999, with ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2); IDDPM eq. (17)."""
+def cosine(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
+    """Returns β_t = 1 − ᾱ(t+1)/ᾱ(t), at most 0.999, with ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2).
+
+    Source: IDDPM eq. (17).
+    """
     alpha_bar = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-BETAS = {"linear": linear, "cosine": cosine}
+BETAS: dict[str, Callable] = {"linear": linear, "cosine": cosine}
 
 
-def logsnr_table(betas):
-    """λ_t = log(ᾱ_t / (1 − ᾱ_t)) of β [T], decreasing, float64 [T]. Never through 1 − ᾱ, which is 0 at small β."""
+def logsnr_table(betas: Float[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:
+    """Returns λ_t = log(ᾱ_t / (1 − ᾱ_t)), decreasing. It is not computed from 1 − ᾱ, which is 0 at small β."""
     log_alpha_bar = np.cumsum(np.log1p(-np.asarray(betas, np.float64)))
     return log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
 
 
-def respaced(betas, kept):
-    """β [K] of the process at the kept timesteps alone: 1 − ᾱ_t / ᾱ of the one kept before; IDDPM section 4."""
+def respaced(betas: Float[np.ndarray, " t"], kept: Int[np.ndarray, " k"]) -> Float64[np.ndarray, " k"]:
+    """Returns β of the process at the retained timesteps: 1 − ᾱ_t / ᾱ of the previous retained one; IDDPM section 4."""
     alpha_bar = np.cumprod(1 - np.asarray(betas, np.float64))[np.asarray(kept)]
     return 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
 
 
-def kept_timesteps(num_timesteps, spacing):
-    """The timesteps that a respaced process keeps, int [K], increasing, as guided-diffusion's `space_timesteps`.
+def kept_timesteps(num_timesteps: int, spacing: int | np.integer | str) -> Int[np.ndarray, " k"]:
+    """Returns the timesteps that a respaced process retains, increasing, as guided-diffusion's `space_timesteps`.
 
-    spacing: their number K; "ddimK", equal integer strides from 0 (DDIM); or numbers of equally long sections of the
-    timesteps, from the clean end, joined by "+" or ",": "10+15+20".
-    Raises ValueError where there are not so many timesteps or strides.
+    spacing: their number K; "ddimK", equal integer strides from 0 (DDIM); or, for "10+15+20" or "10,15,20", the number
+    in each of several equally long sections, from the clean end.
+    Raises ValueError if there are fewer timesteps, or no such stride.
     """
     text = str(spacing)
     if text.startswith("ddim") and DIGITS.fullmatch(text[4:]):

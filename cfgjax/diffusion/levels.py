@@ -1,15 +1,17 @@
 """The noise levels of a process: what λ training draws, which grid sampling takes, how a network sees λ.
 
-`Continuous` is CFG's process, `Discrete` that of DDPM and ADM. Both know λ alone besides, so that every loss, sampler
-and guidance is written once.
+`Continuous` is CFG's process, `Discrete` that of DDPM and ADM. Both are defined in terms of λ, so that every loss,
+sampler and guidance rule is written once. A position u in [0, 1) stands for a level: 0 is the cleanest.
 """
 
 import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from cfgjax.diffusion.discrete import BETAS, kept_timesteps, logsnr_table
+from cfgjax.diffusion.process import RealLike
 from cfgjax.diffusion.schedules import MAX_STEPS, SCHEDULES, logsnr_grid, network_time
 
 
@@ -17,7 +19,8 @@ from cfgjax.diffusion.schedules import MAX_STEPS, SCHEDULES, logsnr_grid, networ
 class Continuous:
     """λ = schedule(u) in [logsnr_min, logsnr_max] for u ~ U[0, 1], CFG section 2.
 
-    bound_steps: transitions of the chain whose variational bound trains a learned variance.
+    schedule: a name of `SCHEDULES`. bound_steps: number of levels of the chain whose variational bound trains a learned
+    variance.
     Raises ValueError for an unknown schedule and bounds out of order.
     """
 
@@ -26,7 +29,7 @@ class Continuous:
     logsnr_max: float = 20.0
     bound_steps: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
         if not self.logsnr_min < self.logsnr_max:
@@ -34,41 +37,42 @@ class Continuous:
         if self.bound_steps < 2:
             raise ValueError(f"bound_steps is {self.bound_steps}; need at least 2")
 
-    def logsnr(self, u):
-        """λ of u in [0, 1], float32."""
+    def logsnr(self, u: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns λ = schedule(u)."""
         return SCHEDULES[self.schedule](u, self.logsnr_min, self.logsnr_max)
 
-    def neighbour(self, u):
-        """(λ of the level next to that of u in a chain of bound_steps, whether it is the noisier one).
+    def neighbour(self, u: Float[RealLike, "*shape"]) -> tuple[Float[Array, "*shape"], Bool[Array, "*shape"]]:
+        """Returns (λ of the neighbour of u in a chain of bound_steps levels, whether u is the cleanest level).
 
-        The neighbour is the next cleaner level; at the clean end there is none, and it is the one before.
+        The neighbour is the next cleaner level, and for the cleanest level the next noisier one.
         """
-        step = 1 / self.bound_steps
+        u, step = jnp.asarray(u), 1 / self.bound_steps
         last = u < step
         return self.logsnr(jnp.where(last, u + step, u - step)), last
 
-    def grid(self, num_steps):
-        """λ of a sampler's levels, float64 [T], increasing; see `logsnr_grid`."""
+    def grid(self, num_steps: int | np.integer | str) -> Float64[np.ndarray, " t"]:
+        """Returns λ of a sampler's levels, increasing; see `logsnr_grid`. Raises ValueError for a spacing."""
         if not isinstance(num_steps, (int, np.integer)):
             raise ValueError(f"num_steps is {num_steps!r}; a process in continuous λ takes a number of steps")
         return logsnr_grid(num_steps, self.schedule, self.logsnr_min, self.logsnr_max)
 
-    def time(self, logsnr):
-        """λ as the network sees it."""
+    def time(self, logsnr: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
+        """Returns λ as the network sees it, `network_time`."""
         return network_time(logsnr)
 
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Timesteps t = 0 … T−1, T = num_timesteps, of a β table, "linear" or "cosine", drawn uniformly.
+    """Timesteps t = 0 … T−1, T = num_timesteps, of a β table, drawn uniformly; DDPM algorithm 1.
 
-    Raises ValueError for an unknown table, and for so few timesteps that a β is not below 1.
+    betas: a name of `BETAS`. Raises ValueError for an unknown table, and if there are so few timesteps that a β reaches
+    1.
     """
 
     betas: str = "linear"
     num_timesteps: int = 1000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.betas not in BETAS:
             raise ValueError(f"unknown betas {self.betas!r}; known: {', '.join(BETAS)}")
         if self.num_timesteps < 2:
@@ -79,44 +83,44 @@ class Discrete:
             raise ValueError(f"num_timesteps is {self.num_timesteps}; {self.betas} betas reach {largest:g}; need more")
 
     @property
-    def table(self):
-        """λ_t, float64 [T], decreasing."""
+    def table(self) -> Float64[np.ndarray, " t"]:
+        """λ_t of all timesteps, decreasing."""
         return logsnr_table(BETAS[self.betas](self.num_timesteps))
 
     @property
-    def logsnr_min(self):
+    def logsnr_min(self) -> float:
         """λ of the last timestep."""
         return float(self.table[-1])
 
     @property
-    def logsnr_max(self):
+    def logsnr_max(self) -> float:
         """λ of the first timestep."""
         return float(self.table[0])
 
     @property
-    def bound_steps(self):
-        """T."""
+    def bound_steps(self) -> int:
+        """T, the number of levels of the chain whose variational bound trains a learned variance."""
         return self.num_timesteps
 
-    def timestep(self, u):
-        """t = ⌊u T⌋ for u in [0, 1)."""
-        return jnp.clip((u * self.num_timesteps).astype(jnp.int32), 0, self.num_timesteps - 1)
+    def timestep(self, u: Float[RealLike, "*shape"]) -> Int[Array, "*shape"]:
+        """Returns t = ⌊u T⌋."""
+        return jnp.clip((jnp.asarray(u) * self.num_timesteps).astype(jnp.int32), 0, self.num_timesteps - 1)
 
-    def logsnr(self, u):
-        """λ_t of u in [0, 1), float32."""
+    def logsnr(self, u: Float[RealLike, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns λ_t at t = ⌊u T⌋."""
         return jnp.asarray(self.table, jnp.float32)[self.timestep(u)]
 
-    def neighbour(self, u):
-        """(λ_{t−1}, False), or (λ_1, True) at t = 0."""
+    def neighbour(self, u: Float[RealLike, "*shape"]) -> tuple[Float32[Array, "*shape"], Bool[Array, "*shape"]]:
+        """Returns (λ_{t−1}, False), or (λ_1, True) at t = 0."""
         t = self.timestep(u)
         return jnp.asarray(self.table, jnp.float32)[jnp.where(t == 0, 1, t - 1)], t == 0
 
-    def grid(self, num_steps):
-        """λ of the timesteps that `kept_timesteps(T, num_steps)` keeps, float64 [K], increasing."""
+    def grid(self, num_steps: int | np.integer | str) -> Float64[np.ndarray, " k"]:
+        """Returns λ at `kept_timesteps(T, num_steps)`, increasing. Raises ValueError as that does."""
         return self.table[kept_timesteps(self.num_timesteps, num_steps)][::-1]
 
-    def time(self, logsnr):
-        """The original t of λ, a float; between timesteps, which other grids may have, interpolated."""
+    def time(self, logsnr: Float[RealLike, "*shape"]) -> Float32[Array, "*shape"]:
+        """Returns the timestep t of λ, interpolated for a λ between two timesteps."""
         table = jnp.asarray(self.table[::-1], jnp.float32)
         times = jnp.arange(self.num_timesteps - 1, -1, -1, dtype=jnp.float32)
         return jnp.interp(logsnr, table, times)

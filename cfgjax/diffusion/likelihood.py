@@ -7,7 +7,6 @@ DDPM = Ho et al. 2020 (arXiv:2006.11239), IDDPM = Nichol & Dhariwal 2021 (arXiv:
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Key
 
 from cfgjax.diffusion.process import (
+    RealLike,
     alpha_sigma,
     broadcast_left,
     diffuse,
@@ -25,14 +25,21 @@ from cfgjax.diffusion.process import (
 from cfgjax.diffusion.samplers import noise_at
 
 
-def gaussian_kl(mean1: Any, log_var1: Any, mean2: Any, log_var2: Any) -> Float[Array, "..."]:
+def gaussian_kl(
+    mean1: Float[RealLike, "..."],
+    log_var1: Float[RealLike, "..."],
+    mean2: Float[RealLike, "..."],
+    log_var2: Float[RealLike, "..."],
+) -> Float[Array, "..."]:
     """Returns KL(N(mean1, e^{log_var1}) ‖ N(mean2, e^{log_var2})) of each element in nats; the arguments broadcast."""
-    wider = log_var2 - log_var1
+    wider = jnp.asarray(log_var2 - log_var1)
     # expm1: equal variances give exactly 0, and a thousand small steps keep their digits
     return 0.5 * (wider + jnp.expm1(-wider) + jnp.square(mean1 - mean2) * jnp.exp(-log_var2))
 
 
-def discretised_gaussian_log_prob(x: Float[Array, "..."], mean: Any, log_var: Any) -> Float[Array, "..."]:
+def discretised_gaussian_log_prob(
+    x: Float[RealLike, "*shape"], mean: Float[RealLike, "..."], log_var: Float[RealLike, "..."]
+) -> Float[Array, "*shape"]:
     """Returns the log of the mass of N(mean, e^{log_var}) in the bin of each element of x in nats, DDPM eq. (13).
 
     x: 8-bit data in [−1, 1], centres of 256 bins of width 2/255; the bins of −1 and 1 are open-ended.
@@ -48,7 +55,7 @@ def discretised_gaussian_log_prob(x: Float[Array, "..."], mean: Any, log_var: An
     return jnp.where(x < -0.999, log_ndtr(above), jnp.where(x > 0.999, log_ndtr(-below), inside))
 
 
-def prior_bits(x: Float[Array, "b ..."], logsnr_min: Any) -> Float[Array, " b"]:
+def prior_bits(x: Float[Array, "b ..."], logsnr_min: Float[RealLike, "..."]) -> Float[Array, " b"]:
     """Returns KL(q(z_λ1 | x) ‖ N(0, I)) of each example in bits/dim. logsnr_min: λ1, a scalar or [B]."""
     logsnr_min = broadcast_left(logsnr_min, x)
     alpha, _ = alpha_sigma(logsnr_min)
@@ -56,7 +63,13 @@ def prior_bits(x: Float[Array, "b ..."], logsnr_min: Any) -> Float[Array, " b"]:
 
 
 def transition_bits(
-    x: Float[Array, "b ..."], x_hat: Float[Array, "b ..."], v: Any, logsnr: Any, logsnr_next: Any, *, clip: bool
+    x: Float[Array, "*shape"],
+    x_hat: Float[Array, "*shape"],
+    v: Float[RealLike, "..."],
+    logsnr: Float[RealLike, "..."],
+    logsnr_next: Float[RealLike, "..."],
+    *,
+    clip: bool,
 ) -> Float[Array, " b"]:
     """Returns KL(q(z_λ' | z_λ, x) ‖ p_θ(z_λ' | z_λ)) of each example in bits/dim, DDPM eq. (5), L_{t−1}.
 
@@ -70,7 +83,13 @@ def transition_bits(
 
 
 def decoder_bits(
-    x: Float[Array, "b ..."], x_hat: Float[Array, "b ..."], v: Any, logsnr: Any, logsnr_before: Any, *, clip: bool
+    x: Float[Array, "*shape"],
+    x_hat: Float[Array, "*shape"],
+    v: Float[RealLike, "..."],
+    logsnr: Float[RealLike, "..."],
+    logsnr_before: Float[RealLike, "..."],
+    *,
+    clip: bool,
 ) -> Float[Array, " b"]:
     """Returns −log₂ p(x | z_λ) at the last λ of each example in bits/dim, DDPM eq. (13).
 
@@ -81,12 +100,18 @@ def decoder_bits(
 
 
 def bits_per_dim(
-    keys: Key[Array, " b"], denoise: Callable, x: Float[Array, "b ..."], logsnrs: Any, *, v: Any, clip: bool = True
+    keys: Key[Array, " b"],
+    denoise: Callable,
+    x: Float[Array, "b ..."],
+    logsnrs: Float[RealLike, " t"],
+    *,
+    v: Float[RealLike, ""],
+    clip: bool = True,
 ) -> dict[str, Float[Array, "b ..."]]:
     """Returns the bound −log₂ p(x) ≤ prior + Σ_t terms_t in bits/dim, one draw of z_λ per level, DDPM eq. (5).
 
     keys: row i draws from keys[i] and the level alone. denoise: (z [B, …], logsnr [B]) → `Prediction`; T calls.
-    x: 8-bit data in [−1, 1]. logsnrs: [T], increasing. v: in [0, 1], may be traced; ignored if the variance is learned.
+    x: 8-bit data in [−1, 1]. logsnrs: increasing. v: in [0, 1], may be traced; ignored if the variance is learned.
     clip: whether x̂ is clipped to [−1, 1].
     Returns {"total": [B], "prior": [B], "terms": [B, T]}: the T−1 transitions, then the decoder.
     """

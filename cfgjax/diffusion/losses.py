@@ -1,12 +1,16 @@
-"""The training objectives, and how training levels are drawn."""
+"""The training objectives, and how training levels are drawn.
+
+CFG = Ho & Salimans 2022 (arXiv:2207.12598), IDDPM = Nichol & Dhariwal 2021 (arXiv:2102.09672).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Num
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import drop_condition
 from cfgjax.diffusion.likelihood import decoder_bits, transition_bits
 from cfgjax.diffusion.process import broadcast_left, diffuse
@@ -18,7 +22,7 @@ def draw(
     """Returns the random part of CFG algorithm 1, lines 2–4: (eps, u, cond) for a batch x.
 
     eps ~ N(0, I); u ~ U[0, 1] sets the level; each example has the condition of null with probability p_uncond.
-    cond, null: trees of [B, …]. Everything is drawn once per example.
+    cond, null: trees of arrays with leading axis B. Everything is drawn once per example.
     """
     key_u, key_eps, key_cond = jax.random.split(key, 3)
     u = jax.random.uniform(key_u, x.shape[:1])
@@ -31,8 +35,8 @@ def eps_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
     return jnp.ones_like(logsnr)
 
 
-WEIGHTINGS = {"eps": eps_weight}
-"""Factors on ‖ε − ε̂‖² as functions of λ [B]."""
+WEIGHTINGS: dict[str, Callable] = {"eps": eps_weight}
+"""Functions λ [B] → factor [B] on ‖ε − ε̂‖²."""
 
 
 def eps_loss(
@@ -46,9 +50,14 @@ def eps_loss(
     """Returns weighting(λ) ‖ε̂(z_λ, c) − ε‖² per dimension of each example, CFG eq. (5) and algorithm 1 line 6.
 
     The mean over dimensions instead of their sum is a constant factor. The guided ε̃ never enters here.
+    Raises UsageError if the weighting returns neither a factor for each example nor a single one.
     """
     prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
-    return weighting(logsnr) * _mse(prediction.eps.astype(jnp.float32), eps)
+    weight = weighting(logsnr)
+    if jnp.shape(weight) not in ((), logsnr.shape):  # [B, 1] would broadcast to [B, B]
+        shapes = f"{list(jnp.shape(weight))} for λ of shape {list(logsnr.shape)}"
+        raise UsageError(f"weighting {weighting!r} returns an array of shape {shapes}; need the same shape")
+    return weight * _mse(prediction.eps.astype(jnp.float32), eps)
 
 
 def hybrid_loss(
@@ -60,16 +69,16 @@ def hybrid_loss(
     neighbour: Float[Array, " b"],
     last: Bool[Array, " b"],
     *,
-    bound_steps: Any,
+    bound_steps: int | Float[Array, ""],
     bound_weight: float = 0.001,
 ) -> dict[str, Float[Array, " b"]]:
     """Returns L_simple + bound_weight · L_vlb of each example, for a learned variance; IDDPM eq. (16).
 
-    IDDPM = Nichol & Dhariwal 2021 (arXiv:2102.09672).
     x: 8-bit data in [−1, 1], as float32. logsnr, neighbour, last: of `levels`.
     bound_steps: number of levels of the bound. Each example has one term of it, in bits/dim. Its gradient with respect
     to the mean is stopped, so that it trains the variance alone.
-    Returns {"loss", "mse", "bound"}, the bound as bound_steps times the term.
+    Returns {"loss", "mse", "bound"}, the bound as bound_steps times the term. Raises ValueError if the network has no
+    learned variance.
     """
     prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
     if prediction.variance is None:
@@ -88,36 +97,46 @@ def _mse(predicted: Float[Array, "b ..."], target: Float[Array, "b ..."]) -> Flo
     return jnp.mean(jnp.square(predicted - target), axis=tuple(range(1, target.ndim)))
 
 
-# Levels drawn by the second moment of their loss, IDDPM section 3.3: u is cut into bins, of whose losses the last few
-# are kept.
+# Levels drawn by the second moment of their loss, IDDPM section 3.3. [0, 1) is divided into bins of u, and the last few
+# losses of each bin are retained.
 
 BINS, KEPT, UNIFORM_SHARE = 1000, 10, 0.001
 
+History = dict[str, Num[Array, "bins ..."]]  # "losses" [BINS, KEPT], and "counts" [BINS] of all losses so far
 
-def new_history():
-    """{"losses": [BINS, KEPT], "counts": [BINS]} of a run that has seen no loss."""
+
+def new_history() -> History:
+    """Returns the history of a run that has seen no loss."""
     return {"losses": jnp.zeros((BINS, KEPT)), "counts": jnp.zeros(BINS, jnp.int32)}
 
 
-def level_probabilities(history):
-    """p [BINS] ∝ √E[L²] over the kept losses, mixed with a little of the uniform; uniform until every bin is full."""
+def level_probabilities(history: History) -> Float[Array, " bins"]:
+    """Returns p ∝ √E[L²] over the retained losses, mixed with UNIFORM_SHARE of the uniform distribution.
+
+    It is the uniform distribution until every bin has KEPT losses. Source: IDDPM section 3.3.
+    """
     root = jnp.sqrt(jnp.mean(jnp.square(history["losses"]), axis=1))
     known = jnp.all(history["counts"] >= KEPT) & (jnp.sum(root) > 0)
     p = (1 - UNIFORM_SHARE) * root / jnp.where(known, jnp.sum(root), 1) + UNIFORM_SHARE / BINS
     return jnp.where(known, p, 1 / BINS)
 
 
-def redraw_levels(key, u, history):
-    """(u, weights): u [B], its bin drawn from `level_probabilities`, and 1 / (p BINS), which keeps means unbiased."""
+def redraw_levels(
+    key: Key[Array, ""], u: Float[Array, " b"], history: History
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Returns (u, weights): u in a bin drawn from `level_probabilities`, and 1 / (p BINS), which keeps means unbiased.
+
+    u: uniform in [0, 1); the position within the bin.
+    """
     p = level_probabilities(history)
     bins = jax.random.categorical(key, jnp.log(p), shape=u.shape)
     return (bins + u) / BINS, 1 / (p[bins] * BINS)
 
 
-def remember(history, u, losses):
-    """history after losses [B] at u [B], unweighted, in order; a loss whose square is not finite is passed over."""
+def remember(history: History, u: Float[Array, " b"], losses: Float[Array, " b"]) -> History:
+    """Returns the history after the unweighted losses at u, in order. Losses whose square is not finite are ignored."""
 
-    def one(history, entry):
+    def one(history: History, entry: tuple[Float[Array, ""], Float[Array, ""]]) -> tuple[History, None]:
         u, loss = entry
         i = jnp.clip((u * BINS).astype(jnp.int32), 0, BINS - 1)
         kept = jnp.append(history["losses"][i, 1:], loss)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfgjax.diffusion.process import broadcast_left, x_from_eps
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.process import RealLike, broadcast_left, x_from_eps
 
 
 class Prediction(NamedTuple):
@@ -27,13 +28,13 @@ class Prediction(NamedTuple):
 
 
 def from_eps(
-    eps: Float[Array, "b ..."], z: Float[Array, "b ..."], logsnr: Float[Array, "..."]
-) -> tuple[Float[Array, "b ..."], Float[Array, "b ..."]]:
-    """Returns (x̂, ε̂) of a network that predicts ε."""
+    eps: Float[Array, "*shape"], z: Float[Array, "*shape"], logsnr: Float[RealLike, "..."]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Returns (x̂, ε̂) of a network that predicts ε: x̂ = (z − σ ε̂)/α."""
     return x_from_eps(z, eps, logsnr), eps
 
 
-def add_to_eps(prediction: Prediction, change: Float[Array, "b ..."], logsnr: Float[Array, "..."]) -> Prediction:
+def add_to_eps(prediction: Prediction, change: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
     """Returns the prediction with ε̂ + change, and with x̂ changed so that α x̂ + σ ε̂ stays the same."""
     noise_to_signal = jnp.exp(-0.5 * broadcast_left(logsnr, change))
     return prediction._replace(x=prediction.x - noise_to_signal * change, eps=prediction.eps + change)
@@ -42,9 +43,10 @@ def add_to_eps(prediction: Prediction, change: Float[Array, "b ..."], logsnr: Fl
 def split_variance(
     output: Float[Array, "..."], channels: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:
-    """Returns (output, v) of a network's output [B, …, channels], v = None, or [B, …, 2 channels], IDDPM eq. (15).
+    """Returns (output, v) of a network's output with 2·channels channels, or (output, None) of one with channels.
 
-    v = (second half + 1)/2 is the fraction of the upper log-variance. It is not clipped.
+    v = (second half + 1)/2 is the fraction of the upper log-variance, IDDPM eq. (15). It is not clipped.
+    Raises ValueError for another number of channels.
     """
     if output.shape[-1] == channels:
         return output, None
@@ -62,10 +64,15 @@ class Parametrisation:
     def __call__(
         self, output: Float[Array, "b ..."], z: Float[Array, "b ..."], logsnr: Float[Array, " b"]
     ) -> Prediction:
-        """Returns the prediction of a network's output, with or without the channels of a learned variance."""
+        """Returns the prediction of a network's output, with or without the channels of a learned variance.
+
+        Raises UsageError if the pair is no tuple of two.
+        """
         output, variance = split_variance(output.astype(jnp.promote_types(z.dtype, jnp.float32)), z.shape[-1])
-        x, eps = self.pair(output, z, logsnr)
-        return Prediction(x, eps, variance)
+        found = self.pair(output, z, logsnr)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise UsageError(f"{self!r} returns {type(found).__name__} from its pair; need a tuple (x̂, ε̂)")
+        return Prediction(*found, variance)
 
 
 PARAMETRISATIONS = {"eps": Parametrisation(from_eps)}

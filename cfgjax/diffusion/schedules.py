@@ -1,19 +1,29 @@
-"""Noise levels: u → λ for training, λ grids for sampling, λ as a network sees it."""
+"""Noise levels in continuous λ: u → λ for training, λ grids for sampling, λ as a network sees it.
+
+A schedule is a function (u, logsnr_min, logsnr_max, *, xp) → λ that decreases from logsnr_max at u = 0 to logsnr_min
+at u = 1. xp is the array module to compute with: `jax.numpy`, or `numpy` for float64 on the host.
+CFG = Ho & Salimans 2022 (arXiv:2207.12598).
+"""
 
 import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float64
+
+from cfgjax.diffusion.process import RealLike
 
 
-def cosine(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
-    """λ = −2 log tan(a u + b), the truncated cosine schedule of CFG section 2.
+def cosine(
+    u: Float[RealLike, "*shape"], logsnr_min: float = -20.0, logsnr_max: float = 20.0, *, xp: ModuleType = jnp
+) -> Float[Any, "*shape"]:
+    """Returns λ = −2 log tan(a u + b), the truncated cosine schedule of CFG section 2.
 
-    u: any shape, in [0, 1]; u = 0 gives logsnr_max, u = 1 gives logsnr_min.
-    xp: the array module, `jax.numpy` or `numpy` (for float64 on the host).
-
-    The tangent is written as sin(a u + b) / sin(a (1−u) + b̄) with b̄ = arctan(e^{λmin/2}) = π/2 − a − b, so that
-    both ends keep their digits in float32.
+    u: in [0, 1]. Both ends keep their digits in float32, because the tangent is written as
+    sin(a u + b) / sin(a (1−u) + b̄) with b̄ = arctan(e^{λmin/2}) = π/2 − a − b.
     """
     b = math.atan(math.exp(-logsnr_max / 2))
     b_bar = math.atan(math.exp(logsnr_min / 2))
@@ -22,24 +32,28 @@ def cosine(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
     return 2.0 * (xp.log(xp.sin(a * (1.0 - u) + b_bar)) - xp.log(xp.sin(a * u + b)))
 
 
-def uniform(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
-    """λ = λmax + u (λmin − λmax): for u ~ U[0, 1] this is λ ~ U(λmin, λmax), the alternative CFG names."""
+def uniform(
+    u: Float[RealLike, "*shape"], logsnr_min: float = -20.0, logsnr_max: float = 20.0, *, xp: ModuleType = jnp
+) -> Float[Any, "*shape"]:
+    """Returns λ = λmax + u (λmin − λmax), so that u ~ U[0, 1] gives λ ~ U(λmin, λmax); CFG section 2 names it."""
     return logsnr_max + xp.asarray(u) * (logsnr_min - logsnr_max)
 
 
-SCHEDULES = {"cosine": cosine, "uniform": uniform}
-
+SCHEDULES: dict[str, Callable] = {"cosine": cosine, "uniform": uniform}
 
 MAX_STEPS = 1_000_000
 """Largest number of levels of a grid, a thousand times the usual one. More would exhaust the memory, and neighbouring λ
 would be equal in float32."""
 
 
-def logsnr_grid(num_steps, schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0):
-    """λ_1 = λmin < … < λ_T = λmax for a sampler of T = num_steps network calls, CFG algorithm 2.
+def logsnr_grid(
+    num_steps: int | np.integer, schedule: str = "cosine", logsnr_min: float = -20.0, logsnr_max: float = 20.0
+) -> Float64[np.ndarray, " num_steps"]:
+    """Returns λ_1 = λmin < … < λ_T = λmax for a sampler of T = num_steps levels, CFG algorithm 2.
 
-    Returns float64 numpy [num_steps], increasing: the schedule at equally spaced u, both ends included.
-    Raises ValueError for fewer than two steps, an unknown schedule, or bounds out of order.
+    These are the values of the schedule at equally spaced u, both ends included.
+    Raises ValueError for fewer than two steps, an unknown schedule, bounds out of order, or a schedule that does not
+    decrease in u.
     """
     if num_steps > MAX_STEPS:
         raise ValueError(f"num_steps is {num_steps}; need at most {MAX_STEPS}")
@@ -49,9 +63,12 @@ def logsnr_grid(num_steps, schedule="cosine", logsnr_min=-20.0, logsnr_max=20.0)
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
     if not logsnr_min < logsnr_max:
         raise ValueError(f"logsnr_min {logsnr_min} is not below logsnr_max {logsnr_max}")
-    return SCHEDULES[schedule](np.linspace(1.0, 0.0, num_steps), logsnr_min, logsnr_max, xp=np)
+    grid = SCHEDULES[schedule](np.linspace(1.0, 0.0, int(num_steps)), logsnr_min, logsnr_max, xp=np)
+    if not np.all(np.diff(grid) > 0):
+        raise ValueError(f"schedule {schedule!r} does not decrease from logsnr_max at u = 0 to logsnr_min at u = 1")
+    return grid
 
 
-def network_time(logsnr):
-    """1000 · arctan(e^{−λ/2}) / (π/2): λ as a network sees it, from 0 (clean) to 1000 (noise), never an integer."""
+def network_time(logsnr: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns 1000 · arctan(e^{−λ/2}) / (π/2): λ as a network sees it, from 0 (clean) to 1000 (noise), not rounded."""
     return 1000.0 * jnp.arctan(jnp.exp(-0.5 * logsnr)) / (math.pi / 2)

@@ -53,7 +53,8 @@ def held_out_bits(
     not finite.
     """
     if not model.is_image:
-        raise UsageError(f"bits/dim is of 8-bit images; points of shape {model.image_shape} have none")
+        kind = "latents" if len(model.image_shape) == 3 else "points"
+        raise UsageError(f"bits/dim is of 8-bit images; {kind} of shape {model.image_shape} have none")
     image, label = image if isinstance(image, Stored) else np.asarray(image), np.asarray(label)
     check_images(image, model.image_shape)
     check_labels(label, model.num_classes + model.has_null_label)
@@ -67,6 +68,9 @@ def held_out_bits(
         raise UsageError(f"v is {v}; need a value in [0, 1]")
     if model.low_res_shape is not None:
         raise UsageError("bits/dim of an upsampler would be given its low-resolution image: not measured")
+    if model.own_inputs:
+        inputs = ", ".join(model.own_inputs)
+        raise UsageError(f"bits/dim is of networks that take the label alone; this one takes {inputs} too")
     grid = level_grid(model.levels, num_steps, spacing, logsnr_max)
 
     total, prior, terms = np.zeros(0), 0.0, np.zeros(num_steps)

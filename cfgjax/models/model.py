@@ -11,7 +11,9 @@ from cfgjax.base.finite import check_samples
 from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.data.sources.registry import check_images, check_labels
-from cfgjax.diffusion.guidance import at_zero, uses_null
+from cfgjax.diffusion.contracts import naming_values
+from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
@@ -27,15 +29,9 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
 )
-from cfgjax.models.network import (
-    CLEAN_LOGSNR,
-    bind,
-    check_params,
-    check_upsampler,
-    has_null_label,
-    make_network,
-    null_condition,
-)
+from cfgjax.models.conditions import CLEAN_LOGSNR, check_low_res_logsnr, check_own_inputs, own_inputs
+from cfgjax.models.description import describe_model
+from cfgjax.models.network import bind, check_params, check_upsampler, has_null_label, make_network, null_condition
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
@@ -45,20 +41,19 @@ LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where sampler
 
 
 def load(workdir, step=None, ema=None, mesh=None):
-    """The `Model` of a run's newest whole checkpoint, or of `step`.
+    """The `Model` of a run's newest complete checkpoint, or of `step`.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: a
-    `sharding.make_mesh`, over whose fsdp axis the parameters are split; all devices, each with all of them, by default.
-    Raises UsageError where there is no such run, step or rate.
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: see
+    `sharding.make_mesh`; by default all devices. Raises UsageError where there is no such run, step or rate.
     """
     settings = read_settings(workdir)
     if settings.is_classifier:
         raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    rates, mesh = settings.ema.rates, make_mesh() if mesh is None else mesh
+    ema = (rates[0] if rates else 0) if ema is None else ema
     params, step = load_params(workdir, settings, step, ema)
     check_params(workdir, settings, params)
-    model = Model(settings, None, step=step, mesh=make_mesh() if mesh is None else mesh)
-    model.put(params)
-    return model
+    return Model(settings, place_parameters(mesh, params), step=step, ema=ema, mesh=mesh)
 
 
 class Model:
@@ -66,33 +61,34 @@ class Model:
 
     params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
     devices. bind_params: params → predict(z, logsnr, cond), to predict with something else than the config's network.
-    .settings, .num_classes, .image_shape, .levels (the process), .step (of the checkpoint) are as trained. .params may
-    be replaced: what is compiled stays. .bind(params): the predictor itself, for programs of one's own.
+    .settings, .num_classes, .image_shape, .levels (the process) are as trained. .step and .ema are the checkpoint's.
+    .options has the defaults of `sample`. .params may be replaced: what is compiled stays. .bind(params): the
+    predictor, for programs of one's own.
     """
 
-    def __init__(self, config, params, *, step=None, mesh=None, bind_params=None):
-        self.settings, self.step = Settings.from_config(config), step
+    def __init__(self, config, params, *, step=None, ema=None, mesh=None, bind_params=None):
+        self.settings, self.step, self.ema = Settings.from_config(config), step, ema
         data, diffusion = self.settings.data, self.settings.diffusion
         if diffusion is None or self.settings.sample is None:
             raise UsageError(f"a {self.settings.model.name} is a classifier, which draws no samples")
-        self.num_classes, self.image_shape = data.num_classes, data.image_shape
-        self.is_image = len(self.image_shape) == 3
+        self.num_classes, self.image_shape, self.is_image = data.num_classes, data.image_shape, data.is_image
         self.diffusion, self.defaults = diffusion, self.settings.sample
         self.options = self.defaults.sample_options
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
-        network = make_network(self.settings)
-        self.bind = bind_params or functools.partial(bind, network, levels=self.levels)
-        trained_null = has_null_label(network) and diffusion.p_uncond > 0
-        self.has_null_label = bind_params is not None or trained_null
+        network = self.network = make_network(self.settings)
+        pair = PARAMETRISATIONS[diffusion.parametrisation]
+        self.bind = bind_params or functools.partial(bind, network, levels=self.levels, parametrisation=pair)
+        self.has_null_label = bind_params is not None or (has_null_label(network) and diffusion.p_uncond > 0)
         check_upsampler(network, data)
-        self.low_res_shape = data.low_res_shape
-        self.low_res_noise = diffusion.low_res_logsnr_min is not None
+        self.low_res_shape, self.low_res_logsnr_min = data.low_res_shape, diffusion.low_res_logsnr_min
+        self.own_inputs = own_inputs(network)
         self.mesh = make_mesh() if mesh is None else mesh
-        self.params = params
-        if mesh is None:
-            self.put(params)
+        self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
         self._sample = jax.jit(self._run, static_argnames=("trajectory",))
+
+    def __repr__(self):
+        return f"Model({describe_model(self.settings, self.step, self.ema)})"
 
     def put(self, params):
         """Replaces the parameters by those given, numpy arrays, in their places on the mesh; what is compiled stays."""
@@ -102,27 +98,28 @@ class Model:
         """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""
         if any(weights) and not self.has_null_label:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
-            raise UsageError(f"{needed}; this one has w = 0 alone, the rule conditional()")
+            raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
-    def eps(self, z, logsnr, label, *, low_res=None):
+    def eps(self, z, logsnr, label, **options):
         """ε_θ(z, label) at λ = logsnr; arguments as of `predict`."""
-        return self.predict(z, logsnr, label, low_res=low_res).eps
+        return self.predict(z, logsnr, label, **options).eps
 
-    def predict(self, z, logsnr, label, *, low_res=None):
+    def predict(self, z, logsnr, label, *, low_res=None, conditions=None):
         """The `Prediction` (x̂, ε̂) at λ = logsnr.
 
         z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "no condition".
-        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise.
+        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]} of a network
+        that takes more than the label.
         """
         z = jnp.asarray(z, jnp.float32)
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.float32), z.shape[:1])
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes + self.has_null_label)
-        cond = {"label": jnp.asarray(label, jnp.int32)}
+        cond = {"label": jnp.asarray(label, jnp.int32), **check_own_inputs(conditions, self.own_inputs, len(z))}
         self._check_kind(low_res)
         if low_res is not None:
             cond["low_res"] = jnp.asarray(low_res, jnp.float32)
-            cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_noise else {}
+            cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_logsnr_min is not None else {}
         return self._predict(self.params, z, logsnr, cond)
 
     def _check_kind(self, low_res):
@@ -136,8 +133,8 @@ class Model:
         """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
 
         labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
-        conditional model, −1 the unconditional one. options: as `sample_float` has them.
-        return_trajectory: also returns a `Trajectory`.
+        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options: as
+        `sample_float` has them.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
@@ -148,7 +145,8 @@ class Model:
 
         scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
         most 256. low_res: of an upsampler, images uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the
-        noise to add to them, if the network was trained with it; none by default.
+        noise to add to them, if the network was trained with it; none by default. conditions: {name: [N, …]} of a
+        network that takes more than the label.
         options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
         "cfg()", without its null branch if every weight is 0; sampler, a sampler or its text, such as "ddim(eta=0.5)";
         num_steps, see `sampler`; seed, which with i is all that the noise of sample i depends on.
@@ -158,7 +156,17 @@ class Model:
         return self._sample_all(labels, guidance, trajectory=False, **options)[0]
 
     def _sample_all(
-        self, labels, guidance, *, scale=None, batch_size=None, low_res=None, trajectory, low_res_logsnr=None, **options
+        self,
+        labels,
+        guidance,
+        *,
+        scale=None,
+        batch_size=None,
+        low_res=None,
+        low_res_logsnr=None,
+        conditions=None,
+        trajectory,
+        **options,
     ):
         """(x̃ [N, …], their `Trajectory` or None)."""
         labels = arguments.label_array(labels)
@@ -167,15 +175,15 @@ class Model:
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
         rule = self._rule(chosen.rule, weights, len(labels))
-        low_res = self._check_low_res(low_res, len(labels))
+        extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | self._check_low_res(low_res, len(labels))
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
         draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=trajectory)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
-            small = None if low_res is None else low_res[index]
-            drawn = draw(index, labels[index], weights[index], small, rule=rows_of(rule, index))
+            rows = {name: array[index] for name, array in extra.items()}
+            drawn = draw(index, labels[index], weights[index], rows, rule=rows_of(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
         x, seen = found if trajectory else (found, ())
@@ -195,21 +203,21 @@ class Model:
         return replaced(given, check)
 
     def _check_low_res(self, low_res, length):
-        """low_res as float32, or None for a model that takes none."""
+        """{"low_res": float32}, or {} for a model that takes none."""
         self._check_kind(low_res)
         if low_res is None or self.low_res_shape is None:  # both or neither
-            return None
+            return {}
         low_res = np.asarray(low_res)
         check_images(low_res, self.low_res_shape)
         if len(low_res) != length:
             raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
-        return to_float(low_res)
+        return {"low_res": to_float(low_res)}
 
     def sampler(self, *, low_res_logsnr=None, trajectory=False, **options):
-        """draw(index [B], labels [B], weights [B], low_res=None) → x̃ [B, …]: the compiled sampler.
+        """draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …]: the compiled sampler.
 
         The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
-        on. low_res: float32 [B, h, w, C], of an upsampler.
+        on. extra: {name: [B, …]} of what the network takes besides the label; "low_res" in [−1, 1], of an upsampler.
         trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
 
         options: of `SampleOptions`, by default those of config.sample. rule is used as it is, also where every weight
@@ -225,19 +233,20 @@ class Model:
         grid = self.grid(chosen.num_steps)
         self.check_guidance([uses_null(rule)])
         self._placed(rule)
-        noisy, values = self._check_low_res_logsnr(low_res_logsnr), as_argument(sampler)
+        noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(index, labels, weights, low_res=None, rule=rule):
+        def draw(index, labels, weights, extra=None, rule=rule):
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
-            if low_res is not None:
-                batch["low_res"] = low_res
+            batch |= extra or {}
+            check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
             placed_rule = as_argument(self._placed(rule))
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
             guided = "guided " * uses_null(rule)
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
                 given = self.params, jax.random.key(chosen.seed), placed, grid, placed_rule, values, noisy
-                return self._sample(*given, trajectory=trajectory)
+                with naming_values(rule=rule, sampler=sampler):
+                    return self._sample(*given, trajectory=trajectory)
 
         return draw
 
@@ -267,29 +276,17 @@ class Model:
             raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
         return grid.astype(np.float32)
 
-    def _check_low_res_logsnr(self, logsnr):
-        """λ of the noise in low-resolution images as float32, or None for a network that takes none."""
-        if logsnr is not None and not self.low_res_noise:
-            raise UsageError(f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res")
-        if not self.low_res_noise:
-            return None
-        least = self.diffusion.low_res_logsnr_min
-        logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
-        if not arguments.is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
-            raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
-        return np.float32(logsnr)
-
     def _run(self, params, key, batch, logsnrs, rule, sampler, low_res_logsnr, *, trajectory):
         """What draw of `sampler` returns, for a batch of global indices, labels and weights, each [B, …]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
         z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
-        cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
+        cond = {name: batch[name] for name in ("label", "low_res", *self.own_inputs) if name in batch}
         if low_res_logsnr is not None:
             cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
             fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
-        null = null_condition(cond, self.num_classes)
-        denoise = rule.value(self.bind(params), cond, null, batch["weight"])
+        null = null_condition(self.network, cond, self.num_classes)
+        denoise = bind_rule(rule.value, self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:
             return run()

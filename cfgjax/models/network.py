@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
+from cfgjax.diffusion.contracts import check_prediction
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
 from cfgjax.runs.config import call
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.settings import Settings
-
-CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
 
 
 def make_network(settings: Settings) -> Any:
@@ -48,13 +47,14 @@ def condition(net, batch, image_shape):
     """Returns the condition that net takes, a tree of zeros [batch, …]: "label", and for an upsampler "low_res".
 
     An upsampler that is told how much noise its low-resolution images have also takes its λ, "low_res_logsnr".
+    A network may also have inputs of its own, see `conditions`.
     """
     found = {"label": jnp.zeros(batch, jnp.int32)}
     if getattr(net, "low_res", False):
         found["low_res"] = jnp.zeros((batch, *image_shape))
     if getattr(net, "low_res_noise", False):
         found["low_res_logsnr"] = jnp.zeros(batch)
-    return found
+    return found | (net.condition(batch) if hasattr(net, "condition") else {})
 
 
 def network_inputs(cond):
@@ -73,9 +73,10 @@ def check_upsampler(net: Any, data: DataSettings) -> None:
         raise UsageError(f"{given}: an upsampler needs both")
 
 
-def null_condition(cond, num_classes):
-    """Returns cond with "no condition" in place of its label."""
-    return {**cond, "label": jnp.full_like(cond["label"], num_classes)}
+def null_condition(net, cond, num_classes):
+    """Returns cond with "no condition" in place of its label, and of what the network's own `null` replaces."""
+    null = {**cond, "label": jnp.full_like(cond["label"], num_classes)}
+    return net.null(null) if hasattr(net, "null") else null
 
 
 def has_null_label(net):
@@ -113,17 +114,19 @@ def check_params(workdir: str | Path, settings: Settings, params: PyTree) -> Non
         raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
 
 
-def bind(net, params, *, levels, train=False, dropout_key=None, parametrisation=PARAMETRISATIONS["eps"]):
+def bind(net, params, levels, parametrisation=PARAMETRISATIONS["eps"], *, train=False, dropout_key=None):
     """predict(z [B, …], logsnr [B], cond) → `Prediction`: net with its parameters and time = levels.time(λ).
 
-    cond: a tree like that of `condition`.
+    parametrisation: what the network predicts, a value of `PARAMETRISATIONS`. cond: a tree like that of `condition`.
     """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
 
     def predict(z, logsnr, cond):
         label, options = network_inputs(cond)
         output = net.apply({"params": params}, z, levels.time(logsnr), label, train=train, rngs=rngs, **options)
-        return parametrisation(output, z, logsnr)
+        prediction = parametrisation(output, z, logsnr)
+        check_prediction("parametrisation", parametrisation, prediction, z)
+        return prediction
 
     return predict
 

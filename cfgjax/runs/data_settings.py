@@ -32,6 +32,7 @@ class DataSettings:
     """config.data: the examples, how they are augmented, and who decodes them.
 
     source: a key of `SOURCES`. num_classes: K. image_shape: (height, width, channels), or (dimensions,) of points.
+    kind: "image", or "latent" for unbounded float32 arrays [H, W, C] that are never drawn or rounded to uint8.
     split: "all", "holdout" (every sixth example by index) or "train" (the others). random_flip, random_crop:
     augmentation; random_crop is the smallest crop as a share of the side. low_res_size: height of an upsampler's input.
     num_workers: worker processes for images that are not in memory; 0 computes batches in this process.
@@ -41,6 +42,7 @@ class DataSettings:
     source: Text
     num_classes: Annotated[int, integer(1, 2**20)]
     image_shape: Annotated[tuple[int, ...], several(COUNT, "a tuple of 1 or 3 integers of at least 1", lengths=(1, 3))]
+    kind: Annotated[str, one_of("image", "latent")] = "image"
     split: Text = "all"
     random_flip: bool = False
     random_crop: Annotated[float, real("a share of the side in (0, 1]", lambda v: 0 < v <= 1)] = 1.0
@@ -64,15 +66,21 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         augmented = self.random_flip or self.random_crop != 1 or self.low_res_size is not None
-        if augmented and len(self.image_shape) != 3:
+        if augmented and not self.is_image:
             what = "data.random_flip, random_crop and low_res_size are for images"
-            raise UsageError(f"{what}; data.image_shape {self.image_shape} is that of points")
+            points = f"data.image_shape {self.image_shape} is that of points"
+            raise UsageError(f"{what}; {f'data.kind is {self.kind!r}' if len(self.image_shape) == 3 else points}")
         if self.low_res_size is None:
             return
         height, width = self.image_shape[:2]
         if not self.low_res_size < height or height % self.low_res_size or width % (height // self.low_res_size):
             need = f"a divisor of the height {height}, below it, whose factor divides the width {width}"
             raise UsageError(f"data.low_res_size is {self.low_res_size}; need {need}")
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the examples are images, in [−1, 1], rather than points or latents."""
+        return self.kind == "image" and len(self.image_shape) == 3
 
     @property
     def low_res_shape(self) -> tuple[int, ...] | None:

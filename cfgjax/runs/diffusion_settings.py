@@ -18,6 +18,8 @@ class DiffusionSettings:
     schedule, logsnr_min, logsnr_max: a process in continuous λ, see `levels.Continuous`; or
     betas, num_timesteps: one in discrete time, see `levels.Discrete`.
     p_uncond: probability of dropping a label in training.
+    parametrisation, weighting: what the network predicts, a name of `PARAMETRISATIONS`, and the weight of the loss, a
+    name of `WEIGHTINGS`.
     learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb. The
     bound is that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
     time_sampler: of training levels, "uniform" in u, or by the "second_moment" of the loss there; IDDPM section 3.3.
@@ -25,6 +27,8 @@ class DiffusionSettings:
     """
 
     p_uncond: Share = 0.0
+    parametrisation: Text = "eps"
+    weighting: Text = "eps"
     schedule: Text | None = None
     logsnr_min: Number | None = None
     logsnr_max: Number | None = None
@@ -38,6 +42,8 @@ class DiffusionSettings:
 
     def __post_init__(self) -> None:
         from cfgjax.diffusion.discrete import BETAS  # imports jax
+        from cfgjax.diffusion.losses import WEIGHTINGS
+        from cfgjax.diffusion.prediction import PARAMETRISATIONS
         from cfgjax.diffusion.schedules import SCHEDULES
 
         continuous, discrete = ([n for n in names if getattr(self, n) is not None] for names in (CONTINUOUS, DISCRETE))
@@ -60,6 +66,11 @@ class DiffusionSettings:
             self.levels  # noqa: B018  it checks itself
         except ValueError as e:
             raise UsageError(f"config.diffusion: {e}") from None
+        choose("parametrisation", self.parametrisation, PARAMETRISATIONS)
+        choose("weighting", self.weighting, WEIGHTINGS)
+        if self.learned_variance and self.weighting != "eps":
+            given = f"diffusion.weighting is {self.weighting!r}, diffusion.learned_variance True"
+            raise UsageError(f"{given}; the hybrid loss of a learned variance has no weighting: need 'eps'")
         choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
 
     @property

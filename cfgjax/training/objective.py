@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion import losses
 from cfgjax.diffusion.guidance import label_log_prob
+from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.process import diffuse
+from cfgjax.models.conditions import CLEAN_LOGSNR
 from cfgjax.models.network import (
-    CLEAN_LOGSNR,
     bind,
     bind_classifier,
     condition,
@@ -66,8 +67,8 @@ def denoising(net, num_classes, diffusion):
 
     def draw(key, batch, history):
         image = batch["image"]
-        cond = {name: batch[name] for name in ("label", "low_res") if name in batch}
-        null = null_condition(cond, num_classes)
+        cond = {name: batch[name] for name in taken if name in batch}
+        null = null_condition(net, cond, num_classes)
         eps, u, cond = losses.draw(key, image, cond, null=null, p_uncond=diffusion.p_uncond)
         drawn = {"image": image, "cond": cond, "eps": eps}
         if by_moment:
@@ -82,13 +83,14 @@ def denoising(net, num_classes, diffusion):
         return drawn
 
     def terms(params, drawn, dropout_key):
-        predict = bind(net, params, levels=levels, train=True, dropout_key=dropout_key)
+        parametrisation = PARAMETRISATIONS[diffusion.parametrisation]
+        predict = bind(net, params, levels, parametrisation, train=True, dropout_key=dropout_key)
         given = predict, drawn["image"], drawn["cond"], drawn["eps"], drawn["logsnr"]
         if diffusion.learned_variance:
             bound = dict(bound_steps=levels.bound_steps, bound_weight=diffusion.bound_weight)
             found = losses.hybrid_loss(*given, *levels.neighbour(drawn["u"]), **bound)
         else:
-            found = {"loss": losses.eps_loss(*given)}
+            found = {"loss": losses.eps_loss(*given, losses.WEIGHTINGS[diffusion.weighting])}
         found["unweighted"] = found["loss"]
         return found | {"loss": found["loss"] * drawn["weight"]} if by_moment else found
 

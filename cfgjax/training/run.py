@@ -12,6 +12,7 @@ from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
+from cfgjax.data.dataset import Dataset
 from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources.registry import open_source
 from cfgjax.distributed.sharding import (
@@ -23,9 +24,9 @@ from cfgjax.distributed.sharding import (
     place_parameters,
     replicated,
 )
+from cfgjax.models.conditions import check_own_inputs, own_inputs
 from cfgjax.models.network import check_network, check_upsampler, has_null_label, init_params, make_network
 from cfgjax.runs.checkpoint import load_params
-from cfgjax.runs.data_settings import ModelSettings
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
@@ -47,7 +48,7 @@ def make_objective(settings: Settings, net: Any) -> Objective:
         return classification(net)
     if settings.is_noisy_classifier:
         return noisy_classification(net, diffusion)
-    if diffusion.learned_variance and len(data.image_shape) != 3:
+    if diffusion.learned_variance and not data.is_image:
         raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {data.image_shape}")
     check_upsampler(net, data)
     if has_null_label(net) and "p_uncond" not in settings.given["diffusion"]:
@@ -55,16 +56,24 @@ def make_objective(settings: Settings, net: Any) -> Objective:
     return denoising(net, data.num_classes, diffusion)
 
 
-def check_init_from(workdir: str, ours: ModelSettings, theirs: ModelSettings) -> None:
-    """Raises UsageError unless both sections describe the same network, apart from FREE keys. theirs: of workdir."""
-    ours_by_key, theirs_by_key = ({"name": model.name, **model.options} for model in (ours, theirs))
+def check_init_from(workdir: str, ours: Settings, theirs: Settings) -> None:
+    """Raises UsageError unless the parameters of the run in workdir, theirs, mean the same under our settings."""
+    there, here = meaning(theirs), meaning(ours)
     differing = [
-        f"model.{key} is {theirs_by_key[key]} there, {ours_by_key[key]} here"
-        for key in sorted((ours_by_key.keys() & theirs_by_key.keys()) - FREE)
-        if ours_by_key[key] != theirs_by_key[key]
+        f"{key} is {there[key]} there, {here[key]} here"
+        for key in sorted(there.keys() & here.keys())
+        if there[key] != here[key]
     ]
     if differing:
         raise UsageError(f"train.init_from {workdir} has another network: {'; '.join(differing)}")
+
+
+def meaning(settings: Settings) -> dict[str, Any]:
+    """Returns {key: value} of what determines the meaning of a network's parameters."""
+    options = {"name": settings.model.name, **settings.model.options}
+    found = {f"model.{key}": value for key, value in options.items() if key not in FREE}
+    predicted = "eps" if settings.diffusion is None else settings.diffusion.parametrisation
+    return found | {"diffusion.parametrisation": predicted}
 
 
 def check_shapes(workdir: str, theirs: PyTree, ours: PyTree) -> None:
@@ -82,6 +91,12 @@ def check_shapes(workdir: str, theirs: PyTree, ours: PyTree) -> None:
 def flat(tree: PyTree) -> list[tuple[str, Any]]:
     """Returns [("a/b", leaf)] of a tree of dicts."""
     return [("/".join(key.key for key in path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def with_conditions(dataset: Dataset, taken: dict[str, jax.ShapeDtypeStruct]) -> Dataset:
+    """Returns the data set with only the conditions that the network takes, checked. taken: see `own_inputs`."""
+    given = {name: array for name, array in dataset.conditions.items() if name in taken}
+    return dataclasses.replace(dataset, conditions=check_own_inputs(given, taken, len(dataset)))
 
 
 class Program:
@@ -120,6 +135,7 @@ class Program:
         shapes = {"image": (data.image_shape, jnp.float32), "label": ((), jnp.int32)}
         if data.low_res_shape is not None:
             shapes["low_res"] = data.low_res_shape, jnp.float32
+        shapes |= {name: (like.shape[1:], like.dtype) for name, like in own_inputs(self.net).items()}
         leading = num_steps, self.settings.train.batch_size
         like = lambda shape, dtype: jax.ShapeDtypeStruct((*leading, *shape), dtype, sharding=sharding)
         return {name: like(*of) for name, of in shapes.items()}
@@ -142,7 +158,7 @@ class Run(Program):
         self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
         super().__init__(config, devices)
         train = self.settings.train
-        self.dataset = open_source(self.settings.data)
+        self.dataset = with_conditions(open_source(self.settings.data), own_inputs(self.net))
         self.watchers = make_watchers(self.settings, self.mesh, self.dataset)
         self._check_cadence()
         self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (train.batch_size, self.mesh.size))
@@ -157,7 +173,7 @@ class Run(Program):
         if workdir is None:
             return create_state(self.build_state, self.mesh)
         theirs = read_settings(workdir)
-        check_init_from(workdir, self.settings.model, theirs.model)
+        check_init_from(workdir, self.settings, theirs)
         params, _ = load_params(workdir, theirs)
         check_shapes(workdir, params, self.like.params)
         return create_state(self._build_from, self.mesh, place_parameters(self.mesh, params))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, PyTree
+from jaxtyping import Int, PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -49,10 +49,15 @@ def make_watchers(settings: Settings, mesh: Mesh, dataset: Dataset) -> list:
         return [NoisyHeldOut(settings, mesh)]
     if settings.is_classifier:
         return [HeldOut(settings, mesh)]
-    watchers: list = [SampleGrids(settings, mesh, dataset)]
+    grids = SampleGrids(settings, mesh, dataset)
+    latents = settings.data.kind == "latent"  # which cannot be drawn
+    watchers: list = [] if latents else [grids]
     if settings.evaluate.every_steps:
         if settings.data.low_res_size is not None:
             raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
+        if dataset.conditions:
+            what = f"samples need conditions besides the label ({', '.join(dataset.conditions)})"
+            raise UsageError(f"evaluate.every_steps is set; {what}, which evaluations do not have: need None")
         watchers.append(Frontier(settings, mesh, dataset))
     return watchers
 
@@ -76,17 +81,19 @@ class SampleGrids:
             require_matplotlib()
         self._columns = [resolved(options, self._model) for options in combinations(axes(self.pictures.options))]
         self._options: dict[str, Any] = {}
-        if self._model.low_res_shape is not None:
-            self._options["low_res"] = self._examples(dataset, self._model.low_res_shape[0])
+        if (shape := self._model.low_res_shape) is not None:
+            images, factor = dataset.images(self._examples(dataset)), dataset.image.shape[1] // shape[0]
+            self._options["low_res"] = squares_averaged(to_float(images), factor)
+        if dataset.conditions:
+            index = self._examples(dataset)
+            self._options["conditions"] = {name: array[index] for name, array in dataset.conditions.items()}
 
-    def _examples(self, dataset: Dataset, height: int) -> Float[np.ndarray, "n height width channels"]:
-        """Returns small images of the data to be enlarged, as many of each label as a cell has. height: theirs."""
-        found, factor = [], dataset.image.shape[1] // height
+    def _examples(self, dataset: Dataset) -> Int[np.ndarray, " n"]:
+        """Returns indices of examples whose conditions the grids have, as many of each label as a cell has."""
+        found = []
         for label in self.pictures.labels:
             index = np.flatnonzero(dataset.label == label)
-            index = index if len(index) else np.arange(len(dataset))
-            shown = dataset.images(np.resize(index, self.pictures.per_cell))
-            found.append(squares_averaged(to_float(shown), factor))
+            found.append(np.resize(index if len(index) else np.arange(len(dataset)), self.pictures.per_cell))
         return np.concatenate(found)
 
     def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:

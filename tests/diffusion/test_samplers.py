@@ -73,7 +73,7 @@ def test_conditional_samples_come_from_their_component(sampler):
 def test_given_x_every_level_has_the_processs_marginal(sampler):
     # a noise used twice, at two steps or at the start and at a step, would show as another variance
     logsnrs, keys = np.array([-2.0, -1.0, 0.8]), keys_of(40_000)
-    z = diffuse(jnp.array(X), initial_noise(keys, (2,)), logsnrs[0])
+    z = diffuse(jnp.broadcast_to(jnp.array(X), (40_000, 2)), initial_noise(keys, (2,)), logsnrs[0])
     revealed = samplers.sample(sampler, oracle(X, 0.8), keys, z, logsnrs)
     alpha, sigma = alpha_sigma(0.8)
     standard = (10 * revealed - alpha * jnp.array(X)) / sigma

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.runs.config import call
 from cfgjax.runs.data_settings import DataSettings
 
-Examples = tuple[np.ndarray, np.ndarray]  # (image, label)
+Examples = tuple[np.ndarray, np.ndarray]  # (image, label); a third entry may have conditions, {name: [N, …]}
 
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
@@ -91,19 +91,24 @@ def open_source(data: DataSettings) -> Dataset:
     function = choose("data source", data.source, SOURCES)
     known: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
     fixed = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
-    image, label = call(function, "data", data.options, **fixed)
+    image, label, *more = call(function, "data", data.options, **fixed)
+    conditions = more[0] if more else {}
     if data.num_workers and not isinstance(image, Stored):
         why = f"the images of source {data.source!r} are in memory, and each worker would hold a copy"
         raise UsageError(f"data.num_workers is {data.num_workers}, but {why}: need 0, or cfgjax prepare")
     if image.shape[:1] != label.shape[:1]:
         raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} differ in number")
-    check_images(image, data.image_shape)
+    if data.kind == "latent" and image.dtype != np.float32:
+        raise UsageError(f"image has dtype {image.dtype}; data.kind 'latent' needs float32")
+    check_images(image, data.image_shape, bounded=data.is_image)
+    check_conditions(conditions, len(label))
     check_labels(label, data.num_classes)
     held_out = np.arange(len(label)) % HOLDOUT_EVERY == HOLDOUT_EVERY - 1
     keep = choose("split", data.split, {"train": ~held_out, "holdout": held_out, "all": slice(None)})
     image = image.take(keep) if isinstance(image, Stored) else image[keep]
-    augmentation = data.random_flip, data.random_crop, data.low_res_size
-    return Dataset(image, label[keep].astype(np.int32), *augmentation, data.num_workers, data.worker_timeout_seconds)
+    label, augmentation = label[keep].astype(np.int32), (data.random_flip, data.random_crop, data.low_res_size)
+    conditions = {name: array[keep] for name, array in conditions.items()}
+    return Dataset(image, label, *augmentation, data.num_workers, data.worker_timeout_seconds, conditions)
 
 
 def npz_in_place_of(data: DataSettings, path: str | Path) -> DataSettings:
@@ -111,8 +116,23 @@ def npz_in_place_of(data: DataSettings, path: str | Path) -> DataSettings:
     return dataclasses.replace(data, source="npz", options={"path": path})
 
 
-def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[int, ...]) -> None:
-    """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, images within [−1, 1]."""
+def check_conditions(conditions: Mapping[str, np.ndarray], count: int) -> None:
+    """Raises UsageError unless conditions are arrays [count, …] whose names are not those of other parts of a batch."""
+    for name, array in conditions.items():
+        if name in ("image", "label", "low_res"):
+            raise UsageError(f"the data source has a condition {name!r}, which is the name of another part of a batch")
+        if not isinstance(array, np.ndarray) or array.shape[:1] != (count,):
+            raise UsageError(f"condition {name} has shape {np.shape(array)}; need an array with {count} rows")
+
+
+def check_images(
+    image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[int, ...], *, bounded: bool | None = None
+) -> None:
+    """Raises UsageError unless image is [N, *image_shape], uint8 or finite float32, and if bounded within [−1, 1].
+
+    bounded: by default whether image_shape is that of images.
+    """
+    bounded = len(image_shape) == 3 if bounded is None else bounded
     if image.shape[1:] != image_shape or not len(image):
         raise UsageError(f"image has shape {image.shape}; config.data.image_shape asks for {('N', *image_shape)}")
     if image.dtype not in (np.uint8, np.float32):
@@ -121,7 +141,7 @@ def check_images(image: Stored | Shaped[np.ndarray, "..."], image_shape: tuple[i
         flat = image.reshape(len(image), -1)
         if (bad := ~np.isfinite(flat).all(axis=1)).any():
             raise UsageError(f"image {first(bad)} has a value that is not finite")
-        if len(image_shape) == 3 and (bad := (np.abs(flat) > 1).any(axis=1)).any():
+        if bounded and (bad := (np.abs(flat) > 1).any(axis=1)).any():
             worst = flat[first(bad)][np.abs(flat[first(bad)]).argmax()]
             raise UsageError(f"image {first(bad)} has the value {worst:g}, outside [-1, 1]")
 

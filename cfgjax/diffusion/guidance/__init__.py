@@ -9,30 +9,44 @@ may be traced, any sign. denoise: (z, logsnr) → `Prediction`, or with memory, 
 One convention throughout: ε̃ = (1+w) ε(z, c) − w ε(z). w = 0 is the conditional model, w = −1 the unconditional one.
 Others write a scale s = 1 + w, see `scale_to_weight`. Numbers in a rule are traced: changing one compiles nothing.
 
+A rule that wraps another one takes its denoiser from `bind_rule(self.rule, predict, cond, null, w)`.
+
 Optional attributes of a rule: `uses_null` (default True); `at_zero`, the rule that gives the same result at w = 0
 without the null branch (default: the rule itself); `shifts_mean`, whether it needs a sampler that has a mean. A field
 with metadata {"per_sample": True} may be an array with one entry per sample.
 """
 
+import dataclasses
 from typing import Any
 
 from cfgjax.diffusion.guidance.classifier import classifier, label_log_prob, score_function
 from cfgjax.diffusion.guidance.conditions import branches, drop_condition
-from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule, with_memory
 from cfgjax.diffusion.guidance.rules import at_zero, cfg, conditional, scale_to_weight, shifts_mean, uses_null
+from cfgjax.diffusion.specs import NESTED
 
 RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
+
+
+def rules_without_null() -> list[str]:
+    """Returns the texts of the rules of RULES that need no null label, those that wrap another one with one inside."""
+    alone = [f"{name}()" for name, rule in RULES.items() if getattr(rule, "uses_null", True) is False]
+    wrapping = [name for name, rule in RULES.items() if NESTED in {field.name for field in dataclasses.fields(rule)}]
+    return [*alone, *(f"{name}({inner})" for name in wrapping for inner in alone[:1])]
+
 
 __all__ = [
     "RULES",
     "Denoiser",
     "at_zero",
+    "bind_rule",
     "branches",
     "cfg",
     "classifier",
     "conditional",
     "drop_condition",
     "label_log_prob",
+    "rules_without_null",
     "scale_to_weight",
     "score_function",
     "shifts_mean",

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule
 from cfgjax.diffusion.guidance.rules import Weight, at_zero, cfg, shifts_mean, uses_null
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 from cfgjax.diffusion.specs import Spec, check_choice, number, tree
 
 
 def label_log_prob(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Returns log p(label) of logits."""
+    """Returns log p(label) in nats, the log-softmax of the logits at label."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
 
 
@@ -27,7 +27,7 @@ def score_function(guide: Callable, cond: Any) -> Callable:
     The gradient is that of the sum over the batch: a mean would divide every sample's guidance by B.
     """
 
-    def score(z: Float[Array, "b ..."], logsnr: Float[Array, "..."]) -> Float[Array, "b ..."]:
+    def score(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Float[Array, "b ..."]:
         logsnr = jnp.broadcast_to(logsnr, z.shape[:1])
         return jax.grad(lambda z: jnp.sum(guide(z, logsnr, cond)))(z.astype(jnp.promote_types(z.dtype, jnp.float32)))
 
@@ -73,17 +73,22 @@ class classifier(Spec):
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if self.guide is None:
             raise ValueError("the rule classifier has no guide, the classifier whose gradient it takes")
-        inner, score = with_memory(self.rule(predict, cond, null, w)), score_function(self.guide, cond)
+        inner, score = bind_rule(self.rule, predict, cond, null, w), score_function(self.guide, cond)
 
         def times_scale(gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
             return broadcast_left(jnp.asarray(self.scale, jnp.float32), gradient) * gradient
 
-        def apply(z: Float[Array, "b ..."], logsnr: Float[Array, "..."], memory: Any) -> tuple[Prediction, Any]:
+        def apply(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Prediction, Any]:
             prediction, memory = inner(z, logsnr, memory)
             _, sigma = alpha_sigma(broadcast_left(logsnr, z))
             return add_to_eps(prediction, -sigma * times_scale(score(z, logsnr)), logsnr), memory
 
-        def shift(z: Array, mean: Array, logsnr: Array, logsnr_next: Array) -> Array:
+        def shift(
+            z: Float[Array, "b ..."],
+            mean: Float[Array, "b ..."],
+            logsnr: Float[RealLike, "..."],
+            logsnr_next: Float[RealLike, "..."],
+        ) -> Float[Array, "b ..."]:
             gradient = score(z, logsnr) if self.form == "z" else score(mean, logsnr_next)
             found = times_scale(gradient)
             return found if inner.shift is None else found + inner.shift(z, mean, logsnr, logsnr_next)

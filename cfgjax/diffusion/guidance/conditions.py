@@ -5,27 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, Shaped
 
 from cfgjax.diffusion.prediction import Prediction
-from cfgjax.diffusion.process import broadcast_left
+from cfgjax.diffusion.process import RealLike, broadcast_left
 
 
-def drop_condition(key: PRNGKeyArray, cond: Any, null: Any, p_uncond: float) -> Any:
+def drop_condition(key: Key[Array, ""], cond: Any, null: Any, p_uncond: float) -> Any:
     """Returns cond with each example replaced by that of null with probability p_uncond, CFG algorithm 1 line 2.
 
     Drawn once per example for all leaves, independently of how the batch is sharded.
     """
     dropped = jax.random.uniform(key, jax.tree.leaves(cond)[0].shape[:1]) < p_uncond
 
-    def choose(given: Array, none: Array) -> Array:
+    def choose(given: Shaped[Array, "b ..."], none: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
         return given if none is given else jnp.where(broadcast_left(dropped, given), none, given)
 
     return jax.tree.map(choose, cond, null)
 
 
 def branches(
-    predict: Callable, z: Float[Array, "b ..."], logsnr: Float[Array, "..."], conds: Sequence[Any]
+    predict: Callable, z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], conds: Sequence[Any]
 ) -> list[Prediction]:
     """Returns the predictions at z for each of k conditions, from one call of predict with k·B rows.
 

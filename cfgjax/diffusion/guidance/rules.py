@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Shaped
 
 from cfgjax.diffusion.guidance.conditions import branches
 from cfgjax.diffusion.prediction import Prediction
-from cfgjax.diffusion.process import broadcast_left
+from cfgjax.diffusion.process import RealLike, broadcast_left
 from cfgjax.diffusion.specs import Spec, tree
 
-Weight = float | Float[Array, ""] | Float[Array, " b"]
+Weight = Float[RealLike, "..."]  # w, a number or [B]
 
 
-def scale_to_weight(scale: Any) -> Any:
+def scale_to_weight(scale: Shaped[ArrayLike, "*shape"]) -> Shaped[ArrayLike, "*shape"]:
     """Returns w = s − 1 of a guidance scale s in the convention in which s = 1 is the conditional model."""
     return scale - 1
 
@@ -43,7 +44,7 @@ class conditional(Spec):
     uses_null = False
 
     def __call__(self, predict: Callable, cond: Any, null: Any = None, w: Weight = 0.0) -> Callable:
-        def denoise(z: Float[Array, "b ..."], logsnr: Float[Array, "..."]) -> Prediction:
+        def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
             return predict(z, jnp.broadcast_to(logsnr, z.shape[:1]), cond)
 
         return denoise
@@ -64,7 +65,7 @@ class cfg(Spec):
         return conditional()
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Callable:
-        def denoise(z: Float[Array, "b ..."], logsnr: Float[Array, "..."]) -> Prediction:
+        def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
             with_cond, without = branches(predict, z, logsnr, (cond, null))
             weight = broadcast_left(jnp.asarray(w, with_cond.eps.dtype), z)
             x = (1 + weight) * with_cond.x - weight * without.x

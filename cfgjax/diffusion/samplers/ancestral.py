@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import posterior, reverse_log_variance
 from cfgjax.diffusion.samplers.driver import Level
 from cfgjax.diffusion.specs import Spec, number, tree
@@ -41,11 +42,11 @@ class ancestral(Spec):
     def step(
         self, denoise: Callable, z: Float[Array, "b ..."], state: tuple, level: Level, noise: Float[Array, "b ..."]
     ) -> tuple[Float[Array, "b ..."], tuple]:
-        """Returns z' = μ + Σ shift + √Σ n. Raises ValueError if there is no v, given or learned."""
+        """Returns z' = μ + Σ shift + √Σ n. Raises UsageError if there is no v, given or learned."""
         prediction = denoise(z, level.logsnr)
         fraction = prediction.variance if self.v is None else self.v
         if fraction is None:
-            raise ValueError("v is None and the network has no learned variance: give v")
+            raise UsageError("v is None and the network has no learned variance: give v")
         mean, log_var_lower, log_var_upper = posterior(z, prediction.x, level.logsnr, level.logsnr_next)
         log_var = reverse_log_variance(fraction, log_var_lower, log_var_upper)
         if denoise.shift is not None:  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 from cfgjax.diffusion.samplers.driver import Level, run
 from cfgjax.diffusion.specs import Spec, number
 
@@ -57,13 +57,13 @@ jax.tree_util.register_pytree_node(
 
 
 def ddim_step(
-    x: Float[Array, "b ..."],
-    eps: Float[Array, "b ..."],
-    logsnr: Any,
-    logsnr_next: Any,
-    noise: Any = 0.0,
-    eta: Any = 0.0,
-) -> Float[Array, "b ..."]:
+    x: Float[RealLike, "*shape"],
+    eps: Float[RealLike, "*shape"],
+    logsnr: Float[RealLike, "..."],
+    logsnr_next: Float[RealLike, "..."],
+    noise: Float[RealLike, "..."] = 0.0,
+    eta: Float[RealLike, "..."] = 0.0,
+) -> Float[Array, "*shape"]:
     """Returns z' = α' x̃ + √(σ'² − s²) ε̃ + s n with s² = η² (1 − e^{λ−λ'}) σ'².
 
     At η = 0, λ' may be on either side of λ.
@@ -76,11 +76,11 @@ def ddim_step(
 
 
 def ddim_encode(
-    denoise: Callable, x: Float[Array, "b ..."], logsnrs: Any, *, clip: bool = False
+    denoise: Callable, x: Float[Array, "b ..."], logsnrs: Float[RealLike, " t"], *, clip: bool = False
 ) -> Float[Array, "b ..."]:
     """Returns z at logsnrs[0] from which DDIM (η = 0) returns to x, up to its discretisation; DDIM section 4.3.
 
-    x: taken as z at the last level. logsnrs: [T], increasing, as for the sampler. T − 1 calls of denoise.
+    x: taken as z at the last level. logsnrs: increasing, as for the sampler. T − 1 calls of denoise.
     """
     logsnrs = jnp.asarray(logsnrs, x.dtype)[::-1]
     steps = jnp.arange(logsnrs.shape[0] - 1)

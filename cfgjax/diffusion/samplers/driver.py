@@ -9,22 +9,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cfgjax.diffusion.guidance.denoiser import Denoiser, with_memory
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.contracts import ContractError, check_arrays, check_same, described
+from cfgjax.diffusion.guidance.denoiser import Denoiser, checked
 from cfgjax.diffusion.prediction import Prediction
-from cfgjax.diffusion.process import alpha_sigma, broadcast_left
+from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 
 
 def noise_at(
-    keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32
+    keys: Key[Array, " b"], step: int | Int[Array, ""], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> Float[Array, "b ..."]:
-    """Returns N(0, I) [B, *shape], row i from `fold_in(keys[i], step)` alone."""
+    """Returns N(0, I) of shape [B, *shape], row i from `fold_in(keys[i], step)` alone."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), shape, dtype))(keys)
 
 
-def initial_noise(keys: Key[Array, " b"], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "b ..."]:
-    """Returns z at λ_1: N(0, I) [B, *shape], row i from keys[i] alone."""
+def initial_noise(
+    keys: Key[Array, " b"], shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "b ..."]:
+    """Returns z at λ_1: N(0, I) of shape [B, *shape], row i from keys[i] alone."""
     return noise_at(keys, 0, shape, dtype)
 
 
@@ -45,7 +50,7 @@ class Evaluation(NamedTuple):
     prediction: Prediction
 
 
-def clipped(prediction: Prediction, logsnr: Float[Array, "..."]) -> Prediction:
+def clipped(prediction: Prediction, logsnr: Float[RealLike, "..."]) -> Prediction:
     """Returns the prediction with x̃ clipped to [−1, 1] and ε̃ changed to agree with it."""
     alpha, sigma = alpha_sigma(broadcast_left(logsnr, prediction.x))
     # clip alone would turn an overflow into a white pixel
@@ -66,7 +71,7 @@ class _AtOneLevel:
         self.shift, self.memory = denoise.shift, memory
         self.prediction: Any = None
 
-    def __call__(self, z: Float[Array, "b ..."], logsnr: Float[Array, ""]) -> Prediction:
+    def __call__(self, z: Float[Array, "b ..."], logsnr: Float[RealLike, ""]) -> Prediction:
         prediction, memory = self._denoise(z, jnp.full(z.shape[:1], logsnr), self.memory)
         prediction = clipped(prediction, logsnr) if self._clip else prediction
         if self.prediction is None:
@@ -79,7 +84,7 @@ def sample(
     denoise: Callable,
     keys: Key[Array, " b"],
     z: Float[Array, "b ..."],
-    logsnrs: Any,
+    logsnrs: Float[RealLike, " t"],
     *,
     clip: bool = False,
     save: Callable | None = None,
@@ -87,7 +92,7 @@ def sample(
     """Returns x̃ of the last level, with no noise added; with save, (x̃, trajectory).
 
     denoise: (z [B, …], logsnr [B]) → `Prediction`, or a denoiser with memory. z: noise at logsnrs[0], see
-    `initial_noise`. logsnrs: [T], increasing. clip: whether x̃ is clipped to [−1, 1] after guidance at every level
+    `initial_noise`. logsnrs: increasing. clip: whether x̃ is clipped to [−1, 1] after guidance at every level
     (images; never unbounded data). save: `Evaluation` → any tree of arrays; the trajectory has its leaves as [T, …].
     """
     logsnrs = jnp.asarray(logsnrs, z.dtype)
@@ -100,27 +105,47 @@ def sample(
 def run(
     sampler: Any,
     denoise: Callable,
-    keys: Any,
+    keys: Key[Array, " b"] | None,
     z: Float[Array, "b ..."],
     levels: Level,
     *,
     clip: bool,
     save: Callable | None = None,
 ) -> Any:
-    """Returns z behind the levels [T], which is x̃ if the last of them has `last`; with save, (z, trajectory)."""
-    guided = with_memory(denoise)
-    draws_noise = getattr(sampler, "draws_noise", True)
+    """Returns z after the levels [T], which is x̃ if the last of them has `last`; with save, (z, trajectory).
+
+    keys: of the samples' noise; None for a sampler that draws none.
+    """
+    guided = checked("denoiser", denoise, denoise)
+    for name in ("init", "step"):
+        if not callable(getattr(sampler, name, None)):
+            raise ContractError("sampler", sampler, f"has no method {name}; need init(z) and step(…)")
+    keys = keys if getattr(sampler, "draws_noise", True) else None
     if guided.shift is not None and not getattr(sampler, "takes_shift", False):
-        raise ValueError(f"{sampler!r} has no mean for the rule to shift; take the sampler ancestral")
+        raise UsageError(f"{sampler!r} has no mean for the rule to shift; take the sampler ancestral")
 
     def body(carry: Any, level: Level) -> Any:
         z, state, memory = carry
         at_level = _AtOneLevel(guided, memory, clip)
-        noise = noise_at(keys, level.step + 1, z.shape[1:], z.dtype) if draws_noise else None
-        z_next, state = sampler.step(at_level, z, state, level, noise)
+        noise = None if keys is None else noise_at(keys, level.step + 1, z.shape[1:], z.dtype)
+        returned = sampler.step(at_level, z, state, level, noise)
+        _check_step(sampler, z, state, returned)
+        if at_level.prediction is None:
+            raise ContractError("sampler", sampler, "never calls denoise in its step; need at least one call")
         found = Evaluation(level, z, at_level.prediction)
+        z_next, state = returned
         z_next = jnp.where(level.last, found.prediction.x, z_next)
         return (z_next, state, at_level.memory), None if save is None else save(found)
 
-    (z, _, _), trajectory = jax.lax.scan(body, (z, sampler.init(z), guided.init(z)), levels)
+    state = sampler.init(z)
+    check_arrays("sampler", sampler, "state", state)
+    (z, _, _), trajectory = jax.lax.scan(body, (z, state, guided.init(z)), levels)
     return z if save is None else (z, trajectory)
+
+
+def _check_step(sampler: Any, z: Float[Array, "b ..."], state: Any, returned: Any) -> None:
+    """Raises ContractError unless a step has returned (z, state) like those it was given."""
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ContractError("sampler", sampler, f"returns {described(returned)} from its step; need (z, state)")
+    check_same("sampler", sampler, "z", z, returned[0])
+    check_same("sampler", sampler, "state", state, returned[1])

@@ -143,7 +143,7 @@ def load_features(
 
     classifier: workdir of a classifier run. inception: weight file. Raises UsageError if it cannot be loaded.
     """
-    points = len(data.image_shape) != 3
+    points = not data.is_image
     if points != (name == "mixture") or (name == "mixture" and data.source != "mixture"):
         kind = "points of a known mixture" if name == "mixture" else "images"
         raise UsageError(f"features {name!r} are for {kind}; the run's data are {data.source}")

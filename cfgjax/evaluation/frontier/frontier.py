@@ -28,6 +28,7 @@ from cfgjax.evaluation.features.reference import Reference, is_sound, load_refer
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.frontier.settings import Setting
+from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.figures import exact_model
 from cfgjax.models.binding import (
@@ -159,7 +160,7 @@ class Frontier:
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
-        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours]
+        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from cfgjax.base.errors import UsageError
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import NUM_NEIGHBOURS, Reference
+from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.manifold import knn_entropy, precision_recall
 from cfgjax.evaluation.metrics.scores import Moments, cubic_mmd, frechet_distance, kernel_subset
 from cfgjax.evaluation.metrics.sums import (
@@ -46,8 +47,8 @@ def measure(
     precision, recall and entropy. advance: called with the number of samples in each block.
 
     Names: FD, sFD, IS, IS_10, IS_10_std, KD and KD_std as `FeatureNetwork.metric` returns them; precision, recall;
-    accuracy, log_posterior (mean log p(c|x)), accuracy_per_class; entropy of points, in nats. Metrics for which the
-    network or the reference has no arrays are left out. Raises UsageError for fewer than 2 samples.
+    accuracy, log_posterior (mean log p(c|x)), accuracy_per_class; entropy of points, in nats; those of METRICS. Metrics
+    for which the network or the reference has no arrays are left out. Raises UsageError for fewer than 2 samples.
     """
     if count < 2:
         raise UsageError(f"num_samples is {count}; metrics need at least 2")
@@ -58,6 +59,7 @@ def measure(
     block_size = BLOCK // kernel.size * kernel.size if kernel else BLOCK
     rows = Rows((sizes["features"],))
     verdict = None if judge is None else Verdict(judge.sizes(one)["logits"])  # also in a process without blocks
+    others = [make(network, reference) for make in METRICS.values()]
     for index, labels, images, out in feature_blocks(read, count, network, block_size, advance):
         moments.update(out)
         scores.update(index, out["logits"])
@@ -67,6 +69,8 @@ def measure(
             rows.add(index, out["features"])
         if judge is not None and verdict is not None:
             verdict.update(labels, (out if judge is network else judge(images))["logits"])
+        for metric in others:
+            metric.update(labels, images, out)
 
     found = distances(moments.reduced(), reference, network) | scores.metrics(network.metric("IS"))
     if kernel:
@@ -78,6 +82,8 @@ def measure(
         if reference.features is not None and len(reference.features) > NUM_NEIGHBOURS:
             pair = precision_recall(reference.features, features, k=NUM_NEIGHBOURS, reference_radii=reference.radii)
             found |= dict(zip(("precision", "recall"), pair, strict=True))
+    for metric in others:
+        found |= metric.metrics()
     return found | (verdict.metrics() if verdict else {})
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
@@ -37,6 +38,8 @@ def sample_figure(
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
     learned ones.
     """
+    if not model.is_image and len(model.image_shape) == 3:
+        raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
     model.check_guidance([options.guidance for options in columns])
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
