@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cfgjax.models.options import rule_value
-from tiny import mixture_config, of_mixture
+from tiny import mixture_config, of_mixture, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import mixture_of
@@ -21,7 +21,7 @@ from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 
 CONFIG = mixture_config()
-MODEL = Model(CONFIG, {}, bind_params=of_mixture(mixture_of(CONFIG.data)))
+MODEL = Model(CONFIG, {}, bind_params=of_mixture(mixture_of(settings(CONFIG).data)))
 NEEDED = "need Prediction(x=float32[8,2], eps=float32[8,2])"
 
 

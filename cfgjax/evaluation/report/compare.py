@@ -9,10 +9,9 @@ from typing import Any
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.download import INCEPTION_SHA256
 from cfgjax.base.errors import UsageError, one_line
-from cfgjax.diffusion.specs import named_arguments
 from cfgjax.evaluation.report import files as report
 from cfgjax.evaluation.report.files import Row
-from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, stated
+from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, published_form, stated
 
 Setting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
 Cells = dict[str, dict[float, tuple[float, float, int]]]  # {metric: {w: (mean, standard deviation, number of seeds)}}
@@ -106,13 +105,6 @@ def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record:
         "classifier_scale": row.get("classifier_scale", 0.0),
     }
     return Curve(setting, Group(f"{label}: {name}" if name else label, cells))
-
-
-def published_form(sampler: str) -> dict[str, Any]:
-    """Returns {"sampler": name, "v": value} of a sampler's text, as published settings have them."""
-    name, options = named_arguments(sampler)
-    v = options.get("v", "learned") if name == "ancestral" else None
-    return {"sampler": sampler if name != "ancestral" and options else name, "v": v}
 
 
 def guide_text(rows: Sequence[Row]) -> str:

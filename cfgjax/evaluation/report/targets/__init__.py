@@ -11,6 +11,7 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError, choose, nearest
 from cfgjax.base.json_files import read_json
+from cfgjax.diffusion.specs import named_arguments
 
 Targets = dict[str, Any]  # in the form above
 
@@ -69,3 +70,10 @@ def stated(targets: Targets, name: str) -> list[Any]:
     """Returns the published values of a setting, which may be in the rows; [] if it is not stated."""
     values = [targets["setting"][name]] if name in targets["setting"] else [row[name] for row in targets["rows"]]
     return [value for i, value in enumerate(values) if value is not None and value not in values[:i]]
+
+
+def published_form(sampler: str) -> dict[str, Any]:
+    """Returns {"sampler": name, "v": value} of a sampler's text, as published settings have them."""
+    name, options = named_arguments(sampler)
+    v = options.get("v", "learned") if name == "ancestral" else None
+    return {"sampler": sampler if name != "ancestral" and options else name, "v": v}
