@@ -10,8 +10,8 @@ import importlib
 
 __version__ = "0.1.0.dev0"
 PUBLIC = {  # name: the module that defines it, imported when the name is first used; `import cfgjax` imports no jax
-    "load": "cfgjax.models.model",
-    "load_guide": "cfgjax.models.guide",
+    "load": "cfgjax.models.loading",
+    "load_guide": "cfgjax.models.loading",
     "load_config": "cfgjax.runs.config",
     "train": "cfgjax.training.loop",
 }

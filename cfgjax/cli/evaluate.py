@@ -170,7 +170,7 @@ def planned(given):
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier
     from cfgjax.evaluation.frontier.settings import make_settings
-    from cfgjax.models.guide import load_guide
+    from cfgjax.models.loading import load_guide
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:

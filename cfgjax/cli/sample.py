@@ -64,7 +64,7 @@ def draw(given, labels, axes, upsampling):
 
     from cfgjax.evaluation.frontier.settings import resolved
     from cfgjax.evaluation.report.figures import sample_figure
-    from cfgjax.models.guide import load_guide
+    from cfgjax.models.loading import load_guide
 
     model = load_model(given, single(axes, "ema", ONE_AVERAGE))
     guide = None if given.guide is None else load_guide(given.guide)

@@ -1,44 +1,48 @@
 """Checks of what users pass to samplers."""
 
+from typing import Any
+
 import numpy as np
+from jaxtyping import Float, Shaped
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import scale_to_weight
 from cfgjax.diffusion.schedules import MAX_STEPS
 
 
-def check_whole_number(name, value, least, most=2**32 - 1):
+def check_whole_number(name: str, value: Any, least: int, most: int = 2**32 - 1) -> None:
     """Raises UsageError unless value is an integer from least to most, both included."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or not least <= value <= most:
         raise UsageError(f"{name} is {value!r}; need an integer of at least {least} and at most {most}")
 
 
-def check_num_steps(value):
+def check_num_steps(value: Any) -> None:
     """Raises UsageError unless value can be the number of levels of a sampling grid."""
     check_whole_number("num_steps", value, 2, MAX_STEPS)
 
 
-def check_share(name, value):
+def check_share(name: str, value: Any) -> None:
     """Raises UsageError unless value is a number in [0, 1]."""
     if not is_number(value) or not 0 <= value <= 1:
         raise UsageError(f"{name} is {value!r}; need a value in [0, 1]")
 
 
-def is_number(value):
-    """Whether value is one real number: no boolean, no string."""
+def is_number(value: Any) -> bool:
+    """Returns whether value is one real number: no boolean, no string."""
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 
-def label_array(labels):
-    """labels as an array [N]; its values are not checked."""
+def label_array(labels: ArrayLike) -> Shaped[np.ndarray, " n"]:
+    """Returns labels as an array. Its values are not checked."""
     try:
-        return np.atleast_1d(np.asarray(labels))
+        return np.array(labels, ndmin=1)
     except ValueError:  # lists of different lengths
         raise UsageError("labels are lists of different lengths; need integers [N]") from None
 
 
-def guidance_weights(guidance, scale, length):
-    """w as float32 [length], from w or from s = 1 + w, a number or one per label; 0 by default."""
+def guidance_weights(guidance: Any, scale: Any, length: int) -> Float[np.ndarray, " length"]:
+    """Returns w for each of `length` labels, from w or from s = 1 + w, a number or one per label; 0 by default."""
     if guidance is not None and scale is not None:
         raise UsageError(f"guidance (w) {guidance} and scale (s = 1 + w) {scale} are both given; give one")
     if scale is not None:
@@ -46,8 +50,8 @@ def guidance_weights(guidance, scale, length):
     return per_label("guidance", 0.0 if guidance is None else guidance, length)
 
 
-def per_label(name, value, length):
-    """value, a finite number or one per label, as float32 [length]."""
+def per_label(name: str, value: Any, length: int) -> Float[np.ndarray, " length"]:
+    """Returns a finite number for each of `length` labels, float32. value: a number or one per label."""
     try:
         values = np.asarray(value)
     except ValueError:  # lists of different lengths

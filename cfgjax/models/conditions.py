@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from cfgjax.base.errors import UsageError
+from cfgjax.data.batches import to_float
+from cfgjax.data.sources.registry import check_images
 from cfgjax.models.arguments import is_number
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
@@ -60,3 +62,30 @@ def check_low_res_logsnr(logsnr: float | None, least: float | None) -> np.float3
     if not is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
         raise UsageError(f"low_res_logsnr is {logsnr!r}; the network was trained with {least:g} … {CLEAN_LOGSNR:g}")
     return np.float32(logsnr)
+
+
+def check_upsamples(given: bool, low_res_shape: tuple[int, ...] | None) -> None:
+    """Raises UsageError unless low-resolution images are given to an upsampler, or not given to another model.
+
+    low_res_shape: of the images that the model takes, or None.
+    """
+    if given == (low_res_shape is not None):
+        return
+    needs = f"low_res, images of shape {low_res_shape} (a cascade's --base draws them)"
+    kind = "no upsampler" if low_res_shape is None else f"an upsampler and needs {needs}"
+    raise UsageError(f"low_res is {'' if given else 'not '}given; the model is {kind}")
+
+
+def check_low_res(low_res: Any, low_res_shape: tuple[int, ...] | None, length: int) -> Arrays:
+    """Returns {"low_res": images in [−1, 1], float32}, or {} for a model that takes none.
+
+    low_res: uint8 or float32 [length, *low_res_shape]. Raises UsageError for other images.
+    """
+    check_upsamples(low_res is not None, low_res_shape)
+    if low_res_shape is None:
+        return {}
+    low_res = np.asarray(low_res)
+    check_images(low_res, low_res_shape)
+    if len(low_res) != length:
+        raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
+    return {"low_res": to_float(low_res)}

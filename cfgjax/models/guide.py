@@ -1,32 +1,24 @@
-"""A trained noise-aware classifier: what classifier guidance takes its gradient from."""
+"""A trained noise-aware classifier, whose gradient classifier guidance uses."""
 
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.distributed.sharding import place_parameters
-from cfgjax.models.network import bind_classifier, check_params, make_network
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.models.network import bind_classifier, make_network
 from cfgjax.runs.settings import Settings
-from cfgjax.runs.workdir import read_settings
-
-
-def load_guide(workdir, step=None, ema=None):
-    """The `Guide` of a noise-aware classifier's run; step, ema: as in `cfgjax.load`."""
-    settings = read_settings(workdir)
-    if not settings.is_noisy_classifier:
-        raise UsageError(f"{workdir} holds no noise-aware classifier but a {settings.model.name}")
-    params, step = load_params(workdir, settings, step, ema)
-    check_params(workdir, settings, params)
-    return Guide(settings, params, step=step)
 
 
 class Guide:
@@ -36,7 +28,7 @@ class Guide:
     .bind(params) → logits_fn(z, logsnr).
     """
 
-    def __init__(self, config, params, *, step=None):
+    def __init__(self, config: ConfigDict | Settings, params: PyTree, *, step: int | None = None) -> None:
         self.settings = settings = Settings.from_config(config)
         self.params, self.step = params, step
         self.num_classes, self.image_shape = settings.data.num_classes, settings.data.image_shape
@@ -44,12 +36,12 @@ class Guide:
             raise UsageError(f"a {settings.model.name} takes no noise level, and cannot guide")
         self.levels = settings.diffusion.levels
         self.bind = functools.partial(bind_classifier, make_network(settings), levels=self.levels)
-        self._placed = {}
+        self._placed: dict[Mesh, PyTree] = {}
         self._log_prob = jax.jit(lambda params, z, logsnr: jax.nn.log_softmax(self.bind(params)(z, logsnr)))
 
     @functools.cached_property
-    def digest(self):
-        """SHA-256 of what determines its outputs."""
+    def digest(self) -> str:
+        """The SHA-256 of what determines its outputs."""
         return params_digest(self.settings, self.params)
 
     def check(self, settings: Settings) -> None:
@@ -64,22 +56,24 @@ class Guide:
             if classifiers != models:
                 raise UsageError(f"the classifier's {what} is {classifiers}, the model's {models}")
 
-    def on(self, mesh):
-        """guide(z, logsnr [B], cond) → log p(cond["label"] | z) [B], with parameters in their places on the mesh."""
+    def on(self, mesh: Mesh) -> Callable:
+        """Returns guide(z, logsnr [B], cond) → log p(cond["label"] | z) [B], with the parameters on the mesh."""
         return jax.tree_util.Partial(self._of_condition, self.params_on(mesh))
 
-    def _of_condition(self, params, z, logsnr, cond):
+    def _of_condition(
+        self, params: PyTree, z: Float[Array, "b ..."], logsnr: Float[Array, " b"], cond: dict[str, Array]
+    ) -> Float[Array, " b"]:
         logits = self.bind(params)(z, logsnr)
         return label_log_prob(logits.astype(jnp.promote_types(z.dtype, jnp.float32)), cond["label"])
 
-    def params_on(self, mesh):
-        """The parameters, in their places on the mesh."""
+    def params_on(self, mesh: Mesh) -> PyTree:
+        """Returns the parameters in their places on the mesh."""
         if mesh not in self._placed:
             self._placed[mesh] = place_parameters(mesh, self.params)
         return self._placed[mesh]
 
-    def log_prob(self, z, logsnr, label):
-        """log p(label | z) at λ = logsnr, float32 [B]. z: [B, …]; logsnr, label: a scalar or [B]."""
+    def log_prob(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike) -> Float[Array, " b"]:
+        """Returns log p(label | z) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]."""
         z = jnp.asarray(z, jnp.float32)
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes)

@@ -1,25 +1,33 @@
-"""A trained model: `load(workdir).sample(labels, guidance=…)`, with no training code in sight."""
+"""A trained model, to predict and to sample with: `load(workdir).sample(labels, guidance=…)`."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_samples
 from cfgjax.base.progress import compiling
-from cfgjax.data.batches import to_float, to_uint8
-from cfgjax.data.sources.registry import check_images, check_labels
+from cfgjax.data.batches import to_uint8
+from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
 from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
-from cfgjax.diffusion.prediction import PARAMETRISATIONS
+from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
 from cfgjax.models import arguments
 from cfgjax.models.binding import (
+    Argument,
     Trajectory,
     as_argument,
     check_together,
@@ -29,44 +37,43 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
 )
-from cfgjax.models.conditions import CLEAN_LOGSNR, check_low_res_logsnr, check_own_inputs, own_inputs
+from cfgjax.models.conditions import (
+    CLEAN_LOGSNR,
+    check_low_res,
+    check_low_res_logsnr,
+    check_own_inputs,
+    check_upsamples,
+    own_inputs,
+)
 from cfgjax.models.description import describe_model
-from cfgjax.models.network import bind, check_params, check_upsampler, has_null_label, make_network, null_condition
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
-from cfgjax.runs.workdir import read_settings
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
-
-
-def load(workdir, step=None, ema=None, mesh=None):
-    """The `Model` of a run's newest complete checkpoint, or of `step`.
-
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: see
-    `sharding.make_mesh`; by default all devices. Raises UsageError where there is no such run, step or rate.
-    """
-    settings = read_settings(workdir)
-    if settings.is_classifier:
-        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
-    rates, mesh = settings.ema.rates, make_mesh() if mesh is None else mesh
-    ema = (rates[0] if rates else 0) if ema is None else ema
-    params, step = load_params(workdir, settings, step, ema)
-    check_params(workdir, settings, params)
-    return Model(settings, place_parameters(mesh, params), step=step, ema=ema, mesh=mesh)
 
 
 class Model:
     """A network with its parameters, and the samplers compiled for it.
 
-    params: as the network has them. mesh: whose devices share each batch, with params in place on it; by default all
-    devices. bind_params: params → predict(z, logsnr, cond), to predict with something else than the config's network.
-    .settings, .num_classes, .image_shape, .levels (the process) are as trained. .step and .ema are the checkpoint's.
-    .options has the defaults of `sample`. .params may be replaced: what is compiled stays. .bind(params): the
-    predictor, for programs of one's own.
+    params: of the network; with a mesh, already in their places on it. mesh: the devices that share each batch; by
+    default all. bind_params: params → predict(z, logsnr, cond), a predictor in place of the config's network.
+
+    .settings, .num_classes, .image_shape, .levels (the process) are as trained; .step and .ema are those of the
+    checkpoint; .options are the defaults of `sample`. Replacing .params does not recompile anything. .bind(params)
+    returns the predictor, for use in other programs.
     """
 
-    def __init__(self, config, params, *, step=None, ema=None, mesh=None, bind_params=None):
+    def __init__(
+        self,
+        config: ConfigDict | Settings,
+        params: PyTree,
+        *,
+        step: int | None = None,
+        ema: float | None = None,
+        mesh: Mesh | None = None,
+        bind_params: Callable | None = None,
+    ) -> None:
         self.settings, self.step, self.ema = Settings.from_config(config), step, ema
         data, diffusion = self.settings.data, self.settings.diffusion
         if diffusion is None or self.settings.sample is None:
@@ -87,25 +94,33 @@ class Model:
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
         self._sample = jax.jit(self._run, static_argnames=("trajectory",))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
 
-    def put(self, params):
-        """Replaces the parameters by those given, numpy arrays, in their places on the mesh; what is compiled stays."""
+    def put(self, params: PyTree) -> None:
+        """Replaces the parameters by numpy arrays, placed on the mesh, without recompiling anything."""
         self.params = place_parameters(self.mesh, params)
 
-    def check_guidance(self, weights):
-        """Raises UsageError where a weight w is not 0 and the model knows no "no condition"."""
+    def check_guidance(self, weights: Sequence[float]) -> None:
+        """Raises UsageError if a weight w is not 0 and the network has no label "no condition"."""
         if any(weights) and not self.has_null_label:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
             raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
-    def eps(self, z, logsnr, label, **options):
-        """ε_θ(z, label) at λ = logsnr; arguments as of `predict`."""
+    def eps(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike, **options: Any) -> Float[Array, "b ..."]:
+        """Returns ε̂(z, label) at λ = logsnr. The arguments are those of `predict`."""
         return self.predict(z, logsnr, label, **options).eps
 
-    def predict(self, z, logsnr, label, *, low_res=None, conditions=None):
-        """The `Prediction` (x̂, ε̂) at λ = logsnr.
+    def predict(
+        self,
+        z: ArrayLike,
+        logsnr: ArrayLike,
+        label: ArrayLike,
+        *,
+        low_res: ArrayLike | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
+    ) -> Prediction:
+        """Returns the `Prediction` (x̂, ε̂) at λ = logsnr.
 
         z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "no condition".
         low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]} of a network
@@ -116,32 +131,27 @@ class Model:
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes + self.has_null_label)
         cond = {"label": jnp.asarray(label, jnp.int32), **check_own_inputs(conditions, self.own_inputs, len(z))}
-        self._check_kind(low_res)
+        check_upsamples(low_res is not None, self.low_res_shape)
         if low_res is not None:
             cond["low_res"] = jnp.asarray(low_res, jnp.float32)
             cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_logsnr_min is not None else {}
         return self._predict(self.params, z, logsnr, cond)
 
-    def _check_kind(self, low_res):
-        """Raises UsageError unless low_res is given to an upsampler, and to no other model."""
-        if (low_res is None) != (self.low_res_shape is None):
-            needs = f"low_res, images of shape {self.low_res_shape} (a cascade's --base draws them)"
-            kind = "no upsampler" if self.low_res_shape is None else f"an upsampler and needs {needs}"
-            raise UsageError(f"low_res is {'not ' if low_res is None else ''}given; the model is {kind}")
-
-    def sample(self, labels, guidance=None, *, return_trajectory=False, **options):
-        """Guided samples, sample i for labels[i]: uint8 [N, H, W, C]; float32 [N, D] for data that are not images.
+    def sample(
+        self, labels: ArrayLike, guidance: Any = None, *, return_trajectory: bool = False, **options: Any
+    ) -> Any:
+        """Returns guided samples, sample i for labels[i]: uint8 [N, H, W, C], or float32 [N, …] if they are no images.
 
         labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
-        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options: as
-        `sample_float` has them.
+        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options:
+        see `sample_float`.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
         return (images, trajectory) if return_trajectory else images
 
-    def sample_float(self, labels, guidance=None, **options):
-        """x̃ of guided samples before rounding, float32 [N, …], images in [−1, 1].
+    def sample_float(self, labels: ArrayLike, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
+        """Returns x̃ of guided samples before rounding, images in [−1, 1].
 
         scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
         most 256. low_res: of an upsampler, images uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the
@@ -157,31 +167,33 @@ class Model:
 
     def _sample_all(
         self,
-        labels,
-        guidance,
+        labels: ArrayLike,
+        guidance: Any,
         *,
-        scale=None,
-        batch_size=None,
-        low_res=None,
-        low_res_logsnr=None,
-        conditions=None,
-        trajectory,
-        **options,
-    ):
-        """(x̃ [N, …], their `Trajectory` or None)."""
+        scale: Any = None,
+        batch_size: int | None = None,
+        low_res: ArrayLike | None = None,
+        low_res_logsnr: float | None = None,
+        conditions: Mapping[str, ArrayLike] | None = None,
+        trajectory: bool,
+        **options: Any,
+    ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
+        """Returns (x̃, their `Trajectory` or None)."""
         labels = arguments.label_array(labels)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
         rule = self._rule(chosen.rule, weights, len(labels))
-        extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | self._check_low_res(low_res, len(labels))
+        extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | check_low_res(
+            low_res, self.low_res_shape, len(labels)
+        )
         size = min(batch_size or 256, len(labels))
         size += -size % self.mesh.size
         draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=trajectory)
         parts = []
         for start in range(0, len(labels), size):
-            index = np.arange(start, start + size) % len(labels)  # past the end: computed and thrown away
+            index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
             rows = {name: array[index] for name, array in extra.items()}
             drawn = draw(index, labels[index], weights[index], rows, rule=rows_of(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
@@ -191,30 +203,19 @@ class Model:
         by_level = [np.moveaxis(a, 1, 0) for a in seen]
         return x, Trajectory(self.grid(chosen.num_steps), *by_level) if trajectory else None
 
-    def _rule(self, rule, weights, length):
-        """The rule for these weights, without the null branch if all are 0, with numbers per sample checked."""
+    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int) -> Any:
+        """Returns the rule for these weights, without the null branch if all are 0, with numbers per sample checked."""
         given = rule_value(rule)
         given = given if weights.any() else at_zero(given)
 
-        def check(field, value):
+        def check(field: dataclasses.Field, value: Any) -> Any:
             checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
             return checked if np.ndim(value) else value
 
         return replaced(given, check)
 
-    def _check_low_res(self, low_res, length):
-        """{"low_res": float32}, or {} for a model that takes none."""
-        self._check_kind(low_res)
-        if low_res is None or self.low_res_shape is None:  # both or neither
-            return {}
-        low_res = np.asarray(low_res)
-        check_images(low_res, self.low_res_shape)
-        if len(low_res) != length:
-            raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
-        return {"low_res": to_float(low_res)}
-
-    def sampler(self, *, low_res_logsnr=None, trajectory=False, **options):
-        """draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …]: the compiled sampler.
+    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
+        """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
         The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
         on. extra: {name: [B, …]} of what the network takes besides the label; "low_res" in [−1, 1], of an upsampler.
@@ -235,7 +236,13 @@ class Model:
         self._placed(rule)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(index, labels, weights, extra=None, rule=rule):
+        def draw(
+            index: Shaped[np.ndarray, " b"],
+            labels: Shaped[np.ndarray, " b"],
+            weights: Shaped[np.ndarray, " b"],
+            extra: Mapping[str, np.ndarray] | None = None,
+            rule: Any = rule,
+        ) -> Any:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
@@ -250,10 +257,10 @@ class Model:
 
         return draw
 
-    def _placed(self, rule):
-        """The rule with its guides, checked, and its numbers per sample in their places on the mesh."""
+    def _placed(self, rule: Any) -> Any:
+        """Returns the rule with its guides, checked, and its numbers per sample in their places on the mesh."""
 
-        def place(field, value):
+        def place(field: dataclasses.Field, value: Any) -> Any:
             if value is None and not field.metadata.get("text", True):
                 raise UsageError(f"the rule {rule!r} has no {field.name}")
             if hasattr(value, "on") and hasattr(value, "check"):
@@ -263,8 +270,8 @@ class Model:
 
         return replaced(rule, place)
 
-    def grid(self, num_steps=None):
-        """λ of the levels of a sampler of num_steps, by default config.sample's, float32 [T], increasing."""
+    def grid(self, num_steps: int | str | None = None) -> Float[np.ndarray, " t"]:
+        """Returns λ of the levels of a sampler, increasing. num_steps: by default that of config.sample."""
         num_steps = self.options.num_steps if num_steps is None else num_steps
         if not isinstance(num_steps, str):
             arguments.check_num_steps(num_steps)
@@ -276,8 +283,19 @@ class Model:
             raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
         return grid.astype(np.float32)
 
-    def _run(self, params, key, batch, logsnrs, rule, sampler, low_res_logsnr, *, trajectory):
-        """What draw of `sampler` returns, for a batch of global indices, labels and weights, each [B, …]."""
+    def _run(
+        self,
+        params: PyTree,
+        key: PRNGKeyArray,
+        batch: dict[str, Array],
+        logsnrs: Float[Array, " t"],
+        rule: Argument,
+        sampler: Argument,
+        low_res_logsnr: Float[Array, ""] | None,
+        *,
+        trajectory: bool,
+    ) -> Any:
+        """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
         z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
         cond = {name: batch[name] for name in ("label", "low_res", *self.own_inputs) if name in batch}

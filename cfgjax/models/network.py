@@ -1,23 +1,27 @@
 """Networks built from a config, and bound to parameters and to λ."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
 from cfgjax.diffusion.contracts import check_prediction
-from cfgjax.diffusion.prediction import PARAMETRISATIONS
+from cfgjax.diffusion.levels import Continuous, Discrete
+from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
 from cfgjax.runs.config import call
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.settings import Settings
 
+Network = Any  # a linen module, called with (z, time, label, …)
+Condition = dict[str, Array]  # {name: [B, …]}
 
-def make_network(settings: Settings) -> Any:
+
+def make_network(settings: Settings) -> Network:
     """Returns the linen module of config.model for the classes and channels of config.data."""
     network = choose("network", settings.model.name, NETS | CLASSIFIERS | NOISY_CLASSIFIERS)
     fixed = {"num_classes": settings.data.num_classes}
@@ -26,14 +30,14 @@ def make_network(settings: Settings) -> Any:
     return call(network, "model", settings.model.options, **fixed, parent=None, name=None)
 
 
-def init_params(net, key, image_shape):
-    """Fresh parameters, float32."""
+def init_params(net: Network, key: PRNGKeyArray, image_shape: Sequence[int]) -> PyTree:
+    """Returns fresh parameters, float32."""
     args, options = inputs(net, 1, image_shape)
     return net.init(key, *args, **options)["params"]
 
 
-def inputs(net, batch, image_shape):
-    """(arguments, keyword arguments) of zeros, of the shapes and dtypes that net is called with."""
+def inputs(net: Network, batch: int, image_shape: Sequence[int]) -> tuple[tuple, dict[str, Array]]:
+    """Returns (arguments, keyword arguments) of zeros, of the shapes and dtypes that net is called with."""
     image, time = jnp.zeros((batch, *image_shape)), jnp.zeros(batch)
     if isinstance(net, tuple(CLASSIFIERS.values())):
         return (image,), {}
@@ -43,7 +47,7 @@ def inputs(net, batch, image_shape):
     return (image, time, label), options
 
 
-def condition(net, batch, image_shape):
+def condition(net: Network, batch: int, image_shape: Sequence[int]) -> Condition:
     """Returns the condition that net takes, a tree of zeros [batch, …]: "label", and for an upsampler "low_res".
 
     An upsampler that is told how much noise its low-resolution images have also takes its λ, "low_res_logsnr".
@@ -57,7 +61,7 @@ def condition(net, batch, image_shape):
     return found | (net.condition(batch) if hasattr(net, "condition") else {})
 
 
-def network_inputs(cond):
+def network_inputs(cond: Condition) -> tuple[Array, Condition]:
     """Returns (label, keyword arguments) with which a network is called for a condition."""
     options = {name: value for name, value in cond.items() if name not in ("label", "low_res_logsnr")}
     if "low_res_logsnr" in cond:
@@ -65,7 +69,7 @@ def network_inputs(cond):
     return cond["label"], options
 
 
-def check_upsampler(net: Any, data: DataSettings) -> None:
+def check_upsampler(net: Network, data: DataSettings) -> None:
     """Raises UsageError unless the data have low-resolution images if net takes them, and only then."""
     takes = "low_res" in condition(net, 1, data.image_shape)
     if takes != (data.low_res_size is not None):
@@ -73,19 +77,19 @@ def check_upsampler(net: Any, data: DataSettings) -> None:
         raise UsageError(f"{given}: an upsampler needs both")
 
 
-def null_condition(net, cond, num_classes):
+def null_condition(net: Network, cond: Condition, num_classes: int) -> Condition:
     """Returns cond with "no condition" in place of its label, and of what the network's own `null` replaces."""
     null = {**cond, "label": jnp.full_like(cond["label"], num_classes)}
     return net.null(null) if hasattr(net, "null") else null
 
 
-def has_null_label(net):
-    """Whether net, an ε-predictor, knows "no condition" and labels."""
+def has_null_label(net: Network) -> bool:
+    """Returns whether a denoising network takes labels and has the label "no condition"."""
     return getattr(net, "conditional", True) and getattr(net, "null_label", True)
 
 
-def check_network(net, image_shape):
-    """Parameter shapes of net at image_shape, without computing any; UsageError where they do not fit each other."""
+def check_network(net: Network, image_shape: Sequence[int]) -> PyTree:
+    """Returns the shapes of net's parameters, without computing any. Raises UsageError if image_shape does not fit."""
     args, options = inputs(net, 3, image_shape)
     try:
         params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
@@ -114,14 +118,23 @@ def check_params(workdir: str | Path, settings: Settings, params: PyTree) -> Non
         raise UsageError(f"{what}: {name} is {there} in the checkpoint, {here} by config.json; restore config.json")
 
 
-def bind(net, params, levels, parametrisation=PARAMETRISATIONS["eps"], *, train=False, dropout_key=None):
-    """predict(z [B, …], logsnr [B], cond) → `Prediction`: net with its parameters and time = levels.time(λ).
+def bind(
+    net: Network,
+    params: PyTree,
+    levels: Continuous | Discrete,
+    parametrisation: Callable = PARAMETRISATIONS["eps"],
+    *,
+    train: bool = False,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Callable:
+    """Returns predict(z [B, …], logsnr [B], cond) → `Prediction`, the network with its parameters.
 
-    parametrisation: what the network predicts, a value of `PARAMETRISATIONS`. cond: a tree like that of `condition`.
+    levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a value of
+    `PARAMETRISATIONS`. cond: a tree like that of `condition`.
     """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
 
-    def predict(z, logsnr, cond):
+    def predict(z: Float[Array, "b ..."], logsnr: Float[Array, " b"], cond: Condition) -> Prediction:
         label, options = network_inputs(cond)
         output = net.apply({"params": params}, z, levels.time(logsnr), label, train=train, rngs=rngs, **options)
         prediction = parametrisation(output, z, logsnr)
@@ -131,7 +144,14 @@ def bind(net, params, levels, parametrisation=PARAMETRISATIONS["eps"], *, train=
     return predict
 
 
-def bind_classifier(net, params, *, levels, train=False, dropout_key=None):
-    """logits_fn(z [B, …], logsnr [B]) → [B, K]: a noise-aware classifier with its parameters."""
+def bind_classifier(
+    net: Network,
+    params: PyTree,
+    *,
+    levels: Continuous | Discrete,
+    train: bool = False,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Callable:
+    """Returns logits_fn(z [B, …], logsnr [B]) → [B, K], a noise-aware classifier with its parameters."""
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
     return lambda z, logsnr: net.apply({"params": params}, z, levels.time(logsnr), train=train, rngs=rngs)

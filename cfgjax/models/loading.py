@@ -1,0 +1,39 @@
+"""Loads trained networks from workdirs."""
+
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from cfgjax.base.errors import UsageError
+from cfgjax.distributed.sharding import make_mesh, place_parameters
+from cfgjax.models.guide import Guide
+from cfgjax.models.model import Model
+from cfgjax.models.network import check_params
+from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.workdir import read_settings
+
+
+def load(workdir: str | Path, step: int | None = None, ema: float | None = None, mesh: Mesh | None = None) -> Model:
+    """Returns the `Model` of a run's newest complete checkpoint, or of that of `step`.
+
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: see
+    `sharding.make_mesh`; by default all devices. Raises UsageError if there is no such run, step or rate.
+    """
+    settings = read_settings(workdir)
+    if settings.is_classifier:
+        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    rates, mesh = settings.ema.rates, make_mesh() if mesh is None else mesh
+    ema = (rates[0] if rates else 0) if ema is None else ema
+    params, step = load_params(workdir, settings, step, ema)
+    check_params(workdir, settings, params)
+    return Model(settings, place_parameters(mesh, params), step=step, ema=ema, mesh=mesh)
+
+
+def load_guide(workdir: str | Path, step: int | None = None, ema: float | None = None) -> Guide:
+    """Returns the `Guide` of a noise-aware classifier's run. step, ema: see `cfgjax.load`."""
+    settings = read_settings(workdir)
+    if not settings.is_noisy_classifier:
+        raise UsageError(f"{workdir} holds a {settings.model.name}, not a noise-aware classifier")
+    params, step = load_params(workdir, settings, step, ema)
+    check_params(workdir, settings, params)
+    return Guide(settings, params, step=step)
