@@ -62,7 +62,7 @@ class Parametrisation:
     pair: Callable
 
     def __call__(
-        self, output: Float[Array, "b ..."], z: Float[Array, "b ..."], logsnr: Float[Array, " b"]
+        self, output: Float[Array, "b ..."], z: Float[Array, "b ..."], logsnr: Float[RealLike, " b"]
     ) -> Prediction:
         """Returns the prediction of a network's output, with or without the channels of a learned variance.
 
