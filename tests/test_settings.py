@@ -14,12 +14,16 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.data.sources.registry import SOURCES, open_source
+from cfgjax.diffusion.schedules import MAX_STEPS
+from cfgjax.evaluation.frontier.generate import LABELS
 from cfgjax.models.network import make_network
 from cfgjax.nets import NETS
 from cfgjax.nets.mlp import MLP
 from cfgjax.runs.config import define_flag, flatten, from_json, load_file, parse_flags, to_json
+from cfgjax.runs.sampling_settings import LABEL_POLICIES
 from cfgjax.runs.sections import OPTIONS, kinds_of
 from cfgjax.runs.settings import KEYS, SECTIONS, Settings
+from cfgjax.runs.values import MAX_LEVELS
 
 CONFIGS = {name: load_file(text) for name, text in tiny.CONFIGS.items()}
 BASE = tiny.EXPERIMENTS / "base.py"
@@ -268,7 +272,7 @@ def test_a_missing_section_and_a_missing_or_unknown_key_are_named(name):
         ("data.low_res_size", 3, r"data\.low_res_size is 3; need a divisor of the height 8"),
         ("sample.sampler", "dim", "unknown sampler 'dim', did you mean 'ddim'"),
         ("evaluate.label_policy", "balance", "unknown label policy 'balance', did you mean 'balanced'"),
-        ("evaluate.num_steps", 10**9, r"num_steps is 1000000000; need .* at most"),
+        ("evaluate.num_steps", 10**9, r"evaluate\.num_steps is 1000000000; need .* at most 1000000"),
     ],
 )
 def test_values_that_contradict_each_other_are_one_line(key, value, text):
@@ -283,6 +287,11 @@ def test_values_that_contradict_each_other_are_one_line(key, value, text):
 def test_augmentation_and_small_images_are_for_images(key, value):
     with pytest.raises(UsageError, match=r"are for images; data\.image_shape \(2,\)"):
         tiny.settings(CONFIGS["mixture"]).replace(**{f"data.{key}": value})
+
+
+def test_values_that_settings_and_the_code_below_both_name_agree():
+    assert set(LABEL_POLICIES) == LABELS.keys()
+    assert MAX_LEVELS == MAX_STEPS
 
 
 def test_a_network_and_a_source_of_a_user_have_keys_of_their_own(monkeypatch):

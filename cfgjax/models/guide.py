@@ -3,11 +3,17 @@
 import functools
 import hashlib
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
+from ml_collections import ConfigDict
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
@@ -19,8 +25,8 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 
 
-def load_guide(workdir, step=None, ema=None):
-    """The `Guide` of a noise-aware classifier's run; step, ema: as in `cfgjax.load`."""
+def load_guide(workdir: str | Path, step: int | None = None, ema: float | None = None) -> "Guide":
+    """Returns the `Guide` of a noise-aware classifier's run. step, ema: as in `cfgjax.load`."""
     settings = read_settings(workdir)
     if not settings.is_noisy_classifier:
         raise UsageError(f"{workdir} holds no noise-aware classifier but a {settings.model.name}")
@@ -36,7 +42,7 @@ class Guide:
     .bind(params) → logits_fn(z, logsnr).
     """
 
-    def __init__(self, config, params, *, step=None):
+    def __init__(self, config: ConfigDict | Settings, params: PyTree, *, step: int | None = None) -> None:
         self.settings = settings = Settings.from_config(config)
         self.params, self.step = params, step
         self.num_classes, self.image_shape = settings.data.num_classes, settings.data.image_shape
@@ -44,12 +50,12 @@ class Guide:
             raise UsageError(f"a {settings.model.name} takes no noise level, and cannot guide")
         self.levels = settings.diffusion.levels
         self.bind = functools.partial(bind_classifier, make_network(settings), levels=self.levels)
-        self._placed = {}
+        self._placed: dict[Mesh, PyTree] = {}
         self._log_prob = jax.jit(lambda params, z, logsnr: jax.nn.log_softmax(self.bind(params)(z, logsnr)))
 
     @functools.cached_property
-    def digest(self):
-        """SHA-256 of what determines its outputs."""
+    def digest(self) -> str:
+        """Returns the SHA-256 of what determines its outputs."""
         return params_digest(self.settings, self.params)
 
     def check(self, settings: Settings) -> None:
@@ -64,22 +70,22 @@ class Guide:
             if classifiers != models:
                 raise UsageError(f"the classifier's {what} is {classifiers}, the model's {models}")
 
-    def on(self, mesh):
-        """guide(z, logsnr [B], cond) → log p(cond["label"] | z) [B], with parameters in their places on the mesh."""
+    def on(self, mesh: Mesh) -> Callable[[Array, Array, dict[str, Array]], Array]:
+        """Returns guide(z, logsnr [B], cond) → log p(cond["label"] | z) [B], with parameters placed on the mesh."""
         return jax.tree_util.Partial(self._of_condition, self.params_on(mesh))
 
-    def _of_condition(self, params, z, logsnr, cond):
+    def _of_condition(self, params: PyTree, z: Array, logsnr: Array, cond: dict[str, Array]) -> Array:
         logits = self.bind(params)(z, logsnr)
         return label_log_prob(logits.astype(jnp.promote_types(z.dtype, jnp.float32)), cond["label"])
 
-    def params_on(self, mesh):
-        """The parameters, in their places on the mesh."""
+    def params_on(self, mesh: Mesh) -> PyTree:
+        """Returns the parameters, placed on the mesh."""
         if mesh not in self._placed:
             self._placed[mesh] = place_parameters(mesh, self.params)
         return self._placed[mesh]
 
-    def log_prob(self, z, logsnr, label):
-        """log p(label | z) at λ = logsnr, float32 [B]. z: [B, …]; logsnr, label: a scalar or [B]."""
+    def log_prob(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike) -> Float[Array, " b"]:
+        """Returns log p(label | z) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]."""
         z = jnp.asarray(z, jnp.float32)
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes)

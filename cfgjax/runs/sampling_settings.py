@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Annotated
 
-from cfgjax.base.errors import UsageError, choose
-from cfgjax.runs.values import Count, Numbers, Share, Text, integer, one_of, several
+from cfgjax.base.errors import choose
+from cfgjax.runs.values import Count, Levels, Numbers, Share, Text, integer, one_of, several
 
 MAX_PER_CELL = 10_000  # samples in a cell of a picture
+LABEL_POLICIES = ("balanced", "random")  # the keys of `LABELS`, which has their functions
 PAPER_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0)  # of CFG's tables
 
 
@@ -39,7 +40,7 @@ class EvaluateSettings:
     """config.evaluate: evaluations by `cfgjax evaluate`, whose flags override it, and during training.
 
     guidance: weights w. num_samples: number of samples for each. num_steps: network calls T. batch_size: maximum number
-    of samples per call of the sampler on each device. label_policy: "balanced" or "random". features: the feature
+    of samples per call of the sampler on each device. label_policy: one of LABEL_POLICIES. features: the feature
     network. classifier: workdir of a classifier run. reference: file of reference statistics, by default those of the
     run's training data. every_steps: interval of evaluations during training, or None; these draw every_num_samples
     samples for each w of every_guidance. A classifier has only every_steps, the interval at which it is evaluated on
@@ -48,7 +49,7 @@ class EvaluateSettings:
 
     guidance: Numbers = PAPER_WEIGHTS
     num_samples: Annotated[int, integer(2)] = 50_000
-    num_steps: Annotated[int, integer(2)] = 256
+    num_steps: Levels = 256
     batch_size: Count = 256
     label_policy: Text = "balanced"
     features: Annotated[str, one_of("classifier", "inception", "mixture")] = "inception"
@@ -59,8 +60,4 @@ class EvaluateSettings:
     every_guidance: Numbers = (0.0,)
 
     def __post_init__(self) -> None:
-        from cfgjax.diffusion.schedules import MAX_STEPS  # imports jax
-
-        choose("label policy", self.label_policy, dict.fromkeys(("balanced", "random")))
-        if not 2 <= self.num_steps <= MAX_STEPS:
-            raise UsageError(f"num_steps is {self.num_steps}; need an integer of at least 2 and at most {MAX_STEPS}")
+        choose("label policy", self.label_policy, dict.fromkeys(LABEL_POLICIES))
