@@ -14,12 +14,16 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.data.sources.registry import SOURCES, open_source
+from cfgjax.diffusion.schedules import MAX_STEPS
+from cfgjax.evaluation.frontier.generate import LABELS
 from cfgjax.models.network import make_network
 from cfgjax.nets import NETS
 from cfgjax.nets.mlp import MLP
 from cfgjax.runs.config import define_flag, flatten, from_json, load_file, parse_flags, to_json
+from cfgjax.runs.sampling_settings import LABEL_POLICIES
 from cfgjax.runs.sections import OPTIONS, kinds_of
 from cfgjax.runs.settings import KEYS, SECTIONS, Settings
+from cfgjax.runs.values import MAX_LEVELS
 
 CONFIGS = {name: load_file(text) for name, text in tiny.CONFIGS.items()}
 BASE = tiny.EXPERIMENTS / "base.py"
@@ -289,6 +293,11 @@ def test_values_that_contradict_each_other_are_one_line(key, value, text):
 def test_augmentation_and_small_images_are_for_images(key, value):
     with pytest.raises(UsageError, match=r"are for images; data\.image_shape \(2,\)"):
         tiny.settings(CONFIGS["mixture"]).replace(**{f"data.{key}": value})
+
+
+def test_values_that_settings_and_the_code_below_both_name_agree():
+    assert set(LABEL_POLICIES) == LABELS.keys()
+    assert MAX_LEVELS == MAX_STEPS
 
 
 def test_a_network_and_a_source_of_a_user_have_keys_of_their_own(monkeypatch):

@@ -234,9 +234,7 @@ def write_run(given, net, params, choice, **described):
     from cfgjax.runs.settings import Settings
     from cfgjax.training.state import TrainState
 
-    DiffusionSettings(
-        betas=described["betas"], num_timesteps=described["num_timesteps"]
-    )  # an error if they are invalid
+    DiffusionSettings(betas=described["betas"], num_timesteps=described["num_timesteps"])  # raises errors early
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
     settings = Settings.from_config(run_config(net, **described))

@@ -46,7 +46,7 @@ def guidance_weights(guidance: Any, scale: Any, length: int) -> Float[np.ndarray
     if guidance is not None and scale is not None:
         raise UsageError(f"guidance (w) {guidance} and scale (s = 1 + w) {scale} are both given; give one")
     if scale is not None:
-        return scale_to_weight(per_label("scale", scale, length))
+        return np.asarray(scale_to_weight(per_label("scale", scale, length)))
     return per_label("guidance", 0.0 if guidance is None else guidance, length)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Any
 
 from cfgjax.base.errors import UsageError, choose
-from cfgjax.runs.values import NotNegative, Number, Share, Text, integer
+from cfgjax.runs.values import Levels, NotNegative, Number, Share, Text, integer
 
 CONTINUOUS = ("schedule", "logsnr_min", "logsnr_max")
 DISCRETE = ("betas", "num_timesteps")
@@ -33,7 +33,7 @@ class DiffusionSettings:
     logsnr_min: Number | None = None
     logsnr_max: Number | None = None
     betas: Text | None = None
-    num_timesteps: Annotated[int, integer(2, 1_000_000)] | None = None
+    num_timesteps: Levels | None = None
     learned_variance: bool = False
     bound_weight: NotNegative = 0.001
     bound_steps: Annotated[int, integer(2)] = 1000

@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whole_number
 from cfgjax.diffusion.specs import spec
-from cfgjax.runs.values import BELOW_ONE, NONE, NUMBER, NUMBERS, TEXT, Kind, integer, one_of, several, shown
+from cfgjax.runs.values import BELOW_ONE, MAX_LEVELS, NONE, NUMBER, NUMBERS, TEXT, Kind, integer, one_of, several, shown
 
 PLACES = ("Model", "sample", "evaluate", "config.sample", "config.evaluate")
 """Where an option can be given: keyword arguments of `Model.sample`, flags of two commands, two config sections."""
@@ -111,7 +111,7 @@ class SampleOptions:
     num_steps: int | str = field(
         default=256,
         metadata=option(
-            integer(2) | TEXT,
+            integer(2, MAX_LEVELS) | TEXT,
             read_num_steps,
             "Numbers of sampling steps T, or timesteps such as ddim25 or 10+15+20.",
         ),

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from cfgjax.base.errors import one_line
 
 MAX_INT = 2**31 - 1  # steps are counted in int32
+MAX_LEVELS = 1_000_000  # of a process; as MAX_STEPS of cfgjax.diffusion.schedules, which imports jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,7 @@ BELOW_ONE = real("a number in [0, 1) in float32", lambda v: 0 <= v < 1)
 NUMBERS = several(NUMBER, "a non-empty tuple of finite numbers")
 
 Count = Annotated[int, COUNT]
+Levels = Annotated[int, integer(2, MAX_LEVELS)]
 Seed = Annotated[int, integer(0, 2**32 - 1)]
 Text = Annotated[str, TEXT]
 Number = Annotated[float, NUMBER]

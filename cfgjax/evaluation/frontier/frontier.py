@@ -80,6 +80,8 @@ class Frontier:
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
+        if model.step is None:
+            raise UsageError("the model has no step; load it from a run with cfgjax.load")
         self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:

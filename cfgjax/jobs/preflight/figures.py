@@ -6,8 +6,11 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from cfgjax.base.progress import timed
 from cfgjax.jobs.preflight.advice import replicated_parameters, warnings
@@ -33,7 +36,9 @@ COMPLAINT = (
 
 
 @unfiltered()
-def figures(config, devices=None, hbm=None):
+def figures(
+    config: ConfigDict | Settings, devices: Sequence[jax.Device] | None = None, hbm: int | None = None
+) -> dict[str, Any]:
     """Returns {name: figure} of the training step of config on devices (default: all), in bytes, seconds and FLOPs.
 
     hbm: bytes of memory of a device, to compute what fits; or None. Compiles, but creates no arrays and opens no data.
@@ -58,14 +63,14 @@ def figures(config, devices=None, hbm=None):
     return found | {"warnings": warnings(program, found)}
 
 
-def batch_figures(program):
+def batch_figures(program: Program) -> dict[str, int]:
     """Returns the batch sizes of an optimizer step: in total, per device, and per accumulation pass of a device."""
     total, parts = program.settings.train.batch_size, program.settings.train.accumulate_steps
     per_device = total // program.mesh.size
     return {"global": total, "per_device": per_device, "per_pass": per_device // parts, "accumulate_steps": parts}
 
 
-def memory_figures(program):
+def memory_figures(program: Program) -> dict[str, Any]:
     """Returns the bytes on each device, by part and in total, as if no two arrays shared memory.
 
     activations and peak count all residuals that JAX names, and all split parameters gathered at once.
@@ -86,7 +91,7 @@ def memory_figures(program):
     }
 
 
-def fitting(found, hbm):
+def fitting(found: dict[str, Any], hbm: int) -> dict[str, Any]:
     """Returns what fits into the fraction USABLE of hbm bytes on each device, for both counts of activations."""
     parts, batch = found["bytes_per_device"], found["batch"]
     passes, usable = batch["accumulate_steps"], int(USABLE * hbm)
@@ -101,7 +106,7 @@ def fitting(found, hbm):
 
 
 @unfiltered()
-def flops_per_image(config):
+def flops_per_image(config: ConfigDict | Settings) -> dict[str, float]:
     """Returns XLA's FLOPs per image of the optimizer step and its forward pass, before partitioning and optimisation.
 
     A multiply-add counts as two; recomputation by remat is included. The step is counted on one CPU device, since
@@ -121,7 +126,7 @@ def flops_per_image(config):
     return {name: lowered.cost_analysis()["flops"] / batch_size for name, lowered in counted.items()}
 
 
-def compiled_figures(program):
+def compiled_figures(program: Program) -> dict[str, Any]:
     """Returns the collectives, the memory and the compilation time of the compiled program, for one optimizer step."""
     start = time.monotonic()
     lowered = program.dispatch.lower(program.like, program.abstract_batches(1), program.step_key)
@@ -136,7 +141,7 @@ def compiled_figures(program):
 
 
 @contextlib.contextmanager
-def partitioner_complaints():
+def partitioner_complaints() -> Iterator[list[int]]:
     """Yields a list to which the number of XLA's partitioner complaints in the block is appended at the end.
 
     Each complaint is about an array that XLA gathers to change its sharding. XLA prints complaints only to stderr, at

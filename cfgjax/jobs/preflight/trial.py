@@ -12,10 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import timed
@@ -31,12 +34,12 @@ from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
 
 
-def trial_settings(settings, batch):
+def trial_settings(settings: Settings, batch: dict[str, int]) -> Settings:
     """Returns settings whose train.batch_size is the images per device. `fitted` multiplies it by the devices."""
     return settings.replace(**{"train.batch_size": batch["per_device"]})
 
 
-def in_a_process(settings, scratch=None):
+def in_a_process(settings: Settings, scratch: str | None = None) -> dict[str, Any]:
     """Runs `trial` in a process that uses the real devices. Raises UsageError with its last line if it fails."""
     with tempfile.TemporaryDirectory(prefix="cfgjax-preflight-", dir=scratch) as folder:
         path = Path(folder) / "config.json"
@@ -51,7 +54,7 @@ def in_a_process(settings, scratch=None):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def fitted(settings, devices):
+def fitted(settings: Settings, devices: Sequence[jax.Device]) -> tuple[Settings, bool]:
     """Returns (settings for these devices, whether their mesh is unchanged). If it does not fit, data=-1 is used."""
     settings = settings.replace(**{"train.batch_size": settings.train.batch_size * len(devices)})
     try:
@@ -61,7 +64,7 @@ def fitted(settings, devices):
         return settings.replace(mesh={}), False
 
 
-def trial(settings, folder):
+def trial(settings: Settings, folder: str | Path) -> dict[str, Any]:
     """Returns figures of one step of `trial_settings` on the available devices and of its checkpoint in folder.
 
     Each device has the batch of the run. The data are random if the config's data cannot be read. Raises UsageError if
@@ -107,7 +110,7 @@ def trial(settings, folder):
     }
 
 
-def with_batches(settings):
+def with_batches(settings: Settings) -> tuple[Program, PyTree, str]:
     """Returns (`Program` or `Run`, the batches of one dispatch, their origin)."""
     try:
         run = Run(settings)
@@ -117,12 +120,12 @@ def with_batches(settings):
         return program, random_batches(program), f"random ({e})"
 
 
-def random_batches(program):
+def random_batches(program: Program) -> PyTree:
     """Returns the batches of one dispatch, with random images and labels."""
     rng = np.random.default_rng(0)
     classes = program.settings.data.num_classes
 
-    def draw(leaf):
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         whole = np.issubdtype(leaf.dtype, np.integer)
         drawn = rng.integers(0, classes, leaf.shape) if whole else rng.uniform(-1, 1, leaf.shape)
         return jax.device_put(drawn.astype(leaf.dtype), leaf.sharding)
@@ -130,7 +133,7 @@ def random_batches(program):
     return jax.tree.map(draw, program.abstract_batches(program.settings.train.steps_per_dispatch))
 
 
-def check_memory(program):
+def check_memory(program: Program) -> dict[str, int]:
     """Returns {figure: bytes} of each device's state and memory. Raises UsageError if the state does not fit."""
     parts = state_bytes(program.like)
     device, least = jax.local_devices()[0], sum(parts.values())
@@ -146,7 +149,7 @@ def check_memory(program):
     return {"least_bytes": least, "memory_bytes": memory, "state_bytes_per_device": device_bytes(program.like)}
 
 
-def fingerprint(tree):
+def fingerprint(tree: PyTree) -> list[tuple[str, str, str]]:
     """Returns the SHA-256 of every shard on this process, in order. Equal only if all arrays are equal bit for bit."""
     digests = []
     for leaf in jax.tree.leaves(tree):
@@ -156,7 +159,7 @@ def fingerprint(tree):
     return digests
 
 
-def trial_report(found):
+def trial_report(found: dict[str, Any]) -> list[str]:
     """Returns `trial`'s figures as lines of text."""
     seconds, kind = found["seconds"], f"{found['devices']} × {found['device_kind']}"
     mesh = " × ".join(f"{name} {size}" for name, size in found["mesh"].items())
@@ -171,7 +174,7 @@ def trial_report(found):
     ]
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> int:
     """Runs `python -m cfgjax.jobs.preflight.trial CONFIG.json FOLDER`. Returns its exit code."""
     path, folder = argv[1:]
     try:
