@@ -1,21 +1,26 @@
 """Exponential moving averages of the parameters, at several rates at once."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+Averages = dict[str, PyTree]  # {str(rate): averaged parameters}
 
 
-def init(params, rates):
-    """{str(rate): copy of params}. Started as a copy, not at zero, so no bias has to be corrected."""
+def init(params: PyTree, rates: Sequence[float]) -> Averages:
+    """Returns a copy of params for each rate. Since they start as copies and not at zero, no bias is corrected."""
     return {str(float(rate)): jax.tree.map(jnp.copy, params) for rate in rates}
 
 
-def update(ema, params, step, *, warmup):
-    """e ← r e + (1−r) params for each rate r; with warmup, r is at most (1+n)/(10+n) after n steps.
+def update(ema: Averages, params: PyTree, step: Int[Array, ""], *, warmup: bool) -> Averages:
+    """Returns r e + (1 − r) params for the average e of each rate r; with warmup, r is at most (1 + n) / (10 + n).
 
-    step: optimizer steps taken before this one, skipped ones included, int scalar.
+    step: n, the optimizer steps taken before this one, including skipped ones.
     """
 
-    def average(rate, old):
+    def average(rate: float, old: PyTree) -> PyTree:
         r = jnp.minimum(rate, (1.0 + step) / (10.0 + step)) if warmup else rate
         return jax.tree.map(lambda e, p: e + (1 - r) * (p - e), old, params)
 

@@ -1,41 +1,44 @@
-"""SIGTERM, SIGINT and SIGUSR1 as a wish to stop, looked at between steps."""
+"""Stop signals: SIGTERM, SIGINT and SIGUSR1 set a flag that training checks between steps."""
 
 import signal
+from types import FrameType
+from typing import Any, Self
 
 import numpy as np
+from jaxtyping import Int
 
 from cfgjax.base.exits import STOP_SIGNALS
 
 
 class StopRequest:
-    """A context in which these signals set `.signal`, a name, and nothing else.
+    """A context in which stop signals only set `.signal` to their name.
 
-    SIGINT a second time does what it did before, so that an impatient Ctrl-C still ends the process; schedulers may
-    send the others more than once.
+    A second SIGINT has its previous effect, so that pressing Ctrl-C again ends the process. Schedulers may send the
+    others more than once.
     """
 
-    def __init__(self):
-        self.signal = None
+    def __init__(self) -> None:
+        self.signal: str | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _handle(self, number, frame):
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
+            signal.signal(number, self._before[signal.SIGINT])
 
 
-def wish_number(name):
-    """The signal's number as an array of one, 0 for None: what a step carries to the other processes."""
+def signal_number(name: str | None) -> Int[np.ndarray, "1"]:
+    """Returns the number of a signal, 0 for None, as an array that a step can carry to the other processes."""
     return np.array([0 if name is None else signal.Signals[name].value], np.int32)
 
 
-def wish_name(number):
-    """The inverse of `wish_number`, of the number itself."""
+def signal_name(number: Any) -> str | None:
+    """Returns the name of the signal with this number, or None for 0."""
     return signal.Signals(int(number)).name if number else None

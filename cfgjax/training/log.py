@@ -6,6 +6,9 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,32 +21,40 @@ from cfgjax.training.extensions import naming
 from cfgjax.training.objective import SHARE
 from cfgjax.training.writers import WRITERS
 
-# Metrics averaged over some examples of a step: the share of these examples. Other metrics have their share in a metric
-# with the suffix SHARE, or a share of 1.
-SHARES = {"loss_cond": lambda m: 1 - m["drop_rate"], "loss_uncond": lambda m: m["drop_rate"]}
+# Metrics that are averaged over some examples of a step, and the share of these. Other metrics have their share in a
+# metric with the suffix SHARE, or a share of 1.
+SHARES: dict[str, Callable[[Mapping[str, float]], float]] = {
+    "loss_cond": lambda m: 1 - m["drop_rate"],
+    "loss_uncond": lambda m: m["drop_rate"],
+}
 BAR_COLUMNS = 50  # of BAR at 10⁶ steps, of which 15 are the bar itself
 LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
 
 
-def summarise(steps):
-    """One {name: float} for a list of per-step metrics: means over the steps that were not skipped.
+def summarise(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the means of per-step metrics over the steps that were not skipped.
 
-    Names without a value (no unconditional example, no step that was not skipped) are left out.
+    Metrics without a value, for example because there was no unconditional example, are left out.
     """
     kept = [m for m in steps if not m["skipped"]]
     summary = {name: steps[-1][name] for name in LAST}
     for name in steps[0].keys() - {"skipped", *LAST}:
         if name.endswith(SHARE):
             continue
-        share = SHARES.get(name, lambda m, name=name: m.get(name + SHARE, 1.0))
+        share = SHARES.get(name, functools.partial(share_of, name))
         weight = math.fsum(share(m) for m in kept)
         if weight > 0:
             summary[name] = math.fsum(m[name] * share(m) for m in kept if share(m)) / weight
     return dict(sorted(summary.items()))
 
 
-def fitting(entries, columns):
-    """Joins as many entries, from the first on, as fit into `columns`."""
+def share_of(name: str, metrics: Mapping[str, float]) -> float:
+    """Returns the share of a step's examples over which a metric was averaged."""
+    return metrics.get(name + SHARE, 1.0)
+
+
+def fitting(entries: Sequence[str], columns: int) -> str:
+    """Returns as many entries as fit into `columns`, joined by commas."""
     text = ""
     for entry in entries:
         longer = f"{text}, {entry}" if text else entry
@@ -54,19 +65,21 @@ def fitting(entries, columns):
 
 
 class RunLog:
-    """Writes metrics of a run that starts or resumes at start_step; earlier lines of later steps are removed.
+    """Writes the metrics of a run that starts or resumes at start_step, after removing lines of later steps.
 
-    writers: of the caller, in addition to those of every run. last: the newest metrics of the training with their step.
-    Only the first of several processes writes; in the others every method does nothing, but `has` and `last` are the
-    same.
+    writers: of the caller, in addition to those of every run. `last` has the newest metrics of the training with their
+    step. With several processes only the first writes; in the others, only `has` and `last` have an effect.
     """
 
-    def __init__(self, workdir, start_step, num_steps, batch_size, writers=()):
+    def __init__(
+        self, workdir: Path, start_step: int, num_steps: int, batch_size: int, writers: Sequence[Any] = ()
+    ) -> None:
         self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
         self._since = time.monotonic(), start_step
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
         self._kept = processes.decided(read, "the metrics so far")
-        self.last = next((line for line in reversed(self._kept) if "loss" in line), {"step": start_step})
+        first: dict[str, float] = {"step": start_step}
+        self.last = next((line for line in reversed(self._kept) if "loss" in line), first)
         if not self._write:
             return
         self._own = [open_writer(workdir, start_step) for open_writer in WRITERS.values()]
@@ -81,13 +94,13 @@ class RunLog:
             bar_format=BAR,
         )
 
-    def advance(self, step):
-        """Moves the bar to step."""
+    def advance(self, step: int) -> None:
+        """Moves the progress bar to a step."""
         if self._write:
             self._bar.update(step - self._bar.n)
 
-    def write(self, step, metrics):
-        """One line of metrics at step everywhere, with images/s since the line before."""
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes metrics at a step to all writers and the terminal, with images/s since the previous call."""
         self.last = {"step": step, **metrics}
         if not self._write:
             return
@@ -109,44 +122,44 @@ class RunLog:
             self._bar.set_postfix_str(fitting(entries, shutil.get_terminal_size().columns - BAR_COLUMNS))
         self._extend(step, lambda writer: writer.write(step, metrics))
 
-    def record(self, step, metrics):
-        """One line of what was measured at step, besides the training itself, everywhere and to the user."""
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes measurements other than those of the training to all writers and the terminal."""
         if self._write:
             self._put(step, metrics)
             self.say(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
             self._extend(step, lambda writer: writer.write(step, metrics))
 
-    def has(self, step, name):
-        """Whether the metric was there at step when the run was resumed."""
+    def has(self, step: int, name: str) -> bool:
+        """Returns whether the metrics of a step had this name when the run was resumed."""
         return any(line["step"] == step and name in line for line in self._kept)
 
-    def _put(self, step, metrics):
-        """Gives the metrics to the writers of every run."""
+    def _put(self, step: int, metrics: dict[str, float]) -> None:
+        """Passes metrics to the writers of every run."""
         for writer in self._own:
             writer.write(step, metrics)
 
-    def _extend(self, step, use):
-        """Calls use(writer) for each writer of the caller. Raises ExtensionError where one fails."""
+    def _extend(self, step: int, use: Callable[[Any], object]) -> None:
+        """Calls use(writer) for each writer of the caller. Raises ExtensionError if one fails."""
         for writer in self._added:
             with naming("writer", writer, step):
                 use(writer)
 
     @contextlib.contextmanager
-    def paused(self):
-        """For work that is not training: its time does not count against images/s."""
+    def paused(self) -> Iterator[None]:
+        """Excludes the time inside the context from images/s, for work that is not training."""
         start = time.monotonic()
         yield
         then, step = self._since
         self._since = then + time.monotonic() - start, step
 
-    def say(self, text):
-        """A line to the user, above the bar if there is one."""
+    def say(self, text: str) -> None:
+        """Prints a line, above the progress bar if there is one."""
         if self._write:
             tqdm.tqdm.write(text)
             sys.stdout.flush()
 
-    def image(self, step, name, picture):
-        """Gives picture, uint8 [H, W, C], to the writers that show pictures."""
+    def image(self, step: int, name: str, picture: Any) -> None:
+        """Passes a picture, uint8 [H, W, C], to the writers that show pictures."""
         if self._write:
             picture = np.asarray(picture)
             for writer in self._own:
@@ -154,8 +167,8 @@ class RunLog:
                     writer.image(step, name, picture)
             self._extend(step, lambda writer: hasattr(writer, "image") and writer.image(step, name, picture))
 
-    def close(self):
-        """Flushes and closes everything."""
+    def close(self) -> None:
+        """Flushes and closes the writers."""
         if self._write:
             self._bar.close()
             for writer in self._own:

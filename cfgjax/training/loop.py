@@ -20,7 +20,7 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.extensions import ExtensionError, name_of, naming
-from cfgjax.training.interrupt import StopRequest, wish_name
+from cfgjax.training.interrupt import StopRequest, signal_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
 from cfgjax.training.state import TrainState
@@ -103,7 +103,7 @@ def fit(run: Run, claim: Claim, stop: StopRequest) -> Outcome:
                 return Outcome(done, runlog.last)
     except OSError as e:
         whole = max(complete_steps(directory), default=None)
-        kept = "no step is saved" if whole is None else f"step {whole} is whole"
+        kept = "no step is saved" if whole is None else f"step {whole} is complete"
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
 
 
@@ -133,17 +133,17 @@ def loop(
         return True
     with runlog.paused():
         dispatch = compiled(run, state, step, runlog, stop)
-    running: list = []  # metrics of the dispatch that the devices may still be at work on
-    wish = None  # the signal that any process got before a step whose metrics are known
+    running: list = []  # metrics of the dispatch that the devices may still compute
+    signal = None  # received by any process before a step whose metrics are known
     while step < pace.num_steps:
         processes.stage(f"step {step}")
-        state, metrics = dispatch(state, run.batches(step), run.step_key, run.wishes(stop))
+        state, metrics = dispatch(state, run.batches(step), run.step_key, run.stop_signals(stop))
         step += pace.steps_per_dispatch
         if step < pace.num_steps:
             run.look_ahead(step)
-        stopping, done = wish if together else stop.signal, step >= pace.num_steps
+        stopping, done = bool(signal if together else stop.signal), step >= pace.num_steps
         fetched, heard = fetch(running)
-        history, running, wish = history + fetched, [metrics], wish or heard
+        history, running, signal = history + fetched, [metrics], signal or heard
         runlog.advance(step)
         checkpoints.check()
 
@@ -151,7 +151,7 @@ def loop(
         saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping
         if logging_now or saving_now:
             fetched, heard = fetch(running)
-            history, running, wish = history + fetched, [], wish or heard
+            history, running, signal = history + fetched, [], signal or heard
         check_finite(history, pace.max_skipped_in_row, step)
         if history and history[-1]["skipped_in_row"] and not (done or stopping):
             saving_now = False  # what may be about to diverge does not displace what did not
@@ -216,7 +216,7 @@ def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopR
     processes.stage("compiling")
     k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
     runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {batch_size} …")
-    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.wishes(stop)).compile()
+    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.stop_signals(stop)).compile()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch
 
@@ -233,12 +233,12 @@ def describe(run: Run, state: TrainState) -> str:
 def fetch(running: list[dict[str, Array]]) -> tuple[list[dict[str, float]], str | None]:
     """Returns ([{name: float}] of every step in the metrics of dispatches, each {name: [k]}; the signal they carry)."""
     steps: list[dict[str, float]] = []
-    wish = None
+    signal = None
     for metrics in jax.device_get(running):
-        wish = wish_name(metrics.pop("wish", [0])[0])
+        signal = signal_name(metrics.pop("signal", [0])[0])
         length = len(metrics["loss"])
         steps += [{name: float(values[i]) for name, values in metrics.items()} for i in range(length)]
-    return steps, wish
+    return steps, signal
 
 
 def check_finite(history: list[dict[str, float]], most: int, step: int) -> None:

@@ -1,10 +1,11 @@
-"""What a training step minimises: the loss of a diffusion model, or the cross-entropy of a classifier."""
+"""Training objectives: the loss of a diffusion model, and the cross-entropy of a classifier."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion import losses
@@ -12,13 +13,11 @@ from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.process import diffuse
 from cfgjax.models.conditions import CLEAN_LOGSNR
-from cfgjax.models.network import (
-    bind,
-    bind_classifier,
-    condition,
-    has_null_label,
-    null_condition,
-)
+from cfgjax.models.network import Network, bind, bind_classifier, condition, has_null_label, null_condition
+from cfgjax.runs.diffusion_settings import DiffusionSettings
+
+Drawn = dict[str, Any]  # a batch with its random part, a tree of [B, …]
+Terms = dict[str, Array]  # {"loss": [B], …}
 
 REDRAWN, LOW_RES = 3, 4  # streams of random numbers that only some objectives draw; `losses.draw` has 0 … 2
 LEVEL_BINS = 4  # of λ; a noise-aware classifier's accuracy is logged for each
@@ -26,12 +25,12 @@ SHARE = "_share"  # suffix of a metric: the share of the batch over which anothe
 
 
 class Objective(NamedTuple):
-    """The functions of which the step is made.
+    """The functions that define a training step.
 
-    init: () → level_losses, arrays that the objective keeps from step to step, () where it keeps nothing.
     draw: (key, batch, level_losses) → the batch with its random part drawn, a tree of [B, …].
-    terms: (params, drawn, dropout_key) → {"loss": [B], …}, per example; the mean loss is minimised.
-    summary: (terms, drawn) → {name: scalar}, what is logged besides the loss.
+    terms: (params, drawn, dropout_key) → {"loss": [B], …} per example. The step minimises the mean loss.
+    summary: (terms, drawn) → {name: scalar}, the metrics besides the loss.
+    init: () → level_losses, arrays that the objective keeps from step to step; () for none.
     observe: (level_losses, terms, drawn) → level_losses after a step.
     """
 
@@ -42,11 +41,12 @@ class Objective(NamedTuple):
     observe: Callable = lambda history, terms, drawn: history
 
 
-def denoising(net, num_classes, diffusion):
-    """CFG algorithm 1: ε_θ(z_λ, c) against ε, labels dropped with probability p_uncond; diffusion: `DiffusionSettings`.
+def denoising(net: Network, num_classes: int, diffusion: DiffusionSettings) -> Objective:
+    """Returns the objective of CFG algorithm 1: ε̂(z_λ, c) against ε, labels dropped with probability p_uncond.
 
-    With learned variance the hybrid loss. Logs loss_cond and loss_uncond over the examples that kept and lost their
-    label (0 if none did) and drop_rate, for a network with a null label; mse and bound of the hybrid loss.
+    With a learned variance it is the hybrid loss, whose mse and bound are logged. For a network with a null label,
+    loss_cond and loss_uncond are logged, the losses of the examples that kept and lost their label (0 without any),
+    and drop_rate.
     """
     levels = diffusion.levels
     if diffusion.p_uncond and not has_null_label(net):
@@ -54,18 +54,17 @@ def denoising(net, num_classes, diffusion):
     taken = condition(net, 1, ())
     noisy_low_res = "low_res_logsnr" in taken
     if noisy_low_res and "low_res" not in taken:
-        raise UsageError("model.low_res_noise is True, model.low_res is False: noise in what is not there")
-    if noisy_low_res != (diffusion.low_res_logsnr_min is not None):
-        given = f"model.low_res_noise is {noisy_low_res}, diffusion.low_res_logsnr_min {diffusion.low_res_logsnr_min}"
+        raise UsageError("model.low_res_noise requires model.low_res=True")
+    noisiest = diffusion.low_res_logsnr_min
+    if noisy_low_res != (noisiest is not None):
+        given = f"model.low_res_noise is {noisy_low_res}, diffusion.low_res_logsnr_min {noisiest}"
         raise UsageError(f"{given}: give both or neither")
-    if noisy_low_res and not diffusion.low_res_logsnr_min < CLEAN_LOGSNR:
-        given = diffusion.low_res_logsnr_min
-        raise UsageError(
-            f"diffusion.low_res_logsnr_min is {given}; need a level below {CLEAN_LOGSNR:g}, which is clean"
-        )
+    if noisiest is not None and not noisiest < CLEAN_LOGSNR:
+        need = f"need a level below {CLEAN_LOGSNR:g}, which is clean"
+        raise UsageError(f"diffusion.low_res_logsnr_min is {noisiest}; {need}")
     by_moment = diffusion.time_sampler == "second_moment"
 
-    def draw(key, batch, history):
+    def draw(key: PRNGKeyArray, batch: dict[str, Array], history: PyTree) -> Drawn:
         image = batch["image"]
         cond = {name: batch[name] for name in taken if name in batch}
         null = null_condition(net, cond, num_classes)
@@ -74,15 +73,14 @@ def denoising(net, num_classes, diffusion):
         if by_moment:
             u, drawn["weight"] = losses.redraw_levels(jax.random.fold_in(key, REDRAWN), u, history)
         drawn |= {"u": u, "logsnr": levels.logsnr(u)}
-        if noisy_low_res:
+        if noisiest is not None:
             key_level, key_noise = jax.random.split(jax.random.fold_in(key, LOW_RES))
-            bounds = dict(minval=diffusion.low_res_logsnr_min, maxval=CLEAN_LOGSNR)
-            cond["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, **bounds)
+            cond["low_res_logsnr"] = jax.random.uniform(key_level, u.shape, minval=noisiest, maxval=CLEAN_LOGSNR)
             noise = jax.random.normal(key_noise, batch["low_res"].shape)
             cond["low_res"] = diffuse(batch["low_res"], noise, cond["low_res_logsnr"])
         return drawn
 
-    def terms(params, drawn, dropout_key):
+    def terms(params: PyTree, drawn: Drawn, dropout_key: PRNGKeyArray) -> Terms:
         parametrisation = PARAMETRISATIONS[diffusion.parametrisation]
         predict = bind(net, params, levels, parametrisation, train=True, dropout_key=dropout_key)
         given = predict, drawn["image"], drawn["cond"], drawn["eps"], drawn["logsnr"]
@@ -94,9 +92,9 @@ def denoising(net, num_classes, diffusion):
         found["unweighted"] = found["loss"]
         return found | {"loss": found["loss"] * drawn["weight"]} if by_moment else found
 
-    def summary(terms, drawn):
+    def summary(terms: Terms, drawn: Drawn) -> dict[str, Array]:
         weight = drawn.get("weight", 1.0)
-        logged = {name: jnp.mean(terms[name] * weight) for name in ("mse", "bound") if name in terms}
+        logged: dict[str, Array] = {name: jnp.mean(terms[name] * weight) for name in terms if name in ("mse", "bound")}
         if has_null_label(net):
             dropped = drawn["cond"]["label"] == num_classes
             logged["loss_cond"] = masked_mean(terms["loss"], ~dropped)
@@ -110,10 +108,10 @@ def denoising(net, num_classes, diffusion):
     return Objective(draw, terms, summary, losses.new_history, observe)
 
 
-def classification(net):
-    """Cross-entropy −log p(c | x) of clean images. Logs the accuracy on the batch."""
+def classification(net: Network) -> Objective:
+    """Returns the objective −log p(c | x) for clean images. It logs the accuracy on the batch."""
 
-    def terms(params, drawn, dropout_key):
+    def terms(params: PyTree, drawn: Drawn, dropout_key: PRNGKeyArray) -> Terms:
         logits = net.apply({"params": params}, drawn["image"], train=True, rngs={"dropout": dropout_key})["logits"]
         return cross_entropy(logits, drawn["label"])
 
@@ -121,24 +119,24 @@ def classification(net):
     return Objective(lambda key, batch, history: batch, terms, summary)
 
 
-def noisy_classification(net, diffusion):
-    """Cross-entropy −log p(c | z_λ), λ drawn as a diffusion model's; ADM (arXiv:2105.05233) section 4.
+def noisy_classification(net: Network, diffusion: DiffusionSettings) -> Objective:
+    """Returns the objective −log p(c | z_λ), with λ drawn as for a diffusion model; ADM (arXiv:2105.05233) section 4.
 
-    Logs the accuracy on the batch and in each of LEVEL_BINS equal parts of u: accuracy_0 is that of the cleanest (0 if
-    the batch has none), accuracy_0_share their share of the batch.
+    It logs the accuracy on the batch, and in each of LEVEL_BINS equal parts of u: accuracy_0 is that of the cleanest
+    examples (0 without any), accuracy_0_share their share of the batch.
     """
     levels = diffusion.levels
 
-    def draw(key, batch, history):
+    def draw(key: PRNGKeyArray, batch: dict[str, Array], history: PyTree) -> Drawn:
         eps, u, _ = losses.draw(key, batch["image"], batch["label"], null=batch["label"], p_uncond=0.0)
         return {**batch, "eps": eps, "u": u}
 
-    def terms(params, drawn, dropout_key):
+    def terms(params: PyTree, drawn: Drawn, dropout_key: PRNGKeyArray) -> Terms:
         logsnr = levels.logsnr(drawn["u"])
         logits_fn = bind_classifier(net, params, levels=levels, train=True, dropout_key=dropout_key)
         return cross_entropy(logits_fn(diffuse(drawn["image"], drawn["eps"], logsnr), logsnr), drawn["label"])
 
-    def summary(terms, drawn):
+    def summary(terms: Terms, drawn: Drawn) -> dict[str, Array]:
         part = (drawn["u"] * LEVEL_BINS).astype(jnp.int32)
         logged = {"accuracy": jnp.mean(terms["correct"])}
         for i in range(LEVEL_BINS):
@@ -149,11 +147,11 @@ def noisy_classification(net, diffusion):
     return Objective(draw, terms, summary)
 
 
-def masked_mean(values, mask):
-    """Mean of values [B] over a mask [B]; 0 for an empty mask, not 0/0, at which JAX_DEBUG_NANS would stop."""
+def masked_mean(values: Shaped[Array, " b"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
+    """Returns the mean of values over a mask, and 0 for an empty mask: JAX_DEBUG_NANS would stop at 0/0."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def cross_entropy(logits, label):
-    """{"loss": −log p(label) [B], "correct": whether it is the likeliest [B]}."""
+def cross_entropy(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Terms:
+    """Returns {"loss": −log p(label) [B], "correct": whether label has the largest logit [B]}."""
     return {"loss": -label_log_prob(logits, label), "correct": logits.argmax(axis=-1) == label}

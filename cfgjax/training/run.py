@@ -30,7 +30,7 @@ from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
-from cfgjax.training.interrupt import StopRequest, wish_number
+from cfgjax.training.interrupt import StopRequest, signal_number
 from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
@@ -209,9 +209,9 @@ class Run(Program):
         """Ends the processes that make batches."""
         self._batches.close()
 
-    def wishes(self, stop: StopRequest) -> Int[Array, " devices"] | None:
+    def stop_signals(self, stop: StopRequest) -> Int[Array, " devices"] | None:
         """Returns the signal of a `StopRequest` as the dispatch takes it, or None if there is no other process."""
         if jax.process_count() == 1:
             return None
-        wishes = np.repeat(wish_number(stop.signal), len(self._own_devices))
-        return place_batch(self.mesh, wishes, self._own_devices, self.mesh.size)
+        numbers = np.repeat(signal_number(stop.signal), len(self._own_devices))
+        return place_batch(self.mesh, numbers, self._own_devices, self.mesh.size)

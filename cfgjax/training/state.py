@@ -1,9 +1,13 @@
-"""What a training run carries from step to step, and what a checkpoint holds."""
+"""The state of a training run, which a checkpoint stores."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
 
 from cfgjax.base.compilation import optimised
 from cfgjax.distributed.sharding import parameter_sharding
@@ -11,35 +15,39 @@ from cfgjax.training import ema
 
 
 class TrainState(NamedTuple):
-    """Arrays only. Randomness is no part of it: step n draws from fold_in(key, n).
+    """Arrays only. It has no random state, since step n draws from fold_in(key, n).
 
-    step: int32 scalar, optimizer steps taken (skipped ones included).
-    params: the network's parameters. ema: {str(rate): parameters}. opt_state: optax's. level_losses: the
-    objective's, () for most.
+    step: optimizer steps taken, including skipped ones, int32. params: of the network. ema: {str(rate): parameters}.
+    opt_state: of optax. level_losses: arrays that the objective keeps, () for most objectives.
     """
 
-    step: Any
-    params: Any
-    ema: Any
-    opt_state: Any
-    level_losses: Any = ()
+    step: Int[Array, ""] | Any
+    params: PyTree
+    ema: PyTree
+    opt_state: PyTree
+    level_losses: PyTree = ()
 
 
-def make_state(init, optimizer, rates, level_losses=tuple):
-    """() → TrainState at step 0, to be run inside jit. init: () → params. rates: of the EMAs, which start as copies.
+def make_state(
+    init: Callable,
+    optimizer: optax.GradientTransformationExtraArgs,
+    rates: Sequence[float],
+    level_losses: Callable = tuple,
+) -> Callable[..., TrainState]:
+    """Returns a function () → TrainState at step 0, to be run inside jit.
 
-    level_losses: () → the objective's.
+    init: () → params. rates: of the averages. level_losses: () → arrays of the objective.
     """
 
-    def build():
+    def build() -> TrainState:
         params = init()
         return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params), level_losses())
 
     return build
 
 
-def abstract_state(build, mesh):
-    """The shapes, dtypes and shardings of build()'s state on the mesh."""
+def abstract_state(build: Callable[..., TrainState], mesh: Mesh) -> TrainState:
+    """Returns the shapes, dtypes and shardings of the state that build() makes on the mesh."""
     shapes = jax.eval_shape(build)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -48,7 +56,7 @@ def abstract_state(build, mesh):
     )
 
 
-def create_state(build, mesh, *inputs):
-    """build(*inputs)'s state, each array made in its place on the mesh."""
+def create_state(build: Callable[..., TrainState], mesh: Mesh, *inputs: PyTree) -> TrainState:
+    """Returns the state that build(*inputs) makes, each array created in its place on the mesh."""
     shardings = parameter_sharding(mesh, jax.eval_shape(build, *inputs))
     return jax.jit(build, out_shardings=shardings, compiler_options=optimised(1))(*inputs)

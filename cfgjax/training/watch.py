@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
@@ -148,7 +148,13 @@ class NoisyHeldOut:
         guide = Guide(settings, None)
         levels = guide.levels
 
-        def correct(params, key, x, label, u):
+        def correct(
+            params: PyTree,
+            key: PRNGKeyArray,
+            x: Float[Array, "b ..."],
+            label: Int[Array, " b"],
+            u: Float[Array, ""] | np.float32,
+        ) -> Bool[Array, " b"]:
             logsnr = jnp.full(len(x), levels.logsnr(u))
             logits = guide.bind(params)(diffuse(x, jax.random.normal(key, x.shape), logsnr), logsnr)
             return logits.argmax(axis=-1) == label

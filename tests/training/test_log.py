@@ -123,7 +123,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run():
         check_finite(history, 3, step=9)
 
 
-def test_the_first_signal_is_a_wish_and_the_second_is_what_it_was():
+def test_the_first_signal_is_recorded_and_the_second_has_its_previous_effect():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores it
     try:
         with StopRequest() as stop:
