@@ -112,7 +112,9 @@ def test_the_decoder_is_guided_diffusions_but_for_its_approximate_normal_distrib
 def test_the_prior_is_guided_diffusions(golden):
     logsnr, arrays, _ = golden
     # the exponential of the log-variance is rounded to float32 there
-    np.testing.assert_allclose(prior_bits(jnp.asarray(arrays["x0"]), logsnr[-1]), arrays["prior_bits_per_dim"], rtol=3e-4)
+    np.testing.assert_allclose(
+        prior_bits(jnp.asarray(arrays["x0"]), logsnr[-1]), arrays["prior_bits_per_dim"], rtol=3e-4
+    )
 
 
 SHAPE = (4, 4, 2)
