@@ -105,13 +105,14 @@ def bits_per_dim(
     x: Float[Array, "b ..."],
     logsnrs: Float[RealLike, " t"],
     *,
-    v: Float[RealLike, ""],
+    v: Float[RealLike, ""] | None,
     clip: bool = True,
 ) -> dict[str, Float[Array, "b ..."]]:
     """Returns the bound −log₂ p(x) ≤ prior + Σ_t terms_t in bits/dim, one draw of z_λ per level, DDPM eq. (5).
 
     keys: row i draws from keys[i] and the level alone. denoise: (z [B, …], logsnr [B]) → `Prediction`; T calls.
-    x: 8-bit data in [−1, 1]. logsnrs: increasing. v: in [0, 1], may be traced; ignored if the variance is learned.
+    x: 8-bit data in [−1, 1]. logsnrs: increasing. v: in [0, 1], may be traced; ignored, and may be None, if the
+    variance is learned.
     clip: whether x̂ is clipped to [−1, 1].
     Returns {"total": [B], "prior": [B], "terms": [B, T]}: the T−1 transitions, then the decoder.
     """
