@@ -27,6 +27,7 @@ from compiling import compile_quickly, compiles_quickly  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+compile_quickly(True)  # what modules compute when they are imported
 
 
 MODULES = itertools.count(1)
