@@ -53,6 +53,7 @@ def test_the_step_is_one_program_whatever_the_number_of_examples():
     assert text(256) == text(2560)
 
 
+@pytest.mark.e2e
 def test_making_batches_of_a_prepared_set_takes_no_memory_for_its_images(memory):
     pytest.importorskip("array_record")
     stored, in_memory = (memory.growth(source, num_examples=3000) for source in ("prepared", "npz"))
