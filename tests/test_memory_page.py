@@ -13,6 +13,7 @@ from cfgjax.training.run import Program, Run
 
 ROOT = Path(__file__).parents[1]
 MEASURED = json.loads((ROOT / "docs" / "memory.json").read_text())
+UNETS = ["digits_noisy_classifier", "digits"]
 FIGURES = {found["experiment"]: found for found in MEASURED["experiments"]}
 
 
@@ -38,7 +39,9 @@ def test_every_experiment_is_there_once_with_its_own_batch(memory):
         assert found["devices"] == memory.devices_of(config)
 
 
-@pytest.mark.parametrize("name", ["mixture", "digits_classifier", "digits_noisy_classifier", "digits"])
+@pytest.mark.parametrize(
+    "name", ["mixture", "digits_classifier", *(pytest.param(n, marks=pytest.mark.slow) for n in UNETS)]
+)
 def test_counts_are_those_of_the_experiment(name):
     program = Program(load_file(CONFIGS[name]), jax.devices()[:1])
     counted = memory_figures(program) | {"batch": batch_figures(program)}

@@ -1,5 +1,6 @@
 """`cfgjax convert` makes a whole workdir of a published file, or one line and nothing."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -39,6 +40,11 @@ EVERY = pytest.mark.parametrize("name", TINY)
 
 def weights(name):
     """A state dict for a tiny preset."""
+    return dict(drawn(name))
+
+
+@functools.cache
+def drawn(name):
     net, image_shape = guided_diffusion.MAKERS[TINY[name].kind](TINY[name].arguments)
     rng = np.random.default_rng(len(name))
     draw = lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
