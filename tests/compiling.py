@@ -8,8 +8,8 @@ TIERS = ("slow", "e2e", "soak", "slurm")
 def compiles_quickly(item):
     """Whether a test's programs are compiled with little optimisation, which takes about half the time.
 
-    So are those of the README's command, except where a test is marked `optimised`, and those of marked tests that use
-    the fixture quick_compilation. What else is marked may compute for long, and processes that it starts optimise.
+    They are in the README's command, unless a test is marked `optimised`, and in marked tests that use the fixture
+    quick_compilation. Other marked tests may compute for long, or compare with processes, which optimise.
     """
     marked = lambda *names: any(item.get_closest_marker(name) for name in names)
     return "quick_compilation" in item.fixturenames or not marked("optimised", *TIERS)

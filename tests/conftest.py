@@ -48,7 +48,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs of a marked test that uses this are compiled with little optimisation, as those of unmarked tests are."""
+    """A marked test that uses this has programs that are compiled with little optimisation, as unmarked tests have."""
 
 
 def pytest_sessionfinish():

@@ -126,7 +126,6 @@ def spied(model):
     return Model(model.config, model.params, step=model.step, bind_params=bind_params), batches
 
 
-@pytest.mark.slow
 def test_all_weights_are_one_program(workdir, model, network, tmp_path):
     spy, batches = spied(model)
     rows = Ran(workdir, tmp_path, spy, network, GRID, kinds=["learned"]).rows

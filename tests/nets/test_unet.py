@@ -57,7 +57,9 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("changes", "image"), [*((changes, (8, 8)) for changes in OPTIONS), *((OPTIONS[i], (4, 12)) for i in (0, 2))], ids=str
+    ("changes", "image"),
+    [*((changes, (8, 8)) for changes in OPTIONS), *((OPTIONS[i], (4, 12)) for i in (0, 2))],
+    ids=str,
 )
 def test_the_output_is_a_float32_image_under_every_option(changes, image):
     net, z = tiny(**changes), jnp.zeros((2, *image, 3))
