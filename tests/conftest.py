@@ -26,10 +26,11 @@ install_import_hook(
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
-from compiling import hurrying  # noqa: E402
+from compiling import compile_quickly, compiles_quickly  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+compile_quickly(True)  # what modules compute when they are imported
 
 
 MODULES = itertools.count(1)
@@ -43,14 +44,14 @@ def programs_are_dropped_now_and_then():
         jax.clear_caches()
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures, which compile too
+def pytest_runtest_setup(item):
+    compile_quickly(compiles_quickly(item))
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Programs are compiled with little optimisation from here to the end of the module.
-
-    That takes less time, and suits laws that hold for any program.
-    """
-    with hurrying():
-        yield
+    """A marked test that uses this has programs that are compiled with little optimisation, as unmarked tests have."""
 
 
 def pytest_sessionfinish():

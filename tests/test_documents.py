@@ -11,7 +11,6 @@ import tomllib
 import documents
 import newcomer
 import pytest
-from compiling import hurrying
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
 
 from cfgjax.base.errors import HelpAsked
@@ -187,19 +186,18 @@ def test_commands_within_the_text_and_their_flags_exist(document, benchmarks):
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory):
+def followed(tmp_path_factory, quick_compilation):
     """The folder of a newcomer who has followed the README, and what failed there, by the number of the step."""
     folder, failed = tmp_path_factory.mktemp("newcomer"), {}
     newcomer.make(folder)
-    with hurrying():
-        with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
-            for i, step in enumerate(steps("README.md")):
-                if newcomer.runnable(step):
-                    try:
-                        newcomer.follow(step)
-                    except Exception as e:
-                        failed[i] = e
-        yield folder, failed
+    with pytest.MonkeyPatch.context() as patch, newcomer.living_in(folder, patch):
+        for i, step in enumerate(steps("README.md")):
+            if newcomer.runnable(step):
+                try:
+                    newcomer.follow(step)
+                except Exception as e:
+                    failed[i] = e
+    return folder, failed
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,17 @@
 
 import newcomer
 import pytest
-from compiling import hurrying
 from documents import EXPERIMENTS
 
 STEPS, NAMES = newcomer.numbered(EXPERIMENTS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, quick_compilation):
     """A newcomer's folder, which the experiments share: a run that two of them train is trained once."""
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer.make(folder)
-    with hurrying():
-        yield folder
+    return folder
 
 
 @pytest.mark.e2e

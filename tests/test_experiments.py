@@ -160,7 +160,8 @@ def test_every_value_of_the_network_is_present(name):
     assert fields == set(config.model.keys()) - {"name"}
 
 
-@pytest.mark.parametrize("name", by_default(SIZES, {"imagenet64", "adm_classifier:64"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
 def test_paper_networks_have_the_papers_size(name):
     config = load_file(CONFIGS[name])
     assert network_size(make_network(settings(config)), config.data.image_shape) == SIZES[name]

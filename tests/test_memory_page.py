@@ -13,6 +13,7 @@ from cfgjax.training.run import Program, Run
 
 ROOT = Path(__file__).parents[1]
 MEASURED = json.loads((ROOT / "docs" / "memory.json").read_text())
+UNETS = ["digits_noisy_classifier", "digits"]
 FIGURES = {found["experiment"]: found for found in MEASURED["experiments"]}
 
 
@@ -38,7 +39,9 @@ def test_every_experiment_is_there_once_with_its_own_batch(memory):
         assert found["devices"] == memory.devices_of(config)
 
 
-@pytest.mark.parametrize("name", ["mixture", "digits_classifier", "digits_noisy_classifier", "digits"])
+@pytest.mark.parametrize(
+    "name", ["mixture", "digits_classifier", *(pytest.param(n, marks=pytest.mark.slow) for n in UNETS)]
+)
 def test_counts_are_those_of_the_experiment(name):
     program = Program(load_file(CONFIGS[name]), jax.devices()[:1])
     counted = memory_figures(program) | {"batch": batch_figures(program)}
@@ -53,6 +56,7 @@ def test_the_step_is_one_program_whatever_the_number_of_examples():
     assert text(256) == text(2560)
 
 
+@pytest.mark.e2e
 def test_making_batches_of_a_prepared_set_takes_no_memory_for_its_images(memory):
     pytest.importorskip("array_record")
     stored, in_memory = (memory.growth(source, num_examples=3000) for source in ("prepared", "npz"))

@@ -174,4 +174,4 @@ class RunLog:
             for writer in self._own:
                 if hasattr(writer, "close"):
                     writer.close()
-            self._extend(self.last["step"], lambda writer: hasattr(writer, "close") and writer.close())
+            self._extend(int(self.last["step"]), lambda writer: hasattr(writer, "close") and writer.close())

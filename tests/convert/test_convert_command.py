@@ -1,5 +1,6 @@
 """`cfgjax convert` makes a whole workdir of a published file, or one line and nothing."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -40,6 +41,11 @@ EVERY = pytest.mark.parametrize("name", TINY)
 
 def weights(name):
     """A state dict for a tiny preset."""
+    return dict(drawn(name))
+
+
+@functools.cache
+def drawn(name):
     net, image_shape = guided_diffusion.MAKERS[TINY[name].kind](TINY[name].arguments)
     rng = np.random.default_rng(len(name))
     draw = lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32)
@@ -104,11 +110,13 @@ def test_a_converted_model_draws_samples(runs):
     assert (images[0] != images[1]).any()
 
 
+@pytest.mark.slow
 def test_a_converted_upsampler_enlarges_images(runs):
     low_res = np.zeros((2, 4, 4, 3), np.uint8)
     assert cfgjax.load(runs / "tiny_upsampler").sample([1, 4], num_steps=2, low_res=low_res).shape == (2, 8, 8, 3)
 
 
+@pytest.mark.slow
 def test_sample_takes_a_converted_workdir(runs, tmp_path):
     words = [f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'grid.png'}", "--per_cell=1", "--num_steps=2"]
     assert cli.run(["sample", "--labels=0,3", *words]) == 0

@@ -69,6 +69,7 @@ def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(
         assert same_trees(found, expected(dataset, step))
 
 
+@pytest.mark.e2e
 def test_workers_decode_the_images_of_a_folder(tmp_path):
     data = {"source": "folder", "path": str(write_folder(tmp_path)), "num_classes": 3, "image_shape": (8, 8, 3)}
     dataset = open_source(**data, num_workers=1)
@@ -77,11 +78,13 @@ def test_workers_decode_the_images_of_a_folder(tmp_path):
         assert same_trees(made.at(4), expected(dataset, 4))
 
 
+@pytest.mark.e2e
 def test_crops_are_made_in_the_workers_all_the_same(batches):
     dataset, made = batches(1, random_crop=0.5, split="train")
     assert same_trees(made.at(0), expected(dataset, 0))
 
 
+@pytest.mark.e2e
 def test_each_process_makes_its_own_rows(batches):
     rows = np.array([1, 4])
     dataset, made = batches(1, rows)
@@ -90,6 +93,7 @@ def test_each_process_makes_its_own_rows(batches):
     assert same_trees(found["image"], expected(dataset, 2)["image"][:, rows])
 
 
+@pytest.mark.e2e
 def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
     _, made = batches(2)
     made.at(0)
@@ -132,6 +136,7 @@ def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_what_fails_in_a_worker_is_told_as_it_is_without(path, tmp_path, batches):
     _, made = batches(1)
     made._draw.args[0].image.read.paths[0] = str(tmp_path / "gone.array_record")
@@ -178,6 +183,7 @@ def replaced(tmp_path):
     return str(folder), replace, hashes
 
 
+@pytest.mark.e2e
 def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, tmp_path, quick_compilation):
     path, replace, (first, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
@@ -191,6 +197,7 @@ def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, 
     assert {file: file.read_bytes() for file in held} == held
 
 
+@pytest.mark.e2e
 def test_a_run_of_before_data_sets_were_recorded_goes_on_and_has_it_recorded(replaced, tmp_path, quick_compilation):
     path, replace, (_, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"

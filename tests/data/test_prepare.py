@@ -69,6 +69,7 @@ def test_a_prepared_folder_is_the_folder_read_directly(tmp_path, capsys):
     assert told["classes"] == ["ant", "bee", "cat"] and told["counts"] == [4, 4, 4] and told["synsets"] is None
 
 
+@pytest.mark.e2e
 def test_the_hash_depends_on_the_images_and_not_on_the_workers(tmp_path):
     write_npz(tmp_path / "a.npz", count=600)
     sets = {workers: tmp_path / f"{workers}" for workers in (1, 3)}

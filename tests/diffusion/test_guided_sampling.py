@@ -48,12 +48,10 @@ def guided_sampler(sampler):
 
 @every_sampler
 def test_weights_zero_and_minus_one_sample_the_two_models(sampler):
-    # op by op: compiled whole, two programs may round the same formula differently
-    with jax.disable_jit():
-        for w, label in ((0.0, 1), (-1.0, NULL)):
-            found = sample(sampler, guided(MIXTURE.predict, 1, w), num_steps=4)
-            plain = sample(sampler, lambda z, logsnr, label=label: MIXTURE.predict(z, logsnr, label), num_steps=4)
-            np.testing.assert_array_equal(found, plain)
+    run, _ = guided_sampler(sampler)
+    plain = jax.jit(lambda label: sample(sampler, lambda z, logsnr: MIXTURE.predict(z, logsnr, label)))
+    for w, label in ((0.0, 1), (-1.0, NULL)):
+        np.testing.assert_allclose(run(1, w), plain(label), atol=1e-5)
 
 
 @every_sampler

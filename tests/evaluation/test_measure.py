@@ -174,6 +174,7 @@ def test_few_samples_are_warned_of_with_their_bias(caplog):
     assert abs(float(told[1]) / np.mean(biases) - 1) < 0.3
 
 
+@pytest.mark.slow
 def test_without_neighbours_memory_does_not_grow_with_the_samples():
     def peak(count):
         def read(start, stop):

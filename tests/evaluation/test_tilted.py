@@ -35,6 +35,7 @@ def test_a_larger_weight_is_surer_of_the_class_and_less_diverse():
     assert (np.diff([f["entropy"] for f in found]) < 0).all()
 
 
+@pytest.mark.slow
 def test_the_exact_sampler_comes_to_it_without_guidance():
     label = np.arange(NUM) % 3
     keys = jax.random.split(jax.random.key(1), NUM)
@@ -46,6 +47,7 @@ def test_the_exact_sampler_comes_to_it_without_guidance():
     assert own.mean() == pytest.approx(found["log_posterior"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_grid_is_fine_enough(monkeypatch):
     coarse = tilted_frontier(TRIANGLE, [1.0])[0]
     monkeypatch.setattr("cfgjax.evaluation.features.tilted.POINTS_PER_AXIS", 701)

@@ -38,8 +38,7 @@ def apply(net, params, z=Z, time=TIME, train=False, key=None):
 
 
 @every_pool
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("image", [(8, 8), (4, 12)])
+@pytest.mark.parametrize(("dtype", "image"), [("float32", (8, 8)), ("bfloat16", (4, 12))])
 def test_every_pool_gives_float32_logits(pool, dtype, image):
     net, z = tiny(pool=pool, dtype=dtype), jnp.zeros((3, *image, 3))
     out, variables = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), z, TIME))

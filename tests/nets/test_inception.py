@@ -14,6 +14,8 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.weights import read_state_dict
 from cfgjax.nets import inception
 
+pytestmark = pytest.mark.optimised  # computing takes longer than compiling
+
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 KEYS = {key: tuple(shape) for key, shape in json.loads((GOLDENS / "inception_keys.json").read_text())}
 COUNTED = {key for key in KEYS if key.endswith("num_batches_tracked")}

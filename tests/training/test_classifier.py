@@ -141,9 +141,10 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
     assert len(str(e.value).splitlines()) == 1
 
 
-def test_a_diffusion_run_is_no_classifier(mixture_run):
-    with pytest.raises(UsageError, match=f"{mixture_run} holds a mlp, not a classifier of clean images; train one"):
-        load_features("classifier", settings(digits_config()).data, classifier=mixture_run)
+def test_a_diffusion_run_is_no_classifier(tmp_path):
+    train(mixture_config(**{"mesh.data": 1}), tmp_path, stops=(10,), ends=False)
+    with pytest.raises(UsageError, match=f"{tmp_path} holds a mlp, not a classifier of clean images; train one"):
+        load_features("classifier", settings(digits_config()).data, classifier=tmp_path)
 
 
 @pytest.mark.parametrize(
