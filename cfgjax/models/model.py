@@ -50,6 +50,8 @@ from cfgjax.models.network import bind, check_upsampler, has_null_label, make_ne
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
 
+Rows = Shaped[np.ndarray, " b"]
+
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
@@ -236,13 +238,7 @@ class Model:
         self._placed(rule)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(
-            index: Shaped[np.ndarray, " b"],
-            labels: Shaped[np.ndarray, " b"],
-            weights: Shaped[np.ndarray, " b"],
-            extra: Mapping[str, np.ndarray] | None = None,
-            rule: Any = rule,
-        ) -> Any:
+        def draw(index: Rows, labels: Rows, weights: Rows, extra: Any = None, rule: Any = rule) -> Any:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
@@ -272,16 +268,7 @@ class Model:
 
     def grid(self, num_steps: int | str | None = None) -> Float[np.ndarray, " t"]:
         """Returns λ of the levels of a sampler, increasing. num_steps: by default that of config.sample."""
-        num_steps = self.options.num_steps if num_steps is None else num_steps
-        if not isinstance(num_steps, str):
-            arguments.check_num_steps(num_steps)
-        try:
-            grid = self.levels.grid(num_steps)
-        except ValueError as e:
-            raise UsageError(str(e)) from None
-        if len(grid) < 2:
-            raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
-        return grid.astype(np.float32)
+        return arguments.sampling_grid(self.levels, self.options.num_steps if num_steps is None else num_steps)
 
     def _run(
         self,

@@ -2,7 +2,7 @@
 
 import signal
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -10,8 +10,15 @@ from jaxtyping import Int
 from cfgjax.base.exits import STOP_SIGNALS
 
 
+@runtime_checkable
+class StopFlag(Protocol):
+    """What training checks between steps: `signal` is None, or the name of the stop signal that was received."""
+
+    signal: str | None
+
+
 class StopRequest:
-    """A context in which stop signals only set `.signal` to their name.
+    """A `StopFlag` and context in which stop signals only set `.signal` to their name.
 
     A second SIGINT has its previous effect, so that pressing Ctrl-C again ends the process. Schedulers may send the
     others more than once.
@@ -20,7 +27,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: str | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopRequest":
         self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         return self
 

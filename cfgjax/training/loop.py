@@ -20,7 +20,7 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.extensions import ExtensionError, name_of, naming
-from cfgjax.training.interrupt import StopRequest, signal_name
+from cfgjax.training.interrupt import StopFlag, StopRequest, signal_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
 from cfgjax.training.state import TrainState
@@ -57,13 +57,13 @@ def train(
 def train_until_stopped(
     config: ConfigDict | Settings,
     workdir: str | Path,
-    stop: StopRequest | None = None,
+    stop: StopFlag | None = None,
     hooks: Iterable[Any] = (),
     writers: Iterable[Any] = (),
 ) -> Outcome:
     """Returns the `Outcome` of training config's run in workdir, which resumes where it stopped.
 
-    stop: a `StopRequest`; a new one by default. All of several processes call this, and all stop if one is asked to.
+    stop: by default a new `StopRequest`. Every process calls this, and all stop if one receives a stop signal.
     The run is a function of the config alone: if it is stopped and started again at any point, it goes through the same
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
     ExtensionError, and OSError if something cannot be written.
@@ -81,7 +81,7 @@ def train_until_stopped(
             return fit(run, claim, stop)
 
 
-def fit(run: Run, claim: Claim, stop: StopRequest) -> Outcome:
+def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     """Returns the `Outcome` in a claimed workdir: restores or creates the state, and runs the loop.
 
     Raises OSError, naming the newest complete step, if something cannot be written.
@@ -122,7 +122,7 @@ def loop(
     checkpoints: Checkpoints,
     runlog: RunLog,
     workdir: Path,
-    stop: StopRequest,
+    stop: StopFlag,
 ) -> bool:
     """Trains from state to the end (returns True) or to a stop signal (False). history: metrics not yet logged."""
     pace, step, together = run.settings.train, int(jax.device_get(state.step)), jax.process_count() > 1
@@ -210,7 +210,7 @@ def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: Ru
             hook(state, step, workdir, runlog)
 
 
-def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopRequest) -> Any:
+def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopFlag) -> Any:
     """Returns the dispatch, compiled ahead of time."""
     start = time.monotonic()
     processes.stage("compiling")

@@ -30,7 +30,7 @@ from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
-from cfgjax.training.interrupt import StopRequest, signal_number
+from cfgjax.training.interrupt import StopFlag, signal_number
 from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
@@ -209,8 +209,8 @@ class Run(Program):
         """Ends the processes that make batches."""
         self._batches.close()
 
-    def stop_signals(self, stop: StopRequest) -> Int[Array, " devices"] | None:
-        """Returns the signal of a `StopRequest` as the dispatch takes it, or None if there is no other process."""
+    def stop_signals(self, stop: StopFlag) -> Int[Array, " devices"] | None:
+        """Returns the stop signal as the dispatch takes it, or None if there is no other process."""
         if jax.process_count() == 1:
             return None
         numbers = np.repeat(signal_number(stop.signal), len(self._own_devices))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cfgjax.models.options import rule_value
 from tiny import mixture_config, of_mixture, settings
 
 from cfgjax.base.errors import UsageError
@@ -17,6 +16,7 @@ from cfgjax.diffusion.prediction import Parametrisation, Prediction
 from cfgjax.diffusion.samplers import ddim, initial_noise, sample
 from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.diffusion.specs import tree
+from cfgjax.models.binding import rule_value
 from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 
