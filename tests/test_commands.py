@@ -126,6 +126,7 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(workdir, 
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path):
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         words = f"sample --workdir={workdir} --labels=0,1 --guidance=0,1,3 --num_steps=8 --per_cell=5 --seed={seed}"

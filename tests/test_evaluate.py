@@ -114,6 +114,7 @@ def test_the_report_is_whole(workdir, tmp_path):
     assert (tmp_path / "per_class.csv").read_text().startswith("class,w=0 scores=learned,")
 
 
+@pytest.mark.slow
 def test_samples_can_be_given_up(workdir, tmp_path):
     command = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0 --num_samples=50 --num_steps=4"
     assert run_here(f"{command} --nokeep_samples".split()) == 0

@@ -119,6 +119,7 @@ def test_an_extension_that_does_not_fit_is_refused_before_anything_is_written(ad
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_data_source_of_ones_own(tmp_path, monkeypatch):
     def circle(*, num_examples, radius=1.0):
         angle = np.linspace(0, 2 * np.pi, num_examples, endpoint=False)
@@ -194,6 +195,7 @@ class multistep:
         return sigma_next / sigma * z - alpha_next * jnp.expm1(-h) * estimate, (x, h)
 
 
+@pytest.mark.slow
 def test_a_sampler_of_ones_own_with_several_steps():
     points = exact_model().sample_float([0, 1, 2], 0.5, sampler=multistep(), num_steps=16)
     assert np.isfinite(points).all()

@@ -15,7 +15,8 @@ ADM, CONV = PATHS
 ATTENDED = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
 
 
-@pytest.mark.parametrize("path", [ADM, pytest.param(CONV, marks=pytest.mark.slow)], ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_outputs_are_the_reference_implementations(path):
     config, state_dict, arrays = load(path)
     net, params = diffusers.unet(config, state_dict)

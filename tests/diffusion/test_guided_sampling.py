@@ -55,6 +55,7 @@ def test_weights_zero_and_minus_one_sample_the_two_models(sampler):
 
 
 @every_sampler
+@pytest.mark.slow
 def test_guidance_moves_samples_away_from_the_other_class_as_the_tilted_density_does(sampler):
     weights, n = jnp.array([-0.5, 0.0, 0.5, 1.0, 2.0, 4.0]), 1024
     pair = GaussianMixture([[-1.0], [1.0]], [0.7, 0.7], [0.5, 0.5])

@@ -351,6 +351,7 @@ def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network
             work.num_missing(reference)
 
 
+@pytest.mark.slow
 def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, network, tmp_path):
     Ran(workdir, tmp_path, model, network, dict(guidance=(1.0,), num_steps=(2,)))
     reference = reference_of(model, network, tmp_path)
@@ -389,6 +390,7 @@ def test_more_samples_of_a_setting_begin_with_those_that_are_there(workdir, mode
     assert sum(Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).drawn) == 30
 
 
+@pytest.mark.slow
 def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_path):
     grid = dict(guidance=(0.0, 1.0), num_steps=(2, 3), ema=(0.0, 0.5), seed=(0, 1))
     grid |= {"sampler": ("ancestral(v=0)", "ancestral(v=1)")}

@@ -66,6 +66,7 @@ def test_stored_images_have_the_bits_of_those_in_memory(model, whole):
     same(held_out_bits(model, stored, LABELS, **OPTIONS), whole)
 
 
+@pytest.mark.slow
 def test_the_mean_and_its_error_are_those_of_the_single_images(model):
     # image i keeps its noise as long as it keeps its place: the first n images are a prefix
     first = [held_out_bits(model, IMAGES[:n], LABELS[:n], **OPTIONS) for n in (1, 2, 3)]

@@ -55,7 +55,7 @@ def images(size):
     return np.random.default_rng(size).integers(0, 256, (2, size, size, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
 def test_features_are_the_reference_implementations(features, state_dict, golden, size):
     out = features(images(size))
     for name, ours in [("pool3", "pool3"), ("spatial", "spatial"), ("logits_unbiased", "logits")]:

@@ -50,6 +50,7 @@ def test_split_parameters_are_gathered():
     assert exchanged["all-gather"]["bytes"] >= kernels
 
 
+@pytest.mark.slow
 def test_gradients_are_summed_in_every_accumulated_part():
     program, whole = step_figures(**{"mesh.data": 8})
     _, parts = step_figures(**{"mesh.data": 8, "train.accumulate_steps": 4})

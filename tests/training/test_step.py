@@ -178,6 +178,7 @@ def test_gradients_too_large_to_square_are_skipped_too():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get((state.params, state.opt_state))))
 
 
+@pytest.mark.slow
 def test_clipping_bounds_the_update_but_not_the_norm_that_is_told():
     free = {
         "optimizer.name": "adam",
