@@ -14,7 +14,7 @@ def init(params: PyTree, rates: Sequence[float]) -> Averages:
     return {str(float(rate)): jax.tree.map(jnp.copy, params) for rate in rates}
 
 
-def update(ema: Averages, params: PyTree, step: Int[Array, ""], *, warmup: bool) -> Averages:
+def update(ema: Averages, params: PyTree, step: Int[Array, ""] | int, *, warmup: bool) -> Averages:
     """Returns r e + (1 − r) params for the average e of each rate r; with warmup, r is at most (1 + n) / (10 + n).
 
     step: n, the optimizer steps taken before this one, including skipped ones.

@@ -61,7 +61,7 @@ def only_if_finite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """
 
     def update(
-        updates: PyTree, state: optax.ApplyIfFiniteState, params: PyTree = None, *, finite: Array
+        updates: PyTree, state: optax.ApplyIfFiniteState, params: PyTree = None, *, finite: Array | bool
     ) -> tuple[PyTree, optax.ApplyIfFiniteState]:
         updates, inner_state = inner.update(updates, state.inner_state, params)
         return jax.tree.map(lambda u: jnp.where(finite, u, 0), updates), optax.ApplyIfFiniteState(
