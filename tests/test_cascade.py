@@ -123,8 +123,8 @@ def test_noise_is_added_to_small_images_where_it_is_asked_for():
         (lambda: upsampler().sample(LABELS, low_res=images(5)), "low_res has 5 images for 6 labels"),
         (lambda: upsampler().sample(LABELS, low_res=doubled(images())), r"asks for \('N', 4, 4, 1\)"),
         (lambda: upsampler().sample(LABELS, low_res=images(), low_res_logsnr=0.0), "was not trained with noise"),
-        (lambda: Cascade(base(), base()), "given as upsampler is none"),
-        (lambda: Cascade(upsampler(), upsampler()), "given as base is an upsampler"),
+        (lambda: Cascade(base(), base()), "the upsampler's network takes no low-resolution image"),
+        (lambda: Cascade(upsampler(), upsampler()), "the base model is an upsampler itself"),
         (
             lambda: Cascade(base(**{"data.image_shape": (8, 8, 1)}), upsampler()),
             r"draws images \(8, 8, 1\), .* \(4, 4, 1\)",

@@ -149,7 +149,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--ema=0.999,0.5", "no EMA of rate 0.5; the run has 0.999, 0"),
         ("--sampler=ancestral(v=2)", "v is 2"),
         ("--sampler=ddim(v=0.1)", "ddim takes no 'v'"),
-        ("--label_policy=balancd", "unknown label policy 'balancd', did you mean 'balanced'?"),
+        ("--label_policy=balancd", "label_policy is 'balancd'; need 'balanced' or 'random'"),
         ("--features=classifier", "features 'classifier' are for images"),
         ("--features=clasifier", "features 'clasifier' are for images"),
         ("--reference=nowhere.npz", "cannot read nowhere.npz"),

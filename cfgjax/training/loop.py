@@ -141,14 +141,14 @@ def loop(
         step += pace.steps_per_dispatch
         if step < pace.num_steps:
             run.look_ahead(step)
-        stopping, done = bool(signal if together else stop.signal), step >= pace.num_steps
+        stopping, done = signal if together else stop.signal, step >= pace.num_steps
         fetched, heard = fetch(running)
         history, running, signal = history + fetched, [metrics], signal or heard
         runlog.advance(step)
         checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
-        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping
+        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None
         if logging_now or saving_now:
             fetched, heard = fetch(running)
             history, running, signal = history + fetched, [], signal or heard

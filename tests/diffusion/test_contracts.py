@@ -218,7 +218,7 @@ def test_a_sampler_without_init_is_named():
     ("options", "said"),
     [
         ({"num_steps": "ddim25"}, "num_steps is 'ddim25'; a process in continuous λ takes a number of steps"),
-        ({"sampler": "ancestral()"}, "the network has no learned variance"),
+        ({"sampler": "ancestral()"}, "needs a network with a learned variance"),
     ],
 )
 def test_a_sampler_for_another_process_is_one_line(options, said):
@@ -250,7 +250,7 @@ def test_a_parametrisation_that_returns_no_pair_is_named(pair):
 def test_a_parametrisation_whose_pair_has_another_shape_is_named():
     parametrisation = Parametrisation(lambda output, z, logsnr: (output[:, :1], output))
     config = mixture_config()
-    net = make_network(config)
+    net = make_network(settings(config))
     predict = bind(net, init_params(net, jax.random.key(0), (2,)), MODEL.levels, parametrisation)
     said = r"parametrisation Parametrisation\(.*returns Prediction\(x=float32\[4,1\].*need Prediction\(x=float32\[4,2\]"
     with pytest.raises(UsageError, match=said):
