@@ -134,6 +134,8 @@ def _value(node: ast.expr, registry: Mapping[str, Any], what: str) -> Any:
         raise UsageError(f"unknown {what} {called.id!r}{nearest(called.id, registry)}")
     name, make = called.id, registry[called.id]
     known = {field.name: field for field in dataclasses.fields(make) if field.metadata.get("text", True)}
+    if not known and isinstance(node, ast.Call) and (node.args or node.keywords):
+        raise UsageError(f"{name} takes no arguments; given {_source(node)}")
     given: dict[str, Any] = {}
     for key, value in _arguments(node, name, known):
         if key in given:
@@ -183,6 +185,8 @@ def _argument(node: ast.expr, registry: Mapping[str, Any], what: str, where: str
         number = _argument(node.operand, registry, what, where)
         if _is_number(number):
             return -number if isinstance(node.op, ast.USub) else number
+    if isinstance(node, ast.Name) and node.id == "nan":
+        raise UsageError(f"{where} is nan; need a number")
     if isinstance(node, ast.Call | ast.Name):
         return _value(node, registry, what)
     raise UsageError(f"{where} is {_source(node)}; need a number, a string, None, a tuple of them, or a {what}")

@@ -112,7 +112,7 @@ def test_every_registered_value_has_its_name_as_text(registry):
         ("ddim(eta=1.5)", "eta is 1.5"),
         ("ddim(eta=inf)", "eta is inf"),
         ("ddim(eta=1j)", "eta is '1j'"),
-        ("ddim(eta=nan)", "unknown rule 'nan'"),
+        ("ddim(eta=nan)", "eta is nan; need a number"),
         ("ddim(eta=-'a')", "eta is"),
         ("ancestral(v=cfg())", "v is cfg"),
         ("ddim(eta=0, eta=0)", "eta is given twice"),
