@@ -78,7 +78,7 @@ def test_a_new_option_is_an_axis_a_column_and_at_its_default_no_part_of_an_ident
     assert [s.identity.get("shift") for s in settings] == [None, None, 1.5, 1.5]
     rows = [{**s.row, "num_samples": 9, "FD-mixture": 1.0, "IS-mixture": 1.0} for s in settings]
     assert list(report.curves(rows)) == ["shift=0", "shift=1.5"]
-    assert "shift" in report.csv_text(rows).splitlines()[0].split(",")
+    assert "shift" in report.frontier_csv(rows).splitlines()[0].split(",")
 
 
 def test_a_new_option_is_an_argument_of_a_models_sampler(shift):

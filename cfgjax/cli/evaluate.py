@@ -159,7 +159,7 @@ def finish(given, work, reference, rows, tilted, folder):
     written = report.write(folder, rows, work.record(reference), work.network, tilted)
     if not given.keep_samples:
         work.remove_samples()
-    lines = [*report.table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
+    lines = [*report.frontier_table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
     print("\n".join(["", *lines, *report.findings(rows, work.network)]))
     print(f"wrote {', '.join(written)} in {folder}")
 

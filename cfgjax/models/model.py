@@ -33,7 +33,7 @@ from cfgjax.models.binding import (
     check_together,
     per_sample,
     replaced,
-    rows_of,
+    rule_rows,
     rule_value,
     sampler_value,
 )
@@ -50,7 +50,7 @@ from cfgjax.models.network import bind, check_upsampler, has_null_label, make_ne
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
 
-Rows = Shaped[np.ndarray, " b"]
+SampleRows = Shaped[np.ndarray, " b"]
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
@@ -197,7 +197,7 @@ class Model:
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
             rows = {name: array[index] for name, array in extra.items()}
-            drawn = draw(index, labels[index], weights[index], rows, rule=rows_of(rule, index))
+            drawn = draw(index, labels[index], weights[index], rows, rule=rule_rows(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
         x, seen = found if trajectory else (found, ())
@@ -238,7 +238,9 @@ class Model:
         self._placed(rule)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(index: Rows, labels: Rows, weights: Rows, extra: Any = None, rule: Any = rule) -> Any:
+        def draw(
+            index: SampleRows, labels: SampleRows, weights: SampleRows, extra: Any = None, rule: Any = rule
+        ) -> Any:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))

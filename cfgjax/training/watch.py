@@ -23,7 +23,7 @@ from cfgjax.diffusion.process import diffuse
 from cfgjax.distributed import collectives as processes
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import place_global, whole
-from cfgjax.evaluation.features.networks import FeatureNetwork, classifier, load_networks
+from cfgjax.evaluation.features.networks import FeatureNetwork, classifier_features, load_networks
 from cfgjax.evaluation.features.reference import load_reference
 from cfgjax.evaluation.frontier.frontier import find_reference
 from cfgjax.evaluation.frontier.generate import draw_samples
@@ -125,7 +125,7 @@ class HeldOut:
         if runlog.has(step, "holdout_accuracy"):
             return
         params = whole(self._mesh, averaged(state))
-        self._network = self._network.replace(params) if self._network else classifier(self._settings, params)
+        self._network = self._network.replace(params) if self._network else classifier_features(self._settings, params)
         data, verdict = self._data, Verdict(self._settings.data.num_classes)
         read = lambda start, stop: (quantised(data.images(np.arange(start, stop))), data.label[start:stop])
         for _, labels, _, out in feature_blocks(read, len(data), self._network):

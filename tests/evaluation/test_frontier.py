@@ -440,15 +440,15 @@ def row(w, seed=0, distance=1.0, **others):
 
 def test_a_table_has_mean_and_deviation_over_the_seeds():
     rows = [row(w, seed, w + seed) for w in (0.0, 1.0) for seed in (0, 2)]
-    head, *lines = report.table(rows)
+    head, *lines = report.frontier_table(rows)
     assert head.split() == ["w", "s", "FD-mixture", "IS-mixture"]
     assert lines[0].split() == ["0", "1", "1", "±", "1.4", "3", "±", "1.4"]
     assert lines[1].split()[2:5] == ["2", "±", "1.4"]
-    assert "±" not in "".join(report.table(rows[::2]))
+    assert "±" not in "".join(report.frontier_table(rows[::2]))
 
 
 def test_a_table_has_a_part_of_each_curve():
-    lines = report.table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
+    lines = report.frontier_table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
     assert [line for line in lines if line.endswith(":")] == ["num_steps=4:", "num_steps=8:"]
     assert len(lines) == 7
 

@@ -22,7 +22,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives as processes
-from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
+from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
@@ -127,7 +127,7 @@ class Frontier:
                 metrics = self._measure(store, reference, check)
                 if jax.process_index() == 0:
                     path, identity = self._metrics_file(store, reference)
-                    write_metrics(path, identity, metrics)
+                    write_hashed_metrics(path, identity, metrics)
                 processes.barrier("a setting is measured")
                 metrics = processes.decided(cached, "a setting's metrics")
             yield {**setting.row, "num_samples": self.num_samples, **metrics}
@@ -168,7 +168,7 @@ class Frontier:
 
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
         """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
-        return read_metrics(*self._metrics_file(store, reference))
+        return read_hashed_metrics(*self._metrics_file(store, reference))
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""
