@@ -17,8 +17,8 @@ from cfgjax.data.sources.registry import mixture_of
 from cfgjax.diffusion.guidance import cfg, classifier, conditional
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import Spec
-from cfgjax.evaluation.frontier.settings import Setting, make_settings
-from cfgjax.evaluation.report import files as report
+from cfgjax.evaluation.frontier.frontier_settings import Setting, make_settings
+from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.binding import classifier_scale, with_guide
 from cfgjax.models.model import Model
 from cfgjax.runs import options

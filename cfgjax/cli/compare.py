@@ -38,7 +38,7 @@ def compare(argv):
         check_out("plot", given.plot, PICTURES)
 
     from cfgjax.base.files import writing
-    from cfgjax.evaluation.report import compare as side_by_side
+    from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
     from cfgjax.evaluation.report.by_row import rows_table
     from cfgjax.evaluation.report.gather import gather
@@ -68,7 +68,7 @@ def compare(argv):
 def plot(path, runs, published):
     """Writes a plot of the runs' curves and the published results."""
     from cfgjax.base.files import writing
-    from cfgjax.evaluation.report.compare_figure import comparison_figure
+    from cfgjax.evaluation.report.comparison_figure import comparison_figure
 
     with writing(path) as new:
         comparison_figure(runs, published).savefig(new, dpi=130)

@@ -37,7 +37,9 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
 )
-from cfgjax.models.conditions import (
+from cfgjax.models.description import describe_model
+from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
+from cfgjax.models.network_inputs import (
     CLEAN_LOGSNR,
     check_low_res,
     check_low_res_logsnr,
@@ -45,8 +47,6 @@ from cfgjax.models.conditions import (
     check_upsamples,
     own_inputs,
 )
-from cfgjax.models.description import describe_model
-from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
 

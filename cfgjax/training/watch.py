@@ -26,12 +26,12 @@ from cfgjax.distributed.sharding import place_global, whole
 from cfgjax.evaluation.features.networks import FeatureNetwork, classifier_features, load_networks
 from cfgjax.evaluation.features.reference import load_reference
 from cfgjax.evaluation.frontier.frontier import find_reference
+from cfgjax.evaluation.frontier.frontier_settings import make_settings, resolved
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.settings import make_settings, resolved
 from cfgjax.evaluation.metrics.sums import Verdict, feature_blocks
-from cfgjax.evaluation.report.figures import column_names, sample_figure
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.evaluation.report.sample_figures import column_names, sample_figure
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.runs.options import axes, combinations

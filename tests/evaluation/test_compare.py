@@ -12,8 +12,8 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import content_hash
 from cfgjax.cli import main as cli
 from cfgjax.evaluation.report import targets
-from cfgjax.evaluation.report.compare import compared_run
-from cfgjax.evaluation.report.compare_figure import comparison_figure
+from cfgjax.evaluation.report.comparison import compared_run
+from cfgjax.evaluation.report.comparison_figure import comparison_figure
 from cfgjax.evaluation.report.gather import gather
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"

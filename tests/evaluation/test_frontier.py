@@ -18,8 +18,8 @@ from cfgjax.cli.evaluate import evaluate
 from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
-from cfgjax.evaluation.frontier.settings import make_settings
-from cfgjax.evaluation.report import files as report
+from cfgjax.evaluation.frontier.frontier_settings import make_settings
+from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.model import Model
 from cfgjax.runs.options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim

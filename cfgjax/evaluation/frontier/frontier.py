@@ -25,12 +25,12 @@ from cfgjax.distributed import collectives as processes
 from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
+from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.settings import Setting
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
-from cfgjax.evaluation.report.figures import exact_model
+from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import (
     with_guide,
 )
