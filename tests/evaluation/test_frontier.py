@@ -42,7 +42,7 @@ def trained(workdir):
     """workdir, with a run of twenty steps, saved at the tenth and the last."""
     config = mixture_config(**OVERRIDES)
     run = Run(config, devices=jax.devices()[:1])
-    run.watchers = []
+    run.config_hooks = []
     with contextlib.closing(Claim(workdir, run.settings)) as claim:
         assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
