@@ -12,7 +12,7 @@ from cfgjax.base.json_files import check_keys, parse_json
 log = logging.getLogger("cfgjax")
 
 METRICS_FILE = "metrics.jsonl"
-DAMAGED = "metrics.damaged.jsonl"  # next to NAME, for lines that cannot be read
+DAMAGED = "metrics.damaged.jsonl"  # next to METRICS_FILE, for lines that cannot be read
 
 
 def metrics_line(step: int, metrics: Mapping[str, float]) -> str:

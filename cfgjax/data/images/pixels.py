@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from cfgjax.base.errors import printable
 from cfgjax.data.images.colour import to_srgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,9 +53,9 @@ def reason_of(error: BaseException) -> str:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Returns the FORMATS that this Pillow reads."""
+    """Returns the IMAGE_FORMATS that this Pillow reads."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:

@@ -43,7 +43,7 @@ log = logging.getLogger("cfgjax")
 
 PathLike = str | Path
 
-FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
+CACHE_FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
 
 
 class Stopped(Exception):
@@ -97,7 +97,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
-        return {"format": FORMAT, **own, **config, **setting.identity}
+        return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
@@ -162,7 +162,7 @@ class Frontier:
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
-        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
+        what = [CACHE_FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
@@ -232,7 +232,7 @@ def find_reference(
     if path is not None:
         return load_reference(path, network, image_shape, advance)
     data = dataset()
-    digest = hashlib.sha256(f"{FORMAT} {network.digest}".encode())
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {network.digest}".encode())
     for part in data.content():
         digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"

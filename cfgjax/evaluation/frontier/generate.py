@@ -38,7 +38,7 @@ def random(index: SampleIndices, num_classes: int, seed: int) -> SampleIndices:
     return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
 
 
-LABELS = {"balanced": balanced, "random": random}
+LABELS_OF_POLICY = {"balanced": balanced, "random": random}
 LABEL_STREAM = 2**32 - 1  # the samplers fold in the step instead, which is always smaller
 
 
@@ -64,7 +64,7 @@ def draw_samples(
     If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
     bit. Raises ArithmeticError if a sample is not finite.
     """
-    make_labels = choose("label policy", options.label_policy, LABELS)
+    make_labels = choose("label policy", options.label_policy, LABELS_OF_POLICY)
     draw = model.sampler(**{name: getattr(options, name) for name in fields("Model")})
     rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
     size = rows * model.mesh.size

@@ -229,7 +229,7 @@ def write(
 ) -> list[str]:
     """Writes frontier.json (record and rows), frontier.csv, frontier.png, per_class.csv, each atomically.
 
-    tilted: see `figure`. Returns the names of the files.
+    tilted: see `frontier_figure`. Returns the names of the files.
     """
     content = {**record, "rows": rows}
     content[HASH] = content_hash(content)  # without `tilted`, which follows from the config
