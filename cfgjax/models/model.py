@@ -50,7 +50,7 @@ from cfgjax.models.network_inputs import (
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
 
-SampleRows = Shaped[np.ndarray, " b"]
+PerSample = Shaped[np.ndarray, " b"]
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
@@ -238,9 +238,7 @@ class Model:
         self._placed(rule)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(
-            index: SampleRows, labels: SampleRows, weights: SampleRows, extra: Any = None, rule: Any = rule
-        ) -> Any:
+        def draw(index: PerSample, labels: PerSample, weights: PerSample, extra: Any = None, rule: Any = rule) -> Any:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
