@@ -15,7 +15,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.data.sources.registry import SOURCES, open_source
 from cfgjax.diffusion.schedules import MAX_STEPS
-from cfgjax.evaluation.frontier.generate import LABELS
+from cfgjax.evaluation.frontier.generate import LABELS_OF_POLICY
 from cfgjax.models.network import make_network
 from cfgjax.nets import NETS
 from cfgjax.nets.mlp import MLP
@@ -298,7 +298,7 @@ def test_augmentation_and_small_images_are_for_images(key, value):
 
 
 def test_values_that_settings_and_the_code_below_both_name_agree():
-    assert set(LABEL_POLICIES) == LABELS.keys()
+    assert set(LABEL_POLICIES) == LABELS_OF_POLICY.keys()
     assert MAX_LEVELS == MAX_STEPS
 
 
