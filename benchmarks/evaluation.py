@@ -60,14 +60,15 @@ def make_classifier():
     """The feature network of experiments/digits_classifier.py with fresh parameters."""
     import jax
 
-    from cfgjax.evaluation.features.networks import classifier
+    from cfgjax.evaluation.features.networks import classifier_features
     from cfgjax.models.network import init_params, make_network
     from cfgjax.runs.config import load_file
     from cfgjax.runs.settings import Settings
 
     settings = Settings.from_config(load_file(harness.EXPERIMENTS / "digits_classifier.py"))
     image_shape = settings.data.image_shape
-    return classifier(settings, init_params(make_network(settings), jax.random.key(0), image_shape)), image_shape
+    params = init_params(make_network(settings), jax.random.key(0), image_shape)
+    return classifier_features(settings, params), image_shape
 
 
 def make_inception():

@@ -202,8 +202,8 @@ def preparing(given):
     from PIL import Image
 
     from cfgjax.data.images.decoding import Converter
-    from cfgjax.data.images.pixels import decode
-    from cfgjax.data.images.records import encode
+    from cfgjax.data.images.pixels import decode_image
+    from cfgjax.data.images.records import encode_record
 
     jpegs = []
     for image in pictures(given.num_jpegs, 375, 500):
@@ -212,7 +212,7 @@ def preparing(given):
         jpegs.append(file.getvalue())
     crop, found = given.crops[0], []
     converter = Converter(64, crop, 3)
-    for work in (decode, lambda jpeg: encode(converter(jpeg)[0], "webp")):
+    for work in (decode_image, lambda jpeg: encode_record(converter(jpeg)[0], "webp")):
         rates = []
         for _ in range(given.repeats + 1):
             start = time.process_time()

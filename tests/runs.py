@@ -27,7 +27,7 @@ def train(config, workdir, stops=(), *, ends=True, devices=1):
     ends: whether it goes on to its end after the last of stops.
     """
     run = Run(config, devices=jax.devices()[:devices])
-    run.watchers = [watcher for watcher in run.watchers if watcher.section == "evaluate"]
+    run.config_hooks = [hook for hook in run.config_hooks if hook.section == "evaluate"]
     for times in (*stops, 1000) if ends else stops:
         claim = Claim(workdir, run.settings, run.dataset.hash, run.dataset.classes)
         try:

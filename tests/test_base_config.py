@@ -11,7 +11,7 @@ from tiny import CONFIGS, EXPERIMENTS, same_config
 from cfgjax.base.errors import UsageError
 from cfgjax.base.python_files import load_module
 from cfgjax.runs.config import flatten, load_file
-from cfgjax.runs.settings import KEYS, Settings
+from cfgjax.runs.settings import KIND_OF_KEY, Settings
 
 BASE = EXPERIMENTS / "base.py"
 MODULE = load_module(BASE, "config file")
@@ -31,13 +31,13 @@ def reference_values():
 
 def test_the_reference_has_every_key_once_with_a_value_of_its_kind():
     values = flatten(ml_collections.ConfigDict(MODULE.reference()))
-    assert values.keys() == reference_values().keys() == KEYS.keys()
+    assert values.keys() == reference_values().keys() == KIND_OF_KEY.keys()
     for key, value in values.items():
-        nullable = KEYS[key].admits(None)
-        assert KEYS[key].admits(value) or (value is None and nullable), key
+        nullable = KIND_OF_KEY[key].admits(None)
+        assert KIND_OF_KEY[key].admits(value) or (value is None and nullable), key
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", KIND_OF_KEY)
 def test_every_key_has_a_comment(key):
     line = BASE.read_text().splitlines()[reference_values()[key].end_lineno - 1]
     assert re.search(r",  # \S+", line), line

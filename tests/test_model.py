@@ -11,7 +11,7 @@ from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import ddim
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.evaluation.report.figures import exact_model, sample_figure
+from cfgjax.evaluation.report.sample_figures import exact_model, sample_figure
 from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.training.loop import train

@@ -17,8 +17,8 @@ from cfgjax.data.sources.registry import mixture_of
 from cfgjax.diffusion.guidance import cfg, classifier, conditional
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import Spec
-from cfgjax.evaluation.frontier.settings import Setting, make_settings
-from cfgjax.evaluation.report import files as report
+from cfgjax.evaluation.frontier.frontier_settings import Setting, make_settings
+from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.binding import classifier_scale, with_guide
 from cfgjax.models.model import Model
 from cfgjax.runs import options
@@ -78,7 +78,7 @@ def test_a_new_option_is_an_axis_a_column_and_at_its_default_no_part_of_an_ident
     assert [s.identity.get("shift") for s in settings] == [None, None, 1.5, 1.5]
     rows = [{**s.row, "num_samples": 9, "FD-mixture": 1.0, "IS-mixture": 1.0} for s in settings]
     assert list(report.curves(rows)) == ["shift=0", "shift=1.5"]
-    assert "shift" in report.csv_text(rows).splitlines()[0].split(",")
+    assert "shift" in report.frontier_csv(rows).splitlines()[0].split(",")
 
 
 def test_a_new_option_is_an_argument_of_a_models_sampler(shift):

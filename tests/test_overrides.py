@@ -10,7 +10,7 @@ from tiny import EXPERIMENTS
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import evaluate, sample
 from cfgjax.runs.config import define_flag, parse_flags
-from cfgjax.runs.settings import KEYS
+from cfgjax.runs.settings import KIND_OF_KEY
 
 CONFIG = f"--config={EXPERIMENTS / 'digits.py'}"
 VALUES = {  # key: [(words of a command line, value)]
@@ -42,7 +42,7 @@ def value(config, key):
 @pytest.mark.parametrize(("key", "first", "second"), PAIRS)
 def test_of_two_overrides_of_a_key_the_later_counts(key, first, second):
     words = [f"--config.{key}={text}" for text, _ in (first, second)]
-    if KEYS[key].admits(second[1]):
+    if KIND_OF_KEY[key].admits(second[1]):
         assert value(parse(CONFIG, *words), key) == second[1]
     else:
         with pytest.raises(UsageError, match=re.escape(f"{key} is {second[1]!r}; need")):

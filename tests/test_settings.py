@@ -15,14 +15,14 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.data.sources.registry import SOURCES, open_source
 from cfgjax.diffusion.schedules import MAX_STEPS
-from cfgjax.evaluation.frontier.generate import LABELS
+from cfgjax.evaluation.frontier.generate import LABELS_OF_POLICY
 from cfgjax.models.network import make_network
 from cfgjax.nets import NETS
 from cfgjax.nets.mlp import MLP
 from cfgjax.runs.config import define_flag, flatten, from_json, load_file, parse_flags, to_json
 from cfgjax.runs.options import LABEL_POLICIES
 from cfgjax.runs.sections import OPTIONS, kinds_of
-from cfgjax.runs.settings import KEYS, SECTIONS, Settings
+from cfgjax.runs.settings import KIND_OF_KEY, SECTIONS, Settings
 from cfgjax.runs.values import MAX_LEVELS
 
 CONFIGS = {name: load_file(text) for name, text in tiny.CONFIGS.items()}
@@ -164,24 +164,26 @@ def refusal(key, value):
     return None
 
 
-@pytest.mark.parametrize("key", sorted(KEYS))
+@pytest.mark.parametrize("key", sorted(KIND_OF_KEY))
 def test_a_wrong_value_is_one_line_that_names_its_key_and_what_would_be_right(key):
     for wrong, value in WRONG.items():
         text = refusal(key, value)
-        is_refused_for_its_kind = text is not None and text.startswith(f"{key} is ") and text.endswith(KEYS[key].text)
+        is_refused_for_its_kind = (
+            text is not None and text.startswith(f"{key} is ") and text.endswith(KIND_OF_KEY[key].text)
+        )
         assert is_refused_for_its_kind == (key not in admitted(wrong)), (wrong, text)
         assert text is None or len(text.splitlines()) == 1
 
 
 def test_the_table_of_admitted_values_has_known_keys():
-    assert {key for wrong in ADMITTED for key in admitted(wrong)} <= KEYS.keys()
+    assert {key for wrong in ADMITTED for key in admitted(wrong)} <= KIND_OF_KEY.keys()
     assert ADMITTED.keys() <= WRONG.keys()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_settings_of_an_experiment_have_its_values_and_their_types(name):
     config = CONFIGS[name]
-    assert set(flatten(config)) <= KEYS.keys()
+    assert set(flatten(config)) <= KIND_OF_KEY.keys()
     settings = Settings.from_config(config)
     for key, value in flatten(config).items():
         section, _, key_name = key.rpartition(".")
@@ -197,7 +199,7 @@ def test_every_key_stands_once():
     for name, section in SECTIONS.items():
         own = {field.name for field in dataclasses.fields(section)}
         assert not own & getattr(section, "KINDS", {}).keys()
-        assert {f"{name}.{key}" for key in kinds_of(section)} <= KEYS.keys()
+        assert {f"{name}.{key}" for key in kinds_of(section)} <= KIND_OF_KEY.keys()
 
 
 def test_values_become_plain_python_values():
@@ -296,7 +298,7 @@ def test_augmentation_and_small_images_are_for_images(key, value):
 
 
 def test_values_that_settings_and_the_code_below_both_name_agree():
-    assert set(LABEL_POLICIES) == LABELS.keys()
+    assert set(LABEL_POLICIES) == LABELS_OF_POLICY.keys()
     assert MAX_LEVELS == MAX_STEPS
 
 

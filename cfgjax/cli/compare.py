@@ -38,7 +38,7 @@ def compare(argv):
         check_out("plot", given.plot, PICTURES)
 
     from cfgjax.base.files import writing
-    from cfgjax.evaluation.report import compare as side_by_side
+    from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
     from cfgjax.evaluation.report.by_row import rows_table
     from cfgjax.evaluation.report.gather import gather
@@ -49,16 +49,16 @@ def compare(argv):
     published = None if given.targets is None else targets.load_targets(given.targets)
     files, contents = zip(*gather(paths), strict=True)
     records = dict(zip(labels(files), contents, strict=True))
-    runs = [side_by_side.make_run(label, record) for label, record in records.items()]
+    runs = [side_by_side.compared_run(label, record) for label, record in records.items()]
     groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
-    tables = rows_table(records) if given.rows else side_by_side.table(groups)
+    tables = rows_table(records) if given.rows else side_by_side.comparison_table(groups)
     print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
     if given.out is not None:
         record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
-        record["rows"] = side_by_side.joined(groups)
+        record["rows"] = side_by_side.joined_columns(groups)
         csv = Path(given.out).suffix.lower() == ".csv"
         with writing(given.out) as new:
-            new.write_text(side_by_side.csv_text(groups) if csv else json.dumps(record, indent=1) + "\n")
+            new.write_text(side_by_side.comparison_csv(groups) if csv else json.dumps(record, indent=1) + "\n")
         print(f"wrote {given.out}")
     if given.plot is not None:
         plot(given.plot, runs, published)
@@ -68,10 +68,10 @@ def compare(argv):
 def plot(path, runs, published):
     """Writes a plot of the runs' curves and the published results."""
     from cfgjax.base.files import writing
-    from cfgjax.evaluation.report.compare_figure import figure
+    from cfgjax.evaluation.report.comparison_figure import comparison_figure
 
     with writing(path) as new:
-        figure(runs, published).savefig(new, dpi=130)
+        comparison_figure(runs, published).savefig(new, dpi=130)
     print(f"wrote {path}")
 
 

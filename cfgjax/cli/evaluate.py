@@ -117,7 +117,7 @@ def measured(given, stop):
     from cfgjax.distributed import collectives as processes
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
-    from cfgjax.evaluation.report import files as report
+    from cfgjax.evaluation.report import frontier_files as report
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
@@ -154,12 +154,12 @@ def measured(given, stop):
 
 def finish(given, work, reference, rows, tilted, folder):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
-    from cfgjax.evaluation.report import files as report
+    from cfgjax.evaluation.report import frontier_files as report
 
     written = report.write(folder, rows, work.record(reference), work.network, tilted)
     if not given.keep_samples:
         work.remove_samples()
-    lines = [*report.table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
+    lines = [*report.frontier_table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
     print("\n".join(["", *lines, *report.findings(rows, work.network)]))
     print(f"wrote {', '.join(written)} in {folder}")
 
@@ -169,7 +169,7 @@ def planned(given):
     import cfgjax
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier
-    from cfgjax.evaluation.frontier.settings import make_settings
+    from cfgjax.evaluation.frontier.frontier_settings import make_settings
     from cfgjax.models.loading import load_guide
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))

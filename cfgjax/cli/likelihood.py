@@ -24,8 +24,8 @@ def bits_per_dim(given):
     from cfgjax.data.sources.registry import npz_in_place_of, open_source
     from cfgjax.diffusion.samplers import ancestral
     from cfgjax.distributed.devices import open_devices
-    from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
-    from cfgjax.evaluation.report.files import bits_lines, write_bits
+    from cfgjax.evaluation.held_out_bits import check_guidance, held_out_bits
+    from cfgjax.evaluation.report.frontier_files import bits_lines, write_bits
     from cfgjax.models.arguments import check_num_steps
     from cfgjax.models.binding import sampler_value
 

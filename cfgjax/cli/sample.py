@@ -62,8 +62,8 @@ def draw(given, labels, axes, upsampling):
     """Draws the image. The first process writes it."""
     import jax
 
-    from cfgjax.evaluation.frontier.settings import resolved
-    from cfgjax.evaluation.report.figures import sample_figure
+    from cfgjax.evaluation.frontier.frontier_settings import resolved
+    from cfgjax.evaluation.report.sample_figures import sample_figure
     from cfgjax.models.loading import load_guide
 
     model = load_model(given, single(axes, "ema", ONE_AVERAGE))

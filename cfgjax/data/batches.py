@@ -26,7 +26,7 @@ def batch_at(
     example is dropped at their ends. A row does not depend on which other rows are requested.
     """
     rows = np.arange(batch_size) if rows is None else rows
-    return finished(drawn(dataset, seed, step, batch_size, rows), dataset.low_res_size)
+    return finished_batch(drawn(dataset, seed, step, batch_size, rows), dataset.low_res_size)
 
 
 def drawn(dataset: Dataset, seed: int, step: int, batch_size: int, rows: Int[np.ndarray, " b"]) -> Batch:
@@ -46,7 +46,7 @@ def drawn(dataset: Dataset, seed: int, step: int, batch_size: int, rows: Int[np.
     return {"image": image, "label": dataset.label[index], **conditions}
 
 
-def finished(drawn: Batch, low_res_size: int | None) -> Batch:
+def finished_batch(drawn: Batch, low_res_size: int | None) -> Batch:
     """Returns `batch_at` from the result of `drawn`."""
     batch = {**drawn, "image": to_float(drawn["image"])}
     if low_res_size is not None:

@@ -18,7 +18,7 @@ import tqdm
 from jaxtyping import Int
 
 from cfgjax.base.errors import UsageError
-from cfgjax.data.batches import drawn, finished
+from cfgjax.data.batches import drawn, finished_batch
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.workers import STOPPED, before_workers, enter_worker, state_of
 
@@ -35,7 +35,7 @@ REASONS = {
     signal.SIGKILL: ", perhaps for want of memory",
     signal.SIGBUS: ": /dev/shm is too small; give it more (docker run --shm-size), or take fewer data.num_workers",
 }
-NAME = "grain-process-prefetch"  # of grain's processes
+WORKER_NAME = "grain-process-prefetch"  # of grain's processes
 
 
 def dispatch_drawn(
@@ -80,10 +80,10 @@ class Batches:
             raise
 
     def _finish(self, stacked: Stacked) -> Stacked:
-        """Returns `finished` of all steps."""
+        """Returns `finished_batch` of all steps."""
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in stacked.items()}
         shape = stacked["label"].shape
-        return {name: a.reshape(*shape, *a.shape[1:]) for name, a in finished(flat, self._low_res_size).items()}
+        return {name: a.reshape(*shape, *a.shape[1:]) for name, a in finished_batch(flat, self._low_res_size).items()}
 
     def close(self) -> None:
         """Ends the workers."""
@@ -111,7 +111,7 @@ class Ahead:
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=PER_WORKER)
         work = grain.MapDataset.range(step, LAST_STEP, num_steps).map(functools.partial(signed, draw))
         work = work.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-        self._iterator = iter(work.mp_prefetch(options, worker_init_fn=start_worker))
+        self._iterator = iter(work.mp_prefetch(options, worker_init_fn=start_loading_worker))
         self._found: queue.Queue = queue.Queue(maxsize=1)
         self._closed, before = threading.Event(), set(multiprocessing.active_children())
         self._thread = threading.Thread(target=self._fill, daemon=True, name="batches")
@@ -121,7 +121,7 @@ class Ahead:
         while len(self._workers) < num_workers and self._found.empty() and time.monotonic() < deadline:
             time.sleep(0.01)
             new = set(multiprocessing.active_children()) - before
-            self._workers = [process for process in new if process.name.startswith(NAME)]
+            self._workers = [process for process in new if process.name.startswith(WORKER_NAME)]
 
     def _fill(self) -> None:
         """Buffers one more result, or the error in its place."""
@@ -193,7 +193,7 @@ class Ahead:
             process.join()
 
 
-def start_worker(index: int, count: int) -> None:
+def start_loading_worker(index: int, count: int) -> None:
     """Initialises worker `index` of `count`."""
     enter_worker()
 

@@ -28,7 +28,7 @@ from cfgjax.base.progress import Progress
 from cfgjax.data.dataset import Listing
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.images.pixels import reason_of
-from cfgjax.data.images.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode, hashed_example
+from cfgjax.data.images.records import ENCODINGS, ENDING, WRITER_OPTIONS, array_record, encode_record, hashed_example
 from cfgjax.data.sources.folder import synsets_of
 from cfgjax.data.sources.prepared import (
     ABOUT,
@@ -46,7 +46,7 @@ from cfgjax.data.workers import before_workers, enter_worker
 MakeProgress = Callable[[int], Progress]  # (total) → a progress bar
 SECONDS = 0.2  # between updates of the progress
 MAX_LISTED = 20  # errors in a message
-SHARD_KEYS = ("file", "num_examples", "bytes", "file_sha256", "digest")
+WRITTEN_SHARD_KEYS = ("file", "num_examples", "bytes", "file_sha256", "digest")
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def prepare(
         asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
         if (out / ABOUT).exists():
             about = read_about(out)
-            check_same(out, about["request"], asked)
+            check_same_request(out, about["request"], asked)
             check_files(out, about)
             return about
         begin(out, asked)
@@ -125,7 +125,7 @@ def claimed(out: Path) -> Iterator[None]:
 def begin(out: Path, asked: dict[str, Any]) -> None:
     """Writes the request, or compares it with the one in `out`, and removes partial files of a killed process."""
     if (out / REQUEST).exists():
-        check_same(out, read_own(out / REQUEST, REQUEST_KEYS), asked)
+        check_same_request(out, read_own(out / REQUEST, REQUEST_KEYS), asked)
     elif others := sorted(path.name for path in out.iterdir() if path.name != ".lock" and ".part." not in path.name):
         raise UsageError(f"{out} has other content ({others[0]}); prepare into a new folder")
     for path in out.glob(".*.part.*"):
@@ -133,7 +133,7 @@ def begin(out: Path, asked: dict[str, Any]) -> None:
     write_json(out / REQUEST, asked, hashed=True)
 
 
-def check_same(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+def check_same_request(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises UsageError naming what differs between the request of the set in `out` and this one."""
     flat = lambda r: {k: v for k, v in r.items() if k != "source"} | {f"source {k}": v for k, v in r["source"].items()}
     there, asked = flat(there), flat(asked)
@@ -159,7 +159,7 @@ def make_shards(
     seen, stop, told = context.Value("q", 0), context.Event(), 0
     check_errors(out, done.values(), max_errors)
     pool = concurrent.futures.ProcessPoolExecutor(
-        max(1, min(workers, len(todo))), context, initializer=start_worker, initargs=(seen, stop)
+        max(1, min(workers, len(todo))), context, initializer=start_preparing_worker, initargs=(seen, stop)
     )
     try:
         left = {
@@ -198,7 +198,7 @@ def check_errors(out: str | Path, shards: Iterable[dict[str, Any]], max_errors: 
 _shared: list = []  # of a worker: the shared count of finished images, and the shared stop event
 
 
-def start_worker(seen: Synchronized, stop: Event) -> None:
+def start_preparing_worker(seen: Synchronized, stop: Event) -> None:
     """Initialises a worker. seen: the shared count of finished images. stop: the shared stop event."""
     enter_worker()
     _shared[:] = [seen, stop]
@@ -221,7 +221,7 @@ def make_shard(part: Listing, out: str, name: str, request: Request, max_errors:
                     check_errors(out, [{"errors": errors}], max_errors)
                     if example is not None:
                         image, notes, label = example
-                        record = encode(image, request.encoding)
+                        record = encode_record(image, request.encoding)
                         digest.update(hashed_example(label, record))
                         writer.write(record)
                         labels.append(label)
@@ -288,7 +288,7 @@ def finish(out: Path, asked: dict[str, Any], classes: tuple[str, ...], shards: l
         "counts": np.bincount(label, minlength=len(classes)).tolist(),
         "converted": dict(sorted(converted.items())),
         "errors": [error for shard in shards for error in shard["errors"]],
-        "shards": [{key: shard[key] for key in SHARD_KEYS} for shard in shards],
+        "shards": [{key: shard[key] for key in WRITTEN_SHARD_KEYS} for shard in shards],
     }
     with writing(out / LABELS) as new:
         np.save(new, label)

@@ -15,13 +15,13 @@ from jaxtyping import Float, Float64, Int
 DIGITS = re.compile("[0-9]+")
 
 
-def linear(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
+def linear_betas(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
     """Returns β_t from 1e-4 to 0.02 at equal distances for T = 1000, scaled by 1000/T for others; DDPM section 4."""
     scale = 1000 / num_timesteps
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps)
 
 
-def cosine(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
+def cosine_betas(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
     """Returns β_t = 1 − ᾱ(t+1)/ᾱ(t), at most 0.999, with ᾱ(t) = cos²((t/T + 0.008)/1.008 · π/2).
 
     Source: IDDPM eq. (17).
@@ -30,7 +30,7 @@ def cosine(num_timesteps: int) -> Float64[np.ndarray, " num_timesteps"]:
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-BETAS: dict[str, Callable] = {"linear": linear, "cosine": cosine}
+BETAS: dict[str, Callable] = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def logsnr_table(betas: Float[np.ndarray, " t"]) -> Float64[np.ndarray, " t"]:

@@ -12,7 +12,7 @@ from cfgjax.diffusion.guidance import RULES, classifier, shifts_mean
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.specs import parse, tree
 
-Number = int | float | np.ndarray | np.generic | jax.Array
+RuleNumber = int | float | np.ndarray | np.generic | jax.Array
 
 
 def rule_value(rule: Any) -> Any:
@@ -95,7 +95,7 @@ def per_sample(field: Any) -> bool:
     return field.metadata.get("per_sample", False)
 
 
-def rows_of(rule: Any, index: np.ndarray) -> Any:
+def rule_rows(rule: Any, index: np.ndarray) -> Any:
     """Returns a rule with the rows of index of its numbers per sample."""
     return replaced(rule, lambda field, value: value[index] if per_sample(field) and np.ndim(value) else value)
 
@@ -125,7 +125,7 @@ class Argument:
 def as_argument(value: Any) -> Argument:
     """Returns a rule or sampler as an `Argument`. What is not registered as a tree is one static leaf."""
     leaves, structure = jax.tree.flatten(value)
-    numeric = [isinstance(leaf, Number) and not isinstance(leaf, bool) for leaf in leaves]
+    numeric = [isinstance(leaf, RuleNumber) and not isinstance(leaf, bool) for leaf in leaves]
     numbers = [leaf if traced else None for leaf, traced in zip(leaves, numeric, strict=True)]
     others = tuple(None if traced else leaf for leaf, traced in zip(leaves, numeric, strict=True))
     return Argument(numbers, (structure, others, classes(value)))

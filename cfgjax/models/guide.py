@@ -50,7 +50,7 @@ class Guide:
         pairs = {
             "image size": (ours.data.image_shape, theirs.data.image_shape),
             "number of classes": (ours.data.num_classes, theirs.data.num_classes),
-            "process": (described(ours), described(theirs)),
+            "process": (process_description(ours), process_description(theirs)),
         }
         for what, (classifiers, models) in pairs.items():
             if classifiers != models:
@@ -81,7 +81,7 @@ class Guide:
         return jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
 
 
-def described(settings: Settings) -> str | None:
+def process_description(settings: Settings) -> str | None:
     """Returns the process in a few words, or None if the network has none."""
     return None if settings.diffusion is None else settings.diffusion.described
 

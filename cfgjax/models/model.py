@@ -33,11 +33,13 @@ from cfgjax.models.binding import (
     check_together,
     per_sample,
     replaced,
-    rows_of,
+    rule_rows,
     rule_value,
     sampler_value,
 )
-from cfgjax.models.conditions import (
+from cfgjax.models.description import describe_model
+from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
+from cfgjax.models.network_inputs import (
     CLEAN_LOGSNR,
     check_low_res,
     check_low_res_logsnr,
@@ -45,12 +47,10 @@ from cfgjax.models.conditions import (
     check_upsamples,
     own_inputs,
 )
-from cfgjax.models.description import describe_model
-from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
 from cfgjax.runs.options import SampleOptions
 from cfgjax.runs.settings import Settings
 
-Rows = Shaped[np.ndarray, " b"]
+PerSample = Shaped[np.ndarray, " b"]
 
 LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
@@ -197,7 +197,7 @@ class Model:
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
             rows = {name: array[index] for name, array in extra.items()}
-            drawn = draw(index, labels[index], weights[index], rows, rule=rows_of(rule, index))
+            drawn = draw(index, labels[index], weights[index], rows, rule=rule_rows(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
         x, seen = found if trajectory else (found, ())
@@ -238,7 +238,7 @@ class Model:
         self._placed(rule)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
-        def draw(index: Rows, labels: Rows, weights: Rows, extra: Any = None, rule: Any = rule) -> Any:
+        def draw(index: PerSample, labels: PerSample, weights: PerSample, extra: Any = None, rule: Any = rule) -> Any:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))

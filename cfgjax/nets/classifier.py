@@ -10,8 +10,7 @@ from jaxtyping import Float
 
 from cfgjax.nets.backbone import Backbone
 from cfgjax.nets.blocks import AttentionPool, GroupNorm, Map, conv3, downsample, torch_init, zero_init
-
-SPATIAL_CHANNELS = 7  # the number that sFID takes from Inception's map
+from cfgjax.nets.inception import SPATIAL_CHANNELS
 
 
 class ConvNet(nn.Module):

@@ -24,7 +24,7 @@ POOL3, CLASSES = 2048, 1008
 SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7  # mixed_6 of the graph; its first channels are those of mixed_6/conv
 HIGHEST = jax.lax.Precision.HIGHEST
 
-Map = Float[Array, "n _height _width _channels"]
+InceptionMap = Float[Array, "n _height _width _channels"]
 Images = Shaped[Array, "..."] | Shaped[np.ndarray, "..."]  # `resized` checks them
 Features = dict[str, Float[Array, "n _features"]]
 StateDict = Mapping[str, Any]  # arrays, which `check_state_dict` checks
@@ -41,18 +41,18 @@ class Conv:
     padding: str = "SAME"
 
 
-Step = Conv | Callable[[Map], Map] | list | tuple  # lists and tuples hold steps
-Layer = Callable[[str, Conv, Map], Map]
+Step = Conv | Callable[[InceptionMap], InceptionMap] | list | tuple  # lists and tuples hold steps
+Layer = Callable[[str, Conv, InceptionMap], InceptionMap]
 
 
-def average_pool(x: Map) -> Map:
+def average_pool(x: InceptionMap) -> InceptionMap:
     """Returns the means over 3×3 neighbourhoods, which exclude the padding."""
     height, width = (np.convolve(np.ones(n, np.float32), np.ones(3, np.float32), "same") for n in x.shape[1:3])
     total = jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     return total / (height[:, None, None] * width[:, None])
 
 
-def max_pool(x: Map, stride: int = 1, padding: str = "SAME") -> Map:
+def max_pool(x: InceptionMap, stride: int = 1, padding: str = "SAME") -> InceptionMap:
     """Returns the maxima over 3×3 neighbourhoods."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
@@ -115,7 +115,7 @@ BLOCK_D = [  # 17×17 → 8×8
 ]
 
 
-def block_e(pool: Callable[[Map], Map]) -> Step:
+def block_e(pool: Callable[[InceptionMap], InceptionMap]) -> Step:
     """8×8: 1×1, 3×3 as a row and a column in parallel, the same after another 3×3, pool."""
     return [
         Conv("branch1x1", 320),
@@ -163,7 +163,7 @@ def apply(params: Mapping[str, Mapping[str, Float[Array, "..."]]], images: Image
     images: uint8 [N, H, W, 3], or [N, H, W, 1] for grey. Computed in float32 at highest precision on every device.
     """
 
-    def conv(module: str, layer: Conv, x: Map) -> Map:
+    def conv(module: str, layer: Conv, x: InceptionMap) -> InceptionMap:
         return jax.nn.relu(convolve(x, params[module]["kernel"], layer) + params[module]["bias"])
 
     x, spatial = trunk((resized(images, resize) - 128) / 128, conv)  # the graph's scale; ports have x/127.5 − 1
@@ -178,24 +178,24 @@ def trunk(x: Float[Array, "n 299 299 3"], conv: Layer) -> tuple[Float[Array, "n 
     conv(module, layer, x) applies a `Conv` layer, called `module` in the state dict.
     """
     for block, steps in NETWORK.items():
-        x = run(steps, x, conv, f"{block}." if block else "")
+        x = apply_step(steps, x, conv, f"{block}." if block else "")
         if block == SPATIAL_BLOCK:
             spatial = x[..., :SPATIAL_CHANNELS]
     return x, spatial
 
 
-def run(step: Step, x: Map, conv: Layer, prefix: str) -> Map:
+def apply_step(step: Step, x: InceptionMap, conv: Layer, prefix: str) -> InceptionMap:
     """Applies a step to x. prefix: precedes the names of its layers."""
     if isinstance(step, Conv):
         return conv(prefix + step.name, step, x)
     if isinstance(step, list):
-        return jnp.concatenate([run(branch, x, conv, prefix) for branch in step], axis=-1)
+        return jnp.concatenate([apply_step(branch, x, conv, prefix) for branch in step], axis=-1)
     if isinstance(step, tuple):
-        return functools.reduce(lambda x, inner: run(inner, x, conv, prefix), step, x)
+        return functools.reduce(lambda x, inner: apply_step(inner, x, conv, prefix), step, x)
     return step(x)
 
 
-def convolve(x: Map, kernel: Float[Array, "_height _width _channels _outputs"], layer: Conv) -> Map:
+def convolve(x: InceptionMap, kernel: Float[Array, "_height _width _channels _outputs"], layer: Conv) -> InceptionMap:
     """Returns x [N, H, W, C] * kernel [h, w, C, O] in float32."""
     numbers, strides = ("NHWC", "HWIO", "NHWC"), (layer.stride, layer.stride)
     return jax.lax.conv_general_dilated(x, kernel, strides, layer.padding, dimension_numbers=numbers, precision=HIGHEST)
@@ -290,7 +290,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
     """Returns {key: shape} of the state dict, in PyTorch's layouts, without `num_batches_tracked`."""
     result: dict[str, tuple[int, ...]] = {"fc.weight": (CLASSES, POOL3), "fc.bias": (CLASSES,)}
 
-    def conv(module: str, layer: Conv, x: Map) -> Map:
+    def conv(module: str, layer: Conv, x: InceptionMap) -> InceptionMap:
         result[f"{module}.conv.weight"] = (layer.channels, x.shape[-1], *layer.kernel)
         for name in ("weight", "bias", "running_mean", "running_var"):
             result[f"{module}.bn.{name}"] = (layer.channels,)

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from types import NoneType
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import sha256
@@ -12,14 +13,13 @@ log = logging.getLogger("cfgjax")
 
 MANIFEST = "manifest.json"
 REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the commit time to it after the manifest is written
-NONE = type(None)
 ORBAX_KEYS: dict[str, tuple[type, ...]] = {  # of REWRITTEN
-    "metrics": (dict, NONE),
-    "performance_metrics": (dict, NONE),
-    "custom_metadata": (dict, NONE),
+    "metrics": (dict, NoneType),
+    "performance_metrics": (dict, NoneType),
+    "custom_metadata": (dict, NoneType),
 }
-ORBAX_KEYS |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), (int, NONE))
-ORBAX_KEYS |= {"item_handlers": (dict, str, NONE)}
+ORBAX_KEYS |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), (int, NoneType))
+ORBAX_KEYS |= {"item_handlers": (dict, str, NoneType)}
 
 
 def step_directories(directory: str | Path) -> list[int]:

@@ -11,8 +11,8 @@ from cfgjax.base.json_files import check_keys, parse_json
 
 log = logging.getLogger("cfgjax")
 
-NAME = "metrics.jsonl"
-DAMAGED = "metrics.damaged.jsonl"  # next to NAME, for lines that cannot be read
+METRICS_FILE = "metrics.jsonl"
+DAMAGED = "metrics.damaged.jsonl"  # next to METRICS_FILE, for lines that cannot be read
 
 
 def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
@@ -32,7 +32,7 @@ def step_of(line: bytes) -> int | None:
 
 def last_logged_step(workdir: Path) -> int:
     """Returns the largest step in the metrics of a run, 0 without any; damaged lines are ignored."""
-    return max((step for step in map(step_of, read_lines(workdir / NAME)) if step is not None), default=0)
+    return max((step for step in map(step_of, read_lines(workdir / METRICS_FILE)) if step is not None), default=0)
 
 
 def read_lines(path: Path) -> list[bytes]:
@@ -48,7 +48,7 @@ def split_lines(workdir: Path, last_step: float) -> tuple[list[bytes], list[byte
 
     Steps never decrease, so a line of a later step is damaged if one of last_step or earlier follows.
     """
-    lines = read_lines(workdir / NAME)
+    lines = read_lines(workdir / METRICS_FILE)
     steps = [step_of(line) for line in lines]
     kept = [step is not None and step <= last_step for step in steps]
     end = max((i for i, keep in enumerate(kept) if keep), default=-1)
@@ -63,7 +63,7 @@ def read_metrics(workdir: Path, last_step: float) -> list[dict[str, Any]]:
 
 def rewind(workdir: Path, last_step: int) -> None:
     """Removes the lines of steps after last_step from the metrics of a run, and moves damaged ones to DAMAGED."""
-    path = workdir / NAME
+    path = workdir / METRICS_FILE
     if not path.exists():
         return
     lines, damaged = split_lines(workdir, last_step)

@@ -18,7 +18,7 @@ from cfgjax.base.numerals import check_ascii, is_whole_number, real_number, whol
 from cfgjax.diffusion.specs import spec
 from cfgjax.runs.values import BELOW_ONE, MAX_LEVELS, NONE, NUMBER, NUMBERS, TEXT, Kind, integer, one_of, several, shown
 
-LABEL_POLICIES = ("balanced", "random")  # the keys of `LABELS`, which has their functions
+LABEL_POLICIES = ("balanced", "random")  # the keys of `LABELS_OF_POLICY`, which has their functions
 PLACES = ("Model", "sample", "evaluate", "config.sample", "config.evaluate")
 """Where an option can be given: keyword arguments of `Model.sample`, flags of two commands, two config sections."""
 

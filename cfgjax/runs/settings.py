@@ -38,8 +38,8 @@ SECTIONS: dict[str, type] = {
     "mesh": MeshSettings,
     "cluster": ClusterSettings,
 }
-KEYS: dict[str, Kind] = {"seed": kind_of(Seed)}
-KEYS |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
+KIND_OF_KEY: dict[str, Kind] = {"seed": kind_of(Seed)}
+KIND_OF_KEY |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
 LATER_SECTIONS = ("evaluate", "cluster")  # absent from the config.json of older versions
 
 
@@ -136,15 +136,15 @@ def check_kinds(given: ConfigDict | Mapping[str, Any]) -> None:
     """Raises UsageError for the first value of a config that is not of its key's kind."""
     for name, value in given.items():
         if name not in SECTIONS:
-            if name in KEYS:
-                check_value(name, value, KEYS[name])
+            if name in KIND_OF_KEY:
+                check_value(name, value, KIND_OF_KEY[name])
             continue
         if not isinstance(value, (ConfigDict, dict)):
             example = f"{name}.{next(iter(kinds_of(SECTIONS[name])))}"
             raise UsageError(f"{name} is {shown(value)}; need a section, with keys such as {example}")
         for key, inner in value.items():
-            if f"{name}.{key}" in KEYS:
-                check_value(f"{name}.{key}", inner, KEYS[f"{name}.{key}"])
+            if f"{name}.{key}" in KIND_OF_KEY:
+                check_value(f"{name}.{key}", inner, KIND_OF_KEY[f"{name}.{key}"])
 
 
 def check_sections(given: Mapping[str, Any], names: Sequence[str], optional: Sequence[str] = ()) -> None:

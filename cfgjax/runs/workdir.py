@@ -36,12 +36,12 @@ def read_settings(workdir: str | Path) -> Settings:
     except FileNotFoundError:
         raise UsageError(f"{workdir} holds no run: there is no {path}") from None
     try:
-        return Settings.from_config(upgraded(values), optional=LATER_SECTIONS)
+        return Settings.from_config(upgraded_config(values), optional=LATER_SECTIONS)
     except UsageError as e:
         raise UsageError(f"{path} is damaged: {e}; {CONFIG_REMEDY}") from e
 
 
-def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+def upgraded_config(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the values of a config.json in today's form: model.remat was a boolean, sample had v and eta."""
     model, sample = values["model"], values.get("sample")
     if isinstance(model.get("remat"), bool):

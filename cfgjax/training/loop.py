@@ -200,7 +200,7 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
 def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
     """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
-    for hook in filter(due, run.watchers):
+    for hook in filter(due, run.config_hooks):
         processes.stage(f"{hook.section} at step {step}")
         with runlog.paused():
             hook(state, step, workdir, runlog)

@@ -12,8 +12,8 @@ from cfgjax.diffusion import losses
 from cfgjax.diffusion.guidance import label_log_prob
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.process import diffuse
-from cfgjax.models.conditions import CLEAN_LOGSNR
 from cfgjax.models.network import Network, bind, bind_classifier, condition, has_null_label, null_condition
+from cfgjax.models.network_inputs import CLEAN_LOGSNR
 from cfgjax.runs.diffusion_settings import DiffusionSettings
 
 Drawn = dict[str, Any]  # a batch with its random part, a tree of [B, …]

@@ -24,18 +24,18 @@ from cfgjax.distributed.sharding import (
     place_parameters,
     replicated,
 )
-from cfgjax.models.conditions import check_own_inputs, own_inputs
 from cfgjax.models.network import check_network, check_upsampler, has_null_label, init_params, make_network
+from cfgjax.models.network_inputs import check_own_inputs, own_inputs
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
+from cfgjax.training.hooks import make_hooks
 from cfgjax.training.interrupt import StopFlag, signal_number
 from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
-from cfgjax.training.watch import make_watchers
 
 # keys of config.model in which a run may differ from its init_from
 FREE = {"dropout", "dtype", "fused_attention", "remat", "null_label"}
@@ -142,9 +142,9 @@ class Program:
 
 
 class Run(Program):
-    """Everything that a config describes, including its data and watchers, checked before any long work.
+    """Everything that a config describes, including its data and hooks, checked before any long work.
 
-    hooks, writers: of the caller, see `loop.train`.
+    hooks, writers: of the caller, see `loop.train`. config_hooks: those of the config.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Run(Program):
         super().__init__(config, devices)
         train = self.settings.train
         self.dataset = with_conditions(open_source(self.settings.data), own_inputs(self.net))
-        self.watchers = make_watchers(self.settings, self.mesh, self.dataset)
+        self.config_hooks = make_hooks(self.settings, self.mesh, self.dataset)
         self._check_cadence()
         self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (train.batch_size, self.mesh.size))
         self._batches = Batches(
@@ -185,7 +185,7 @@ class Run(Program):
             "train.num_steps": train.num_steps,
             "train.log_every_steps": train.log_every_steps,
             "checkpoint.every_steps": self.settings.checkpoint.every_steps,
-        } | {f"{watcher.section}.every_steps": watcher.every_steps for watcher in self.watchers}
+        } | {f"{hook.section}.every_steps": hook.every_steps for hook in self.config_hooks}
         cadences |= {f"every_steps of hook {name_of(hook)}": hook.every_steps for hook in self.hooks}
         for name, value in cadences.items():
             if value % k:

@@ -60,3 +60,8 @@ def create_state(build: Callable[..., TrainState], mesh: Mesh, *inputs: PyTree) 
     """Returns the state that build(*inputs) makes, each array created in its place on the mesh."""
     shardings = parameter_sharding(mesh, jax.eval_shape(build, *inputs))
     return jax.jit(build, out_shardings=shardings, compiler_options=optimised(1))(*inputs)
+
+
+def averaged_params(state: TrainState) -> PyTree:
+    """Returns the parameters of the first EMA, or the parameters themselves without averaging."""
+    return state.ema[next(iter(state.ema))] if state.ema else state.params

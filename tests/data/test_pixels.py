@@ -10,7 +10,7 @@ import pytest
 from image_files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, SAMPLES, chunk, packed, png, tiff
 from PIL import Image, ImageCms, features
 
-from cfgjax.data.images.pixels import decode, reason_of
+from cfgjax.data.images.pixels import decode_image, reason_of
 
 DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), GREY_ALPHA: (8, 16), RGB_ALPHA: (8, 16)}
 KINDS = [
@@ -22,7 +22,7 @@ KINDS = [
 
 
 def rgb(data):
-    return np.asarray(decode(data)[0].convert("RGB")).astype(float)
+    return np.asarray(decode_image(data)[0].convert("RGB")).astype(float)
 
 
 def encoded(image, kind, **options):
@@ -102,7 +102,9 @@ def test_samples_whose_range_is_not_known_are_refused(dtype, sample_format):
     samples = np.ones((8, 8, 1), f"<{dtype}")
     bits = 8 * samples.dtype.itemsize
     with pytest.raises(ValueError, match="black and white are unknown"):
-        decode(tiff(samples.astype(np.uint8) if bits == 8 else samples, bits=bits, photometric=1, t339=[sample_format]))
+        decode_image(
+            tiff(samples.astype(np.uint8) if bits == 8 else samples, bits=bits, photometric=1, t339=[sample_format])
+        )
 
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "PNG", "WEBP"])
@@ -128,7 +130,7 @@ def test_images_are_turned_by_defined_orientations_only(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
-    image, notes = decode(encoded(Image.fromarray(pixels), kind, exif=exif, **options))
+    image, notes = decode_image(encoded(Image.fromarray(pixels), kind, exif=exif, **options))
     defined = 2 <= orientation <= 8
     assert notes == ["turned as EXIF says"] * defined
     shown = turned(pixels, orientation) if defined else pixels
@@ -142,7 +144,7 @@ def test_avif_is_read_and_turned(orientation):
     pixels = np.kron(np.arange(0, 240, 40).reshape(2, 3), np.ones((16, 16))).astype(np.uint8)[..., None].repeat(3, 2)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image, _ = decode(encoded(Image.fromarray(pixels), "AVIF", exif=exif, quality=100))
+    image, _ = decode_image(encoded(Image.fromarray(pixels), "AVIF", exif=exif, quality=100))
     assert np.abs(np.asarray(image).astype(int) - turned(pixels, orientation)).max() <= 4
 
 
@@ -152,7 +154,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_it_is_noted(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert (rgb(data) == (255, 0, 0)).all()
-    assert "of several frames or pages, the first taken" in decode(data)[1]
+    assert "of several frames or pages, the first taken" in decode_image(data)[1]
 
 
 def test_transparent_pixels_of_a_gif_are_white():
@@ -230,7 +232,7 @@ def test_a_tiff_in_separate_planes_is_read_right_or_refused(kind, bits):
     data = tiff(planes, bits=bits, photometric=photometric, t284=[2], **places, **extra)
     if bits == 16 or kind == "LA":  # Pillow mixes their planes up
         with pytest.raises((ValueError, OSError)):
-            decode(data)
+            decode_image(data)
     else:
         assert np.array_equal(rgb(data), rgb(tiff(samples, bits=bits, photometric=photometric, **extra)))
 
@@ -278,10 +280,10 @@ COLOUR = (200, 100, 50)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_colours_of_another_profile_become_srgb(kind):
     image, options = Image.new("RGB", (16, 16), COLOUR), {"lossless": True} if kind == "WEBP" else {}
-    found, notes = decode(encoded(image, kind, icc_profile=matrix_profile(None, True), **options))
+    found, notes = decode_image(encoded(image, kind, icc_profile=matrix_profile(None, True), **options))
     assert np.abs(np.asarray(found).astype(int) - (100, 200, 50)).max() <= 3
     assert notes == ["with an ICC profile, made sRGB"]
-    found, notes = decode(encoded(image, kind, icc_profile=matrix_profile(1.0, False), **options))
+    found, notes = decode_image(encoded(image, kind, icc_profile=matrix_profile(1.0, False), **options))
     light = np.array(COLOUR) / 255
     expected = 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(np.asarray(found) - expected).max() <= 3
@@ -290,13 +292,13 @@ def test_colours_of_another_profile_become_srgb(kind):
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", COLOUR), ("L", 100)])
 @pytest.mark.parametrize(("profile", "note"), [(matrix_profile(None, False), []), (b"no profile", ["ignored"])])
 def test_a_profile_that_is_srgb_or_damaged_leaves_the_pixels(profile, note, mode, colour):
-    found, notes = decode(encoded(Image.new(mode, (8, 8), colour), "PNG", icc_profile=profile))
+    found, notes = decode_image(encoded(Image.new(mode, (8, 8), colour), "PNG", icc_profile=profile))
     assert (np.asarray(found) == colour).all()
     assert [said.rpartition(" ")[2] for said in notes] == note
 
 
 def test_grey_of_another_profile_becomes_srgb():
-    found, notes = decode(encoded(Image.new("L", (8, 8), 100), "PNG", icc_profile=matrix_profile(1.0, False)))
+    found, notes = decode_image(encoded(Image.new("L", (8, 8), 100), "PNG", icc_profile=matrix_profile(1.0, False)))
     assert found.mode == "L" and notes == ["with an ICC profile, made sRGB"]
     assert np.abs(np.asarray(found) - 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)).max() <= 3
 
@@ -320,7 +322,7 @@ def test_the_reason_why_a_file_cannot_be_read_is_reproducible(name):
     reasons = set()
     for _ in range(2):
         with pytest.raises(Exception) as raised:  # noqa: PT011  decoders raise what they like
-            decode(DAMAGED[name])
+            decode_image(DAMAGED[name])
         reasons.add(reason_of(raised.value))
     (reason,) = reasons
     assert reason and "0x" not in reason and "Error" not in reason

@@ -12,8 +12,8 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import content_hash
 from cfgjax.cli import main as cli
 from cfgjax.evaluation.report import targets
-from cfgjax.evaluation.report.compare import make_run
-from cfgjax.evaluation.report.compare_figure import figure
+from cfgjax.evaluation.report.comparison import compared_run
+from cfgjax.evaluation.report.comparison_figure import comparison_figure
 from cfgjax.evaluation.report.gather import gather
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
@@ -95,7 +95,7 @@ def test_only_the_unguided_conditional_row_of_classifier_guidance_has_a_weight()
 
 
 def test_recalled_settings_are_named_and_nothing_else_is_cited():
-    for name in targets.published():
+    for name in targets.published_targets():
         content = targets.load_targets(name)
         assert {"sampler", "v"} <= set(content["recalled"]) <= set(targets.SETTINGS)
         assert "arXiv:" in content["source"] and ".txt" not in content["source"]
@@ -297,14 +297,14 @@ def test_the_plot_has_every_curve_and_published_rows_where_they_belong(tmp_path,
         write(tmp_path / "a" / f"p={p_uncond}", record(p_uncond=p_uncond))
     write(tmp_path / "b", record(network="classifier"))
     content = {name: [record_of(file) for file in (tmp_path / name).rglob("frontier.json")] for name in "ab"}
-    runs = {name: [make_run(str(i), one) for i, one in enumerate(records)] for name, records in content.items()}
-    drawn = figure(runs["a"], targets.load_targets("cfg_imagenet64"))
+    runs = {name: [compared_run(str(i), one) for i, one in enumerate(records)] for name, records in content.items()}
+    drawn = comparison_figure(runs["a"], targets.load_targets("cfg_imagenet64"))
     (axis,) = drawn.axes
     labels = axis.get_legend_handles_labels()[1]
     assert labels == ["0", "1", *(f"cfg_imagenet64, p_uncond={p}" for p in (0.1, 0.2, 0.5))]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("FID", "IS")
     assert {text.get_text() for text in axis.texts} == {"0", "0.1"}
-    (axis,) = figure(runs["b"], targets.load_targets("cfg_imagenet64")).axes
+    (axis,) = comparison_figure(runs["b"], targets.load_targets("cfg_imagenet64")).axes
     assert axis.get_xlabel() == "FD-classifier" and axis.get_legend_handles_labels()[1] == ["0"]
     assert compare(tmp_path / "a", f"--plot={tmp_path / 'out.png'}") == 0
     with Image.open(tmp_path / "out.png") as picture:

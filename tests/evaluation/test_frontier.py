@@ -18,8 +18,8 @@ from cfgjax.cli.evaluate import evaluate
 from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
-from cfgjax.evaluation.frontier.settings import make_settings
-from cfgjax.evaluation.report import files as report
+from cfgjax.evaluation.frontier.frontier_settings import make_settings
+from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.model import Model
 from cfgjax.runs.options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
@@ -42,7 +42,7 @@ def trained(workdir):
     """workdir, with a run of twenty steps, saved at the tenth and the last."""
     config = mixture_config(**OVERRIDES)
     run = Run(config, devices=jax.devices()[:1])
-    run.watchers = []
+    run.config_hooks = []
     with contextlib.closing(Claim(workdir, run.settings)) as claim:
         assert fit(run, claim, SimpleNamespace(signal=None)).done
     return workdir
@@ -440,15 +440,15 @@ def row(w, seed=0, distance=1.0, **others):
 
 def test_a_table_has_mean_and_deviation_over_the_seeds():
     rows = [row(w, seed, w + seed) for w in (0.0, 1.0) for seed in (0, 2)]
-    head, *lines = report.table(rows)
+    head, *lines = report.frontier_table(rows)
     assert head.split() == ["w", "s", "FD-mixture", "IS-mixture"]
     assert lines[0].split() == ["0", "1", "1", "±", "1.4", "3", "±", "1.4"]
     assert lines[1].split()[2:5] == ["2", "±", "1.4"]
-    assert "±" not in "".join(report.table(rows[::2]))
+    assert "±" not in "".join(report.frontier_table(rows[::2]))
 
 
 def test_a_table_has_a_part_of_each_curve():
-    lines = report.table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
+    lines = report.frontier_table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
     assert [line for line in lines if line.endswith(":")] == ["num_steps=4:", "num_steps=8:"]
     assert len(lines) == 7
 

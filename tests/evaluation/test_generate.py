@@ -13,7 +13,7 @@ from cfgjax.base.files import writing
 from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.distributed.sharding import make_mesh, place_global
 from cfgjax.evaluation.features.hashed import write_arrays
-from cfgjax.evaluation.frontier.generate import LABELS, SampleStore, draw_samples
+from cfgjax.evaluation.frontier.generate import LABELS_OF_POLICY, SampleStore, draw_samples
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.options import SampleOptions
@@ -54,9 +54,9 @@ def test_a_thousand_samples_in_batches_of_96_are_each_index_once():
     assert len(np.unique(samples, axis=0)) == 1000
 
 
-@pytest.mark.parametrize("policy", LABELS)
+@pytest.mark.parametrize("policy", LABELS_OF_POLICY)
 def test_labels_are_functions_of_seed_and_index_alone(policy):
-    make = LABELS[policy]
+    make = LABELS_OF_POLICY[policy]
     labels = make(np.arange(1000), 10, 3)
     assert np.array_equal(make(np.arange(300), 10, 3), labels[:300])
     order = np.random.default_rng(0).permutation(1000)
@@ -66,13 +66,13 @@ def test_labels_are_functions_of_seed_and_index_alone(policy):
 
 def test_balanced_labels_are_as_many_of_each_class_whatever_the_seed():
     for seed in (0, 2**31):
-        assert (np.bincount(LABELS["balanced"](np.arange(1000), 10, seed)) == 100).all()
+        assert (np.bincount(LABELS_OF_POLICY["balanced"](np.arange(1000), 10, seed)) == 100).all()
 
 
 def test_random_labels_are_uniform_and_others_for_another_seed():
-    counts = np.bincount(LABELS["random"](np.arange(6000), 10, 0), minlength=10)
+    counts = np.bincount(LABELS_OF_POLICY["random"](np.arange(6000), 10, 0), minlength=10)
     assert np.square(counts - 600).sum() / 600 < 27.9  # χ² of 9 degrees of freedom, 0.1 %
-    a, b = (LABELS["random"](np.arange(6000), 10, seed) for seed in (0, 1))
+    a, b = (LABELS_OF_POLICY["random"](np.arange(6000), 10, seed) for seed in (0, 1))
     assert 0.05 < (a == b).mean() < 0.15
 
 

@@ -12,7 +12,7 @@ from tiny import digits_config, mixture_config, predictor
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Stored
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.evaluation.likelihood import check_guidance, held_out_bits
+from cfgjax.evaluation.held_out_bits import check_guidance, held_out_bits
 from cfgjax.models.model import Model
 
 SHAPE = (4, 4, 1)

@@ -100,7 +100,7 @@ def test_an_upsampler_is_given_pairs(tmp_path):
     batch = jax.device_get(run.batches(0))
     image = batch["image"].reshape(-1, 4, 2, 4, 2, 1)
     np.testing.assert_allclose(batch["low_res"].reshape(-1, 4, 4, 1), image.mean(axis=(2, 4)), atol=1e-6)
-    picture = run.watchers[0]
+    picture = run.config_hooks[0]
     assert picture._options["low_res"].shape == (len(config.sample.labels) * config.sample.per_cell, 4, 4, 1)
     config.evaluate.every_steps = 2
     with pytest.raises(UsageError, match="an upsampler alone draws nothing to be measured"):

@@ -126,7 +126,7 @@ def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
 def test_the_digest_of_a_classifier_is_that_of_its_parameters(workdir):
     config = settings(classifier_config())
     params = features.load_params(workdir, config)[0]
-    same, other = (features.classifier(config, tree) for tree in (params, {**params, "logits": {
+    same, other = (features.classifier_features(config, tree) for tree in (params, {**params, "logits": {
         "kernel": params["logits"]["kernel"] + 1e-3, "bias": params["logits"]["bias"]}}))  # fmt: skip
     assert same.digest == load_classifier(workdir, config.data, "").digest != other.digest
 

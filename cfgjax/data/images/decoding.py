@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from cfgjax.base.errors import UsageError, choose
-from cfgjax.data.images.pixels import decode
+from cfgjax.data.images.pixels import decode_image
 
 Resampling = Image.Resampling
 MAX_SCALED_PIXELS = 2**28
@@ -76,7 +76,7 @@ class Converter:
         if isinstance(data, np.ndarray):
             image, notes = Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data), list[str]()
         else:
-            image, notes = decode(data)
+            image, notes = decode_image(data)
         if self.crop != "pad" and min(image.size) < self.size:
             notes.append(f"smaller than {self.size} pixels, enlarged")
         mode = "L" if self.channels == 1 else "RGB"

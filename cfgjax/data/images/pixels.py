@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from cfgjax.base.errors import printable
 from cfgjax.data.images.colour import to_srgb
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 ORIENTATION = 0x0112  # EXIF's tag; 1 is upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,7 +31,7 @@ GREY_ALPHA = 4  # colour type of PNG
 OBJECT = re.compile(r"<[^<>]* object at 0x[0-9a-fA-F]+>")
 
 
-def decode(data: bytes) -> tuple[Image.Image, list[str]]:
+def decode_image(data: bytes) -> tuple[Image.Image, list[str]]:
     """Returns (upright Pillow image of mode RGB or L, [notes on conversions]) of an encoded image.
 
     Raises what the decoder raises; `reason_of` turns it into text.
@@ -53,9 +53,9 @@ def reason_of(error: BaseException) -> str:
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Returns the FORMATS that this Pillow reads."""
+    """Returns the IMAGE_FORMATS that this Pillow reads."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
@@ -83,7 +83,7 @@ def _decode(data: bytes) -> tuple[Image.Image, list[str]]:
     if bits > 8:
         notes.append(f"of {bits} bits, made 8")
     if bits == 16 and image.format == "PNG" and image.mode in ("RGB", "RGBA"):
-        image, alpha = rounded(image, sixteen_bits(image, data))
+        image, alpha = rounded_to_8_bits(image, sixteen_bits(image, data))
     if alpha is None:
         alpha = alpha_of(image, bits)
     if frame not in (None, (0, 0, *image.size)):
@@ -219,7 +219,7 @@ def sixteen_bits(image: Image.Image, data: bytes) -> Int[np.ndarray, "height wid
     return halves[..., ::2] * 256 + halves[..., 1::2] if grey else np.asarray(image).astype(int) * 256 + halves
 
 
-def rounded(
+def rounded_to_8_bits(
     image: Image.Image, samples: Int[np.ndarray, "height width channels"]
 ) -> tuple[Image.Image, Image.Image | None]:
     """Returns (8-bit image, its opacity by the transparent colour or None) of a PNG's 16-bit samples."""

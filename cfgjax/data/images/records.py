@@ -35,7 +35,7 @@ def array_record() -> Any:
     return array_record_module
 
 
-def encode(image: UInt8[np.ndarray, "height width channels"], encoding: str) -> bytes:
+def encode_record(image: UInt8[np.ndarray, "height width channels"], encoding: str) -> bytes:
     """Returns the encoded bytes of an image with 1 or 3 channels."""
     if encoding == "raw":
         return image.tobytes()
@@ -49,8 +49,8 @@ def hashed_example(label: int | np.integer, record: bytes) -> bytes:
     return f"{label} {len(record)} ".encode() + record
 
 
-def decode(record: bytes, encoding: str, shape: Sequence[int]) -> UInt8[np.ndarray, "height width channels"]:
-    """Returns the image of a record written by `encode`. Raises ValueError if it has another shape."""
+def decode_record(record: bytes, encoding: str, shape: Sequence[int]) -> UInt8[np.ndarray, "height width channels"]:
+    """Returns the image of a record written by `encode_record`. Raises ValueError if it has another shape."""
     if encoding == "raw":
         return np.frombuffer(record, np.uint8).reshape(shape)
     image = np.asarray(Image.open(io.BytesIO(record), formats=(encoding.upper(),)))
@@ -72,7 +72,7 @@ def count_records(path: Path) -> int:
 class RecordReader:
     """(int [b]) → uint8 [b, H, W, C] of the records of several files, which are opened when they are first needed.
 
-    Indices run through all files. counts: numbers of records in the files. encoding, shape: see `decode`.
+    Indices run through all files. counts: numbers of records in the files. encoding, shape: see `decode_record`.
     """
 
     def __init__(self, paths: Sequence[str | Path], counts: Sequence[int], encoding: str, shape: Sequence[int]) -> None:
@@ -90,7 +90,7 @@ class RecordReader:
             rows = np.flatnonzero(file == number)
             for row, record in zip(rows, self._read(number, index[rows] - self.starts[number]), strict=True):
                 try:
-                    images[row] = decode(record, self.encoding, self.shape)
+                    images[row] = decode_record(record, self.encoding, self.shape)
                 except (OSError, ValueError, SyntaxError) as e:
                     raise damaged(self.paths[number], f"image {index[row]}: {reason_of(e)}") from e
         return images

@@ -62,7 +62,7 @@ def list_arrays(path: str | Path) -> Arrays:
         what = f"label has dtype {label.dtype} and shape {label.shape}"
         raise UsageError(f"{path}: {what}; need {len(image)} integers of at least 0")
     num_classes = int(label.max()) + 1
-    classes = class_names(path, arrays["classes"]) if "classes" in arrays else None
+    classes = stored_class_names(path, arrays["classes"]) if "classes" in arrays else None
     if classes is not None and num_classes > len(classes):
         raise UsageError(f"{path}: label {label.max()} is beyond the {len(classes)} classes")
     count = num_classes if classes is None else len(classes)
@@ -72,7 +72,7 @@ def list_arrays(path: str | Path) -> Arrays:
     return Arrays(image, label.astype(np.int32), classes or tuple(map(str, range(count))))
 
 
-def class_names(path: str | Path, names: np.ndarray) -> tuple[str, ...]:
+def stored_class_names(path: str | Path, names: np.ndarray) -> tuple[str, ...]:
     """Returns the names in the array `classes` of the .npz at path. Raises UsageError if they are not text."""
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UsageError(f"{path}: classes has dtype {names.dtype} and shape {names.shape}; need names [K]")

@@ -22,7 +22,7 @@ from cfgjax.data.images.tree import LOOP, PassedOver, contains, image_files, is_
 from cfgjax.data.sources.prepared import check_num_classes
 
 SYNSET = re.compile(r"n\d{8}")
-NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
+NUMERAL = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 LOOSE = "images outside of any class"
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def by_name(names: Sequence[str]) -> list[str]:
 
 def by_number(names: Sequence[str]) -> list[str]:
     """Returns names sorted by the numbers in them: 1, 2, 10; class1, class2, class10."""
-    if all(map(NUMBER.fullmatch, names)):
+    if all(map(NUMERAL.fullmatch, names)):
         return sorted(names, key=lambda name: (Decimal(name), name))
     parts = lambda name: [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"([0-9]+)", name)]
     return sorted(names, key=lambda name: (parts(name), name))
@@ -102,7 +102,7 @@ def list_folder(path: str | Path, class_order: str = "name") -> Folder:
         raise UsageError(f"{path} is not a folder")
     passed_over: list = []
     try:
-        classes = ordered(list(class_names(root, passed_over)))
+        classes = ordered(list(class_folders(root, passed_over)))
         found = {name: class_files(root, name, passed_over) for name in classes}
     except OSError as e:
         raise UsageError(f"cannot read {printable(e.filename or path)}: {e.strerror}") from e
@@ -118,7 +118,7 @@ def list_folder(path: str | Path, class_order: str = "name") -> Folder:
     return Folder(str(path), tuple(file for files in found.values() for file in files), label, tuple(classes), notes)
 
 
-def class_names(root: Path, passed_over: PassedOver) -> Iterator[str]:
+def class_folders(root: Path, passed_over: PassedOver) -> Iterator[str]:
     """Yields the names of the folders in root, except hidden ones and links to root or a folder above it."""
     with os.scandir(root) as entries:
         for entry in entries:

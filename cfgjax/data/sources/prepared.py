@@ -26,8 +26,8 @@ FORMAT, FORMATS = 2, (1, 2)  # written; read
 ABOUT, LABELS, REQUEST = "dataset.json", "label.npy", "request.json"
 About = dict[str, Any]  # a dataset.json
 Hash = Any  # an object of hashlib, whose type is not public
-KEYS = {"num_examples": int, "hash": str, "request": dict, "classes": list, "counts": list, "converted": dict}
-KEYS |= {"errors": list, "shards": list}
+DATASET_KEYS = {"num_examples": int, "hash": str, "request": dict, "classes": list, "counts": list, "converted": dict}
+DATASET_KEYS |= {"errors": list, "shards": list}
 REQUEST_KEYS = {"source": dict, "size": int, "crop": str, "channels": int, "encoding": str, "num_listed": int}
 SHARD_KEYS = {"file": str, "num_examples": int, "bytes": int}
 AGAIN = "delete the folder and prepare the data set again"
@@ -54,7 +54,7 @@ def read_about(path: str | Path) -> About:
 
 def check_content(about: About) -> None:
     """Raises ValueError unless all values in a dataset.json have the right types."""
-    check_keys(about, KEYS)
+    check_keys(about, DATASET_KEYS)
     check_keys(about["request"], REQUEST_KEYS, of=" in its request")
     for name, kind in (("classes", str), ("counts", int), ("shards", dict), ("errors", dict)):
         for value in about[name]:
@@ -93,7 +93,7 @@ def prepared(
         raise UsageError(f"{path} was prepared with --crop={request['crop']}; data.crop is {crop!r}: {hint}")
     check_num_classes(path, len(about["classes"]), num_classes)
     check_files(folder, about)
-    label = read_labels(folder, about)
+    label = read_prepared_labels(folder, about)
     images = Stored(reader(folder, about), (count, *shape), about["hash"], classes=tuple(about["classes"]))
     return images, label
 
@@ -121,7 +121,7 @@ def check_files(folder: Path, about: About) -> None:
             raise UsageError(f"{path} is damaged: it has {count:,} images, not {shard['num_examples']:,}; {AGAIN}")
 
 
-def read_labels(folder: Path, about: About) -> Int[np.ndarray, " n"]:
+def read_prepared_labels(folder: Path, about: About) -> Int[np.ndarray, " n"]:
     """Returns label.npy of a prepared set. Raises UsageError unless it has a label for each image."""
     label, count = read_npy(folder / LABELS), about["num_examples"]
     total = sum(shard["num_examples"] for shard in about["shards"])
@@ -142,7 +142,7 @@ def verify(path: str | Path, advance: Callable[[int], object] = lambda images: N
     array_record()
     about, folder = read_about(path), Path(path)
     check_files(folder, about)
-    label, records, wrong = read_labels(folder, about), reader(folder, about), []
+    label, records, wrong = read_prepared_labels(folder, about), reader(folder, about), []
     total, start = content_digest(about["request"]), 0
     for number, shard in enumerate(about["shards"]):
         labels = label[start : start + shard["num_examples"]]

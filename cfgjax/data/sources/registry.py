@@ -140,10 +140,10 @@ def check_images(
     if not isinstance(image, Stored) and image.dtype == np.float32:
         flat = image.reshape(len(image), -1)
         if (bad := ~np.isfinite(flat).all(axis=1)).any():
-            raise UsageError(f"image {first(bad)} has a value that is not finite")
+            raise UsageError(f"image {first_index(bad)} has a value that is not finite")
         if bounded and (bad := (np.abs(flat) > 1).any(axis=1)).any():
-            worst = flat[first(bad)][np.abs(flat[first(bad)]).argmax()]
-            raise UsageError(f"image {first(bad)} has the value {worst:g}, outside [-1, 1]")
+            worst = flat[first_index(bad)][np.abs(flat[first_index(bad)]).argmax()]
+            raise UsageError(f"image {first_index(bad)} has the value {worst:g}, outside [-1, 1]")
 
 
 def check_labels(label: ArrayLike | Sequence[int], num_classes: int, what: str = "label") -> None:
@@ -154,9 +154,9 @@ def check_labels(label: ArrayLike | Sequence[int], num_classes: int, what: str =
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise UsageError(f"{what} has dtype {label.dtype} and shape {label.shape}; need integers [N]")
     if (bad := (label < 0) | (label >= num_classes)).any():
-        raise UsageError(f"{what} {first(bad)} is {label[first(bad)]}; need 0 … {num_classes - 1}")
+        raise UsageError(f"{what} {first_index(bad)} is {label[first_index(bad)]}; need 0 … {num_classes - 1}")
 
 
-def first(mask: Bool[np.ndarray, " n"]) -> int:
+def first_index(mask: Bool[np.ndarray, " n"]) -> int:
     """Returns the first index at which mask is true."""
     return int(np.flatnonzero(mask)[0])

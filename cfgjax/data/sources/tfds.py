@@ -91,18 +91,18 @@ def labels_of(listing: Tfds) -> Int32[np.ndarray, " n"]:
         kept = user_cache() / "labels" / f"{listing.identity()}.npy"
         kept.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return read_labels(listing)
+        return read_tfds_labels(listing)
     with contextlib.suppress(UsageError):
         label = read_npy(kept)
         if label.shape == (len(listing),) and label.dtype == np.int32:
             return label
-    label = read_labels(listing)
+    label = read_tfds_labels(listing)
     with contextlib.suppress(OSError), writing(kept) as new:  # a full disk: they are read again the next time
         np.save(new, label)
     return label
 
 
-def read_labels(listing: Tfds) -> Int32[np.ndarray, " n"]:
+def read_tfds_labels(listing: Tfds) -> Int32[np.ndarray, " n"]:
     """Returns the labels of a `Tfds` by a pass over the set, with a progress bar."""
     with Progress("reading labels", "example", len(listing)) as bar:
         bar.say(f"{listing.title}: reads the labels of {len(listing):,} examples once, and caches them")
@@ -140,14 +140,14 @@ def list_tfds(path: str | Path, split: str = "train") -> Tfds:
 def keys(info: Any) -> tuple[str, str]:
     """Returns (key of the images, key of the labels) of a TFDS set. Raises UsageError if one is missing."""
     features = library().features
-    image, label = key_of(info.features, features.Image), key_of(info.features, features.ClassLabel)
+    image, label = feature_key(info.features, features.Image), feature_key(info.features, features.ClassLabel)
     if image is None or label is None:
         lacks, has = "images" if image is None else "labels", ", ".join(getattr(info.features, "keys", list)())
         raise UsageError(f"the TFDS set {info.full_name} has no {lacks}, only {has or info.features}; {LABELLED}")
     return image, label
 
 
-def key_of(features: Any, kind: type) -> str | None:
+def feature_key(features: Any, kind: type) -> str | None:
     """Returns the first key of a dict of TFDS features whose feature is of a kind, or None."""
     items = features.items() if hasattr(features, "items") else ()
     return next((key for key, feature in items if isinstance(feature, kind)), None)

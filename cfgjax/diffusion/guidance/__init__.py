@@ -19,7 +19,7 @@ with metadata {"per_sample": True} may be an array with one entry per sample.
 import dataclasses
 from typing import Any
 
-from cfgjax.diffusion.guidance.classifier import classifier, label_log_prob, score_function
+from cfgjax.diffusion.guidance.classifier_rule import classifier, label_log_prob, score_function
 from cfgjax.diffusion.guidance.conditions import branches, drop_condition
 from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule, with_memory
 from cfgjax.diffusion.guidance.rules import at_zero, cfg, conditional, scale_to_weight, shifts_mean, uses_null

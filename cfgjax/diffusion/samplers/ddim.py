@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
-from cfgjax.diffusion.samplers.driver import Level, run
+from cfgjax.diffusion.samplers.driver import Level, run_sampler
 from cfgjax.diffusion.specs import Spec, number
 
 
@@ -85,4 +85,4 @@ def ddim_encode(
     logsnrs = jnp.asarray(logsnrs, x.dtype)[::-1]
     steps = jnp.arange(logsnrs.shape[0] - 1)
     levels = Level(logsnrs[:-1], logsnrs[1:], steps, jnp.zeros(steps.shape, bool))
-    return run(ddim(), denoise, None, x, levels, clip=clip)
+    return run_sampler(ddim(), denoise, None, x, levels, clip=clip)

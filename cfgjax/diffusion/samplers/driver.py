@@ -99,10 +99,10 @@ def sample(
     steps = jnp.arange(logsnrs.shape[0])
     following = jnp.append(logsnrs[1:], logsnrs[-1] + 1)  # the last one is a placeholder, finite and unused
     levels = Level(logsnrs, following, steps, steps == logsnrs.shape[0] - 1)
-    return run(sampler, denoise, keys, z, levels, clip=clip, save=save)
+    return run_sampler(sampler, denoise, keys, z, levels, clip=clip, save=save)
 
 
-def run(
+def run_sampler(
     sampler: Any,
     denoise: Callable,
     keys: Key[Array, " b"] | None,

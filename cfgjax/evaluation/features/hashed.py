@@ -15,14 +15,14 @@ from cfgjax.base.json_files import HASH, read_json, write_json
 
 log = logging.getLogger("cfgjax")
 
-Arrays = Mapping[str, ArrayLike]
+HashedArrays = Mapping[str, ArrayLike]
 
 
 class NoHash(UsageError):
     """The file has no hash: an older version wrote it."""
 
 
-def write_arrays(path: Path, arrays: Arrays, identity: str = "") -> None:
+def write_arrays(path: Path, arrays: HashedArrays, identity: str = "") -> None:
     """Writes {name: array} to an .npz file, atomically, with their hash as the array HASH.
 
     identity: text that describes what the arrays depend on, and is hashed with them.
@@ -46,7 +46,7 @@ def read_arrays(path: str | Path, identity: str = "") -> dict[str, np.ndarray]:
     return arrays
 
 
-def arrays_hash(arrays: Arrays, identity: str = "") -> str:
+def arrays_hash(arrays: HashedArrays, identity: str = "") -> str:
     """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
     digest = hashlib.sha256(identity.encode())
     for name in sorted(arrays):
@@ -55,13 +55,13 @@ def arrays_hash(arrays: Arrays, identity: str = "") -> str:
     return digest.hexdigest()
 
 
-def write_metrics(path: Path, identity: str, metrics: Mapping[str, Any]) -> None:
+def write_hashed_metrics(path: Path, identity: str, metrics: Mapping[str, Any]) -> None:
     """Writes {name: value} to a JSON file, atomically, with a hash. identity: text on which the metrics depend."""
     write_json(path, {"identity": identity, "metrics": metrics}, hashed=True)
 
 
-def read_metrics(path: Path, identity: str) -> dict[str, Any] | None:
-    """Returns the metrics that `write_metrics` wrote, or None if there is no such file.
+def read_hashed_metrics(path: Path, identity: str) -> dict[str, Any] | None:
+    """Returns the metrics that `write_hashed_metrics` wrote, or None if there is no such file.
 
     A file that is damaged, has another identity or has no hash is reported and renamed; None is returned too.
     """

@@ -26,7 +26,7 @@ from cfgjax.runs.sampling_settings import EvaluateSettings
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 
-Outputs = dict[str, Float[Array, "n _size"]]
+NetworkOutputs = dict[str, Float[Array, "n _size"]]
 
 BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU a small batch is faster and takes less memory
 PAPER_NAMES = {"FD": "FID", "sFD": "sFID", "KD": "KID", "IS": "IS"}  # of metrics of Inception's features
@@ -45,7 +45,7 @@ class FeatureNetwork:
         self,
         name: str,
         digest: str,
-        apply: Callable[[PyTree, Array], Outputs],
+        apply: Callable[[PyTree, Array], NetworkOutputs],
         params: PyTree,
         *,
         judges: bool,
@@ -98,10 +98,10 @@ def load_classifier(workdir: str | Path | None, data: DataSettings, hint: str) -
             raise UsageError(f"the classifier in {workdir} was trained on data.{key} {theirs}, not {ours}")
     params, _ = load_params(workdir, settings)
     check_params(workdir, settings, params)
-    return classifier(settings, params)
+    return classifier_features(settings, params)
 
 
-def classifier(settings: Settings, params: PyTree) -> FeatureNetwork:
+def classifier_features(settings: Settings, params: PyTree) -> FeatureNetwork:
     """Returns the feature network of a classifier's settings and parameters."""
     net = make_network(settings)
     apply = lambda params, images: net.apply({"params": params}, to_float(images))
@@ -114,7 +114,7 @@ def load_inception(path: str | Path | None = None, resize: str = "tf1") -> Featu
     path = find_inception(path)
     params = inception.parameters(inception.read_state_dict(path))
 
-    def apply(params: PyTree, images: Array) -> Outputs:
+    def apply(params: PyTree, images: Array) -> NetworkOutputs:
         out = inception.apply(params, images, resize=resize)
         return {"features": out["pool3"], "logits": out["logits"], "spatial": out["spatial"]}
 

@@ -29,7 +29,7 @@ from cfgjax.evaluation.features.hashed import arrays_hash, read_arrays, write_ar
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.metrics.manifold import neighbour_radii
 from cfgjax.evaluation.metrics.scores import feature_rows, matrix_sqrt
-from cfgjax.evaluation.metrics.sums import Advance, FeatureMoments, ReadImages, Rows, feature_blocks
+from cfgjax.evaluation.metrics.sums import Advance, FeatureMoments, IndexedRows, ReadImages, feature_blocks
 
 log = logging.getLogger("cfgjax")
 
@@ -103,7 +103,7 @@ def make_reference(
         raise UsageError(f"a reference needs at least 2 images; {origin} has {count}")
     sizes = network.sizes(read(0, 1)[0])
     kept = np.unique(np.linspace(0, count - 1, min(count, MAX_FEATURES)).round().astype(int))
-    moments, rows = FeatureMoments(sizes), Rows((sizes["features"],))
+    moments, rows = FeatureMoments(sizes), IndexedRows((sizes["features"],))
     for index, _, _, out in feature_blocks(read, count, network, advance=advance):
         moments.update(out)
         keep = np.isin(index, kept)

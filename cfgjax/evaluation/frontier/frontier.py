@@ -22,15 +22,15 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives as processes
-from cfgjax.evaluation.features.hashed import read_metrics, write_metrics
+from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
+from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.frontier.settings import Setting
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
-from cfgjax.evaluation.report.figures import exact_model
+from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import (
     with_guide,
 )
@@ -43,7 +43,7 @@ log = logging.getLogger("cfgjax")
 
 PathLike = str | Path
 
-FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
+CACHE_FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
 
 
 class Stopped(Exception):
@@ -97,7 +97,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
-        return {"format": FORMAT, **own, **config, **setting.identity}
+        return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
@@ -127,7 +127,7 @@ class Frontier:
                 metrics = self._measure(store, reference, check)
                 if jax.process_index() == 0:
                     path, identity = self._metrics_file(store, reference)
-                    write_metrics(path, identity, metrics)
+                    write_hashed_metrics(path, identity, metrics)
                 processes.barrier("a setting is measured")
                 metrics = processes.decided(cached, "a setting's metrics")
             yield {**setting.row, "num_samples": self.num_samples, **metrics}
@@ -162,13 +162,13 @@ class Frontier:
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
-        what = [FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
+        what = [CACHE_FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
         """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
-        return read_metrics(*self._metrics_file(store, reference))
+        return read_hashed_metrics(*self._metrics_file(store, reference))
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""
@@ -232,7 +232,7 @@ def find_reference(
     if path is not None:
         return load_reference(path, network, image_shape, advance)
     data = dataset()
-    digest = hashlib.sha256(f"{FORMAT} {network.digest}".encode())
+    digest = hashlib.sha256(f"{CACHE_FORMAT} {network.digest}".encode())
     for part in data.content():
         digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"

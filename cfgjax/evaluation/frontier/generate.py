@@ -23,22 +23,22 @@ from cfgjax.runs.options import SampleOptions, fields
 
 log = logging.getLogger("cfgjax")
 
-Indices = Int[np.ndarray, " n"]
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # (index, labels, samples), with one row for each sample
+SampleIndices = Int[np.ndarray, " n"]
+SampleBatch = tuple[np.ndarray, np.ndarray, np.ndarray]  # (index, labels, samples), with one row for each sample
 
 
-def balanced(index: Indices, num_classes: int, seed: int) -> Indices:
+def balanced(index: SampleIndices, num_classes: int, seed: int) -> SampleIndices:
     """Returns the labels i mod K."""
     return index % num_classes
 
 
-def random(index: Indices, num_classes: int, seed: int) -> Indices:
+def random(index: SampleIndices, num_classes: int, seed: int) -> SampleIndices:
     """Returns labels drawn uniformly, which depend on (seed, i) only."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), i), LABEL_STREAM))(index)
     return np.asarray(jax.vmap(lambda key: jax.random.randint(key, (), 0, num_classes))(keys))
 
 
-LABELS = {"balanced": balanced, "random": random}
+LABELS_OF_POLICY = {"balanced": balanced, "random": random}
 LABEL_STREAM = 2**32 - 1  # the samplers fold in the step instead, which is always smaller
 
 
@@ -50,11 +50,11 @@ def rows_per_device(num_samples: int, batch_size: int, num_devices: int) -> int:
 def draw_samples(
     model: Model,
     options: SampleOptions,
-    index: Indices,
+    index: SampleIndices,
     batch_size: int,
     *,
     num_samples: int | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[SampleBatch]:
     """Yields (index [b], labels [b], samples [b, …]) for this process's part of each batch.
 
     index: int [N] of the requested samples. samples: uint8 images, or float32 points. options: a rule has its guide.
@@ -64,7 +64,7 @@ def draw_samples(
     If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
     bit. Raises ArithmeticError if a sample is not finite.
     """
-    make_labels = choose("label policy", options.label_policy, LABELS)
+    make_labels = choose("label policy", options.label_policy, LABELS_OF_POLICY)
     draw = model.sampler(**{name: getattr(options, name) for name in fields("Model")})
     rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
     size = rows * model.mesh.size
@@ -78,12 +78,12 @@ def draw_samples(
             labels = make_labels(padded, model.num_classes, options.seed)
             running = wanted, labels, draw(padded, labels, weights)
         if before is not None:
-            yield finished(*before, options.guidance, model.is_image)
+            yield gathered_part(*before, options.guidance, model.is_image)
 
 
-def finished(
-    wanted: Int[np.ndarray, " _n"], labels: Indices, x: Shaped[Array, "n ..."], weight: float, is_image: bool
-) -> Batch:
+def gathered_part(
+    wanted: Int[np.ndarray, " _n"], labels: SampleIndices, x: Shaped[Array, "n ..."], weight: float, is_image: bool
+) -> SampleBatch:
     """Returns (index, labels, samples) of this process's part of a batch, without the padding after `wanted`."""
     rows, values = local_rows(x)
     keep = rows < len(wanted)
@@ -140,7 +140,7 @@ class SampleStore:
         wanted = np.arange(num_samples)
         return np.setdiff1d(wanted, np.concatenate([np.empty(0, int), *self._shards.values()]), assume_unique=False)
 
-    def write(self, index: Indices, label: Indices, image: Shaped[np.ndarray, "n ..."]) -> None:
+    def write(self, index: SampleIndices, label: SampleIndices, image: Shaped[np.ndarray, "n ..."]) -> None:
         """Adds a shard, unless it would be empty."""
         if not len(index):
             return

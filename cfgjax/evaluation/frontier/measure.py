@@ -20,8 +20,8 @@ from cfgjax.evaluation.metrics.sums import (
     BLOCK,
     Advance,
     FeatureMoments,
+    IndexedRows,
     ReadImages,
-    Rows,
     Scores,
     Verdict,
     feature_blocks,
@@ -55,9 +55,9 @@ def measure(
     one = read(0, 1)[0]
     sizes, judge = network.sizes(one), judge or (network if network.judges else None)
     moments, scores = FeatureMoments(sizes), Scores(sizes["logits"], count)
-    kernel = None if reference.features is None else Kernel(reference.features, count)
+    kernel = None if reference.features is None else KernelDistance(reference.features, count)
     block_size = BLOCK // kernel.size * kernel.size if kernel else BLOCK
-    rows = Rows((sizes["features"],))
+    rows = IndexedRows((sizes["features"],))
     verdict = None if judge is None else Verdict(judge.sizes(one)["logits"])  # also in a process without blocks
     others = [make(network, reference) for make in METRICS.values()]
     for index, labels, images, out in feature_blocks(read, count, network, block_size, advance):
@@ -101,12 +101,12 @@ def distances(moments: dict[str, Moments], reference: Reference, network: Featur
     return found
 
 
-class Kernel:
+class KernelDistance:
     """`kernel_distance` of samples in blocks. All but the last block consist of complete subsets of `size` samples."""
 
     def __init__(self, reference: Float[np.ndarray, "n d"], count: int) -> None:
         self.size, self._reference = min(BLOCK, count, len(reference)), reference
-        self._distances = Rows(dtype=np.float64)
+        self._distances = IndexedRows(dtype=np.float64)
 
     def update(self, index: Int[np.ndarray, " b"], features: Float[np.ndarray, "b d"]) -> None:
         """Adds the complete subsets of a block, which starts at the beginning of a subset."""

@@ -15,7 +15,7 @@ from cfgjax.evaluation.metrics.scores import Moments, SplitScores, split_bounds
 Indices = Int[np.ndarray, " b"]
 Labels = Int[np.ndarray, " b"]
 Outputs = dict[str, Float[np.ndarray, "b _size"]]
-Network = Callable[[np.ndarray], Outputs]
+FeatureFunction = Callable[[np.ndarray], Outputs]
 ReadImages = Callable[[int, int], tuple[np.ndarray, np.ndarray]]  # (start, stop) → (images, labels)
 Advance = Callable[[int], object]  # called with a number of images
 
@@ -26,7 +26,7 @@ IS_SPLIT_SIZE, IS_SPLITS = 5000, 10  # those of OpenAI's evaluator and of the or
 def feature_blocks(
     read: ReadImages,
     count: int,
-    network: Network,
+    network: FeatureFunction,
     block_size: int = BLOCK,
     advance: Advance = lambda images: None,
 ) -> Iterator[tuple[Indices, Labels, np.ndarray, Outputs]]:
@@ -112,7 +112,7 @@ class Verdict:
         }
 
 
-class Rows:
+class IndexedRows:
     """Rows of an array, added in any order with their indices."""
 
     def __init__(self, shape: tuple[int, ...] = (), dtype: DTypeLike = np.float32) -> None:

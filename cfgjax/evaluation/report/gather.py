@@ -5,19 +5,19 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
 
-NONE = type(None)
-TEXT, NUMBER = (str, NONE), (float, NONE)
+TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
-MORE: dict[str, Any] = {"classifier": TEXT, "classifier_scale": NUMBER, "accuracy_per_class": list}
+MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
-PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
+FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
 
 def gather(paths: Sequence[str | Path]) -> list[tuple[Path, dict[str, Any]]]:
@@ -33,7 +33,9 @@ def gather(paths: Sequence[str | Path]) -> list[tuple[Path, dict[str, Any]]]:
         for file, content in zip(files, map(read, files), strict=True):
             parts.setdefault(sameness(content), []).append((file, content))
         for same in parts.values():
-            result.append(same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined([c for _, c in same])))
+            result.append(
+                same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined_frontier([c for _, c in same]))
+            )
     return result
 
 
@@ -42,10 +44,10 @@ def find(path: str | Path) -> list[Path]:
     folder = Path(path)
     if folder.is_file():
         return [folder]
-    here = first(folder)
+    here = find_frontier(folder)
     if here is not None:
         return [here]
-    below = [first(child) for child in sorted(folder.glob("*/"), key=natural)]
+    below = [find_frontier(child) for child in sorted(folder.glob("*/"), key=natural)]
     if files := [file for file in below if file is not None]:
         return files
     raise UsageError(unevaluated(folder))
@@ -65,9 +67,9 @@ def unevaluated(folder: Path) -> str:
     return f"{folder} has no frontier.json; if it is a run, evaluate it first: {evaluate(folder)}"
 
 
-def first(folder: Path) -> Path | None:
+def find_frontier(folder: Path) -> Path | None:
     """Returns the frontier.json of a workdir or of an evaluation folder, or None."""
-    return next((file for place in PLACES if (file := folder.joinpath(*place)).is_file()), None)
+    return next((file for place in FRONTIER_PLACES if (file := folder.joinpath(*place)).is_file()), None)
 
 
 def natural(path: Path) -> list[tuple[str, float]]:
@@ -86,14 +88,14 @@ def read(file: Path) -> dict[str, Any]:
         recorded = content.pop(HASH, None)  # older versions wrote none
         if recorded not in (None, content_hash({key: value for key, value in content.items() if key != "tilted"})):
             raise ValueError("its content does not match its hash")
-        content["rows"] = [upgraded(row) for row in rows_of(content)]
+        content["rows"] = [upgraded_row(row) for row in frontier_rows(content)]
         check_rows(content)
     except ValueError as e:
         raise UsageError(f"{file} is not what cfgjax evaluate writes: {e}; {REMEDY}") from e
     return content
 
 
-def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
+def frontier_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows. Raises ValueError if there are none or one is no object."""
     check_keys(content, {"rows": list})
     if not content["rows"]:
@@ -103,14 +105,14 @@ def rows_of(content: dict[str, Any]) -> list[dict[str, Any]]:
     return content["rows"]
 
 
-def upgraded(row: dict[str, Any]) -> dict[str, Any]:
+def upgraded_row(row: dict[str, Any]) -> dict[str, Any]:
     """Returns a row with its rule and sampler as specs; older versions wrote v, eta and classifier_form.
 
     Raises ValueError if these are damaged.
     """
     if "rule" in row or "v" not in row:
         return row
-    check_keys(row, {"sampler": str, "v": NUMBER, "eta": NUMBER})
+    check_keys(row, {"sampler": str, "v": NUMBER_OR_NULL, "eta": NUMBER_OR_NULL})
     noise = [f"{name}={row[name]!r}" for name in ("v", "eta") if row[name] is not None]
     form = row.get("classifier_form") or "eps"
     rule = "cfg()" if not row.get("classifier") else f"classifier({'' if form == 'eps' else f'form={form!r}'})"
@@ -133,7 +135,7 @@ def sameness(content: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in content.items() if key not in ("rows", "tilted")}, sort_keys=True)
 
 
-def joined(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def joined_frontier(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns one frontier with the rows of several, without duplicates, in order of w."""
     rows: list[dict[str, Any]] = []
     for content in contents:

@@ -1,8 +1,11 @@
-"""Checks that the extra `plots` is installed. Does not import jax."""
+"""The optional dependency matplotlib, of the extra `plots`. Does not import jax."""
 
 import importlib.util
+from typing import Any
 
 from cfgjax.base.errors import UsageError
+
+Figure = Any  # matplotlib's
 
 
 def require_matplotlib(what: str = "pictures of points need") -> None:

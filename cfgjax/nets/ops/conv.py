@@ -17,8 +17,8 @@ CONVOLUTION = "convolution"  # name of the results in rematerialisation policies
 THIN = 16  # with fewer channels, Winograd's transformations cost more than they save
 SMALL = 16  # below this height or width they do not speed up the step, and compiling takes 50% longer
 
-Map = Float[Array, "_batch _height _width _channels"]
-Kernel = Float[Array, "_height _width _channels _outputs"]
+ConvMap = Float[Array, "_batch _height _width _channels"]
+ConvKernel = Float[Array, "_height _width _channels _outputs"]
 
 _filtered = contextvars.ContextVar("filtered", default=True)
 
@@ -33,14 +33,14 @@ def unfiltered() -> Iterator[None]:
         _filtered.reset(token)
 
 
-def conv(x: Map, kernel: Kernel) -> Map:
+def conv(x: ConvMap, kernel: ConvKernel) -> ConvMap:
     """Returns x [B, H, W, C] * kernel [h, w, C, O], [B, H, W, O], with stride 1 and padding 1 on every side."""
     numbers = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=numbers)
 
 
 @jax.custom_vjp
-def conv_cpu(x: Map, kernel: Kernel) -> Map:
+def conv_cpu(x: ConvMap, kernel: ConvKernel) -> ConvMap:
     """Returns `conv`, by Winograd's filtering where that is faster, with explicit gradients. Reverse mode only.
 
     XLA:CPU has a fast convolution for the layouts NHWC and HWIO only, and transposes other layouts to these only
@@ -50,17 +50,17 @@ def conv_cpu(x: Map, kernel: Kernel) -> Map:
     return winograd.convolution(x, kernel) if min(kernel.shape[2:]) >= THIN and tiled(x) else conv(x, kernel)
 
 
-def tiled(x: Map) -> bool:
+def tiled(x: ConvMap) -> bool:
     """Whether Winograd's filtering applies to x: float32, with even height and width that are not small."""
     even = x.shape[1] % 2 == x.shape[2] % 2 == 0
     return _filtered.get() and even and min(x.shape[1:3]) >= SMALL and x.dtype == jnp.float32
 
 
-def _forward(x: Map, kernel: Kernel) -> tuple[Map, tuple[Map, Kernel]]:
+def _forward(x: ConvMap, kernel: ConvKernel) -> tuple[ConvMap, tuple[ConvMap, ConvKernel]]:
     return conv_cpu(x, kernel), (x, kernel)
 
 
-def _backward(saved: tuple[Map, Kernel], grad: Map) -> tuple[Map, Kernel]:
+def _backward(saved: tuple[ConvMap, ConvKernel], grad: ConvMap) -> tuple[ConvMap, ConvKernel]:
     x, kernel = saved
     grad_x = conv_cpu(grad, kernel[::-1, ::-1].swapaxes(2, 3))
     if x.shape[-1] >= THIN and tiled(x):
@@ -73,8 +73,8 @@ conv_cpu.defvjp(_forward, _backward)
 
 
 def conv_general(
-    x: Map, kernel: Kernel, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
-) -> Map:
+    x: ConvMap, kernel: ConvKernel, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+) -> ConvMap:
     """Replaces `lax.conv_general_dilated` in `nn.Conv`: uses `conv_cpu` for 3×3 convolutions of stride 1 on CPU."""
     unusual = [options.get("feature_group_count", 1) != 1, options.get("precision") is not None]
     unusual += [set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation")]

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 hold = jax.lax.optimization_barrier
 
-Rows = Sequence[Array]  # the arrays that lie along an axis
+AlongAxis = Sequence[Array]  # the arrays that lie along an axis
 
 
 def convolution(
@@ -58,35 +58,35 @@ def kernel_tiles(kernel: Float[Array, "3 3 channels outputs"]) -> Float[Array, "
 
 
 def both_axes(
-    matrix: Callable[[Rows], list[Array]], a: Float[Array, "rows columns *rest"]
+    matrix: Callable[[AlongAxis], list[Array]], a: Float[Array, "rows columns *rest"]
 ) -> Float[Array, "new_rows new_columns *rest"]:
     """Returns M a Mᵀ over the first two axes of a, where matrix(rows) multiplies M by the arrays along an axis."""
     rows = hold(jnp.stack(matrix([*a])))
     return jnp.stack(matrix([*rows.swapaxes(0, 1)]), axis=1)
 
 
-def over_input(x: Rows) -> list[Array]:
+def over_input(x: AlongAxis) -> list[Array]:
     """Returns Bᵀ x."""
     return [x[0] - x[2], x[1] + x[2], x[2] - x[1], x[1] - x[3]]
 
 
-def over_kernel(k: Rows) -> list[Array]:
+def over_kernel(k: AlongAxis) -> list[Array]:
     """Returns G k."""
     ends = 0.5 * (k[0] + k[2])
     return [k[0], ends + 0.5 * k[1], ends - 0.5 * k[1], k[2]]
 
 
-def from_kernel(products: Rows) -> list[Array]:
+def from_kernel(products: AlongAxis) -> list[Array]:
     """Returns Gᵀ p."""
     middle = 0.5 * (products[1] + products[2])
     return [products[0] + middle, 0.5 * (products[1] - products[2]), middle + products[3]]
 
 
-def over_output(products: Rows) -> list[Array]:
+def over_output(products: AlongAxis) -> list[Array]:
     """Returns Aᵀ p."""
     return [products[0] + products[1] + products[2], products[1] - products[2] - products[3]]
 
 
-def from_output(grad: Rows) -> list[Array]:
+def from_output(grad: AlongAxis) -> list[Array]:
     """Returns A g."""
     return [grad[0], grad[0] + grad[1], grad[0] - grad[1], -grad[1]]

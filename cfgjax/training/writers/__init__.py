@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cfgjax.training.writers.metrics_file import MetricsFile
+from cfgjax.training.writers.json_lines import MetricsFile
 from cfgjax.training.writers.tensorboard import TensorBoard
 
 

@@ -21,22 +21,28 @@ SETTINGS = (
     *("num_samples", "label_policy", "sampler", "num_steps", "v", "features", "image_shape", "num_classes", "data"),
     *("reference", "conditional", "p_uncond"),
 )
-METRICS = {"fid": "FID", "sfid": "sFID", "inception_score": "IS", "precision": "precision", "recall": "recall"}
+PUBLISHED_METRICS = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "inception_score": "IS",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 
-def published() -> dict[str, Traversable]:
+def published_targets() -> dict[str, Traversable]:
     """Returns {name: file} of the targets in the package."""
     files = sorted(resources.files(__name__).iterdir(), key=lambda file: file.name)
     return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
 
 
 def load_targets(name: str) -> Targets:
-    """Returns the targets with a name of `published`, or those in a JSON file of the same form."""
-    file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published())
+    """Returns the targets with a name of `published_targets`, or those in a JSON file of the same form."""
+    file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published_targets())
     try:
         targets = read_json(file)
     except FileNotFoundError:
-        raise UsageError(f"cannot read {name}: No such file; there are {', '.join(published())}") from None
+        raise UsageError(f"cannot read {name}: No such file; there are {', '.join(published_targets())}") from None
     check_targets(targets, name)
     return targets
 
@@ -54,7 +60,9 @@ def check_targets(targets: Targets, path: str) -> None:
         raise UsageError(f"{path}: baselines must be a list of objects")
     if not isinstance(recalled, list) or not all(isinstance(text, str) for text in recalled):
         raise UsageError(f"{path}: recalled must be a list of texts")
-    for key, value in ((key, row[key]) for row in [*rows, *baselines] for key in ("w", *METRICS) if key in row):
+    for key, value in (
+        (key, row[key]) for row in [*rows, *baselines] for key in ("w", *PUBLISHED_METRICS) if key in row
+    ):
         if type(value) not in (int, float) or not -MAX_NUMBER < value < MAX_NUMBER:
             raise UsageError(f"{path}: a row has the {key} {value!r}; need a number, or leave it out")
     for name in setting:

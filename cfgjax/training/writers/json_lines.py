@@ -11,7 +11,7 @@ class MetricsFile:
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         metrics_file.rewind(workdir, start_step)
-        self._file = open(workdir / metrics_file.NAME, "a")
+        self._file = open(workdir / metrics_file.METRICS_FILE, "a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""

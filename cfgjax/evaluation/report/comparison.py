@@ -9,11 +9,11 @@ from typing import Any
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.download import INCEPTION_SHA256
 from cfgjax.base.errors import UsageError, one_line
-from cfgjax.evaluation.report import files as report
-from cfgjax.evaluation.report.files import Row
-from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets, published_form, stated
+from cfgjax.evaluation.report import frontier_files as report
+from cfgjax.evaluation.report.frontier_files import Row
+from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets, published_form, stated
 
-Setting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
+CurveSetting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
 Cells = dict[str, dict[float, tuple[float, float, int]]]  # {metric: {w: (mean, standard deviation, number of seeds)}}
 
 SUBTRACTED = ("FID", "IS")
@@ -33,12 +33,12 @@ class Group:
 class Curve:
     """Rows of one run that differ only in w and seed."""
 
-    setting: Setting
+    setting: CurveSetting
     own: Group
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A frontier.json. facts: {column of the table of runs: text}. compared: {what runs must share: (value, text)}."""
 
     label: str
@@ -47,8 +47,8 @@ class Run:
     curves: list[Curve]
 
 
-def make_run(label: str, record: dict[str, Any]) -> Run:
-    """Returns the `Run` of the content of a frontier.json. Raises UsageError if it is something else."""
+def compared_run(label: str, record: dict[str, Any]) -> ComparedRun:
+    """Returns the `ComparedRun` of the content of a frontier.json. Raises UsageError if it is something else."""
     try:
         rows, features, reference = record["rows"], record["features"], record["reference"]
         judge = (record["judge"] or {"digest": "none"})["digest"]
@@ -78,14 +78,14 @@ def make_run(label: str, record: dict[str, Any]) -> Run:
         ]
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as e:
         raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {one_line(e)}") from e
-    return Run(label, facts, compared, curves)
+    return ComparedRun(label, facts, compared, curves)
 
 
 def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record: dict[str, Any]) -> Curve:
     """Returns the `Curve` of one item of `report.curves`."""
     same: dict[float, list[Row]] = {}
     for w, rows in by_weight.items():
-        same.setdefault(rounded(w), []).extend(rows)
+        same.setdefault(rounded_weight(w), []).extend(rows)
     row, config = next(iter(same.values()))[0], record["config"]
     p_uncond = config["diffusion"].get("p_uncond", 0.0)
     cells = {
@@ -115,7 +115,7 @@ def guide_text(rows: Sequence[Row]) -> str:
     return f"{short(rows[0]['classifier'])[:8]}, scale {scales}"
 
 
-def rounded(w: float) -> float:
+def rounded_weight(w: float) -> float:
     """Returns w without the rounding error of s − 1."""
     return float(f"{w:.6g}")
 
@@ -133,7 +133,7 @@ def feature_name(features: dict[str, Any]) -> str:
     return name if usual or name != "inception" else f"{name} {short(digest)}"
 
 
-def differences(setting: Setting, targets: Targets) -> list[tuple[str, Any, list[Any]]]:
+def differences(setting: CurveSetting, targets: Targets) -> list[tuple[str, Any, list[Any]]]:
     """Returns [(name, value, published values)] of the known differences between a curve's setting and the targets'."""
     known = [(name, setting[name], stated(targets, name)) for name in SETTINGS if checkable(name, setting, targets)]
     differing = [item for item in known if item[1] not in item[2]]
@@ -142,20 +142,20 @@ def differences(setting: Setting, targets: Targets) -> list[tuple[str, Any, list
     return differing
 
 
-def checkable(name: str, setting: Setting, targets: Targets) -> bool:
+def checkable(name: str, setting: CurveSetting, targets: Targets) -> bool:
     """Whether a setting is published and the run's record has enough information to compare it."""
     known = name != "reference" and (name != "data" or setting["data"] in OWN_DATA)
     return bool(stated(targets, name)) and (known or setting[name] in stated(targets, name))
 
 
-def unchecked(setting: Setting, targets: Targets) -> list[str]:
+def unchecked(setting: CurveSetting, targets: Targets) -> list[str]:
     """Returns a text for each setting that is not `checkable`."""
     missing = [name for name in SETTINGS if not checkable(name, setting, targets)]
     texts = {name: f"{either(values)} (not checked)" for name in missing if (values := stated(targets, name))}
     return [f"{name}: {text(setting[name])}, published {texts.get(name, 'not stated')}" for name in missing]
 
 
-def matching(setting: Setting, targets: Targets, known: Sequence[float]) -> list[Row]:
+def matching(setting: CurveSetting, targets: Targets, known: Sequence[float]) -> list[Row]:
     """Returns the published rows with one of the known w and with this setting.
 
     Samples that a classifier guides match no row, since there are no such published rows with a w.
@@ -163,7 +163,7 @@ def matching(setting: Setting, targets: Targets, known: Sequence[float]) -> list
     if setting["classifier_scale"]:
         return []
     own = [name for name in SETTINGS if name not in targets["setting"]]
-    rows = [row for row in targets["rows"] if "w" in row and rounded(row["w"]) in known]
+    rows = [row for row in targets["rows"] if "w" in row and rounded_weight(row["w"]) in known]
     return [row for row in rows if all(row[name] == setting[name] for name in own)]
 
 
@@ -172,7 +172,7 @@ def weights(groups: Iterable[Group]) -> list[float]:
     return sorted({w for group in groups for column in group.cells.values() for w in column})
 
 
-def make_groups(runs: Sequence[Run], targets: Targets | None = None) -> list[Group]:
+def make_groups(runs: Sequence[ComparedRun], targets: Targets | None = None) -> list[Group]:
     """Returns, for each curve, its group, that of the published rows that match it, and that of their differences."""
     curves = [curve for run in runs for curve in run.curves]
     known = weights([curve.own for curve in curves])
@@ -194,8 +194,8 @@ def published_group(rows: Sequence[Row], targets: Targets) -> Group:
     """Returns the group of published rows that differ only in w."""
     own = [f"{name}={text(rows[0][name])}" for name in SETTINGS if name in rows[0]]
     cells = {
-        name: {rounded(row["w"]): (row[key], 0.0, 1) for row in rows if key in row}
-        for key, name in METRICS.items()
+        name: {rounded_weight(row["w"]): (row[key], 0.0, 1) for row in rows if key in row}
+        for key, name in PUBLISHED_METRICS.items()
         if any(key in row for row in rows)
     }
     return Group(", ".join([targets["name"], *own]), cells, "g")
@@ -211,7 +211,7 @@ def subtracted(cells: Cells, published: Cells) -> Cells:
     return {name: column for name, column in result.items() if column}
 
 
-def notes(runs: Sequence[Run], targets: Targets | None = None) -> list[str]:
+def notes(runs: Sequence[ComparedRun], targets: Targets | None = None) -> list[str]:
     """Returns lines on what is not comparable among the runs and with the targets."""
     lines, names = [], [run.label for run in runs]
     for key in runs[0].compared:
@@ -248,18 +248,18 @@ def about(targets: Targets) -> list[str]:
     if recalled := targets.get("recalled"):
         lines.append(f"recalled, not checked against the paper's text: {', '.join(recalled)}")
     for row in [*targets.get("baselines", []), *(row for row in targets["rows"] if "w" not in row)]:
-        named = row.get("name") or ", ".join(f"{key}={text(row[key])}" for key in row if key not in METRICS)
-        scores = ", ".join(f"{name} {row[key]:g}" for key, name in METRICS.items() if key in row)
+        named = row.get("name") or ", ".join(f"{key}={text(row[key])}" for key in row if key not in PUBLISHED_METRICS)
+        scores = ", ".join(f"{name} {row[key]:g}" for key, name in PUBLISHED_METRICS.items() if key in row)
         lines.append(f"also lists {named}: {scores}")
     return lines
 
 
-def facts_table(runs: Sequence[Run]) -> list[str]:
+def facts_table(runs: Sequence[ComparedRun]) -> list[str]:
     """Returns the lines of a table of the runs and their settings."""
     return aligned([list(runs[0].facts), *([*run.facts.values()] for run in runs)], right=False)
 
 
-def table(groups: Sequence[Group]) -> list[str]:
+def comparison_table(groups: Sequence[Group]) -> list[str]:
     """Returns the lines of a table with a line for each w and the groups next to each other under their labels."""
     every = weights(groups)
     blocks = [("", aligned([["w", "s"], *([f"{w:g}", f"{1 + w:g}"] for w in every)], right=True))]
@@ -274,7 +274,7 @@ def table(groups: Sequence[Group]) -> list[str]:
     return [" | ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def joined(groups: Sequence[Group]) -> list[dict[str, float | None]]:
+def joined_columns(groups: Sequence[Group]) -> list[dict[str, float | None]]:
     """Returns [{"guidance_weight": w, "scale": s, "<label> <metric>": mean, …}], with "… std" for several seeds."""
     rows = []
     for w in weights(groups):
@@ -289,9 +289,9 @@ def joined(groups: Sequence[Group]) -> list[dict[str, float | None]]:
     return rows
 
 
-def csv_text(groups: Sequence[Group]) -> str:
-    """Returns the rows of `joined` as CSV, with empty cells for missing values."""
-    rows, out = joined(groups), io.StringIO()
+def comparison_csv(groups: Sequence[Group]) -> str:
+    """Returns the rows of `joined_columns` as CSV, with empty cells for missing values."""
+    rows, out = joined_columns(groups), io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

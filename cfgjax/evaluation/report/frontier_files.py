@@ -11,11 +11,10 @@ import numpy as np
 
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
-from cfgjax.evaluation.report.plots_extra import require_matplotlib
+from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
 from cfgjax.runs.options import fields
 
 Row = dict[str, Any]  # {setting or metric: value} of one frontier
-Figure = Any  # matplotlib's: an extra
 
 LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap
 MAX_CLASSES = 20  # of the table per class on the terminal
@@ -97,7 +96,7 @@ def line(rows: Sequence[Row]) -> str:
     return f"{where}: " + "  ".join(f"{name} {row[name]:.4g}" for name in names)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def frontier_table(rows: Sequence[Row]) -> list[str]:
     """Returns a table with a line for each w of each curve: mean ± standard deviation if there are several seeds."""
     names = shown_names(rows)
     by_w = strength(rows) == "guidance_weight"
@@ -155,7 +154,7 @@ def findings(rows: Sequence[Row], network: MetricNames) -> list[str]:
     return lines
 
 
-def csv_text(rows: Sequence[Row]) -> str:
+def frontier_csv(rows: Sequence[Row]) -> str:
     """Returns the text of frontier.csv, with a line for each row."""
     head = ["guidance_weight", "scale", *setting_keys(), "seed", *metric_names(rows)]
     out = io.StringIO()
@@ -179,7 +178,7 @@ def per_class_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def figure(rows: Sequence[Row], network: MetricNames, tilted: Sequence[dict[str, float]] = ()) -> Figure:
+def frontier_figure(rows: Sequence[Row], network: MetricNames, tilted: Sequence[dict[str, float]] = ()) -> Figure:
     """Returns a matplotlib Figure of all curves, labelled with w: IS against FD, and precision against recall.
 
     For points of a known mixture: mean log p(c|x) against entropy, and against recall.
@@ -230,17 +229,17 @@ def write(
 ) -> list[str]:
     """Writes frontier.json (record and rows), frontier.csv, frontier.png, per_class.csv, each atomically.
 
-    tilted: see `figure`. Returns the names of the files.
+    tilted: see `frontier_figure`. Returns the names of the files.
     """
     content = {**record, "rows": rows}
     content[HASH] = content_hash(content)  # without `tilted`, which follows from the config
-    texts = {"frontier.csv": csv_text(rows)}
+    texts = {"frontier.csv": frontier_csv(rows)}
     if "accuracy_per_class" in rows[0]:
         texts["per_class.csv"] = per_class_text(rows)
     write_texts(folder, texts)
     write_json(folder / "frontier.json", content | ({"tilted": tilted} if tilted else {}), indent=1)
     with writing(folder / "frontier.png") as new:
-        figure(rows, network, tilted).savefig(new, dpi=130, metadata={"Software": None})
+        frontier_figure(rows, network, tilted).savefig(new, dpi=130, metadata={"Software": None})
     return ["frontier.json", *texts, "frontier.png"]
 
 

@@ -18,7 +18,7 @@ from cfgjax.models.arguments import is_number
 
 CLEAN_LOGSNR = 20.0  # of a low-resolution image without noise
 
-Arrays = dict[str, np.ndarray]
+ConditionArrays = dict[str, np.ndarray]
 
 
 def own_inputs(net: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -26,7 +26,7 @@ def own_inputs(net: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(lambda: net.condition(1)) if hasattr(net, "condition") else {}
 
 
-def check_own_inputs(given: Mapping[str, Any] | None, taken: Mapping[str, Any], length: int) -> Arrays:
+def check_own_inputs(given: Mapping[str, Any] | None, taken: Mapping[str, Any], length: int) -> ConditionArrays:
     """Returns the arrays of a network's own inputs for `length` examples, in their dtypes.
 
     taken: see `own_inputs`. Raises UsageError unless given has exactly these names, with finite values of their shapes.
@@ -76,7 +76,7 @@ def check_upsamples(given: bool, low_res_shape: tuple[int, ...] | None) -> None:
     raise UsageError(f"low_res is {'' if given else 'not '}given; the model is {kind}")
 
 
-def check_low_res(low_res: Any, low_res_shape: tuple[int, ...] | None, length: int) -> Arrays:
+def check_low_res(low_res: Any, low_res_shape: tuple[int, ...] | None, length: int) -> ConditionArrays:
     """Returns {"low_res": images in [−1, 1], float32}, or {} for a model that takes none.
 
     low_res: uint8 or float32 [length, *low_res_shape]. Raises UsageError for other images.

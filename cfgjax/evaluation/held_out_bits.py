@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
-from cfgjax.data.sources.registry import check_images, check_labels, first
+from cfgjax.data.sources.registry import check_images, check_labels, first_index
 from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
@@ -76,7 +76,7 @@ def held_out_bits(
     total, prior, terms = np.zeros(0), 0.0, np.zeros(num_steps)
     for bound in bound_batches(model, image, label, grid, v=v, seed=seed, batch_size=batch_size):
         if not np.isfinite(bound["total"]).all():
-            bad = len(total) + first(~np.isfinite(bound["total"]))
+            bad = len(total) + first_index(~np.isfinite(bound["total"]))
             raise ArithmeticError(f"image {bad} has a bound that is not finite; are the model's parameters?")
         total = np.append(total, bound["total"])
         prior += bound["prior"].sum()

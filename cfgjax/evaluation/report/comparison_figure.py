@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.cells import text
-from cfgjax.evaluation.report.compare import Group, Run
-from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.evaluation.report.targets import METRICS, SETTINGS, Targets
+from cfgjax.evaluation.report.comparison import ComparedRun, Group
+from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
+from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets
 
-Figure = Any  # matplotlib's: an extra
 Axes = Any
 Points = dict[float, list[tuple[float, float]]]  # {w: [(x, its standard deviation), (y, its standard deviation)]}
 
@@ -19,7 +18,7 @@ GREYS = ("0.25", "0.5", "0.7")  # of published rows
 LABEL_PIXELS = (22, 12)  # width and height of a label
 
 
-def figure(runs: Sequence[Run], targets: Targets | None = None) -> Figure:
+def comparison_figure(runs: Sequence[ComparedRun], targets: Targets | None = None) -> Figure:
     """Returns a matplotlib Figure of the curves of runs: IS against FD, and precision against recall.
 
     The points are labelled with w if there is room. Each feature network has its own axes for distances.
@@ -37,9 +36,9 @@ def figure(runs: Sequence[Run], targets: Targets | None = None) -> Figure:
     for axis, pair in zip(axes, pairs, strict=True):
         for i, curve in enumerate(curves):
             if all(name in curve.cells for name in pair):
-                draw(axis, points_of(curve, pair), curve.label, marker="o", linewidth=1, color=f"C{i}")
-        for i, (label, points) in enumerate(published(targets, pair).items() if targets else ()):
-            draw(axis, points, label, marker="x", linestyle="none", color=GREYS[i % len(GREYS)], zorder=1)
+                draw_points(axis, points_of(curve, pair), curve.label, marker="o", linewidth=1, color=f"C{i}")
+        for i, (label, points) in enumerate(published_curves(targets, pair).items() if targets else ()):
+            draw_points(axis, points, label, marker="x", linestyle="none", color=GREYS[i % len(GREYS)], zorder=1)
         set_scales(axis, pair)
     handles, labels = axes[0].get_legend_handles_labels()
     if len(labels) > 1:
@@ -70,9 +69,9 @@ def points_of(curve: Group, pair: tuple[str, str]) -> Points:
     return {w: [x[w][:2], y[w][:2]] for w in sorted(x.keys() & y.keys())}
 
 
-def published(targets: Targets, pair: tuple[str, str]) -> dict[str, Points]:
+def published_curves(targets: Targets, pair: tuple[str, str]) -> dict[str, Points]:
     """Returns {label: points} of the published rows that have both metrics, with a label for each setting."""
-    keys = [next((key for key, name in METRICS.items() if name == wanted), None) for wanted in pair]
+    keys = [next((key for key, name in PUBLISHED_METRICS.items() if name == wanted), None) for wanted in pair]
     result: dict[str, Points] = {}
     for row in targets["rows"]:
         if "w" in row and all(key in row for key in keys):
@@ -82,7 +81,7 @@ def published(targets: Targets, pair: tuple[str, str]) -> dict[str, Points]:
     return result
 
 
-def draw(axis: Axes, points: Points, label: str, **style: Any) -> None:
+def draw_points(axis: Axes, points: Points, label: str, **style: Any) -> None:
     """Draws points, with error bars if there are several seeds."""
     (x, x_std), (y, y_std) = np.moveaxis(np.array(list(points.values())), 0, -1)
     bars = {"xerr": x_std, "yerr": y_std} if x_std.any() or y_std.any() else {}

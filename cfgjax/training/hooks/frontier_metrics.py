@@ -1,0 +1,65 @@
+"""Metrics of samples at a few guidance weights while training."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+
+from cfgjax.data.dataset import Dataset
+from cfgjax.diffusion.guidance import at_zero
+from cfgjax.distributed import collectives as processes
+from cfgjax.evaluation.features.networks import load_networks
+from cfgjax.evaluation.features.reference import load_reference
+from cfgjax.evaluation.frontier.frontier import find_reference
+from cfgjax.evaluation.frontier.frontier_settings import make_settings
+from cfgjax.evaluation.frontier.generate import draw_samples
+from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.report.sample_figures import column_names
+from cfgjax.models.model import Model
+from cfgjax.runs.options import axes
+from cfgjax.runs.settings import Settings
+from cfgjax.training.log import RunLog
+from cfgjax.training.state import TrainState
+
+
+class FrontierMetrics:
+    """Writes metrics of samples at a few weights into the metrics, as `cfgjax evaluate` finds them."""
+
+    section = "evaluate"
+
+    def __init__(self, settings: Settings, mesh: Mesh, dataset: Dataset) -> None:
+        self._plan, self._model = settings.evaluate, Model(settings, None, mesh=mesh)
+        self.every_steps, weights = self._plan.every_steps, {"guidance": self._plan.every_guidance}
+        options = axes(self._model.defaults.options, self._plan.options, weights)
+        every = make_settings(options, self._model)
+        self._columns = [setting.options for setting in every if setting.scores == "learned"]
+        self._names = column_names(self._columns, lambda w: f"w={w:g}", ",")
+        self._network, self._judge = load_networks(self._plan, settings.data)
+        self._dataset, self._reference = dataset, None
+        if self._plan.reference is not None:
+            self._reference = load_reference(self._plan.reference, self._network, self._model.image_shape)
+
+    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+        if self._reference is None:
+            folder = workdir / "evaluation"
+            folder.mkdir(exist_ok=True)
+            shape, silent = self._model.image_shape, lambda images: None
+            self._reference = find_reference(None, lambda: self._dataset, self._network, shape, folder, silent)
+        for options, ending in zip(self._columns, self._names, strict=True):
+            if runlog.has(step, f"{self._network.metric('FD')}/{ending}"):
+                continue
+            index = np.arange(self._plan.every_num_samples)
+            rule = options.rule if any(self._plan.every_guidance) else at_zero(options.rule)
+            self._model.params = state.ema[str(options.ema)] if options.ema else state.params
+            drawing = dataclasses.replace(options, rule=rule)
+            parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
+            drawn = zip(*parts, strict=True)
+            index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
+            found = processes.concatenated({"index": index, "labels": labels, "samples": samples})
+            order = np.argsort(found["index"])
+            labels, samples = found["labels"][order], found["samples"][order]
+            read = lambda start, stop, samples=samples, labels=labels: (samples[start:stop], labels[start:stop])
+            metrics = measure(read, len(samples), self._network, self._reference, judge=self._judge)
+            scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+            runlog.record(step, {f"{name}/{ending}": value for name, value in scalars.items()})
