@@ -146,6 +146,7 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
         ("--seed=-1", "seed is -1; need an integer"),
         ("--out=grid.fits", "--out=grid.fits"),
         ("--sampler=ddim(v=0.3)", "ddim takes no 'v'; known: eta"),
+        ("--sampler=ddim,ddim()", "sampler ddim(), ddim(): a value occurs twice"),
         ("--rule=cgf", "unknown rule 'cgf', did you mean 'cfg'?"),
         ("--rule=classifier", "rule classifier() needs a classifier; give its run with --guide"),
         ("--ema=0,0.5", "--ema has 2 values; a picture is drawn with one average"),

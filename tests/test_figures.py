@@ -22,7 +22,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
     model = SimpleNamespace(settings=settings(mixture_config()), num_classes=3)
     monkeypatch.setattr("cfgjax.runs.workdir.read_settings", lambda workdir: model.settings)
     monkeypatch.setattr("cfgjax.cli.sample.load_model", lambda given, ema: model)
-    monkeypatch.setattr("cfgjax.evaluation.frontier.frontier_settings.resolved", lambda options, *others: options)
+    monkeypatch.setattr("cfgjax.evaluation.frontier.frontier_settings.resolved_combinations", lambda *given: [])
     monkeypatch.setattr("cfgjax.evaluation.report.sample_figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])

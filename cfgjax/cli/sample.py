@@ -25,7 +25,7 @@ from cfgjax.cli.common import (
 )
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.options import axes as axes_of
-from cfgjax.runs.options import combinations, read_values
+from cfgjax.runs.options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
 ONE_AVERAGE = "a picture is drawn with one average of the parameters"
@@ -62,14 +62,14 @@ def draw(given, labels, axes, upsampling):
     """Draws the image. The first process writes it."""
     import jax
 
-    from cfgjax.evaluation.frontier.frontier_settings import resolved
+    from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
     from cfgjax.models.loading import load_guide
 
     model = load_model(given, single(axes, "ema", ONE_AVERAGE))
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
-    columns = [resolved(column, source, guide) for column in combinations(axes_of(defaults.options, given=axes))]
+    columns = resolved_combinations(axes_of(defaults.options, given=axes), source, guide)
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)

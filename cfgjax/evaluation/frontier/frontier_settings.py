@@ -89,15 +89,22 @@ def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide 
     axes: {option: values}, see `options.axes`. For a run on a mixture, those of exact scores follow. guide: the `Guide`
     of the rules' `classifier`; rules without one are wrapped in one.
     """
-    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
-    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
     digest = None if guide is None else guide.digest
-    settings = [Setting(resolved(options, model, guide), classifier=digest) for options in every]
+    settings = [Setting(options, classifier=digest) for options in resolved_combinations(axes, model, guide)]
     if model.settings.data.source == "mixture":
         first = settings[0].options.ema  # EMA has no effect on exact scores
         exact = [setting for setting in settings if setting.options.ema == first]
         settings += [dataclasses.replace(setting, scores="exact") for setting in exact]
     return settings
+
+
+def resolved_combinations(
+    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None
+) -> list[SampleOptions]:
+    """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis."""
+    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
+    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
+    return [resolved(options, model, guide) for options in every]
 
 
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:

@@ -13,11 +13,11 @@ from cfgjax.data.batches import squares_averaged, to_float
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.distributed import collectives as processes
-from cfgjax.evaluation.frontier.frontier_settings import resolved
+from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.evaluation.report.sample_figures import sample_figure
 from cfgjax.models.model import Model
-from cfgjax.runs.options import axes, combinations
+from cfgjax.runs.options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog
 from cfgjax.training.state import TrainState, averaged_params
@@ -35,7 +35,7 @@ class SampleGrids:
         check_labels(np.asarray(self.pictures.labels), settings.data.num_classes, "sample.labels entry")
         if len(settings.data.image_shape) != 3:
             require_matplotlib()
-        self._columns = [resolved(options, self._model) for options in combinations(axes(self.pictures.options))]
+        self._columns = resolved_combinations(axes(self.pictures.options), self._model)
         self._options: dict[str, Any] = {}
         if (shape := self._model.low_res_shape) is not None:
             images, factor = dataset.images(self._examples(dataset)), dataset.image.shape[1] // shape[0]
