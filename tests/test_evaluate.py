@@ -33,7 +33,7 @@ def whole(workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
     code, out, err = run(EVALUATE.format(workdir, folder))
     assert code == 0, err
-    assert "FD-mixture is least at w = " in out
+    assert "FD-mixture is smallest at w = " in out
     return folder
 
 

@@ -319,7 +319,7 @@ def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdi
     assert [point["guidance_weight"] for point in found.pop("tilted")] == [0, 1, 3]
     assert found == own
     told = capsys.readouterr().out
-    assert "FD-mixture is least at w = " in told
+    assert "FD-mixture is smallest at w = " in told
     assert f"wrote frontier.json, frontier.csv, per_class.csv, frontier.png in {tmp_path}" in told
     times = stamps(tmp_path)
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--nokeep_samples", *flags]) == 0
@@ -456,10 +456,10 @@ def test_a_table_has_a_part_for_each_curve():
 @pytest.mark.parametrize(
     ("distances", "told"),
     [
-        ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
-        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be even better"),
-        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be even better"),
-        ((1,), "FD-mixture is least at w = 0, 1"),
+        ((3, 1, 2), "FD-mixture is smallest at w = 1, 1"),
+        ((1, 2, 3), "FD-mixture is smallest at w = 0, 1, the first of the list: a smaller one may be even better"),
+        ((3, 2, 1), "FD-mixture is smallest at w = 2, 1, the last of the list: a larger one may be even better"),
+        ((1,), "FD-mixture is smallest at w = 0, 1"),
     ],
 )
 def test_a_minimum_at_an_end_of_the_list_is_reported(network, distances, told):
