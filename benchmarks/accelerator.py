@@ -1,9 +1,9 @@
-"""The first hour on an accelerator: its ceilings, whether it computes what a CPU does, its training and its sampling.
+"""Measures an accelerator: its ceilings, its agreement with the CPU, and the speed of training and sampling.
 
 python benchmarks/accelerator.py --json=accelerator.json
 python benchmarks/accelerator.py --only=step --only=kernels --variants=plain,fused_attention --batch_size=64
 
-A table for each part; every row is measured in a process of its own. On a CPU it is a rehearsal: --configs=tiny.
+Prints a table for each part. Every row is measured in its own process. To try it on a CPU, use --configs=tiny.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ VARIANTS = {
 }
 PARTS = ["ceilings", "agreement", "step", "kernels", "sampling"]
 TRACED_STEPS = 3
-KERNELS = 12  # rows of the kernels that take longest
+KERNELS = 12  # number of kernels listed, the slowest first
 
 
 def ceilings(given):
-    """Rates that no program exceeds: products of square matrices, and copies, bytes read and written."""
+    """Returns rates that no program exceeds: of products of square matrices, and of copies (reads plus writes)."""
     import jax
     import jax.numpy as jnp
 
@@ -65,7 +65,7 @@ CEILING_COLUMNS = {
 
 
 def agreement(given):
-    """The largest differences, relative to the largest value, between a network's ε here and on this machine's CPU."""
+    """Returns the largest difference between a network's ε here and on the CPU, relative to the largest value."""
     import jax
     import numpy as np
 
@@ -80,7 +80,8 @@ def agreement(given):
     inputs = [array.astype(kind) for array, kind in zip(inputs, ("f4", "f4", "i4"), strict=True)]
     params = networks.init_params(networks.make_network(settings), jax.random.key(0), shape)
     keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)  # last layers start at 0
+    # the last layers start at 0
+    params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)
     cpu = jax.devices("cpu")[0]
     predict_eps = lambda predict, z, logsnr, label: predict(z, logsnr, {"label": label}).eps
 
@@ -119,18 +120,18 @@ AGREEMENT_COLUMNS = {
 
 
 def varied(config, given):
-    """{"variant": its name}; changes config to it."""
+    """Changes config to a variant. Returns {"variant": its name}."""
     config.update_from_flattened_dict(VARIANTS[given.variants[0]])
     return {"variant": given.variants[0]}
 
 
 def step(config, given):
-    """Figures of the training step, as train_step.py measures them."""
+    """Returns the figures of the training step, as train_step.py measures them."""
     return varied(config, given) | train_step.measure(config, given)
 
 
 def kernels(given):
-    """Where a training step's time goes on the device: milliseconds per step of each kind of kernel."""
+    """Returns the milliseconds per training step that the device spends in each kind of kernel."""
     import jax
 
     config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
@@ -158,7 +159,7 @@ def kernels(given):
 
 
 def by_kernel(events):
-    """([(kind of kernel, its milliseconds), …] the longest first, {kind: launches}) of a trace's events."""
+    """Returns ([(kind of kernel, milliseconds), …], slowest first, {kind: launches}) of the events of a trace."""
     devices = {e["pid"] for e in events if e.get("name") == "process_name" and "/device:" in e["args"]["name"]}
     threads = {
         (e["pid"], e["tid"])
@@ -185,12 +186,12 @@ KERNEL_COLUMNS = {
 
 
 def cases(axes):
-    """The cases of every configuration and combination of the values of other list flags."""
+    """Returns the cases of every combination of --configs and the values of other list flags."""
     return lambda given: harness.product(given, "configs", *axes)
 
 
 def part(name, table):
-    """The table with no cases where --only leaves it out. Unknown variants are an error before anything is measured."""
+    """Returns the table, without cases if --only excludes it. Raises UsageError for unknown variants."""
 
     def chosen(given):
         for variant in given.variants:
@@ -201,13 +202,13 @@ def part(name, table):
 
 
 def main(argv):
-    """The exit code of `accelerator.py FLAGS`."""
+    """Runs `accelerator.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_multi_enum("only", PARTS, PARTS, "A part to run; repeatable. All by default.", flag_values=given)
-    flags.DEFINE_list("variants", ["plain"], f"Of the step, of {', '.join(VARIANTS)}.", flag_values=given)
+    flags.DEFINE_list("variants", ["plain"], f"Variants of the step: {', '.join(VARIANTS)}.", flag_values=given)
     flags.DEFINE_list("samplers", ["ancestral(v=0.3)"], "Samplers to measure.", flag_values=given)
-    flags.DEFINE_integer("ceiling_size", 8192, "Rows of the matrices of the ceilings.", flag_values=given)
-    flags.DEFINE_integer("num_steps", 16, "Network calls T of a sampler.", flag_values=given, lower_bound=2)
+    flags.DEFINE_integer("ceiling_size", 8192, "Number of rows of the matrices in the ceilings.", flag_values=given)
+    flags.DEFINE_integer("num_steps", 16, "Number of network calls T of the sampler.", flag_values=given, lower_bound=2)
     flags.DEFINE_integer("steps_per_repeat", None, "As of train_step.py.", flag_values=given, lower_bound=1)
     flags.DEFINE_integer("steps_per_dispatch", None, "As of train_step.py.", flag_values=given, lower_bound=1)
     variant = {f"{'variant':>18}": lambda f: f["variant"]}

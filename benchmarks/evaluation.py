@@ -1,4 +1,4 @@
-"""Speed of evaluation: images/s of generation and of each feature network, and the seconds of each metric.
+"""Measures evaluation: images/s of generation and of each feature network, and the seconds of each metric.
 
 python benchmarks/evaluation.py --num_steps=8 --json=evaluation.json
 python benchmarks/evaluation.py --parts=networks --networks=inception --network_batch_sizes=16,32,64,128 --repeats=3
@@ -22,7 +22,7 @@ RESIDENT = {"resident MB": lambda f: harness.megabytes(f["resident_bytes"])}
 
 
 def generation(given):
-    """Figures of `draw_samples` at one weight, with fresh parameters, batches of images as evaluation draws them."""
+    """Returns the figures of `draw_samples` at one weight, with fresh parameters and the batches of an evaluation."""
     import numpy as np
 
     from cfgjax.diffusion.guidance import cfg, conditional
@@ -57,7 +57,7 @@ GENERATION_COLUMNS = {
 
 
 def make_classifier():
-    """The feature network of experiments/digits_classifier.py with fresh parameters."""
+    """Returns the feature network of experiments/digits_classifier.py with fresh parameters."""
     import jax
 
     from cfgjax.evaluation.features.networks import classifier_features
@@ -72,7 +72,7 @@ def make_classifier():
 
 
 def make_inception():
-    """FID's Inception with random weights, scaled so that activations stay of order 1."""
+    """Returns FID's Inception with random weights, scaled so that activations stay of order 1."""
     import numpy as np
 
     from cfgjax.evaluation.features.networks import load_inception
@@ -87,12 +87,12 @@ def make_inception():
         return load_inception(f"{folder}/inception.npz"), (32, 32, 3)
 
 
-# name: what makes (network, image shape), and the default of --num_images
+# name: (function that returns (network, image shape), default of --num_images)
 NETWORKS = {"classifier": (make_classifier, 2048), "inception": (make_inception, 128)}
 
 
 def networks(given):
-    """Figures of one feature network at each batch size, in rounds of all sizes: a busy spell meets each of them."""
+    """Returns the figures of a feature network at each batch size. The sizes take turns, so that load affects all."""
     import numpy as np
 
     make, num_images = NETWORKS[given.networks[0]]
@@ -117,13 +117,13 @@ def networks(given):
 
 
 def network_cases(given):
-    """Every network, with all batch sizes."""
+    """Returns a case for each network, with all batch sizes."""
     batch_sizes(given)
     return harness.product(given, "networks")
 
 
 def batch_sizes(given):
-    """The batch sizes of --network_batch_sizes, ascending, so that peak memory is that of the largest so far."""
+    """Returns --network_batch_sizes in ascending order, so that peak memory is that of the largest size so far."""
     sizes = sorted(numbers("network_batch_sizes", given.network_batch_sizes, int))
     for name in given.networks:
         num_images = given.num_images or choose("network", name, NETWORKS)[1]
@@ -146,7 +146,7 @@ NETWORK_COLUMNS = {
 
 
 def moments(draw, num_samples, size):
-    """`Moments` of all samples, block by block as evaluation has them."""
+    """Adds all samples to `Moments`, in the blocks of an evaluation."""
     from cfgjax.evaluation.metrics.scores import Moments
     from cfgjax.evaluation.metrics.sums import BLOCK
 
@@ -162,7 +162,7 @@ def moments(draw, num_samples, size):
 
 
 def frechet(draw, num_samples, size, *, root_given=False):
-    """`frechet_distance` alone; the root of the reference's covariance is given, or found anew."""
+    """Computes only `frechet_distance`. The root of the reference's covariance is given or computed."""
     from cfgjax.evaluation.metrics.scores import frechet_distance, matrix_sqrt
 
     x, y = (moments(draw, num_samples, size)() for _ in range(2))
@@ -171,7 +171,7 @@ def frechet(draw, num_samples, size, *, root_given=False):
 
 
 def inception_score(draw, num_samples, size):
-    """`inception_score` in ten splits, of as many logits as a network with that many features has."""
+    """Computes `inception_score` in ten splits, with as many logits as a network with that many features has."""
     from cfgjax.evaluation.metrics.scores import inception_score
 
     logits = draw(num_samples, num_logits(size))
@@ -179,14 +179,14 @@ def inception_score(draw, num_samples, size):
 
 
 def num_logits(size):
-    """K: Inception's for its 2048 features, else 10."""
+    """Returns the number of logits K: that of Inception for its 2048 features, otherwise 10."""
     from cfgjax.nets.inception import CLASSES, POOL3
 
     return CLASSES if size == POOL3 else 10
 
 
 def kid(draw, num_samples, size):
-    """`kernel_distance` to as many reference samples."""
+    """Computes `kernel_distance` to an equal number of reference samples."""
     from cfgjax.evaluation.metrics.scores import kernel_distance
 
     reference, generated = draw(num_samples, size), draw(num_samples, size)
@@ -194,7 +194,7 @@ def kid(draw, num_samples, size):
 
 
 def precision_recall(draw, num_samples, size):
-    """`precision_recall` with as many reference samples, whose radii are given."""
+    """Computes `precision_recall` with an equal number of reference samples, whose radii are given."""
     from cfgjax.evaluation.metrics.manifold import neighbour_radii, precision_recall
 
     reference, generated = draw(num_samples, size), draw(num_samples, size)
@@ -218,11 +218,11 @@ METRICS = {
     "kid": kid,
     "precision_recall": precision_recall,
 }
-POINT_METRICS = {"knn_entropy": knn_entropy}  # of points in the plane, whatever --num_features
+POINT_METRICS = {"knn_entropy": knn_entropy}  # for points in the plane, whatever --num_features
 
 
 def metrics(given):
-    """Figures of one metric at one number of features, on Gaussian samples."""
+    """Returns the figures of one metric at one number of features, on Gaussian samples."""
     import numpy as np
 
     (name,), (size,) = given.metrics, numbers("num_features", given.num_features, int)
@@ -237,7 +237,7 @@ def metrics(given):
 
 
 def metric_cases(given):
-    """Every metric at every number of features, and what is of points once."""
+    """Returns a case for every metric and number of features, and one for each metric of points."""
     for name in given.metrics:
         choose("metric", name, METRICS | POINT_METRICS)
     sizes = numbers("num_features", given.num_features, int)
@@ -258,7 +258,7 @@ METRIC_COLUMNS = {
 
 
 def of_part(name, cases):
-    """The cases where --parts has the part called name, else none."""
+    """Returns the cases if --parts has the part called name, otherwise none."""
 
     def chosen(given):
         for part in given.parts:
@@ -276,22 +276,22 @@ TABLES = {
 
 
 def main(argv):
-    """The exit code of `evaluation.py FLAGS`."""
+    """Runs `evaluation.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     listed = lambda name, default, about: flags.DEFINE_list(name, default, about, flag_values=given)
     count = lambda name, default, about, least=1: flags.DEFINE_integer(
         name, default, about, flag_values=given, lower_bound=least
     )
-    listed("parts", list(TABLES), f"What to measure, of {', '.join(TABLES)}.")
+    listed("parts", list(TABLES), f"Parts to measure: {', '.join(TABLES)}.")
     listed("guidance", ["0", "1"], "Weights w of generation; at 0 the unconditional branch is left out.")
-    count("num_steps", 8, "Network calls T of generation.", 2)
-    count("num_batches", 2, "Batches in a repeat of generation.")
-    listed("networks", list(NETWORKS), f"Feature networks, of {', '.join(NETWORKS)}.")
+    count("num_steps", 8, "Number of network calls T of generation.", 2)
+    count("num_batches", 2, "Number of batches in a repeat of generation.")
+    listed("networks", list(NETWORKS), f"Feature networks to measure: {', '.join(NETWORKS)}.")
     listed("network_batch_sizes", ["16", "32", "64", "128"], "Batch sizes of the feature networks.")
-    count("num_images", None, "Images in a repeat of a feature network; 2048, Inception 128 by default.")
-    listed("metrics", list(METRICS | POINT_METRICS), f"Metrics, of {', '.join(METRICS | POINT_METRICS)}.")
-    count("num_samples", 10_000, "Samples N of the metrics.", 10)
-    listed("num_features", ["64", "2048"], "Features D of the metrics.")
+    count("num_images", None, "Number of images in a repeat of a feature network; by default 2048, for Inception 128.")
+    listed("metrics", list(METRICS | POINT_METRICS), f"Metrics to measure: {', '.join(METRICS | POINT_METRICS)}.")
+    count("num_samples", 10_000, "Number of samples N for the metrics.", 10)
+    listed("num_features", ["64", "2048"], "Numbers of features D for the metrics.")
     tables = {name: harness.Table(of_part(name, cases), *rest) for name, (cases, *rest) in TABLES.items()}
     return harness.main(argv, __doc__, given, tables, configs=["digits"])
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: named configurations, a process for each case, and the figures of a compiled program."""
+"""Shared by the benchmarks: named configurations, a process for each case, and the figures of a compiled program."""
 
 import dataclasses
 import itertools
@@ -40,7 +40,7 @@ TINY = {
     "train.steps_per_dispatch": 2, "sample.num_steps": 4,
 }  # fmt: skip
 
-# name: the experiment file, and what differs from it
+# name: (experiment file, overrides)
 CONFIGS = {
     "digits": ("digits", {}),
     "small8": ("digits", SMALL8),
@@ -54,13 +54,13 @@ DEFAULT = ["digits", "small8", "small32"]
 
 
 def experiments():
-    """{"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
+    """Returns {"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
     files = [path for path in EXPERIMENTS.glob("*.py") if path.stem != "base"]
     return {Path(text).name.replace(".py", ""): text for path in files for text in variants(path)}
 
 
 def load_config(name, *, batch_size=None, dtype=None):
-    """The ConfigDict of a named configuration, gradients in one part: XLA counts the FLOPs of a loop's body once."""
+    """Returns the ConfigDict of a named configuration, with accumulate_steps 1: XLA counts a loop's FLOPs only once."""
     file, changes = choose("configuration", name, CONFIGS)
     config = load_file(EXPERIMENTS / f"{file}.py")
     given = {"train.batch_size": batch_size, "model.dtype": dtype, "train.accumulate_steps": 1}
@@ -72,8 +72,8 @@ def load_config(name, *, batch_size=None, dtype=None):
 class Table:
     """Cases of one kind.
 
-    cases: flags → [[word, …], …], the flags that make each case of those given; [] leaves the table out. measure: flags
-    → [figures, …], the rows of one case, in a process of its own. columns: {heading: figures → cell}.
+    cases: flags → [[word, …], …], the flags of each case; [] omits the table. measure: flags → [figures, …], the rows
+    of one case, which runs in its own process. columns: {heading: figures → cell}.
     """
 
     cases: Callable
@@ -82,9 +82,9 @@ class Table:
 
 
 def per_config(axes, columns, measure, *, shared=True):
-    """The `Table` of a program per configuration, by default with the shared columns after its own.
+    """Returns the `Table` of a program per configuration, by default with the shared columns after its own.
 
-    axes: names of list flags whose product, with --configs, makes the cases. measure: (config, flags) → figures.
+    axes: names of list flags; the cases are their product with --configs. measure: (config, flags) → figures.
     """
 
     def rows(given):
@@ -96,30 +96,32 @@ def per_config(axes, columns, measure, *, shared=True):
 
 
 def product(given, *axes):
-    """The cases of every combination of the values of list flags; UsageError for an unknown configuration."""
+    """Returns the cases of every combination of list flags. Raises UsageError for an unknown configuration."""
     for name in given.configs:
         choose("configuration", name, CONFIGS)
     return [list(words) for words in itertools.product(*[[f"--{a}={v}" for v in given[a].value] for a in axes])]
 
 
 def define_flags(given, configs, repeats=5):
-    """The flags of all benchmarks; configs, repeats: defaults."""
-    flags.DEFINE_list("configs", configs, f"Which to measure, of {', '.join(CONFIGS)}.", flag_values=given)
+    """Returns the flags that all benchmarks share. configs, repeats: their defaults."""
+    flags.DEFINE_list("configs", configs, f"Configurations to measure: {', '.join(CONFIGS)}.", flag_values=given)
     flags.DEFINE_integer(
-        "repeats", repeats, "Timed repeats; one more before them is not.", flag_values=given, lower_bound=1
+        "repeats", repeats, "Number of timed repeats, after one that is not timed.", flag_values=given, lower_bound=1
     )
     flags.DEFINE_integer(
-        "batch_size", None, "Images, in place of the configuration's.", flag_values=given, lower_bound=1
+        "batch_size", None, "Batch size, instead of the configuration's.", flag_values=given, lower_bound=1
     )
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "In place of model.dtype.", flag_values=given)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "Dtype of the network, instead of model.dtype.", flag_values=given
+    )
     flags.DEFINE_string(
-        "json", None, "File for the figures; - is stdout, the tables then on stderr.", flag_values=given
+        "json", None, "File for the figures; - prints them to stdout, and the tables to stderr.", flag_values=given
     )
-    flags.DEFINE_string("child", None, "Internal: the table of which one case is measured here.", flag_values=given)
+    flags.DEFINE_string("child", None, "Internal: the table whose case this process measures.", flag_values=given)
 
 
 def main(argv, doc, given, tables, configs=DEFAULT):
-    """The exit code of a benchmark's command line; each case is measured in a process of its own.
+    """Runs the command line of a benchmark, with a process for each case. Returns the exit code.
 
     given: FlagValues with the benchmark's own flags. tables: {name: `Table`}. configs: the default of --configs.
     """
@@ -136,7 +138,7 @@ def main(argv, doc, given, tables, configs=DEFAULT):
 
 
 def child(given, table):
-    """Measures one case here and prints its figures."""
+    """Measures one case in this process and prints its figures."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
@@ -184,7 +186,7 @@ def print_row(columns, cells, file):
 
 
 def fresh_model(config):
-    """The `Model` of config on its own mesh, with fresh parameters."""
+    """Returns the `Model` of config on the config's mesh, with fresh parameters."""
     import jax
 
     from cfgjax.distributed.sharding import make_mesh, replicated
@@ -198,10 +200,9 @@ def fresh_model(config):
 
 
 def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
-    """(program, compile seconds, FLOPs per image) of what `Model.sampler` runs; from here on, it runs this program.
+    """Returns (program, compile seconds, network FLOPs per image) of `Model.sampler`, which then runs this program.
 
-    The one use of a private name: the sampler that `Model` gives out shows neither its compile time nor its memory.
-    FLOPs are those of the network.
+    Uses a private name, because the sampler that `Model` returns reports neither its compile time nor its memory.
     """
     import jax
     import numpy as np
@@ -210,7 +211,7 @@ def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
 
     index, jitted = np.arange(batch_size), model._sample
     draw = model.sampler(num_steps=num_steps, rule=rule, **options)
-    model._sample = lambda *arguments, **static: (arguments, static)  # the call, in place of its result
+    model._sample = lambda *arguments, **static: (arguments, static)  # records the call instead of running it
     arguments, static = draw(index, index % model.num_classes, np.ones(batch_size))
     program, compile_seconds = compile_timed(jitted, *arguments, **static)
     model._sample = lambda *arguments, **static: program(*arguments)
@@ -219,20 +220,20 @@ def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
     inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
     forward = jax.jit(lambda params, z, logsnr, label: model.bind(params)(z, logsnr, {"label": label}))
     params = jax.eval_shape(lambda: model.params)
-    with jax.default_device(jax.devices("cpu")[0]):  # the clients of accelerators do not count
+    with jax.default_device(jax.devices("cpu")[0]):  # clients of accelerators do not count FLOPs
         lowered = forward.lower(params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
     return program, compile_seconds, num_steps * lowered.cost_analysis()["flops"] / batch_size
 
 
 def compile_timed(jitted, *arguments, **static):
-    """(the compiled program, the seconds that tracing, lowering and compiling it took)."""
+    """Returns (compiled program, seconds of tracing, lowering and compilation)."""
     start = time.perf_counter()
     program = jitted.lower(*arguments, **static).compile()
     return program, time.perf_counter() - start
 
 
 def time_repeats(run, repeats):
-    """Seconds of each of `repeats` calls of run(), which returns arrays to wait for; a first call is not counted."""
+    """Returns the seconds of `repeats` calls of run(), after an untimed one. run returns the arrays to wait for."""
     import jax
 
     seconds = []
@@ -244,7 +245,7 @@ def time_repeats(run, repeats):
 
 
 def resident_bytes():
-    """The process's peak resident set so far; getrusage may count the process that started it."""
+    """Returns the peak resident set of the process so far. getrusage may include the process that started it."""
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
@@ -252,7 +253,7 @@ def resident_bytes():
 
 
 def rate_figures(images, repeat_seconds):
-    """Images per second of repeats of `images` images each: of the median, the slowest and the fastest."""
+    """Returns the images per second of repeats of `images` images each: median, minimum and maximum."""
     return {
         "images_per_second": images / statistics.median(repeat_seconds),
         "images_per_second_min": images / max(repeat_seconds),
@@ -262,10 +263,10 @@ def rate_figures(images, repeat_seconds):
 
 
 def figures(program, compile_seconds, repeat_seconds, images, flops_per_image):
-    """What is reported of a program that made `images` images in each repeat.
+    """Returns the figures of a program that made `images` images in each repeat.
 
-    program_bytes: its arguments, results and temporaries, on each device. device_bytes: the device's own peak, None
-    where it keeps no count (CPU). resident_bytes: the process's peak, compiling included.
+    program_bytes: arguments, results and temporaries on each device. device_bytes: peak reported by the device, None
+    if it has no count (CPU). resident_bytes: peak of the process, including compilation.
     """
     import jax
 

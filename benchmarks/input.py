@@ -1,7 +1,7 @@
-"""Input and checkpoints: whether making batches keeps up with the step, and what saving costs the training loop.
+"""Measures input and checkpoints: the rate of making batches next to that of the step, and the cost of saving.
 
 python benchmarks/input.py --configs=digits,cifar10,imagenet64,imagenet128 --repeats=5 --json=input.json
-python benchmarks/input.py --configs= --megabytes= --images=imagenet64.npz    # prepared sets and preparing alone
+python benchmarks/input.py --configs= --megabytes= --images=imagenet64.npz    # only prepared sets and preparing
 """
 
 import functools
@@ -15,8 +15,8 @@ import harness
 from absl import flags
 from train_step import make_data_random
 
-H100_FLOPS = 989e12  # dense bfloat16, NVIDIA's data sheet: no step on that device takes images faster than this allows
-SMALL = 2e9  # FLOPs per image of a step that can be timed on the CPU
+H100_FLOPS = 989e12  # dense bfloat16, from NVIDIA's data sheet: an upper bound for any step on this device
+SMALL = 2e9  # maximum FLOPs per image of a step that is timed on the CPU
 rate = lambda images: "-" if images is None else f"{images:,.0f}"
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -34,11 +34,12 @@ COLUMNS = {
 
 
 def measure(config, given):
-    """Figures of making the batches of a config from random uint8 images in memory, and of the step beside it.
+    """Returns the figures of making the batches of a config from random uint8 images in memory, and of the step.
 
-    images_per_second: of `Run.batches`, gathering, converting, flipping and placing. step_images_per_second: of the
-    step with one batch again and again, live_images_per_second: with a new batch for each dispatch, as in training;
-    None where the network is too large to be timed here. h100_images_per_second: what an H100 at its peak would take.
+    images_per_second: of `Run.batches`, which gathers, converts, flips and places images. step_images_per_second: of
+    the step with the same batch every time. live_images_per_second: of the step with a new batch for each dispatch, as
+    in training. Both are None if the network is too large to be timed here. h100_images_per_second: the bound from an
+    H100's peak.
     """
     import jax
 
@@ -86,7 +87,7 @@ SAVING_COLUMNS = {
 
 
 def saving(given):
-    """Rows of checkpoints of several sizes: seconds until a step is whole, and those in which the loop is held up."""
+    """Returns rows for several checkpoint sizes: seconds until a step is complete, and seconds that the loop waits."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -115,7 +116,7 @@ def saving(given):
 
 
 def pictures(count, height, width):
-    """uint8 [count, height, width, 3] about as hard to encode as photographs: colours that vary slowly, and grain."""
+    """Returns uint8 [count, height, width, 3] of smooth colours and grain, about as hard to encode as photographs."""
     import numpy as np
     from PIL import Image
 
@@ -127,7 +128,7 @@ def pictures(count, height, width):
 
 
 def write_prepared(folder, encoding, images):
-    """Prepares images as array_record in folder; returns config.data for them."""
+    """Prepares images as array_record in folder. Returns config.data for them."""
     import numpy as np
 
     from cfgjax.base.progress import Progress
@@ -153,7 +154,7 @@ PREPARED_COLUMNS = {
 
 
 def prepared(given):
-    """Rows of batches out of a prepared 64×64 set, decoded, flipped and as float32, by numbers of workers."""
+    """Returns rows for batches of a prepared 64×64 set (decoded, flipped, float32), one for each number of workers."""
     import numpy as np
 
     from cfgjax.data.pipeline import Batches
@@ -172,7 +173,7 @@ def prepared(given):
             dataset = open_source(read_section(DataSettings, "data", given_data))
             batches, step = Batches(dataset, 0, size, np.arange(size), 1), iter(range(10**9))
             for _ in range(4 * num_workers):
-                batches.at(next(step))  # what had been made ahead
+                batches.at(next(step))  # batches made in advance
             cpu, seconds = time.process_time(), []
             for _ in range(given.repeats):
                 start = time.perf_counter()
@@ -196,7 +197,7 @@ PREPARING_COLUMNS = {
 
 
 def preparing(given):
-    """A row of one core's rate of making 64×64 records of JPEGs of 500×375, as a worker of cfgjax prepare does."""
+    """Returns a row with the rate at which one worker of cfgjax prepare makes 64×64 records of JPEGs of 500×375."""
     import io
 
     from PIL import Image
@@ -226,20 +227,20 @@ def preparing(given):
 
 
 def main(argv):
-    """The exit code of `input.py FLAGS`."""
+    """Runs `input.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     listed = functools.partial(flags.DEFINE_list, flag_values=given)
-    listed("encodings", ["webp", "png", "raw"], "Of prepared sets; empty for no such table.")
-    listed("workers", ["0", "1", "2"], "Worker processes that make their batches.")
-    listed("crops", ["adm", "lanczos", "area"], "Of JPEGs that are prepared; empty for no such table.")
-    flags.DEFINE_string("images", None, "An .npz of images 64×64 in place of drawn ones.", flag_values=given)
+    listed("encodings", ["webp", "png", "raw"], "Encodings of the prepared sets; empty for no such table.")
+    listed("workers", ["0", "1", "2"], "Numbers of worker processes that make their batches.")
+    listed("crops", ["adm", "lanczos", "area"], "Crops in preparing JPEGs; empty for no such table.")
+    flags.DEFINE_string("images", None, "An .npz of 64×64 images, instead of random ones.", flag_values=given)
     whole = lambda name, default, what: flags.DEFINE_integer(name, default, what, flag_values=given, lower_bound=1)
-    whole("num_examples", 4096, "Random images to draw from.")
-    whole("images_per_repeat", 4096, "Images made in one timed repeat, in whole dispatches.")
-    whole("num_jpegs", 200, "JPEGs that are prepared.")
-    whole("dispatches", 5, "Dispatches in one timed repeat of the step.")
-    flags.DEFINE_list("megabytes", ["100", "400"], "Sizes of checkpoints; empty for none.", flag_values=given)
-    flags.DEFINE_string("folder", None, "Where checkpoints are written.", flag_values=given)
+    whole("num_examples", 4096, "Number of random images in the data set.")
+    whole("images_per_repeat", 4096, "Number of images in one timed repeat, rounded to complete dispatches.")
+    whole("num_jpegs", 200, "Number of JPEGs to prepare.")
+    whole("dispatches", 5, "Number of dispatches in one timed repeat of the step.")
+    flags.DEFINE_list("megabytes", ["100", "400"], "Sizes of checkpoints in MB; empty for none.", flag_values=given)
+    flags.DEFINE_string("folder", None, "Folder for the checkpoints.", flag_values=given)
     sizes = harness.Table(lambda given: [[]] if given.megabytes else [], saving, SAVING_COLUMNS)
     cases = lambda axis: lambda given: [[f"--{axis}={value}"] for value in given[axis].value]
     tables = {

@@ -1,10 +1,10 @@
-"""Peak memory and compile seconds of every experiment, and what a larger data set costs, for docs/performance.md.
+"""Measures peak memory and compile seconds of every experiment, and the cost of larger data sets, for performance.md.
 
 python benchmarks/memory.py                   # everything, docs/memory.json and the section; twenty minutes on one core
-python benchmarks/memory.py --only=digits     # that experiment anew, the others as they are in docs/memory.json
-python benchmarks/memory.py --render          # the section alone, from docs/memory.json
+python benchmarks/memory.py --only=digits     # only this experiment; the others are taken from docs/memory.json
+python benchmarks/memory.py --render          # only writes the section, from docs/memory.json
 
-Programs are compiled for as many virtual CPU devices as the experiment is meant for; no data is read and no step taken.
+Programs are compiled for virtual CPU devices, as many as the experiment is meant for. No data is read and no step run.
 """
 
 import json
@@ -29,23 +29,23 @@ from cfgjax.jobs.preflight.sizes import bytes_text
 from cfgjax.runs.config import load_file, parse_flags
 
 NAMES = sorted(harness.experiments())
-SOURCES = ("npz", "prepared")  # of data, of which it is measured what a larger set costs
-NODE = 8  # devices of the experiments on all of ImageNet, as in one node; the others' one
-HBM = 80e9  # bytes of a device's memory, for which passes are counted
-LIMIT_SECONDS = 240  # processor seconds of compiling, after which it is given up
+SOURCES = ("npz", "prepared")  # data sources for which the cost of a larger set is measured
+NODE = 8  # devices of the experiments on ImageNet, those of one node; the others have one device
+HBM = 80e9  # bytes of a device's memory, for the number of passes
+LIMIT_SECONDS = 240  # CPU seconds after which a compilation is stopped
 BEGIN, END = "<!-- benchmarks/memory.py writes from here -->", "<!-- to here -->"
-SIDE, EXAMPLES, BATCH = 16, 20_000, 256  # of the data sets: images SIDE×SIDE×3, and ten times as many of them
+SIDE, EXAMPLES, BATCH = 16, 20_000, 256  # data sets: EXAMPLES images SIDE×SIDE×3, and ten times as many
 
 
 def devices_of(config):
-    """How many devices a config is compiled for."""
+    """Returns the number of devices for which a config is compiled."""
     return NODE if config.data.num_classes == 1000 else 1
 
 
 def experiment_figures(name):
-    """Prints two lines of JSON: what is known of an experiment's step before compiling, and what compiling it took.
+    """Prints two lines of JSON: the counts of an experiment's step before compilation, and the cost of compiling it.
 
-    For one device it is compiled as `cfgjax train` does, for more with XLA's optimisation of machine code off.
+    One device is compiled as in `cfgjax train`, several devices without XLA's optimisation of machine code.
     """
     from cfgjax.cli.preflight import use_virtual_devices
 
@@ -76,13 +76,13 @@ def experiment_figures(name):
 
 
 def measure(name):
-    """Figures of an experiment, measured in a process of its own; compile_seconds None where it was given up."""
+    """Returns the figures of an experiment, measured in its own process. compile_seconds is None if it was stopped."""
     known, made = in_a_process(f"--child={name}")
     return known | (made or dict.fromkeys(("program_bytes", "compile_seconds", "resident_bytes")))
 
 
 def in_a_process(*words):
-    """(the first and the second object that this file prints with these flags, None where it ended before that)"""
+    """Returns the two JSON objects that this file prints with these flags, None for those it did not reach."""
     ran = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
     told = [json.loads(line) for line in ran.stdout.splitlines()]
     if not told:
@@ -91,9 +91,10 @@ def in_a_process(*words):
 
 
 def growth(source, num_examples=EXAMPLES):
-    """Peak resident bytes of a process that makes an epoch of batches, of num_examples images and of ten times as many.
+    """Returns the peak resident bytes of a process that makes an epoch of batches, for two sizes of the data set.
 
-    per_example: the difference, over the difference in examples. image_bytes: of one, in memory.
+    The sizes are num_examples and ten times as many. per_example: the difference in bytes, divided by the difference
+    in examples. image_bytes: size of an image in memory.
     """
     from input import write_prepared
 
@@ -109,13 +110,13 @@ def growth(source, num_examples=EXAMPLES):
 
 
 def write_npz(path, images):
-    """Writes images with labels of ten classes to path.npz; returns config.data for them."""
+    """Writes images with labels of ten classes to path.npz. Returns config.data for them."""
     np.savez(path, image=images, label=np.arange(len(images), dtype=np.int32) % 10)
     return {"source": "npz", "path": f"{path}.npz", "num_classes": 10, "image_shape": images.shape[1:]}
 
 
 def epoch_figures(data):
-    """Prints this process's peak resident bytes after the batches of an epoch of config.data, and two of the next."""
+    """Prints the peak resident bytes of this process after an epoch of batches of config.data and two of the next."""
     from cfgjax.data.pipeline import Batches
     from cfgjax.data.sources.registry import open_source
     from cfgjax.runs.data_settings import DataSettings
@@ -129,7 +130,7 @@ def epoch_figures(data):
 
 
 def experiment_row(found):
-    """The cells of an experiment."""
+    """Returns the table cells of an experiment."""
     parts, program, compiled = found["bytes_per_device"], found["program_bytes"], found["compile_seconds"] is not None
     return [
         f"`{found['experiment']}`", f"{found['parameters'] / 1e6:.3g}", found["dtype"], f"{found['batch']['global']:,}",
@@ -142,14 +143,14 @@ def experiment_row(found):
 
 
 def growth_row(found):
-    """The cells of a source."""
+    """Returns the table cells of a data source."""
     cells = [f"`{found['source']}`", f"{found['num_examples']:,}", f"{found['image_bytes']:,}"]
     sizes = [harness.megabytes(found[f"{name}_bytes"]) for name in ("small", "large")]
     return [*cells, *sizes, f"{found['per_example']:,.0f}"]
 
 
 def section(measured):
-    """The lines that docs/performance.md has between BEGIN and END."""
+    """Returns the lines of docs/performance.md between BEGIN and END."""
     headings = ["experiment", "10⁶ parameters", "dtype", "batch", "devices", "peak", "XLA's for CPU",
                 "passes in 80 GB", "compile s", "compiling, GB"]  # fmt: skip
     sources = ["source", "images N", "bytes of one", "MB with N", "MB with 10 N", "bytes for each more"]
@@ -163,14 +164,14 @@ def section(measured):
 
 
 def document(page, measured):
-    """The page with the section anew."""
+    """Returns the page with the section replaced."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{section(measured)}{END}{after}"
 
 
 def write_figures(only):
-    """Measures the experiments and sources called only, or everything, and writes docs/memory.json after each."""
+    """Measures the experiments and sources named in `only`, or all, and writes docs/memory.json after each."""
     path = DOCS / "memory.json"
     measured = json.loads(path.read_text()) if path.exists() else {"experiments": [], "growth": []}
     for name in only or [*NAMES, *SOURCES]:
@@ -182,12 +183,14 @@ def write_figures(only):
 
 
 def main(argv):
-    """The exit code of `memory.py FLAGS`."""
+    """Runs `memory.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
-    flags.DEFINE_list("only", [], "Experiments, npz, prepared to measure anew; all by default.", flag_values=given)
-    flags.DEFINE_bool("render", False, "Write the section from the figures that are there.", flag_values=given)
-    flags.DEFINE_string("child", None, "Internal: the experiment that is measured in this process.", flag_values=given)
-    flags.DEFINE_string("data", None, "Internal: the config.data that is read in this process.", flag_values=given)
+    flags.DEFINE_list(
+        "only", [], "Experiments, or npz and prepared, to measure again; by default all.", flag_values=given
+    )
+    flags.DEFINE_bool("render", False, "Only write the section, from the existing figures.", flag_values=given)
+    flags.DEFINE_string("child", None, "Internal: the experiment that this process measures.", flag_values=given)
+    flags.DEFINE_string("data", None, "Internal: the config.data that this process reads.", flag_values=given)
     try:
         no_arguments(parse_flags(given, argv))
         for name in given.only:

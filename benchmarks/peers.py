@@ -1,9 +1,9 @@
-"""Training speed beside PyTorch: cfgjax, an ADM U-Net in eager PyTorch and diffusers' UNet2DModel, in one run.
+"""Compares the training speed of cfgjax, an ADM U-Net in eager PyTorch and diffusers' UNet2DModel in one run.
 
 python benchmarks/peers.py --configs=small8,small32 --repeats=15 --json=peers.json
 
-Every contestant is a process of its own, so that memory and compile times are its own; all of them live at once and
-take their steps in turn, round by round, the others asleep.
+Every contestant runs in its own process, so that its memory and compile time are measured separately. All processes
+exist at once. In each round they take their steps in turn, while the others sleep.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from train_step import open_step
 from cfgjax.base.errors import choose
 from cfgjax.base.exits import DONE
 
-# name: (what makes it, its arguments)
+# name: (function that builds it, arguments)
 CONTESTANTS = {
     "eager": ("torch", ("adm", "eager")),
     "eager_tuned": ("torch", ("adm", "channels_last")),
@@ -36,7 +36,7 @@ CONTESTANTS = {
     "cfgjax_8": ("jax", (8,)),
 }
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
-ROUND_STEPS = 8  # optimizer steps that a contestant takes in each round
+ROUND_STEPS = 8  # optimizer steps of a contestant in each round
 REFERENCE = "eager"
 PASSED = ("batch_size", "dtype", "cores", "clock")
 COLUMNS = {
@@ -54,14 +54,14 @@ COLUMNS = {
 
 
 def missing(name):
-    """The library that a contestant needs and that is not installed, or None."""
+    """Returns the missing library that a contestant needs, or None."""
     kind, (network, *_) = CONTESTANTS[name]
     needed = () if kind == "jax" else NEEDS["diffusers" if network == "diffusers" else "torch"]
     return next((library for library in needed if importlib.util.find_spec(library) is None), None)
 
 
 def make_torch(config, network, mode):
-    """(take ROUND_STEPS steps, parameters) of a peer."""
+    """Returns (function that takes ROUND_STEPS steps, number of parameters) of a peer."""
     import torch_peers
 
     step = torch_peers.Step(config, network, mode)
@@ -69,7 +69,7 @@ def make_torch(config, network, mode):
 
 
 def make_jax(config, steps_per_dispatch):
-    """(take ROUND_STEPS steps, parameters) of cfgjax's training step as `cfgjax train` compiles it."""
+    """Returns (function that takes ROUND_STEPS steps, number of parameters) for the step of `cfgjax train`."""
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
@@ -86,11 +86,12 @@ def make_jax(config, steps_per_dispatch):
 
 
 def contestant(given):
-    """The process of one contestant: a JSON line when it is ready, one for each line it is sent, one at the end."""
+    """Runs one contestant: prints a JSON line when it is ready, one for each line that it reads, and one at the end."""
     kind, arguments = CONTESTANTS[given.contestant]
     config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
     if given.cores:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])  # before threads are counted
+        # before libraries count the cores to choose their number of threads
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
     start = clock()
     take, parameters = (make_torch if kind == "torch" else make_jax)(config, *arguments)
@@ -108,14 +109,14 @@ def contestant(given):
 
 
 def measure(given):
-    """The rows of one configuration: every contestant's, its time in each round compared with eager's in that round."""
+    """Returns a row for each contestant, whose time in each round is compared with eager's in the same round."""
     config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
     names = [name for name in given.contestants if not missing(name)]
     told, seconds, rows = {}, {name: [] for name in names}, []
     with contextlib.ExitStack() as stack:
         start = functools.partial(start_contestant, given, stack)
         running = {}
-        for name in names:  # one after the other: compiling is timed too
+        for name in names:  # one after the other, because compilation is timed
             running[name] = start(name)
             told[name] = json.loads(running[name].stdout.readline())
         for turn in range(given.repeats):
@@ -140,18 +141,19 @@ def measure(given):
 
 
 def start_contestant(given, stack, name):
-    """The process of a contestant, which the stack ends."""
+    """Starts the process of a contestant, which ends with the stack."""
     command = [sys.executable, str(Path(__file__)), f"--configs={given.configs[0]}", f"--contestant={name}"]
     command += [f"--{flag}={given[flag].value}" for flag in PASSED if given[flag].value is not None]
     pipe = subprocess.PIPE
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # jax would take the others' memory on a GPU
+    # without preallocation, which would take the memory of the other contestants on a GPU
+    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env))
     stack.callback(process.kill)
     return process
 
 
 def cases(given):
-    """A case per configuration; says which contestants are left out, and why."""
+    """Returns a case for each configuration, and prints which contestants are left out and why."""
     for name in given.contestants:
         choose("contestant", name, CONTESTANTS)
         if library := missing(name):
@@ -160,16 +162,20 @@ def cases(given):
 
 
 def main(argv):
-    """The exit code of `peers.py FLAGS`."""
+    """Runs `peers.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_list("contestants", list(CONTESTANTS), "Which take part.", flag_values=given)
     flags.DEFINE_integer(
-        "cores", None, "Cores that each contestant may use; all by default.", flag_values=given, lower_bound=1
+        "cores", None, "Number of cores that each contestant may use; by default all.", flag_values=given, lower_bound=1
     )
     flags.DEFINE_enum(
-        "clock", "wall", ["wall", "cpu"], "cpu: processor seconds; with --cores=1 for busy machines.", flag_values=given
+        "clock",
+        "wall",
+        ["wall", "cpu"],
+        "wall, or cpu for CPU seconds; use cpu with --cores=1 on busy machines.",
+        flag_values=given,
     )
-    flags.DEFINE_string("contestant", None, "Internal: the contestant that this process is.", flag_values=given)
+    flags.DEFINE_string("contestant", None, "Internal: the contestant that this process runs.", flag_values=given)
     if any(word.startswith("--contestant=") for word in argv):
         harness.define_flags(given, [])
         given(argv)

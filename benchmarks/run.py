@@ -1,10 +1,10 @@
-"""The benchmarks one after the other, and one table of what they found.
+"""Runs the benchmarks one after the other and prints their results in one table.
 
 python benchmarks/run.py                                        # digits; five minutes on one core
 python benchmarks/run.py --only=train_step,input --configs=digits,small32 --repeats=5 --json=all.json
 python benchmarks/run.py --only=train_step,peers --configs=small8
 
-Each is run as its own command would be, with settings that are soon done. Its tables go to stderr while it runs.
+Each benchmark runs as a separate command, with quick settings. Its tables go to stderr while it runs.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from cfgjax.cli.common import check_writable, no_arguments
 from cfgjax.runs.config import parse_flags
 
 FOLDER = Path(__file__).resolve().parent
-# name: its flags, besides those of all benchmarks
+# name: flags, in addition to those of all benchmarks
 BENCHMARKS = {
     "train_step": [],
     "sampling": ["--samplers=ancestral(v=0.3)", "--num_steps=16"],
@@ -40,21 +40,21 @@ DEFAULT = [name for name in BENCHMARKS if name != "peers"]
 
 
 def images(figures):
-    """Images per second: of the median repeat, the slowest and the fastest."""
+    """Returns images per second: median, minimum and maximum of the repeats."""
     return [figures[f"images_per_second{which}"] for which in ("", "_min", "_max")]
 
 
 def spread(rates):
-    """The median of rates, the least and the greatest."""
+    """Returns the median, minimum and maximum of rates."""
     return [statistics.median(rates), min(rates), max(rates)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """How the figures of one of a benchmark's tables are told.
+    """How the figures of one table of a benchmark are reported.
 
-    case: a format of figures. unit, rates: the main rate, figures → [median, least, greatest], or [it] alone. alone:
-    flags that leave the benchmark's other tables out.
+    case: a format of figures. unit, rates: the main rate, figures → [median, minimum, maximum], or a single value.
+    alone: flags that omit the other tables of the benchmark.
     """
 
     case: str
@@ -99,7 +99,7 @@ TABLES = {
 
 
 def row(benchmark, words, figures):
-    """What the one table tells of a benchmark's row of figures, and the command that gives it."""
+    """A row of the summary: the figures of a benchmark's row, and the command that reproduces them."""
     table = TABLES[figures["table"]]
     rate, *ends = table.rates(figures)
     memory = {name: figures.get(name) for name in ("compile_seconds", "resident_bytes", "device_bytes")}
@@ -109,12 +109,12 @@ def row(benchmark, words, figures):
 
 
 def command(benchmark, words):
-    """The command line of a benchmark, the last of each flag being what counts."""
+    """Returns the command line of a benchmark, with only the last of each flag."""
     return " ".join([f"python benchmarks/{benchmark}.py", *{word.partition("=")[0]: word for word in words}.values()])
 
 
 def report(found, rows):
-    """Lines of text: the device, versions and commands, and the table of the rows."""
+    """Returns the report as lines: device, versions, commands, and the table of the rows."""
     commands = list(dict.fromkeys(row["command"] for row in rows))
     number = lambda value, form: "-" if value is None else f"{value:{form}}"
     lines = [["", "benchmark", "case", "rate", "", "min–max", "compile s", "resident MB", "device MB"]]
@@ -129,7 +129,7 @@ def report(found, rows):
 
 
 def commit():
-    """The commit of the code, with a mark where it differs from it; "unknown" outside a repository."""
+    """Returns the commit of the code, marked if the code has changed since; "unknown" outside a repository."""
     asked = ["git", "-C", str(FOLDER), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     try:
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -138,7 +138,7 @@ def commit():
 
 
 def measure(benchmark, words):
-    """(the exit code of a benchmark, its report or None where it has none)"""
+    """Returns (exit code of a benchmark, its report or None)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
         ran = subprocess.run([sys.executable, FOLDER / f"{benchmark}.py", *words, f"--json={path}"], stdout=sys.stderr)
@@ -146,7 +146,7 @@ def measure(benchmark, words):
 
 
 def run(given):
-    """Runs the benchmarks and reports; the first exit code that is not DONE, the others' rows being reported."""
+    """Runs the benchmarks and prints a report of those that succeed. Returns the first exit code that is not DONE."""
     shared = [f"--configs={','.join(given.configs)}", f"--repeats={given.repeats}"]
     shared += [f"--{name}={given[name].value}" for name in ("batch_size", "dtype") if given[name].value is not None]
     reports, rows, codes = {}, [], {}
@@ -172,10 +172,10 @@ def run(given):
 
 
 def main(argv):
-    """The exit code of `run.py FLAGS`."""
+    """Runs `run.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     try:
-        flags.DEFINE_list("only", DEFAULT, f"Which to run, of {', '.join(BENCHMARKS)}.", flag_values=given)
+        flags.DEFINE_list("only", DEFAULT, f"Benchmarks to run: {', '.join(BENCHMARKS)}.", flag_values=given)
         harness.define_flags(given, ["digits"], repeats=3)
         if "--help" in argv:
             print(f"{__doc__}\n{given.get_help()}")

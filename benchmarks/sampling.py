@@ -1,8 +1,8 @@
-"""Sampling speed: images/s, ms per network call, compile seconds, peak memory and FLOPs per image, with guidance.
+"""Measures sampling: images/s, ms per network call, compile seconds, peak memory and FLOPs per image, with guidance.
 
 python benchmarks/sampling.py --configs=digits,small8 --samplers=ddim --num_steps=64 --json=sampling.json
 
-Then what guidance itself costs over the network evaluations that it needs, with networks of a fixed cost.
+Then measures the overhead of guidance over the network evaluations that it needs, with networks of a fixed cost.
 """
 
 import functools
@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def measure(config, given):
-    """Figures of the sampler that `Model.sample` compiles for config, with fresh parameters and w = 1."""
+    """Returns the figures of the sampler that `Model.sample` compiles for config, with fresh parameters and w = 1."""
     import jax
     import numpy as np
 
@@ -44,12 +44,12 @@ def measure(config, given):
     }
 
 
-WIDTH, LAYERS, NUM_CLASSES = 3072, 3, 10  # of the networks of a fixed cost: dense layers on 32×32×3 pixels
+WIDTH, LAYERS, NUM_CLASSES = 3072, 3, 10  # networks of a fixed cost: dense layers on 32×32×3 pixels
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
 
 
 def fixed_cost(key, features):
-    """(z [B, 32, 32, 3]) → [B, features] of LAYERS dense layers, none of which XLA can leave out."""
+    """Returns z [B, 32, 32, 3] → [B, features] of LAYERS dense layers, none of which XLA can remove."""
     import jax
     import jax.numpy as jnp
 
@@ -65,9 +65,9 @@ def fixed_cost(key, features):
 
 
 def overhead(given):
-    """Rows of the guided samplers: seconds of the whole, and of a bare scan of the evaluations that they need.
+    """Returns rows of the guided samplers: their seconds, and those of a bare scan of the evaluations that they need.
 
-    The two are timed in turn, so that a busy spell meets both.
+    The two are timed in turn, so that load affects both.
     """
     import jax
     import jax.numpy as jnp
@@ -90,7 +90,7 @@ def overhead(given):
     score = lambda weights: guidance.score_function(guide_of(weights), label)
 
     def bare(evaluate):
-        """T evaluations, one after the other."""
+        """Runs T evaluations, one after the other."""
         return lambda z, *weights: jax.lax.scan(lambda z, _: (0.5 * evaluate(z, *weights), None), z, grid)[0]
 
     def run(rule, z, eps_weights):
@@ -133,13 +133,13 @@ OVERHEAD_COLUMNS = {
 
 
 def main(argv):
-    """The exit code of `sampling.py FLAGS`."""
+    """Runs `sampling.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_list("samplers", ["ancestral(v=0.3)", "ddim()"], "Samplers to measure.", flag_values=given)
     flags.DEFINE_integer(
-        "num_steps", None, "Network calls T, in place of sample.num_steps.", flag_values=given, lower_bound=2
+        "num_steps", None, "Numbers of network calls T, instead of sample.num_steps.", flag_values=given, lower_bound=2
     )
-    flags.DEFINE_bool("overhead", True, "Measure what guidance costs over its evaluations.", flag_values=given)
+    flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
     tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}
     tables["overhead"] = harness.Table(lambda given: [[]] if given.overhead else [], overhead, OVERHEAD_COLUMNS)
     return harness.main(argv, __doc__, given, tables)

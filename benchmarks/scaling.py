@@ -1,7 +1,7 @@
-"""docs/scaling.md: what a step takes on 8, 64 and 256 devices, from programs compiled for as many virtual ones.
+"""Writes docs/scaling.md: the cost of a step on 8, 64 and 256 devices, from programs compiled for virtual devices.
 
 python benchmarks/scaling.py            # compiles everything, a minute or two each; writes docs/scaling.json and .md
-python benchmarks/scaling.py --render   # writes docs/scaling.md again from docs/scaling.json
+python benchmarks/scaling.py --render   # only writes docs/scaling.md, from docs/scaling.json
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONFIGS = ("imagenet64", "imagenet128")
 MESHES = {8: ("data=8,fsdp=1", "data=1,fsdp=8"), 64: ("data=64,fsdp=1", "data=8,fsdp=8")}
 MESHES |= {256: ("data=256,fsdp=1", "data=32,fsdp=8")}
-POLICIES = ("none", "convolutions", "blocks")  # of model.remat, from all that is kept to the least
-SPATIAL = "spatial"  # the internal flag's value for the measurement of a sharded height
+POLICIES = ("none", "convolutions", "blocks")  # policies of model.remat, from most to least memory
+SPATIAL = "spatial"  # value of the internal flag that measures a sharded height
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """Published peaks of an accelerator: FLOP/s in bfloat16, bytes of memory, bytes/s of memory and links.
 
-    link: what a device sends to others on its node, of `node` devices (None: there are no nodes). far: to other nodes.
+    link: rate of a device to others on its node. node: devices per node, None without nodes. far: rate to other nodes.
     """
 
     name: str
@@ -53,9 +53,9 @@ CHIPS = (
 
 
 def collective_seconds(group, chip, reduce_scatters):
-    """Least seconds of bytes among a group: a ring on each node, and rings between nodes that share its bytes out.
+    """Returns the minimum seconds of a collective in a group: a ring on each node, and rings between nodes.
 
-    group: of `by_group`. reduce_scatters: whether an all-reduce is one, the result being split.
+    group: see `by_group`. reduce_scatters: whether an all-reduce is a reduce-scatter, because its result is split.
     """
     kind = "reduce-scatter" if group["kind"] == "all-reduce" and reduce_scatters else group["kind"]
     size, near = group["size"], group["size"] if chip.node is None else group["in_node"]
@@ -66,9 +66,9 @@ def collective_seconds(group, chip, reduce_scatters):
 
 
 def prediction(found, chip):
-    """Least seconds of a step on a chip, by what they are for, and what the batch becomes; None if it does not fit.
+    """Returns the minimum seconds of each part of a step on a chip, and the number of passes; None if it does not fit.
 
-    With accumulation gradients are reduced in every pass, parameters gathered once, as the compiled programs do.
+    With accumulation, gradients are reduced in every pass and parameters gathered once, as in the compiled programs.
     """
     passes = passes_needed(found, USABLE * chip.memory)
     if passes is None:
@@ -89,14 +89,14 @@ def prediction(found, chip):
 
 
 def measure(config, devices, mesh, *overrides):
-    """`cfgjax preflight`'s figures of a case, with the seconds and the memory that making them took."""
+    """Returns the figures of `cfgjax preflight` for a case, with its run time and memory."""
     command = [sys.executable, "-m", "cfgjax", "preflight", f"--config={EXPERIMENTS / config}.py", "--json=-"]
     told, memory = in_a_process([*command, f"--devices={devices}", f"--mesh={mesh}", *overrides])
     return told | {"config": config, "resident_bytes": memory}
 
 
 def in_a_process(command):
-    """(the JSON that a command prints, the peak resident bytes of its process)"""
+    """Returns (the JSON that a command prints, the peak resident bytes of its process)."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         text = process.stdout.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -107,7 +107,7 @@ def in_a_process(command):
 
 
 def kept_per_image(config, remat):
-    """Bytes kept per image for the backward pass, by both counts, with a policy of `model.remat`."""
+    """Returns the bytes kept per image for the backward pass, by both counts, with a policy of `model.remat`."""
     import jax
 
     from cfgjax.jobs.preflight.memory import activations
@@ -120,7 +120,7 @@ def kept_per_image(config, remat):
 
 
 def spatial_figures(config="imagenet128", devices=8):
-    """Collectives and memory of a step on as many images as devices: each its own, and each a strip of all of them."""
+    """Returns collectives and memory of a step on one image per device, and on one strip of every image per device."""
     from cfgjax.cli.preflight import use_virtual_devices
 
     use_virtual_devices(devices)
@@ -132,7 +132,7 @@ def spatial_figures(config="imagenet128", devices=8):
     from cfgjax.jobs.preflight.figures import compiled_figures
     from cfgjax.training.run import Program
 
-    cfgjax.distributed.sharding.FSDP_MIN_SIZE = 2**62  # parameters whole: fsdp is the height here
+    cfgjax.distributed.sharding.FSDP_MIN_SIZE = 2**62  # parameters are not split: the axis fsdp is the height here
     experiment = load_file(EXPERIMENTS / f"{config}.py")
     experiment.update_from_flattened_dict({"train.batch_size": devices, "mesh.data": 1, "mesh.fsdp": devices})
     program = Program(experiment)
@@ -146,23 +146,23 @@ def spatial_figures(config="imagenet128", devices=8):
 
 
 def sent(found):
-    """Bytes that each device sends in a step's collectives, in rings."""
+    """Returns the bytes that each device sends in the collectives of a step, in rings."""
     return sum(sums["wire_bytes"] for sums in found["collectives"].values())
 
 
 def table(headings, rows):
-    """Lines of a table in Markdown."""
+    """Returns the lines of a table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def span(least, most):
-    """Two numbers of bytes in words, one where they read the same."""
+    """Returns two byte counts as text, or only one if their texts are equal."""
     return " – ".join(dict.fromkeys([bytes_text(least), bytes_text(most)]))
 
 
 def memory_row(found):
-    """A case's cells about bytes on each device."""
+    """Returns the cells of a case about bytes on each device."""
     parts, kinds = found["bytes_per_device"], found["collectives"]
     state = sum(parts[name] for name in ("parameters", "optimizer", "ema", "gradients"))
     kept = span(parts["activations_least"], parts["activations"])
@@ -173,13 +173,13 @@ def memory_row(found):
 
 
 def name_cells(found):
-    """The cells that say which case it is."""
+    """Returns the cells that identify a case."""
     mesh = " × ".join(str(size) for size in found["mesh"].values())
     return [found["config"], str(found["devices"]), mesh]
 
 
 def time_row(found):
-    """A case's cells about the least time of a step."""
+    """Returns the cells of a case about the minimum time of a step."""
     cells = name_cells(found)
     for chip in CHIPS:
         told = prediction(found, chip)
@@ -194,7 +194,7 @@ def time_row(found):
 
 
 def document(measured):
-    """The text of docs/scaling.md."""
+    """Returns the text of docs/scaling.md."""
     cases, kept, spatial = measured["cases"], measured["kept"], measured["spatial"]
     text = (Path(__file__).parent / "scaling.template.md").read_text()
     headings = ["experiment", "devices", "data × fsdp", "images", "parameters", "state and gradients", "activations",
@@ -232,10 +232,10 @@ def document(measured):
 
 
 def main(argv):
-    """The exit code of `scaling.py FLAGS`."""
+    """Runs `scaling.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
-    flags.DEFINE_bool("render", False, "Write the document from the figures that are there.", flag_values=given)
-    flags.DEFINE_string("child", None, "Internal: what is measured in this process.", flag_values=given)
+    flags.DEFINE_bool("render", False, "Only write the document, from the existing figures.", flag_values=given)
+    flags.DEFINE_string("child", None, "Internal: the case that this process measures.", flag_values=given)
     parse_flags(given, argv)
     figures = DOCS / "scaling.json"
     if given.child == SPATIAL:

@@ -1,4 +1,4 @@
-"""The peers in PyTorch: ADM's U-Net as plain eager modules, diffusers' of the same shape, a training step of each."""
+"""The PyTorch peers: ADM's U-Net in plain modules, diffusers' U-Net of the same shape, and a training step of each."""
 
 import functools
 import math
@@ -21,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def zeroed(module):
-    """The module with its parameters set to zero."""
+    """Sets the parameters of a module to zero and returns it."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -152,8 +152,8 @@ class Step:
 
     In bfloat16 the network runs under autocast, with float32 parameters.
 
-    network: "adm" or "diffusers". mode: "eager"; "channels_last", with AdamW and EMA over all parameters at once too;
-    or "compile", that with torch.compile. parameters: their count.
+    network: "adm" or "diffusers". mode: "eager"; "channels_last", which also fuses AdamW and EMA over all parameters;
+    or "compile", which adds torch.compile. parameters: their number.
     """
 
     def __init__(self, config, network, mode):
@@ -185,7 +185,7 @@ class Step:
         self.label = torch.randint(0, self.num_classes, (batch,), device=self.device)
 
     def __call__(self):
-        """One step, done when this returns; its loss."""
+        """Takes one step, which is complete on return. Returns the loss."""
         batch = len(self.image)
         u, eps = torch.rand(batch, device=self.device), torch.randn_like(self.image)
         alpha, sigma = torch.cos(u * math.pi / 2), torch.sin(u * math.pi / 2)
@@ -204,7 +204,7 @@ class Step:
 
     @torch.no_grad()
     def average(self):
-        """ema ← rate · ema + (1 − rate) · parameters."""
+        """Updates ema ← rate · ema + (1 − rate) · parameters."""
         if self.together:
             torch._foreach_lerp_(self.ema, self.params, 1 - self.rate)
             return

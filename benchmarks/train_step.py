@@ -1,4 +1,4 @@
-"""Training speed: images/s, compile seconds, peak memory and FLOPs per image of the optimizer step.
+"""Measures training: images/s, compile seconds, peak memory and FLOPs per image of the optimizer step.
 
 python benchmarks/train_step.py --configs=digits,small8 --repeats=5 --json=train.json
 """
@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def measure(config, given):
-    """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
+    """Returns the figures of the dispatch that training compiles for config, on random images on the devices."""
     import jax
 
     from cfgjax.jobs.preflight.figures import flops_per_image
@@ -56,7 +56,7 @@ def measure(config, given):
 
 
 def open_step(config, steps_per_dispatch):
-    """(the `Run` of config on random images, its state, the batches of one dispatch), on the devices of training."""
+    """Returns (`Run` of config on random images, its state, batches of one dispatch), on the devices of training."""
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
@@ -71,7 +71,7 @@ def open_step(config, steps_per_dispatch):
 
 
 def make_data_random(config, num_examples, path):
-    """Points config.data to random images and labels of its shape, written to path."""
+    """Writes random images and labels of config.data's shape to path, and sets config.data to read them."""
     import numpy as np
 
     rng, data = np.random.default_rng(0), config.data
@@ -83,14 +83,18 @@ def make_data_random(config, num_examples, path):
 
 
 def main(argv):
-    """The exit code of `train_step.py FLAGS`."""
+    """Runs `train_step.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_integer(
-        "steps_per_repeat", None, "Optimizer steps in one timed repeat; 10, or what dispatches make of it, by default.",
+        "steps_per_repeat", None, "Steps in one timed repeat; by default 10, rounded up to complete dispatches.",
         flag_values=given, lower_bound=1,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "steps_per_dispatch", None, "In place of train.steps_per_dispatch.", flag_values=given, lower_bound=1
+        "steps_per_dispatch",
+        None,
+        "Steps per dispatch, instead of train.steps_per_dispatch.",
+        flag_values=given,
+        lower_bound=1,
     )
     return harness.main(argv, __doc__, given, {"training": harness.per_config((), COLUMNS, measure)})
 

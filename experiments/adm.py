@@ -1,14 +1,14 @@
-"""ImageNet as in "Diffusion Models Beat GANs" (arXiv:2105.05233): ADM, class-conditional, in discrete time.
+"""ADM on ImageNet, class-conditional, in discrete time, as in "Diffusion Models Beat GANs" (arXiv:2105.05233).
 
 cfgjax prepare folder ILSVRC2012/train data/imagenet256 --size=256 --crop=adm
 cfgjax train --config=experiments/adm.py:256 --workdir=runs/adm_256
 
 The argument is the size of the images: 64, 128, 256 or 512. The classes are the sorted synsets. Sizes, batch, learning
-rate and length are those of the paper's table 11. The guide is experiments/adm_classifier.py of the same size, at scale
-1.0 for 64 and 256, 0.5 for 128 and 4.0 for 512 (table 14). Not measured here.
+rate and length are those of the paper's table 11. Guide the model with experiments/adm_classifier.py of the same size,
+at scale 1.0 for 64 and 256, 0.5 for 128 and 4.0 for 512 (table 14). Not measured here.
 
-With --config.model.conditional=False and a workdir of its own, 256 is the paper's unconditional model, guided at scale
-10.
+For the paper's unconditional model of size 256, which is guided at scale 10, add --config.model.conditional=False and
+use another workdir.
 """
 
 from .base import denoiser
@@ -17,7 +17,7 @@ ARGUMENTS = ("64", "128", "256", "512")
 
 
 def get_config(size):
-    """The experiment of a size: what differs from base.py."""
+    """Returns the experiment of a size, as differences from base.py."""
     config = denoiser(
         data=dict(
             path=f"data/imagenet{size}",

@@ -1,12 +1,12 @@
-"""The classifiers that guide experiments/adm.py, of noisy images of ImageNet (arXiv:2105.05233, section 4).
+"""Classifiers of noisy ImageNet images, which guide experiments/adm.py (arXiv:2105.05233, section 4).
 
 cfgjax prepare folder ILSVRC2012/train data/imagenet256 --size=256 --crop=adm
 cfgjax train --config=experiments/adm_classifier.py:256 --workdir=runs/adm_classifier_256
 
 The argument is the size of the images: 64, 128, 256 or 512. The classes are the sorted synsets. Sizes, batch, weight
-decay, learning rate and length are those of the paper's table 12; the crops, of at least 0.8 of the side, are those of
-its released training script. Every sixth image is held out to measure the accuracy, which that script does not do. For
-128×128 images that are enlarged to 512×512, the table has another classifier, of batch 1024 and learning rate 6e-5. Not
+decay, learning rate and length are those of the paper's table 12. The crops of at least 0.8 of the side are those of
+its released training script. Unlike in that script, every sixth image is held out to measure the accuracy. For 128×128
+images that are enlarged to 512×512, the table has another classifier, with batch 1024 and learning rate 6e-5. Not
 measured here.
 """
 
@@ -16,7 +16,7 @@ ARGUMENTS = ("64", "128", "256", "512")
 
 
 def get_config(size):
-    """The experiment of a size: what differs from base.py."""
+    """Returns the experiment of a size, as differences from base.py."""
     config = noisy_classifier(
         data=dict(
             path=f"data/imagenet{size}",

@@ -5,7 +5,8 @@ cfgjax train --config=experiments/adm_upsampler.py:256 --workdir=runs/adm_upsamp
 
 The argument is the size of the large images: 256 or 512. The classes are the sorted synsets. Time is discrete. The
 small images are means over squares of 4×4 pixels. Sizes, batch, learning rate and length are those of the paper's table
-13 (which for 512 also prints attention at 8 pixels; the published network has none). Not measured here.
+13. For size 512 the table also lists attention at 8 pixels, which the published network does not have. Not measured
+here.
 """
 
 from .base import denoiser
@@ -14,7 +15,7 @@ ARGUMENTS = ("256", "512")
 
 
 def get_config(size):
-    """The experiment of a size: what differs from base.py."""
+    """Returns the experiment of a size, as differences from base.py."""
     config = denoiser(
         data=dict(
             path=f"data/imagenet{size}",

@@ -2,15 +2,15 @@
 
 cfgjax train --config=experiments/base.py --print_config
 
-An experiment gives the values that differ, and may lie in any folder beside a copy of this file:
+An experiment gives only the values that differ. It may be in any folder with a copy of this file:
 
     from .base import denoiser
 
     def get_config():
         return denoiser(data=dict(source="npz", path="mine.npz", num_classes=3, image_shape=(32, 32, 3)))
 
-The config has the keys that its data source, network and process take, and every further key that is given a value.
-`placeholder(int)` is None and takes an integer, `FieldReference(64)` is 64 and takes None.
+The config has the keys that its data source, network and process take, and every other key that is given a value.
+`placeholder(int)` is None and accepts an integer. `FieldReference(64)` is 64 and accepts None.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def reference():
         seed=0,  # of initial parameters, batches and their noise, 0 to 2³² − 1
         data=dict(
             source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
-            path="data/images",  # file or folder of the data; of "tfds" also the name of a data set
+            path="data/images",  # file or folder of the data; for "tfds" also the name of a data set
             kind="image",  # "image", or "latent" for unbounded arrays (height, width, channels) that are not drawn
             split="all",  # "all", "train" or "holdout" (every sixth example)
             num_classes=1000,  # number K of labels 0 … K − 1
@@ -37,9 +37,9 @@ def reference():
             crop=FieldReference("adm"),  # "adm", "lanczos", "area" or "pad"; None accepts any prepared data set
             class_order="name",  # of a folder's classes: "name" sorts them as text, "numeric" as numbers
             data_dir=placeholder(str),  # where TFDS keeps its data sets; None for its own default
-            tfds_split="train",  # split of the TFDS data set from which `split` is taken
+            tfds_split="train",  # split of the TFDS data set, of which `split` selects a part
             num_workers=16,  # processes that decode images; 0 decodes in the training process
-            worker_timeout_seconds=600.0,  # seconds without a batch after which training fails, at least 1
+            worker_timeout_seconds=600.0,  # training fails after so many seconds without a batch, at least 1
             means=((0.0, 0.0),),  # mean of each Gaussian of a mixture, one per class
             stds=(1.0,),  # standard deviation of each Gaussian, above 0
             weights=(1.0,),  # probability of each Gaussian; they sum to 1
@@ -47,14 +47,14 @@ def reference():
             seed=0,  # of the mixture's points
         ),
         model=dict(
-            name="unet",  # "unet" or "mlp"; of classifiers "convnet" or "noisy_classifier"
+            name="unet",  # "unet" or "mlp"; for classifiers "convnet" or "noisy_classifier"
             channels=128,  # width of the first level
             multipliers=(1, 2, 3, 4),  # width of each level as a multiple of channels; each level halves the image
             depth=2,  # residual blocks per level; hidden layers of an MLP
             attention_resolutions=(32, 16, 8),  # heights in pixels of the maps that get attention; () for none
             num_heads=placeholder(int),  # attention heads; None if head_channels sets them
             head_channels=FieldReference(64),  # channels per attention head; None if num_heads is set
-            legacy_attention_order=True,  # layout of the projection to queries, keys, values: True is by head
+            legacy_attention_order=True,  # layout of the projection to queries, keys and values; True groups it by head
             scale_shift=True,  # whether the embedding scales and shifts the normalised map (AdaGN); False adds it
             resblock_resample=True,  # whether residual blocks change the resolution (BigGAN)
             learned_resample=True,  # whether other resampling is a convolution; False averages and repeats pixels
@@ -108,13 +108,13 @@ def reference():
             log_every_steps=100,  # steps between logged metrics
             steps_per_dispatch=1,  # steps per call of the compiled program; more hides its overhead for small networks
             accumulate_steps=1,  # parts into which a batch is split to save memory
-            max_skipped_in_row=10,  # consecutive steps with a non-finite gradient after which training fails
+            max_skipped_in_row=10,  # training fails after so many consecutive steps with a non-finite loss or gradient
             init_from=placeholder(str),  # workdir whose averaged parameters training starts from; None for random ones
         ),
         checkpoint=dict(
             every_steps=5000,  # steps between checkpoints
-            keep_last=3,  # newest checkpoints that are kept
-            keep_every_steps=placeholder(int),  # checkpoints at multiples of this are kept too; None keeps no others
+            keep_last=3,  # number of newest checkpoints that are retained
+            keep_every_steps=placeholder(int),  # retains checkpoints at multiples of this too; None retains no others
         ),
         sample=dict(
             defaults("sample"),  # a key for every option of `SampleOptions`, those below and later ones
@@ -146,12 +146,12 @@ def reference():
             every_guidance=(0.0,),  # weights w of those evaluations
         ),
         mesh=dict(
-            data=-1,  # devices over which the batch is split; -1 for all that are left
-            fsdp=1,  # devices over which parameters are split too; -1 for all that are left
-            slices=1,  # TPU slices or groups of hosts between which the network is slower
+            data=-1,  # devices over which the batch is split; -1 for all remaining devices
+            fsdp=1,  # devices over which parameters are split too; -1 for all remaining devices
+            slices=1,  # TPU slices or groups of hosts, connected by a slower network
         ),
         cluster=dict(
-            timeout_seconds=60.0,  # seconds without a sign of life after which a process counts as lost, at least 2
+            timeout_seconds=60.0,  # time within which a failed or frozen process is detected, at least 2
             start_timeout_seconds=300.0,  # seconds that processes wait for one another at the start, at least 1
         ),
     )
@@ -182,14 +182,14 @@ DISCRETE = ("betas", "num_timesteps")
 
 
 def get_config():
-    """The defaults: a U-Net for a prepared data set."""
+    """Returns the defaults: a U-Net for a prepared data set."""
     return denoiser()
 
 
 def denoiser(**given):
     """Returns the config of a diffusion model. given: the values that differ, {section: {key: value}}.
 
-    Giving diffusion.betas or diffusion.num_timesteps chooses discrete time.
+    If diffusion.betas or diffusion.num_timesteps is given, time is discrete.
     """
     check_names(given)
     model, diffusion = given.get("model", {}), given.get("diffusion", {})
@@ -217,7 +217,7 @@ def noisy_classifier(**given):
 
 
 def check_names(given):
-    """Raises an error that names the first unknown section or key of the values given."""
+    """Raises an error that names the first unknown section or key."""
     for section, values in given.items():
         keys = choose("config section", section, reference())
         if not isinstance(keys, dict):
@@ -229,12 +229,12 @@ def check_names(given):
 
 
 def process(diffusion):
-    """The keys of discrete time if any of them is given, else those of continuous λ."""
+    """Returns the keys of discrete time if any of them is given, otherwise those of continuous λ."""
     return DISCRETE if set(DISCRETE) & set(diffusion) else CONTINUOUS
 
 
 def config_of(given, network, keys):
-    """Returns the reference with the values given, reduced to the keys of its source and network and to `keys`.
+    """Returns the reference with the given values, reduced to the keys of its source and network and to `keys`.
 
     network: the default of model.name. keys: {section: its keys, or None to leave the section out}.
     """

@@ -5,16 +5,16 @@ cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10
 cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=runs/cifar10_reference.npz
 
-The first command needs TensorFlow, in any environment; an .npz or folder of images does as well. Neither guidance paper
-reports CIFAR-10: the hyper-parameters are those of improved DDPM, recalled, not checked against its text. Not measured
-here.
+The first command needs TensorFlow, in any environment. You can also prepare an .npz or a folder of images. Neither
+guidance paper reports CIFAR-10. The hyper-parameters are those of improved DDPM, recalled, not checked against its
+text. Not measured here.
 """
 
 from .base import denoiser
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return denoiser(
         data=dict(path="data/cifar10", num_classes=10, image_shape=(32, 32, 3), num_workers=4),
         # Recalled from improved DDPM, not checked against its text.

@@ -1,4 +1,4 @@
-"""A classifier of CIFAR-10, 32×32: features and accuracy in `cfgjax evaluate` for experiments/cifar10.py.
+"""A classifier of CIFAR-10, 32×32, for features and accuracy in `cfgjax evaluate` of experiments/cifar10.py.
 
 cfgjax prepare tfds cifar10 data/cifar10 --size=32
 cfgjax train --config=experiments/cifar10_classifier.py --workdir=runs/cifar10_classifier
@@ -10,7 +10,7 @@ from .base import classifier
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return classifier(
         data=dict(path="data/cifar10", split="train", num_classes=10, image_shape=(32, 32, 3), num_workers=2),
         model=dict(channels=64, multipliers=(1, 2, 4), num_features=256, dropout=0.5),

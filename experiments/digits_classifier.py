@@ -2,15 +2,15 @@
 
 cfgjax train --config=experiments/digits_classifier.py --workdir=runs/digits_classifier
 
-Measured on 2 CPU cores (x86-64, jax 0.10.2): 24 s in all, 6 of them to compile the step. It is right
-on 99.3 % of the 299 held-out digits.
+Measured on 2 CPU cores (x86-64, jax 0.10.2): 24 s in all, including 6 s to compile the step. The classifier is right on
+99.3 % of the 299 held-out digits.
 """
 
 from .base import classifier
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return classifier(
         data=dict(source="digits", split="train", num_classes=10, image_shape=(8, 8, 1), random_flip=False),
         model=dict(channels=32, multipliers=(1, 2), depth=1, num_features=64, dropout=0.5),

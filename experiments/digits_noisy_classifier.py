@@ -1,17 +1,17 @@
-"""The classifier that guides experiments/digits_adm.py, of noisy digits, 8×8 (arXiv:2105.05233, section 4).
+"""A classifier of noisy digits, 8×8, which guides experiments/digits_adm.py (arXiv:2105.05233, section 4).
 
 cfgjax train --config=experiments/digits_noisy_classifier.py --workdir=runs/digits_noisy_classifier
 
-Measured (x86-64, jax 0.10.2): of the 299 held-out digits it reads 98.7, 92.0, 55.9 and 20.1 % at the middle of the four
-quarters of the timesteps, the cleanest first. Twice the depth, twice the steps or another learning rate give the same.
-A run takes 2 minutes of processor time.
+Measured (x86-64, jax 0.10.2): the classifier is right on 98.7, 92.0, 55.9 and 20.1 % of the 299 held-out digits at the
+middle of the four quarters of the timesteps, the cleanest first. Twice the depth, twice the steps or another learning
+rate do not change this. A run takes 2 minutes of CPU time.
 """
 
 from .base import noisy_classifier
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return noisy_classifier(
         data=dict(
             source="digits",

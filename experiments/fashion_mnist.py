@@ -3,16 +3,16 @@
 cfgjax prepare tfds fashion_mnist data/fashion_mnist --size=32 --crop=pad --channels=1
 cfgjax train --config=experiments/fashion_mnist.py --workdir=runs/fashion_mnist
 
-The images lie in the middle of 32×32 black pixels, as networks of powers of two take them; docs/data.md prepares the
-data without TensorFlow. The feature network of cfgjax evaluate is experiments/fashion_mnist_classifier.py. The
-hyper-parameters are this project's own. Not measured here.
+The images are padded with black to 32×32, because the network halves the size repeatedly. docs/data.md describes how to
+prepare the data without TensorFlow. The feature network of `cfgjax evaluate` is
+experiments/fashion_mnist_classifier.py. The hyper-parameters are this project's own. Not measured here.
 """
 
 from .base import denoiser
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return denoiser(
         data=dict(
             path="data/fashion_mnist",

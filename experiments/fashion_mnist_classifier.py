@@ -10,7 +10,7 @@ from .base import classifier
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return classifier(
         data=dict(
             path="data/fashion_mnist",

@@ -5,15 +5,15 @@ cfgjax train --config=experiments/imagenet64.py --workdir=runs/imagenet64
 cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/imagenet64.py --out=runs/imagenet64_reference.npz
 
-The classes are the sorted synsets, whatever the source. ADM's network predicts ε alone, λ is continuous. p_uncond is
-0.1, 0.2 or 0.5 in the paper; 0.5 is consistently the worst. Not measured here.
+The classes are the sorted synsets, whatever the source. ADM's network predicts only ε, and λ is continuous. The paper
+compares p_uncond = 0.1, 0.2 and 0.5, of which 0.5 is consistently the worst. Not measured here.
 """
 
 from .base import denoiser
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     # Recalled from the paper, not checked against its text: model.dropout, diffusion.logsnr_min,
     # diffusion.logsnr_max, optimizer.learning_rate, optimizer.b1, optimizer.b2, ema.rates, train.batch_size,
     # train.num_steps, sample.num_steps, sample.sampler.

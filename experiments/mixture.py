@@ -1,19 +1,19 @@
-"""Three Gaussians in the plane: what guidance does to a density whose exact score is known.
+"""Three Gaussians in the plane: the effect of guidance on a density whose exact score is known.
 
 cfgjax train --config=experiments/mixture.py --workdir=runs/mixture
 
 Measured on 2 CPU cores (x86-64, jax 0.10.2): 45 seconds. Losses of the last 500 steps: 0.299 over all examples, 0.286
 conditional, 0.421 unconditional.
 
-Each picture in samples/ shows the classes' samples as w grows, from exact scores above and from learned ones below
-(the three-Gaussian figure of classifier-free guidance, arXiv:2207.12598).
+Each picture in samples/ shows samples of the classes for increasing w, with exact scores in the top row and learned
+scores in the bottom row (the three-Gaussian figure of classifier-free guidance, arXiv:2207.12598).
 """
 
 from .base import denoiser
 
 
 def get_config():
-    """The experiment: what differs from base.py."""
+    """Returns the experiment, as differences from base.py."""
     return denoiser(
         data=dict(
             source="mixture",

@@ -51,7 +51,7 @@ def test_every_kind_of_run_has_its_sections_and_admitted_values(source, network)
     assert Settings.from_config(config).given == config.to_dict()
 
 
-def test_a_key_without_a_place_by_default_is_added_by_giving_it():
+def test_a_key_absent_by_default_is_added_when_given():
     assert "random_crop" not in MODULE.denoiser().data
     assert MODULE.denoiser(data=dict(random_crop=0.5)).data.random_crop == 0.5
 
@@ -63,7 +63,7 @@ def test_configs_share_no_values():
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_classifier", "adm:64"])
-def test_an_experiment_is_the_same_in_any_folder_beside_base(name, tmp_path, monkeypatch):
+def test_an_experiment_is_the_same_in_any_folder_with_a_copy_of_base(name, tmp_path, monkeypatch):
     stem, colon, argument = name.partition(":")
     for file in (BASE, EXPERIMENTS / f"{stem}.py"):
         shutil.copy(file, tmp_path)
@@ -74,7 +74,7 @@ def test_an_experiment_is_the_same_in_any_folder_beside_base(name, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir()} == {"base.py", f"{stem}.py", "elsewhere"}
 
 
-def test_files_of_several_folders_have_their_own_neighbours_as_they_are_now(tmp_path):
+def test_files_import_the_current_files_of_their_own_folder(tmp_path):
     text = "from .base import SEED\nfrom ml_collections import ConfigDict\n"
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -86,7 +86,7 @@ def test_files_of_several_folders_have_their_own_neighbours_as_they_are_now(tmp_
     assert seeds() == [31, 98]
 
 
-def test_a_neighbour_may_be_imported_when_the_function_is_called(tmp_path):
+def test_a_file_in_the_same_folder_may_be_imported_inside_the_function(tmp_path):
     (tmp_path / "base.py").write_text("from ml_collections import ConfigDict\n")
     (tmp_path / "my.exp-1.py").write_text("def get_config():\n    from . import base\n    return base.ConfigDict()\n")
     assert not load_file(tmp_path / "my.exp-1.py")
@@ -102,7 +102,7 @@ def test_a_neighbour_may_be_imported_when_the_function_is_called(tmp_path):
         ("def denoiser():\n    raise KeyError('a')\n", "line 5: base.py, line 2: get_config(): KeyError: 'a'"),
     ],
 )
-def test_a_neighbour_that_is_missing_or_fails_is_one_line(tmp_path, base, text):
+def test_a_failing_import_from_the_same_folder_is_reported_on_one_line(tmp_path, base, text):
     path = tmp_path / "mine.py"
     path.write_text("from .base import denoiser\n\n\ndef get_config():\n    return denoiser()\n")
     if base is not None:
@@ -125,7 +125,7 @@ def test_a_neighbour_that_is_missing_or_fails_is_one_line(tmp_path, base, text):
         ("data=dict(num_classes='ten')", ["num_classes"]),
     ],
 )
-def test_a_wrong_name_or_type_in_an_experiment_is_one_line_that_names_it(tmp_path, given, texts):
+def test_a_wrong_name_or_type_in_an_experiment_is_named_on_one_line(tmp_path, given, texts):
     shutil.copy(BASE, tmp_path)
     path = tmp_path / "mine.py"
     path.write_text(f"from .base import denoiser\n\n\ndef get_config():\n    return denoiser({given})\n")

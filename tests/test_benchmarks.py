@@ -73,7 +73,7 @@ def test_the_accelerators_benchmark_runs_on_a_cpu_and_agrees_with_it():
 
 
 @pytest.mark.e2e
-def test_what_guidance_costs_is_told_beside_what_it_needs():
+def test_the_cost_of_guidance_is_reported_next_to_its_flops():
     ran = run("sampling", "--configs=", "--repeats=1", "--json=-")
     assert ran.returncode == 0, ran.stderr
     results = json.loads(ran.stdout)["results"]
@@ -83,7 +83,7 @@ def test_what_guidance_costs_is_told_beside_what_it_needs():
 
 
 @pytest.mark.e2e
-def test_peers_takes_part_without_torch_and_says_so():
+def test_peers_runs_without_torch_and_reports_it():
     ran = run("peers", "--configs=tiny", "--contestants=eager,cfgjax", "--repeats=2", "--batch_size=2", "--json=-")
     assert ran.returncode == 0, ran.stderr
     *peers, ours = json.loads(ran.stdout)["results"]
@@ -94,7 +94,7 @@ def test_peers_takes_part_without_torch_and_says_so():
 
 
 @pytest.mark.e2e
-def test_the_runner_tells_each_figure_once_with_the_command_that_gives_it(tmp_path):
+def test_the_runner_reports_each_figure_once_with_its_command(tmp_path):
     path, only = tmp_path / "all.json", ["train_step", "input"]
     ran = run("run", f"--only={','.join(only)}", "--configs=tiny", "--repeats=1", "--batch_size=8", f"--json={path}")
     assert ran.returncode == 0, ran.stderr
@@ -117,7 +117,7 @@ def test_the_runner_tells_each_figure_once_with_the_command_that_gives_it(tmp_pa
     assert [(result["table"], result["state_bytes"]) for result in results] == [("saving", 100_000_000)]
 
 
-def test_every_table_of_the_benchmarks_has_its_place_in_the_one_table(monkeypatch):
+def test_every_table_of_the_benchmarks_has_rows_in_the_summary(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import harness
     import run as runner
@@ -129,7 +129,7 @@ def test_every_table_of_the_benchmarks_has_its_place_in_the_one_table(monkeypatc
     assert found.keys() == runner.TABLES.keys()
 
 
-def test_a_benchmark_that_fails_is_told_after_the_others_rows(monkeypatch, capsys):
+def test_a_failed_benchmark_is_reported_after_the_rows_of_the_others(monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import run as runner
 
@@ -160,7 +160,7 @@ def test_a_benchmark_that_fails_is_told_after_the_others_rows(monkeypatch, capsy
         ("evaluation", "--num_images=100", "100 images are not whole batches of 16; give another --num_images"),
     ],
 )
-def test_what_cannot_be_measured_is_told_before_anything_runs(name, flag, told, monkeypatch, capsys):
+def test_invalid_measurements_are_reported_before_any_work(name, flag, told, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     assert importlib.import_module(name).main([f"{name}.py", flag]) == 2
     printed = capsys.readouterr()
@@ -197,7 +197,7 @@ def test_every_part_of_evaluation_is_timed():
     assert all(heading in ran.stderr for heading in ("images/s × T", "of the best", "s min–max"))
 
 
-def test_the_sampler_compiled_apart_draws_what_the_model_draws_at_twice_the_flops_where_guided(monkeypatch):
+def test_the_sampler_compiled_separately_draws_the_same_samples_and_guidance_doubles_flops(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import harness
 

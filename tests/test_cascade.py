@@ -66,7 +66,7 @@ def images(n=6):
 
 
 @pytest.mark.parametrize("stage", ["base", "upsampler"])
-def test_the_stage_whose_sample_is_not_finite_is_named(stage):
+def test_the_stage_with_a_non_finite_sample_is_named(stage):
     cascade = Cascade(base(lambda label: jnp.where(label == 4, jnp.nan if stage == "base" else 0.5, 0.5)), upsampler())
     if stage == "upsampler":
         bind = cascade.upsampler.bind
@@ -79,14 +79,14 @@ def test_the_stage_whose_sample_is_not_finite_is_named(stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"devices": 2}], ids=str)
-def test_each_sample_is_of_its_own_small_image(guidance, options):
+def test_each_sample_belongs_to_its_own_small_image(guidance, options):
     options = dict(options)
     model = upsampler(devices=options.pop("devices", 1))
     found = model.sample(LABELS, guidance, low_res=images(), num_steps=4, **options)
     assert np.abs(found.astype(int) - doubled(images())).max() <= 1
 
 
-def test_a_cascade_enlarges_what_its_base_draws():
+def test_a_cascade_enlarges_the_samples_of_its_base():
     cascade = Cascade(base(), upsampler())
     found = cascade.sample(LABELS, 1.0, num_steps=4, seed=3, upsampling={"num_steps": 5})
     assert found.shape == (6, 8, 8, 1)
@@ -94,7 +94,7 @@ def test_a_cascade_enlarges_what_its_base_draws():
 
 
 @pytest.mark.slow
-def test_noise_is_added_to_small_images_where_it_is_asked_for():
+def test_noise_is_added_to_small_images_only_if_requested():
     noisy = dict(config().diffusion.to_dict(), low_res_logsnr_min=-2.0)
 
     def model(seen):
@@ -132,6 +132,6 @@ def test_noise_is_added_to_small_images_where_it_is_asked_for():
         (lambda: Cascade(base(**{"data.num_classes": 3}), upsampler()), "the base has 3 classes, the upsampler 10"),
     ],
 )
-def test_bad_input_is_one_line(call, told):
+def test_bad_input_is_a_one_line_error(call, told):
     with pytest.raises(UsageError, match=told):
         call()

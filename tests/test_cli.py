@@ -72,7 +72,7 @@ def test_a_run_leaves_config_metrics_events_checkpoints_and_pictures(straight):
     assert list(straight.glob("events.out.tfevents.*"))
 
 
-def test_stopped_killed_and_resumed_is_straight_through_bit_for_bit(straight, tmp_path):
+def test_a_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(straight, tmp_path):
     workdir = tmp_path / "run"
     for number, step, code in [(signal.SIGTERM, 350, 75), (signal.SIGKILL, 900, -9), (signal.SIGINT, 1500, 75)]:
         process = start(train(workdir))
@@ -91,7 +91,7 @@ def test_stopped_killed_and_resumed_is_straight_through_bit_for_bit(straight, tm
     assert (workdir / last).read_bytes() == (straight / last).read_bytes()
 
 
-def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path):
+def test_a_run_killed_at_any_moment_resumes_from_a_complete_step(straight, tmp_path):
     workdir, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
     for _ in range(8):
         process = start(train(workdir))
@@ -106,7 +106,7 @@ def test_killed_at_any_moment_a_run_goes_on_from_a_whole_step(straight, tmp_path
     assert same_trees(state(workdir, STEPS), state(straight, STEPS))
 
 
-def test_a_finished_run_has_nothing_left_and_can_be_made_longer(straight):
+def test_a_finished_run_does_nothing_and_can_be_extended(straight):
     before = (straight / "metrics.jsonl").read_text()
     code, out, _ = run(train(straight))
     assert code == 0
@@ -137,14 +137,14 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     assert f"is in use by process {process.pid}" in err
 
 
-def test_a_run_that_diverges_stops_with_the_reason(tmp_path):
+def test_a_diverging_run_stops_with_the_reason(tmp_path):
     code, _, err = run(train(tmp_path / "run") + " --config.optimizer.learning_rate=1e30")
     assert code == 1
     assert "steps in a row" in err.strip().splitlines()[-1]
     assert "lower optimizer.learning_rate" in err
 
 
-def test_a_full_disk_is_reported_and_the_last_whole_step_survives(tmp_path):
+def test_a_full_disk_is_reported_and_the_last_complete_step_survives(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:

@@ -92,7 +92,7 @@ def test_a_run_is_stopped_by_a_signal_resumed_and_sampled(tmp_path):
         ("--wrkdir=x", "'wrkdir'. Did you mean: workdir"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing_behind(tmp_path, override, key):
+def test_bad_input_is_a_one_line_error_and_leaves_no_files(tmp_path, override, key):
     assert key in refused(f"train {TINY.format(steps=100)} --workdir={tmp_path}/run {override}")
     assert not (tmp_path / "run").exists()
 
@@ -104,19 +104,19 @@ def test_a_broken_config_file_is_named(tmp_path, text):
     assert f"config file {path}" in refused(f"train --config={path} --workdir={tmp_path}/run --config.seed=1")
 
 
-def test_a_workdir_that_cannot_be_made_is_named(tmp_path):
+def test_a_workdir_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").touch()
     told = refused(f"train {TINY.format(steps=100)} --workdir={tmp_path}/file/run")
     assert f"{tmp_path}/file/run" in told and "Not a directory" in told
 
 
-def test_another_config_is_refused_with_the_key_and_both_values(workdir):
+def test_a_different_config_is_refused_with_the_key_and_both_values(workdir):
     with pytest.raises(UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1\Z"):
         train(mixture_config(**{"diffusion.p_uncond": 0.2}), workdir)
 
 
 @pytest.mark.parametrize("gone", ["checkpoints", "checkpoints/*"])
-def test_a_run_whose_checkpoints_are_gone_is_refused_and_left_as_it_is(workdir, gone, tmp_path):
+def test_a_run_without_its_checkpoints_is_refused_and_not_changed(workdir, gone, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     for path in run.glob(gone):
         shutil.rmtree(path)
@@ -155,7 +155,7 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
         ("grid.png", "takes only flags"),
     ],
 )
-def test_bad_sampling_input_is_one_line(workdir, flags, key, tmp_path):
+def test_bad_sampling_input_is_a_one_line_error(workdir, flags, key, tmp_path):
     assert key in refused(f"sample --workdir={workdir} --out={tmp_path}/x.png {flags}")
     assert not list(tmp_path.iterdir())
 

@@ -9,7 +9,7 @@ import pytest
 from cfgjax.base.compilation import cache_folder, keep_programs, prune
 
 
-def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
+def test_programs_are_cached_below_the_cache_folder_of_the_user(tmp_path):
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     folder = keep_programs(environ)
     assert folder.is_dir() and folder.is_relative_to(tmp_path / "cfgjax" / "jax")
@@ -17,7 +17,7 @@ def test_programs_are_kept_below_the_users_cache_folder(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_command_keeps_what_it_compiles_and_the_next_one_finds_it(tmp_path):
+def test_a_command_caches_its_compiled_programs_for_the_next_one(tmp_path):
     code = """
 import sys, cfgjax.cli.main as cli
 def run(arguments):
@@ -39,7 +39,7 @@ cli.main()
     "given",
     [{"JAX_COMPILATION_CACHE_DIR": ""}, {"JAX_COMPILATION_CACHE_DIR": "/x"}, {"JAX_ENABLE_COMPILATION_CACHE": "0"}],
 )
-def test_what_jax_is_told_already_stays(given, tmp_path):
+def test_settings_of_jax_in_the_environment_are_not_changed(given, tmp_path):
     environ = given | {"XDG_CACHE_HOME": str(tmp_path)}
     before = dict(environ)
     assert keep_programs(environ) is None
@@ -47,7 +47,7 @@ def test_what_jax_is_told_already_stays(given, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "missing home"])
-def test_a_folder_that_cannot_be_made_is_no_error(kind, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_not_an_error(kind, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     environ = {"XDG_CACHE_HOME": str(tmp_path / "file")}
     if kind == "missing home":
@@ -57,14 +57,14 @@ def test_a_folder_that_cannot_be_made_is_no_error(kind, tmp_path, monkeypatch):
     assert environ == before
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root, who may write anywhere
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     assert keep_programs(environ) is None
     assert "JAX_COMPILATION_CACHE_DIR" not in environ
 
 
-def test_what_was_used_last_stays_when_there_is_too_much(tmp_path):
+def test_a_full_cache_retains_the_most_recently_used_programs(tmp_path):
     folder = cache_folder({"XDG_CACHE_HOME": str(tmp_path)})
     folder.mkdir(parents=True)
     for age, name in enumerate("dcba"):

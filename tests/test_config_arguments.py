@@ -63,7 +63,7 @@ def test_the_argument_reaches_get_config_as_a_string(folder, text, seed):
         ("none.txt:1", "there is no config file"),
     ],
 )
-def test_a_bad_argument_is_one_line_with_the_file_and_what_would_be_right(folder, text, told):
+def test_a_bad_argument_is_reported_on_one_line_with_the_file_and_valid_values(folder, text, told):
     with pytest.raises(UsageError) as e:
         load_file(folder / text)
     assert told in str(e.value)
@@ -136,7 +136,7 @@ def test_print_config_prints_the_config_with_its_overrides_and_does_nothing_else
     assert not list(tmp_path.iterdir())
 
 
-def test_print_config_prints_what_the_workdir_holds(capsys, tmp_path):
+def test_print_config_prints_the_config_of_the_workdir(capsys, tmp_path):
     claim = Claim(tmp_path, settings(load_file(f"{ADM}:128")))
     claim.write_config()
     claim.close()
@@ -154,7 +154,7 @@ def test_print_config_prints_what_the_workdir_holds(capsys, tmp_path):
     ],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate", "preflight"])
-def test_print_config_refuses_what_the_command_would_refuse(command, words, told):
+def test_print_config_refuses_everything_that_the_command_refuses(command, words, told):
     with pytest.raises(UsageError) as e:
         cli.run([command, "--print_config", *words.split()])
     assert told in str(e.value)

@@ -30,7 +30,7 @@ def test_a_containers_quota_bounds_the_cores(tmp_path, text, most):
     assert usable_cores(tmp_path / "cpu.max") == min(there, most)
 
 
-def test_a_config_that_says_how_devices_are_used_is_left_alone():
+def test_a_config_that_sets_the_mesh_is_not_changed():
     config = load_file(EXPERIMENTS / "digits.py")
     assert parts(settings(config)) == config.train.batch_size
     config.train.accumulate_steps = 4
@@ -45,7 +45,7 @@ def test_a_config_that_says_how_devices_are_used_is_left_alone():
     [("", {}, "4"), ("", {"JAX_NUM_CPU_DEVICES": "3"}, "3"), ("jax.devices(); ", {}, "1")],
     ids=["open", "chosen", "in use"],
 )
-def test_what_the_user_chose_or_jax_has_begun_with_stands(before, environ, devices):
+def test_choices_of_the_user_or_of_a_running_jax_are_not_changed(before, environ, devices):
     code = (
         f"import cfgjax.distributed.cores as cores, jax; cores.usable_cores = lambda: 4; {before}"
         "cores.use_cores(64); print(len(jax.devices('cpu')))"

@@ -162,7 +162,7 @@ def test_commands_are_found_in_every_kind_of_block(monkeypatch, tmp_path):
         "mystery --flag",
     ],
 )
-def test_what_no_program_has_is_found(line, benchmarks):
+def test_unknown_commands_and_flags_in_documents_are_detected(line, benchmarks):
     assert unknown(tuple(line.split()))
 
 
@@ -172,7 +172,7 @@ def benchmarks(monkeypatch):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_command_is_run_or_there_is_a_reason_and_its_flags_exist(document, benchmarks):
+def test_every_command_is_run_or_has_a_reason_not_to_be_and_its_flags_exist(document, benchmarks):
     for step in steps(document):
         assert newcomer.runnable(step) or reason(step), f"{step}: neither run by this test nor in NOT_RUN"
         if isinstance(step, Command):

@@ -57,14 +57,14 @@ def files(path):
 
 
 @pytest.mark.parametrize("page", ["good", "chunked", "length=abc", "length=", "length=-1", "length=1.5", "length=1e9"])
-def test_the_file_is_what_the_server_sent(server, tmp_path, page):
+def test_the_downloaded_file_equals_that_of_the_server(server, tmp_path, page):
     out = tmp_path / "new" / "weights.pth"
     assert download.inception(out, f"{server}/{page}") == out
     assert out.read_bytes() == CONTENT
     assert files(tmp_path) == [out]
 
 
-def test_without_a_path_it_lies_where_it_is_looked_for(server, tmp_path):
+def test_by_default_the_download_is_written_to_the_path_that_evaluate_reads(server, tmp_path):
     path = download.inception(url=f"{server}/good")
     assert path == tmp_path / "cache" / "cfgjax" / "pt_inception-2015-12-05-6726825d.pth"
     assert download.find_inception() == path
@@ -74,7 +74,7 @@ def test_without_a_path_it_lies_where_it_is_looked_for(server, tmp_path):
     assert download.find_inception(path) == path  # which the user vouches for
 
 
-def test_the_default_place_is_that_of_the_environment(monkeypatch, tmp_path):
+def test_the_default_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CFGJAX_INCEPTION", str(tmp_path / "mine.pth"))
     assert download.default_inception_path() == tmp_path / "mine.pth"
     monkeypatch.setenv("CFGJAX_INCEPTION", "")
@@ -94,7 +94,7 @@ def test_the_default_place_is_that_of_the_environment(monkeypatch, tmp_path):
         ("missing", OSError, "/missing: HTTP Error 404: Not Found; fetch it"),
     ],
 )
-def test_a_failure_is_one_line_and_leaves_nothing(server, tmp_path, page, error, told):
+def test_a_failure_is_reported_on_one_line_and_leaves_no_files(server, tmp_path, page, error, told):
     out = tmp_path / "weights.pth"
     with pytest.raises(error, match=rf"\A[^\n]*{told} by other means and put it at {out}\Z"):
         download.inception(out, f"{server}/{page}")
@@ -102,7 +102,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(server, tmp_path, page, error,
 
 
 @pytest.mark.parametrize("proxy", ["http://127.0.0.1:abc", "http://[", "http://127.0.0.1:9", "nonsense://x"])
-def test_a_proxy_that_cannot_be_used_is_one_line(proxy, tmp_path, monkeypatch):
+def test_an_unusable_proxy_is_reported_on_one_line(proxy, tmp_path, monkeypatch):
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(OSError, match=r"\Acannot download http://example\.invalid/x: [^\n]*\Z"):
@@ -116,7 +116,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path):
     assert not files(tmp_path)
 
 
-def test_a_file_that_is_there_is_kept_without_asking_the_network(tmp_path, caplog):
+def test_an_existing_file_is_kept_without_network_access(tmp_path, caplog):
     out = tmp_path / "weights.pth"
     out.write_bytes(CONTENT)
     with caplog.at_level("INFO", "cfgjax"):
@@ -124,7 +124,7 @@ def test_a_file_that_is_there_is_kept_without_asking_the_network(tmp_path, caplo
     assert f"{out} exists already" in caplog.text
 
 
-def test_another_file_in_its_place_is_an_error_and_stays(tmp_path):
+def test_a_file_with_another_hash_is_an_error_and_is_not_overwritten(tmp_path):
     out = tmp_path / "weights.pth"
     out.write_bytes(b"mine")
     with pytest.raises(UsageError, match="weights.pth is not the Inception network: .*; remove it or name another"):
@@ -134,7 +134,7 @@ def test_another_file_in_its_place_is_an_error_and_stays(tmp_path):
         download.inception(tmp_path, "http://127.0.0.1:9/x")
 
 
-def test_what_is_not_found_is_told_with_what_to_do(tmp_path):
+def test_missing_results_are_reported_with_a_remedy(tmp_path):
     (tmp_path / "weights.pth").touch()
     assert download.find_inception(tmp_path / "weights.pth") == tmp_path / "weights.pth"
     for path in [None, tmp_path / "none.pth", tmp_path]:

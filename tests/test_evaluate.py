@@ -33,7 +33,7 @@ def whole(workdir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
     code, out, err = run(EVALUATE.format(workdir, folder))
     assert code == 0, err
-    assert "FD-mixture is least at w = " in out
+    assert "FD-mixture is smallest at w = " in out
     return folder
 
 
@@ -58,7 +58,7 @@ def wait_for_shards(folder, count):
 
 
 @pytest.mark.e2e
-def test_killed_and_stopped_and_started_again_it_leaves_the_same_files(workdir, whole, tmp_path):
+def test_an_evaluation_that_is_killed_and_resumed_writes_the_same_files(workdir, whole, tmp_path):
     for count, number, expected in [(3, signal.SIGKILL, -9), (25, signal.SIGTERM, 75)]:
         process = start(EVALUATE.format(workdir, tmp_path / "out"))
         wait_for_shards(tmp_path / "out", count)
@@ -76,7 +76,7 @@ def test_killed_and_stopped_and_started_again_it_leaves_the_same_files(workdir, 
 
 
 @pytest.mark.e2e
-def test_a_full_disk_is_one_line_and_what_was_drawn_is_kept(workdir, whole, tmp_path):
+def test_a_full_disk_is_reported_on_one_line_and_drawn_samples_are_retained(workdir, whole, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -102,7 +102,7 @@ def test_two_evaluations_in_one_folder_are_refused(workdir, tmp_path):
     assert "another evaluation is running" in err
 
 
-def test_the_report_is_whole(workdir, tmp_path):
+def test_the_report_has_every_part(workdir, tmp_path):
     words = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0,1,3 --num_samples=60 --num_steps=4"
     assert run_here(words.split()) == 0
     found = json.loads((tmp_path / "frontier.json").read_text())
@@ -115,7 +115,7 @@ def test_the_report_is_whole(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_samples_can_be_given_up(workdir, tmp_path):
+def test_samples_can_be_deleted_after_measuring(workdir, tmp_path):
     command = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0 --num_samples=50 --num_steps=4"
     assert run_here(f"{command} --nokeep_samples".split()) == 0
     assert not list(tmp_path.rglob("samples/*/*.npz"))
@@ -162,7 +162,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("now", "takes only flags"),
     ],
 )
-def test_bad_input_is_one_line_before_anything_is_drawn(workdir, tmp_path, flags, told):
+def test_bad_input_is_a_one_line_error_before_sampling(workdir, tmp_path, flags, told):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with pytest.raises(UsageError) as raised:
         run_here(["evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", *flags.split()])

@@ -162,13 +162,13 @@ def test_every_value_of_the_network_is_present(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
-def test_paper_networks_have_the_papers_size(name):
+def test_networks_of_the_paper_have_its_number_of_parameters(name):
     config = load_file(CONFIGS[name])
     assert network_size(make_network(settings(config)), config.data.image_shape) == SIZES[name]
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
-def test_models_and_classifiers_of_the_digits_leave_out_the_same_ones(path):
+def test_models_and_classifiers_of_the_digits_have_the_same_holdout(path):
     images = [open_source(**load_file(p).data).image for p in (path, EXPERIMENTS / "digits.py")]
     assert np.array_equal(*images) and len(images[0]) == 1498
 
@@ -200,7 +200,7 @@ def test_the_networks_of_sweeps_can_be_built(sweep, name):
     assert network_size(make_network(settings(config)), config.data.image_shape)
 
 
-def test_the_sweeps_of_the_paper_have_the_rows_of_its_table():
+def test_the_sweeps_of_the_paper_have_the_rows_of_its_tables():
     rows = targets.load_targets("cfg_imagenet64")["rows"]
     assert {o["config.diffusion.p_uncond"] for o in RUNS["p_uncond"].values()} == {row["p_uncond"] for row in rows}
     assert {o["guidance"] for o in RUNS["guidance"].values()} == {row["w"] for row in rows}

@@ -64,7 +64,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_writer_gets_what_metrics_jsonl_gets_and_the_pictures(tmp_path):
+def test_a_custom_writer_receives_the_metrics_of_metrics_jsonl_and_the_pictures(tmp_path):
     memory = Memory()
     final = cfgjax.train(mixture_config(), tmp_path / "run", writers=[memory])
     written = [{"step": step, **metrics} for step, metrics in memory.lines]
@@ -74,7 +74,7 @@ def test_a_writer_gets_what_metrics_jsonl_gets_and_the_pictures(tmp_path):
     assert final["loss"] == written[-1]["loss"]
 
 
-def test_a_hook_sees_the_state_at_its_steps_and_at_the_last_one(tmp_path):
+def test_a_hook_receives_the_state_at_its_steps_and_at_the_last_one(tmp_path):
     seen = []
     config = mixture_config()
     hook = Every(20, lambda state, step, workdir, log: seen.append((step, int(state.step))))
@@ -85,7 +85,7 @@ def test_a_hook_sees_the_state_at_its_steps_and_at_the_last_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "step"), [("hook", 20), ("writer", 10)])
-def test_a_run_whose_extension_fails_is_saved_first_and_resumes_to_the_same_end(kind, step, tmp_path):
+def test_a_run_whose_extension_fails_is_saved_and_resumes_to_the_same_result(kind, step, tmp_path):
     config = mixture_config()
     straight = cfgjax.train(config, tmp_path / "straight")
     broken = Every(20, fails)
@@ -112,7 +112,7 @@ def test_a_run_whose_extension_fails_is_saved_first_and_resumes_to_the_same_end(
         ({"writers": [3]}, "writer int has no method write"),
     ],
 )
-def test_an_extension_that_does_not_fit_is_refused_before_anything_is_written(added, said, tmp_path):
+def test_an_invalid_extension_is_refused_before_anything_is_written(added, said, tmp_path):
     config = mixture_config(**{"train.steps_per_dispatch": 10})
     with pytest.raises(UsageError, match=said):
         cfgjax.train(config, tmp_path / "run", **added)
@@ -120,7 +120,7 @@ def test_an_extension_that_does_not_fit_is_refused_before_anything_is_written(ad
 
 
 @pytest.mark.slow
-def test_a_data_source_of_ones_own(tmp_path, monkeypatch):
+def test_a_custom_data_source_can_be_trained_on(tmp_path, monkeypatch):
     def circle(*, num_examples, radius=1.0):
         angle = np.linspace(0, 2 * np.pi, num_examples, endpoint=False)
         points = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
@@ -166,7 +166,7 @@ class momentum:
         return Denoiser(apply, init=jnp.zeros_like)
 
 
-def test_a_rule_of_ones_own_with_memory():
+def test_a_custom_rule_may_have_a_memory():
     model, labels = exact_model(), [0, 1, 2, 2]
     draw = lambda rule: model.sample_float(labels, 1.5, rule=rule, sampler="ddim()", num_steps=8, seed=1)
     np.testing.assert_allclose(draw(momentum(0.0)), draw("cfg()"), atol=1e-3)
@@ -196,7 +196,7 @@ class multistep:
 
 
 @pytest.mark.slow
-def test_a_sampler_of_ones_own_with_several_steps():
+def test_a_custom_multistep_sampler_works():
     points = exact_model().sample_float([0, 1, 2], 0.5, sampler=multistep(), num_steps=16)
     assert np.isfinite(points).all()
 
@@ -252,7 +252,7 @@ def v_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, -3.0, 0.0, 20.0])
-def test_a_parametrisation_of_ones_own_is_accurate_at_both_ends(logsnr):
+def test_a_custom_parametrisation_is_accurate_at_both_ends(logsnr):
     x, eps = jax.random.normal(jax.random.key(0), (2, 64, 2))
     alpha, sigma = alpha_sigma(logsnr)
     z = diffuse(x, eps, logsnr)
@@ -262,7 +262,7 @@ def test_a_parametrisation_of_ones_own_is_accurate_at_both_ends(logsnr):
 
 
 @pytest.mark.parametrize("logsnr", [-20.0, 0.0, 20.0])
-def test_a_network_trained_with_it_predicts_a_pair_that_makes_up_z(v_run, logsnr):
+def test_a_network_with_another_parametrisation_predicts_a_pair_that_adds_up_to_z(v_run, logsnr):
     _, v_model = v_run
     z = jax.random.normal(jax.random.key(1), (8, 2))
     x, eps, _ = v_model.predict(z, logsnr, 1)
@@ -271,11 +271,11 @@ def test_a_network_trained_with_it_predicts_a_pair_that_makes_up_z(v_run, logsnr
     assert np.isfinite(v_model.sample([0, 1, 2], 1.0, num_steps=4)).all()
 
 
-def test_the_levels_of_sampling_are_those_of_a_schedule_of_ones_own(v_run):
+def test_sampling_uses_the_levels_of_a_custom_schedule(v_run):
     np.testing.assert_allclose(v_run[1].grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
 
 
-def test_a_network_with_it_is_not_exported_as_one_that_predicts_eps(v_run, tmp_path):
+def test_a_network_with_another_parametrisation_is_not_exported_as_one_of_eps(v_run, tmp_path):
     with pytest.raises(UsageError, match="predicts 'v'; guided-diffusion's predict 'eps'"):
         run_command(["convert", "to-openai-adm", f"--workdir={v_run[0]}", f"--out={tmp_path / 'weights.npz'}"])
 
@@ -286,14 +286,14 @@ def test_evaluations_refuse_a_vector(vector_config, tmp_path):
         cfgjax.train(vector_config, tmp_path / "run")
 
 
-def test_a_weighting_of_ones_own_is_a_factor_on_the_loss(tmp_path, monkeypatch):
+def test_a_custom_weighting_is_a_factor_on_the_loss(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTINGS, "none", lambda logsnr: 0 * logsnr)
     config = two_steps(mixture_config(), diffusion={"weighting": "none"})
     assert cfgjax.train(config, tmp_path / "run")["loss"] == 0
 
 
 @pytest.mark.parametrize("key", ["parametrisation", "weighting", "schedule"])
-def test_an_unknown_name_is_one_line_with_the_nearest_one(key, tmp_path):
+def test_an_unknown_name_is_reported_on_one_line_with_the_nearest_one(key, tmp_path):
     config = two_steps(mixture_config(), diffusion={key: "epz" if key != "schedule" else "cosin"})
     with pytest.raises(UsageError, match=f"unknown {key} '.*', did you mean '(eps|cosine)'"):
         cfgjax.train(config, tmp_path / "run")
@@ -313,7 +313,7 @@ class OneBlock(nn.Module):
         return nn.Conv(self.out_channels, (3, 3))(h)
 
 
-def test_a_network_of_ones_own_on_images(tmp_path, monkeypatch):
+def test_a_custom_network_trains_on_images(tmp_path, monkeypatch):
     monkeypatch.setitem(NETS, "one_block", OneBlock)
     config = two_steps(digits_config())
     config.model = {"name": "one_block", "width": 4}
@@ -362,7 +362,7 @@ def test_latents_are_neither_clipped_nor_rounded_nor_drawn(latent_config, tmp_pa
         ({"kind": "image"}, "outside \\[-1, 1\\]"),
     ],
 )
-def test_latents_are_what_the_config_says_they_are(latent_config, changed, said, tmp_path):
+def test_latents_that_do_not_fit_the_config_are_refused(latent_config, changed, said, tmp_path):
     latent_config.data.update(changed)
     with pytest.raises(UsageError, match=said):
         cfgjax.train(latent_config, tmp_path / "run")
@@ -403,7 +403,7 @@ def vector_config(monkeypatch):
     return config
 
 
-def test_a_vector_goes_with_its_example_and_is_dropped_with_the_label(vector_config):
+def test_a_vector_stays_with_its_example_and_is_dropped_with_the_label(vector_config):
     run = Run(vector_config)
     batch = jax.tree.map(lambda a: a[0], run.batches(0))
     np.testing.assert_array_equal(batch["vector"][:, :2], batch["image"])
@@ -438,7 +438,7 @@ def test_guidance_works_on_a_vector_as_on_the_label(vector_config, tmp_path):
         ({"vector": np.full((2, 3), np.nan)}, "condition vector has a value that is not finite"),
     ],
 )
-def test_conditions_that_do_not_fit_are_one_line(vector_config, conditions, said):
+def test_conditions_that_do_not_fit_are_a_one_line_error(vector_config, conditions, said):
     model = Model(vector_config, {})
     with pytest.raises(UsageError, match=said):
         model.sample([0, 1], 1.0, conditions=conditions)
@@ -465,7 +465,7 @@ class MeanRadius:
         return {"radius": float(sums["radius"] / sums["count"])}
 
 
-def test_a_metric_of_ones_own_reaches_table_files_writers_and_tensorboard(tmp_path, monkeypatch, capsys):
+def test_a_custom_metric_reaches_table_files_writers_and_tensorboard(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METRICS, "radius", MeanRadius)
     evaluate = {"every_steps": 2, "every_num_samples": 32, "every_guidance": (1.0,), "num_steps": 4}
     memory = Memory()

@@ -57,14 +57,14 @@ BUGS += [jax.errors.JaxRuntimeError("INVALID_ARGUMENT: shapes")]
 
 
 @pytest.mark.parametrize(("raises", "code", "word"), RAISED.values(), ids=RAISED)
-def test_a_failure_is_one_line_with_its_code(raises, code, word):
+def test_a_failure_is_reported_on_one_line_with_its_exit_code(raises, code, word):
     failure = expected_failure(error_of(raises))
     assert failure.code == code
     assert word in failure.line and "\n" not in failure.line
 
 
 @pytest.mark.parametrize("error", BUGS, ids=repr)
-def test_a_bug_is_none(error):
+def test_a_programming_error_is_not_an_expected_failure(error):
     assert expected_failure(error) is None
 
 

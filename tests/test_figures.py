@@ -12,7 +12,7 @@ from cfgjax.cli import sample
 from cfgjax.evaluation.report.sample_figures import HEADER, image_grid, scatter, weight_name
 
 
-def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
     class Picture:
         def save(self, path):
             path.write_text("half")
@@ -30,13 +30,13 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
 
 
 @pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
-def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
+def test_an_ending_without_a_colour_format_is_refused_before_sampling(ending, tmp_path):
     with pytest.raises(UsageError, match="the ending must be that of a colour image format"):
         cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
 
 
 @pytest.mark.parametrize("ending", [".png", ".PNG", ".jpg", ".gif", ".webp", ".pdf", ".tiff"])
-def test_common_endings_are_taken(ending, tmp_path):
+def test_common_endings_are_accepted(ending, tmp_path):
     sample.check_picture(f"{tmp_path}/grid{ending}")
 
 
@@ -54,7 +54,7 @@ def test_grey_images_become_grey_rgb():
     assert (picture == 77).all(axis=-1).sum() >= 32 * 32
 
 
-def test_points_are_drawn_where_they_are():
+def test_points_are_drawn_at_their_coordinates():
     labels = np.zeros(50, int)
     left, right = (np.tile([x, 0.0], (50, 1)) for x in (-1.0, 1.0))
     picture = np.asarray(scatter({"exact": [left, right]}, labels, ["w=0", "w=1"]))
@@ -64,5 +64,5 @@ def test_points_are_drawn_where_they_are():
     assert columns.max() > 0.75  # right in the right plot
 
 
-def test_names_of_weights_tell_both_conventions():
+def test_names_of_weights_show_both_conventions():
     assert weight_name(0.5) == "w=0.5 (s=1.5)"

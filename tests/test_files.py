@@ -17,12 +17,12 @@ from cfgjax.base.files import read_npy, read_npz, sha256, writing, writing_folde
 from cfgjax.base.weights import read_state_dict
 
 
-def test_the_hash_is_that_of_the_bytes(tmp_path):
+def test_the_hash_equals_that_of_the_bytes(tmp_path):
     (tmp_path / "file").write_bytes(b"abc" * 1_000_000)
     assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
 
 
-def test_what_was_written_takes_the_place_of_what_was_there(tmp_path):
+def test_a_written_file_replaces_the_old_one(tmp_path):
     (tmp_path / "file").write_text("old")
     with writing(tmp_path / "file") as temporary:
         temporary.write_text("new")
@@ -32,7 +32,7 @@ def test_what_was_written_takes_the_place_of_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path, error):
+def test_a_failure_leaves_only_the_files_that_existed_before(tmp_path, error):
     def write():
         with writing(tmp_path / "file") as temporary:
             temporary.write_text("half of the ne")
@@ -57,13 +57,13 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
         pass
 
 
-def test_the_ending_is_kept_for_writers_that_add_their_own(tmp_path):
+def test_temporary_files_have_the_same_ending(tmp_path):
     with writing(tmp_path / "file.npz") as temporary:
         np.savez(temporary, x=np.ones(2))
     assert os.listdir(tmp_path) == ["file.npz"]
 
 
-def test_the_permissions_are_those_of_any_new_file(tmp_path):
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "other").touch()
     with writing(tmp_path / "file") as temporary:
         temporary.touch()
@@ -83,7 +83,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_are_read_as_they_were_written(save, tmp_path):
+def test_arrays_are_read_exactly(save, tmp_path):
     save(tmp_path / "a.npz", **ARRAYS)
     found = read_npz(tmp_path / "a.npz")
     assert found.keys() == ARRAYS.keys()
@@ -180,7 +180,7 @@ LYING = {
 
 @pytest.mark.parametrize("read", [read_npz, read_state_dict])
 @pytest.mark.parametrize("name", LYING)
-def test_an_archive_that_is_not_what_it_declares_is_refused_before_memory_is_taken(name, read, tmp_path):
+def test_an_archive_with_false_sizes_is_refused_before_memory_is_allocated(name, read, tmp_path):
     (tmp_path / "a.npz").write_bytes(LYING[name])
     tracemalloc.start()
     try:
@@ -193,7 +193,7 @@ def test_an_archive_that_is_not_what_it_declares_is_refused_before_memory_is_tak
 
 
 @pytest.mark.parametrize("content", [npy((10**13,)), npy((5,), content=bytes(4)), npy((4,))[:9], b"", b"PK\x03\x04"])
-def test_an_array_file_that_is_not_what_it_declares_is_refused(content, tmp_path):
+def test_an_array_file_with_a_false_header_is_refused(content, tmp_path):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(UsageError, match=r"cannot read .*a\.npy"):
         read_npy(tmp_path / "a.npy")
@@ -207,7 +207,7 @@ def test_arrays_larger_than_the_memory_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
-def test_anything_but_a_regular_file_is_refused_at_once(make, tmp_path):
+def test_only_regular_files_are_accepted(make, tmp_path):
     make(tmp_path / "a.npz")
     with pytest.raises(UsageError, match="cannot read"):
         read_npz(tmp_path / "a.npz")

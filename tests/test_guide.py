@@ -85,7 +85,7 @@ def test_samples_are_the_same_on_any_number_of_devices(guide):
 
 
 @pytest.mark.slow
-def test_scales_compile_nothing(guide):
+def test_changing_a_scale_compiles_nothing(guide):
     model, traces = exact(), []
     bind = model.bind
     model.bind = lambda params: traces.append(1) or bind(params)
@@ -117,7 +117,7 @@ def test_a_classifier_of_other_data_or_another_process_is_refused(changed, told)
         (dict(rule=classifier(form="z", guide=Exact()), sampler="ddim()"), "is for sampler ancestral"),
     ],
 )
-def test_bad_input_is_one_line(options, message):
+def test_bad_input_is_a_one_line_error(options, message):
     with pytest.raises(UsageError, match=message) as error:
         exact().sample(LABELS, **options)
     assert "\n" not in str(error.value)

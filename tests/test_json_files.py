@@ -35,7 +35,7 @@ GOOD = {"count": 3, "rate": 2, "name": None}
         (b'{"count": ' + b"9" * 5000 + b"}", "damaged"),
     ],
 )
-def test_damage_is_one_line(tmp_path, content, told):
+def test_damage_is_a_one_line_error(tmp_path, content, told):
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(UsageError) as e:
@@ -46,13 +46,13 @@ def test_damage_is_one_line(tmp_path, content, told):
     assert "\n" not in str(e.value)
 
 
-def test_values_are_read_as_written(tmp_path):
+def test_values_of_overrides_are_read_unchanged(tmp_path):
     value = GOOD | {"file": os.fsdecode(b"caf\xe9.png"), "none": math.inf}
     write_json(tmp_path / "a.json", value)
     assert read_json(tmp_path / "a.json", keys=KEYS) == value
 
 
-def test_a_hash_finds_every_changed_character(tmp_path):
+def test_a_hash_detects_every_changed_character(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, GOOD, hashed=True)
     assert read_json(path, keys=KEYS, hashed=True) == GOOD

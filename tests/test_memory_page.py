@@ -25,13 +25,13 @@ def memory(monkeypatch):
     return memory
 
 
-def test_the_section_is_what_the_script_makes_of_the_figures(memory):
+def test_the_section_equals_the_output_of_the_script(memory):
     page = (ROOT / "docs" / "performance.md").read_text()
     assert memory.document(page, MEASURED) == page
     assert "{{" not in page
 
 
-def test_every_experiment_is_there_once_with_its_own_batch(memory):
+def test_every_experiment_is_listed_once_with_its_own_batch(memory):
     assert [found["experiment"] for found in MEASURED["experiments"]] == memory.NAMES
     for name, found in FIGURES.items():
         config = load_file(CONFIGS[name])
@@ -57,7 +57,7 @@ def test_the_step_is_one_program_whatever_the_number_of_examples():
 
 
 @pytest.mark.e2e
-def test_making_batches_of_a_prepared_set_takes_no_memory_for_its_images(memory):
+def test_the_memory_for_batches_of_a_prepared_set_does_not_grow_with_its_images(memory):
     pytest.importorskip("array_record")
     stored, in_memory = (memory.growth(source, num_examples=3000) for source in ("prepared", "npz"))
     assert stored["image_bytes"] == in_memory["image_bytes"] == 768

@@ -61,7 +61,7 @@ def test_sample_i_is_the_same_for_any_batch_size_and_number_of_devices(model, pa
     assert np.abs(some - whole[:9]).max() < 1e-4
 
 
-def test_samples_are_the_same_where_the_parameters_are_split(model, params):
+def test_samples_do_not_depend_on_splitting_the_parameters(model, params):
     mesh = make_mesh(data=2, fsdp=4)
     split = Model(digits_config(), None, mesh=mesh)
     split.put(jax.device_get(params))
@@ -72,7 +72,7 @@ def test_samples_are_the_same_where_the_parameters_are_split(model, params):
     assert np.abs(found - whole).max() < 1e-4
 
 
-def test_nothing_but_shape_steps_and_sampler_compiles(params):
+def test_only_shape_steps_and_sampler_cause_a_compilation(params):
     traces = []
     net, levels = make_network(settings(digits_config())), settings(digits_config()).diffusion.levels
     bound = lambda params: traces.append(1) or bind(net, params, levels=levels)
@@ -92,7 +92,7 @@ def test_nothing_but_shape_steps_and_sampler_compiles(params):
     assert len(traces) == before
 
 
-def test_predictions_are_pairs_that_make_up_z(model):
+def test_predictions_are_pairs_that_add_up_to_z(model):
     z = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     found = model.predict(z, 0.5, [1, 2, model.num_classes])
     np.testing.assert_allclose(diffuse(found.x, found.eps, 0.5), z, atol=1e-5)
@@ -100,7 +100,7 @@ def test_predictions_are_pairs_that_make_up_z(model):
 
 
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_a_trajectory_is_of_all_levels_and_samples(model, batch_size):
+def test_a_trajectory_has_all_levels_and_samples(model, batch_size):
     options = dict(num_steps=4, seed=3, sampler="ddim()")
     images, seen = model.sample(LABELS[:5], 1.5, return_trajectory=True, batch_size=batch_size, **options)
     np.testing.assert_array_equal(images, model.sample(LABELS[:5], 1.5, **options))
@@ -116,7 +116,7 @@ def strongest(predict, cond, null, w):
     return lambda z, logsnr: predict(z, jnp.broadcast_to(logsnr, z.shape[:1]), cond)
 
 
-def test_a_rule_of_ones_own_needs_no_registration(model):
+def test_a_custom_rule_needs_no_registration(model):
     found = model.sample_float(LABELS[:3], 2.0, num_steps=4, rule=strongest)
     np.testing.assert_allclose(found, model.sample_float(LABELS[:3], num_steps=4), atol=1e-6)
     np.testing.assert_allclose(found, model.sample_float(LABELS[:3], 2.0, num_steps=4, rule=conditional()), atol=1e-6)
@@ -137,11 +137,11 @@ def test_at_weight_zero_the_null_branch_is_not_computed(params):
     assert set(rows) == {3, 6}
 
 
-def test_a_scale_is_a_weight_plus_one(model):
+def test_a_scale_equals_the_weight_plus_one(model):
     assert np.array_equal(model.sample([1, 2], 0.5, num_steps=4), model.sample([1, 2], scale=1.5, num_steps=4))
 
 
-def test_weights_per_label_are_those_of_separate_calls(model):
+def test_a_weight_per_label_equals_separate_calls(model):
     mixed = model.sample([1, 1, 1], [-1.0, 0.0, 2.0], num_steps=4, seed=5)
     for i, w in enumerate([-1.0, 0.0, 2.0]):
         assert np.array_equal(mixed[i], model.sample([1, 1, 1], w, num_steps=4, seed=5)[i])
@@ -228,7 +228,7 @@ SHORT = {"labels": [3, 7, 5], "num_steps": 3}
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "ddim"}], ids=str)
-def test_weights_with_a_nan_draw_no_picture(model, params, options):
+def test_weights_with_a_nan_are_refused_before_drawing(model, params, options):
     broken = Model(model.settings, {**params, "label": params["label"].at[7, 0].set(jnp.nan)}, mesh=model.mesh)
     broken.put(jax.device_get(broken.params))
     with pytest.raises(ArithmeticError, match=r"\Asample 1 at w = 0 has a value that is not finite; its label is 7\Z"):
@@ -241,7 +241,7 @@ def test_a_weight_so_large_that_a_sample_overflows_is_an_error(model, sampler):
         model.sample(**SHORT, guidance=[0.0, 1.0, 3e38], sampler=sampler)
 
 
-def test_an_overflow_of_the_last_step_alone_is_no_white_pixel():
+def test_an_overflow_in_the_last_step_does_not_become_a_white_pixel():
     eps = predictor(lambda z, logsnr, label: jnp.where((logsnr > 19)[:, None, None, None], jnp.inf, z))
     model = Model(digits_config(), {}, mesh=make_mesh(devices=jax.devices()[:1]), bind_params=lambda params: eps)
     with pytest.raises(ArithmeticError, match="sample 0 at w = 0"):
@@ -258,7 +258,7 @@ def test_the_exact_model_draws_the_mixture():
         assert np.allclose(points[labels == k].std(axis=0), mixture.stds[k], rtol=0.15)
 
 
-def test_a_trained_run_loads_and_draws_and_knows_its_averages(tmp_path, quick_compilation):
+def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_path, quick_compilation):
     config = digits_config(**{"ema.rates": (0.05, 0.9)})
     assert train(config, tmp_path)["step"] == 4
     first, second, raw = (cfgjax.load(tmp_path, ema=rate) for rate in (None, 0.9, 0))

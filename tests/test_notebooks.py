@@ -75,7 +75,7 @@ def test_the_normal_form_does_not_depend_on_when_and_where_cells_ran(execute):
 
 
 @every
-def test_its_outputs_are_of_one_complete_run_without_warnings_and_paths(path):
+def test_the_outputs_of_the_notebook_are_of_one_complete_run_without_warnings(path):
     names = [cell["id"] for cell in json.loads(path.read_text())["cells"]]
     assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-z-]+", name) for name in names)
     assert any("image/png" in output.get("data", {}) for output in outputs(path))
@@ -85,7 +85,7 @@ def test_its_outputs_are_of_one_complete_run_without_warnings_and_paths(path):
         assert not re.search(r"(^|[^\w.…])/\w", shown, re.MULTILINE), shown
 
 
-def test_the_project_has_one_address():
+def test_all_documents_have_the_same_project_url():
     colab = re.compile(r"https://colab\.research\.google\.com/github/(.*?)/blob/main/(notebooks/\w+\.ipynb)")
     linked = colab.findall((ROOT / "README.md").read_text())
     for path in NOTEBOOKS:
@@ -112,7 +112,7 @@ def versions(jax="0.12.0", jaxlib=None, **others):
     return {"jax": jax, "jaxlib": jaxlib or jax} | {name.replace("_", "-"): value for name, value in others.items()}
 
 
-def test_the_oldest_jax_that_is_left_as_it_is_is_the_projects(installer):
+def test_the_oldest_accepted_jax_is_the_minimum_of_the_project(installer):
     assert f"jax>={installer['MIN_JAX']}" in PROJECT["dependencies"]
 
 
@@ -130,7 +130,7 @@ def test_the_oldest_jax_that_is_left_as_it_is_is_the_projects(installer):
     ],
     ids=str,
 )
-def test_installing_leaves_jax_as_it_is_unless_it_is_too_old(installer, there, kept):
+def test_installation_does_not_change_jax_unless_it_is_too_old(installer, there, kept):
     expected = [f"{name}=={version}" for name, version in there.items()] if kept else []
     assert installer["constraints"](there) == expected
 
@@ -149,13 +149,13 @@ def test_installing_leaves_jax_as_it_is_unless_it_is_too_old(installer, there, k
     ],
     ids=str,
 )
-def test_a_plugin_that_does_not_fit_is_named_with_the_command_that_mends_it(installer, there, command):
+def test_an_incompatible_plugin_is_named_with_the_command_that_fixes_it(installer, there, command):
     assert installer["repair"](there) == command
 
 
 @pytest.mark.e2e
 @every
-def test_it_runs_from_top_to_bottom_and_the_slider_compiles_nothing(path, execute, tmp_path, monkeypatch):
+def test_the_notebook_runs_from_top_to_bottom_and_its_slider_compiles_nothing(path, execute, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason="the extra `notebooks` is not installed")
     pytest.importorskip("nbclient")
     monkeypatch.setenv("CFGJAX_NOTEBOOK_QUICK", "1")

@@ -32,9 +32,7 @@ FLAGS = [(c, name, kind) for c, kinds in COMMANDS.items() for kind, names in kin
 
 
 @pytest.mark.parametrize(("command", "flag", "kind"), FLAGS)
-def test_digits_of_other_scripts_and_what_is_not_finite_are_refused_by_the_flags_name(
-    tmp_path, monkeypatch, command, flag, kind
-):
+def test_non_ascii_digits_and_non_finite_numbers_are_refused_with_the_flag(tmp_path, monkeypatch, command, flag, kind):
     monkeypatch.chdir(tmp_path)
     more = {"classifier_scale": ["--guide=none"], "upsampler_num_steps": ["--base=a", "--upsampler=b"]}.get(flag, [])
     more += ["--base=a", "--upsampler=b"] if flag == "low_res_logsnr" else []
@@ -84,7 +82,7 @@ def test_numbers_out_of_bounds_are_refused_before_anything_is_read(words):
 
 
 @pytest.mark.parametrize("text", OTHER_DIGITS)
-def test_every_reader_of_numbers_takes_ascii_digits_alone(text):
+def test_every_reader_of_numbers_accepts_only_ascii_digits(text):
     for reader in (whole_number, real_number):
         with pytest.raises(ValueError, match="other than 0-9"):
             reader(text)

@@ -70,7 +70,7 @@ def test_a_new_option_is_a_key_of_both_config_sections(shift):
     assert shifts(config) == (3.0,)
 
 
-def test_a_new_option_is_an_axis_a_column_and_at_its_default_no_part_of_an_identity(shift):
+def test_a_new_option_is_an_axis_and_a_column_and_its_default_changes_no_identity(shift):
     model = exact_model()
     given = {"guidance": (0.0, 1.0), "shift": (0.0, 1.5)}
     settings = [s for s in make_settings(axes(model.defaults.options, given=given), model) if s.scores == "exact"]
@@ -109,9 +109,7 @@ def test_an_unknown_option_is_named_with_the_nearest_one():
         ),
     ],
 )
-def test_the_first_rules_and_samplers_keep_the_identity_under_which_their_samples_are_stored(
-    rule, sampler, guide, stored
-):
+def test_identities_of_stored_samples_do_not_change(rule, sampler, guide, stored):
     scale = None if guide is None else 2.0
     chosen = SampleOptions(1.5, scale, 7, "random", rule, sampler, 64, 0.5)
     assert Setting(chosen, "learned", guide).identity == stored | {
@@ -134,7 +132,7 @@ class later(Spec):
 
 
 @pytest.mark.parametrize("change", [{"rule": conditional()}, {"sampler": later()}, {"sampler": later(order=3)}])
-def test_another_rule_or_sampler_has_another_identity(change):
+def test_different_rules_and_samplers_have_different_identities(change):
     first = SampleOptions(rule=cfg(), sampler=ancestral(v=0.3))
     identities = [Setting(first).identity, Setting(dataclasses.replace(first, **change)).identity]
     assert identities[0] != identities[1]
@@ -177,14 +175,14 @@ def test_commas_in_parentheses_and_quotes_do_not_separate_values(text, parts):
         ({"sampler": "ddim(eta=0.5)"}, "ddim(eta=0.5)"),
     ],
 )
-def test_a_run_of_an_older_version_keeps_its_sampler(sample, sampler, tmp_path):
+def test_a_run_of_an_older_version_is_loaded_with_its_sampler(sample, sampler, tmp_path):
     values = mixture_config().to_dict()
     values["sample"] = {**values["sample"], **sample}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_settings(tmp_path).sample.options["sampler"] == sampler
 
 
-def test_a_guide_goes_into_every_classifier_of_a_rule_and_around_a_rule_without_one():
+def test_a_guide_is_bound_to_every_classifier_of_a_rule_or_wraps_a_rule_without_one():
     assert with_guide(cfg(), "guide") == classifier(cfg(), guide="guide")
     nested = classifier(classifier(cfg(), scale=3.0), scale=2.0)
     assert with_guide(nested, "guide") == classifier(classifier(cfg(), 3.0, guide="guide"), 2.0, guide="guide")
@@ -192,7 +190,7 @@ def test_a_guide_goes_into_every_classifier_of_a_rule_and_around_a_rule_without_
     assert with_guide(cfg(), None) == cfg()
 
 
-def test_evaluate_takes_what_it_lacks_from_sample():
+def test_evaluate_takes_missing_options_from_sample():
     sample, evaluate = {"guidance": (0.0,), "num_steps": 9, "sampler": "ddim"}, {"seed": 4, "num_steps": None}
     found = axes(sample, evaluate, {"guidance": (1.0, 2.0)})
     assert (found["num_steps"], found["sampler"], found["seed"], found["rule"]) == ((9,), ("ddim",), (4,), ("cfg()",))
@@ -200,7 +198,7 @@ def test_evaluate_takes_what_it_lacks_from_sample():
 
 
 @pytest.mark.parametrize("weights", [(0.0,), (0.0, 1.0)])
-def test_a_rule_given_as_text_draws_what_its_value_draws(weights):
+def test_a_rule_as_text_draws_the_same_samples_as_its_value(weights):
     model = exact_model()
     for w in weights:
         texts = model.sample([0, 1, 2], w, rule="cfg()", sampler="ddim(eta=1)", num_steps=4)

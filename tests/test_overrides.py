@@ -40,7 +40,7 @@ def value(config, key):
 
 
 @pytest.mark.parametrize(("key", "first", "second"), PAIRS)
-def test_of_two_overrides_of_a_key_the_later_counts(key, first, second):
+def test_the_later_of_two_overrides_of_a_key_takes_effect(key, first, second):
     words = [f"--config.{key}={text}" for text, _ in (first, second)]
     if KIND_OF_KEY[key].admits(second[1]):
         assert value(parse(CONFIG, *words), key) == second[1]
@@ -63,16 +63,16 @@ def test_of_two_overrides_of_a_key_the_later_counts(key, first, second):
         (["--config.data.random_flip=None", "--config.data.random_flip"], "data.random_flip", True),
     ],
 )
-def test_every_way_to_write_an_override_counts(words, key, last):
+def test_every_way_to_write_an_override_is_accepted(words, key, last):
     assert value(parse(CONFIG, *words), key) == last
 
 
-def test_overrides_of_other_keys_are_untouched():
+def test_overrides_of_other_keys_are_not_changed():
     config = parse(CONFIG, "--config.seed=3", "--config.model.multipliers=(1,)", "--config.model.multipliers=(2,)")
     assert config.seed == 3
 
 
-def test_of_two_config_files_the_later_counts():
+def test_the_later_of_two_config_files_takes_effect():
     config = parse(f"--config={EXPERIMENTS / 'mixture.py'}", CONFIG, "--config.seed=3")
     assert config.data.source == "digits" and config.seed == 3
 
@@ -94,7 +94,7 @@ def test_an_unknown_key_is_an_error_in_every_position():
         (evaluate.define_flags, "classifier_scale"),
     ],
 )
-def test_of_two_lists_for_a_flag_the_later_counts(define, name):
+def test_the_later_of_two_lists_for_a_flag_takes_effect(define, name):
     argv = ["cfgjax", f"--{name}=1,2", f"--{name}=3"]
     given = define(argv)
     parse_flags(given, argv)

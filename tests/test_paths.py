@@ -42,7 +42,7 @@ KEYS = ["data.path", "data.data_dir", "train.init_from", "evaluate.reference", "
 
 @pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize(("command", "flag"), PAIRS)
-def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
+def test_every_path_flag_refuses_an_invalid_path(command, flag, path):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
         cli.run([*command.split(), f"--{flag}={path}", *tail])
@@ -53,13 +53,13 @@ def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
 @pytest.mark.parametrize(
     "words", [["compare"], ["prepare", "folder", "x"], ["prepare", "npz", "x"], ["prepare", "tfds", "x"]]
 )
-def test_no_word_that_is_a_path_is_wrong(words, path):
+def test_invalid_paths_among_the_words_are_refused(words, path):
     with pytest.raises(UsageError, match="empty|NUL"):
         cli.run([*words, path])
 
 
 @pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
-def test_a_flag_is_no_path(command, flag):
+def test_a_flag_is_not_taken_as_the_path_of_the_flag_before_it(command, flag):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W.*missing"):
         cli.run([*command.split(), f"--{flag}", FOLLOWING, *tail])
@@ -72,7 +72,7 @@ def test_launched_and_swept_commands_are_checked():
 
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)
-def test_no_path_in_a_config_is_wrong(key, path):
+def test_invalid_paths_in_a_config_are_refused(key, path):
     config = mixture_config()
     with config.unlocked():
         config.update_from_flattened_dict({key: path})
@@ -80,7 +80,7 @@ def test_no_path_in_a_config_is_wrong(key, path):
         Program(config)
 
 
-def test_no_override_of_a_path_is_empty():
+def test_an_empty_path_in_an_override_is_refused():
     argv = ["cfgjax train", CONFIG, "--config.train.init_from="]
     with pytest.raises(UsageError, match=r"^train\.init_from is ''; need"):
         parse_flags(train.define_flags(argv), argv)
@@ -99,7 +99,7 @@ def test_no_override_of_a_path_is_empty():
         download.find_inception,
     ],
 )
-def test_no_path_of_the_python_api_is_wrong(call, path, tmp_path, monkeypatch):
+def test_invalid_paths_in_the_python_api_are_refused(call, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="empty|NUL"):
         call(path)

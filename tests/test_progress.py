@@ -32,7 +32,7 @@ def test_the_python_api_is_silent(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_work_is_announced_before_it_begins_and_its_seconds_follow(lines):
+def test_work_is_announced_before_it_begins_and_its_duration_afterwards(lines):
     with progress.timed("work"):
         assert lines.getvalue() == "work …\n"
     assert re.fullmatch(r"work …\nwork: done in \d+\.\d s\n", lines.getvalue())
@@ -52,7 +52,7 @@ def test_each_sampler_is_announced_when_it_is_compiled(lines):
         assert lines.getvalue().count(f"({steps} steps, batch 8)") == 2 * compiles
 
 
-def test_without_a_terminal_a_line_appears_now_and_then(lines, monkeypatch, capsys):
+def test_without_a_terminal_progress_lines_appear_at_intervals(lines, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     with progress.Progress("drawing", "sample", 10) as bar:
         assert "drawing: 10 samples" in lines.getvalue()

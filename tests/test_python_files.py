@@ -58,7 +58,7 @@ def error_of(function, path):
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("text", AT_IMPORT, ids=range(len(AT_IMPORT)))
-def test_a_file_that_cannot_be_loaded_is_one_line_with_its_line(tmp_path, name, text):
+def test_a_file_that_cannot_be_loaded_is_reported_on_one_line_with_the_line_number(tmp_path, name, text):
     path, (line, cause) = tmp_path / "mine.py", AT_IMPORT[text]
     path.write_text(text)
     told = error_of(READERS[name], path)
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_loaded_is_one_line_with_its_line(tmp_path, name, 
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("body", IN_CALL)
-def test_a_function_that_fails_is_one_line_with_its_line(tmp_path, name, body):
+def test_a_function_that_fails_is_reported_on_one_line_with_the_line_number(tmp_path, name, body):
     path = tmp_path / "mine.py"
     path.write_text(f"\n\ndef {name}():\n    {body}\n")
     told = error_of(READERS[name], path)
@@ -80,7 +80,7 @@ def test_a_function_that_fails_is_one_line_with_its_line(tmp_path, name, body):
 @pytest.mark.parametrize(
     "content", [b"\xff\xfe", b"# \xe9\n", b"x = 1\0", b"\0" * 50, b"", b"# -*- coding: nothing -*-"]
 )
-def test_a_file_without_python_or_the_function_is_one_line(tmp_path, name, content):
+def test_a_file_without_python_or_the_function_is_reported_on_one_line(tmp_path, name, content):
     path = tmp_path / "mine.py"
     path.write_bytes(content)
     error_of(READERS[name], path)
@@ -88,7 +88,7 @@ def test_a_file_without_python_or_the_function_is_one_line(tmp_path, name, conte
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("ending", ["", ".json", ".txt", ".pyc", ".yaml", ".PY"])
-def test_another_ending_is_refused(tmp_path, name, ending):
+def test_an_unsupported_ending_is_refused(tmp_path, name, ending):
     path = tmp_path / f"mine{ending}"
     path.write_text(f"def {name}():\n    return []\n")
     assert "the ending must be .py" in error_of(READERS[name], path)
@@ -105,7 +105,7 @@ def test_another_ending_is_refused(tmp_path, name, ending):
         ("--flagfile=none.txt", "none.txt"),
     ],
 )
-def test_flags_of_no_config_are_one_line(words, told):
+def test_overrides_without_a_config_are_a_one_line_error(words, told):
     with pytest.raises(UsageError) as e:
         cli.run(["preflight", f"--config={EXPERIMENTS}/mixture.py", "--devices=1", words])
     assert told in str(e.value)
@@ -137,7 +137,7 @@ def test_a_config_of_another_type_is_refused(tmp_path, value):
         "    return ConfigDict({'a': config_dict.required_placeholder(int)})",
     ],
 )
-def test_a_config_that_cannot_be_made_or_written_is_refused(tmp_path, text):
+def test_a_config_that_cannot_be_built_or_written_is_refused(tmp_path, text):
     path = tmp_path / "mine.py"
     path.write_text(text)
     error_of(load_file, path)
@@ -147,20 +147,20 @@ def test_a_config_that_cannot_be_made_or_written_is_refused(tmp_path, text):
     "value", ["None", "3", "'text'", "[3]", "[(1, {})]", "[{3: 4}]", "[('a', {3: 4})]", "(1 / i for i in [0])"]
 )
 @pytest.mark.parametrize("commands", ["", "COMMANDS = 3\n", "COMMANDS = None\n", "COMMANDS = [[]]\n"])
-def test_a_sweep_of_another_form_is_refused(tmp_path, value, commands):
+def test_a_sweep_file_with_an_invalid_structure_is_refused(tmp_path, value, commands):
     path = tmp_path / "mine.py"
     path.write_text(f"{commands}def get_sweep():\n    return {value}\n")
     error_of(READERS["get_sweep"], path)
 
 
-def test_an_interrupt_is_not_the_files_failure(tmp_path):
+def test_an_interrupt_is_not_reported_as_a_failure_of_the_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
         load_file(path)
 
 
-def test_a_file_with_a_dataclass_of_its_own_is_loaded_once(tmp_path):
+def test_a_file_that_defines_a_dataclass_is_loaded_once(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from __future__ import annotations\nimport dataclasses, pathlib\nfrom ml_collections import FrozenConfigDict\n"

@@ -11,12 +11,12 @@ def test_ci_runs_the_readmes_test_command():
     assert f"\n{test_command}\n" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_nothing_is_left_to_be_filled_in():
+def test_no_document_has_an_unfilled_placeholder():
     for path in [*ROOT.glob("*.md"), *ROOT.glob("experiments/*.py")]:
         assert not re.search(r"@[A-Z]+@", path.read_text()), path
 
 
-def test_pictures_and_files_that_the_readme_links_exist():
+def test_pictures_and_files_linked_in_the_readme_exist():
     text = (ROOT / "README.md").read_text()
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
     assert links

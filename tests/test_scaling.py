@@ -29,13 +29,13 @@ def scaling(monkeypatch):
     return scaling
 
 
-def test_the_page_is_what_the_script_makes_of_the_figures(scaling):
+def test_the_page_equals_the_output_of_the_script(scaling):
     text = scaling.document(MEASURED)
     assert text == (ROOT / "docs" / "scaling.md").read_text()
     assert "{{" not in text
 
 
-def test_every_case_is_there_once(scaling):
+def test_every_case_occurs_once(scaling):
     wanted = {(c, n, f"data={d},fsdp={n // d}") for c in scaling.CONFIGS for n in scaling.MESHES for d in (n, n // 8)}
     found = [(f["config"], f["devices"], ",".join(f"{k}={v}" for k, v in f["mesh"].items())) for f in MEASURED["cases"]]
     assert set(found) == wanted and len(found) == len(wanted)
@@ -58,20 +58,20 @@ def test_bytes_on_each_device_follow_from_the_experiments_shapes(name):
 
 
 @pytest.mark.parametrize("case", DATA_PARALLEL, ids=lambda case: f"{case['config']}-{case['devices']}")
-def test_data_parallelism_sums_the_gradients_alone(case):
+def test_data_parallelism_only_sums_the_gradients(case):
     sums = case["collectives"]
     assert 0 <= sums["all-reduce"]["bytes"] - 4 * case["parameters"] < 1000
     assert not any(sums[kind]["bytes"] for kind in sums if kind != "all-reduce")
 
 
 @pytest.mark.parametrize("case", MEASURED["cases"], ids=lambda case: f"{case['config']}-{case['mesh']}")
-def test_a_step_is_three_forward_passes_of_the_networks_known_size(case):
+def test_a_step_has_the_flops_of_three_forward_passes(case):
     flops = case["flops_per_image"]
     assert np.isclose(flops["step"] / flops["forward"], 3, rtol=0.01)
     assert 0.96 < flops["forward"] / FORWARD[case["config"]] < 1
 
 
-def test_least_times_are_those_of_rings_and_of_published_peaks(scaling):
+def test_minimum_times_follow_from_rings_and_published_peaks(scaling):
     v5e, h100 = scaling.CHIPS
     sums = {"kind": "all-reduce", "size": 64, "in_node": 8, "bytes": 1e9}
     assert np.isclose(scaling.collective_seconds(sums, v5e, False), 1e9 * 2 * 63 / 64 / 200e9)
@@ -83,7 +83,7 @@ def test_least_times_are_those_of_rings_and_of_published_peaks(scaling):
 
 
 @pytest.mark.parametrize("case", MEASURED["cases"], ids=lambda case: f"{case['config']}-{case['mesh']}")
-def test_a_step_takes_between_the_longest_of_its_parts_and_their_sum(scaling, case):
+def test_the_time_of_a_step_is_between_its_longest_part_and_the_sum(scaling, case):
     for chip in scaling.CHIPS:
         told = scaling.prediction(case, chip)
         if told is None:

@@ -165,7 +165,7 @@ def refusal(key, value):
 
 
 @pytest.mark.parametrize("key", sorted(KIND_OF_KEY))
-def test_a_wrong_value_is_one_line_that_names_its_key_and_what_would_be_right(key):
+def test_a_wrong_value_is_reported_on_one_line_with_its_key_and_valid_values(key):
     for wrong, value in WRONG.items():
         text = refusal(key, value)
         is_refused_for_its_kind = (
@@ -195,7 +195,7 @@ def test_the_settings_of_an_experiment_have_its_values_and_their_types(name):
     assert to_json(settings) == to_json(config)
 
 
-def test_every_key_stands_once():
+def test_every_key_occurs_once():
     for name, section in SECTIONS.items():
         own = {field.name for field in dataclasses.fields(section)}
         assert not own & getattr(section, "KINDS", {}).keys()
@@ -232,7 +232,7 @@ def test_a_config_that_changes_later_does_not_change_the_settings():
     assert settings.train.batch_size == settings.given["train"]["batch_size"] == CONFIGS["digits"].train.batch_size
 
 
-def test_replaced_values_are_checked_and_given():
+def test_replaced_values_are_checked_and_recorded_as_given():
     settings = tiny.settings(CONFIGS["digits"])
     other = settings.replace(**{"train.batch_size": 8, "seed": 5})
     assert (other.train.batch_size, other.given["train"]["batch_size"], other.seed) == (8, 8, 5)
@@ -249,7 +249,7 @@ def test_a_section_that_is_none_is_named(section, wrong):
 
 
 @pytest.mark.parametrize("name", ["digits", "digits_classifier", "adm_classifier:64"])
-def test_a_missing_section_and_a_missing_or_unknown_key_are_named(name):
+def test_missing_sections_and_missing_or_unknown_keys_are_named(name):
     config = CONFIGS[name].to_dict()
     for section, values in config.items():
         with pytest.raises(UsageError, match=rf"lacks the sections .*{section}|unknown config section"):
@@ -283,7 +283,7 @@ def test_a_missing_section_and_a_missing_or_unknown_key_are_named(name):
         ("evaluate.num_steps", 10**9, r"num_steps is 1000000000; need .* at most"),
     ],
 )
-def test_values_that_contradict_each_other_are_one_line(key, value, text):
+def test_contradictory_values_are_a_one_line_error(key, value, text):
     section, _, name = key.partition(".")
     config = CONFIGS["digits"].to_dict()
     with pytest.raises(UsageError, match=text) as e:
@@ -297,12 +297,12 @@ def test_augmentation_and_small_images_are_for_images(key, value):
         tiny.settings(CONFIGS["mixture"]).replace(**{f"data.{key}": value})
 
 
-def test_values_that_settings_and_the_code_below_both_name_agree():
+def test_choices_in_settings_equal_those_of_the_registries():
     assert set(LABEL_POLICIES) == LABELS_OF_POLICY.keys()
     assert MAX_LEVELS == MAX_STEPS
 
 
-def test_a_network_and_a_source_of_a_user_have_keys_of_their_own(monkeypatch):
+def test_a_custom_network_and_source_have_their_own_config_keys(monkeypatch):
     class Wide(MLP):
         flavour: str = "plain"
 
@@ -361,7 +361,7 @@ def test_reading_settings_uses_no_device():
         "sample.guidance=(nan,)",
     ],
 )
-def test_wrong_values_on_the_command_line(given):
+def test_wrong_values_on_the_command_line_are_reported(given):
     argv = ["cfgjax train", f"--config={tiny.CONFIGS['digits']}", f"--config.{given}"]
     flag_values = flags.FlagValues()
     define_flag(flag_values, argv)
@@ -380,7 +380,7 @@ def test_commands_refuse_wrong_values_and_write_nothing(command, given, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_file_without_a_section_of_its_network_is_one_line(tmp_path):
+def test_a_config_file_without_a_required_section_is_reported_on_one_line(tmp_path):
     path = tmp_path / "mine.py"
     config = CONFIGS["digits"].to_dict()
     del config["sample"]

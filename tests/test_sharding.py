@@ -16,7 +16,7 @@ from cfgjax.distributed.sharding import (
 )
 
 
-def test_data_runs_over_slices_and_every_fsdp_group_lies_within_one():
+def test_the_data_axis_spans_slices_and_every_fsdp_group_lies_within_one():
     devices = jax.devices()
     mesh = make_mesh(data=4, fsdp=2, slices=2, devices=devices[::-1])
     assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
@@ -38,13 +38,13 @@ def test_data_runs_over_slices_and_every_fsdp_group_lies_within_one():
         ({"slices": 0}, "mesh.slices is 0"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_told(sizes, told):
+def test_a_mesh_that_does_not_fit_is_reported(sizes, told):
     with pytest.raises(UsageError) as e:
         make_mesh(**sizes)
     assert told in str(e.value)
 
 
-def test_devices_in_other_slices_than_asked_for_are_told():
+def test_devices_in_other_slices_than_requested_are_reported():
     class Device:
         def __init__(self, number):
             self.id, self.process_index, self.slice_index = number, number // 2, number // 2
@@ -53,7 +53,7 @@ def test_devices_in_other_slices_than_asked_for_are_told():
         make_mesh(data=8, slices=2, devices=[Device(number) for number in range(8)])
 
 
-def test_every_device_gets_the_rows_of_its_place_whatever_their_order():
+def test_every_device_gets_the_rows_of_its_position_in_the_mesh():
     shuffled = np.random.default_rng(0).permutation(np.array(jax.devices())).reshape(4, 2)
     mesh = Mesh(shuffled, AXES, axis_types=(AxisType.Auto,) * 2)
     batch = np.arange(2 * 16 * 3).reshape(2, 16, 3)
@@ -65,7 +65,7 @@ def test_every_device_gets_the_rows_of_its_place_whatever_their_order():
     assert np.array_equal(first.data, batch[:, :2])
 
 
-def test_parameters_are_split_and_come_back_whole():
+def test_parameters_are_split_and_restored_completely():
     mesh = make_mesh(data=2, fsdp=4)
     params = {"a": np.random.default_rng(0).normal(size=(128, 256)).astype(np.float32), "b": np.ones(3, np.float32)}
     placed = place_parameters(mesh, params)

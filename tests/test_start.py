@@ -64,14 +64,14 @@ def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
-def test_what_runs_before_the_first_line_does_not_import_jax():
+def test_code_before_the_first_line_does_not_import_jax():
     modules = ["cli.main", "evaluation.report.compare", "evaluation.report.by_row", "data.prepare"]
     modules += ["jobs.sweep.pool", "base.download"]
     code = f"import sys, {', '.join(f'cfgjax.{module}' for module in modules)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
+def test_only_the_first_process_prints(monkeypatch, capsys):
     monkeypatch.setattr(devices, "import_jax", lambda: exec("raise Reached", {"Reached": Reached}))
     monkeypatch.setattr(progress.log, "propagate", True)
     place = ["--coordinator=localhost:1", "--num_processes=2"]
@@ -167,7 +167,7 @@ __main__.main()
 
 
 @pytest.mark.e2e
-def test_code_outside_python_does_not_keep_a_signal_from_ending_the_process():
+def test_a_signal_ends_the_process_during_native_code():
     program = """
 import re, sys
 from cfgjax import __main__
@@ -212,7 +212,7 @@ def test_an_environment_variable_of_the_wrong_kind_is_named(name, value):
         environment.check_environment({name: value})
 
 
-def test_what_schedulers_and_jax_accept_is_accepted():
+def test_values_that_schedulers_and_jax_accept_are_accepted():
     environment.check_environment({})
     environment.check_environment(
         {
@@ -231,7 +231,7 @@ def test_what_schedulers_and_jax_accept_is_accepted():
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("backend", ["foo", "module://not_installed"])
-def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(backend):
+def test_figures_do_not_depend_on_the_matplotlib_backend(backend):
     draws = "cli.COMMANDS['compare'] = lambda argv: __import__('matplotlib.pyplot').pyplot.figure() and 0"
     program = f"import sys; from cfgjax.cli import main as cli; {draws}; sys.argv[1:] = ['compare']; cli.main()"
     environ = {**os.environ, "MPLBACKEND": backend}
@@ -250,7 +250,7 @@ def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("variable", "name"), [("JAX_PLATFORMS", "cuad"), ("JAX_PLATFORMS", "cpu,cuad"), ("JAX_PLATFORM_NAME", "gpu")]
 )
-def test_a_platform_that_cannot_start_is_named_with_what_can(variable, name):
+def test_a_platform_that_cannot_start_is_named_with_the_available_ones(variable, name):
     code = """
 from cfgjax.distributed import devices
 devices.import_jax()
@@ -274,7 +274,7 @@ def test_a_platform_that_cannot_start_is_bad_usage(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_variable_that_jax_refuses_is_one_line(tmp_path):
+def test_a_variable_that_jax_refuses_is_reported_on_one_line(tmp_path):
     words = f"train {CONFIG} --workdir={tmp_path}/run"
     code, _, err = finish(start(words, environ={"JAX_DEFAULT_MATMUL_PRECISION": "abc"}))
     assert (code, err.count("\n")) == (exits.BAD_USAGE, 1)
@@ -283,7 +283,7 @@ def test_a_variable_that_jax_refuses_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("accelerator", [*devices.PACKAGES, None])
 @pytest.mark.parametrize("requested", [None, "", "cpu", "cpu,cuda"])
-def test_an_accelerator_that_jax_does_not_use_is_warned_of_once(accelerator, requested, monkeypatch, caplog):
+def test_an_unused_accelerator_gives_one_warning(accelerator, requested, monkeypatch, caplog):
     monkeypatch.setattr(devices, "visible_accelerator", lambda: accelerator)
     before = jax.config.values["jax_platforms"]
     jax.config.update("jax_platforms", requested)

@@ -116,7 +116,7 @@ def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
     assert code == 0 and states(told) == {"a_b": "skipped"}
 
 
-def test_repeated_it_skips_finished_runs_goes_on_with_stopped_ones_and_reports_failures(fakes, tmp_path, capsys):
+def test_a_repeated_sweep_skips_finished_runs_resumes_stopped_ones_and_reports_failures(fakes, tmp_path, capsys):
     does = {"ends": "exit 0", "stops": "exit 75", "fails": "echo no luck >&2; exit 3"}
     words = fakes(does)
     assert sweep(*words) == 1
@@ -149,7 +149,7 @@ def test_a_run_whose_record_is_damaged_is_started_again_and_reported(fakes, tmp_
 
 
 @pytest.mark.parametrize("content", [*DAMAGED_JSON[:3], *DAMAGED_JSON[4:7], '{"a": 3}'], ids=range(7))
-def test_damaged_numbers_of_jobs_are_one_line(fakes, tmp_path, content):
+def test_damaged_job_numbers_are_a_one_line_error(fakes, tmp_path, content):
     words = fakes({"a": "exit 0"})
     (tmp_path / "out" / ".slurm").mkdir(parents=True)
     (tmp_path / "out" / ".slurm" / "jobs.json").write_text(content)
@@ -158,14 +158,14 @@ def test_damaged_numbers_of_jobs_are_one_line(fakes, tmp_path, content):
     assert len(str(e.value).splitlines()) == 1
 
 
-def test_only_stopped_runs_are_75_and_the_second_command_waits_for_the_first(fakes, tmp_path, capsys):
+def test_stopped_runs_exit_with_75_and_the_second_command_waits_for_the_first(fakes, tmp_path, capsys):
     words = fakes({"a": "[ $3 = train ] || exit 75", "b": "exit 75"}, ("train", "evaluate"))
     assert sweep(*words) == 75
     assert states(capsys.readouterr().out) == {"a": "interrupted", "b": "interrupted"}
     assert calls(tmp_path) == ["train a", "evaluate a", "train b"]
 
 
-def test_a_run_of_other_overrides_is_not_taken_for_finished(fakes, tmp_path):
+def test_a_run_with_other_overrides_does_not_count_as_finished(fakes, tmp_path):
     words = fakes({"a": "exit 0"})
     assert sweep(*words) == 0
     text = (tmp_path / "sweep.py").read_text()
@@ -176,7 +176,7 @@ def test_a_run_of_other_overrides_is_not_taken_for_finished(fakes, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, number):
+def test_a_stopped_sweep_stops_its_runs_and_starts_no_more(fakes, tmp_path, number):
     words = fakes({"a": WAITS, "b": WAITS, "c": "exit 0"})
     process = start(shlex.join(["sweep", *words, "--parallel=2"]))
     logs = [tmp_path / "out" / f"{name}.log" for name in "ab"]
@@ -189,7 +189,7 @@ def test_told_to_stop_it_tells_its_runs_and_begins_no_more(fakes, tmp_path, numb
 
 
 @pytest.mark.e2e
-def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save(fakes, tmp_path, capsys):
+def test_runs_of_a_killed_sweep_save_and_end(fakes, tmp_path, capsys):
     saves = 'while [ -e "$DOES/hold" ]; do sleep 0.05; done; exit 75'
     words = fakes({"a": WAITS.replace("exit 75", f'touch "$DOES/asked"; {saves}', 1)})
     (tmp_path / "hold").touch()
@@ -208,7 +208,7 @@ def test_runs_end_with_a_sweep_that_is_killed_and_are_left_alone_while_they_save
     assert sweep(*words) == 0
 
 
-def test_a_dry_run_prints_the_commands_that_are_left(fakes, tmp_path, capsys):
+def test_a_dry_run_prints_the_remaining_commands(fakes, tmp_path, capsys):
     words = fakes({"a": "exit 0", "b": "exit 0"})
     assert sweep(*words, "--only=a") == 0
     before = sorted((tmp_path / "out").iterdir())
@@ -237,7 +237,7 @@ def test_slurms_array_has_a_task_for_each_run_and_writes_its_record(fakes, tmp_p
     assert states(out) == {"a": "skipped", "b": "failed"} and "no luck" in out
 
 
-def test_names_are_made_of_what_differs():
+def test_names_of_runs_consist_of_the_values_that_differ():
     keys = {"config.diffusion.p_uncond", "config.seed", "config.data.seed", "config.model.sizes"}
     overrides = {"config.diffusion.p_uncond": 0.1, "config.seed": 0}
     assert made_name(overrides, keys - {"config.data.seed"}) == "p_uncond=0.1,seed=0"
@@ -246,7 +246,7 @@ def test_names_are_made_of_what_differs():
     assert made_name({"config.data.path": "a/b c"}, {"config.data.path"}) == "path=a_b_c"
 
 
-def test_keys_go_to_the_command_that_they_are_of(tmp_path):
+def test_keys_of_a_sweep_go_to_the_command_that_has_them(tmp_path):
     both = "BASE, COMMANDS = 'b.py', ('train', 'evaluate')\n"
     path = sweep_file(
         tmp_path, both + "def get_sweep():\n    return [('x', {'config.seed': 1, 'guidance': (0.0, 1)})]\n"
@@ -260,7 +260,7 @@ def test_keys_go_to_the_command_that_they_are_of(tmp_path):
     assert entry.commands == (("evaluate", "--workdir=run", "--out=out/guidance=0.3", "--guidance=0.3"),)
 
 
-def test_the_last_line_is_the_runs_own(tmp_path):
+def test_the_last_line_of_a_log_is_that_of_the_run(tmp_path):
     (tmp_path / "a.log").write_text("one\nbar 1\rbar 2\n\nslurmstepd-n: error: x\nsrun: error: n: task 0: Exited\n")
     assert last_line(tmp_path, "a") == "bar 2"
     assert last_line(tmp_path, "b") == ""
@@ -320,7 +320,7 @@ RUNS = "def get_sweep():\n    return "
         ),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_begun(tmp_path, text, flags, told):
+def test_bad_input_is_a_one_line_error_before_any_work(tmp_path, text, flags, told):
     path = sweep_file(tmp_path, text)
     with pytest.raises(UsageError) as raised:
         sweep(f"--sweep={path}", f"--out={tmp_path / 'out'}", *flags.split())
@@ -330,7 +330,7 @@ def test_bad_input_is_one_line_and_nothing_is_begun(tmp_path, text, flags, told)
 
 
 @pytest.mark.parametrize("programs", [[], ["sbatch", "squeue"]], ids=["no program", "every program"])
-def test_a_sweep_file_must_be_there_and_out_must_be_a_folder(tmp_path, monkeypatch, programs):
+def test_a_missing_sweep_file_and_an_out_that_is_a_file_are_refused(tmp_path, monkeypatch, programs):
     for name in programs:
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)

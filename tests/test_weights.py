@@ -22,7 +22,7 @@ FORMATS = ["tensors_zip.pth", "tensors_legacy.pth"]
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "tensors.npz"])
-def test_every_tensor_is_as_it_was_saved(name):
+def test_every_tensor_equals_the_saved_one(name):
     with np.load(GOLDENS / "tensors.npz") as file:
         expected = dict(file)
     found = read_state_dict(GOLDENS / name)
@@ -34,13 +34,13 @@ def test_every_tensor_is_as_it_was_saved(name):
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "tensors.npz"])
-def test_the_content_tells_the_format_not_the_name(name, tmp_path):
+def test_the_format_is_recognised_by_the_content_not_the_name(name, tmp_path):
     (tmp_path / "weights").write_bytes((GOLDENS / name).read_bytes())
     assert read_state_dict(tmp_path / "weights").keys() == read_state_dict(GOLDENS / name).keys()
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_cut_anywhere_is_told_in_one_line(name, tmp_path):
+def test_a_file_truncated_anywhere_is_reported_on_one_line(name, tmp_path):
     content = (GOLDENS / name).read_bytes()
     for size in [*range(0, len(content) - 1, 29), len(content) - 1]:
         (tmp_path / name).write_bytes(content[:size])
@@ -49,7 +49,7 @@ def test_a_file_cut_anywhere_is_told_in_one_line(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_damaged_byte_raises_nothing_but_the_one_line(name, tmp_path):
+def test_a_damaged_byte_only_raises_a_one_line_error(name, tmp_path):
     content = (GOLDENS / name).read_bytes()
     told = []
     for i in range(0, len(content), 7):
@@ -102,13 +102,13 @@ FOUR = np.arange(4, dtype="<f4")
 
 
 @SAVERS
-def test_a_view_of_a_part_is_read(save, tmp_path):
+def test_a_view_of_part_of_a_storage_is_read(save, tmp_path):
     pickled = dict_of(x=tensor(1, (2, 2), (1, 1), storage(4)))
     assert read_state_dict(save(tmp_path / "x.pth", pickled, FOUR.tobytes()))["x"].tolist() == [[1, 2], [2, 3]]
 
 
 @SAVERS
-def test_a_nested_state_dict_stands_for_the_whole(save, tmp_path):
+def test_a_nested_state_dict_is_used_in_place_of_the_file(save, tmp_path):
     inner = dict_of(x=tensor(0, (4,), (1,), storage(4)))[2:-1]
     path = save(tmp_path / "x.pth", dict_of(epoch=piece(3), state_dict=inner), FOUR.tobytes())
     assert read_state_dict(path)["x"].tolist() == FOUR.tolist()
@@ -140,7 +140,7 @@ def test_a_view_outside_its_storage_is_refused(save, offset, shape, strides, tmp
 
 
 @SAVERS
-def test_a_storage_that_says_more_than_the_file_has_is_refused(save, tmp_path):
+def test_a_storage_that_declares_more_than_the_file_has_is_refused(save, tmp_path):
     path = save(tmp_path / "x.pth", dict_of(x=tensor(0, (5,), (1,), storage(5))), FOUR.tobytes())
     with pytest.raises(UsageError, match="damaged: storage 0"):
         read_state_dict(path)
@@ -148,7 +148,7 @@ def test_a_storage_that_says_more_than_the_file_has_is_refused(save, tmp_path):
 
 @SAVERS
 @pytest.mark.parametrize(("shape", "strides"), [((10**13,), (0,)), ((2**20, 2**20), (0, 1)), ((2**40, 4), (0, 1))])
-def test_a_few_elements_do_not_stand_for_terabytes(save, shape, strides, tmp_path):
+def test_a_tensor_larger_than_its_storage_is_refused(save, shape, strides, tmp_path):
     path = save(tmp_path / "x.pth", dict_of(x=tensor(0, shape, strides, storage(4))), FOUR.tobytes())
     with pytest.raises(UsageError, match=r"\A[^\n]*tensor x reaches outside its storage\Z"):
         read_state_dict(path)
@@ -181,7 +181,7 @@ def test_one_storage_of_two_sizes_is_refused(save, tmp_path):
 
 @SAVERS
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_that_would_call_something_is_refused_and_does_not(save, protocol, tmp_path):
+def test_a_pickle_that_calls_a_function_is_refused_without_calling_it(save, protocol, tmp_path):
     class Call:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "made"),)
@@ -203,18 +203,18 @@ def test_a_pickle_that_would_call_something_is_refused_and_does_not(save, protoc
         (b"ccollections\nnamedtuple\n", r"collections\.namedtuple"),
     ],
 )
-def test_a_global_that_makes_no_tensor_is_named(opcodes, told, tmp_path):
+def test_a_global_that_builds_no_tensor_is_named(opcodes, told, tmp_path):
     with pytest.raises(UsageError, match=f"holds {told}, which is not a tensor; refused"):
         read_state_dict(save_zip(tmp_path / "x.pth", dict_of(x=opcodes)))
 
 
-def test_a_pickle_cannot_change_what_the_next_file_is_read_with(tmp_path):
+def test_a_pickle_cannot_change_how_the_next_file_is_read(tmp_path):
     """BUILD with a pair as its state sets the attributes of a function."""
     rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n"
     attributes = piece((None, {"__kwdefaults__": {}, "__defaults__": (1, 2), "__name__": "changed"}))
     with pytest.raises(UsageError, match="holds 'x', a function"):
         read_state_dict(save_zip(tmp_path / "x.pth", dict_of(x=rebuild + attributes + b"b")))
-    test_every_tensor_is_as_it_was_saved(FORMATS[0])
+    test_every_tensor_equals_the_saved_one(FORMATS[0])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_pickle_cannot_change_what_the_next_file_is_read_with(tmp_path):
         (dict_of(x=tensor(0, (2,), (1,), piece("storage"))), "a tensor of an unknown kind"),
     ],
 )
-def test_what_is_no_dict_of_tensors_is_told(pickled, told, tmp_path):
+def test_values_that_are_no_dict_of_tensors_are_reported(pickled, told, tmp_path):
     with pytest.raises(UsageError, match=told):
         read_state_dict(save_zip(tmp_path / "x.pth", pickled))
 
@@ -238,7 +238,7 @@ def test_big_endian_numbers_are_refused(tmp_path):
         read_state_dict(tmp_path / "x.pth")
 
 
-def test_a_plain_pickle_is_not_pytorchs(tmp_path):
+def test_a_plain_pickle_is_not_read_as_a_pytorch_file(tmp_path):
     (tmp_path / "x.pth").write_bytes(pickle.dumps(1) * 3)
     with pytest.raises(UsageError, match="is a pickle, but not one of PyTorch's"):
         read_state_dict(tmp_path / "x.pth")
@@ -250,14 +250,14 @@ def test_objects_in_an_npz_are_refused(tmp_path):
         read_state_dict(tmp_path / "x.npz")
 
 
-def test_an_archive_of_something_else_is_told(tmp_path):
+def test_an_archive_of_something_else_is_reported(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("readme.txt", "words")
     with pytest.raises(UsageError, match="its entry readme.txt is not an array"):
         read_state_dict(tmp_path / "x.npz")
 
 
-def test_other_files_directories_and_no_file_are_told(tmp_path):
+def test_other_files_directories_and_missing_files_are_reported(tmp_path):
     (tmp_path / "words.pth").write_text("words")
     np.save(tmp_path / "array.npy", FOUR)
     for name, told in [

@@ -31,14 +31,14 @@ def test_rematerialisation_written_as_true_or_false_is_read_by_name(tmp_path, wr
     check_resumable(found, settings(config))
 
 
-def test_a_process_that_sees_another_data_set_is_told(tmp_path, monkeypatch):
+def test_a_process_with_another_data_set_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "allgather", lambda told, what: [told, told | {"data": np.array("b" * 64)}])
     with pytest.raises(UsageError, match="process 1 has .* b{16} at data/cifar10, process 0 the one with hash a{16};"):
         Claim(tmp_path, settings(load_file(EXPERIMENTS / "cifar10.py")), "a" * 64)
 
 
 @pytest.mark.parametrize("names", [("0", "1", "10", "2"), ("caf\udce9", "new\nline", "kafé", "a")])
-def test_a_run_records_the_names_of_its_classes_and_rows_of_samples_have_them(tmp_path, names):
+def test_a_run_records_its_class_names_and_sample_grids_show_them(tmp_path, names):
     config = load_file(EXPERIMENTS / "cifar10.py")
     with contextlib.closing(Claim(tmp_path, settings(config), "a" * 64, names)) as claim:
         claim.write_config()
@@ -48,7 +48,7 @@ def test_a_run_records_the_names_of_its_classes_and_rows_of_samples_have_them(tm
 
 
 @pytest.mark.parametrize("content", [None, {"hash": "a" * 64}, {"classes": 7}])
-def test_rows_of_runs_that_recorded_no_names_have_labels_alone(tmp_path, content):
+def test_rows_of_runs_without_class_names_only_have_labels(tmp_path, content):
     if content is not None:
         (tmp_path / "data.json").write_text(json.dumps(content))
     assert rows(tmp_path, range(3), 3) == "0, 1, 2"
@@ -80,7 +80,7 @@ CONFIG_DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", CONFIG_DAMAGE)
-def test_a_damaged_config_is_one_line_to_those_who_read_and_resume(tmp_path, kind):
+def test_a_damaged_config_is_a_one_line_error_when_reading_and_resuming(tmp_path, kind):
     content = CONFIG_DAMAGE[kind]
     path = tmp_path / "config.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -119,7 +119,7 @@ def complaint(workdir):
 
 
 @pytest.mark.parametrize("section", [name for name in CONFIG if name != "seed"])
-def test_any_value_in_a_config_is_read_or_refused_in_one_line(tmp_path, section):
+def test_any_value_in_a_config_is_read_or_refused_on_one_line(tmp_path, section):
     path, values, texts = tmp_path / "config.json", CONFIG.to_dict(), []
     for key in values[section]:
         marked = json.dumps(values | {section: values[section] | {key: "HERE"}})
@@ -132,7 +132,7 @@ def test_any_value_in_a_config_is_read_or_refused_in_one_line(tmp_path, section)
     assert len(refused) > 0.7 * len(texts)
 
 
-def test_every_file_of_a_run_that_was_cut_off_is_read_or_refused_in_one_line(tmp_path):
+def test_every_truncated_file_of_a_run_is_read_or_refused_on_one_line(tmp_path):
     whole = {
         "config.json": (to_json(CONFIG), read_settings),
         "data.json": (json.dumps({"hash": "a" * 64, "source": "npz", "classes": ["a", "b"]}), read_data_hash),
@@ -160,7 +160,7 @@ def test_a_config_of_an_older_version_without_later_sections_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"hash": 3}', b"\0\0", b'{"hash": "a"', b"[" * 100_000])
-def test_a_damaged_record_of_the_data_is_one_line(tmp_path, content):
+def test_a_damaged_data_record_is_reported_on_one_line(tmp_path, content):
     (tmp_path / "config.json").write_text(to_json(CONFIG))
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"data\.json is damaged") as e:
@@ -182,7 +182,7 @@ def test_a_config_that_does_not_belong_to_the_checkpoint_is_refused(key, value):
 
 
 @pytest.mark.parametrize("key", [None, "source", "num_classes", "image_shape", "means", "stds", "weights"])
-def test_a_config_without_its_data_is_one_line(tmp_path, key):
+def test_a_config_with_missing_data_is_reported_on_one_line(tmp_path, key):
     config = mixture_config().to_dict()
     if key is None:
         del config["data"]

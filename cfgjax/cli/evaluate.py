@@ -178,7 +178,7 @@ def planned(given):
     if model.own_inputs:
         inputs = ", ".join(model.own_inputs)
         what = f"the network takes {inputs} besides the label"
-        raise UsageError(f"{given.workdir}: {what}; evaluations have the label alone")
+        raise UsageError(f"{given.workdir}: {what}; evaluations support only the label")
     plan = plan_of(given, model.settings)
     guide = None
     if given.guide is not None:

@@ -27,7 +27,7 @@ class ContractError(UsageError):
 
 @contextlib.contextmanager
 def naming_values(**values: Any) -> Iterator[None]:
-    """Raises a ContractError about a value of these kinds with that value: in a program its numbers have no text."""
+    """Raises ContractErrors with these values instead of traced ones, whose numbers cannot be shown."""
     try:
         yield
     except ContractError as e:

@@ -69,7 +69,7 @@ def kept_timesteps(num_timesteps: int, spacing: int | np.integer | str) -> Int[n
             raise ValueError(f"num_steps is {spacing}: cannot take {count} of {size} timesteps")
         step = (size - 1) / (count - 1) if count > 1 else 1.0
         position: float = 0.0
-        for _ in range(count):  # summed up, not multiplied: halves are rounded as there
+        for _ in range(count):  # summed, not multiplied, to round halves as guided-diffusion does
             kept.append(start + round(position))
             position += step
         start += size

@@ -1,4 +1,4 @@
-"""The noise levels of a process: what λ training draws, which grid sampling takes, how a network sees λ.
+"""The noise levels of a process: the distribution of λ in training, the grid of sampling, and λ as the network sees it.
 
 `Continuous` is CFG's process, `Discrete` that of DDPM and ADM. Both are defined in terms of λ, so that every loss,
 sampler and guidance rule is written once. A position u in [0, 1) stands for a level: 0 is the cleanest.

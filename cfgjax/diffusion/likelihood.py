@@ -77,7 +77,7 @@ def transition_bits(
     clip: whether x̂ is clipped to [−1, 1], as the sampler does.
     """
     x_hat = _clipped(x_hat, clip)
-    # the posterior's mean is linear in z and x: the difference of the two means without its cancellation
+    # the posterior's mean is linear in z and x, so that the difference of the means is computed without cancellation
     gap, log_var_lower, log_var_upper = posterior(jnp.zeros_like(x), x - x_hat, logsnr, logsnr_next)
     return _mean_bits(gaussian_kl(gap, log_var_lower, 0.0, reverse_log_variance(v, log_var_lower, log_var_upper)))
 

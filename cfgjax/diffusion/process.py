@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-RealLike = Array | np.ndarray | np.floating | float  # of λ, a weight or a variance: jax computes with all of them
+RealLike = Array | np.ndarray | np.floating | float  # types of λ, weights and variances that jax accepts
 
 
 def broadcast_left(logsnr: Shaped[ArrayLike, "..."], x: Shaped[ArrayLike, "..."]) -> Shaped[Array, "..."]:

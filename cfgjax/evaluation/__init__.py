@@ -1,1 +1,1 @@
-"""Looking at what a model draws."""
+"""Evaluation: measures and compares the samples of models."""

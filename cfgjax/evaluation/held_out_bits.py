@@ -35,21 +35,21 @@ def held_out_bits(
     spacing: str = "uniform",
     logsnr_max: float | None = None,
 ) -> dict[str, Any]:
-    """Mean bound on −log₂ p(x | label) in bits/dim over all images, under the ancestral chain of num_steps levels.
+    """Returns the mean bound on −log₂ p(x | label) in bits/dim, under the ancestral chain of num_steps levels.
 
     image: uint8 [N, H, W, C], in memory or `Stored`, or float32 in [−1, 1], which is rounded to 8 bits first. label:
-    int [N]; num_classes is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored where the
+    int [N]; num_classes is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored if the
     model has learned it.
-    seed, i: all that the noise of image i depends on. batch_size: images per call of the one compiled function.
+    seed: the noise of image i depends only on seed and i. batch_size: images per call of the compiled function.
     spacing: of the levels, a key of SCHEDULES, or "timesteps" of a process in discrete time. A step from λ to λ' costs
-    ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0, so that the long steps at the ends of a cosine grid cost most of all, and
-    equal ones least.
-    logsnr_max: λ_T, where the decoder takes over; by default config.diffusion's.
+    ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0. Equal steps therefore give the smallest bound; the long steps at the ends
+    of a cosine grid cost most.
+    logsnr_max: λ_T, at which the decoder applies; by default that of config.diffusion.
 
-    Returns means over the images {"bits_per_dim", "prior", "transitions", "decoder"}, the first being the sum of the
-    others; "terms" [T], the T−1 transitions and the decoder, at "logsnr" [T]; "standard_error" of bits_per_dim, None
-    for one image; "num_examples", "num_steps", "seed", "spacing", "learned_variance"; "v", None where it is learned.
-    Raises UsageError for points, and for images, labels or options that do not fit; ArithmeticError where a bound is
+    Returns means over the images {"bits_per_dim", "prior", "transitions", "decoder"}, the first of which is the sum of
+    the others; "terms" [T], the T−1 transitions and the decoder, at "logsnr" [T]; "standard_error", None for one image;
+    "num_examples", "num_steps", "seed", "spacing", "learned_variance"; "v", None if it is learned.
+    Raises UsageError for points, and for images, labels or options that do not fit, and ArithmeticError if a bound is
     not finite.
     """
     if not model.is_image:
@@ -67,17 +67,17 @@ def held_out_bits(
     if not learned and (v is None or not 0 <= v <= 1):
         raise UsageError(f"v is {v}; need a value in [0, 1]")
     if model.low_res_shape is not None:
-        raise UsageError("bits/dim of an upsampler would be given its low-resolution image: not measured")
+        raise UsageError("the model is an upsampler; bits/dim is measured only without a low-resolution image")
     if model.own_inputs:
         inputs = ", ".join(model.own_inputs)
-        raise UsageError(f"bits/dim is of networks that take the label alone; this one takes {inputs} too")
+        raise UsageError(f"the network takes {inputs} besides the label; bits/dim supports only the label")
     grid = level_grid(model.levels, num_steps, spacing, logsnr_max)
 
     total, prior, terms = np.zeros(0), 0.0, np.zeros(num_steps)
     for bound in bound_batches(model, image, label, grid, v=v, seed=seed, batch_size=batch_size):
         if not np.isfinite(bound["total"]).all():
             bad = len(total) + first_index(~np.isfinite(bound["total"]))
-            raise ArithmeticError(f"image {bad} has a bound that is not finite; are the model's parameters?")
+            raise ArithmeticError(f"image {bad} has a bound that is not finite; are the parameters finite?")
         total = np.append(total, bound["total"])
         prior += bound["prior"].sum()
         terms += bound["terms"].sum(axis=0)
@@ -112,9 +112,9 @@ def check_guidance(w: ArrayLike | Sequence[float]) -> None:
 def level_grid(
     levels: Continuous | Discrete, num_steps: int, spacing: str, logsnr_max: float | None = None
 ) -> Float[np.ndarray, " num_steps"]:
-    """λ grid float32 [num_steps] from the first of a process's levels to its last, or to logsnr_max if given.
+    """Returns λ float32 [num_steps] from the first level of a process to the last, or to logsnr_max if given.
 
-    spacing: "timesteps", those that `levels.Discrete.grid` keeps, is for discrete time.
+    spacing: "timesteps", those that `levels.Discrete.grid` retains, is for discrete time.
     """
     if spacing == "timesteps":
         if not isinstance(levels, Discrete) or logsnr_max is not None:
@@ -159,7 +159,7 @@ def bound_batches(
         return bits_per_dim(keys, denoise, x, grid, v=v)
 
     for start in range(0, len(image), size):
-        index = np.arange(start, start + size) % len(image)  # past the end: computed and thrown away
+        index = np.arange(start, start + size) % len(image)  # rows past the end are dropped
         batch = index.astype(np.int32), to_float(quantised(image[index])), label[index].astype(np.int32)
         placed = [place_global(model.mesh, array) for array in batch]
         part = bound(model.params, jax.random.key(seed), *placed, np.float32(0.0 if v is None else v))

@@ -67,7 +67,7 @@ class Guide:
         return label_log_prob(logits.astype(jnp.promote_types(z.dtype, jnp.float32)), cond["label"])
 
     def params_on(self, mesh: Mesh) -> PyTree:
-        """Returns the parameters in their places on the mesh."""
+        """Returns the parameters placed on the mesh."""
         if mesh not in self._placed:
             self._placed[mesh] = place_parameters(mesh, self.params)
         return self._placed[mesh]

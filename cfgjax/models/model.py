@@ -161,7 +161,7 @@ class Model:
         network that takes more than the label.
         options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
         "cfg()", without its null branch if every weight is 0; sampler, a sampler or its text, such as "ddim(eta=0.5)";
-        num_steps, see `sampler`; seed, which with i is all that the noise of sample i depends on.
+        num_steps, see `sampler`; seed. The noise of sample i depends only on seed and i.
 
         Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
@@ -219,16 +219,16 @@ class Model:
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
-        The results lie on the mesh, whose size divides B. index: of the samples, with seed all that their noise depends
-        on. extra: {name: [B, …]} of what the network takes besides the label; "low_res" in [−1, 1], of an upsampler.
+        The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
+        seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
         trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
 
-        options: of `SampleOptions`, by default those of config.sample. rule is used as it is, also where every weight
+        options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
         is 0; num_steps is a number of levels T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in
         `sample_float`.
 
-        Compiles once per (B, number of steps, rule, sampler), whatever their numbers. Every process gives the same
-        whole arrays.
+        Compiles once per (B, number of steps, rule, sampler), whatever the numbers in rule and sampler. Every process
+        passes the same complete arrays.
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)

@@ -51,7 +51,7 @@ def inputs(net: Network, batch: int, image_shape: Sequence[int]) -> tuple[tuple,
 def condition(net: Network, batch: int, image_shape: Sequence[int]) -> Condition:
     """Returns the condition that net takes, a tree of zeros [batch, …]: "label", and for an upsampler "low_res".
 
-    An upsampler that is told how much noise its low-resolution images have also takes its λ, "low_res_logsnr".
+    If its low-resolution images may have noise, an upsampler also takes the λ of that noise, "low_res_logsnr".
     A network may also have inputs of its own, see `conditions`.
     """
     found = {"label": jnp.zeros(batch, jnp.int32)}

@@ -24,7 +24,7 @@ from cfgjax.runs.values import (
     several,
 )
 
-WIDTH = integer(1, 2**16)  # of a layer: XLA aborts the process where the size of an array overflows
+WIDTH = integer(1, 2**16)  # of a layer; XLA aborts the process if the size of an array overflows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """All values of a config, read and checked once.
 
-Whoever is given a config turns it into `Settings` first; the code below takes the settings or one of their sections.
-Importing this module imports no jax: commands check the kinds of all values before they start it.
+Code that receives a config converts it to `Settings` first; the code below takes the settings or one of their sections.
+Importing this module does not import jax: commands check the kinds of all values before they start jax.
 """
 
 import dataclasses

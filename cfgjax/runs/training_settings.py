@@ -19,7 +19,7 @@ from cfgjax.runs.values import (
     several,
 )
 
-ALL_LEFT = Kind("-1 (all that are left)", lambda v: isinstance(v, numbers.Integral) and v == -1, int)
+ALL_LEFT = Kind("-1 (all remaining)", lambda v: isinstance(v, numbers.Integral) and v == -1, int)
 Devices = Annotated[int, COUNT | ALL_LEFT]
 
 

@@ -180,7 +180,7 @@ class Claim:
     def write_config(self) -> None:
         """Writes config.json and, if the data set has a hash, data.json, in the first process. Each write is atomic.
 
-        A run of an older version, which did not record its data set, does so from now on.
+        A run of an older version, which did not record its data set, gets its data.json here.
         """
         if jax.process_index() != 0:
             return

@@ -9,16 +9,16 @@ from cfgjax.base.errors import UsageError, one_line
 
 
 class ExtensionError(RuntimeError):
-    """A hook or a writer of the caller has raised an error, which is the cause of this one."""
+    """Raised if a hook or a writer of the caller raises an error, which is its cause."""
 
 
 def name_of(extension: Any) -> str:
-    """The name of a hook or writer in messages: its own, or that of its class or function."""
+    """Returns the name of a hook or writer in messages: its attribute `name`, or that of its class or function."""
     return str(getattr(extension, "name", None) or getattr(extension, "__name__", type(extension).__name__))
 
 
 def check_hooks(hooks: Any) -> tuple:
-    """The hooks as a tuple. Raises UsageError unless each can be called and has an every_steps of at least 1."""
+    """Returns the hooks as a tuple. Raises UsageError unless each is callable with an every_steps of at least 1."""
     hooks = tuple(hooks)
     for hook in hooks:
         every = getattr(hook, "every_steps", None)
@@ -30,7 +30,7 @@ def check_hooks(hooks: Any) -> tuple:
 
 
 def check_writers(writers: Any) -> tuple:
-    """The writers as a tuple. Raises UsageError unless each has a method write(step, metrics)."""
+    """Returns the writers as a tuple. Raises UsageError unless each has a method write(step, metrics)."""
     writers = tuple(writers)
     for writer in writers:
         if not callable(getattr(writer, "write", None)):
@@ -40,7 +40,7 @@ def check_writers(writers: Any) -> tuple:
 
 @contextlib.contextmanager
 def naming(kind: str, extension: Any, step: int) -> Iterator[None]:
-    """A context in which any error of an extension becomes an ExtensionError with its name, the step and the place."""
+    """Context that converts any error of an extension to an ExtensionError with its name, the step and the line."""
     try:
         yield
     except Exception as e:

@@ -18,7 +18,7 @@ class StopFlag(Protocol):
 
 
 class StopRequest:
-    """A `StopFlag` and context in which stop signals only set `.signal` to their name.
+    """A `StopFlag` and a context. Within it, stop signals only set `.signal` to their name.
 
     A second SIGINT has its previous effect, so that pressing Ctrl-C again ends the process. Schedulers may send the
     others more than once.

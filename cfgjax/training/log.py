@@ -27,8 +27,8 @@ SHARES: dict[str, Callable[[Mapping[str, float]], float]] = {
     "loss_cond": lambda m: 1 - m["drop_rate"],
     "loss_uncond": lambda m: m["drop_rate"],
 }
-BAR_COLUMNS = 50  # of BAR at 10⁶ steps, of which 15 are the bar itself
-LAST = ("skipped_in_row", "skipped_total")  # counts, of which the newest value is logged
+BAR_COLUMNS = 50  # width of BAR at 10⁶ steps, including 15 columns for the bar itself
+LAST = ("skipped_in_row", "skipped_total")  # counts; the newest value is logged, not a mean
 
 
 def summarise(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

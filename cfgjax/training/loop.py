@@ -94,7 +94,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             state, history = found
             claim.write_config()
             if not restored and pace.init_from is not None:
-                checkpoints.save(0, state, history)  # what it started from, should that be trained on or gone
+                checkpoints.save(0, state, history)  # init_from may be trained further or deleted
             size, step = (pace.num_steps, pace.batch_size), int(jax.device_get(state.step))
             with contextlib.closing(RunLog(claim.path, step, *size, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
@@ -154,7 +154,7 @@ def loop(
             history, running, signal = history + fetched, [], signal or heard
         check_finite(history, pace.max_skipped_in_row, step)
         if history and history[-1]["skipped_in_row"] and not (done or stopping):
-            saving_now = False  # what may be about to diverge does not displace what did not
+            saving_now = False  # a run that may be diverging keeps its older checkpoints
         if logging_now:
             logged, history = history, []
             with saving_first(checkpoints, step, state, history):

@@ -42,7 +42,7 @@ FREE = {"dropout", "dtype", "fused_attention", "remat", "null_label"}
 
 
 def make_objective(settings: Settings, net: Any) -> Objective:
-    """Returns what a network is trained for. Raises UsageError if the network, the process and the data do not fit."""
+    """Returns the training objective. Raises UsageError if the network, the process and the data do not fit."""
     data, diffusion = settings.data, settings.diffusion
     if diffusion is None:
         return classification(net)
@@ -57,7 +57,7 @@ def make_objective(settings: Settings, net: Any) -> Objective:
 
 
 def check_init_from(workdir: str, ours: Settings, theirs: Settings) -> None:
-    """Raises UsageError unless the parameters of the run in workdir, theirs, mean the same under our settings."""
+    """Raises UsageError unless both settings describe the same network. theirs: of the run in workdir."""
     there, here = meaning(theirs), meaning(ours)
     differing = [
         f"{key} is {there[key]} there, {here[key]} here"
@@ -69,7 +69,7 @@ def check_init_from(workdir: str, ours: Settings, theirs: Settings) -> None:
 
 
 def meaning(settings: Settings) -> dict[str, Any]:
-    """Returns {key: value} of what determines the meaning of a network's parameters."""
+    """Returns {key: value} of the settings that determine the meaning of a network's parameters."""
     options = {"name": settings.model.name, **settings.model.options}
     found = {f"model.{key}": value for key, value in options.items() if key not in FREE}
     predicted = "eps" if settings.diffusion is None else settings.diffusion.parametrisation

@@ -57,7 +57,7 @@ def make_train_step(
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         drawn = objective.draw(draw_key, batch, state.level_losses)
         (loss, terms), grads = gradients(state.params, drawn, dropout_key)
-        norm = optax.tree.norm(grads)  # finite only if the squares, which Adam keeps, are
+        norm = optax.tree.norm(grads)  # not finite if squares overflow, which Adam stores
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
         params = optax.apply_updates(state.params, updates)

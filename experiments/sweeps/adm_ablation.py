@@ -3,9 +3,9 @@
 cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation \
     --launcher=slurm --time=7-00:00:00 --gpus_per_node=8
 
-BASE is an experiment, FILE or FILE:ARGUMENT; `get_sweep()` lists runs of it as (name, {"config.key": value}). The rows
+BASE is an experiment, FILE or FILE:ARGUMENT. `get_sweep()` lists its runs as (name, {"config.key": value}). The rows
 are those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their
-order; the target adm_imagenet256 of `cfgjax compare` has the published results. Not measured here.
+order. The target adm_imagenet256 of `cfgjax compare` has the published results. Not measured here.
 """
 
 BASE = "experiments/adm.py:128"
@@ -30,7 +30,7 @@ TABLE_2 = {
 
 
 def get_sweep():
-    """[(name, {"config.key": value})], the rows of both tables."""
+    """Returns [(name, {"config.key": value})], the rows of both tables."""
     all_sizes = {"config.model.attention_resolutions": (32, 16, 8)}
     biggan = {"config.model.resblock_resample": True}
     four_heads = {"config.model.num_heads": 4}

@@ -1,14 +1,14 @@
-"""The frontier of one trained network drawn by many machines, a weight w each: those of the tables of classifier-free
-guidance (arXiv:2207.12598).
+"""The frontier of one trained network, with a run for each weight w in the tables of classifier-free guidance
+(arXiv:2207.12598). The runs can be distributed over many machines.
 
 cfgjax train --config=experiments/digits.py --workdir=runs/digits
 cfgjax train --config=experiments/digits_classifier.py --workdir=runs/digits_classifier
 cfgjax sweep --sweep=experiments/sweeps/guidance.py --workdir=runs/digits --out=runs/digits_guidance
 cfgjax compare runs/digits_guidance --plot=guidance.png
 
-Here runs follow one another (--parallel=N: N at a time), with --launcher=slurm they are the tasks of an array. On one
-machine `cfgjax evaluate` with all of them is quicker: it compiles once. compare joins the parts into one frontier. Not
-measured here.
+By default the runs are executed one after the other; --parallel=N executes N at a time. With --launcher=slurm they are
+the tasks of an array. On a single machine, `cfgjax evaluate` with all weights is faster, because it compiles only once.
+`cfgjax compare` joins the parts into one frontier. Not measured here.
 """
 
 COMMANDS = ("evaluate",)
@@ -16,5 +16,5 @@ GUIDANCE = (*(n / 10 for n in range(11)), 2.0, 3.0, 4.0)
 
 
 def get_sweep():
-    """[{flag of evaluate: value}], a run each."""
+    """Returns [{flag of evaluate: value}], with an entry for each run."""
     return [{"guidance": w} for w in GUIDANCE]

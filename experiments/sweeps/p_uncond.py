@@ -1,12 +1,13 @@
-"""How often labels are dropped: p_uncond of 0.1, 0.2 and 0.5, as in classifier-free guidance (arXiv:2207.12598), and
-the frontier of each.
+"""Trains with p_uncond of 0.1, 0.2 and 0.5, as in classifier-free guidance (arXiv:2207.12598), and measures the
+frontier of each.
 
 cfgjax train --config=experiments/digits_classifier.py --workdir=runs/digits_classifier
 cfgjax sweep --sweep=experiments/sweeps/p_uncond.py --out=runs/p_uncond
 cfgjax compare runs/p_uncond --plot=p_uncond.png
 
-The first trains the feature network that the frontiers of the digits are measured with. The paper's own runs are those
-of --base=experiments/imagenet64.py (after which compare has --targets=cfg_imagenet64). Not measured here.
+The first command trains the feature network, with which the frontiers of the digits are measured. For the runs of the
+paper, pass --base=experiments/imagenet64.py to `cfgjax sweep` and --targets=cfg_imagenet64 to `cfgjax compare`. Not
+measured here.
 """
 
 BASE = "experiments/digits.py"
@@ -14,5 +15,5 @@ COMMANDS = ("train", "evaluate")
 
 
 def get_sweep():
-    """[{"config.key": value}], a run each."""
+    """Returns [{"config.key": value}], with an entry for each run."""
     return [{"config.diffusion.p_uncond": p_uncond} for p_uncond in (0.1, 0.2, 0.5)]

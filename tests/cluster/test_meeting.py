@@ -32,7 +32,7 @@ def close(meetings):
             os.close(meeting.reserved)
 
 
-def test_all_learn_of_all_and_of_one_address_for_jax():
+def test_all_processes_receive_all_facts_and_one_address_for_jax():
     meetings = meet(*[(4, i, FACTS) for i in range(4)])
     assert [meeting.own.number for meeting in meetings] == [0, 1, 2, 3]
     assert all(meeting.members == meetings[0].members for meeting in meetings)
@@ -44,7 +44,7 @@ def test_all_learn_of_all_and_of_one_address_for_jax():
     close(meetings)
 
 
-def test_a_process_of_another_config_or_code_ends_all_with_the_name_of_what_differs():
+def test_processes_with_different_configs_or_code_end_with_the_difference():
     other = {**FACTS, "config.train.batch_size": "32"}
     for error in meet((3, 0, FACTS), (3, 1, FACTS), (3, 2, other)):
         assert isinstance(error, UsageError)
@@ -52,17 +52,17 @@ def test_a_process_of_another_config_or_code_ends_all_with_the_name_of_what_diff
         assert "config.train.batch_size is 32, in process 0 it is 64" in str(error)
 
 
-def test_a_process_that_was_told_of_another_number_is_named():
+def test_a_process_started_with_another_num_processes_is_named():
     for error in meet((2, 0, FACTS), (3, 1, FACTS)):
         assert "process 1 on" in str(error) and "has num_processes 3, process 0 has 2" in str(error)
 
 
-def test_two_processes_of_one_number_are_told():
+def test_two_processes_of_equal_rank_are_reported():
     errors = meet((3, 0, FACTS), (3, 1, FACTS), (3, 1, FACTS))
     assert all("are both process 1" in str(error) for error in errors)
 
 
-def test_a_process_that_does_not_come_is_named_in_bounded_time():
+def test_a_process_that_does_not_connect_is_named_in_bounded_time():
     start = time.monotonic()
     for error in meet((4, 0, FACTS), (4, 2, FACTS), seconds=1.0):
         assert "of 4 processes 1, 3 did not connect to localhost:" in str(error)
@@ -70,14 +70,14 @@ def test_a_process_that_does_not_come_is_named_in_bounded_time():
 
 
 @pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
-def test_a_process_0_that_cannot_be_reached_is_an_error_with_its_address(host):
+def test_an_unreachable_process_0_is_an_error_with_its_address(host):
     address, start = f"{host}:{free_port()}", time.monotonic()
     (error,) = meet((2, 1, FACTS), seconds=1.0, address=address)
     assert f"process 1 on {socket.gethostname()} cannot reach process 0 at {address} within 1 s" in str(error)
     assert time.monotonic() - start < 10
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_in_use_is_reported():
     with socket.create_server(("", 0)) as server:
         (error,) = meet((2, 0, FACTS), address=f"localhost:{server.getsockname()[1]}")
     assert "process 0 cannot listen on port" in str(error)
@@ -103,7 +103,7 @@ def test_the_port_of_jax_is_reserved_until_it_is_used():
     close(meetings)
 
 
-def test_tasks_of_slurm_leave_the_next_port_to_the_next_task():
+def test_tasks_of_slurm_do_not_use_the_same_ports():
     port = free_port()
     with socket.create_server(("", port + 1)), concurrent.futures.ThreadPoolExecutor() as threads:
         place = lambda i: Place(f"localhost:{port}", 2, i, "Slurm")
@@ -120,7 +120,7 @@ def test_an_address_of_ipv6_keeps_its_brackets():
     close(meetings)
 
 
-def test_a_stranger_at_the_door_is_sent_away():
+def test_a_connection_from_another_program_is_rejected():
     address = f"localhost:{free_port()}"
     with concurrent.futures.ThreadPoolExecutor() as threads:
         first = threads.submit(call_the_roll, Place(address, 2, 0, "a test"), FACTS, 10.0)

@@ -57,20 +57,20 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_environment_tells_address_number_and_index(case):
+def test_each_environment_gives_address_number_and_rank(case):
     environ, (address, count, index) = CASES[case]
     found = find_place(NO_FLAGS, environ)
     assert (found.address, found.num_processes, found.process_id) == (address, count, index)
 
 
-def test_flags_go_before_the_environment_and_belong_together():
+def test_flags_override_the_environment_and_must_be_given_together():
     flags = {"coordinator": "b:1", "num_processes": 2, "process_id": 1}
     assert find_place(flags, SLURM) == Place("b:1", 2, 1, "the flags")
     with pytest.raises(UsageError, match="--process_id must be given too"):
         find_place({**flags, "process_id": None}, {})
 
 
-def test_a_process_alone_has_no_place():
+def test_a_single_process_has_no_rank():
     alone = [{}, {**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, {"SLURM_JOB_ID": "77"}]
     assert [find_place(NO_FLAGS, environ) for environ in alone] == [None, None, None]
     assert find_place({"coordinator": "b:1", "num_processes": 1, "process_id": 0}, {}) is None
@@ -86,7 +86,7 @@ def test_a_process_alone_has_no_place():
         *(((address, 2, 1), "the flags: coordinator .*; need HOST:PORT") for address in NO_ADDRESS),
     ],
 )
-def test_a_place_that_cannot_be_is_told(flags, told):
+def test_invalid_rank_flags_are_reported(flags, told):
     with pytest.raises(UsageError, match=told):
         find_place(dict(zip(NO_FLAGS, flags, strict=True)), {})
 
@@ -100,7 +100,7 @@ def test_a_place_that_cannot_be_is_told(flags, told):
         ("[fe80::1%eth0]:80", "fe80::1%eth0", 80, "[fe80::1%eth0]:81"),
     ],
 )
-def test_an_address_of_a_place_has_a_host_and_a_port(address, host, port, jax):
+def test_an_address_has_a_host_and_a_port(address, host, port, jax):
     found = Place(address, 2, 1, "a test")
     assert (found.host, found.port, found.with_port(found.jax_port)) == (host, port, jax)
 
@@ -124,7 +124,7 @@ def test_invalid_variables_are_errors_and_not_taken_for_a_single_process(variabl
         find_place(NO_FLAGS, environ)
 
 
-def test_an_environment_that_is_not_whole_is_told():
+def test_an_incomplete_environment_is_reported():
     with pytest.raises(UsageError, match="CFGJAX_COORDINATOR: .* is incomplete: .*NUM_PROCESSES"):
         find_place(NO_FLAGS, {"CFGJAX_COORDINATOR": "a:1"})
     mpi = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
@@ -140,7 +140,7 @@ def test_the_first_host_of_slurms_lists(nodes, first):
     assert first_host(nodes) == first
 
 
-def test_a_tpu_vm_asks_its_metadata_server():
+def test_a_tpu_vm_reads_its_rank_from_the_metadata_server():
     told = {"agent-worker-number": "1", "worker-network-endpoints": "x:8470:10.0.0.2,x:8470:10.0.0.3"}
 
     class Metadata(http.server.BaseHTTPRequestHandler):
@@ -160,7 +160,7 @@ def test_a_tpu_vm_asks_its_metadata_server():
     assert found == ("10.0.0.2:8476", 2, 1)
 
 
-def test_processes_that_see_all_gpus_of_their_host_take_one_each():
+def test_processes_that_see_all_gpus_of_their_host_use_one_each():
     tasks = {"SLURM_LOCALID": "2", "SLURM_NTASKS_PER_NODE": "4"}
     assert local_devices({**tasks, "CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == [2]
     assert local_devices({**tasks, "CUDA_VISIBLE_DEVICES": "2"}) is None  # bound to its own

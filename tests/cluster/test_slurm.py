@@ -105,7 +105,7 @@ def preempt():
 
 
 @pytest.mark.parametrize(("tasks", "steps"), [(1, 20000), (2, 800)])
-def test_a_preempted_run_saves_is_put_back_into_the_queue_and_goes_on_to_the_end(tmp_path, tasks, steps):
+def test_a_preempted_run_saves_is_requeued_and_resumes_to_the_end(tmp_path, tasks, steps):
     command = f"{TRAIN} --config.train.num_steps={steps} --workdir={tmp_path / 'run'}"
     job = submit(f"{LAUNCH} --partition=low --tasks_per_node={tasks} -- {command}")
     wait(lambda: last_step(tmp_path / "run") >= 50)
@@ -120,7 +120,7 @@ def test_a_preempted_run_saves_is_put_back_into_the_queue_and_goes_on_to_the_end
     assert last_step(tmp_path / "run") == steps
 
 
-def test_before_its_time_limit_a_job_saves_and_is_put_back_into_the_queue(tmp_path, task):
+def test_before_its_time_limit_a_job_saves_and_is_requeued(tmp_path, task):
     limits = f"launch slurm --time=00:01:00 --grace_seconds=30 --python={task}"
     job = submit(f"{limits} --tasks_per_node=2 -- {TRAIN} --workdir={tmp_path / 'run'}")
     assert ended(job) == ("COMPLETED", 0)
@@ -128,7 +128,7 @@ def test_before_its_time_limit_a_job_saves_and_is_put_back_into_the_queue(tmp_pa
     assert lines == 2 * ["started"] + 2 * ["saved"] + ["preempted and saved: requeued"] + 2 * ["went on"]
 
 
-def test_a_cancelled_job_saves_and_is_not_put_back(tmp_path, task):
+def test_a_cancelled_job_saves_and_is_not_requeued(tmp_path, task):
     job = submit(f"{LAUNCH.rpartition(' ')[0]} --python={task} -- {TRAIN} --workdir={tmp_path / 'run'}")
     wait(lambda: "started" in log(tmp_path / "run", job))
     subprocess.run(["scancel", job], check=True)
@@ -137,7 +137,7 @@ def test_a_cancelled_job_saves_and_is_not_put_back(tmp_path, task):
     assert state(job)["Restarts"] == "0"
 
 
-def test_a_failed_job_is_not_put_back(tmp_path):
+def test_a_failed_job_is_not_requeued(tmp_path):
     diverging = "--config.optimizer.learning_rate=1e30 --config.train.num_steps=1000"
     job = submit(f"{LAUNCH} -- {TRAIN} {diverging} --workdir={tmp_path / 'run'}")
     assert ended(job) == ("FAILED", 1)
@@ -145,7 +145,7 @@ def test_a_failed_job_is_not_put_back(tmp_path):
     assert state(job)["Restarts"] == "0"
 
 
-def test_two_processes_are_one_run(tmp_path):
+def test_two_processes_train_the_run_of_one(tmp_path):
     command = f"{TRAIN} --config.train.num_steps=200 --workdir={tmp_path / 'run'}"
     job = submit(f"{LAUNCH} --tasks_per_node=2 -- {command}")
     assert ended(job) == ("COMPLETED", 0), log(tmp_path / "run", job)
@@ -153,7 +153,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert last_step(tmp_path / "run") == 200
 
 
-def test_an_array_sweeps_and_a_repeated_sweep_submits_what_is_left(tmp_path):
+def test_an_array_executes_a_sweep_and_a_repeated_sweep_submits_the_unfinished_runs(tmp_path):
     overrides = {f"config.{key}": value for key, value in TINY.items()} | {"config.train.num_steps": 100}
     (tmp_path / "sweep.py").write_text(
         "BASE = 'experiments/mixture.py'\n"
@@ -182,7 +182,7 @@ def test_an_array_sweeps_and_a_repeated_sweep_submits_what_is_left(tmp_path):
     assert run(f"{command} --only=p_uncond=0.5,p_uncond=0.1 --python={sys.executable}")[0] == 0
 
 
-def test_a_task_of_an_array_that_saved_is_put_back_and_leaves_its_record_at_the_end(tmp_path, task):
+def test_a_task_of_an_array_that_saved_is_requeued_and_writes_its_record_at_the_end(tmp_path, task):
     (tmp_path / "sweep.py").write_text(
         "BASE = 'experiments/mixture.py'\ndef get_sweep():\n    return [('a', {}), ('b', {'config.seed': 1})]\n"
     )

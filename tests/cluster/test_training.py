@@ -68,7 +68,7 @@ def distance(a, b):
     return norm(jax.tree.map(np.subtract, a, b)) / norm(b)
 
 
-def test_two_processes_do_what_one_does(alone, together):
+def test_two_processes_write_the_files_of_one(alone, together):
     early = 50  # rounding grows from step to step
     assert_close(metrics(together)[: early // 10], metrics(alone)[: early // 10], rtol=1e-6)
     assert distance(state(together, early)["params"], state(alone, early)["params"]) < 1e-6
@@ -77,7 +77,7 @@ def test_two_processes_do_what_one_does(alone, together):
     assert len(list(together.glob("events.out.tfevents.*"))) == 1
 
 
-def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsewhere(alone, tmp_path):
+def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_resumes_elsewhere(alone, tmp_path):
     workdir = tmp_path / "run"
     saved = None
     for count, victim, number, flags in [
@@ -103,7 +103,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_goes_on_elsew
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak)])
-def test_a_killed_process_ends_the_other_and_nothing_is_lost(together, tmp_path, victim):
+def test_a_killed_process_ends_the_other_and_no_saved_step_is_lost(together, tmp_path, victim):
     workdir = tmp_path / "run"
     processes = start_several(train(workdir), 2)
     wait_for_step(workdir, 120)
@@ -134,7 +134,7 @@ def test_a_frozen_process_is_named(tmp_path):
     assert finish_all(processes[1:])[0][0] == 1
 
 
-def test_a_damaged_step_and_what_a_crash_left_are_passed_over(together, tmp_path):
+def test_damaged_steps_and_leftovers_of_a_crash_are_skipped(together, tmp_path):
     import shutil
 
     workdir = tmp_path / "run"
@@ -150,14 +150,14 @@ def test_a_damaged_step_and_what_a_crash_left_are_passed_over(together, tmp_path
     assert same_trees(state(workdir, STEPS), state(together, STEPS))
 
 
-def test_what_all_processes_can_see_is_told_once_and_leaves_nothing_behind(tmp_path):
+def test_an_error_common_to_all_processes_is_reported_once_and_leaves_no_files(tmp_path):
     ends = finish_all(start_several(train(tmp_path / "run", "--config.train.batch_size=15"), 2))
     assert [code for code, _, _ in ends] == [2, 2]
     assert ends[0][2].strip() == "cfgjax: error: batch_size 15 is not divisible by 2 devices; use 14 or 16"
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_of_different_configs_are_told_apart_at_the_start(tmp_path):
+def test_processes_with_different_configs_are_reported_at_the_start(tmp_path):
     place = {"CFGJAX_COORDINATOR": f"localhost:{free_port()}", "CFGJAX_NUM_PROCESSES": "2"}
     flags = ["--config.train.batch_size=32", "--config.train.batch_size=16"]
     ends = finish_all(
@@ -170,7 +170,7 @@ def test_processes_of_different_configs_are_told_apart_at_the_start(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_coordinator_that_is_not_there_is_an_error_with_its_address(tmp_path):
+def test_an_unreachable_coordinator_is_an_error_with_its_address(tmp_path):
     flags = f"--coordinator=localhost:{free_port()} --num_processes=2 --process_id=1"
     code, _, err = run(train(tmp_path / "run", flags, "--config.cluster.start_timeout_seconds=2"))
     assert code == 1
@@ -178,7 +178,7 @@ def test_a_coordinator_that_is_not_there_is_an_error_with_its_address(tmp_path):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_a_workdir_in_use_is_refused_by_all(tmp_path):
+def test_all_processes_refuse_a_workdir_in_use(tmp_path):
     flags = "--config.train.num_steps=100000"
     first = start(train(tmp_path / "run", flags))
     wait_for_step(tmp_path / "run", 10)
@@ -189,7 +189,7 @@ def test_a_workdir_in_use_is_refused_by_all(tmp_path):
     assert ends[0][2].strip().endswith(f"is in use by process {first.pid}")
 
 
-def test_a_workdir_that_another_host_does_not_see_is_refused(tmp_path):
+def test_a_workdir_that_is_invisible_to_another_host_is_refused(tmp_path):
     place = {"CFGJAX_COORDINATOR": f"localhost:{free_port()}", "CFGJAX_NUM_PROCESSES": "2"}
     (tmp_path / "elsewhere").mkdir()
     root = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ def test_a_workdir_that_another_host_does_not_see_is_refused(tmp_path):
     assert "process 1 does not see the workdir run of process 0" in ends[0][2]
 
 
-def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
+def test_the_other_processes_report_the_error_of_one(tmp_path):
     data = tmp_path / "data.npz"
     rng = np.random.default_rng(0)
     np.savez(data, image=rng.integers(0, 256, (16, 8, 8, 1), np.uint8), label=rng.integers(0, 10, 16))
@@ -221,7 +221,7 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
 
 
 @pytest.mark.soak
-def test_a_full_disk_of_the_first_process_is_told_by_all(tmp_path):
+def test_all_processes_report_a_full_disk_of_the_first(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
@@ -241,7 +241,7 @@ def test_a_full_disk_of_the_first_process_is_told_by_all(tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("count", "kills", "steps"), [(2, 35, STEPS), (4, 15, 100)])
-def test_killed_at_random_moments_no_process_hangs_and_no_whole_step_is_lost(tmp_path, count, kills, steps):
+def test_after_kills_at_random_moments_no_process_hangs_and_no_complete_step_is_lost(tmp_path, count, kills, steps):
     flags = "--config.checkpoint.every_steps=20 --config.cluster.start_timeout_seconds=20"
     flags += f" --config.train.num_steps={steps}"
     straight, workdir = tmp_path / "straight", tmp_path / "run"
@@ -275,7 +275,7 @@ def test_killed_at_random_moments_no_process_hangs_and_no_whole_step_is_lost(tmp
     assert metrics(workdir) == metrics(straight)
 
 
-def test_evaluation_and_sampling_in_two_processes_are_those_of_one(alone, tmp_path):
+def test_evaluation_and_sampling_in_two_processes_equal_those_in_one(alone, tmp_path):
     options = "--num_samples=60 --guidance=0,1 --num_steps=4 --batch_size=8"
     command = f"evaluate --workdir={alone} {options} --out="
     ends = [run(command + str(tmp_path / "one")), *finish_all(start_several(command + str(tmp_path / "two"), 2))]

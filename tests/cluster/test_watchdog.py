@@ -83,7 +83,7 @@ class Walkers:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_killed_process_ends_the_others_at_once_by_its_name(victim):
+def test_a_killed_process_ends_the_others_at_once_and_is_named(victim):
     with Walkers(3, None, "none") as walkers:
         walkers.wait_until_ready()
         start = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_frozen_process_is_named_in_time(victim):
 
 
 @pytest.mark.e2e
-def test_a_process_that_is_stuck_is_named_and_shows_where():
+def test_a_stuck_process_is_named_and_prints_its_stack():
     with Walkers(3, 1, "stuck") as walkers:
         ends = walkers.ends(0, 1, 2)
         for code, err in ends.values():
@@ -131,7 +131,7 @@ def test_a_process_that_fails_ends_the_others_with_its_reason():
 
 
 @pytest.mark.e2e
-def test_a_process_that_goes_another_way_is_named():
+def test_a_process_that_takes_another_branch_is_named():
     with Walkers(3, 2, "another way") as walkers:
         for code, err in walkers.ends(0, 1, 2).values():
             assert code == 1
@@ -139,7 +139,7 @@ def test_a_process_that_goes_another_way_is_named():
 
 
 @pytest.mark.e2e
-def test_where_no_process_moves_all_are_told():
+def test_if_no_process_advances_all_report_it():
     with Walkers(2, None, "stalled") as walkers:
         for code, err in walkers.ends(0, 1).values():
             assert code == 1
@@ -147,7 +147,7 @@ def test_where_no_process_moves_all_are_told():
 
 
 @pytest.mark.e2e
-def test_work_that_others_may_wait_for_is_no_fault():
+def test_waiting_for_announced_work_is_not_a_fault():
     with Walkers(2, 1, "alone") as walkers:
         walkers.wait_until_ready()
         time.sleep(1.5 * TIMEOUT)
@@ -155,7 +155,7 @@ def test_work_that_others_may_wait_for_is_no_fault():
 
 
 @pytest.mark.e2e
-def test_processes_that_leave_are_no_fault():
+def test_processes_that_exit_normally_are_not_a_fault():
     with Walkers(3, None, "leave") as walkers:
         walkers.wait_until_ready()
         assert walkers.ends(0, 1, 2) == dict.fromkeys(range(3), (0, ""))
@@ -165,7 +165,7 @@ def seen(*counts, what="step 1", **options):
     return {i: Seen(heard=100.0, at=0.0, count=count, what=what, **options) for i, count in enumerate(counts)}
 
 
-def test_only_what_lasts_longer_than_patience_is_blamed():
+def test_only_a_wait_longer_than_patience_is_a_fault():
     assert judge(100.0, seen(5, 4), 101.0) is None
     assert judge(100.0, seen(5, 4), 99.0) == (1, "is stuck at step 1; the others have waited 100 s for it")
     assert judge(100.0, seen(5, 5), 1.0) is None  # a first step may take any time

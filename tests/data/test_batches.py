@@ -31,7 +31,7 @@ def test_every_epoch_shows_every_example_once_in_an_order_of_its_own(numbered):
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [4, 5, 6, 7], [1, 6], [3]])
-def test_rows_of_a_batch_are_the_same_whatever_others_are_asked_for(numbered, rows):
+def test_rows_of_a_batch_do_not_depend_on_the_other_rows(numbered, rows):
     flipped = Dataset(numbered.image, numbered.label, random_flip=True)
     whole, part = batch_at(flipped, 3, 7, 8), batch_at(flipped, 3, 7, 8, np.array(rows))
     for name in whole:
@@ -69,13 +69,13 @@ def images(n=8, **options):
     return Dataset(image, np.zeros(n, np.int32), **options)
 
 
-def test_small_images_are_means_over_squares_of_the_very_image():
+def test_small_images_are_means_over_squares_of_the_same_image():
     batch = batch_at(images(low_res_size=4, random_flip=True), 0, 3, 8)
     expected = batch["image"].reshape(8, 4, 2, 4, 2, 2).mean(axis=(2, 4))
     np.testing.assert_allclose(batch["low_res"], expected, atol=1e-6)
 
 
-def test_crops_depend_on_seed_step_and_place_alone_and_stay_within_the_image():
+def test_crops_depend_only_on_seed_step_and_position_and_stay_within_the_image():
     data = images(random_crop=0.5)
     whole = batch_at(data, 0, 3, 8)["image"]
     np.testing.assert_array_equal(whole, batch_at(data, 0, 3, 8)["image"])
@@ -86,7 +86,7 @@ def test_crops_depend_on_seed_step_and_place_alone_and_stay_within_the_image():
     assert whole.shape == (8, 8, 8, 2) and whole.dtype == np.float32
 
 
-def test_a_crop_of_the_whole_is_the_image_and_a_plane_stays_a_plane():
+def test_a_crop_of_full_size_is_the_image_and_a_linear_image_stays_linear():
     ramp = np.repeat(np.linspace(-1, 1, 8, dtype=np.float32)[None, :, None], 8, axis=0)
     np.testing.assert_allclose(crop(1.0, ramp, np.array([0.3, 0.9, 0.1])), ramp, atol=1e-6)
     part = crop(0.5, ramp, np.array([0.0, 0.5, 0.5]))[:, 1:-1]

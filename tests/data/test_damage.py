@@ -73,7 +73,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
+def test_a_damaged_description_is_reported_on_one_line_with_a_remedy(kind, folder):
     DAMAGE[kind](folder / "set" / "dataset.json")
     for use in (
         lambda: open_source(**CONFIG, path=str(folder / "set")),
@@ -86,7 +86,7 @@ def test_a_damaged_description_is_one_line_that_says_what_to_do(kind, folder):
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_request_is_one_line_that_says_what_to_do(kind, folder):
+def test_a_damaged_request_is_reported_on_one_line_with_a_remedy(kind, folder):
     interrupted(folder)
     DAMAGE[kind](folder / "set" / "request.json")
     with pytest.raises(UsageError, match=r"request\.json.*again") as raised:
@@ -118,7 +118,7 @@ def test_a_shard_whose_description_is_damaged_is_made_again(kind, indexed, made,
 
 
 @pytest.mark.parametrize("damage", [cut, flip, DAMAGE["zeros"], lambda path: path.unlink()])
-def test_a_shard_that_is_damaged_while_the_set_is_made_is_made_again(damage, indexed, made, tmp_path):
+def test_a_shard_damaged_during_preparation_is_made_again(damage, indexed, made, tmp_path):
     folder = shutil.copytree(indexed, tmp_path / "folder")
     damage(folder / "set" / "shard-00001-of-00002.array_record")
     assert prepare(folder, "--encoding=raw", "--verify") == 0
@@ -144,7 +144,7 @@ def relabelled(folder):
     np.save(folder / "set" / "label.npy", label)
 
 
-def test_verifying_finds_a_changed_byte_wherever_it_is(folder, capsys):
+def test_verify_detects_a_changed_byte_anywhere(folder, capsys):
     assert run(["prepare", "--verify", str(folder / "set")]) == 0
     assert "300 images match their hashes" in capsys.readouterr().out
     path = folder / "set" / "shard-00000-of-00002.array_record"
@@ -193,7 +193,7 @@ SHARD = {"file": "a", "num_examples": 1, "bytes": 1}
         {"num_examples": True},
     ],
 )
-def test_entries_of_the_first_format_are_checked_one_by_one(change, folder):
+def test_records_of_the_first_format_are_checked_individually(change, folder):
     """It has no hash."""
     path = folder / "set" / "dataset.json"
     about = json.loads(path.read_text())

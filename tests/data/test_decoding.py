@@ -24,7 +24,7 @@ def noise(height, width, channels=3):
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_an_image_of_the_size_is_left_as_it_is(crop):
+def test_an_image_of_the_right_size_is_not_changed(crop):
     image = noise(8, 8)
     made, notes = Converter(8, crop, 3)(encoded(Image.fromarray(image)))
     assert np.array_equal(made, image) and notes == []
@@ -32,20 +32,20 @@ def test_an_image_of_the_size_is_left_as_it_is(crop):
 
 @pytest.mark.parametrize("crop", ["adm", "lanczos", "area"])
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
-def test_of_a_long_image_the_middle_is_kept(crop, shape):
+def test_the_crop_of_a_long_image_is_its_middle(crop, shape):
     image = noise(*shape)
     middle = image[:, 8:16] if shape[1] == 24 else image[8:16]
     assert np.array_equal(Converter(8, crop, 3)(image)[0], middle)
 
 
 @pytest.mark.parametrize(("crop", "factor"), [("area", 3), ("area", 4), ("adm", 2), ("adm", 4)])
-def test_areas_and_adms_halvings_are_means_over_squares(crop, factor):
+def test_area_resizing_and_adm_halving_are_means_over_squares(crop, factor):
     image = 16 * (noise(8 * factor, 8 * factor) // 16)
     squares = image.reshape(8, factor, 8, factor, 3).mean(axis=(1, 3))
     assert np.abs(Converter(8, crop, 3)(image)[0] - squares).max() <= 1  # rounded after rows and after columns
 
 
-def test_adm_is_the_crop_of_guided_diffusion():
+def test_adm_crop_equals_that_of_guided_diffusion():
     """goldens/adm_crop.npz: its `center_crop_arr` to 16 pixels of the seeded noise below."""
     rng, golden = np.random.default_rng(7), np.load(GOLDENS / "adm_crop.npz")
     for height, width in [(75, 50), (23, 40), (130, 67), (12, 9)]:
@@ -56,7 +56,7 @@ def test_adm_is_the_crop_of_guided_diffusion():
         )  # versions of Pillow may round otherwise
 
 
-def test_adm_halves_only_while_the_image_is_twice_as_large():
+def test_adm_crop_halves_only_while_the_image_is_twice_as_large():
     """Below twice the size it is one bicubic step, which overshoots at an edge as no mean of squares does."""
     step = np.repeat(np.where(np.arange(15) < 8, 60, 180).astype(np.uint8)[None, :], 15, axis=0)[..., None]
     made = Converter(8, "adm", 1)(step)[0]
@@ -64,7 +64,7 @@ def test_adm_halves_only_while_the_image_is_twice_as_large():
     assert Converter(8, "area", 1)(step)[0].min() == 60
 
 
-def test_padding_puts_the_image_in_the_middle_of_black_and_refuses_larger_ones():
+def test_padding_centres_the_image_on_black_and_refuses_larger_ones():
     image = noise(28, 28, 1)
     made, _ = Converter(32, "pad", 1)(image)
     assert np.array_equal(made[2:30, 2:30], image)
@@ -108,21 +108,21 @@ def sixteen_bits():
         (encoded(plain("RGB", RED).resize((4, 4))), 3, RED, ["smaller than 8 pixels, enlarged"]),
     ],
 )
-def test_images_of_other_kinds_are_converted_and_it_is_said(data, channels, colour, told):
+def test_images_of_other_kinds_are_converted_and_counted(data, channels, colour, told):
     made, notes = Converter(8, "adm", channels)(data)
     assert made.shape == (8, 8, channels) and made.dtype == np.uint8
     assert np.abs(made - np.array(colour, int)).max() <= 2 * (b"JFIF" in data or b"Adobe" in data)
     assert notes == told
 
 
-def test_images_are_turned_as_exif_says():
+def test_images_are_rotated_by_their_exif_orientation():
     made, notes = Converter(8, "adm", 3)(with_orientation(6))  # to be turned clockwise by a quarter
     assert notes == ["turned as EXIF says"]
     assert (made[:4] == 255).all() and (made[4:] == 0).all()
     assert Converter(8, "adm", 3)(with_orientation(1))[1] == []
 
 
-def test_what_cannot_be_made_is_told():
+def test_data_that_cannot_be_built_are_reported():
     with pytest.raises(UsageError, match="unknown crop 'admm', did you mean 'adm'"):
         Converter(8, "admm", 3)
     with pytest.raises(UsageError, match=r"channels is 4; need 1 \(grey\) or 3 \(RGB\)"):

@@ -17,7 +17,7 @@ from cfgjax.data.pipeline import grain_and_flags
         ("grain", "data", lambda **data: grain_and_flags()),
     ],
 )
-def test_a_library_that_is_not_there_is_told_by_its_extra(module, extra, use, monkeypatch):
+def test_a_missing_library_is_reported_with_its_extra(module, extra, use, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError, match=rf"pip install 'cfgjax\[{extra}\]'"):
         use(num_classes=2, image_shape=(8, 8, 3))

@@ -80,7 +80,7 @@ ADDED = {  # what is added to a folder, and the images that class ant has by it 
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_each_file_is_an_example_of_its_class_once(name, tmp_path, caplog):
+def test_each_file_is_one_example_of_its_class(name, tmp_path, caplog):
     root = write_folder(tmp_path / "d" / "images")
     before = list_folder(root)
     add, more = ADDED[name]
@@ -95,7 +95,7 @@ def test_each_file_is_an_example_of_its_class_once(name, tmp_path, caplog):
     assert ("passed over" in caplog.text) == passed_over
 
 
-def test_files_passed_over_are_listed_and_do_not_change_the_set(tmp_path, capsys):
+def test_skipped_files_are_listed_and_do_not_change_the_data_set(tmp_path, capsys):
     root = write_folder(tmp_path / "images")
     for name in ("itself", "a pipe", "nothing"):
         ADDED[name][0](root)
@@ -107,7 +107,7 @@ def test_files_passed_over_are_listed_and_do_not_change_the_set(tmp_path, capsys
     assert about(tmp_path / "set")["counts"] == [4, 4, 4]
 
 
-def test_a_class_that_is_a_link_to_another_is_one_and_the_user_is_warned(tmp_path):
+def test_a_class_folder_that_links_to_another_is_a_class_and_gives_a_warning(tmp_path):
     root = write_folder(tmp_path / "images", classes=("ant", "bee"))
     link("ant", root / "wasp")
     found = list_folder(root)
@@ -142,7 +142,7 @@ def test_names_of_any_bytes_are_stored_and_printed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", STRANGE[:2])
-def test_a_prepared_set_may_lie_in_a_folder_of_any_name(name, tmp_path, capsys):
+def test_a_prepared_set_may_be_in_a_folder_of_any_name(name, tmp_path, capsys):
     root, out = write_folder(tmp_path / "images", classes=("ant",)), tmp_path / os.fsdecode(name)
     assert prepare(root, out) == 0
     data = open_source(source="prepared", path=str(out), num_classes=1, image_shape=(8, 8, 3))
@@ -150,7 +150,7 @@ def test_a_prepared_set_may_lie_in_a_folder_of_any_name(name, tmp_path, capsys):
     assert run(["prepare", "--verify", str(out)]) == 0
 
 
-def test_a_terminal_that_knows_ascii_only_is_enough(tmp_path):
+def test_a_terminal_that_only_supports_ascii_works(tmp_path):
     root = os.fsencode(write_folder(tmp_path / "images", classes=("ant", "bee")))
     os.rename(root + b"/bee", root + b"/caf\xe9")
     found = list_folder(tmp_path / "images").classes
@@ -180,7 +180,7 @@ def test_classes_named_by_numbers_are_ordered_by_them_on_request(names, numeric,
     assert not by_number.notes
 
 
-def test_the_order_of_classes_is_printed_recorded_and_another_set(tmp_path, capsys):
+def test_another_order_of_classes_is_printed_recorded_and_changes_the_hash(tmp_path, capsys):
     root = write_folder(tmp_path / "images", classes=("0", "2", "10"), count=1)
     prepare(root, tmp_path / "set")
     out = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_the_order_of_classes_is_printed_recorded_and_another_set(tmp_path, caps
 
 
 @pytest.mark.parametrize("out", ["", "out", "ant/out", "../link/out", "../images"])
-def test_a_set_is_not_prepared_into_its_own_input(out, tmp_path):
+def test_a_data_set_is_not_prepared_into_its_own_input(out, tmp_path):
     root = write_folder(tmp_path / "images")
     link(root, tmp_path / "link")
     before = sorted(os.walk(root))
@@ -212,7 +212,7 @@ def test_a_set_is_not_prepared_into_its_own_input(out, tmp_path):
     assert sorted(os.walk(root)) == before
 
 
-def test_links_without_an_end_as_input_or_output_are_refused(tmp_path):
+def test_endless_links_as_input_or_output_are_refused(tmp_path):
     link("loop", tmp_path / "loop")
     root = write_folder(tmp_path / "images")
     for words in ((tmp_path / "loop", tmp_path / "out"), (root, tmp_path / "loop"), (root, tmp_path / "loop" / "out")):

@@ -79,13 +79,13 @@ def test_workers_decode_the_images_of_a_folder(tmp_path):
 
 
 @pytest.mark.e2e
-def test_crops_are_made_in_the_workers_all_the_same(batches):
+def test_crops_do_not_depend_on_the_workers(batches):
     dataset, made = batches(1, random_crop=0.5, split="train")
     assert same_trees(made.at(0), expected(dataset, 0))
 
 
 @pytest.mark.e2e
-def test_each_process_makes_its_own_rows(batches):
+def test_each_process_computes_its_own_rows(batches):
     rows = np.array([1, 4])
     dataset, made = batches(1, rows)
     found = made.at(2)
@@ -94,7 +94,7 @@ def test_each_process_makes_its_own_rows(batches):
 
 
 @pytest.mark.e2e
-def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
+def test_a_killed_worker_is_an_error_within_seconds(batches):
     _, made = batches(2)
     made.at(0)
     os.kill(made._ahead._workers[1].pid, signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed_is_an_error_within_seconds(batches):
 
 
 @pytest.mark.e2e
-def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys):
+def test_a_frozen_worker_is_reported_first_and_an_error_later(batches, capsys):
     _, made = batches(2, worker_timeout_seconds=8)
     _ = [made.at(step) for step in (0, K, 2 * K)]
     frozen = made._ahead._workers[0].pid
@@ -123,7 +123,7 @@ def test_a_worker_that_is_frozen_is_told_and_only_later_an_error(batches, capsys
 
 
 @pytest.mark.e2e
-def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
+def test_a_frozen_worker_that_continues_is_not_an_error(batches, capsys):
     dataset, made = batches(1, worker_timeout_seconds=60)
     made.at(0)
     frozen = made._ahead._workers[0].pid
@@ -137,7 +137,7 @@ def test_a_frozen_worker_that_goes_on_is_forgiven(batches, capsys):
 
 
 @pytest.mark.e2e
-def test_what_fails_in_a_worker_is_told_as_it_is_without(path, tmp_path, batches):
+def test_a_failure_in_a_worker_is_reported_as_without_workers(path, tmp_path, batches):
     _, made = batches(1)
     made._draw.args[0].image.read.paths[0] = str(tmp_path / "gone.array_record")
     for _ in range(2):
@@ -158,7 +158,7 @@ def config_of(path, **overrides):
 
 
 @pytest.mark.e2e
-def test_training_with_workers_stopped_and_resumed_is_training_without(path, tmp_path, quick_compilation):
+def test_stopped_and_resumed_training_with_workers_equals_training_without(path, tmp_path, quick_compilation):
     straight, broken = (config_of(path, **{"data.num_workers": n}) for n in (0, 1))
     train(straight, tmp_path / "straight")
     train(broken, tmp_path / "broken", stops=[2])
@@ -184,7 +184,7 @@ def replaced(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, tmp_path, quick_compilation):
+def test_a_run_does_not_resume_with_another_data_set_under_the_same_path(replaced, tmp_path, quick_compilation):
     path, replace, (first, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
     train(config, workdir, stops=[2], ends=False)
@@ -198,7 +198,7 @@ def test_a_run_goes_on_with_no_other_data_set_in_the_place_of_its_own(replaced, 
 
 
 @pytest.mark.e2e
-def test_a_run_of_before_data_sets_were_recorded_goes_on_and_has_it_recorded(replaced, tmp_path, quick_compilation):
+def test_a_run_of_a_version_without_data_records_resumes_and_writes_one(replaced, tmp_path, quick_compilation):
     path, replace, (_, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
     train(config, workdir, stops=[2], ends=False)
@@ -211,7 +211,7 @@ def test_a_run_of_before_data_sets_were_recorded_goes_on_and_has_it_recorded(rep
         train(config, workdir)
 
 
-def test_the_batches_placed_ahead_are_those_asked_for_later(path):
+def test_batches_placed_in_advance_are_those_requested_later(path):
     made = Run(config_of(path), devices=jax.devices()[:1])
     plain = [jax.device_get(made.batches(step)) for step in (0, 2, 6)]
     made.look_ahead(2)
@@ -221,7 +221,7 @@ def test_the_batches_placed_ahead_are_those_asked_for_later(path):
     assert same_trees(jax.device_get(made.batches(2)), plain[1])
 
 
-def test_a_run_may_go_on_with_another_number_of_workers_but_not_with_other_data(path):
+def test_a_run_may_resume_with_another_number_of_workers_but_not_with_other_data(path):
     check_resumable(settings(config_of(path)), settings(config_of(path, **{"data.num_workers": 5})))
     with pytest.raises(UsageError, match="data.random_flip is False"):
         check_resumable(settings(config_of(path)), settings(config_of(path, **{"data.random_flip": False})))
@@ -234,7 +234,7 @@ def test_workers_for_arrays_in_memory_are_refused():
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("fate", ["killed", "frozen", pytest.param("orphaned", marks=pytest.mark.slow)])
-def test_a_training_process_whose_worker_is_gone_fails_and_no_worker_outlives_its_process(fate, path, tmp_path):
+def test_a_dead_worker_fails_the_training_and_no_worker_outlives_its_process(fate, path, tmp_path):
     overrides = {
         "data.path": path, "data.image_shape": "(8, 8, 3)", "data.num_workers": 2, "data.crop": "adm",
         "model.channels": 32, "model.multipliers": "(1,)", "train.batch_size": 8, "train.log_every_steps": 10,
@@ -266,7 +266,7 @@ SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.mod
 
 
 @pytest.mark.e2e
-def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tmp_path, quick_compilation):
+def test_two_processes_with_workers_train_on_the_batches_of_one_process_without(path, tmp_path, quick_compilation):
     words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
     together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"
     code, _, err = command.run(together, environ={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
@@ -282,7 +282,7 @@ def test_two_processes_with_workers_train_on_the_batches_of_one_without(path, tm
 
 
 @pytest.mark.e2e
-def test_the_reference_of_a_prepared_set_is_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
+def test_the_reference_of_a_prepared_set_equals_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
     train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
     make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "
     make += f"--config.data.path={path} --features=classifier --classifier={tmp_path}/classifier --out={tmp_path}/r.npz"

@@ -45,7 +45,7 @@ def meaning(samples, colour, depth, key, palette, opacity):
 
 
 @pytest.mark.parametrize(("colour", "depth", "interlaced", "keyed"), KINDS)
-def test_a_png_is_read_as_its_specification_says(colour, depth, interlaced, keyed):
+def test_a_png_is_read_according_to_its_specification(colour, depth, interlaced, keyed):
     """keyed: with a tRNS chunk."""
     rng = np.random.default_rng(depth)
     samples = rng.integers(0, 2**depth, (11, 13, SAMPLES[colour]))
@@ -69,7 +69,7 @@ def test_a_png_is_read_as_its_specification_says(colour, depth, interlaced, keye
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
 @pytest.mark.parametrize("photometric", [0, 1])
-def test_a_grey_tiff_is_read_right_or_refused(order, bits, photometric):
+def test_a_grey_tiff_is_read_correctly_or_refused(order, bits, photometric):
     samples = np.random.default_rng(bits).integers(0, 2**bits, (6, 16, 1))
     stored = samples.astype(f"{order}u2") if bits == 16 else samples
     scaled = samples * 255 / (2**bits - 1)
@@ -82,7 +82,7 @@ def test_a_grey_tiff_is_read_right_or_refused(order, bits, photometric):
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_a_colour_tiff_is_read_right(order):
+def test_a_colour_tiff_is_read_correctly(order):
     samples = np.random.default_rng(0).integers(0, 65536, (6, 7, 3)).astype(f"{order}u2")
     assert np.abs(rgb(tiff(samples, bits=16, photometric=2, order=order)) - samples / 257).max() <= 1.01
     four = np.random.default_rng(0).integers(0, 256, (6, 7, 4))
@@ -98,7 +98,7 @@ def test_a_colour_tiff_is_read_right(order):
 
 
 @pytest.mark.parametrize(("dtype", "sample_format"), [("f4", 3), ("i4", 2), ("u4", 1), ("i2", 2), ("i1", 2)])
-def test_samples_whose_range_is_not_known_are_refused(dtype, sample_format):
+def test_samples_of_unknown_range_are_refused(dtype, sample_format):
     samples = np.ones((8, 8, 1), f"<{dtype}")
     bits = 8 * samples.dtype.itemsize
     with pytest.raises(ValueError, match="black and white are unknown"):
@@ -109,7 +109,7 @@ def test_samples_whose_range_is_not_known_are_refused(dtype, sample_format):
 
 @pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "PNG", "WEBP"])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
-def test_formats_without_loss_are_read_as_they_were_written(kind, mode):
+def test_lossless_formats_are_read_exactly(kind, mode):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 10, 3), np.uint8)).quantize(200)
     image = image if mode == "P" else image.convert("RGB").convert(mode)
     found = rgb(encoded(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
@@ -125,7 +125,7 @@ def turned(pixels, orientation):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_images_are_turned_by_defined_orientations_only(kind, orientation):
+def test_only_defined_orientations_rotate_images(kind, orientation):
     pixels = np.kron(np.arange(0, 240, 40).reshape(2, 3), np.ones((8, 8))).astype(np.uint8)[..., None].repeat(3, axis=2)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -140,7 +140,7 @@ def test_images_are_turned_by_defined_orientations_only(kind, orientation):
 
 @pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_avif_is_read_and_turned(orientation):
+def test_avif_is_read_and_rotated(orientation):
     pixels = np.kron(np.arange(0, 240, 40).reshape(2, 3), np.ones((16, 16))).astype(np.uint8)[..., None].repeat(3, 2)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -149,7 +149,7 @@ def test_avif_is_read_and_turned(orientation):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_is_taken_and_it_is_noted(kind):
+def test_the_first_frame_of_an_animation_is_used_and_counted(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -186,7 +186,7 @@ def bmp(body, bits, masks=(), palette=b"", top_down=False):
     return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
 
 
-def test_a_bmp_is_read_right():
+def test_a_bmp_is_read_correctly():
     rng = np.random.default_rng(0)
     five = rng.integers(0, 32, (4, 4, 3))
     words = (five[..., 0] << 10 | five[..., 1] << 5 | five[..., 2]).astype("<u2")
@@ -208,7 +208,7 @@ def test_a_bmp_is_read_right():
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("levels", [[0], [0, 255], [0, 1, 2, 3], list(range(16)), [255, 0]])
-def test_a_bmp_with_a_grey_palette_is_read_right(bits, levels):
+def test_a_bmp_with_a_grey_palette_is_read_correctly(bits, levels):
     levels = levels[: 2**bits]
     index = np.random.default_rng(0).integers(0, len(levels), (4, 4, 1))
     rows = b"".join(packed(row.ravel(), bits).ljust(4, b"\0") for row in index[::-1])
@@ -223,7 +223,7 @@ PLANES = {"CMYK": (4, 5, {}), "RGB": (3, 2, {}), "RGBA": (4, 2, {"t338": [2]}), 
 
 @pytest.mark.parametrize("kind", PLANES)
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_tiff_in_separate_planes_is_read_right_or_refused(kind, bits):
+def test_a_tiff_in_separate_planes_is_read_correctly_or_refused(kind, bits):
     count, photometric, extra = PLANES[kind]
     samples = np.random.default_rng(0).integers(0, 2**bits, (6, 5, count)).astype(f"<u{bits // 8}")
     size = samples[..., 0].nbytes
@@ -246,7 +246,7 @@ def jpeg_of_inks(transform):
 
 
 @pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
-def test_inverted_inks_of_adobe_are_read_right():
+def test_inverted_cmyk_of_adobe_is_read_correctly():
     data, stored = jpeg_of_inks(transform=0)
     assert np.abs(rgb(data) - stored[..., :3] * stored[..., 3:] / 255).max() <= 4
     data, stored = jpeg_of_inks(transform=2)  # YCCK: three of the components are luma and chroma of the inks
@@ -291,7 +291,7 @@ def test_colours_of_another_profile_become_srgb(kind):
 
 @pytest.mark.parametrize(("mode", "colour"), [("RGB", COLOUR), ("L", 100)])
 @pytest.mark.parametrize(("profile", "note"), [(matrix_profile(None, False), []), (b"no profile", ["ignored"])])
-def test_a_profile_that_is_srgb_or_damaged_leaves_the_pixels(profile, note, mode, colour):
+def test_a_profile_that_is_srgb_or_damaged_does_not_change_pixels(profile, note, mode, colour):
     found, notes = decode_image(encoded(Image.new(mode, (8, 8), colour), "PNG", icc_profile=profile))
     assert (np.asarray(found) == colour).all()
     assert [said.rpartition(" ")[2] for said in notes] == note

@@ -35,7 +35,7 @@ def about(path):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("encoding", ["webp", "png", "raw"])
-def test_images_are_read_as_they_were_written(encoding, channels, tmp_path):
+def test_images_are_read_exactly(encoding, channels, tmp_path):
     image, label = write_npz(tmp_path / "a.npz", count=300, shape=(8, 8, channels))
     prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8", f"--channels={channels}", f"--encoding={encoding}")
     found = opened(tmp_path / "set", image_shape=(8, 8, channels))
@@ -46,7 +46,7 @@ def test_images_are_read_as_they_were_written(encoding, channels, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "holdout"])
-def test_splits_are_those_of_an_array(split, tmp_path):
+def test_the_splits_of_a_prepared_set_equal_those_of_an_array(split, tmp_path):
     write_npz(tmp_path / "a.npz")
     prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8")
     data = {"source": "npz", "path": str(tmp_path / "a.npz"), "num_classes": 4, "image_shape": (8, 8, 3)}
@@ -55,7 +55,7 @@ def test_splits_are_those_of_an_array(split, tmp_path):
     assert np.array_equal(found.images(np.arange(len(found))), expected.image)
 
 
-def test_a_prepared_folder_is_the_folder_read_directly(tmp_path, capsys):
+def test_a_prepared_folder_equals_the_folder_read_directly(tmp_path, capsys):
     root = write_folder(tmp_path / "images")
     prepare("folder", root, tmp_path / "set", "--size=8")
     assert "12 images 8×8×3 of 3 classes" in capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_the_hash_depends_on_the_images_and_not_on_the_workers(tmp_path):
     assert about(sets[1])["hash"] != about(tmp_path / "other")["hash"]
 
 
-def test_files_are_neither_too_few_for_workers_nor_too_many_to_hold_open():
+def test_the_number_of_files_is_neither_too_small_for_workers_nor_too_large_to_open():
     for count in (1, 1000, 60_000, 1_281_167, 14_000_000):
         assert count / shard_size(count) <= 500
     assert shard_size(1_281_167) == 4096
@@ -88,7 +88,7 @@ def test_files_are_neither_too_few_for_workers_nor_too_many_to_hold_open():
 
 
 @pytest.mark.e2e
-def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tmp_path):
+def test_preparation_that_is_killed_resumes_to_the_same_set_and_leaves_no_worker(tmp_path):
     write_npz(tmp_path / "a.npz", count=1500, shape=(64, 64, 3))
     words = f"prepare npz {tmp_path}/a.npz {tmp_path}/{{}} --size=96 --workers=1"
     process = command.start(words.format("killed"))
@@ -112,7 +112,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_set_and_leaves_no_worker(tm
 
 
 @pytest.mark.e2e
-def test_a_full_disk_is_told_and_what_is_there_is_gone_on_with(tmp_path):
+def test_a_full_disk_is_reported_and_a_later_call_resumes_from_the_existing_files(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
@@ -155,14 +155,14 @@ def test_truncated_images_are_listed_and_left_out(tmp_path, capsys):
     assert np.bincount(opened(tmp_path / "set", num_classes=3).label).tolist() == [4, 2, 4]
 
 
-def test_more_broken_images_than_allowed_stop_it_and_a_higher_limit_goes_on(tmp_path):
+def test_more_broken_images_than_allowed_stop_preparation_and_a_higher_limit_resumes_it(tmp_path):
     root = broken_folder(tmp_path / "images", broken=3)
     with pytest.raises(UsageError, match=r"3 images cannot be decoded, --max_errors is 2: bee/part0/0\.png \(.*saved"):
         prepare("folder", root, tmp_path / "set", "--size=8", "--max_errors=2")
     assert prepare("folder", root, tmp_path / "set", "--size=8", "--max_errors=3") == 0
 
 
-def test_what_was_converted_is_counted(tmp_path, capsys):
+def test_conversions_are_counted(tmp_path, capsys):
     root = write_folder(tmp_path / "images")
     Image.new("L", (20, 20)).save(root / "ant" / "grey.png")
     Image.new("CMYK", (20, 20)).save(root / "bee" / "print.jpg")
@@ -197,14 +197,14 @@ def one_class_empty(root):
         (one_class_empty, "class 'dog' of .* has no image"),
     ],
 )
-def test_folders_that_are_no_classes_of_images_are_told(make, told, tmp_path):
+def test_folders_without_classes_of_images_are_reported(make, told, tmp_path):
     make(tmp_path / "images")
     with pytest.raises(UsageError, match=told):
         prepare("folder", tmp_path / "images", tmp_path / "set", "--size=8")
     assert not (tmp_path / "set").exists()
 
 
-def test_another_request_into_the_same_folder_is_refused_naming_what_differs(tmp_path):
+def test_a_different_request_into_the_same_folder_is_refused_with_the_differences(tmp_path):
     write_npz(tmp_path / "a.npz")
     prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8")
     before = about(tmp_path / "set")
@@ -227,14 +227,14 @@ def test_another_request_into_the_same_folder_is_refused_naming_what_differs(tmp
         ({"num_classes": 10}, "has 4 classes; data.num_classes, which the model is made for, is 10"),
     ],
 )
-def test_a_prepared_set_of_another_kind_than_the_configs_is_told(changes, told, tmp_path):
+def test_a_prepared_set_that_differs_from_the_config_is_reported(changes, told, tmp_path):
     write_npz(tmp_path / "a.npz")
     prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8")
     with pytest.raises(UsageError, match=told):
         opened(tmp_path / "set", **changes)
 
 
-def test_missing_and_damaged_files_of_a_prepared_set_are_told(tmp_path):
+def test_missing_and_damaged_files_of_a_prepared_set_are_reported(tmp_path):
     image, _ = write_npz(tmp_path / "a.npz")
     out = tmp_path / "set"
     prepare("npz", tmp_path / "a.npz", out, "--size=8", "--encoding=raw")
@@ -274,7 +274,7 @@ def test_a_broken_image_of_a_folder_read_directly_is_named(tmp_path):
         (["npz", "none.npz", "out", "--siz=8"], "Unknown command line flag 'siz'"),
     ],
 )
-def test_bad_command_lines_are_told(words, told):
+def test_bad_command_lines_are_reported(words, told):
     with pytest.raises(UsageError, match=told):
         run(["prepare", *words])
 
@@ -304,13 +304,13 @@ def test_bad_command_lines_are_told(words, told):
         ),
     ],
 )
-def test_arrays_that_cannot_be_prepared_are_told(arrays, told, tmp_path):
+def test_arrays_that_cannot_be_prepared_are_reported(arrays, told, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UsageError, match=told):
         prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8")
 
 
-def test_names_of_classes_are_kept_and_synsets_are_known_as_such(tmp_path):
+def test_class_names_are_stored_and_synsets_are_recognised(tmp_path):
     names = np.array([f"n0000000{i}" for i in range(4)])
     np.savez(tmp_path / "a.npz", image=np.zeros((4, 8, 8, 3), np.uint8), label=np.arange(4), classes=names)
     prepare("npz", tmp_path / "a.npz", tmp_path / "set", "--size=8")

@@ -22,7 +22,7 @@ def images(n=5):
     return np.zeros((n, *SHAPE), np.float32)
 
 
-def test_npz_is_read_as_it_was_written(write):
+def test_an_npz_is_read_exactly(write):
     image = np.arange(20, dtype=np.uint8).reshape(5, *SHAPE)
     dataset = open_source(**write(image=image, label=np.array([0, 1, 2, 0, 1])))
     assert np.array_equal(dataset.image, image)
@@ -39,14 +39,14 @@ def bad_value(value):
 LABELS = np.array([0, 1, 2, 0, 1])
 
 
-def test_the_index_told_is_that_of_the_file_whatever_the_split(write):
+def test_the_reported_index_is_that_of_the_file_whatever_the_split(write):
     label = np.zeros(14, np.int32)
     label[13] = 7
     with pytest.raises(UsageError, match="label 13 is 7"):
         open_source(**write(image=images(14), label=label), split="train")
 
 
-def test_a_corrupted_archive_and_a_single_array_are_told(write, tmp_path):
+def test_a_corrupted_archive_and_a_single_array_are_reported(write, tmp_path):
     data = write(image=np.random.default_rng(0).random((500, *SHAPE), np.float32), label=np.zeros(500, np.int32))
     np.savez_compressed(data["path"], image=np.zeros((500, *SHAPE), np.float32), label=np.zeros(500, np.int32))
     content = bytearray((tmp_path / "data.npz").read_bytes())
@@ -76,19 +76,19 @@ def test_a_corrupted_archive_and_a_single_array_are_told(write, tmp_path):
         ({"image": np.array([None] * 5), "label": LABELS}, "cannot read"),
     ],
 )
-def test_bad_arrays_are_told_by_index(write, arrays, told):
+def test_bad_arrays_are_reported_by_index(write, arrays, told):
     with pytest.raises(UsageError, match=told):
         open_source(**write(**arrays))
 
 
-def test_files_that_are_no_archives_are_told(tmp_path):
+def test_files_that_are_no_archives_are_reported(tmp_path):
     (tmp_path / "data.npz").write_bytes(b"no archive")
     for path in ("data.npz", "missing.npz"):
         with pytest.raises(UsageError, match=f"cannot read .*{path}"):
             open_source(source="npz", path=str(tmp_path / path), num_classes=3, image_shape=SHAPE)
 
 
-def test_options_of_another_source_are_told():
+def test_options_of_another_source_are_reported():
     digits = {"num_classes": 10, "image_shape": (8, 8, 1)}
     with pytest.raises(UsageError, match="unknown config key 'data.pth', did you mean 'path'"):
         open_source(source="npz", pth="x", **digits)

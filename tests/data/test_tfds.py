@@ -98,7 +98,7 @@ def opened(path):
     return open_source(source="tfds", path=path, num_classes=3, image_shape=(8, 8, 3))
 
 
-def test_labels_are_read_once_and_kept_until_the_files_change(toy, tmp_path, reads, capsys):
+def test_labels_are_read_once_and_cached_until_the_files_change(toy, tmp_path, reads, capsys):
     shutil.copytree(toy, tmp_path / "toy")
     first = opened(f"{tmp_path}/toy")
     assert len(reads) == 30 and "toy/1.0.0: reads the labels of 30 examples" in capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_labels_are_read_once_and_kept_until_the_files_change(toy, tmp_path, rea
 
 
 @pytest.mark.parametrize("trouble", ["damaged", "cut", "no folder"])
-def test_labels_that_cannot_be_kept_are_read_each_time(trouble, toy, caches, reads):
+def test_labels_that_cannot_be_cached_are_read_each_time(trouble, toy, caches, reads):
     opened(toy)
     kept = next((caches / "cfgjax" / "labels").iterdir())
     if trouble == "no folder":
@@ -125,7 +125,7 @@ def test_labels_that_cannot_be_kept_are_read_each_time(trouble, toy, caches, rea
     assert len(reads) == 30
 
 
-def test_a_prepared_tfds_set_is_the_set_read_directly(toy, tmp_path):
+def test_a_prepared_tfds_set_equals_the_set_read_directly(toy, tmp_path):
     assert run(["prepare", "tfds", toy, f"{tmp_path}/set", "--size=8", "--workers=2"]) == 0
     prepared = open_source(source="prepared", path=f"{tmp_path}/set", num_classes=3, image_shape=(8, 8, 3))
     check(prepared)
@@ -135,12 +135,12 @@ def test_a_prepared_tfds_set_is_the_set_read_directly(toy, tmp_path):
     assert about["synsets"] == sorted(SYNSETS) and about["counts"] == [10, 10, 10]
 
 
-def test_sets_without_labels_are_told_with_those_that_have_them(tmp_path):
+def test_sets_without_labels_are_reported_with_the_alternatives(tmp_path):
     with pytest.raises(UsageError, match="has no labels, only image; .*downsampled_imagenet has none"):
         list_tfds(write(Bare, tmp_path))
 
 
-def test_what_is_no_tfds_set_is_told(toy, tmp_path):
+def test_folders_without_a_tfds_set_are_reported(toy, tmp_path):
     with pytest.raises(UsageError, match="is no TFDS set"):
         list_tfds(str(tmp_path))
     with pytest.raises(UsageError, match="has no split 'tset'; it has train"):

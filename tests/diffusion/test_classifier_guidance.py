@@ -73,7 +73,7 @@ def test_scale_s_on_the_unconditional_model_is_classifier_free_guidance_at_w_s_m
 
 
 @every_sampler
-def test_whole_runs_of_the_two_kinds_of_guidance_are_the_same(sampler):
+def test_complete_runs_of_both_kinds_of_guidance_agree(sampler):
     keys, logsnrs = jax.random.split(jax.random.key(0), 8), logsnr_grid(16, "cosine", -10.0, 10.0)
     run = lambda denoise: samplers.sample(sampler, denoise, keys, initial_noise(keys, (2,)), logsnrs)
     by_classifier = jax.jit(lambda s: run(guided(s)))(SCALES)
@@ -116,13 +116,13 @@ def distance(sampler, form, s, n=2048):
 
 
 @every_form
-def test_at_scale_one_the_samples_are_the_classs(sampler, form):
+def test_at_scale_one_the_samples_are_from_the_class(sampler, form):
     # 0.043 is the Monte-Carlo error at p = 0.001, 0.013 at most that of 128 steps, found with 20,000 samples
     assert distance(sampler, form, 1.0) < 0.043 + 0.013
 
 
 @every_form
-def test_at_scale_three_the_samples_are_off_the_tilted_density(sampler, form):
+def test_at_scale_three_the_samples_differ_from_the_tilted_density(sampler, form):
     # s ∇ log p(c|z) is not what tilting the data by p(c|x)^s adds to the score, unless s = 1. More steps win nothing:
     # of 20,000 samples, at 64, 128 and 256 steps, the distance is .28 … .32, with DDIM .46; at s = 0.5 it is .08 … .11.
     assert 0.25 < distance(sampler, form, 3.0) < 0.5
@@ -142,13 +142,13 @@ def shifts(sampler, form, scales, num_steps):
 
 
 @every_sampler
-def test_of_a_rare_class_guided_samples_are_the_tilted_densitys_at_every_scale(sampler):
+def test_guided_samples_of_a_rare_class_follow_the_tilted_density_at_every_scale(sampler):
     found = shifts(sampler, "eps", (-2.0, 0.5, 1.0, 3.0, 6.0), 16)
     np.testing.assert_allclose(found, SHIFT, rtol=1e-3)  # without an error of the steps
 
 
 @pytest.mark.parametrize("form", ["z", "mean"])
-def test_of_a_rare_class_the_mean_forms_error_halves_with_the_step(form):
+def test_the_error_of_the_mean_form_for_a_rare_class_halves_with_the_step(form):
     errors = np.array([np.abs(shifts(ancestral(0.3), form, (-2.0, 1.0, 6.0), n) / SHIFT - 1).max() for n in (65, 129)])
     assert errors[1] < 0.06
     np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.1)
@@ -163,7 +163,7 @@ def test_the_score_is_the_gradient_of_the_log_posterior():
     np.testing.assert_allclose(score_of(LABEL)(Z, LOGSNR), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_of_one_is_guided_as_its_row_of_eight():
+def test_a_sample_is_guided_equally_alone_and_in_a_batch_of_eight():
     # a gradient of the mean over the batch would be an eighth
     score = lambda i: score_of(LABEL[i])(Z[i], LOGSNR[i])
     together = score(slice(None))
@@ -175,7 +175,7 @@ def shift_of(s, form="z"):
     return classifier(conditional(), s, form, EXACT)(unconditional, LABEL, None, 0.0).shift
 
 
-def test_a_scale_per_sample_is_each_samples_scalar():
+def test_a_scale_per_sample_equals_scalar_scales():
     each = jnp.stack([guided_eps(s)[i] for i, s in enumerate(SCALES)])
     np.testing.assert_allclose(guided_eps(SCALES), each, rtol=1e-5)
     shift = lambda s: shift_of(s)(Z, Z, LOGSNR, LOGSNR + 1)
@@ -188,12 +188,12 @@ def test_scale_zero_is_the_identity():
     np.testing.assert_array_equal(shift_of(jnp.zeros(8))(Z, Z, LOGSNR, LOGSNR + 1), np.zeros((8, 2)))
 
 
-def test_the_guided_pair_makes_up_z():
+def test_the_guided_pair_adds_up_to_z():
     found, _ = guided(3.0)(Z, LOGSNR, ())
     np.testing.assert_allclose(diffuse(found.x, found.eps, LOGSNR), Z, atol=1e-5)
 
 
-def test_the_learned_variance_passes_through_untouched():
+def test_the_learned_variance_is_not_changed():
     variance = jax.random.normal(jax.random.key(3), (8, 2))
     model = lambda z, logsnr, label: predict(z, logsnr)._replace(variance=variance)
     found, _ = guided(3.0, model)(Z, LOGSNR, ())
@@ -202,7 +202,7 @@ def test_the_learned_variance_passes_through_untouched():
 
 
 @pytest.mark.parametrize("form", ["z", "mean"])
-def test_the_gradient_is_taken_where_the_form_says(form):
+def test_the_gradient_is_taken_at_the_point_of_the_form(form):
     mean, logsnr_next = 0.5 * Z + 1, LOGSNR + 1
     found = shift_of(2.0, form)(Z, mean, LOGSNR, logsnr_next)
     point = (Z, LOGSNR) if form == "z" else (mean, logsnr_next)
@@ -227,7 +227,7 @@ def test_a_sampler_without_a_mean_refuses_to_shift_it(form):
 @pytest.mark.parametrize(
     ("options", "message"), [({"form": "x"}, "form is 'x'"), ({"scale": "large"}, "scale is 'large'")]
 )
-def test_a_rule_that_cannot_be_is_an_error(options, message):
+def test_an_invalid_rule_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         classifier(**options)
 
@@ -237,7 +237,7 @@ def test_a_rule_without_a_guide_is_an_error():
         guided(1.0, guide=None)
 
 
-def test_at_weight_zero_the_null_branch_is_left_out_and_the_gradient_stays():
+def test_at_weight_zero_the_null_branch_is_omitted_and_the_gradient_is_not():
     rule = classifier(cfg(), 2.0, "mean", EXACT)
     assert rule.uses_null and rule.at_zero == classifier(conditional(), 2.0, "mean", EXACT)
     assert not rule.at_zero.uses_null and rule.shifts_mean
@@ -255,7 +255,7 @@ def test_the_gradient_is_float32_whatever_the_classifier_computes_in():
     assert denoise(z.astype(jnp.bfloat16), jnp.float32(0.0), ())[0].eps.dtype == jnp.float32
 
 
-def test_images_are_guided_as_points_are():
+def test_guidance_of_images_equals_that_of_points():
     # a classifier of the mean brightness: the same push for every pixel
     images = jax.random.normal(jax.random.key(1), (4, 2, 3, 1))
     logits_fn = lambda z, logsnr: jnp.stack([z.mean(axis=(1, 2, 3)) * logsnr, jnp.zeros(4)], axis=-1)
@@ -268,6 +268,6 @@ def test_images_are_guided_as_points_are():
     np.testing.assert_allclose(found, images - broadcast_left(push, images), rtol=1e-5, atol=1e-6)
 
 
-def test_a_conditional_model_is_guided_too():
+def test_a_conditional_model_can_be_guided():
     found, _ = guided(2.0, MIXTURE.predict)(Z, LOGSNR, ())
     np.testing.assert_allclose(found.eps, guided_eps(3.0), atol=5e-6)  # the classifier being exact

@@ -84,11 +84,11 @@ WRONG_PREDICTIONS = {
 
 
 @pytest.mark.parametrize(("returned", "change"), WRONG_PREDICTIONS.items(), ids=list(WRONG_PREDICTIONS))
-def test_a_rule_that_returns_no_prediction_of_zs_shape_is_named_with_both_shapes(returned, change):
+def test_a_rule_whose_prediction_has_another_shape_is_named_with_both_shapes(returned, change):
     assert message(rule=returning(0.25, change)) == f"rule returning(0.25) returns {returned}; {NEEDED}"
 
 
-def test_the_rule_inside_another_one_is_found():
+def test_a_rule_inside_another_one_is_found():
     guide = jax.tree_util.Partial(lambda z, logsnr, cond: jnp.sum(z, axis=1))
     rule = classifier(returning(0.25, lambda p: p.x), guide=guide)
     assert message(rule=rule) == f"rule {rule!r} returns float32[8,2]; {NEEDED}"
@@ -103,7 +103,7 @@ class no_denoiser:
         return Prediction(w, w)
 
 
-def test_a_rule_that_returns_no_denoiser_is_named():
+def test_a_rule_that_does_not_return_a_denoiser_is_named():
     said = (
         "rule no_denoiser() returns Prediction(x=float32[8], eps=float32[8]); need a denoiser (z, logsnr) → Prediction"
     )
@@ -120,12 +120,12 @@ WRONG_MEMORIES = {
 
 
 @pytest.mark.parametrize(("changes", "memory"), WRONG_MEMORIES.items(), ids=list(WRONG_MEMORIES))
-def test_a_memory_that_changes_from_level_to_level_is_an_error_that_names_the_rule(changes, memory):
+def test_a_memory_that_changes_its_structure_is_an_error_that_names_the_rule(changes, memory):
     said = message(rule=remembering(*memory))
     assert said.startswith(f"rule remembering() changes its memory from {changes}; need the same structure")
 
 
-def test_a_memory_or_state_that_is_no_tree_of_arrays_is_named():
+def test_a_memory_or_state_that_is_not_a_tree_of_arrays_is_named():
     rule = remembering(lambda z: {"name": "a", "z": z}, lambda memory: memory)
     said = "rule remembering() starts with the memory {'name': 'a', 'z': float32[8,2]}; need a tree of arrays"
     assert message(rule=rule) == said
@@ -221,7 +221,7 @@ def test_a_sampler_without_init_is_named():
         ({"sampler": "ancestral()"}, "needs a network with a learned variance"),
     ],
 )
-def test_a_sampler_for_another_process_is_one_line(options, said):
+def test_a_sampler_for_another_process_is_reported_on_one_line(options, said):
     with pytest.raises(UsageError) as e:
         MODEL.sample([0, 1], 0.5, **options)
     assert said in str(e.value) and "\n" not in str(e.value)
@@ -233,7 +233,7 @@ def test_a_sampler_that_never_calls_its_denoiser_is_named():
     )
 
 
-def test_outside_of_a_model_the_denoiser_is_checked_too():
+def test_the_denoiser_is_also_checked_outside_of_a_model():
     keys = jax.random.split(jax.random.key(0), 4)
     z = initial_noise(keys, (2,))
     with pytest.raises(UsageError, match=r"denoiser <function .* returns float32\[4,2\]; need Prediction"):
@@ -241,7 +241,7 @@ def test_outside_of_a_model_the_denoiser_is_checked_too():
 
 
 @pytest.mark.parametrize("pair", [lambda *args: args[0], lambda output, z, logsnr: (output, z, z)])
-def test_a_parametrisation_that_returns_no_pair_is_named(pair):
+def test_a_parametrisation_that_does_not_return_a_pair_is_named(pair):
     z = jnp.zeros((2, 3))
     with pytest.raises(UsageError, match=r"Parametrisation\(pair=.* from its pair; need a tuple \(x̂, ε̂\)"):
         Parametrisation(pair)(z, z, jnp.zeros(2))
@@ -273,7 +273,7 @@ def test_a_schedule_that_does_not_decrease_is_named(monkeypatch):
         model.grid(4)
 
 
-def test_the_rules_without_the_null_label_are_rules():
+def test_the_listed_rules_without_null_label_are_valid():
     assert rules_without_null()
     for text in rules_without_null():
         assert not rule_value(text).uses_null

@@ -9,7 +9,7 @@ tables = pytest.mark.parametrize("name", BETAS)
 
 
 @tables
-def test_alpha_bar_comes_back_from_logsnr(name):
+def test_alpha_bar_can_be_recovered_from_logsnr(name):
     betas = BETAS[name](1000)
     alpha_bar, beta_bar = 1 / (1 + np.exp(-logsnr_table(betas))), 1 / (1 + np.exp(logsnr_table(betas)))
     np.testing.assert_allclose(alpha_bar, np.cumprod(1 - betas), rtol=1e-12)
@@ -17,7 +17,7 @@ def test_alpha_bar_comes_back_from_logsnr(name):
     np.testing.assert_allclose(beta_bar[0], betas[0], rtol=1e-12)  # all digits, where 1 − ᾱ has lost some
 
 
-def test_logsnr_keeps_its_digits_where_alpha_bar_is_one():
+def test_logsnr_is_accurate_where_alpha_bar_rounds_to_one():
     np.testing.assert_allclose(logsnr_table(np.array([1e-18, 1e-18])), -np.log([1e-18, 2e-18]), rtol=1e-12)
 
 
@@ -31,7 +31,7 @@ def test_betas_are_probabilities_and_end_in_noise(name, num_timesteps):
     assert logsnr_table(betas)[-1] < -8  # as good as noise, however many timesteps
 
 
-def test_the_tables_take_the_papers_values():
+def test_the_beta_tables_take_the_values_of_the_papers():
     linear, cosine = BETAS["linear"](1000), BETAS["cosine"](1000)
     np.testing.assert_allclose(linear[[0, -1]], [1e-4, 0.02], rtol=1e-12)
     np.testing.assert_allclose(BETAS["linear"](4000), np.linspace(1e-4, 0.02, 4000) / 4, rtol=1e-12)
@@ -41,20 +41,20 @@ def test_the_tables_take_the_papers_values():
 
 
 @tables
-def test_keeping_every_timestep_is_the_process_itself(name):
+def test_retaining_every_timestep_gives_the_same_process(name):
     betas = BETAS[name](1000)
     np.testing.assert_allclose(respaced(betas, kept_timesteps(1000, 1000)), betas, rtol=1e-10)
 
 
 @tables
 @pytest.mark.parametrize("spacing", [25, "ddim50", "10+15+20"])
-def test_a_respaced_process_has_the_kept_levels(name, spacing):
+def test_a_respaced_process_has_the_retained_levels(name, spacing):
     betas, kept = BETAS[name](1000), kept_timesteps(1000, spacing)
     np.testing.assert_allclose(logsnr_table(respaced(betas, kept)), logsnr_table(betas)[kept], rtol=1e-9)
 
 
 @pytest.mark.parametrize("count", [2, 3, 25, 50, 250, 999, 1000])
-def test_a_number_is_kept_evenly_with_both_ends(count):
+def test_a_number_of_timesteps_is_spaced_evenly_with_both_ends(count):
     kept = kept_timesteps(1000, count)
     assert (len(kept), kept[0], kept[-1]) == (count, 0, 999)
     gaps = np.diff(kept)
@@ -68,7 +68,7 @@ def test_ddim_spacing_has_one_stride_from_zero(count, stride):
     assert count == len(np.arange(0, 1000, stride))
 
 
-def test_sections_are_kept_each_by_itself():
+def test_each_section_is_respaced_separately():
     kept = kept_timesteps(300, "10+15+20")
     np.testing.assert_array_equal(kept, kept_timesteps(300, "10,15,20"))
     np.testing.assert_array_equal(np.bincount(kept // 100), [10, 15, 20])
@@ -77,7 +77,7 @@ def test_sections_are_kept_each_by_itself():
         np.testing.assert_array_equal(own, 100 * section + kept_timesteps(100, count))
 
 
-def test_what_sections_leave_over_goes_to_the_first_ones():
+def test_remaining_timesteps_go_to_the_first_sections():
     np.testing.assert_array_equal(kept_timesteps(11, "4+4+3"), np.arange(11))
     np.testing.assert_array_equal(kept_timesteps(11, "1+2+3"), [0, 4, 7, 8, 9, 10])
 
@@ -97,6 +97,6 @@ def test_what_sections_leave_over_goes_to_the_first_ones():
         (-5, "need a number"),
     ],
 )
-def test_a_spacing_that_cannot_be_is_an_error(spacing, message):
+def test_an_invalid_spacing_is_an_error(spacing, message):
     with pytest.raises(ValueError, match=message):
         kept_timesteps(1000, spacing)

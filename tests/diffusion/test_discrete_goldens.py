@@ -141,7 +141,7 @@ def loss_fields(g):
     }
 
 
-def test_the_levels_are_guided_diffusions(golden):
+def test_the_levels_equal_those_of_guided_diffusion(golden):
     want, process, spacing, g = golden
     kept = kept_timesteps(process.num_timesteps, spacing)
     np.testing.assert_array_equal(kept, want["timestep_map"])
@@ -161,11 +161,11 @@ def test_every_other_field_is_compared(golden):
     assert compared == set(golden[0]) - INPUTS - LEVELS
 
 
-def test_the_process_is_guided_diffusions(golden):
+def test_the_process_equals_that_of_guided_diffusion(golden):
     agree(golden, process_fields(golden[3]))
 
 
-def test_a_reverse_step_is_guided_diffusions(golden):
+def test_a_reverse_step_equals_that_of_guided_diffusion(golden):
     agree(golden, reverse_fields(golden[3]), slack=magnified(golden))
 
 
@@ -176,7 +176,7 @@ def magnified(golden):
     return by_x | dict.fromkeys(("ddim_sample", "ddim_reverse_sample"), 1 / sigma)
 
 
-def test_the_losses_are_guided_diffusions(golden, monkeypatch):
+def test_the_losses_equal_those_of_guided_diffusion(golden, monkeypatch):
     # with its approximate normal distribution function; (1 + tanh u)/2 = sigmoid(2u)
     log_sigmoid, scale = jax.nn.log_sigmoid, np.sqrt(8 / np.pi)
     monkeypatch.setattr(likelihood, "log_ndtr", lambda u: log_sigmoid(scale * (u + 0.044715 * u**3)))
@@ -206,7 +206,7 @@ def steps(key, g):
     return {name: 10 * x[0] for name, x in found.items()}, noise_at(key[None], 1, z.shape[1:], z.dtype)[0]
 
 
-def test_the_samplers_step_as_guided_diffusion(golden):
+def test_the_samplers_take_the_steps_of_guided_diffusion(golden):
     want, *_, g = golden
     inner = want["t"] > 0  # at t = 0 there is no λ'
     examples = {name: g[name][inner] for name in ("z", "out", "grad", "logsnr", "logsnr_next")}
@@ -226,7 +226,7 @@ def last_steps(g):
     return [sample(sampler, denoise, keys, g["z"], g["ends"][:1], clip=True) for sampler in (ancestral(), ddim())]
 
 
-def test_the_last_step_is_guided_diffusions(golden):
+def test_the_last_step_equals_that_of_guided_diffusion(golden):
     want, *_, g = golden
     first = want["t"] == 0
     for found, name in zip(last_steps(g), ("p_mean", "ddim_sample"), strict=True):
@@ -240,7 +240,7 @@ def encode(z, logsnr, logsnr_after, out):
     return ddim_encode(denoise, z[None], jnp.stack([logsnr_after, logsnr]), clip=True)[0]
 
 
-def test_encoding_steps_as_guided_diffusions_reverse(golden):
+def test_encoding_steps_equal_ddim_reverse_steps_of_guided_diffusion(golden):
     g = golden[3]
     found = encode(g["z"], g["logsnr"], g["logsnr_after"], g["out"])
     agree(golden, {"ddim_reverse_sample": found}, slack=magnified(golden))

@@ -35,7 +35,7 @@ def test_the_trajectory_is_every_level_in_order_and_changes_no_sample(sampler):
         np.testing.assert_allclose(found, MIXTURE.predict(z, logsnr).x, rtol=1e-4, atol=1e-5)
 
 
-def test_save_says_what_is_kept():
+def test_save_selects_the_contents_of_the_trajectory():
     keep = lambda evaluation: {"mean": evaluation.prediction.x.mean(), "z": evaluation.z[:1]}
     _, kept = sample(ddim(), MIXTURE.predict, KEYS, Z, GRID, save=keep)
     assert jax.tree.map(jnp.shape, kept) == {"mean": (8,), "z": (8, 1, 2)}
@@ -55,7 +55,7 @@ class recorder:
         return num_steps
 
 
-def test_the_noise_of_step_t_is_that_of_the_keys_and_t():
+def test_the_noise_of_step_t_depends_only_on_the_keys_and_t():
     _, seen = sample(recorder(), lambda z, logsnr: Prediction(0 * z, z), KEYS, Z, GRID, save=lambda e: e.z)
     for t in range(1, 8):
         np.testing.assert_array_equal(seen[t], noise_at(KEYS, t, (2,)))
@@ -90,7 +90,7 @@ class corrector:
 
 
 @pytest.mark.parametrize("sampler", [ancestral(0.0), ddim(), recorder(), corrector()], ids=lambda s: type(s).__name__)
-def test_a_memory_is_updated_once_a_level_and_starts_anew(sampler):
+def test_a_memory_is_updated_once_per_level_and_starts_anew_for_each_sample(sampler):
     denoise = Denoiser(counting, lambda z: jnp.zeros(len(z)))
     for _ in range(2):
         x, seen = sample(sampler, denoise, KEYS, Z, GRID, save=lambda evaluation: evaluation.prediction.x)
@@ -98,7 +98,7 @@ def test_a_memory_is_updated_once_a_level_and_starts_anew(sampler):
         np.testing.assert_array_equal(x, np.full((6, 2), 7))
 
 
-def test_a_number_in_a_rule_or_a_sampler_compiles_nothing():
+def test_changing_a_number_in_a_rule_or_a_sampler_compiles_nothing():
     traces = []
     guide = jax.tree_util.Partial(lambda z, logsnr, label: MIXTURE.log_posterior(z, logsnr)[jnp.arange(6), label])
 
@@ -120,18 +120,18 @@ def test_a_number_in_a_rule_or_a_sampler_compiles_nothing():
             assert np.abs(found[0] - found[1]).max() > 1e-2
 
 
-def test_values_are_trees_and_come_back_from_their_leaves():
+def test_rules_and_samplers_are_trees_that_can_be_rebuilt_from_their_leaves():
     for value in (ancestral(), ancestral(0.3), ddim(), ddim(0.5), classifier(cfg(), 2.0, "z")):
         leaves, tree = jax.tree.flatten(value)
         assert tree.unflatten(leaves) == value
     assert jax.tree.leaves(ddim(0.0)) == [] and jax.tree.leaves(ddim(0.5)) == [0.5]
 
 
-def test_two_rules_without_numbers_are_two_structures():
+def test_rules_without_numbers_are_different_structures():
     assert jax.tree.structure(cfg()) != jax.tree.structure(cfg().at_zero)
 
 
-def test_encoding_leads_back_to_the_data():
+def test_sampling_from_an_encoding_returns_the_data():
     with jax.enable_x64(True):
         mixture = GaussianMixture(*(np.asarray(a, float) for a in (MIXTURE.means, MIXTURE.stds, MIXTURE.weights)))
         x, grid = mixture.sample(jax.random.key(0), 6)[0], logsnr_grid(1000, "uniform", -8.0, 12.0)
@@ -141,7 +141,7 @@ def test_encoding_leads_back_to_the_data():
     assert np.abs(z - x).max() > 0.5
 
 
-def test_a_clipped_prediction_makes_up_the_same_z_and_hides_no_overflow():
+def test_a_clipped_prediction_adds_up_to_the_same_z_and_hides_no_overflow():
     before = Prediction(3 * Z, Z)
     z = diffuse(before.x, before.eps, 1.0)
     after = clipped(before, jnp.float32(1.0))

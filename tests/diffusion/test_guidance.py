@@ -37,13 +37,13 @@ def test_labels_are_dropped_at_the_given_rate():
         assert abs(rate - p_uncond) < 5 * np.sqrt(p_uncond * (1 - p_uncond) / (n / 5))
 
 
-def test_probability_zero_drops_none_and_one_drops_all():
+def test_probability_zero_drops_no_label_and_one_drops_all():
     label = jnp.arange(10_000) % 5
     np.testing.assert_array_equal(drop(jax.random.key(0), label, 0.0), label)
     np.testing.assert_array_equal(drop(jax.random.key(0), label, 1.0), np.full(10_000, 5))
 
 
-def test_eight_devices_drop_the_labels_that_one_drops():
+def test_eight_devices_drop_the_same_labels_as_one():
     label = jnp.arange(64) % 5
     alone = drop(jax.random.key(0), label, 0.5)
     sharding = batch_sharding(make_mesh())
@@ -76,18 +76,18 @@ def test_guidance_follows_the_implicit_classifier(w):
 
 
 @pytest.mark.parametrize("w", [-2.0, -0.5, 1.0, 3.0])
-def test_the_guided_pair_makes_up_z(w):
+def test_the_guided_pair_adds_up_to_z(w):
     found = guided(w)
     np.testing.assert_allclose(diffuse(found.x, found.eps, LOGSNR), Z, rtol=1e-4, atol=1e-5)
 
 
-def test_a_weight_per_sample_is_each_samples_scalar():
+def test_a_weight_per_sample_equals_scalar_weights():
     w = jnp.linspace(-2.0, 5.0, 16)
     each = jnp.stack([guided(weight).eps[i] for i, weight in enumerate(w)])
     np.testing.assert_array_equal(guided(w).eps, each)
 
 
-def test_one_call_has_the_branches_of_a_sample_side_by_side():
+def test_one_call_has_the_branches_of_a_sample_next_to_each_other():
     calls = []
     guided(
         2.0, predict=lambda *arguments: calls.append(arguments) or Prediction(jnp.zeros((32, 2)), jnp.zeros((32, 2)))
@@ -167,7 +167,7 @@ def test_all_leaves_of_an_example_are_dropped_together_and_shared_leaves_stay():
     assert found["low_res"] is cond["low_res"]
 
 
-def test_without_a_weight_the_conditional_branch_alone_is_computed():
+def test_without_a_weight_only_the_conditional_branch_is_computed():
     assert cfg().at_zero == conditional() and not conditional().uses_null
     calls = []
     count = lambda z, *rest: calls.append(len(z)) or predict(z, *rest)

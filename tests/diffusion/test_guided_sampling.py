@@ -71,7 +71,7 @@ def test_guidance_moves_samples_away_from_the_other_class_as_the_tilted_density_
 
 
 @every_sampler
-def test_a_batch_of_weights_and_labels_is_as_good_as_separate_runs(sampler):
+def test_a_batch_of_weights_and_labels_equals_separate_runs(sampler):
     run, _ = guided_sampler(sampler)
     w, label = jnp.array([0.0, -1.0, 1.0, 4.0] * 4), jnp.arange(16) % NULL
     together = run(label, w)

@@ -45,7 +45,7 @@ def sample(sampler, denoise):
 
 
 @pytest.mark.parametrize("v", [0.0, 0.25, 1.0])
-def test_a_learned_variance_of_one_value_is_the_fixed_one(v):
+def test_a_constant_learned_variance_equals_the_fixed_one(v):
     # op by op: compiled whole, two programs may round the same formula differently
     with jax.disable_jit():
         np.testing.assert_array_equal(sample(ancestral(), with_fraction(v)), sample(ancestral(v), without_variance))
@@ -60,12 +60,12 @@ def test_each_dimension_has_its_own_variance():
     np.testing.assert_allclose(variance, np.tile([0.6321205588, 0.8236572376], (16, 1)), rtol=1e-3)
 
 
-def test_a_given_variance_goes_before_the_learned_one():
+def test_a_given_variance_overrides_the_learned_one():
     given = sample(ancestral(0.2), with_fraction(0.9))
     np.testing.assert_allclose(given, sample(ancestral(0.2), without_variance), rtol=1e-4)
 
 
-def test_ddim_has_no_use_for_a_learned_variance():
+def test_ddim_ignores_a_learned_variance():
     np.testing.assert_allclose(sample(ddim(), with_fraction(0.9)), sample(ddim(), without_variance), rtol=1e-4)
     codes = [
         ddim_encode(denoise, jnp.ones((4, 2)), GRID, clip=False) for denoise in (with_fraction(0.9), without_variance)
@@ -73,12 +73,12 @@ def test_ddim_has_no_use_for_a_learned_variance():
     np.testing.assert_allclose(*codes, rtol=1e-4)
 
 
-def test_no_variance_at_all_is_an_error():
+def test_a_sampler_without_any_variance_is_an_error():
     with pytest.raises(ValueError, match="v is None and the network has no learned variance: give v"):
         sample(ancestral(), without_variance)
 
 
-def test_guidance_takes_the_conditional_branchs_variance():
+def test_guidance_takes_the_variance_of_the_conditional_branch():
     eps = lambda z, label: z * label[:, None]
     predict = lambda z, logsnr, label: Prediction(-eps(z, label), eps(z, label), z + label[:, None])
     z, label, logsnr = initial_noise(KEYS, (2,)), jnp.arange(16) % 3, jnp.zeros(16)
@@ -134,7 +134,7 @@ def gradients(out, *levels):
 
 
 @every_process
-def test_the_bound_trains_the_variance_alone_and_the_mse_eps_alone(levels):
+def test_the_bound_only_trains_the_variance_and_the_mse_only_trains_eps(levels):
     logsnr, *rest = at(levels, U[levels])
     mse, bound = gradients(OUT, logsnr, *rest)
     np.testing.assert_array_equal(bound[..., :3], 0)
@@ -153,7 +153,7 @@ def test_values_and_gradients_are_finite_at_both_ends(levels, off):
         assert jax.tree.all(jax.tree.map(lambda a: np.isfinite(a).all(), found))
 
 
-def test_the_loss_is_the_simple_one_plus_a_thousandth_of_the_bound():
+def test_the_hybrid_loss_is_the_simple_loss_plus_a_thousandth_of_the_bound():
     levels = at(Discrete(), np.arange(16) / 16)
     found = hybrid(OUT, *levels)
     np.testing.assert_allclose(
@@ -177,7 +177,7 @@ def two_bounds(*levels):
 
 
 @pytest.mark.parametrize("levels", [Discrete("cosine", 16), Continuous("uniform", -8.0, 8.0, bound_steps=16)], ids=str)
-def test_over_all_levels_the_bound_is_the_bits_per_dimension_without_the_prior(levels):
+def test_the_bound_over_all_levels_equals_bits_per_dimension_without_the_prior(levels):
     u = jnp.asarray((np.arange(16) + 0.5) / 16, jnp.float32)
     bound, bits = two_bounds(levels.logsnr(u), *levels.neighbour(u))
     np.testing.assert_allclose(bound / 16, bits["terms"][0, ::-1], rtol=1e-3)
@@ -185,13 +185,13 @@ def test_over_all_levels_the_bound_is_the_bits_per_dimension_without_the_prior(l
 
 
 @pytest.mark.parametrize("levels", [Continuous(), Discrete("cosine")], ids=str)
-def test_knowing_the_image_the_best_variance_is_the_posteriors_and_off_it_a_larger_one(levels):
+def test_the_posterior_variance_is_the_best_for_a_model_that_knows_the_image(levels):
     arguments = at(levels, np.linspace(0.3, 0.7, 16))
     slope = lambda off: gradients(jnp.concatenate([EPS + off, -jnp.ones_like(EPS)], axis=-1), *arguments)[1][..., 3:]
     np.testing.assert_allclose(slope(0.0), 0, atol=1e-5)
     assert np.all(slope(1.0) < -5e-5)
 
 
-def test_without_a_learned_variance_there_is_no_hybrid_loss():
+def test_the_hybrid_loss_needs_a_learned_variance():
     with pytest.raises(ValueError, match="the network has no learned variance"):
         hybrid(EPS, *at(Discrete(), [0.5]))

@@ -37,7 +37,7 @@ def drawn(warm):
     return redraw(warm)
 
 
-def test_probabilities_are_the_root_mean_square_with_a_little_of_the_uniform(warm):
+def test_probabilities_follow_the_root_mean_square_mixed_with_the_uniform(warm):
     p = np.asarray(level_probabilities(warm), np.float64)
     root = np.sqrt(2) * np.asarray(loss_of(CENTRES), np.float64)  # of 0 and 2 in turn; their mean would be 1
     np.testing.assert_allclose(p, (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / BINS, rtol=1e-5)
@@ -47,14 +47,14 @@ def test_probabilities_are_the_root_mean_square_with_a_little_of_the_uniform(war
     np.testing.assert_allclose(larger, np.sqrt((4 + 9) / 5), rtol=1e-3)  # one of the five 2s has become a 6
 
 
-def test_no_level_is_given_up():
+def test_every_level_keeps_a_minimum_probability():
     history = {"losses": jnp.zeros((BINS, KEPT)).at[3].set(1.0), "counts": jnp.full(BINS, KEPT)}
     p = level_probabilities(history)
     np.testing.assert_allclose(p.min(), UNIFORM_SHARE / BINS, rtol=1e-6)
     np.testing.assert_allclose(p[3], 1 - UNIFORM_SHARE, rtol=1e-4)
 
 
-def test_until_every_bin_is_full_levels_are_uniform(warm):
+def test_levels_are_uniform_until_every_bin_is_full(warm):
     for history in (new_history(), dict(warm, counts=warm["counts"].at[500].set(KEPT - 1))):
         np.testing.assert_allclose(level_probabilities(history), 1 / BINS, rtol=1e-6)
         u, weights = redraw(history)
@@ -85,7 +85,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("f", FUNCTIONS)
-def test_weighted_means_are_those_of_uniform_levels(f, drawn):
+def test_weighted_means_equal_those_over_uniform_levels(f, drawn):
     u, weights = drawn
     values = np.asarray(weights * FUNCTIONS[f](np.asarray(u)), np.float64)
     expected = np.mean(FUNCTIONS[f]((np.arange(100 * BINS) + 0.5) / (100 * BINS)))
@@ -95,7 +95,7 @@ def test_weighted_means_are_those_of_uniform_levels(f, drawn):
         assert error < 0.3 * np.std(loss_of(np.linspace(0, 1, 1001))) / np.sqrt(N)  # which is what it is for
 
 
-def test_the_last_losses_are_kept_in_order():
+def test_the_last_losses_are_retained_in_order():
     bins, losses = np.random.default_rng(0).integers(0, 3, 100), np.arange(1.0, 101.0)
     history = new_history()
     for batch in np.split(np.arange(100), 4):
@@ -106,7 +106,7 @@ def test_the_last_losses_are_kept_in_order():
     assert not np.any(history["losses"][3:]) and not np.any(history["counts"][3:])
 
 
-def test_one_batch_is_remembered_as_its_examples_one_by_one():
+def test_the_history_of_a_batch_equals_that_of_its_examples_in_order():
     u, losses = jax.random.uniform(jax.random.key(0), (2, 60))
     u = u * 4 / BINS
     together, apart = remember_all(new_history(), u, losses), new_history()
@@ -115,13 +115,13 @@ def test_one_batch_is_remembered_as_its_examples_one_by_one():
     jax.tree.map(np.testing.assert_array_equal, together, apart)
 
 
-def test_losses_that_are_not_finite_are_passed_over(warm):
+def test_non_finite_losses_are_ignored(warm):
     bad = jnp.array([jnp.nan, jnp.inf, -jnp.inf, 5.0])
     after = remember_all(warm, jnp.full(4, 0.5 / BINS), bad)
     only_good = remember_all(warm, jnp.full(1, 0.5 / BINS), jnp.array([5.0]))
     jax.tree.map(np.testing.assert_array_equal, after, only_good)
 
 
-def test_both_ends_of_u_have_a_bin():
+def test_both_ends_of_u_are_in_a_bin():
     history = remember_all(new_history(), jnp.array([0.0, 1.0]), jnp.array([2.0, 3.0]))
     np.testing.assert_array_equal(history["losses"][[0, -1], -1], [2, 3])

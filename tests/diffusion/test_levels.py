@@ -27,14 +27,14 @@ def test_levels_are_float32_between_their_bounds(levels):
 
 
 @both
-def test_one_level_in_bound_steps_is_the_last(levels):
+def test_one_in_bound_steps_levels_is_the_cleanest(levels):
     _, last = levels.neighbour(U)
     assert last.sum() == len(U) / levels.bound_steps
     np.testing.assert_array_equal(np.diff(last.astype(int)) <= 0, True)  # they are the cleanest
 
 
 @both
-def test_the_neighbour_is_the_next_cleaner_level_and_at_the_clean_end_the_one_before(levels):
+def test_the_neighbour_is_the_next_cleaner_level_or_at_the_clean_end_the_next_noisier(levels):
     u = jnp.asarray((np.arange(levels.bound_steps) + 0.5) / levels.bound_steps, jnp.float32)
     logsnr, (neighbour, last) = levels.logsnr(u), levels.neighbour(u)
     np.testing.assert_array_equal(last, np.arange(levels.bound_steps) == 0)
@@ -45,14 +45,14 @@ def test_the_neighbour_is_the_next_cleaner_level_and_at_the_clean_end_the_one_be
 
 @continuous
 @pytest.mark.parametrize("u", [0.0, 1 / 3, 1 - 2**-24])
-def test_no_neighbour_leaves_the_bounds(levels, u):
+def test_no_neighbouring_level_is_out_of_bounds(levels, u):
     neighbour, last = levels.neighbour(jnp.float32(u))
     assert levels.logsnr_min < neighbour <= levels.logsnr_max
     assert last == (u == 0)
 
 
 @continuous
-def test_the_grid_and_the_time_of_continuous_levels_are_the_schedules(levels):
+def test_the_grid_and_time_of_continuous_levels_equal_those_of_the_schedule(levels):
     bounds = levels.schedule, levels.logsnr_min, levels.logsnr_max
     np.testing.assert_array_equal(levels.grid(17), logsnr_grid(17, *bounds))
     np.testing.assert_array_equal(levels.grid(np.int64(2)), logsnr_grid(2, *bounds))
@@ -60,7 +60,7 @@ def test_the_grid_and_the_time_of_continuous_levels_are_the_schedules(levels):
 
 
 @discrete
-def test_every_u_of_a_timestep_is_its_level(levels):
+def test_all_u_of_a_timestep_give_its_level(levels):
     steps = np.arange(levels.num_timesteps)
     for within in (0.01, 0.5, 0.99):
         u = jnp.asarray((steps + within) / levels.num_timesteps, jnp.float32)
@@ -69,7 +69,7 @@ def test_every_u_of_a_timestep_is_its_level(levels):
 
 
 @discrete
-def test_the_network_sees_the_original_timestep_exactly(levels):
+def test_the_network_receives_the_exact_original_timestep(levels):
     steps = np.arange(levels.num_timesteps)
     for time in (levels.time, jax.jit(levels.time)):
         found = time(jnp.asarray(levels.table, jnp.float32))
@@ -79,7 +79,7 @@ def test_the_network_sees_the_original_timestep_exactly(levels):
 
 @discrete
 @pytest.mark.parametrize("spacing", [10, "ddim25", "4+3"])
-def test_respaced_grids_keep_levels_and_timesteps(levels, spacing):
+def test_respaced_grids_have_the_retained_levels_and_timesteps(levels, spacing):
     kept, grid = kept_timesteps(levels.num_timesteps, spacing), levels.grid(spacing)
     assert grid.dtype == np.float64 and np.all(np.diff(grid) > 0)
     np.testing.assert_array_equal(grid[::-1], levels.table[kept])
@@ -87,7 +87,7 @@ def test_respaced_grids_keep_levels_and_timesteps(levels, spacing):
 
 
 @discrete
-def test_between_timesteps_the_time_is_between_them(levels):
+def test_between_timesteps_the_network_time_is_interpolated(levels):
     middle = jnp.asarray((levels.table[1:] + levels.table[:-1]) / 2, jnp.float32)
     np.testing.assert_allclose(levels.time(middle), np.arange(levels.num_timesteps - 1) + 0.5, atol=1e-3)
     beyond = levels.time(jnp.array([levels.logsnr_max + 1, levels.logsnr_min - 1]))
@@ -112,6 +112,6 @@ def test_between_timesteps_the_time_is_between_them(levels):
         (lambda: Discrete().grid(2000), "num_steps is 2000: cannot take 2000 of 1000"),
     ],
 )
-def test_levels_that_cannot_be_are_an_error(make, message):
+def test_invalid_levels_are_an_error(make, message):
     with pytest.raises(ValueError, match=message):
         make()

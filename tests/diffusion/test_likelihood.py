@@ -33,7 +33,7 @@ log_prob = jax.jit(discretised_gaussian_log_prob)
 gradients = jax.jit(jax.vmap(jax.grad(discretised_gaussian_log_prob, (1, 2)), (0, None, None)))
 
 
-def test_a_gaussian_is_at_no_distance_from_itself_alone():
+def test_only_equal_gaussians_have_distance_zero():
     mean, log_var = jax.random.normal(jax.random.key(0), (2, 100)) * jnp.array([[1.0], [10.0]])
     np.testing.assert_array_equal(gaussian_kl(mean, log_var, mean, log_var), np.zeros(100))
     assert (gaussian_kl(mean, log_var, mean + 0.1, log_var) > 0).all()
@@ -49,13 +49,13 @@ def test_the_distance_of_gaussians_is_the_integral_of_the_log_ratio():
 
 @pytest.mark.parametrize("log_var", [-20.0, -10.0, -5.0, 0.0])
 @pytest.mark.parametrize("mean", [0.0, 0.123, -1.0, 1.7])
-def test_the_bins_hold_all_of_the_mass(mean, log_var):
+def test_the_masses_of_all_bins_sum_to_one(mean, log_var):
     mass = np.exp(log_prob(jnp.asarray(LEVELS, jnp.float32), mean, log_var))
     np.testing.assert_allclose(mass.sum(), 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("log_var", [-20.0, -9.0, -3.0, 0.0])
-def test_the_far_tails_keep_their_digits_and_their_gradients(log_var):
+def test_the_far_tails_and_their_gradients_are_accurate(log_var):
     mean = 0.25  # no bin's edge
     x = jnp.asarray(LEVELS[[1, 40, 128, 150, 159, 160, 170, 200, 254]], jnp.float32)
     edges = (np.asarray(x, np.float64) - mean + np.array([[-1], [1]]) / 255) * np.exp(-log_var / 2)
@@ -94,13 +94,13 @@ def published(golden, clip):
 
 
 @pytest.mark.parametrize("clip", [True, False])
-def test_transitions_are_guided_diffusions(golden, clip):
+def test_transitions_equal_those_of_guided_diffusion(golden, clip):
     t, bits = term_bits(golden, clip)
     np.testing.assert_allclose(bits[t > 0], published(golden, clip)[t > 0], rtol=3e-6)
 
 
 @pytest.mark.parametrize("clip", [True, False])
-def test_the_decoder_is_guided_diffusions_but_for_its_approximate_normal_distribution(golden, clip, monkeypatch):
+def test_the_decoder_equals_that_of_guided_diffusion_up_to_its_approximate_cdf(golden, clip, monkeypatch):
     t, exact = term_bits(golden, clip)
     np.testing.assert_allclose(exact[t == 0], published(golden, clip)[t == 0], atol=6e-4)
     log_sigmoid = jax.nn.log_sigmoid  # (1 + tanh u)/2 = sigmoid(2u)
@@ -109,7 +109,7 @@ def test_the_decoder_is_guided_diffusions_but_for_its_approximate_normal_distrib
     np.testing.assert_allclose(approximate[t == 0], published(golden, clip)[t == 0], rtol=3e-7)
 
 
-def test_the_prior_is_guided_diffusions(golden):
+def test_the_prior_equals_that_of_guided_diffusion(golden):
     logsnr, arrays, _ = golden
     # the exponential of the log-variance is rounded to float32 there
     np.testing.assert_allclose(
@@ -144,7 +144,7 @@ def with_variance(fraction, slope):
     return denoise
 
 
-def test_knowing_the_image_costs_the_prior_alone():
+def test_a_model_that_knows_the_image_only_costs_the_prior():
     bound = bound_of(KEYS, knowing(IMAGES), IMAGES, GRID, v=0.0, clip=False)
     np.testing.assert_allclose(bound["terms"], 0, atol=1e-5)
     np.testing.assert_allclose(bound["total"], bound["prior"], atol=1e-4)
@@ -153,7 +153,7 @@ def test_knowing_the_image_costs_the_prior_alone():
 
 
 @pytest.mark.parametrize("v", [0.0, 0.4])
-def test_knowing_the_image_leaves_the_price_of_the_variance_to_every_term(v):
+def test_for_a_model_that_knows_the_image_every_term_is_the_cost_of_the_variance(v):
     grid, grey = np.array([-2.0, 4.0, 5.0]), jnp.full((3, *SHAPE), LEVELS[90], jnp.float32)
     variance, kept = 1 / (1 + np.exp(grid)), -np.expm1(grid[:-1] - grid[1:])
     wider = v * np.log(variance[:-1] / variance[1:])
@@ -175,18 +175,18 @@ learned_bound = jax.jit(lambda *args: bits_per_dim(KEYS, with_variance(*args), I
 
 
 @pytest.mark.parametrize("v", [0.0, 0.3, 1.0])
-def test_a_learned_variance_of_one_value_is_the_fixed_one(v):
+def test_a_constant_learned_variance_equals_the_fixed_one(v):
     fixed = bound_of(KEYS, poor, IMAGES, GRID, v=v)["terms"]
     np.testing.assert_allclose(learned_bound(v, 0.0), fixed, rtol=1e-4)
     assert not np.allclose(learned_bound(v, 0.1), fixed, rtol=1e-2)
 
 
-def test_other_channels_than_eps_or_eps_and_variance_are_refused():
+def test_an_output_of_neither_eps_nor_eps_and_variance_is_refused():
     with pytest.raises(ValueError, match="has 6 channels; need 4, or 8"):
         split_variance(jnp.zeros((2, 4, 4, 6)), 4)
 
 
-def test_an_images_bits_are_its_own_whatever_the_batch():
+def test_the_bits_of_an_image_do_not_depend_on_the_batch():
     whole = bound_of(KEYS, poor, IMAGES, GRID, v=0.3)
     for i in range(3):
         alone = bound_of(KEYS[i : i + 1], poor, IMAGES[i : i + 1], GRID, v=0.3)
@@ -194,7 +194,7 @@ def test_an_images_bits_are_its_own_whatever_the_batch():
 
 
 @pytest.mark.parametrize(("bits", "other"), [(transition_bits, 7.0), (decoder_bits, 5.0)])
-def test_a_clipped_prediction_is_the_nearest_end_of_the_range(bits, other):
+def test_a_clipped_prediction_is_the_nearest_bound(bits, other):
     wild, black = jnp.full_like(IMAGES, -100.0), -jnp.ones_like(IMAGES)
     terms = lambda x_hat, clip: bits(IMAGES, x_hat, 0.3, 6.0, other, clip=clip)
     np.testing.assert_allclose(terms(wild, True), terms(black, False), rtol=1e-5)
@@ -213,7 +213,7 @@ def exact_of_values(z, logsnr):
 
 
 @pytest.mark.parametrize("v", [0.0, 0.3])
-def test_with_the_exact_denoiser_the_bound_falls_to_the_entropy(v):
+def test_the_bound_of_the_exact_denoiser_decreases_to_the_entropy(v):
     index = jax.random.choice(jax.random.key(0), 4, (64, 8, 8, 1), p=WEIGHTS)
     exact_bits = -np.log2(WEIGHTS)[index].mean(axis=(1, 2, 3))  # of each image; 1.75 in the mean over images
     keys = jax.random.split(jax.random.key(1), 64)
@@ -228,7 +228,7 @@ def test_with_the_exact_denoiser_the_bound_falls_to_the_entropy(v):
 
 
 @pytest.mark.parametrize("num_steps", [10, 1000])
-def test_of_gaussian_data_the_bound_is_above_the_mass_of_each_bin_and_falls_to_it(num_steps):
+def test_the_bound_for_gaussian_data_decreases_to_the_mass_of_each_bin(num_steps):
     """σ at λmax = 5 is ten bins, so that the decoder is a density times the width of a bin, as the data is."""
     std = 0.25
     data = GaussianMixture(jnp.zeros((1, 1)), jnp.array([std]), jnp.ones(1))

@@ -41,12 +41,12 @@ PREDICTORS = {
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
-def test_the_exact_eps_has_the_least_loss(predictor, batch):
+def test_the_exact_eps_has_the_smallest_loss(predictor, batch):
     excess = eps_loss(PREDICTORS[predictor], *batch) - eps_loss(exact, *batch)
     assert excess.mean() > 4 * excess.std() / np.sqrt(N)
 
 
-def test_knowing_the_noise_is_loss_zero(batch):
+def test_predicting_the_true_noise_has_loss_zero(batch):
     x, label, eps, logsnr = batch
     np.testing.assert_array_equal(eps_loss(lambda *_: of(eps), *batch), np.zeros(N))
     from_data = eps_loss(lambda z, logsnr, label: of(eps_from_x(z, x, logsnr)), x, label, eps, logsnr)

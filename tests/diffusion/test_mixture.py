@@ -25,13 +25,13 @@ def test_eps_is_the_score_times_minus_sigma(label):
 
 
 @pytest.mark.parametrize("label", [None, 1, jnp.arange(12) % (NULL + 1)])
-def test_the_pair_makes_up_z(label):
+def test_the_pair_adds_up_to_z(label):
     x, noise, variance = predict(POINTS, LEVELS, label)
     np.testing.assert_allclose(diffuse(x, noise, LEVELS), POINTS, rtol=1e-5, atol=1e-5)
     assert variance is None
 
 
-def test_at_both_ends_of_the_levels_the_pair_keeps_its_digits():
+def test_the_pair_is_accurate_at_both_ends_of_the_levels():
     with jax.enable_x64(True):
         exact = GaussianMixture(MIXTURE.means, MIXTURE.stds, MIXTURE.weights).predict(POINTS.astype(float), 20.0)
         noisy = GaussianMixture(MIXTURE.means, MIXTURE.stds, MIXTURE.weights).predict(POINTS.astype(float), -20.0)
@@ -46,14 +46,14 @@ def test_the_null_label_is_no_condition():
 
 
 @pytest.mark.parametrize("k", range(NULL))
-def test_conditioning_leaves_the_components_own_gaussian(k):
+def test_conditioning_on_a_class_gives_the_gaussian_of_its_component(k):
     alpha, sigma = alpha_sigma(LEVELS[:, None])
     std = jnp.sqrt(alpha**2 * MIXTURE.stds[k] ** 2 + sigma**2)
     expected = stats.norm.logpdf(POINTS, alpha * MIXTURE.means[k], std).sum(axis=-1)
     np.testing.assert_allclose(log_prob(POINTS, LEVELS, k), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_posterior_is_bayes_rule():
+def test_the_posterior_agrees_with_bayes_rule():
     evidence = log_prob(POINTS, LEVELS)
     joint = [log_prob(POINTS, LEVELS, k) + jnp.log(MIXTURE.weights[k]) for k in range(NULL)]
     found = log_posterior(POINTS, LEVELS)
@@ -70,7 +70,7 @@ def test_the_density_integrates_to_one(label, logsnr):
     np.testing.assert_allclose(np.trapezoid(density, grid), 1, rtol=1e-4)
 
 
-def test_without_noise_left_the_density_is_the_datas():
+def test_at_the_cleanest_level_the_density_is_that_of_the_data():
     np.testing.assert_allclose(log_prob(POINTS, 30.0), log_prob(POINTS), rtol=1e-4)
 
 
@@ -86,7 +86,7 @@ def test_samples_have_the_mixtures_moments():
         np.testing.assert_allclose(members.std(axis=0), MIXTURE.stds[k], atol=error)
 
 
-def test_images_are_points_too():
+def test_a_mixture_of_images_equals_that_of_flattened_images():
     flat, image = np.arange(24.0).reshape(2, 12) / 24, (2, 2, 3)
     arguments = [0.3, 0.6], [0.5, 0.5]
     z = jax.random.normal(jax.random.key(0), (5, 12))
@@ -108,6 +108,6 @@ def test_images_are_points_too():
         (np.zeros((2, 1)), [1.0, 1.0], [1.5, -0.5], "positive"),
     ],
 )
-def test_a_mixture_that_cannot_be_is_an_error(means, stds, weights, message):
+def test_an_invalid_mixture_is_an_error(means, stds, weights, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(means, stds, weights)

@@ -14,14 +14,14 @@ every_parametrisation = pytest.mark.parametrize("name", PARAMETRISATIONS)
 
 
 @every_parametrisation
-def test_the_pair_makes_up_z_whatever_the_output(name):
+def test_the_pair_adds_up_to_z_for_any_output(name):
     z = diffuse(X, EPS, LOGSNR)
     x, eps, variance = PARAMETRISATIONS[name](OUTPUT, z, LOGSNR)
     np.testing.assert_allclose(diffuse(x, eps, LOGSNR), z, rtol=1e-4, atol=1e-5)
     assert variance is None
 
 
-def test_a_network_of_the_true_noise_knows_the_data():
+def test_a_network_that_predicts_the_true_noise_recovers_the_data():
     found = PARAMETRISATIONS["eps"](EPS, diffuse(X, EPS, LOGSNR), LOGSNR)
     np.testing.assert_array_equal(found.eps, EPS)
     np.testing.assert_allclose(found.x, X, atol=1e-4)
@@ -40,12 +40,12 @@ def test_a_prediction_is_float32_whatever_the_network_computes_in(name):
     assert (found.x.dtype, found.eps.dtype) == (jnp.float32, jnp.float32)
 
 
-def test_another_number_of_channels_is_refused():
+def test_a_wrong_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="has 6 channels; need 4, or 8"):
         split_variance(jnp.zeros((2, 4, 4, 6)), 4)
 
 
-def test_adding_to_eps_leaves_z_as_it_is():
+def test_adding_to_eps_does_not_change_z():
     before = PARAMETRISATIONS["eps"](EPS, X, LOGSNR)
     after = add_to_eps(before, OUTPUT, LOGSNR)
     np.testing.assert_array_equal(after.eps, before.eps + OUTPUT)

@@ -20,7 +20,7 @@ def transition(logsnr, logsnr_next):
     return c_z, c_x, lower, upper
 
 
-def test_posterior_takes_the_papers_values():
+def test_the_posterior_takes_the_values_of_the_paper():
     c_z, c_x, lower, upper = transition(-3.0, -1.0)
     np.testing.assert_allclose([c_z, c_x], [0.3222791550, 0.4484113385], rtol=1e-6)
     np.testing.assert_allclose(jnp.exp(jnp.stack([lower, upper])), [0.6321205588, 0.8236572376], rtol=1e-6)
@@ -29,7 +29,7 @@ def test_posterior_takes_the_papers_values():
 
 
 @pytest.mark.parametrize("levels", [*LEVELS, tuple(map(jnp.array, zip(*LEVELS, strict=True)))])
-def test_the_posterior_carries_one_marginal_to_the_next(levels):
+def test_the_posterior_maps_one_marginal_to_the_next(levels):
     logsnr, logsnr_next = levels
     c_z, c_x, lower, upper = transition(logsnr, logsnr_next)
     (alpha, sigma), (alpha_next, sigma_next) = alpha_sigma(logsnr), alpha_sigma(logsnr_next)
@@ -38,7 +38,7 @@ def test_the_posterior_carries_one_marginal_to_the_next(levels):
     assert jnp.all(upper > lower)
 
 
-def test_the_posterior_is_bayes_rule():
+def test_the_posterior_agrees_with_bayes_rule():
     z, z_next, x = jax.random.normal(jax.random.key(0), (3, 4, 5))
     logsnr, logsnr_next = jnp.array([-3.0, -1.0, 0.0, 2.0]), jnp.array([-1.0, -0.5, 3.0, 5.0])
     mean, lower, upper = step(z, x, logsnr, logsnr_next)
@@ -50,7 +50,7 @@ def test_the_posterior_is_bayes_rule():
     np.testing.assert_allclose(stats.norm.logpdf(z_next, mean, jnp.exp(lower / 2)), joint - evidence, atol=1e-3)
 
 
-def test_variance_is_preserved_and_sigma_keeps_its_digits():
+def test_variance_is_preserved_and_sigma_is_accurate():
     logsnr = np.linspace(-20, 20, 401)
     alpha, sigma = alpha_sigma(jnp.asarray(logsnr, jnp.float32))
     np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-6)
@@ -74,7 +74,7 @@ def test_diffused_data_has_the_marginals_moments():
     np.testing.assert_allclose([z.mean(), z.std()], [alpha * 2.0, sigma], atol=5 * sigma / 200)
 
 
-def test_logsnr_meets_the_batch_axis():
+def test_logsnr_broadcasts_along_the_batch_axis():
     x = jax.random.normal(jax.random.key(0), (3, 2, 4, 3))
     logsnr = jnp.array([-1.0, 0.0, 2.0])
     assert broadcast_left(logsnr, x).shape == (3, 1, 1, 1)

@@ -73,7 +73,7 @@ def test_conditional_samples_come_from_their_component(sampler):
 
 
 @pytest.mark.parametrize("sampler", [ancestral(0.0), ddim(), ddim(0.5), ddim(1.0)], ids=repr)
-def test_given_x_every_level_has_the_processs_marginal(sampler):
+def test_given_x_every_level_has_the_marginal_of_the_process(sampler):
     # a noise used twice, at two steps or at the start and at a step, would show as another variance
     logsnrs, keys = np.array([-2.0, -1.0, 0.8]), keys_of(40_000)
     z = diffuse(jnp.broadcast_to(jnp.array(X), (40_000, 2)), initial_noise(keys, (2,)), logsnrs[0])
@@ -94,7 +94,7 @@ def one_reverse_step(sampler, keys):
 @pytest.mark.parametrize(
     ("v", "variance"), [(0.0, 0.6321205588), (0.2, 0.6664832452), (0.3, 0.6843588636), (1.0, 0.8236572376)]
 )
-def test_the_reverse_step_has_the_papers_mean_and_variance(v, variance):
+def test_the_reverse_step_has_mean_and_variance_of_the_paper(v, variance):
     n = 100_000
     z_next = one_reverse_step(ancestral(v), keys_of(n))
     np.testing.assert_allclose(z_next.mean(), 0.3222791550 + 0.4484113385 * 2, atol=4 * np.sqrt(variance / n))
@@ -102,7 +102,7 @@ def test_the_reverse_step_has_the_papers_mean_and_variance(v, variance):
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_eta_squared_of_the_posterior_variance_is_fresh_noise(eta):
+def test_the_noise_of_ddim_has_eta_squared_times_the_posterior_variance(eta):
     n, variance = 100_000, eta**2 * 0.6321205588
     found = one_reverse_step(ddim(eta), keys_of(n)).var()
     np.testing.assert_allclose(found, variance, rtol=4 * np.sqrt(2 / n), atol=1e-10)
@@ -118,7 +118,7 @@ def test_ddim_at_eta_one_is_ancestral_at_v_zero():
         assert np.abs(run(ddim(1.0)) - run(ancestral(0.3))).max() > 1e-3
 
 
-def test_halving_the_step_halves_ddims_error():
+def test_halving_the_step_halves_the_error_of_ddim():
     mean, std, bounds = 0.7, 0.4, (-12.0, 10.0)
 
     def spread(logsnr):
@@ -140,7 +140,7 @@ def test_halving_the_step_halves_ddims_error():
 
 
 @pytest.mark.parametrize("sampler", [ancestral(0.3), ddim()], ids=repr)
-def test_a_grid_of_t_levels_makes_t_calls(sampler):
+def test_a_grid_of_t_levels_takes_t_calls(sampler):
     calls = []
 
     def denoise(z, logsnr):
@@ -161,7 +161,7 @@ def test_the_last_step_adds_no_noise(sampler):
 
 
 @every_sampler
-def test_a_samples_noise_is_its_keys_alone(sampler):
+def test_the_noise_of_a_sample_depends_only_on_its_key(sampler):
     run = lambda keys: sample(sampler, MIXTURE.predict, keys, logsnr_grid(16, "cosine", -10.0, 10.0))
     keys = keys_of(64)
     full = run(keys)
@@ -171,14 +171,14 @@ def test_a_samples_noise_is_its_keys_alone(sampler):
 
 
 @every_sampler
-def test_clipping_bounds_the_samples_and_only_clipping(sampler):
+def test_samples_are_bounded_only_with_clipping(sampler):
     run = lambda clip: sample(sampler, WIDE.predict, keys_of(16), logsnr_grid(16), clip=clip)
     assert jnp.abs(run(True)).max() <= 1
     assert jnp.all(jnp.abs(run(False)).max(axis=1) > 1)
 
 
 @every_sampler
-def test_a_clipped_x_is_as_if_predicted(sampler):
+def test_a_clipped_x_gives_the_same_step_as_the_same_x_predicted(sampler):
     found = [
         sample(sampler, oracle(x, 1.0), keys_of(8), np.array([-3.0, -1.0, 1.0]), clip=clip)
         for x, clip in ((5.0, True), (1.0, False))

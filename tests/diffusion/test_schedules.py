@@ -20,7 +20,7 @@ def tangent_form(u, logsnr_min, logsnr_max):
 
 
 @pytest.mark.parametrize(("u", "logsnr"), U_TO_LOGSNR.items())
-def test_cosine_takes_the_papers_values(u, logsnr):
+def test_the_cosine_schedule_takes_the_values_of_the_paper(u, logsnr):
     np.testing.assert_allclose(cosine(u), logsnr, rtol=1e-5, atol=2e-6)
 
 
@@ -32,7 +32,7 @@ def test_symmetric_bounds_give_an_antisymmetric_schedule(schedule):
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("schedule", SCHEDULES.values())
-def test_both_ends_are_hit_in_float32(schedule, bounds):
+def test_both_ends_are_exact_in_float32(schedule, bounds):
     ends = schedule(jnp.array([1.0, 0.0]), *bounds)
     assert ends.dtype == jnp.float32
     np.testing.assert_allclose(ends, bounds, rtol=2e-7)
@@ -40,7 +40,7 @@ def test_both_ends_are_hit_in_float32(schedule, bounds):
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("end", ["clean", "noise"])
-def test_float32_keeps_its_digits_next_to_both_ends(end, bounds):
+def test_float32_is_accurate_near_both_ends(end, bounds):
     steps = 2.0 ** -np.arange(1, 25, dtype=np.float32)
     u = steps if end == "clean" else 1 - steps
     np.testing.assert_allclose(cosine(jnp.asarray(u), *bounds), tangent_form(u, *bounds), rtol=1e-6, atol=2e-6)
@@ -60,7 +60,7 @@ def test_doubling_the_grid_keeps_its_levels(schedule):
     np.testing.assert_allclose(logsnr_grid(17, schedule)[::2], logsnr_grid(9, schedule), atol=1e-9)
 
 
-def test_the_default_grid_has_the_papers_middle():
+def test_the_default_grid_has_the_middle_of_the_paper():
     np.testing.assert_allclose(logsnr_grid(5)[1:-1], [-1.762619, 0, 1.762619], atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_the_default_grid_has_the_papers_middle():
         ((8, "cosine", 5.0, 5.0), "not below"),
     ],
 )
-def test_a_grid_that_cannot_be_is_an_error(arguments, message):
+def test_an_invalid_grid_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         logsnr_grid(*arguments)
 
@@ -87,7 +87,7 @@ def test_network_time_runs_from_clean_0_to_noise_1000():
     assert jnp.all(jnp.diff(time) < 0)
 
 
-def test_cosine_spreads_network_time_evenly():
+def test_the_cosine_schedule_spreads_network_time_evenly():
     u = jnp.linspace(0, 1, 33)
     time = network_time(cosine(u))
     np.testing.assert_allclose(time, time[0] + u * (time[-1] - time[0]), atol=1e-3)

@@ -47,7 +47,7 @@ def drawn(rng, depth):
     return product(drawn(rng, depth - 1), drawn(rng, depth - 1))
 
 
-def test_the_text_of_a_value_gives_it_back_and_equal_values_have_equal_text():
+def test_text_is_parsed_back_to_its_value_and_equal_values_have_equal_text():
     rng = random.Random(0)
     values = [drawn(rng, depth=3) for _ in range(1000)]
     for value in values:
@@ -59,7 +59,7 @@ def test_the_text_of_a_value_gives_it_back_and_equal_values_have_equal_text():
 
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize("other", NUMBERS)
-def test_numbers_have_equal_text_if_they_are_equal(number, other):
+def test_equal_numbers_have_equal_text(number, other):
     assert (spec(number) == spec(other)) == (number == other)
 
 
@@ -77,7 +77,7 @@ def test_rules_are_read_from_text(text, value):
     assert parse(text, RULES) == value
 
 
-def test_defaults_are_left_out_and_the_wrapped_rule_has_no_name():
+def test_text_omits_defaults_and_the_name_of_the_wrapped_rule():
     assert repr(classifier(cfg(), 1.0, "eps")) == "classifier()"
     assert repr(classifier(conditional(), 2.0, "mean")) == "classifier(conditional(), scale=2, form='mean')"
     assert [repr(value) for value in (ddim(0), ddim(eta=0.5), ancestral(), ancestral(1.0))] == [
@@ -132,12 +132,12 @@ def test_every_registered_value_has_its_name_as_text(registry):
         ("classifier(" * 3000 + ")" * 3000, "classifier"),
     ],
 )
-def test_any_other_text_is_an_error_of_one_line(text, message):
+def test_any_other_text_is_a_one_line_error(text, message):
     with pytest.raises(ValueError, match=message) as error:
         parse(text, RULES | SAMPLERS)
     assert "\n" not in str(error.value) and len(str(error.value)) < 250
 
 
-def test_an_argument_without_a_default_is_asked_for():
+def test_an_argument_without_a_default_is_required():
     with pytest.raises(ValueError, match="wrap needs rule"):
         parse("wrap(low=1)", NAMES)

@@ -74,7 +74,7 @@ def published(**changed):
         ("adm_imagenet256", 6, {"classifier_scale": 10.0, "conditional": False, "fid": 12.0, "precision": 0.76}),
     ],
 )
-def test_targets_are_the_papers_numbers(name, count, row):
+def test_targets_equal_the_numbers_of_the_papers(name, count, row):
     content = targets.load_targets(name)
     assert content["name"] == name
     assert len(content["rows"]) == count
@@ -101,7 +101,7 @@ def test_recalled_settings_are_named_and_nothing_else_is_cited():
         assert "arXiv:" in content["source"] and ".txt" not in content["source"]
 
 
-def test_where_nothing_differs_what_is_left_of_ours_less_the_published_is_shown(tmp_path, capsys):
+def test_differences_from_published_results_are_shown_if_the_settings_agree(tmp_path, capsys):
     assert compare(write(tmp_path / "a", record()), "--targets=cfg_imagenet64") == 0
     out = capsys.readouterr().out
     labels, names, *rows = table_of(out)
@@ -142,7 +142,7 @@ def test_where_nothing_differs_what_is_left_of_ours_less_the_published_is_shown(
         ({"p_uncond": 0.3}, "p_uncond is 0.3, published 0.1 or 0.2 or 0.5"),
     ],
 )
-def test_one_setting_that_differs_is_named_and_nothing_is_subtracted(tmp_path, capsys, changed, told):
+def test_a_single_differing_setting_is_named_and_no_difference_is_computed(tmp_path, capsys, changed, told):
     (tmp_path / "stated.json").write_text(json.dumps(published()))
     runs = [write(tmp_path / "same", record()), write(tmp_path / "other", record(**changed))]
     assert compare(*runs, f"--targets={tmp_path / 'stated.json'}") == 0
@@ -161,7 +161,7 @@ def test_every_difference_is_named(tmp_path, capsys):
     assert f"a: not comparable with cfg_imagenet64: {told}, published 1,000\n" in capsys.readouterr().out
 
 
-def test_distances_of_other_features_keep_their_names(tmp_path, capsys):
+def test_distances_of_other_features_are_not_called_fid(tmp_path, capsys):
     compare(write(tmp_path / "a", record("classifier", features="a893")), "--targets=cfg_imagenet64")
     labels, names, *rows = table_of(capsys.readouterr().out)
     assert labels == ["", "a", "cfg_imagenet64, p_uncond=0.1"]
@@ -182,12 +182,12 @@ def test_rows_are_matched_by_steps_and_equal_weights_only(tmp_path, capsys):
     assert second[2:4] == second[5:7] == [["-", "-"], ["-", "-"]]
 
 
-def test_weights_given_as_scales_match(tmp_path, capsys):
+def test_weights_and_scales_give_the_same_samples(tmp_path, capsys):
     compare(write(tmp_path / "a", record(scores={1.1 - 1: (1.5, 70.0)})), "--targets=cfg_imagenet64")
     assert table_of(capsys.readouterr().out)[2][3] == ["-0.05", "+3.89"]
 
 
-def test_without_a_row_of_its_weights_a_run_stands_alone_and_that_is_told(tmp_path, capsys):
+def test_a_run_without_matching_published_rows_is_reported(tmp_path, capsys):
     compare(write(tmp_path / "a", record(scores={0.15: (1.5, 70.0)})), "--targets=cfg_imagenet64")
     out = capsys.readouterr().out
     assert table_of(out)[0] == ["", "a"]
@@ -223,7 +223,7 @@ def test_seeds_are_averaged_and_absent_weights_are_dashes(tmp_path, capsys):
     assert rows[2][1] == ["-", "-"] and rows[2][4] == ["9", "99"]
 
 
-def test_the_runs_are_listed_with_what_they_were_made_with(tmp_path, capsys):
+def test_the_runs_are_listed_with_their_settings(tmp_path, capsys):
     compare(write(tmp_path / "a", record(sampler="ddim(eta=0.5)")))
     head, line, *_ = capsys.readouterr().out.splitlines()
     assert " ".join(head.split()) == "run step N labels rule sampler T EMA p_uncond features guide reference"
@@ -240,7 +240,7 @@ def test_the_runs_are_listed_with_what_they_were_made_with(tmp_path, capsys):
         ({"reference": {"digest": "abcdefabcdef"}}, "reference (da6227e3; abcdefab)"),
     ],
 )
-def test_what_makes_runs_incomparable_is_told(tmp_path, capsys, changed, told):
+def test_differences_that_make_runs_incomparable_are_reported(tmp_path, capsys, changed, told):
     compare(write(tmp_path / "a", record()), write(tmp_path / "b", record(**changed)))
     out = capsys.readouterr().out
     assert f"a and b differ in {told}: their columns are not comparable\n" in out
@@ -255,7 +255,7 @@ def test_what_makes_runs_incomparable_is_told(tmp_path, capsys, changed, told):
         ((None, "0123456789abcdef"), "judge (none; 01234567)"),
     ],
 )
-def test_runs_judged_by_different_classifiers_are_told_apart(tmp_path, capsys, judges, told):
+def test_runs_judged_by_different_classifiers_are_reported(tmp_path, capsys, judges, told):
     runs = [record(**({"judge": digest} if digest else {})) for digest in judges]
     compare(*(write(tmp_path / name, run) for name, run in zip("ab", runs, strict=True)))
     out = capsys.readouterr().out
@@ -263,7 +263,7 @@ def test_runs_judged_by_different_classifiers_are_told_apart(tmp_path, capsys, j
     assert told is None or f"a and b differ in {told}: their columns are not comparable\n" in out
 
 
-def test_labels_are_as_short_as_they_can_be_and_never_the_same(tmp_path, capsys):
+def test_labels_of_runs_are_as_short_as_possible_and_unique(tmp_path, capsys):
     for name in ("x/a", "y/a", "y/b"):
         write(tmp_path / name, record())
     files = [tmp_path / "x/a", tmp_path / "y/a/evaluation", tmp_path / "y/b/evaluation/frontier.json", tmp_path / "y/b"]
@@ -271,7 +271,7 @@ def test_labels_are_as_short_as_they_can_be_and_never_the_same(tmp_path, capsys)
     assert table_of(capsys.readouterr().out)[0] == ["", "x/a", "y/a", "b (1)", "b (2)"]
 
 
-def test_a_sweeps_folder_is_its_runs_in_the_order_of_their_numbers(tmp_path, capsys):
+def test_the_folder_of_a_sweep_stands_for_its_runs_in_numeric_order(tmp_path, capsys):
     for name in ("w=10", "w=2", "w=0.5"):
         write(tmp_path / "sweep" / name, record(p_uncond=float(name[2:]) / 100))
     (tmp_path / "sweep" / "unfinished").mkdir()
@@ -330,7 +330,7 @@ def test_the_joined_table_is_written(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["sweep", "a sweep"])
-def test_the_advised_evaluation_is_of_a_run_in_the_sweep(name, tmp_path):
+def test_the_suggested_evaluation_names_a_run_of_the_sweep(name, tmp_path):
     for run in ("10", "9"):
         (tmp_path / name / run).mkdir(parents=True)
         (tmp_path / name / run / "config.json").touch()
@@ -340,7 +340,7 @@ def test_the_advised_evaluation_is_of_a_run_in_the_sweep(name, tmp_path):
     assert advice == ["cfgjax", "evaluate", f"--workdir={tmp_path / name / '9'}"]
 
 
-def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
+def test_compare_advises_to_repeat_a_sweep_with_unfinished_evaluations(tmp_path):
     (tmp_path / "w=0.5").mkdir()
     (tmp_path / "w=0.5.log").touch()
     with pytest.raises(UsageError, match="no evaluation in .* is complete.*cfgjax sweep"):
@@ -368,7 +368,7 @@ def test_a_sweep_of_evaluations_that_have_not_ended_is_run_again(tmp_path):
         ("{tmp}/a --plot=plot.txt", "--plot=plot.txt: the ending must be .png or .pdf or .svg"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, words, told):
+def test_bad_input_is_a_one_line_error(tmp_path, words, told):
     write(tmp_path / "a", record())
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.json").write_text('{"rows": [')
@@ -410,7 +410,7 @@ def refusal(words):
 
 
 @pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
-def test_whatever_part_of_a_frontier_is_odd_the_error_is_one_line(tmp_path, odd):
+def test_any_damaged_part_of_a_frontier_is_a_one_line_error(tmp_path, odd):
     guide = {"classifier": "8c", "classifier_scale": 1.0, "rule": "classifier()"}
     whole = write(tmp_path / "whole", record(judge="8c8b", **guide))
     assert compare(whole, "--rows", "--targets=cfg_imagenet64") == 0
@@ -425,7 +425,7 @@ def test_whatever_part_of_a_frontier_is_odd_the_error_is_one_line(tmp_path, odd)
 
 
 @pytest.mark.parametrize("odd", [*ODD, GONE], ids=[*(f"{odd!r:.12}" for odd in ODD), "gone"])
-def test_whatever_part_of_targets_is_odd_the_error_is_one_line(tmp_path, odd):
+def test_any_damaged_part_of_targets_is_a_one_line_error(tmp_path, odd):
     run, content = write(tmp_path / "a", record()), published()
     content |= {"rows": content["rows"][:3], "baselines": [{"name": "x", "fid": 1.0}], "recalled": ["v"]}
     refusals = []
@@ -458,13 +458,13 @@ def test_a_frontier_with_one_changed_digit_is_refused(tmp_path, capsys):
         ({"setting": None}, "holds no targets"),
     ],
 )
-def test_targets_of_another_form_are_refused(changed, told):
+def test_targets_with_an_invalid_structure_are_refused(changed, told):
     with pytest.raises(UsageError) as raised:
         targets.check_targets({**published(), **changed}, "file.json")
     assert told in str(raised.value)
 
 
-def test_with_rows_each_setting_has_a_line_and_its_network_calls(tmp_path, capsys):
+def test_rows_flag_prints_a_line_with_network_calls_for_each_setting(tmp_path, capsys):
     run = write(tmp_path / "run", record())
     guided = record(classifier="8c8b", classifier_scale=2.0, rule="classifier()", num_steps=32)
     other = write(tmp_path / "guided", guided)
@@ -477,7 +477,7 @@ def test_with_rows_each_setting_has_a_line_and_its_network_calls(tmp_path, capsy
     assert cells[2] == ["guided", "0", "classifier()", "2", "ancestral(v=0.3)", "32", "32", "32"]
 
 
-def test_a_guide_is_told(tmp_path, capsys):
+def test_compare_names_the_guide(tmp_path, capsys):
     guided = record(classifier="8c8b7a6d5e4f", classifier_scale=2.0, rule="classifier()")
     compare(write(tmp_path / "a", guided), "--targets=cfg_imagenet64")
     out = capsys.readouterr().out
@@ -497,7 +497,7 @@ def test_a_guide_is_told(tmp_path, capsys):
         ),
     ],
 )
-def test_a_frontier_of_an_older_version_reads_as_one_of_today(tmp_path, old, new):
+def test_a_frontier_of_an_older_version_is_read_in_the_current_form(tmp_path, old, new):
     earlier, today = record(**old), record(**new)
     for row in earlier["rows"]:
         del row["rule"]

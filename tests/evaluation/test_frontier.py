@@ -132,7 +132,7 @@ def spied(model):
     return Model(model.settings, model.params, step=model.step, bind_params=bind_params), batches
 
 
-def test_all_weights_are_one_program(workdir, model, network, tmp_path):
+def test_all_weights_share_one_program(workdir, model, network, tmp_path):
     spy, batches = spied(model)
     rows = Ran(workdir, tmp_path, spy, network, GRID, kinds=["learned"]).rows
     assert [row["guidance_weight"] for row in rows] == [0, 1, 3]
@@ -151,7 +151,7 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
     assert_close(rows, guided[:1], 1e-4)
 
 
-def test_rows_are_complete(straight):
+def test_every_row_has_all_its_columns(straight):
     settings = {"guidance_weight", "scores", "classifier", *as_dict(SampleOptions())} - {"guidance"}
     metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
     named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
@@ -173,7 +173,7 @@ def test_guidance_trades_entropy_for_certainty_with_exact_scores(straight):
     assert rows[0]["log_posterior"] < rows[1]["log_posterior"] < 0
 
 
-def test_the_files_say_what_was_measured_on_what(straight, model, network):
+def test_the_files_record_the_measurement_and_its_inputs(straight, model, network):
     folder, rows = straight
     found = json.loads((folder / "frontier.json").read_text())
     assert found["rows"] == rows
@@ -191,7 +191,7 @@ def test_the_files_say_what_was_measured_on_what(straight, model, network):
     assert {name: first[name] for name in recorded} == recorded
 
 
-def test_the_tables_have_a_row_of_each_setting_and_a_line_of_each_class(straight):
+def test_the_tables_have_a_row_for_each_setting_and_a_line_for_each_class(straight):
     folder, rows = straight
     lines = list(csv.DictReader((folder / "frontier.csv").read_text().splitlines()))
     assert len(lines) == len(rows)
@@ -213,7 +213,7 @@ def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in (folder / "samples").rglob("*") if path.is_file()}
 
 
-def test_what_is_known_is_not_done_again(straight, workdir, model, network):
+def test_known_samples_and_metrics_are_not_computed_again(straight, workdir, model, network):
     folder, rows = straight
     files, times = contents(folder), stamps(folder)
     spy, batches = spied(model)
@@ -227,7 +227,7 @@ def test_what_is_known_is_not_done_again(straight, workdir, model, network):
     ("stop_after", "drawn", "shards", "measured"),
     [(1, 32, 1, 0), (4, 90, 3, 0), (6, 90 + 64, 5, 1)],  # a setting has three batches, and one block to be measured
 )
-def test_stopped_and_gone_on_is_straight_through(
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     straight, workdir, model, network, tmp_path, stop_after, drawn, shards, measured
 ):
     with pytest.raises(Stopped):
@@ -303,13 +303,13 @@ def test_a_cached_reference_that_does_not_match_its_hash_is_measured_again(model
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 125])
-def test_the_batch_size_does_not_matter(straight, workdir, model, network, tmp_path, batch_size):
+def test_the_result_does_not_depend_on_the_batch_size(straight, workdir, model, network, tmp_path, batch_size):
     ran = Ran(workdir, tmp_path, model, network, GRID, batch_size=batch_size)
     assert_close(ran.rows, straight[1], rtol=5e-6)  # float32 products of other sizes add up in another order
 
 
 @pytest.mark.slow
-def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
+def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
     flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
     files = contents(tmp_path, "*.*")
@@ -319,7 +319,7 @@ def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, 
     assert [point["guidance_weight"] for point in found.pop("tilted")] == [0, 1, 3]
     assert found == own
     told = capsys.readouterr().out
-    assert "FD-mixture is least at w = " in told
+    assert "FD-mixture is smallest at w = " in told
     assert f"wrote frontier.json, frontier.csv, per_class.csv, frontier.png in {tmp_path}" in told
     times = stamps(tmp_path)
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--nokeep_samples", *flags]) == 0
@@ -328,13 +328,13 @@ def test_the_command_finds_the_same_and_adds_the_closed_form(straight, workdir, 
     assert contents(tmp_path, "*.*") == files
 
 
-def test_without_neighbours_all_else_is_there(straight, workdir, model, network, tmp_path):
+def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, model, network, tmp_path):
     ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False)
     assert straight[1][0].keys() - ran.rows[0].keys() == {"precision", "recall", "entropy"}
     assert "frontier.png" in ran.files
 
 
-def test_a_folder_at_work_is_refused(workdir, model, network, tmp_path):
+def test_a_folder_in_use_is_refused(workdir, model, network, tmp_path):
     first = frontier_of(workdir, tmp_path, model, network, GRID)
     with pytest.raises(UsageError, match=f"another evaluation is running in {tmp_path}; wait for it"):
         frontier_of(workdir, tmp_path, model, network, GRID)
@@ -352,7 +352,7 @@ def test_samples_that_do_not_fit_on_the_disk_are_refused(workdir, model, network
 
 
 @pytest.mark.slow
-def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, network, tmp_path):
+def test_no_sample_is_missing_if_the_metrics_are_cached(workdir, model, network, tmp_path):
     Ran(workdir, tmp_path, model, network, dict(guidance=(1.0,), num_steps=(2,)))
     reference = reference_of(model, network, tmp_path)
     with contextlib.closing(
@@ -364,7 +364,7 @@ def test_where_the_metrics_are_known_no_sample_is_missing(workdir, model, networ
         assert work.num_missing(others) == 4 * NUM
 
 
-def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path):
+def test_samples_of_different_checkpoints_are_not_mixed(workdir, network, tmp_path):
     grid, rows = dict(guidance=(1.0,), num_steps=(2,)), []
     for step in (10, 20):
         ran = Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["learned"])
@@ -374,7 +374,7 @@ def test_samples_of_one_step_are_not_those_of_another(workdir, network, tmp_path
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
-def test_exact_scores_are_the_same_at_every_step(workdir, network, tmp_path):
+def test_exact_scores_do_not_depend_on_the_checkpoint(workdir, network, tmp_path):
     grid = dict(guidance=(1.0,), num_steps=(2,))
     first, second = (
         Ran(workdir, tmp_path, cfgjax.load(workdir, step=step), network, grid, kinds=["exact"]) for step in (10, 20)
@@ -383,7 +383,7 @@ def test_exact_scores_are_the_same_at_every_step(workdir, network, tmp_path):
     assert second.rows == first.rows
 
 
-def test_more_samples_of_a_setting_begin_with_those_that_are_there(workdir, model, network, tmp_path, monkeypatch):
+def test_more_samples_of_a_setting_begin_with_the_existing_ones(workdir, model, network, tmp_path, monkeypatch):
     grid = dict(guidance=(1.0,), num_steps=(4,))
     Ran(workdir, tmp_path, model, network, grid, kinds=["learned"])
     monkeypatch.setitem(globals(), "NUM", 120)
@@ -391,7 +391,7 @@ def test_more_samples_of_a_setting_begin_with_those_that_are_there(workdir, mode
 
 
 @pytest.mark.slow
-def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_path):
+def test_rows_are_the_product_of_the_requested_values(workdir, model, network, tmp_path):
     grid = dict(guidance=(0.0, 1.0), num_steps=(2, 3), ema=(0.0, 0.5), seed=(0, 1))
     grid |= {"sampler": ("ancestral(v=0)", "ancestral(v=1)")}
     rows = Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).rows
@@ -404,7 +404,7 @@ def test_rows_are_the_product_of_what_is_asked_for(workdir, model, network, tmp_
     assert all(len(same) == 2 for by_weight in curves.values() for same in by_weight.values())
 
 
-def test_rates_that_the_run_has_not_are_refused_before_any_work(model):
+def test_unknown_ema_rates_are_refused_before_any_work(model):
     with pytest.raises(UsageError, match=r"EMA of rate 0.7"):
         settings_of(dict(ema=(0.5, 0.7)), model)
 
@@ -447,7 +447,7 @@ def test_a_table_has_mean_and_deviation_over_the_seeds():
     assert "±" not in "".join(report.frontier_table(rows[::2]))
 
 
-def test_a_table_has_a_part_of_each_curve():
+def test_a_table_has_a_part_for_each_curve():
     lines = report.frontier_table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
     assert [line for line in lines if line.endswith(":")] == ["num_steps=4:", "num_steps=8:"]
     assert len(lines) == 7
@@ -456,13 +456,13 @@ def test_a_table_has_a_part_of_each_curve():
 @pytest.mark.parametrize(
     ("distances", "told"),
     [
-        ((3, 1, 2), "FD-mixture is least at w = 1, 1"),
-        ((1, 2, 3), "FD-mixture is least at w = 0, 1, the first of the list: a smaller one may be even better"),
-        ((3, 2, 1), "FD-mixture is least at w = 2, 1, the last of the list: a larger one may be even better"),
-        ((1,), "FD-mixture is least at w = 0, 1"),
+        ((3, 1, 2), "FD-mixture is smallest at w = 1, 1"),
+        ((1, 2, 3), "FD-mixture is smallest at w = 0, 1, the first of the list: a smaller one may be even better"),
+        ((3, 2, 1), "FD-mixture is smallest at w = 2, 1, the last of the list: a larger one may be even better"),
+        ((1,), "FD-mixture is smallest at w = 0, 1"),
     ],
 )
-def test_the_least_distance_at_an_end_of_the_list_is_told(network, distances, told):
+def test_a_minimum_at_an_end_of_the_list_is_reported(network, distances, told):
     rows = [row(float(w), distance=d) for w, d in enumerate(distances)]
     assert report.findings(rows, network) == [told]
     assert report.findings(rows[::-1], network) == [told]

@@ -47,7 +47,7 @@ def hundred(model):
     return all_samples(model, OPTIONS, 100, 100)
 
 
-def test_a_thousand_samples_in_batches_of_96_are_each_index_once():
+def test_a_thousand_samples_in_batches_of_96_have_every_index_once():
     index, labels, samples = all_samples(model_of(), OPTIONS, 1000, 96)
     assert np.array_equal(index, np.arange(1000))
     assert (labels.shape, samples.shape, samples.dtype) == ((1000,), (1000, 2), np.float32)
@@ -55,7 +55,7 @@ def test_a_thousand_samples_in_batches_of_96_are_each_index_once():
 
 
 @pytest.mark.parametrize("policy", LABELS_OF_POLICY)
-def test_labels_are_functions_of_seed_and_index_alone(policy):
+def test_labels_depend_only_on_seed_and_index(policy):
     make = LABELS_OF_POLICY[policy]
     labels = make(np.arange(1000), 10, 3)
     assert np.array_equal(make(np.arange(300), 10, 3), labels[:300])
@@ -64,12 +64,12 @@ def test_labels_are_functions_of_seed_and_index_alone(policy):
     assert set(labels) == set(range(10))
 
 
-def test_balanced_labels_are_as_many_of_each_class_whatever_the_seed():
+def test_balanced_labels_have_equal_class_counts_for_any_seed():
     for seed in (0, 2**31):
         assert (np.bincount(LABELS_OF_POLICY["balanced"](np.arange(1000), 10, seed)) == 100).all()
 
 
-def test_random_labels_are_uniform_and_others_for_another_seed():
+def test_random_labels_are_uniform_and_differ_between_seeds():
     counts = np.bincount(LABELS_OF_POLICY["random"](np.arange(6000), 10, 0), minlength=10)
     assert np.square(counts - 600).sum() / 600 < 27.9  # χ² of 9 degrees of freedom, 0.1 %
     a, b = (LABELS_OF_POLICY["random"](np.arange(6000), 10, seed) for seed in (0, 1))
@@ -86,7 +86,7 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
 
 
 @pytest.mark.slow
-def test_the_noise_is_bit_for_bit_that_of_one_device():
+def test_the_noise_equals_that_of_one_device_bit_for_bit():
     options = dataclasses.replace(OPTIONS, sampler="ddim", num_steps=2)
     constant = lambda params: predictor(lambda z, *_: 0 * z)
     noise = lambda devices, size: all_samples(model_of(constant, devices), options, 50, size)[2]
@@ -96,7 +96,7 @@ def test_the_noise_is_bit_for_bit_that_of_one_device():
 
 
 @pytest.mark.slow
-def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_devices():
+def test_samples_are_equal_bit_for_bit_on_one_two_and_eight_devices():
     config = digits_config()
     shapes = check_network(make_network(settings(config)), config.data.image_shape)
     rng = np.random.default_rng(1)
@@ -110,7 +110,7 @@ def test_images_of_a_network_are_the_same_to_the_bit_on_one_two_and_eight_device
     assert all(np.array_equal(one, other) for other in others)
 
 
-def test_an_index_has_the_same_sample_whatever_else_is_wanted(model, hundred):
+def test_an_index_has_the_same_sample_whatever_else_is_requested(model, hundred):
     wanted = np.array([3, 4, 60, 99])
     ((index, labels, samples),) = draw_samples(model, OPTIONS, wanted, 100)
     assert np.array_equal(index, wanted)
@@ -118,11 +118,11 @@ def test_an_index_has_the_same_sample_whatever_else_is_wanted(model, hundred):
     assert np.array_equal(samples, hundred[2][wanted])
 
 
-def test_nothing_wanted_draws_nothing(model):
+def test_an_empty_request_draws_nothing(model):
     assert list(draw_samples(model, OPTIONS, np.arange(0), 16)) == []
 
 
-def test_images_come_as_bytes():
+def test_samples_of_images_are_uint8():
     config = digits_config()
     options = dataclasses.replace(OPTIONS, num_steps=2)
     images = all_samples(model_of(lambda params: predictor(lambda z, *_: 0.5 * z), 8, config), options, 20, 16)[2]
@@ -130,7 +130,7 @@ def test_images_come_as_bytes():
     assert images.std() > 5
 
 
-def test_a_sample_that_is_not_finite_is_told_with_its_index_and_weight():
+def test_a_non_finite_sample_is_reported_with_its_index_and_weight():
     model = model_of(lambda params: predictor(lambda z, logsnr, label: jnp.where(label[:, None] == 2, jnp.nan, z)))
     options = dataclasses.replace(OPTIONS, label_policy="balanced")
     with pytest.raises(ArithmeticError, match=r"^sample 8 at w = 1.5 has a value that is not finite; its label is 2$"):
@@ -173,7 +173,7 @@ def test_no_more_rows_are_drawn_than_the_samples_need(num_samples, batch_size, d
     assert np.array_equal(index, np.arange(num_samples))
 
 
-def test_what_is_left_of_an_evaluation_is_drawn_in_calls_of_the_same_size():
+def test_a_resumed_evaluation_draws_in_calls_of_the_same_size():
     model = Counting(2)
     list(draw_samples(model, OPTIONS, np.arange(90, 100), 250, num_samples=100))
     assert model.rows == [100]
@@ -184,7 +184,7 @@ def shard(index):
     return index, index % 7, np.stack([index, index + 0.5], axis=1).astype(np.float32)
 
 
-def test_what_is_written_is_read_back_in_order_whatever_the_order_of_the_shards(tmp_path):
+def test_samples_are_read_back_in_order_whatever_the_order_of_the_shards(tmp_path):
     store = SampleStore(tmp_path, {"w": 1.0})
     for span in [(40, 60), (0, 15), (60, 61), (15, 40)]:
         store.write(*shard(np.arange(*span)))
@@ -196,7 +196,7 @@ def test_what_is_written_is_read_back_in_order_whatever_the_order_of_the_shards(
             assert np.array_equal(read, labels)
 
 
-def test_a_store_knows_what_it_lacks(tmp_path):
+def test_a_store_lists_its_missing_samples(tmp_path):
     store = SampleStore(tmp_path, {})
     assert np.array_equal(store.missing(4), [0, 1, 2, 3])
     store.write(*shard(np.arange(0)))
@@ -205,7 +205,7 @@ def test_a_store_knows_what_it_lacks(tmp_path):
     assert np.array_equal(SampleStore(tmp_path, {}).missing(8), [0, 3, 4, 5, 7])
 
 
-def test_what_is_not_there_is_not_read(tmp_path):
+def test_reading_missing_samples_is_an_error(tmp_path):
     store = SampleStore(tmp_path, {})
     with pytest.raises(UsageError, match="lacks samples of 0 … 4; evaluate again"):
         store.read(0, 5)
@@ -217,7 +217,7 @@ def test_what_is_not_there_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 10, 400, -1])
-def test_a_damaged_shard_is_told_and_its_samples_are_missing(tmp_path, caplog, kept):
+def test_a_damaged_shard_is_reported_and_its_samples_are_missing(tmp_path, caplog, kept):
     store = SampleStore(tmp_path, {})
     for start in (0, 10):
         store.write(*shard(np.arange(start, start + 10)))
@@ -232,7 +232,7 @@ def test_a_damaged_shard_is_told_and_its_samples_are_missing(tmp_path, caplog, k
     assert not len(SampleStore(tmp_path, {}).missing(20))
 
 
-def test_shards_of_other_arrays_are_told(tmp_path, caplog):
+def test_shards_of_other_arrays_are_reported(tmp_path, caplog):
     store, index = SampleStore(tmp_path, {}), np.arange(3)
     for i, arrays in enumerate([{"label": np.arange(2), "image": np.zeros((3, 2))}, {}]):
         write_arrays(store.folder / f"{i:08}-{i + 2:08}.npz", {"index": index, **arrays}, store.digest)
@@ -269,7 +269,7 @@ def test_shards_of_older_versions_are_reported_in_one_line_and_count_as_missing(
     assert "2 shards" in record.getMessage() and "no hash" in record.getMessage()
 
 
-def test_a_shard_that_is_being_written_is_none(tmp_path, caplog):
+def test_an_unfinished_shard_does_not_count(tmp_path, caplog):
     store = SampleStore(tmp_path, {})
     with writing(store.folder / "00000000-00000002.npz") as unfinished:
         unfinished.write_bytes(b"PK")
@@ -280,7 +280,7 @@ def test_a_shard_that_is_being_written_is_none(tmp_path, caplog):
     assert not caplog.text
 
 
-def test_another_identity_is_another_folder(tmp_path):
+def test_different_identities_have_different_folders(tmp_path):
     stores = [
         SampleStore(tmp_path, identity) for identity in ({"w": 1.0, "seed": 0}, {"seed": 0, "w": 1.0}, {"w": 2.0})
     ]
@@ -297,7 +297,7 @@ def test_removed_shards_are_missing(tmp_path):
     assert len(store.missing(5)) == len(SampleStore(tmp_path, {}).missing(5)) == 5
 
 
-def test_stopped_between_batches_and_gone_on_is_straight_through(tmp_path, model):
+def test_an_evaluation_stopped_between_batches_resumes_to_the_same_result(tmp_path, model):
     def fill(folder, batches):
         store = SampleStore(folder, {})
         parts = draw_samples(model, OPTIONS, store.missing(200), 48)

@@ -67,7 +67,7 @@ def test_stored_images_have_the_bits_of_those_in_memory(model, whole):
 
 
 @pytest.mark.slow
-def test_the_mean_and_its_error_are_those_of_the_single_images(model):
+def test_the_mean_and_its_error_follow_from_the_single_images(model):
     # image i keeps its noise as long as it keeps its place: the first n images are a prefix
     first = [held_out_bits(model, IMAGES[:n], LABELS[:n], **OPTIONS) for n in (1, 2, 3)]
     sums = [0, *(n * result["bits_per_dim"] for n, result in enumerate(first, 1))]
@@ -76,7 +76,7 @@ def test_the_mean_and_its_error_are_those_of_the_single_images(model):
     np.testing.assert_allclose(first[-1]["standard_error"], error, rtol=1e-3)
 
 
-def test_the_parts_make_up_the_bound(whole):
+def test_the_parts_sum_to_the_bound(whole):
     assert len(whole["terms"]) == len(whole["logsnr"]) == whole["num_steps"] == 8
     assert (whole["num_examples"], whole["v"], whole["learned_variance"]) == (11, 0.3, False)
     np.testing.assert_allclose(whole["prior"] + whole["transitions"] + whole["decoder"], whole["bits_per_dim"])
@@ -100,13 +100,13 @@ def test_one_image_has_no_standard_error(model):
     assert one["standard_error"] is None and math.isfinite(one["bits_per_dim"])
 
 
-def test_a_learned_variance_takes_the_place_of_v(whole):
+def test_a_learned_variance_replaces_v(whole):
     learned = held_out_bits(make_model(slope_and_variance), IMAGES, LABELS, num_steps=8, v=1.0)
     assert learned["learned_variance"] and learned["v"] is None
     same(learned["terms"], whole["terms"])
 
 
-def test_labels_seed_v_and_the_last_level_matter(model, whole):
+def test_the_bound_depends_on_labels_seed_v_and_the_last_level(model, whole):
     others = [
         held_out_bits(model, IMAGES, np.full(11, 10), **OPTIONS),  # label 10 is "none"
         held_out_bits(model, IMAGES, LABELS, **OPTIONS, seed=1),
@@ -121,7 +121,7 @@ def test_float_images_are_rounded_to_eight_bits_first(model, whole):
     assert held_out_bits(model, shifted, LABELS, **OPTIONS) == whole
 
 
-def test_a_model_that_knows_images_of_one_grey_needs_no_bits_for_them():
+def test_a_perfect_model_of_constant_images_needs_zero_bits():
     grey = 51 / 127.5 - 1
 
     def bind_params(params):
@@ -166,7 +166,7 @@ def with_nan(image):
         (dict(logsnr_max=-20.0), "trained above -20"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(model, arguments, words):
+def test_arguments_that_do_not_fit_are_refused_on_one_line(model, arguments, words):
     with pytest.raises(UsageError, match=words) as error:
         held_out_bits(model, **{"image": IMAGES, "label": LABELS, **OPTIONS, **arguments})
     assert "\n" not in str(error.value)
@@ -178,7 +178,7 @@ def test_points_have_no_bits_per_dimension():
         held_out_bits(model, np.zeros((3, 2), np.float32), np.zeros(3, int), **OPTIONS)
 
 
-def test_a_bound_that_is_not_finite_names_its_image():
+def test_the_error_for_a_non_finite_bound_names_the_image():
     bind_params = lambda params: predictor(
         lambda z, logsnr, label: jnp.where(label[:, None, None, None] == 7, jnp.nan, z)
     )
@@ -188,7 +188,7 @@ def test_a_bound_that_is_not_finite_names_its_image():
 
 
 @pytest.mark.parametrize("w", [0, 0.0, [0.0, 0.0], np.zeros(3)])
-def test_no_guidance_is_accepted(w):
+def test_weight_zero_is_accepted_without_a_null_label(w):
     check_guidance(w)
 
 

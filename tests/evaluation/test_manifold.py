@@ -36,17 +36,17 @@ def test_a_subset_has_precision_one(dim):
     assert precision_recall(whole, whole) == (1, 1)
 
 
-def test_sets_far_apart_have_nothing_in_common():
+def test_sets_far_apart_have_precision_and_recall_zero():
     assert precision_recall(A, A + 100) == (0, 0)
 
 
-def test_recall_is_precision_with_the_sets_exchanged():
+def test_recall_equals_precision_with_the_sets_exchanged():
     (precision, recall), exchanged = precision_recall(A, B), precision_recall(B, A)
     assert (recall, precision) == exchanged
     assert precision != recall
 
 
-def test_a_narrow_sample_is_precise_and_a_wide_one_recalls():
+def test_narrow_samples_have_high_precision_and_wide_samples_high_recall():
     narrow, wide = precision_recall(A, 0.5 * B), precision_recall(A, 2 * B)
     assert narrow[0] > 0.9 > 0.5 > narrow[1]
     assert wide[0] < 0.2 < 0.7 < wide[1]
@@ -58,7 +58,7 @@ def test_manifolds_grow_with_k(k):
 
 
 @pytest.mark.parametrize(("block_size", "dim"), [(2, 3), (7, 12), (512, 3)])
-def test_the_blocks_do_not_show(block_size, dim):
+def test_the_result_does_not_depend_on_the_block_size(block_size, dim):
     a, b = A[:60, :dim], B[:50, :dim]
     np.testing.assert_allclose(neighbour_radii(a, 4, block_size=block_size), neighbour_radii(a, 4), rtol=1e-5)
     assert precision_recall(a, b, block_size=block_size) == precision_recall(a, b)
@@ -68,7 +68,7 @@ def test_the_references_radii_may_be_computed_once():
     assert precision_recall(A, B, k=5, reference_radii=neighbour_radii(A, 5)) == precision_recall(A, B, k=5)
 
 
-def test_radii_on_a_line_are_counted_by_hand():
+def test_radii_on_a_line_equal_those_computed_by_hand():
     points = np.array([[0.0], [1.0], [3.0], [7.0]])
     np.testing.assert_array_equal(neighbour_radii(points, 1), [1, 1, 2, 4])
     np.testing.assert_array_equal(neighbour_radii(points, 2), [3, 2, 3, 6])
@@ -108,7 +108,7 @@ def test_every_number_of_samples_shares_one_compilation(monkeypatch):
     ("name", "sizes", "dim", "shift", "scale"),
     [("d64", (1500, 1200), 64, 0.15, 1), ("d2048", (1000, 1000), 2048, 0.02, 0.6), ("big", (600, 700), 2048, 0.02, 6)],
 )
-def test_precision_and_recall_are_those_of_other_implementations(name, sizes, dim, shift, scale):
+def test_precision_and_recall_equal_those_of_other_implementations(name, sizes, dim, shift, scale):
     reference, generated = feats(sizes[0], 11, 0.0, dim, scale), feats(sizes[1], 12, shift, dim, scale)
     found = precision_recall(reference, generated)
     np.testing.assert_allclose(found, GOLDENS[f"pr_squared_f64_{name}"], atol=1e-9)
@@ -129,7 +129,7 @@ def test_the_entropy_of_a_small_cube_is_the_logarithm_of_its_volume():
         assert abs(knn_entropy(points) - 2 * math.log(side)) < 0.06
 
 
-def test_stretching_adds_its_logarithm_to_the_entropy_and_moving_nothing():
+def test_scaling_points_adds_its_logarithm_to_the_entropy_and_shifting_adds_nothing():
     np.testing.assert_allclose(knn_entropy(3 * A + 5), knn_entropy(A) + 12 * math.log(3), rtol=1e-5)
 
 

@@ -68,7 +68,7 @@ def in_memory(images, labels, reference_images):
 
 
 @pytest.mark.parametrize("count", [250, 600, 730])
-def test_blocks_add_up_to_what_whole_arrays_give(count):
+def test_sums_over_blocks_equal_those_of_complete_arrays(count):
     read, images, labels = reader(count, 2)
     found = module.measure(read, count, NETWORK, REFERENCE)
     expected = in_memory(images, labels, reader(300, 1)[1])
@@ -78,7 +78,7 @@ def test_blocks_add_up_to_what_whole_arrays_give(count):
         np.testing.assert_allclose(found[name], value, rtol=1e-6 if name in single else 1e-9, err_msg=name)
 
 
-def test_the_size_of_blocks_matters_to_the_kernel_distance_alone(monkeypatch):
+def test_only_the_kernel_distance_depends_on_the_block_size(monkeypatch):
     read = reader(730, 2)[0]
     whole = module.measure(read, 730, NETWORK, REFERENCE)
     monkeypatch.setattr(module, "BLOCK", 64)
@@ -87,7 +87,7 @@ def test_the_size_of_blocks_matters_to_the_kernel_distance_alone(monkeypatch):
         np.testing.assert_allclose(small[name], whole[name], rtol=1e-12, err_msg=name)
 
 
-def test_a_set_is_at_no_distance_from_itself():
+def test_a_set_has_distance_zero_from_itself():
     found = module.measure(reader(300, 1)[0], 300, NETWORK, REFERENCE)
     assert abs(found["FD-classifier"]) < 1e-9 * np.trace(REFERENCE.cov)
     assert abs(found["sFD-classifier"]) < 1e-9 * np.trace(REFERENCE.spatial_cov)
@@ -106,7 +106,7 @@ def test_only_inceptions_distances_have_the_papers_names():
     assert names == {"FID", "sFID", "IS", "IS_10", "IS_10_std", "KID", "KID_std", "precision", "recall"}
 
 
-def test_a_judge_beside_the_network_gives_the_verdict_alone():
+def test_only_the_judge_determines_accuracy_and_posterior():
     read, images, labels = reader(130, 2)
     judge = linear("judge", weights={"logits": WEIGHTS["logits"][:, ::-1]})
     alone = module.measure(read, 130, linear("inception", judges=False), REFERENCE)
@@ -119,21 +119,21 @@ def test_a_judge_beside_the_network_gives_the_verdict_alone():
     assert all(both[name] == judged[name] for name in verdict)
 
 
-def test_a_class_that_nothing_was_asked_of_has_no_accuracy():
+def test_a_class_that_was_not_requested_has_no_accuracy():
     images = reader(20, 2)[1]
     read = lambda start, stop: (images[start:stop], np.full(stop - start, 3))
     found = module.measure(read, 20, NETWORK, REFERENCE)["accuracy_per_class"]
     assert [value is None for value in found] == [True, True, True, False, True]
 
 
-def test_without_neighbours_precision_and_recall_are_left_out_alone():
+def test_without_neighbours_only_precision_and_recall_are_left_out():
     read = reader(130, 2)[0]
     whole, less = (module.measure(read, 130, NETWORK, REFERENCE, neighbours=n) for n in (True, False))
     assert whole.keys() - less.keys() == {"precision", "recall"}
     assert all(whole[name] == value for name, value in less.items())
 
 
-def test_points_have_their_entropy():
+def test_the_entropy_of_points_is_measured():
     points = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
     apply = lambda params, x: {"features": x, "logits": x}
     network = FeatureNetwork("mixture", "mixture", apply, {}, judges=True, points=True)
@@ -143,7 +143,7 @@ def test_points_have_their_entropy():
     assert "sFD-mixture" not in found
 
 
-def test_progress_is_told_of_every_sample():
+def test_progress_is_reported_for_every_sample():
     seen = []
     module.measure(reader(730, 2)[0], 730, NETWORK, REFERENCE, advance=seen.append)
     assert sum(seen) == 730
@@ -155,7 +155,7 @@ def test_fewer_than_two_samples_are_refused(count):
         module.measure(reader(3, 2)[0], count, NETWORK, REFERENCE)
 
 
-def test_few_samples_are_warned_of_with_their_bias(caplog):
+def test_too_few_samples_give_a_warning_with_the_bias(caplog):
     rng = np.random.default_rng(0)
     dim, count = 40, 30
     weights = {**WEIGHTS, "features": rng.integers(-9, 10, (16, dim)).astype(np.float32)}

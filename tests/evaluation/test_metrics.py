@@ -76,7 +76,7 @@ def test_commuting_gaussians_differ_by_their_means_and_standard_deviations():
     np.testing.assert_allclose(frechet_distance(mean1, cov1, mean2, cov2), expected, rtol=1e-9)
 
 
-def test_the_frechet_distance_ignores_translation_and_rotation_and_squares_scale():
+def test_the_frechet_distance_is_invariant_to_rigid_motions_and_quadratic_in_scale():
     a, b, axes, shift = gaussian(0, 8), gaussian(1, 8), rotation(2, 8), normal(3, 8)
     move = lambda mean, cov: (3 * axes @ mean + shift, 9 * axes @ cov @ axes.T)
     np.testing.assert_allclose(distance(move(*a), move(*b)), 9 * distance(a, b), rtol=1e-10)
@@ -98,7 +98,7 @@ def test_the_root_squares_to_the_covariance_and_may_be_computed_once():
 
 @pytest.mark.parametrize("offset", [0, 100])
 @pytest.mark.parametrize("chunks", [1, 7, 400])
-def test_streamed_moments_are_those_in_memory_whatever_the_chunks_and_order(offset, chunks):
+def test_streamed_moments_do_not_depend_on_chunks_and_order(offset, chunks):
     a, b = normal(0, 400, 24) + offset, 1.1 * normal(1, 300, 24) + offset
     in_memory = frechet_distance(a.mean(axis=0), np.cov(a.T), b.mean(axis=0), np.cov(b.T))
     parts = [moments(chunk) for chunk in np.array_split(a, chunks)]
@@ -108,7 +108,7 @@ def test_streamed_moments_are_those_in_memory_whatever_the_chunks_and_order(offs
         np.testing.assert_allclose(distance(merged, moments(b[:13], b[13:])), in_memory, rtol=1e-9)
 
 
-def test_merging_adds_the_fields_and_leaves_both_sides_alone():
+def test_merging_adds_the_fields_and_changes_neither_side():
     a, b = moments(A), moments(B)
     before = [(m.count, m.total.copy(), m.outer.copy()) for m in (a, b)]
     merged = a.merge(b)
@@ -119,7 +119,7 @@ def test_merging_adds_the_fields_and_leaves_both_sides_alone():
     assert np.array_equal(again.total, a.total + b.total) and np.array_equal(again.outer, a.outer + b.outer)
 
 
-def test_the_frechet_distance_is_that_of_other_implementations():
+def test_the_frechet_distance_equals_that_of_other_implementations():
     found = distance(moments(feats(3000, 21, 0.0)), moments(feats(2500, 22, 0.1)))
     assert abs(found - GOLDENS["fd_pytorch_fid"]) < 1e-9
     assert abs(found - GOLDENS["fd_torch_fidelity"]) < 1e-6  # its means are float32
@@ -145,7 +145,7 @@ def test_one_sample_per_split_scores_one():
 
 
 @pytest.mark.parametrize("options", [{"splits": 10}, {"split_size": 100}])
-def test_streamed_scores_are_those_in_memory_whatever_the_order(options):
+def test_streamed_scores_do_not_depend_on_the_order(options):
     bounds = split_bounds(len(LOGITS), **options)
     parts = np.array_split(np.random.default_rng(0).permutation(len(LOGITS)), 9)
     expected = inception_score(LOGITS, **options)
@@ -163,7 +163,7 @@ def test_splits_cover_the_samples_once():
     assert split_bounds(3, split_size=5000).tolist() == [0, 3]
 
 
-def test_the_inception_score_is_that_of_other_implementations():
+def test_the_inception_score_equals_that_of_other_implementations():
     logits = feats(12_000, 31, 0.0) @ (normal(5, 64, 1008).astype(np.float32) * np.float32(0.2))
     found = inception_score(logits)
     np.testing.assert_allclose(found, GOLDENS["is_torch_fidelity_splits10_shuffleFalse"], atol=1e-9)

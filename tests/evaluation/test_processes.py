@@ -91,7 +91,7 @@ def two(workdir, folder):
     return [json.loads(out.splitlines()[-1]) for out, _ in told]
 
 
-def test_two_processes_find_what_one_does(workdir, tmp_path):
+def test_two_processes_measure_the_result_of_one(workdir, tmp_path):
     rows, drawn = evaluate(workdir, tmp_path / "one")
     first, second = two(workdir, tmp_path / "two")
     assert first["rows"] == second["rows"]

@@ -70,7 +70,7 @@ def kept(reference):
     return [int(*np.flatnonzero((row == INCEPTION(IMAGES)["features"]).all(axis=1))) for row in reference.features]
 
 
-def test_statistics_are_those_of_the_features(reference):
+def test_statistics_equal_those_of_the_features(reference):
     out = INCEPTION(IMAGES)
     for name, prefix in [("features", ""), ("spatial", "spatial_")]:
         np.testing.assert_allclose(getattr(reference, f"{prefix}mean"), out[name].mean(axis=0, dtype=float), rtol=1e-9)
@@ -79,7 +79,7 @@ def test_statistics_are_those_of_the_features(reference):
     assert reference.count == 50
 
 
-def test_our_layout_comes_back_as_it_went(reference, tmp_path):
+def test_our_layout_is_read_back_unchanged(reference, tmp_path):
     reference.save(tmp_path / "ours.npz")
     found = load_reference(tmp_path / "ours.npz", INCEPTION, SHAPE)
     assert_same(found, reference)
@@ -87,7 +87,7 @@ def test_our_layout_comes_back_as_it_went(reference, tmp_path):
     assert found.digest == reference.digest
 
 
-def test_a_published_reference_can_be_kept_in_our_layout(saved, published, tmp_path):
+def test_a_published_reference_can_be_saved_in_our_layout(saved, published, tmp_path):
     found = load_reference(saved(**published), INCEPTION, SHAPE)
     found.save(tmp_path / "ours.npz")
     again = load_reference(tmp_path / "ours.npz", INCEPTION, SHAPE)
@@ -95,14 +95,14 @@ def test_a_published_reference_can_be_kept_in_our_layout(saved, published, tmp_p
     assert (again.count, again.network) == (None, None)
 
 
-def test_guided_diffusions_layout_is_read(saved, published, reference):
+def test_the_layout_of_guided_diffusion_is_read(saved, published, reference):
     found = load_reference(saved(**published), INCEPTION, SHAPE)
     assert_same(found, reference)
     assert found.count is found.network is None
     assert found.digest == reference.digest
 
 
-def test_mean_and_covariance_alone_are_read(saved, reference):
+def test_a_file_with_only_mean_and_covariance_is_read(saved, reference):
     found = load_reference(saved(mu=reference.mean, sigma=reference.cov), INCEPTION, SHAPE)
     assert_same(found, reference, ("mean", "cov"))
     assert found.features is found.spatial_mean is found.spatial_cov is None
@@ -116,14 +116,14 @@ def test_raw_images_are_read_by_any_network(saved, reference, name):
         assert (found.count, found.network) == (50, network.digest)
 
 
-def test_features_kept_are_evenly_spread(monkeypatch, reference):
+def test_stored_features_are_evenly_spread(monkeypatch, reference):
     monkeypatch.setattr(module, "MAX_FEATURES", 5)
     found = make_reference(lambda start, stop: (IMAGES[start:stop], None), 50, INCEPTION, "fifty images")
     assert sorted(kept(found)) == [0, 12, 24, 37, 49]
     assert_same(found, reference, ("mean", "cov"))
 
 
-def test_features_kept_are_in_a_random_order_and_always_in_the_same(reference):
+def test_stored_features_are_in_a_fixed_random_order(reference):
     again = make_reference(lambda start, stop: (IMAGES[start:stop], None), 50, INCEPTION, "fifty images")
     assert_same(again, reference)
     order = kept(reference)
@@ -138,7 +138,7 @@ def test_a_data_set_is_measured_as_bytes(reference):
         assert of_dataset(dataset, INCEPTION, "").digest == reference.digest
 
 
-def test_stored_images_are_measured_a_block_at_a_time_as_those_in_memory(reference):
+def test_stored_images_are_measured_in_blocks_with_the_result_of_images_in_memory(reference):
     asked = []
 
     def read(index):
@@ -150,7 +150,7 @@ def test_stored_images_are_measured_a_block_at_a_time_as_those_in_memory(referen
     assert max(asked) <= sums.BLOCK and sum(asked) == 50 + 1  # one to see the sizes
 
 
-def test_the_reference_of_stored_images_is_found_again_without_a_look_at_them(tmp_path):
+def test_the_cached_reference_of_stored_images_is_used_without_reading_them(tmp_path):
     labels, looked = np.zeros(50, np.int32), []
 
     def find(digest, index=None):
@@ -183,7 +183,7 @@ def refused(path, told, network=INCEPTION, shape=SHAPE):
     assert len(str(e.value).splitlines()) == 1
 
 
-def test_an_unknown_layout_is_told(saved):
+def test_an_unknown_layout_is_reported(saved):
     refused(saved(means=np.zeros(6)), "it has means; need mean, cov (ours); mu, sigma")
     refused(saved(), "it has nothing")
 
@@ -206,11 +206,11 @@ def test_an_unknown_layout_is_told(saved):
         (lambda a: {"arr_0": a["arr_0"].astype(np.float32)}, "images float32"),
     ],
 )
-def test_published_statistics_that_do_not_fit_are_told(saved, published, change, told):
+def test_published_statistics_that_do_not_fit_are_reported(saved, published, change, told):
     refused(saved(**(published | change(published))), told)
 
 
-def test_a_mean_without_a_covariance_is_told(saved, reference):
+def test_a_mean_without_a_covariance_is_reported(saved, reference):
     refused(saved(mu=reference.mean), "has mu but no sigma")
 
 
@@ -224,7 +224,7 @@ def test_a_mean_without_a_covariance_is_told(saved, reference):
         ("about", "no reference: KeyError 'about'"),
     ],
 )
-def test_our_layout_without_an_array_is_told(reference, tmp_path, saved, missing, told):
+def test_our_layout_without_an_array_is_reported(reference, tmp_path, saved, missing, told):
     reference.save(tmp_path / "ours.npz")
     arrays = dict(np.load(tmp_path / "ours.npz"))
     del arrays[missing]
@@ -241,29 +241,29 @@ def test_our_layout_without_an_array_is_told(reference, tmp_path, saved, missing
         ({"cov": np.full((6, 6), np.nan)}, "not finite"),
     ],
 )
-def test_our_layout_with_broken_arrays_is_told(reference, tmp_path, saved, change, told):
+def test_our_layout_with_broken_arrays_is_reported(reference, tmp_path, saved, change, told):
     reference.save(tmp_path / "ours.npz")
     refused(saved(**(dict(np.load(tmp_path / "ours.npz")) | change)), told)
 
 
-def test_another_networks_reference_is_told(reference, tmp_path):
+def test_a_reference_of_another_network_is_reported(reference, tmp_path):
     reference.save(tmp_path / "ours.npz")
     refused(
         tmp_path / "ours.npz", "another feature network (0123456789ab) than this", network_called("inception", "f" * 64)
     )
 
 
-def test_inceptions_statistics_are_not_taken_for_a_classifiers(saved, published):
+def test_inception_statistics_are_refused_for_a_classifier(saved, published):
     refused(saved(**published), "holds statistics of Inception's features, not of the classifier's", CLASSIFIER)
 
 
 @pytest.mark.parametrize("images", [IMAGES.astype(np.float32), IMAGES[..., 0], IMAGES[:, :3], IMAGES.astype(np.int64)])
-def test_images_of_another_shape_or_dtype_are_told(saved, images):
+def test_images_of_another_shape_or_dtype_are_reported(saved, images):
     refused(saved(arr_0=images), f"has images {images.dtype} {images.shape}; the samples are uint8")
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_images_are_told(saved, count):
+def test_fewer_than_two_images_are_reported(saved, count):
     refused(saved(image=IMAGES[:count]), f"at least 2 images; {saved(image=IMAGES[:count])} has {count}")
 
 
@@ -287,7 +287,7 @@ def test_pickles_are_refused_and_never_loaded(saved, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["mean", "cov", "features", "count", "about"])
-def test_a_reference_of_ours_with_other_content_is_refused(reference, saved, name):
+def test_a_reference_that_does_not_match_its_hash_is_refused(reference, saved, name):
     path = saved()
     reference.save(path)
     arrays = dict(np.load(path))
@@ -297,13 +297,13 @@ def test_a_reference_of_ours_with_other_content_is_refused(reference, saved, nam
 
 
 @pytest.mark.parametrize("kept", [0, 3, 200, -1, -40])
-def test_a_truncated_file_is_told(saved, published, kept):
+def test_a_truncated_file_is_reported(saved, published, kept):
     path = saved(**published)
     path.write_bytes(path.read_bytes()[:kept])
     refused(path, "cannot read")
 
 
-def test_a_flipped_byte_is_told(saved, published):
+def test_a_flipped_byte_is_reported(saved, published):
     path = saved(**published)
     content = bytearray(path.read_bytes())
     content[300] ^= 1
@@ -311,7 +311,7 @@ def test_a_flipped_byte_is_told(saved, published):
     refused(path, "cannot read")
 
 
-def test_one_array_a_text_and_nothing_are_told(tmp_path):
+def test_a_single_array_a_text_and_an_empty_file_are_reported(tmp_path):
     np.save(tmp_path / "one.npy", IMAGES)
     refused(tmp_path / "one.npy", "it is one array, not an .npz")
     (tmp_path / "text.npz").write_text("mean, cov")
@@ -320,7 +320,7 @@ def test_one_array_a_text_and_nothing_are_told(tmp_path):
     refused(tmp_path, "Is a directory")
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(reference, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(reference, tmp_path, monkeypatch):
     reference.save(tmp_path / "ours.npz")
     before = (tmp_path / "ours.npz").read_bytes()
 

@@ -13,7 +13,7 @@ MEANS = np.array([[0.0, 1.0], [0.866, -0.5], [-0.866, -0.5]], np.float32)
 TRIANGLE = GaussianMixture(MEANS, np.full(3, 0.4, np.float32), np.full(3, 1 / 3, np.float32))
 
 
-def test_without_guidance_it_is_the_data():
+def test_without_guidance_the_tilted_density_is_that_of_the_data():
     (found,) = tilted_frontier(TRIANGLE, [0.0])
     x, label = TRIANGLE.sample(jax.random.key(0), 100_000)
     log_posterior = np.take_along_axis(np.asarray(TRIANGLE.log_posterior(x)), np.asarray(label)[:, None], axis=1)
@@ -29,14 +29,14 @@ def test_the_entropy_of_one_gaussian_is_its_own_whatever_the_weight():
         assert found["log_posterior"] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_larger_weight_is_surer_of_the_class_and_less_diverse():
+def test_a_larger_weight_gives_more_typical_and_less_diverse_samples():
     found = tilted_frontier(TRIANGLE, [-0.5, 0.0, 0.5, 1.0, 2.0, 4.0])
     assert (np.diff([f["log_posterior"] for f in found]) > 0).all()
     assert (np.diff([f["entropy"] for f in found]) < 0).all()
 
 
 @pytest.mark.slow
-def test_the_exact_sampler_comes_to_it_without_guidance():
+def test_the_exact_sampler_without_guidance_agrees_with_the_closed_form():
     label = np.arange(NUM) % 3
     keys = jax.random.split(jax.random.key(1), NUM)
     denoise = lambda z, logsnr: TRIANGLE.predict(z, logsnr, label)

@@ -35,7 +35,7 @@ def group_norm(x, gamma, beta, scale=0, shift=0):
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_group_norm_is_the_float64_formula(dtype, offset):
+def test_group_norm_equals_the_formula_in_float64(dtype, offset):
     x = (X + offset).astype(dtype)
     gamma, beta, *ada = np.random.default_rng(1).standard_normal((4, 64), np.float32)
     params = {"params": {"scale": gamma, "bias": beta}}
@@ -49,7 +49,7 @@ def test_group_norm_is_the_float64_formula(dtype, offset):
 
 
 @pytest.mark.parametrize(("channels", "use"), [(40, "use 32 or 64"), (100, "use 96 or 128"), (16, "use 32")])
-def test_group_norm_names_the_widths_that_would_do(channels, use):
+def test_the_error_of_group_norm_names_valid_widths(channels, use):
     with pytest.raises(ValueError, match=f"{channels} channels are not divisible by the 32 groups .* {use}"):
         GroupNorm().init(jax.random.key(0), jnp.zeros((1, 2, 2, channels)))
 
@@ -64,7 +64,7 @@ def test_the_time_embedding_is_a_sinusoid_with_the_cosine_first():
     np.testing.assert_allclose(cosine[2, 1], np.cos(999.75 * 1e4 ** (-1 / 32)), atol=1e-4)
 
 
-def test_the_time_embedding_is_float32_and_tells_fractions_apart():
+def test_the_time_embedding_is_float32_and_distinguishes_fractions():
     embedded = time_embedding(jnp.array([999.0, 999.25], jnp.float32), 64)
     assert embedded.dtype == jnp.float32
     assert np.abs(embedded[0] - embedded[1]).max() > 0.1
@@ -90,12 +90,12 @@ def attention(**changes):
 
 
 @pytest.mark.parametrize(("resample", "skip"), [("none", lambda x: x), ("down", downsample), ("up", upsample)])
-def test_a_fresh_residual_block_is_its_resampled_skip(resample, skip):
+def test_a_new_residual_block_equals_its_resampled_skip(resample, skip):
     h, _ = residual(resample).init_with_output(jax.random.key(0), X, EMB, False)
     np.testing.assert_allclose(h, skip(X), atol=1e-6)
 
 
-def test_a_fresh_attention_block_is_the_identity():
+def test_a_new_attention_block_is_the_identity():
     h, _ = attention().init_with_output(jax.random.key(0), X)
     np.testing.assert_allclose(h, X, atol=1e-6)
 
@@ -107,7 +107,7 @@ def test_rescaling_divides_by_the_square_root_of_two():
 
 
 @pytest.mark.parametrize("legacy_order", [True, False])
-def test_attention_is_blind_to_the_order_of_positions(legacy_order):
+def test_attention_does_not_depend_on_the_order_of_positions(legacy_order):
     block = attention(legacy_order=legacy_order)
     variables = jax.tree.map(lambda p: p + 0.2, block.init(jax.random.key(0), X))
     variables["params"]["proj"]["kernel"] = PROJECTION
@@ -139,7 +139,7 @@ def test_fixed_resampling_has_no_parameters_and_learned_resampling_one_convoluti
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_fused_attention_is_the_plain_one_in_value_and_gradient(dtype, tolerance):
+def test_fused_attention_equals_plain_attention_in_value_and_gradient(dtype, tolerance):
     rng = np.random.default_rng(0)
     q, k, v, grad = (jnp.asarray(rng.standard_normal((2, 12, 3, 8)), dtype) for _ in range(4))
     results = []
@@ -154,7 +154,7 @@ def test_fused_attention_is_the_plain_one_in_value_and_gradient(dtype, tolerance
     ("platform", "dtype", "implementation"),
     [("gpu", "bfloat16", "cudnn"), ("gpu", "float32", "xla"), ("tpu", "bfloat16", "xla"), ("cpu", "bfloat16", "xla")],
 )
-def test_cudnns_attention_is_asked_for_on_gpus_in_16_bits_alone(monkeypatch, platform, dtype, implementation):
+def test_cudnn_attention_is_only_requested_on_gpus_in_16_bits(monkeypatch, platform, dtype, implementation):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     attention = lambda q, k, v, implementation: asked.append(implementation) or q

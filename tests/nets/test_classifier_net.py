@@ -47,7 +47,7 @@ def test_every_pool_gives_float32_logits(pool, dtype, image):
 
 
 @pytest.mark.parametrize("pool", ["attention", pytest.param("spatial", marks=pytest.mark.slow)])
-def test_each_sample_sees_its_own_image_and_time(pool):
+def test_each_sample_depends_on_its_own_image_and_time(pool):
     net = tiny(**ONE_LEVEL, pool=pool)
     params = random_params(net)
     base = apply(net, params)
@@ -56,14 +56,14 @@ def test_each_sample_sees_its_own_image_and_time(pool):
         assert np.abs(changed[0] - base[0]).max() > 1e-3
 
 
-def test_a_fresh_mean_pool_knows_no_class():
+def test_a_new_mean_pool_gives_equal_logits():
     net = tiny(**ONE_LEVEL, pool="adaptive")
     trained = random_params(net)
     fresh = jax.jit(lambda key: net.init(key, Z, TIME)["params"]["pool"])(jax.random.key(0))
     np.testing.assert_array_equal(apply(net, trained | {"pool": fresh}), np.zeros((3, 5)))
 
 
-def test_the_spatial_pools_see_the_maps_of_every_block():
+def test_the_spatial_pools_depend_on_the_maps_of_every_block():
     # input convolution, a block, a halving block, a block, and the middle: 32, 32, 32, 64, 64 channels
     for pool in ("spatial", "spatial_v2"):
         params = shapes(tiny(pool=pool))
@@ -76,7 +76,7 @@ init_pool = jax.jit(lambda x: POOL.init(jax.random.key(0), x)["params"])
 attend_pool = jax.jit(lambda params, x: POOL.apply({"params": params}, x))
 
 
-def test_the_attention_pool_that_attends_to_all_alike_is_the_value_of_their_mean():
+def test_an_attention_pool_with_uniform_weights_gives_the_value_of_the_mean():
     x = jax.random.normal(jax.random.key(1), (2, 3, 4, 32))
     params = init_pool(x)
     assert params["position"].shape == (13, 32)
@@ -87,7 +87,7 @@ def test_the_attention_pool_that_attends_to_all_alike_is_the_value_of_their_mean
     np.testing.assert_allclose(attend_pool(params, x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_attention_pool_knows_where_things_are():
+def test_the_attention_pool_depends_on_positions():
     x = jax.random.normal(jax.random.key(1), (2, 3, 4, 32))
     params = init_pool(x)
     assert np.abs(attend_pool(params, x[:, ::-1]) - attend_pool(params, x)).max() > 1e-3
@@ -95,7 +95,7 @@ def test_the_attention_pool_knows_where_things_are():
     np.testing.assert_allclose(attend_pool(blind, x[:, ::-1]), attend_pool(blind, x), rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     net = tiny(**ONE_LEVEL, dropout=0.5)
     params = random_params(net)
     apply(net, params)  # without a key to draw from
@@ -113,6 +113,6 @@ def test_dropout_acts_in_training_alone():
         ({"attention_resolutions": (16,)}, r"attention_resolutions has 16; the maps are \[8, 4\] high"),
     ],
 )
-def test_a_classifier_that_cannot_be_is_named(changes, message):
+def test_an_invalid_classifier_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         shapes(tiny(**changes))

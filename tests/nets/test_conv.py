@@ -36,7 +36,7 @@ def in_scan(convolve):
 @pytest.mark.parametrize(
     ("shape", "features"), [*SHAPES, TILED[0], *[pytest.param(*sizes, marks=pytest.mark.slow) for sizes in TILED[1:]]]
 )
-def test_the_written_gradient_is_the_convolutions(shape, features, loop):
+def test_the_custom_gradient_equals_that_of_the_convolution(shape, features, loop):
     x, kernel, grad = operands(shape, features)
     outputs = [jax.jit(loop(convolve))(x, kernel) for convolve in (conv_cpu, conv)]
     np.testing.assert_allclose(*outputs, atol=5e-5)
@@ -53,7 +53,7 @@ def test_bfloat16_gradients_are_the_float32_ones_rounded():
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, 3), (2, 3), (1, 5)])
-def test_the_stand_in_for_lax_is_lax(stride, size):
+def test_the_numpy_replacement_of_lax_equals_lax(stride, size):
     x, kernel, _ = operands((2, 6, 8, 3), 4)
     kernel = jnp.resize(kernel, (size, size, 3, 4))
     arguments = x, kernel, (stride, stride), ((1, 1), (1, 1))

@@ -56,7 +56,7 @@ def images(size):
 
 
 @pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
-def test_features_are_the_reference_implementations(features, state_dict, golden, size):
+def test_features_equal_those_of_the_reference_implementation(features, state_dict, golden, size):
     out = features(images(size))
     for name, ours in [("pool3", "pool3"), ("spatial", "spatial"), ("logits_unbiased", "logits")]:
         assert out[ours].dtype == jnp.float32
@@ -72,7 +72,7 @@ def test_images_are_resized_as_by_tensorflow(golden, size):
 
 
 @pytest.mark.parametrize("shape", [(32, 48), (299, 320), (1, 2)])
-def test_half_pixel_is_the_resize_of_jax(shape):
+def test_half_pixel_equals_the_resize_of_jax(shape):
     image = np.random.default_rng(0).integers(0, 256, (2, *shape, 3)).astype(np.uint8)
     expected = jax.image.resize(image.astype(np.float32), (2, 299, 299, 3), "linear", antialias=False)
     np.testing.assert_allclose(
@@ -86,18 +86,18 @@ def test_an_image_of_the_right_size_is_not_resized(resize):
     np.testing.assert_array_equal(inception.resized(image, resize), image)
 
 
-def test_grey_is_three_equal_channels():
+def test_grey_images_become_three_equal_channels():
     grey = images(40)[..., :1]
     np.testing.assert_array_equal(inception.resized(grey, "tf1"), inception.resized(grey.repeat(3, axis=3), "tf1"))
 
 
-def test_features_belong_to_their_image(features):
+def test_each_row_of_features_belongs_to_its_image(features):
     batch = images(32)
     for name, value in features(batch).items():
         np.testing.assert_allclose(features(batch[::-1])[name], value[::-1], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_precision_is_highest_whatever_the_default(state_dict):
+def test_matrix_products_use_the_highest_precision_whatever_the_default(state_dict):
     with jax.default_matmul_precision("bfloat16"):
         text = jax.jit(inception.apply).lower(inception.parameters(state_dict), images(32)).as_text()
     products = [line for line in text.splitlines() if "stablehlo.convolution" in line or "dot_general" in line]
@@ -105,7 +105,7 @@ def test_precision_is_highest_whatever_the_default(state_dict):
     assert all(line.count("HIGHEST") == 2 for line in products)
 
 
-def test_keys_and_shapes_are_pytorchs():
+def test_keys_and_shapes_equal_those_of_pytorch():
     assert inception.shapes() == {key: shape for key, shape in KEYS.items() if key not in COUNTED}
 
 
@@ -159,12 +159,12 @@ def test_weights_that_do_not_fit_are_named(state_dict, changes, told):
         np.zeros((2, 0, 32, 3), np.uint8),
     ],
 )
-def test_what_is_no_batch_of_pictures_is_told(features, batch):
+def test_arrays_that_are_no_batch_of_pictures_are_reported(features, batch):
     with pytest.raises(UsageError, match=r"images have dtype .* and shape .*; need uint8 \[N, H, W, 3\]"):
         features(batch)
 
 
-def test_an_unknown_resize_is_told_before_any_work(state_dict):
+def test_an_unknown_resize_is_reported_before_any_work(state_dict):
     with pytest.raises(UsageError, match="unknown resize 'bicubic'"):
         inception.load(state_dict, resize="bicubic")
 

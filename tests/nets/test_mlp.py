@@ -24,7 +24,7 @@ def apply(params, z=Z, time=TIME, label=0):
     return NET.apply({"params": params}, z, time, jnp.full(len(z), label))
 
 
-def test_a_fresh_network_says_zero():
+def test_a_new_network_returns_zero():
     fresh = NET.init(jax.random.key(0), Z, TIME, jnp.zeros(6, int))["params"]
     np.testing.assert_array_equal(apply(fresh), np.zeros((6, 3)))
     assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
@@ -37,12 +37,12 @@ def test_time_and_every_label_matter_to_each_sample(params):
     assert np.all(np.any(apply(params) != apply(params, time=TIME + 1), axis=-1))
 
 
-def test_the_null_label_has_the_last_row(params):
+def test_the_null_label_is_the_last_row_of_the_embedding(params):
     changed = params | {"label": params["label"].at[4].add(1.0)}
     assert np.any(apply(changed, label=4) != apply(params, label=4))
     for k in range(4):
         np.testing.assert_array_equal(apply(changed, label=k), apply(params, label=k))
 
 
-def test_samples_do_not_see_each_other(params):
+def test_samples_do_not_depend_on_each_other(params):
     np.testing.assert_allclose(apply(params)[2:4], apply(params, Z[2:4], TIME[2:4]), rtol=1e-4, atol=1e-4)

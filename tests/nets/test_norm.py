@@ -41,7 +41,7 @@ def value_and_gradients(norm, x, gain, bias, grad, groups, silu, looped=False):
 @pytest.mark.parametrize("looped", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "scan"])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_value_and_written_gradients_are_the_formulas(shape, groups, silu, looped):
+def test_value_and_custom_gradients_equal_the_formula(shape, groups, silu, looped):
     given = operands(shape)
     found, expected = (value_and_gradients(norm, *given, groups, silu, looped) for norm in (group_norm, plain))
     for ours, theirs in zip(found, expected, strict=True):
@@ -69,7 +69,7 @@ def test_silu_of_large_values_is_finite():
         assert np.isfinite(a).all()
 
 
-def test_the_backward_pass_keeps_the_input_alone():
+def test_the_backward_pass_only_stores_the_input():
     x, gain, bias, _ = operands((2, 4, 4, 8), jnp.bfloat16)
     _, pull = jax.vjp(lambda *given: group_norm(*given, 2, 1e-5, True, jnp.bfloat16), x, gain, bias)
     kept = [leaf for leaf in jax.tree.leaves(pull) if leaf.size >= x.size]

@@ -69,7 +69,7 @@ def test_the_output_is_a_float32_image_under_every_option(changes, image):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_a_fresh_network_says_zero():
+def test_a_new_network_returns_zero():
     net = tiny(**ONE_LEVEL)
     trained = random_params(net)
     fresh_end = jax.jit(lambda key: net.init(key, Z, TIME, LABEL)["params"]["out_conv"])(jax.random.key(0))
@@ -77,7 +77,7 @@ def test_a_fresh_network_says_zero():
     assert np.abs(apply(net, trained)).max() > 0.1
 
 
-def test_each_sample_sees_its_own_time_and_label(params):
+def test_each_sample_depends_on_its_own_time_and_label(params):
     base = apply(tiny(), params)
     changed = apply(tiny(), params, time=TIME.at[1].add(1.0), label=LABEL.at[2].set(0))
     np.testing.assert_allclose(changed[jnp.array([0, 3])], base[jnp.array([0, 3])], atol=1e-5)
@@ -85,7 +85,7 @@ def test_each_sample_sees_its_own_time_and_label(params):
     assert np.abs(changed[2] - base[2]).max() > 1e-3
 
 
-def test_the_null_label_has_the_last_row(params):
+def test_the_null_label_is_the_last_row_of_the_embedding(params):
     changed = params | {"label": params["label"].at[4].add(1.0)}
     difference = np.abs(apply(tiny(), changed) - apply(tiny(), params)).max(axis=(1, 2, 3))
     np.testing.assert_array_equal(difference > 1e-3, LABEL == 4)
@@ -106,7 +106,7 @@ def test_rescaling_changes_the_output_but_no_parameter():
     assert np.abs(apply(plain, params) - apply(rescaled, params)).max() > 1e-3
 
 
-def test_attention_is_where_it_is_asked_for():
+def test_attention_is_at_the_requested_resolutions():
     def attended(resolutions):
         blocks = shapes(tiny(conditional=False, attention_resolutions=resolutions))
         return {name for name, block in blocks.items() if "qkv" in block}
@@ -117,7 +117,7 @@ def test_attention_is_where_it_is_asked_for():
 
 
 @pytest.mark.slow
-def test_bfloat16_computes_nearly_the_same(params):
+def test_bfloat16_gives_nearly_the_same_result(params):
     exact, low = apply(tiny(), params), apply(tiny(dtype="bfloat16"), params)
     assert low.dtype == jnp.float32
     difference = np.linalg.norm(low - exact) / np.linalg.norm(exact)
@@ -147,7 +147,7 @@ def test_bfloat16_stays_out_of_normalisation_and_softmax(params):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["blocks", "convolutions"])
-def test_recomputing_changes_neither_output_nor_gradient(policy):
+def test_rematerialisation_changes_neither_output_nor_gradient(policy):
     plain, remat = (tiny(**ONE_LEVEL, conditional=False, remat=remat) for remat in ("none", policy))
     params = random_params(plain)
 
@@ -164,7 +164,7 @@ def test_recomputing_changes_neither_output_nor_gradient(policy):
 
 
 @pytest.mark.slow
-def test_convolutions_are_not_computed_again_where_their_results_are_kept(params):
+def test_convolutions_whose_results_are_stored_are_not_recomputed(params):
     def convolutions(remat):
         loss = lambda params: jnp.square(apply(tiny(remat=remat), params)).mean()
         names = [equation.primitive.name for equation in equations(jax.make_jaxpr(jax.grad(loss))(params).jaxpr)]
@@ -175,12 +175,12 @@ def test_convolutions_are_not_computed_again_where_their_results_are_kept(params
     assert none[1] < kept[1]
 
 
-def test_an_unknown_policy_is_named_with_those_there_are():
+def test_an_unknown_policy_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown remat 'block'; known: none, blocks, convolutions"):
         shapes(tiny(remat="block"))
 
 
-def test_dropping_everything_leaves_the_skips_of_all_blocks(params):
+def test_with_full_dropout_only_the_skips_of_the_blocks_remain(params):
     # the second convolution of a block then sees zeros, as if its kernel were zero; the network's own is at the top
     in_block = lambda path: jax.tree_util.keystr(path[1:]) == "['out_conv']['kernel']"
     zeroed = lambda path, leaf: 0 * leaf if in_block(path) else leaf
@@ -189,7 +189,7 @@ def test_dropping_everything_leaves_the_skips_of_all_blocks(params):
     np.testing.assert_allclose(dropped, apply(tiny(), silent), atol=1e-4)
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     net = tiny(**ONE_LEVEL, dropout=0.5)
     params = random_params(net)
     np.testing.assert_allclose(apply(net, params), apply(tiny(**ONE_LEVEL), params), atol=1e-5)
@@ -215,6 +215,6 @@ def test_sizes_that_do_not_fit_are_named(changes, message):
 
 
 @pytest.mark.parametrize("image", [(7, 8), (8, 6, 3)])
-def test_either_side_must_halve(image):
+def test_each_side_must_be_divisible(image):
     with pytest.raises(ValueError, match="cannot be halved 2 times"):
         shapes(tiny(multipliers=(1, 1, 1)), jnp.zeros((1, *image[:2], 3)))

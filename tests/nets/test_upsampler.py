@@ -62,7 +62,7 @@ def test_the_low_resolution_image_is_resized_linearly_about_the_centres_of_its_p
     np.testing.assert_allclose(seen()[0, :, 5, 4], expected, atol=1e-6)
 
 
-def test_each_sample_sees_its_own_low_resolution_image_and_its_noise():
+def test_each_sample_depends_on_its_own_low_resolution_image_and_its_noise():
     net = tiny(low_res=True, low_res_noise=True)
     given = dict(low_res=LOW_RES, low_res_time=TIME)
     variables = random_variables(net, **given)
@@ -76,7 +76,7 @@ def test_each_sample_sees_its_own_low_resolution_image_and_its_noise():
 
 @pytest.mark.parametrize("low_res_noise", [False, True])
 @pytest.mark.parametrize("low_res", [False, True])
-def test_low_resolution_inputs_are_given_exactly_when_they_are_asked_for(low_res, low_res_noise):
+def test_low_resolution_inputs_are_made_only_if_requested(low_res, low_res_noise):
     net = tiny(low_res=low_res, low_res_noise=low_res_noise)
     for names in ((), ("low_res",), ("low_res_time",), ("low_res", "low_res_time")):
         given = {name: {"low_res": LOW_RES, "low_res_time": TIME}[name] for name in names}

@@ -21,7 +21,7 @@ def operands(shape, features):
 
 
 @pytest.mark.parametrize(("shape", "features"), SHAPES)
-def test_filtering_in_tiles_is_the_convolution_and_its_weight_gradient(shape, features):
+def test_filtering_in_tiles_equals_the_convolution_and_its_weight_gradient(shape, features):
     with jax.enable_x64(True):
         x, kernel, grad = operands(shape, features)
         by_kernel = jax.grad(lambda kernel: jnp.vdot(conv(x, kernel), grad))(kernel)
@@ -29,7 +29,7 @@ def test_filtering_in_tiles_is_the_convolution_and_its_weight_gradient(shape, fe
         np.testing.assert_allclose(weight_gradient(x, grad), by_kernel, rtol=1e-12, atol=1e-12)
 
 
-def test_float32_loses_a_few_of_the_last_bits():
+def test_float32_loses_only_a_few_of_the_last_bits():
     with jax.enable_x64(True):
         x, kernel, _ = operands((4, 16, 16, 64), 64)
         expected = np.asarray(conv(x, kernel))
@@ -37,7 +37,7 @@ def test_float32_loses_a_few_of_the_last_bits():
     np.testing.assert_allclose(found, expected, atol=2e-6 * np.abs(expected).max())
 
 
-def test_a_kernel_of_one_point_moves_the_image():
+def test_a_kernel_with_one_nonzero_entry_shifts_the_image():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 6, 1)), jnp.float32)
     for i, j in np.ndindex(3, 3):
         kernel = jnp.zeros((3, 3, 1, 1)).at[i, j].set(1.0)

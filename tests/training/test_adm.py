@@ -43,14 +43,14 @@ def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quic
 
 
 @pytest.mark.slow
-def test_a_run_without_a_classifier_is_no_guide(tmp_path):
+def test_a_run_that_is_not_a_classifier_is_refused_as_guide(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path)
     with pytest.raises(UsageError, match="holds no noise-aware classifier but a mlp"):
         load_guide(tmp_path)
 
 
 @pytest.mark.slow
-def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
+def test_a_resumed_run_draws_the_levels_of_an_uninterrupted_one(tmp_path):
     config = mixture_config(**{"mesh.data": 1})
     config.diffusion.time_sampler = "second_moment"
     train(config, tmp_path / "straight")
@@ -61,7 +61,7 @@ def test_levels_by_their_loss_resume_as_straight_through(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_the_averages_of_another(tmp_path):
+def test_a_run_can_start_from_the_averages_of_another(tmp_path):
     first = mixture_config(**{"mesh.data": 1})
     train(first, tmp_path)
     config = mixture_config(**{"mesh.data": 1})
@@ -76,7 +76,7 @@ def test_a_run_starts_from_the_averages_of_another(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_has_begun_needs_what_it_started_from_no_more(tmp_path):
+def test_a_resumed_run_does_not_need_its_init_from(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path / "first")
     config = mixture_config(**{"mesh.data": 1})
     config.train.init_from = str(tmp_path / "first")
@@ -90,7 +90,7 @@ def test_a_run_that_has_begun_needs_what_it_started_from_no_more(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_upsampler_is_given_pairs(tmp_path):
+def test_an_upsampler_trains_on_pairs_of_images(tmp_path):
     config = digits_config(**{"mesh.data": 1})
     config.data.low_res_size = 4
     with pytest.raises(UsageError, match="model.low_res is False, data.low_res_size 4: an upsampler needs both"):
@@ -107,7 +107,7 @@ def test_an_upsampler_is_given_pairs(tmp_path):
         Run(config, jax.devices()[:1])
 
 
-def test_a_learned_variance_is_of_images_alone():
+def test_a_learned_variance_is_only_for_images():
     config = mixture_config()
     config.diffusion.learned_variance = True
     with pytest.raises(UsageError, match=r"learned_variance is for images; data.image_shape is \(2,\)"):

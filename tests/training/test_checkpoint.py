@@ -82,7 +82,7 @@ DAMAGE = {
 }
 
 
-def test_what_is_restored_is_what_was_saved(saved):
+def test_a_restored_state_equals_the_saved_one(saved):
     state, history = restore(saved)
     assert same_trees(state, state_at(30))
     assert history == [{"loss": 30.1}]
@@ -92,13 +92,13 @@ def test_a_directory_without_steps_restores_nothing(tmp_path):
     assert restore(tmp_path / "checkpoints") is None
 
 
-def test_the_newest_steps_and_every_nth_are_kept(tmp_path):
+def test_the_newest_steps_and_every_nth_are_retained(tmp_path):
     save(tmp_path, *range(1, 12), keep_last=2, keep_every_steps=4)
     assert sorted(complete_steps(tmp_path)) == [4, 8, 10, 11]
 
 
 @pytest.mark.parametrize("harm", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_newest_step_is_told_and_set_aside_and_the_one_before_used(saved, harm, caplog):
+def test_a_damaged_newest_step_is_reported_and_moved_and_the_previous_one_used(saved, harm, caplog):
     harm(saved)
     expected = 30 if (saved / "40").exists() else 20
     state, _ = restore(saved)
@@ -114,7 +114,7 @@ def test_a_damaged_newest_step_is_told_and_set_aside_and_the_one_before_used(sav
     ["", "[]", "3", "{}", "{", "\0" * 50, "[" * 100_000, '{"item_handlers": 3}', '{"performance_metrics": 1}'],
     ids=range(9),
 )
-def test_a_step_with_damaged_metadata_of_orbax_is_restored_and_followed_by_others(saved, content, caplog):
+def test_a_step_with_damaged_orbax_metadata_is_restored_and_training_continues(saved, content, caplog):
     (saved / "30" / "_CHECKPOINT_METADATA").write_text(content)
     assert same_trees(restore(saved)[0], state_at(30))
     assert (content == "{}") != ("_CHECKPOINT_METADATA is damaged" in caplog.text)
@@ -141,7 +141,7 @@ def test_steps_are_listed_newest_first(tmp_path):
         restore_params(tmp_path / "checkpoints", "0.9", step=7)
 
 
-def test_with_no_whole_step_left_nothing_is_overwritten(saved):
+def test_without_a_complete_step_nothing_is_overwritten(saved):
     for step in (10, 20, 30):
         (saved / str(step) / "manifest.json").unlink()
     before = sorted(saved.rglob("*"))
@@ -160,7 +160,7 @@ def failure(checkpoints):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore calls back a closed loop
-def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_path):
+def test_a_failed_write_is_an_error_at_once_and_not_at_the_next_save(tmp_path):
     """Orbax would wait for the other processes, which wait for this one."""
     state = TrainState(jnp.int32(1), {"w": jax.random.normal(jax.random.key(0), (256, 256))}, {}, ())
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointSettings(1))
@@ -177,7 +177,7 @@ def test_a_write_that_fails_is_an_error_at_once_and_not_at_the_next_save(tmp_pat
     assert complete_steps(tmp_path / "checkpoints") == []
 
 
-def test_a_state_restores_onto_another_mesh(tmp_path):
+def test_a_state_can_be_restored_onto_another_mesh(tmp_path):
     build = lambda: TrainState(jnp.int32(3), {"w": jnp.arange(2.0**16).reshape(256, 256)}, {}, ())
     checkpoints = Checkpoints(tmp_path, CheckpointSettings(1))
     checkpoints.save(3, create_state(build, make_mesh(data=8)), [])
@@ -188,7 +188,7 @@ def test_a_state_restores_onto_another_mesh(tmp_path):
     assert state.params["w"].addressable_shards[0].data.shape == (64, 256)
 
 
-def test_parameters_and_averages_are_read_alone(saved):
+def test_parameters_and_averages_are_read_without_the_rest_of_the_state(saved):
     assert same_trees(restore_params(saved, None)[0], state_at(30).params)
     assert same_trees(restore_params(saved, "0.9", step=10)[0], state_at(10).ema["0.9"])
     with pytest.raises(UsageError, match="no EMA of rate 0.5 .* it has 0.9"):

@@ -84,7 +84,7 @@ def test_a_classifier_learns_and_its_accuracy_is_logged(workdir):
 
 
 @pytest.mark.slow
-def test_a_stopped_classifier_goes_on_as_straight_through(workdir, tmp_path):
+def test_a_stopped_and_resumed_classifier_equals_an_uninterrupted_one(workdir, tmp_path):
     train(classifier_config(), tmp_path, stops=(5,))
     assert metrics(tmp_path) == metrics(workdir)
 
@@ -132,7 +132,7 @@ def test_the_digest_of_a_classifier_is_that_of_its_parameters(workdir):
 
 
 @pytest.mark.parametrize("missing", ["none", None])
-def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missing):
+def test_a_missing_classifier_is_reported_with_a_remedy(tmp_path, missing):
     given = missing and tmp_path / missing
     with pytest.raises(UsageError) as e:
         load_features("classifier", settings(digits_config()).data, classifier=given)
@@ -141,7 +141,7 @@ def test_a_classifier_that_is_not_there_is_told_with_what_to_do(tmp_path, missin
     assert len(str(e.value).splitlines()) == 1
 
 
-def test_a_diffusion_run_is_no_classifier(tmp_path):
+def test_a_diffusion_run_is_not_accepted_as_a_classifier(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path, stops=(10,), ends=False)
     with pytest.raises(UsageError, match=f"{tmp_path} holds a mlp, not a classifier of clean images; train one"):
         load_features("classifier", settings(digits_config()).data, classifier=tmp_path)
@@ -155,12 +155,12 @@ def test_a_diffusion_run_is_no_classifier(tmp_path):
         ({"data.source": "npz"}, "was trained on data.source digits, not npz"),
     ],
 )
-def test_a_classifier_of_other_data_is_told(workdir, change, told):
+def test_a_classifier_of_other_data_is_reported(workdir, change, told):
     with pytest.raises(UsageError, match=f"the classifier in {workdir} {told}"):
         load_features("classifier", settings(digits_config(**change)).data, classifier=workdir)
 
 
-def test_features_are_of_data_they_fit():
+def test_features_that_do_not_fit_the_data_are_refused():
     with pytest.raises(UsageError, match="features 'classifier' are for images; the run's data are mixture"):
         load_features("classifier", settings(mixture_config()).data)
     with pytest.raises(UsageError, match="features 'mixture' are for points of a known mixture"):
@@ -180,7 +180,7 @@ def test_features_are_of_data_they_fit():
         ({"data.image_shape": (7, 8, 1)}, "asks for|config.model"),
     ],
 )
-def test_classifiers_that_cannot_be_trained_are_refused_before_any_work(change, told):
+def test_invalid_classifiers_are_refused_before_any_work(change, told):
     config = classifier_config()
     with config.unlocked():
         config.update_from_flattened_dict(change)
@@ -203,13 +203,13 @@ def test_samples_are_measured_at_their_steps_while_training(mixture_run):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_has_the_same_measures_as_straight_through(mixture_run, tmp_path):
+def test_a_stopped_and_resumed_run_has_the_metrics_of_an_uninterrupted_one(mixture_run, tmp_path):
     train(watched_config(), tmp_path, stops=(4,))
     assert metrics(tmp_path) == metrics(mixture_run)
 
 
 @pytest.mark.slow
-def test_what_is_measured_while_training_is_what_the_command_finds(mixture_run, tmp_path):
+def test_metrics_during_training_equal_those_of_the_command(mixture_run, tmp_path):
     from cfgjax.cli.evaluate import evaluate
 
     flags = ["--guidance=0,1.5", "--num_samples=50", "--num_steps=3", "--batch_size=32"]

@@ -18,7 +18,7 @@ def step(loss, cond, uncond, drop_rate, skipped=0.0, in_row=0.0):
     return {"loss": loss, "loss_cond": cond, "loss_uncond": uncond, "drop_rate": drop_rate, **counts}
 
 
-def test_losses_of_a_kind_are_weighted_by_their_examples():
+def test_conditional_and_unconditional_losses_are_weighted_by_their_examples():
     summary = summarise([step(1.0, 1.0, np.nan, 0.0), step(3.0, 2.0, 4.0, 0.5), step(5.0, np.nan, 5.0, 1.0)])
     assert summary["loss"] == 3
     assert np.isclose(summary["loss_cond"], (1.0 * 1.0 + 0.5 * 2.0) / 1.5)
@@ -30,12 +30,12 @@ def test_skipped_steps_are_counted_and_not_averaged():
     assert (summary["loss"], summary["loss_cond"], summary["skipped_total"]) == (2, 2, 1)
 
 
-def test_what_has_no_value_is_left_out():
+def test_metrics_without_a_value_are_left_out():
     assert "loss_uncond" not in summarise([step(1.0, 1.0, np.nan, 0.0)])
     assert summarise([step(np.nan, np.nan, np.nan, 0.5, 1.0, 4.0)]).keys() == {"skipped_in_row", "skipped_total"}
 
 
-def test_lines_after_the_restored_step_and_torn_lines_go(tmp_path, monkeypatch):
+def test_lines_after_the_restored_step_and_incomplete_lines_are_removed(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (10, 20, 30)) + '{"step": 2')
     with monkeypatch.context() as other:
@@ -101,7 +101,7 @@ def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, ki
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-def test_metrics_that_are_no_file_are_reported(tmp_path, make):
+def test_metrics_that_are_not_a_regular_file_are_reported(tmp_path, make):
     make(tmp_path / "metrics.jsonl")
     with pytest.raises(UsageError, match="metrics.jsonl"):
         RunLog(tmp_path, 20, 30, 1)

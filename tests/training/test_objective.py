@@ -40,7 +40,7 @@ def step(objective, batch=BATCH, seed=0):
     return drawn, terms, objective.summary(terms, drawn)
 
 
-def test_in_discrete_time_levels_are_of_the_table_and_networks_see_their_timestep():
+def test_in_discrete_time_levels_come_from_the_table_and_networks_take_the_timestep():
     net, diffusion = Network(zero(1)), DiffusionSettings(**DISCRETE)
     drawn, _, _ = step(denoising(net, K, diffusion))
     assert set(np.asarray(drawn["logsnr"])) <= set(diffusion.levels.table.astype(np.float32))
@@ -65,7 +65,7 @@ def test_a_network_without_labels_logs_no_conditional_loss():
         denoising(Network(zero(1), null_label=False), K, DiffusionSettings(**CONTINUOUS, p_uncond=0.1))
 
 
-def test_small_images_are_given_to_the_network_with_the_level_of_their_noise():
+def test_the_network_takes_small_images_with_the_level_of_their_noise():
     low_res = IMAGE[:, ::2, ::2]
     plain = Network(zero(1), low_res=True)
     step(denoising(plain, K, DiffusionSettings(**CONTINUOUS)), BATCH | {"low_res": low_res})
@@ -82,7 +82,7 @@ def test_small_images_are_given_to_the_network_with_the_level_of_their_noise():
 
 
 @pytest.mark.slow
-def test_levels_drawn_by_the_second_moment_leave_the_mean_loss_as_it_is():
+def test_levels_drawn_by_the_second_moment_do_not_change_the_mean_loss():
     error = lambda z, time, *given: jnp.broadcast_to((time / 1000)[:, None, None, None], z.shape)
     uniform, by_moment = (
         denoising(Network(error), K, DiffusionSettings(**CONTINUOUS, time_sampler=name))
@@ -103,7 +103,7 @@ def test_levels_drawn_by_the_second_moment_leave_the_mean_loss_as_it_is():
     assert abs(a - b) < 4 * np.hypot(sa, sb)
 
 
-def test_a_noisy_classifier_sees_the_level_and_its_accuracy_is_told_by_level():
+def test_a_noisy_classifier_takes_the_level_and_its_accuracy_is_reported_by_level():
     right_when_clean = lambda z, time: jnp.where(time[:, None] < 500, 9.0, -9.0) * jax.nn.one_hot(jnp.arange(N) % K, K)
     net = Network(lambda z, time, label: right_when_clean(z, time))
     drawn, terms, summary = step(noisy_classification(net, DiffusionSettings(**CONTINUOUS)))
@@ -112,7 +112,7 @@ def test_a_noisy_classifier_sees_the_level_and_its_accuracy_is_told_by_level():
     assert (np.asarray(terms["loss"])[np.asarray(drawn["u"] > 0.5)] > 1).all()
 
 
-def test_a_level_without_examples_has_no_accuracy_and_divides_nothing_by_zero():
+def test_a_level_without_examples_has_no_accuracy_and_no_division_by_zero():
     summary = noisy_classification(Network(None), DiffusionSettings(**CONTINUOUS)).summary
     u, correct = jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 0.0, 1.0])
     with jax.debug_nans(True):
@@ -135,6 +135,6 @@ def test_a_level_without_examples_has_no_accuracy_and_divides_nothing_by_zero():
         (CONTINUOUS | {"time_sampler": "lognormal"}, "time sampler"),
     ],
 )
-def test_a_process_that_cannot_be_is_one_line(given, told):
+def test_an_invalid_process_is_reported_on_one_line(given, told):
     with pytest.raises(UsageError, match=told):
         DiffusionSettings(**given)

@@ -11,7 +11,7 @@ from cfgjax.training.optim import learning_rate_schedule, make_optimizer
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_warm_up_is_linear_and_the_way_down_ends_at_zero(schedule):
+def test_warm_up_is_linear_and_the_decay_ends_at_zero(schedule):
     rate = learning_rate_schedule(2.0, schedule, warmup_steps=10, decay_steps=110)
     assert [float(rate(step)) for step in (0, 5, 10)] == [0, 1, 2]
     assert np.isclose(rate(60), 1)  # half-way down
@@ -19,7 +19,7 @@ def test_warm_up_is_linear_and_the_way_down_ends_at_zero(schedule):
     assert float(rate(110)) == float(rate(1000)) == 0
 
 
-def test_constant_stays():
+def test_a_constant_schedule_does_not_change():
     assert float(learning_rate_schedule(2.0)(10**6)) == 2
     assert float(learning_rate_schedule(2.0, warmup_steps=4)(10**6)) == 2
 
@@ -39,7 +39,7 @@ def test_adams_first_step_is_the_learning_rate():
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
-def test_a_step_whose_gradients_are_not_finite_is_counted_and_changes_nothing_else(clip_norm):
+def test_a_step_with_non_finite_gradients_only_changes_the_counts(clip_norm):
     params = {"w": jnp.ones(2)}
     ours = make_optimizer(OptimizerSettings(name="adamw", learning_rate=0.1, weight_decay=0.5, clip_norm=clip_norm))
     inner = optax.adamw(optax.constant_schedule(0.1), weight_decay=0.5)
@@ -68,7 +68,7 @@ def test_a_step_whose_gradients_are_not_finite_is_counted_and_changes_nothing_el
         ({"name": "adam", "schedule": "cosine", "warmup_steps": 9, "decay_steps": 9}, "decay_steps is 9"),
     ],
 )
-def test_options_that_make_no_sense_are_told(options, told):
+def test_contradictory_options_are_reported(options, told):
     with pytest.raises(UsageError, match=told):
         make_optimizer(OptimizerSettings(learning_rate=0.1, **options))
 
@@ -81,14 +81,14 @@ def test_an_average_of_constant_parameters_is_constant():
     assert all(np.array_equal(tree["w"], params["w"]) for tree in average.values())
 
 
-def test_the_weight_of_the_start_falls_as_the_power_of_the_rate():
+def test_the_weight_of_the_initial_value_is_a_power_of_the_rate():
     average = ema.init({"w": jnp.ones(1)}, (0.9, 0.5))
     for step in range(10):
         average = ema.update(average, {"w": jnp.zeros(1)}, step, warmup=False)
     assert np.allclose([average["0.9"]["w"][0], average["0.5"]["w"][0]], [0.9**10, 0.5**10])
 
 
-def test_warm_up_forgets_the_start_sooner_and_ends_at_the_rate():
+def test_warm_up_starts_with_smaller_rates_and_ends_at_the_rate():
     start, later = {"w": jnp.ones(1)}, {"w": jnp.zeros(1)}
     once = lambda step, warmup: float(ema.update({"0.99": start}, later, step, warmup=warmup)["0.99"]["w"][0])
     assert np.isclose(once(0, True), 1 / 10)

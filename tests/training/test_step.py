@@ -49,7 +49,7 @@ MESHES = [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "
 
 
 @pytest.mark.parametrize("mesh", [pytest.param(m, marks=() if m == MESHES[1] else pytest.mark.slow) for m in MESHES])
-def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
+def test_the_step_on_eight_devices_equals_the_step_on_one(mesh):
     one, metrics_one = advance(single(**BIG, **DAMPED), 1, change=stir)
     eight, metrics_eight = advance(Run(mixture_config(**BIG, **DAMPED, **mesh)), 1, change=stir)
     assert close(moments(one), moments(eight), 2e-5)  # sums over the batch that nearly cancel
@@ -59,7 +59,7 @@ def test_the_step_on_eight_devices_is_the_step_on_one(mesh):
 
 
 @pytest.mark.slow
-def test_the_unet_step_on_eight_devices_is_the_step_on_one(quick_compilation):
+def test_the_unet_step_on_eight_devices_equals_the_step_on_one(quick_compilation):
     config = lambda devices: digits_config(**{"train.steps_per_dispatch": 1, "mesh.data": devices})
     one, metrics_one = advance(Run(config(1), jax.devices()[:1]), 1, change=stir)
     eight, metrics_eight = advance(Run(config(8)), 1, change=stir)
@@ -93,14 +93,14 @@ def test_several_steps_in_one_dispatch_are_the_same_steps():
     assert close(metrics, metrics_several, 1e-6)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
+def test_accumulated_gradients_equal_those_of_the_full_batch():
     whole, metrics = advance(single(), 3)
     parts, metrics_parts = advance(single(**{"train.accumulate_steps": 2}), 3)
     assert close(whole.params, parts.params, 1e-5)
     assert close(metrics, metrics_parts, 1e-5)
 
 
-def test_the_state_begins_with_averages_that_are_copies():
+def test_the_averages_start_as_copies_of_the_parameters():
     run = single(**{"ema.rates": (0.5, 0.999)})
     state = create_state(run.build_state, run.mesh)
     assert same_trees(state.ema["0.5"], state.params)
@@ -121,7 +121,7 @@ def test_the_loss_splits_into_its_conditional_and_unconditional_parts():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("p_uncond", "without"), [(0.0, "loss_uncond"), (1.0, "loss_cond")])
-def test_without_examples_of_a_kind_its_loss_is_not_logged_and_the_other_is_the_loss(p_uncond, without):
+def test_the_loss_of_a_kind_without_examples_is_not_logged(p_uncond, without):
     _, m = advance(single(**{"diffusion.p_uncond": p_uncond, "sample.guidance": (0.0,)}), 2)
     logged = summarise([{name: float(values[i]) for name, values in m.items()} for i in range(2)])
     other = {"loss_uncond": "loss_cond", "loss_cond": "loss_uncond"}[without]
@@ -153,7 +153,7 @@ def poisoned(run, step):
     return place_all(run.mesh, batch)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
+def test_a_non_finite_step_changes_only_the_counts():
     run = Run(mixture_config())
     state, _ = run.dispatch(create_state(run.build_state, run.mesh), run.batches(0), run.step_key)
     before = jax.device_get(state)
@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts():
     assert not same_trees(after.params, jax.device_get(state.params))
 
 
-def test_gradients_too_large_to_square_are_skipped_too():
+def test_gradients_whose_squares_overflow_are_skipped():
     run = single(**{"optimizer.clip_norm": None})
     state = create_state(run.build_state, run.mesh)
     batch = jax.device_get(run.batches(0))
@@ -179,7 +179,7 @@ def test_gradients_too_large_to_square_are_skipped_too():
 
 
 @pytest.mark.slow
-def test_clipping_bounds_the_update_but_not_the_norm_that_is_told():
+def test_clipping_bounds_the_update_but_not_the_reported_norm():
     free = {
         "optimizer.name": "adam",
         "optimizer.eps": 1e6,
@@ -198,7 +198,7 @@ def test_clipping_bounds_the_update_but_not_the_norm_that_is_told():
 
 
 @pytest.mark.slow
-def test_training_moves_the_loss_towards_the_exact_one():
+def test_training_moves_the_loss_towards_that_of_the_exact_scores():
     config = mixture_config(**{"train.batch_size": 64, "model.width": 64, "train.steps_per_dispatch": 10})
     _, m = advance(Run(config), 40)
     assert m["loss"][-100:].mean() < 0.6 * m["loss"][:20].mean()

@@ -24,7 +24,7 @@ def straight(tmp_path_factory):
     [[(1, 1, 1), (8, 1, 8)], [(8, 1, 8), (2, 4, 8), (1, 1, 1)], [(2, 4, 8), (1, 2, 2)]],
     ids=lambda places: " → ".join(f"data {d} fsdp {f}" for d, f, _ in places),
 )
-def test_the_data_and_the_noise_stay_those_of_the_uninterrupted_run(straight, tmp_path, places):
+def test_a_resumed_run_sees_the_data_and_noise_of_an_uninterrupted_one(straight, tmp_path, places):
     for i, (data, fsdp, devices) in enumerate(places):
         last = i == len(places) - 1
         train(config(data, fsdp), tmp_path, () if last else (12,), ends=last, devices=devices)

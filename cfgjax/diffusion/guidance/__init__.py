@@ -29,7 +29,7 @@ RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": c
 
 
 def rules_without_null() -> list[str]:
-    """Returns the texts of the rules of RULES that need no null label, those that wrap another one with one inside."""
+    """Returns the texts of the RULES that need no null label. Rules that wrap another one have such a rule inside."""
     alone = [f"{name}()" for name, rule in RULES.items() if getattr(rule, "uses_null", True) is False]
     wrapping = [name for name, rule in RULES.items() if NESTED in {field.name for field in dataclasses.fields(rule)}]
     return [*alone, *(f"{name}({inner})" for name in wrapping for inner in alone[:1])]

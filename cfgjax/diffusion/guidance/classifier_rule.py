@@ -37,7 +37,7 @@ def score_function(guide: Callable, cond: Any) -> Callable:
 @tree
 @dataclass(frozen=True, repr=False)
 class classifier(Spec):
-    """Another rule's denoiser moved along s ∇ log p(c | z), s = scale, of a classifier. Guidance of both kinds adds up.
+    """Adds s ∇ log p(c | z) of a classifier, s = scale, to the guidance of another rule.
 
     form: "eps", ε̃ − s σ ∇ at z_λ, ADM algorithm 2, for any sampler; or s Σ ∇ added to the mean of ancestral sampling,
     ADM algorithm 1, with the gradient at "z", z_λ, as in ADM's code, or at "mean", μ and λ', the point about which ADM

@@ -19,7 +19,7 @@ from cfgjax.diffusion.process import RealLike
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A denoiser with memory, and maybe a shift of the mean.
+    """A denoiser with memory and, optionally, a shift of the mean.
 
     apply: (z, logsnr, memory) → (Prediction, memory). init: z → memory. shift: None for no shift.
     """

@@ -2,7 +2,7 @@
 
 A sampler knows neither conditions, guidance nor parameters: `denoise(z, logsnr) → Prediction` has them. It has
 
-- `init(z) → state`, any tree of arrays (() for a sampler that carries z alone);
+- `init(z) → state`, any tree of arrays (() for a sampler whose only state is z);
 - `step(denoise, z, state, level, noise) → (z, state)`, z at level.logsnr_next; noise is N(0, I) of z's shape;
 - `evaluations(num_steps)`, the number of calls of denoise for a grid of so many levels;
 - optionally `draws_noise` (default True; False: no noise is drawn, and `noise` is None), `takes_shift` (default False):

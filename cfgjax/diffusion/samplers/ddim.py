@@ -50,7 +50,7 @@ class ddim(Spec):
         return ddim_step(x, eps, level.logsnr, level.logsnr_next, noise, self.eta), state
 
 
-# not register_dataclass: a zero is no leaf, so that a program without noise is another one
+# not register_dataclass: eta = 0 is not a leaf, so that a program without noise is compiled separately
 jax.tree_util.register_pytree_node(
     ddim, lambda sampler: ((sampler.eta,) if sampler.draws_noise else (), None), lambda _, leaves: ddim(*leaves)
 )

@@ -43,7 +43,7 @@ class Level(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `save` sees at each level: the level, z there, and the prediction after guidance and clipping."""
+    """The argument of `save` at each level: the level, z, and the prediction after guidance and clipping."""
 
     level: Level
     z: Float[Array, "b ..."]
@@ -60,10 +60,10 @@ def clipped(prediction: Prediction, logsnr: Float[RealLike, "..."]) -> Predictio
 
 
 class _AtOneLevel:
-    """The denoiser that a step calls, `denoise(z, logsnr) → Prediction`, clipped, with the memory at hand.
+    """The denoiser that a step calls, `denoise(z, logsnr) → Prediction`. It clips predictions and holds the memory.
 
-    The first call is the level's evaluation: it updates the memory, and `save` sees it. Further calls, of correctors,
-    read the memory and leave it as it is; they alone may stand inside `jax.lax` control flow.
+    The first call is the level's evaluation: it updates the memory, and its result is passed to `save`. Further calls,
+    of correctors, read the memory without changing it; only these may be inside `jax.lax` control flow.
     """
 
     def __init__(self, denoise: Denoiser, memory: Any, clip: bool) -> None:

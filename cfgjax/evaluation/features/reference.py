@@ -139,7 +139,7 @@ def load_reference(
 ) -> Reference:
     """Returns the `Reference` in a file of any layout above, for a network and images of one shape.
 
-    Statistics that do not name their network are taken for Inception's. Raises UsageError for files that cannot be
+    Statistics that do not name their network are assumed to be Inception's. Raises UsageError for files that cannot be
     read, or have an unknown layout, another network, or another size.
     """
     if not Path(path).exists():

@@ -43,7 +43,7 @@ log = logging.getLogger("cfgjax")
 
 PathLike = str | Path
 
-CACHE_FORMAT = 1  # of the cached files; to be increased if the same settings give other samples or metrics
+CACHE_FORMAT = 1  # version of the cached files; increase it if the same settings give other samples or metrics
 
 
 class Stopped(Exception):
@@ -75,7 +75,7 @@ class Frontier:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
-        self._rate: float | None = None  # of the parameters that the model has now, None for those it came with
+        self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):

@@ -1,4 +1,4 @@
-"""The settings of a frontier: what is sampled, as values to work with, as rows of a table, and as stored identities."""
+"""The settings of a frontier: as values, as columns of a table, and as identities of stored samples."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,9 +25,9 @@ from cfgjax.runs.options import SampleOptions, as_dict, combinations
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What determines a sample, besides the model and its index.
+    """Everything that a sample depends on, besides the model and its index.
 
-    options: rule and sampler are values, a rule's guide apart; ema is a rate; classifier_scale is that of the rule's
+    options: rule (without its guide) and sampler are values; ema is a rate; classifier_scale is that of the rule's
     `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
     digest of the classifier that guides, or None.
     """
@@ -38,13 +38,13 @@ class Setting:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The setting as the first columns of a table."""
+        """Returns the setting as the first columns of a table."""
         values = {name: as_text(value) for name, value in as_dict(self.options).items()}
         return {"guidance_weight": values.pop("guidance"), **values, "scores": self.scores, **self._guide}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The setting as JSON values. An option at its default is left out, so that a new one changes no identity.
+        """Returns the setting as JSON values, without options at their defaults: a new option changes no identity.
 
         The first options are always there, in the form in which they were first stored.
         """

@@ -13,7 +13,7 @@ from cfgjax.evaluation.metrics.scores import frechet_distance, inception_score, 
 
 
 class Metric(Protocol):
-    """A metric of samples that are seen in blocks, which the processes share. No process need see a block."""
+    """A metric of samples, which are added in blocks. Each process adds its own blocks, possibly none."""
 
     def update(self, labels: np.ndarray, samples: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Adds a block: labels [b], samples [b, …], and the feature network's outputs, such as "features" [b, d]."""

@@ -129,7 +129,7 @@ def _distances(x: Float[Array, "b d"], y: Float[Array, "c d"]) -> Float[Array, "
 def _merge_nearest(
     nearest: Float[Array, "b k"], x: Float[Array, "b d"], y: Float[Array, "c d"], row: Index, column: Index, num: Index
 ) -> Float[Array, "b k"]:
-    """Returns the k least distances of each x, ascending, among `nearest` and the distances to y.
+    """Returns the k smallest distances of each x, ascending, among `nearest` and the distances to y.
 
     row, column: index of the first point of x and y among the num points. A point is not its own neighbour.
     """

@@ -30,7 +30,7 @@ def comparison_figure(runs: Sequence[ComparedRun], targets: Targets | None = Non
     curves = [curve.own for run in runs for curve in run.curves]
     pairs = axes_of(curves)
     if ("FID", "IS") not in pairs:
-        targets = None  # they are of other features
+        targets = None  # distances of different features are not comparable
     drawn = Figure(figsize=(5.8 * len(pairs), 4.8), layout="constrained")
     axes = list(np.ravel(drawn.subplots(1, len(pairs))))
     for axis, pair in zip(axes, pairs, strict=True):

@@ -149,7 +149,7 @@ def findings(rows: Sequence[Row], network: MetricNames) -> list[str]:
         if len(weights) > 1 and best in (0, len(weights) - 1):
             side = "smaller" if best == 0 else "larger"
             end = f", the {'first' if best == 0 else 'last'} of the list: a {side} one may be even better"
-        where = f"{name} is least at {what} = {weights[best]:g}"
+        where = f"{name} is smallest at {what} = {weights[best]:g}"
         lines.append(f"{curve + ': ' if curve else ''}{where}, {means[best]:.4g}{end}")
     return lines
 

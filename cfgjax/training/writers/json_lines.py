@@ -7,7 +7,7 @@ from cfgjax.runs import metrics_file
 
 
 class MetricsFile:
-    """Appends a line for each step. Lines after start_step, of a run that is resumed, are removed first."""
+    """Appends a line for each step. When a run is resumed, its lines after start_step are removed first."""
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         metrics_file.rewind(workdir, start_step)

@@ -8,7 +8,7 @@ from tensorboardX import SummaryWriter
 
 
 class TensorBoard:
-    """Writes events into workdir. Events after start_step, of a run that is resumed, are purged."""
+    """Writes events into workdir. When a run is resumed, its events after start_step are purged."""
 
     def __init__(self, workdir: Path, start_step: int) -> None:
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
