@@ -114,7 +114,7 @@ def measured(given, stop):
 
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
-    from cfgjax.distributed import collectives as processes
+    from cfgjax.distributed import collectives
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
     from cfgjax.evaluation.report import files as report
@@ -126,7 +126,7 @@ def measured(given, stop):
     with contextlib.closing(work):
 
         def check():
-            if processes.anywhere(stop.signal):
+            if collectives.anywhere(stop.signal):
                 raise Stopped
 
         def seen(images):

@@ -20,7 +20,7 @@ from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels, open_source
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.process import diffuse
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import place_global, whole
 from cfgjax.evaluation.features.networks import FeatureNetwork, classifier, load_networks
@@ -98,7 +98,7 @@ class SampleGrids:
 
     def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
-        if processes.decided(path.exists, f"whether {path.name} is there"):
+        if collectives.decided(path.exists, f"whether {path.name} is there"):
             return
         self._model.params = averaged(state)
         shown: dict = dict(labels=pictures.labels, per_cell=pictures.per_cell)
@@ -219,7 +219,7 @@ class Frontier:
             parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
             drawn = zip(*parts, strict=True)
             index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
-            found = processes.concatenated({"index": index, "labels": labels, "samples": samples})
+            found = collectives.concatenated({"index": index, "labels": labels, "samples": samples})
             order = np.argsort(found["index"])
             labels, samples = found["labels"][order], found["samples"][order]
             read = lambda start, stop, samples=samples, labels=labels: (samples[start:stop], labels[start:stop])
