@@ -28,7 +28,7 @@ def measure(config, given):
     """Figures of the dispatch that training compiles for config, on random images that are on the devices already."""
     import jax
 
-    from cfgjax.jobs.preflight.figures import flops_per_image
+    from cfgjax.jobs.preflight.step_figures import flops_per_image
 
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k

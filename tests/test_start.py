@@ -57,7 +57,7 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
 def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
     monkeypatch.setattr(
-        "cfgjax.jobs.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
+        "cfgjax.jobs.preflight.step_figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
     )
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
         cli.run(["preflight", CONFIG, "--devices=8"])

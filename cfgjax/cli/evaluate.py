@@ -23,7 +23,7 @@ from cfgjax.cli.common import (
     sampling_axes,
     shared_facts,
 )
-from cfgjax.cli.likelihood import bits_per_dim
+from cfgjax.cli.evaluate_bits import bits_per_dim
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.options import axes, fields
