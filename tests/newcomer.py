@@ -210,7 +210,7 @@ def follow(step):
         ran = subprocess.run([sys.executable, "-m", "cfgjax", *words[1:]], capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, f"{step}\n{ran.stdout}{ran.stderr}"
     else:
-        assert cli.run(words[1:]) == 0, step
+        assert cli.run_command(words[1:]) == 0, step
 
 
 def runnable(step):

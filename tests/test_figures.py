@@ -25,14 +25,14 @@ def test_a_picture_that_cannot_be_written_leaves_the_one_that_was_there(tmp_path
     monkeypatch.setattr("cfgjax.evaluation.frontier.settings.resolved", lambda options, *others: options)
     monkeypatch.setattr("cfgjax.evaluation.report.figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
-        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
+        cli.run_command(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
 
 
 @pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
 def test_an_ending_that_no_picture_in_colour_has_is_refused_before_anything_is_drawn(ending, tmp_path):
     with pytest.raises(UsageError, match="the ending must be that of a colour image format"):
-        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
+        cli.run_command(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
 
 
 @pytest.mark.parametrize("ending", [".png", ".PNG", ".jpg", ".gif", ".webp", ".pdf", ".tiff"])

@@ -46,7 +46,7 @@ def test_digits_of_other_scripts_and_what_is_not_finite_are_refused_by_the_flags
             if given.startswith("-") and len(spelled) == 2:
                 continue  # which is read as a flag
             with pytest.raises(UsageError) as e:
-                cli.run([*words, *more, *spelled])
+                cli.run_command([*words, *more, *spelled])
             assert f"--{flag}={given}" in str(e.value)
             assert len(str(e.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -77,7 +77,7 @@ def test_digits_of_other_scripts_and_what_is_not_finite_are_refused_by_the_flags
 )
 def test_numbers_out_of_bounds_are_refused_before_anything_is_read(words):
     with pytest.raises(UsageError) as e:
-        cli.run(words.split())
+        cli.run_command(words.split())
     name, _, value = words.split()[-1].removeprefix("--").partition("=")
     assert name in str(e.value) or value in str(e.value)
     assert len(str(e.value).splitlines()) == 1

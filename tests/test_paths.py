@@ -45,7 +45,7 @@ KEYS = ["data.path", "data.data_dir", "train.init_from", "evaluate.reference", "
 def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
-        cli.run([*command.split(), f"--{flag}={path}", *tail])
+        cli.run_command([*command.split(), f"--{flag}={path}", *tail])
     assert re.search("empty|NUL", str(raised.value)) and "\n" not in str(raised.value)
 
 
@@ -55,19 +55,19 @@ def test_no_path_flag_takes_one_that_cannot_be_a_path(command, flag, path):
 )
 def test_no_word_that_is_a_path_is_wrong(words, path):
     with pytest.raises(UsageError, match="empty|NUL"):
-        cli.run([*words, path])
+        cli.run_command([*words, path])
 
 
 @pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
 def test_a_flag_is_no_path(command, flag):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W.*missing"):
-        cli.run([*command.split(), f"--{flag}", FOLLOWING, *tail])
+        cli.run_command([*command.split(), f"--{flag}", FOLLOWING, *tail])
 
 
 def test_launched_and_swept_commands_are_checked():
     with pytest.raises(UsageError, match="--workdir"):
-        cli.run(["launch", "local", "--dry_run", "--", "train", CONFIG, "--workdir="])
+        cli.run_command(["launch", "local", "--dry_run", "--", "train", CONFIG, "--workdir="])
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -49,7 +49,7 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
     monkeypatch.setattr(devices, "import_jax", reached)
     monkeypatch.setattr(convert, "LARGE_BYTES", 0)
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(Reached):
-        cli.run([word.format(tmp_path) for word in words])
+        cli.run_command([word.format(tmp_path) for word in words])
     assert len(caplog.messages) == 1
     assert not list(tmp_path.iterdir())
 
@@ -60,7 +60,7 @@ def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
         "cfgjax.jobs.preflight.step_figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
     )
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
-        cli.run(["preflight", CONFIG, "--devices=8"])
+        cli.run_command(["preflight", CONFIG, "--devices=8"])
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
@@ -78,7 +78,7 @@ def test_processes_other_than_the_first_report_nothing(monkeypatch, capsys):
     for number, lines in [(0, 1), (1, 0)]:
         progress.show_progress(sys.stdout)
         with pytest.raises(Reached):
-            cli.run(["train", CONFIG, "--workdir=x", *place, f"--process_id={number}"])
+            cli.run_command(["train", CONFIG, "--workdir=x", *place, f"--process_id={number}"])
         assert len(capsys.readouterr().out.splitlines()) == lines
     progress.show_progress(None)
 
@@ -242,8 +242,8 @@ def test_the_backend_of_a_notebook_or_a_wrong_one_does_not_matter_to_figures(bac
 def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     monkeypatch.setenv("CFGJAX_GRACE_SECONDS", "5m")
     with pytest.raises(UsageError, match="CFGJAX_GRACE_SECONDS is '5m'"):
-        cli.run(["train", CONFIG, "--workdir=x"])
-    assert cli.run(["train", "--help"]) == 0
+        cli.run_command(["train", CONFIG, "--workdir=x"])
+    assert cli.run_command(["train", "--help"]) == 0
 
 
 @pytest.mark.e2e

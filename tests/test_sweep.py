@@ -46,7 +46,7 @@ def sweep_file(folder, text, name="sweep.py"):
 
 
 def sweep(*words):
-    return cli.run(["sweep", *map(str, words)])
+    return cli.run_command(["sweep", *map(str, words)])
 
 
 @pytest.fixture(autouse=True)

@@ -191,4 +191,4 @@ def test_a_config_without_its_data_is_one_line(tmp_path, key):
     path = tmp_path / "mine.py"
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
     with pytest.raises(UsageError, match=rf"lacks .*{key or 'data'}"):
-        cli.run(["evaluate", "--make_reference", f"--config={path}", f"--out={tmp_path}/x.npz"])
+        cli.run_command(["evaluate", "--make_reference", f"--config={path}", f"--out={tmp_path}/x.npz"])

@@ -11,7 +11,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.cli.common import begin, check_writable, no_arguments, required
+from cfgjax.cli.common import begin_command, check_writable, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
 
@@ -166,7 +166,7 @@ def to_openai_adm(argv):
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--out={given.out}: a .pt file needs torch, which is not installed; use .npz")
     check_writable("out", given.out)
-    begin(given, f"converting the run in {given.workdir}")
+    begin_command(given, f"converting the run in {given.workdir}")
     open_devices()
 
     from cfgjax.base.files import writing
@@ -211,7 +211,7 @@ def begin_import(given):
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if size > LARGE_BYTES:
-        begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
+        begin_command(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
     else:
         import_jax()
     open_devices()

@@ -44,7 +44,7 @@ def preflight(argv):
     if config_printed(given):
         return DONE
     required(given, "config", "devices")
-    check_files(given)
+    check_outputs(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # makes the partitioner print its complaints, which are counted
     import_jax()
 
@@ -79,7 +79,7 @@ def preflight(argv):
     return DONE
 
 
-def check_files(given):
+def check_outputs(given):
     """Raises UsageError if --json or --scratch is not writable. Runs before anything is compiled."""
     if given.json not in (None, "-"):
         check_writable("json", given.json)

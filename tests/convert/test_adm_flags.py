@@ -132,7 +132,7 @@ def test_the_flag_that_explains_another_shape_is_named(changed, expected, tmp_pa
 
 def convert(folder, name, flags, *others):
     words = [f"--{key}={value}" for key, value in flags.items()]
-    return cli.run(
+    return cli.run_command(
         ["convert", "openai-adm", f"--checkpoint={folder / name}", f"--out={folder / 'run'}", *words, *others]
     )
 
@@ -226,7 +226,9 @@ def test_a_network_of_ones_own_becomes_a_workdir(golden, how, tmp_path, capsys):
 )
 def test_flags_that_exclude_each_other_are_reported(golden, words, expected, tmp_path):
     with pytest.raises(UsageError, match=expected):
-        cli.run(["convert", "openai-adm", f"--checkpoint={golden[0] / 'x.pt'}", f"--out={tmp_path / 'run'}", *words])
+        cli.run_command(
+            ["convert", "openai-adm", f"--checkpoint={golden[0] / 'x.pt'}", f"--out={tmp_path / 'run'}", *words]
+        )
 
 
 @pytest.mark.parametrize(("value", "told"), [(np.nan, "1 of"), (np.inf, "1 of"), (-np.inf, "1 of")])

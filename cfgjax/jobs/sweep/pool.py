@@ -50,7 +50,7 @@ class RunningEntry:
         self._process.send_signal(number)
 
     def ended(self):
-        """Starts the next command, or writes the record of a run that is over and returns its `EntryOutcome`; else None."""
+        """Starts the next command, or records a run that is over and returns its `EntryOutcome`; else None."""
         if self._process.poll() is None:
             return None
         self._guardian.ended(self._process.pid)
