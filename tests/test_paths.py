@@ -6,7 +6,7 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
-from cfgjax.base import download
+from cfgjax.base import inception_weights
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.cli import train
@@ -95,8 +95,8 @@ def test_no_override_of_a_path_is_empty():
         lambda path: load_cascade(path, "x"),
         lambda path: Claim(path, settings(mixture_config())),
         lambda path: train_run(mixture_config(), path),
-        download.inception,
-        download.find_inception,
+        inception_weights.download_inception,
+        inception_weights.find_inception,
     ],
 )
 def test_no_path_of_the_python_api_is_wrong(call, path, tmp_path, monkeypatch):

@@ -66,7 +66,7 @@ def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
 
 def test_what_runs_before_the_first_line_does_not_import_jax():
     modules = ["cli.main", "evaluation.report.compare", "evaluation.report.by_row", "data.prepare"]
-    modules += ["jobs.sweep.pool", "base.download"]
+    modules += ["jobs.sweep.pool", "base.inception_weights"]
     code = f"import sys, {', '.join(f'cfgjax.{module}' for module in modules)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -202,7 +202,7 @@ __main__.main()
             ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
             for value in ("", "=", "=abc", "=0", "=2.5", "=1000000")
         ],
-        *[(name, "fast") for name in environment.SECONDS],
+        *[(name, "fast") for name in environment.DURATIONS],
         *[(name, "maybe") for name in environment.SWITCHES],
         *[(name, " ") for name in environment.PATHS],
     ],
