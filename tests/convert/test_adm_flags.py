@@ -11,7 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion
 from cfgjax.convert.adm_flags import explained, preset_of
-from cfgjax.convert.adm_sizes import derived
+from cfgjax.convert.adm_sizes import derived_arguments
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import make_network
 from cfgjax.runs.checkpoint import load_params
@@ -59,7 +59,7 @@ GOLDEN = [path for name in KINDS for path in sorted(GOLDENS.glob(f"{name}_*.npz"
 def test_the_sizes_that_are_derived_from_the_weights_are_those_of_the_network(path):
     config, state_dict, _ = load(path)
     kind = KINDS[path.stem.partition("_")[0]]
-    found = derived(state_dict)
+    found = derived_arguments(state_dict)
     assert (found["kind"], found["model_channels"], found["out_channels"]) == (kind, 32, config["out_channels"])
     assert not explained(Preset(kind, config), state_dict)
     if kind == "classifier":

@@ -18,7 +18,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
-from cfgjax.convert.layout import flat, shapes_of
+from cfgjax.convert.layout import leaves_by_path, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.checkpoint import Checkpoints, load_params
@@ -339,7 +339,7 @@ def test_what_a_workdir_holds_is_what_the_file_held(pipeline):
     convert_diffusers(pipeline)
     _, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
     values = np.sort(np.concatenate([value.ravel() for value in state_dict.values()]).astype(np.float32))
-    params = flat(load_params(pipeline / "run", read_settings(pipeline / "run"))[0])
+    params = leaves_by_path(load_params(pipeline / "run", read_settings(pipeline / "run"))[0])
     np.testing.assert_array_equal(np.sort(np.concatenate([leaf.ravel() for leaf in params.values()])), values)
 
 

@@ -20,14 +20,14 @@ PARTS = {  # key of bytes_per_device: description
 
 def report(found):
     """Returns the dict of `step_figures` as lines of text."""
-    sections = [model_section(found), memory_section(found), cost_section(found)]
+    sections = [step_section(found), memory_section(found), cost_section(found)]
     blocks = [[title, *aligned([("", *line) for line in lines], right=False)] for title, lines in sections]
     text = [line for block in blocks for line in [*block, ""]]
     text += explanations(found)
     return [*text, *[f"WARNING: {line}" for line in found["warnings"]]]
 
 
-def model_section(found):
+def step_section(found):
     """Returns (title, lines) about the model, the mesh and the batch."""
     batch, mesh = found["batch"], found["mesh"]
     passes = batch["accumulate_steps"]
