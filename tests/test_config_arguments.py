@@ -127,7 +127,7 @@ def test_every_command_with_a_config_refuses_a_bad_argument(words, tmp_path):
 )
 def test_print_config_prints_the_config_with_its_overrides_and_does_nothing_else(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in ("train.begin", "evaluate.begin", "preflight.import_jax"):
+    for module in ("train.begin_command", "evaluate.begin_command", "preflight.import_jax"):
         monkeypatch.setattr(f"cfgjax.cli.{module}", None)
     overrides = "--config.train.batch_size=8 --config.model.num_heads=None --config.model.multipliers=(1,2)"
     assert cli.run_command([*words.split(), f"--config={ADM}:128", "--print_config", *overrides.split()]) == 0

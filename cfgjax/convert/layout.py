@@ -55,8 +55,8 @@ def params_from_state_dict(state_dict, shapes, slot):
     """Returns the float32 parameter tree of a state dict. Each array is used exactly once.
 
     state_dict: {key: array}. shapes: tree of parameter shapes. slot: function from a path in the tree to its `Slot`. A
-    single float32 array becomes a view, not a copy. Raises UsageError as `check_keys_and_shapes` does, and for the first
-    array that is not floating-point or not finite in float32.
+    single float32 array becomes a view, not a copy. Raises UsageError as `check_keys_and_shapes` does, and for the
+    first array that is not floating-point or not finite in float32.
     """
     check_keys_and_shapes(state_dict, shapes, slot)
     found: dict = {}
@@ -75,7 +75,7 @@ def params_from_state_dict(state_dict, shapes, slot):
 
 
 def state_dict_from_params(params, slot):
-    """Returns {key: float32 array in PyTorch's layout}, views of params. The inverse of `params_from_state_dict`."""
+    """Returns {key: float32 array, as PyTorch's}, views of numpy params. The inverse of `params_from_state_dict`."""
     found: dict = {}
     for path, leaf in leaves_by_path(params).items():
         keys, ones = slot(path)

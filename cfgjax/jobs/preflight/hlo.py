@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 OPCODES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
+BITS_OF_TYPE = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
@@ -106,8 +106,8 @@ def array_bytes(shape):
 
 def bits(kind):
     """Returns the bits per element of an XLA type: 16 for bf16, 8 for f8e4m3."""
-    if kind in BITS:
-        return BITS[kind]
+    if kind in BITS_OF_TYPE:
+        return BITS_OF_TYPE[kind]
     found = re.match(r"[a-z]+(\d+)", kind)
     if not found:
         raise ValueError(f"unknown element type {kind}")
