@@ -58,7 +58,7 @@ def experiment_figures(name):
     jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_disable_most_optimizations", count > 1)
 
-    from cfgjax.jobs.preflight.figures import batch_figures, memory_figures
+    from cfgjax.jobs.preflight.step_figures import batch_figures, memory_figures
     from cfgjax.training.run import Program
 
     program = Program(config)

@@ -17,7 +17,7 @@ from harness import EXPERIMENTS, RSS_UNIT
 
 from cfgjax.base.exits import DONE
 from cfgjax.jobs.preflight.advice import passes_needed
-from cfgjax.jobs.preflight.collectives import ring_share
+from cfgjax.jobs.preflight.hlo import ring_share
 from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
 from cfgjax.runs.config import load_file, parse_flags
@@ -129,7 +129,7 @@ def spatial_figures(config="imagenet128", devices=8):
     from jax.sharding import NamedSharding, PartitionSpec
 
     import cfgjax.distributed.sharding
-    from cfgjax.jobs.preflight.figures import compiled_figures
+    from cfgjax.jobs.preflight.step_figures import compiled_figures
     from cfgjax.training.run import Program
 
     cfgjax.distributed.sharding.FSDP_MIN_SIZE = 2**62  # parameters are not split: the axis fsdp is the height here

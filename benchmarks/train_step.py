@@ -10,7 +10,7 @@ import harness
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.train import parts
+from cfgjax.cli.train import batch_parts
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.settings import Settings
 
@@ -28,7 +28,7 @@ def measure(config, given):
     """Returns the figures of the dispatch that training compiles for config, on random images on the devices."""
     import jax
 
-    from cfgjax.jobs.preflight.figures import flops_per_image
+    from cfgjax.jobs.preflight.step_figures import flops_per_image
 
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
@@ -60,7 +60,7 @@ def open_step(config, steps_per_dispatch):
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
-    use_cores(parts(Settings.from_config(config)))
+    use_cores(batch_parts(Settings.from_config(config)))
     k = steps_per_dispatch
     cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
     config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))

@@ -18,7 +18,7 @@ from data.images import write_folder, write_npz
 from documents import ROOT, Snippet, steps
 from ml_collections import ConfigDict
 
-from cfgjax.base import download
+from cfgjax.base import inception_weights
 from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import shapes_of
@@ -145,8 +145,8 @@ def living_in(folder, monkeypatch):
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")  # of the processes that commands start
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.delenv("CFGJAX_INCEPTION", raising=False)
-        patch.setattr(download, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
-        patch.setattr(download, "fetch", lambda url, path: Path(path).write_bytes(b"weights"))
+        patch.setattr(inception_weights, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
+        patch.setattr(inception_weights, "fetch_file", lambda url, path: Path(path).write_bytes(b"weights"))
         patch.setattr(features, "load_inception", random_features)
         patch.setattr(presets, "PRESETS", {name: preset for name, (preset, _) in PUBLISHED.items()})
         patch.setattr(tfds, "download", lambda name, *folders: name)
@@ -156,7 +156,7 @@ def living_in(folder, monkeypatch):
 
 def random_features(path=None, resize="tf1"):
     """In place of Inception: random projections of the pixels, if its weights were downloaded."""
-    download.find_inception(path)
+    inception_weights.find_inception(path)
 
     def apply(params, images):
         flat = images.reshape(len(images), -1) / 255.0
@@ -210,7 +210,7 @@ def follow(step):
         ran = subprocess.run([sys.executable, "-m", "cfgjax", *words[1:]], capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, f"{step}\n{ran.stdout}{ran.stderr}"
     else:
-        assert cli.run(words[1:]) == 0, step
+        assert cli.run_command(words[1:]) == 0, step
 
 
 def runnable(step):

@@ -40,7 +40,7 @@ def workdir(tmp_path_factory):
 def refused(words):
     """The error of `cfgjax WORDS`, of one line."""
     with pytest.raises(UsageError) as raised:
-        cli.run(words.split())
+        cli.run_command(words.split())
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -69,7 +69,7 @@ def test_a_run_is_stopped_by_a_signal_resumed_and_sampled(tmp_path):
         assert begins in out and "SIGTERM: saved step" in out.splitlines()[-1]
     steps = logged_steps(run)
     assert steps == list(range(50, 50 * len(steps) + 1, 50))
-    assert cli.run(f"sample --workdir={run} --labels=0,1 --num_steps=2 --out={tmp_path}/grid.png".split()) == 0
+    assert cli.run_command(f"sample --workdir={run} --labels=0,1 --num_steps=2 --out={tmp_path}/grid.png".split()) == 0
     assert (tmp_path / "grid.png").stat().st_size > 100
 
 
@@ -130,7 +130,7 @@ def test_a_run_without_its_checkpoints_is_refused_and_not_changed(workdir, gone,
 def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path):
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         words = f"sample --workdir={workdir} --labels=0,1 --guidance=0,1,3 --num_steps=8 --per_cell=5 --seed={seed}"
-        assert cli.run([*words.split(), f"--out={tmp_path / name}.png"]) == 0
+        assert cli.run_command([*words.split(), f"--out={tmp_path / name}.png"]) == 0
     a, b, c = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
@@ -175,7 +175,7 @@ def test_a_folder_without_a_run_and_an_unknown_command_are_named(tmp_path):
     ],
 )
 def test_help_of_a_command_lists_its_flags(words, flag, capsys):
-    assert cli.run(words.split()) == 0
+    assert cli.run_command(words.split()) == 0
     output = capsys.readouterr().out
     assert output.startswith(f"cfgjax {words.split()[0]} ") and f"  {flag}: " in output
     assert "absl" not in output and "cfgjax.cli" not in output

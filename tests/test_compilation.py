@@ -24,7 +24,7 @@ def run(arguments):
     import jax
     jax.monitoring.register_event_listener(lambda event, **_: print(event))
     jax.jit(lambda x: x * 2 + 1)(1.0).block_until_ready()
-cli.run = run
+cli.run_command = run
 cli.main()
 """
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "JAX_PERS"))}

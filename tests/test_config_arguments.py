@@ -86,7 +86,7 @@ def test_the_variants_of_a_file_are_those_of_its_arguments(folder):
 
 
 def printed(capsys, words):
-    assert cli.run(shlex.split(words)) == 0
+    assert cli.run_command(shlex.split(words)) == 0
     return capsys.readouterr().out
 
 
@@ -96,7 +96,9 @@ def test_launchers_pass_the_argument_on(launcher, capsys):
     train = f"train --config={ADM}:64 --workdir=/runs/adm_64 --config.train.batch_size=64"
     assert f"--config={ADM}:64" in printed(capsys, f"launch {launcher} --dry_run {NEEDED[launcher]} -- {train}")
     with pytest.raises(UsageError, match="known: 64, 128, 256, 512"):
-        cli.run(shlex.split(f"launch {launcher} --dry_run {NEEDED[launcher]} -- {train.replace(':64', ':63x')}"))
+        cli.run_command(
+            shlex.split(f"launch {launcher} --dry_run {NEEDED[launcher]} -- {train.replace(':64', ':63x')}")
+        )
 
 
 @pytest.mark.parametrize("flags", ["", "--launcher=slurm --time=9:00:00"])
@@ -107,7 +109,7 @@ def test_sweeps_take_a_base_with_an_argument(flags, capsys, tmp_path):
     assert f"--config={ADM}:256" in printed(capsys, words)
     assert f"--config={ADM}:512" in printed(capsys, f"{words} --base={ADM}:512")
     with pytest.raises(UsageError, match=r"run 'seed=1': .* needs an argument"):
-        cli.run(shlex.split(f"{words} --base={ADM}"))
+        cli.run_command(shlex.split(f"{words} --base={ADM}"))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_sweeps_take_a_base_with_an_argument(flags, capsys, tmp_path):
 def test_every_command_with_a_config_refuses_a_bad_argument(words, tmp_path):
     for argument in ("", ":", ":1"):
         with pytest.raises(UsageError, match="64, 128, 256, 512"):
-            cli.run([*words.format(tmp=tmp_path).split(), f"--config={ADM}{argument}"])
+            cli.run_command([*words.format(tmp=tmp_path).split(), f"--config={ADM}{argument}"])
     assert not list(tmp_path.iterdir())
 
 
@@ -125,10 +127,10 @@ def test_every_command_with_a_config_refuses_a_bad_argument(words, tmp_path):
 )
 def test_print_config_prints_the_config_with_its_overrides_and_does_nothing_else(words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for module in ("train.begin", "evaluate.begin", "preflight.import_jax"):
+    for module in ("train.begin_command", "evaluate.begin_command", "preflight.import_jax"):
         monkeypatch.setattr(f"cfgjax.cli.{module}", None)
     overrides = "--config.train.batch_size=8 --config.model.num_heads=None --config.model.multipliers=(1,2)"
-    assert cli.run([*words.split(), f"--config={ADM}:128", "--print_config", *overrides.split()]) == 0
+    assert cli.run_command([*words.split(), f"--config={ADM}:128", "--print_config", *overrides.split()]) == 0
     out = capsys.readouterr().out
     config = load_file(f"{ADM}:128").to_dict()
     config["train"]["batch_size"], config["model"]["num_heads"], config["model"]["multipliers"] = 8, None, [1, 2]
@@ -156,5 +158,5 @@ def test_print_config_prints_the_config_of_the_workdir(capsys, tmp_path):
 @pytest.mark.parametrize("command", ["train", "evaluate", "preflight"])
 def test_print_config_refuses_everything_that_the_command_refuses(command, words, told):
     with pytest.raises(UsageError) as e:
-        cli.run([command, "--print_config", *words.split()])
+        cli.run_command([command, "--print_config", *words.split()])
     assert told in str(e.value)

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tiny import EXPERIMENTS, settings
 
-from cfgjax.cli.train import parts
+from cfgjax.cli.train import batch_parts
 from cfgjax.distributed.cores import MOST, devices_for, usable_cores
 from cfgjax.runs.config import load_file
 
@@ -32,11 +32,11 @@ def test_a_containers_quota_bounds_the_cores(tmp_path, text, most):
 
 def test_a_config_that_sets_the_mesh_is_not_changed():
     config = load_file(EXPERIMENTS / "digits.py")
-    assert parts(settings(config)) == config.train.batch_size
+    assert batch_parts(settings(config)) == config.train.batch_size
     config.train.accumulate_steps = 4
-    assert parts(settings(config)) == config.train.batch_size // 4
+    assert batch_parts(settings(config)) == config.train.batch_size // 4
     config.mesh.fsdp = 2
-    assert parts(settings(config)) == 1
+    assert batch_parts(settings(config)) == 1
 
 
 @pytest.mark.e2e

@@ -79,7 +79,7 @@ def unknown_to_cfgjax(words):
     size = 2 if words[0] in TWO_WORDS else 1
     if len(words) < size:
         return set()  # the bare name of the command
-    found = missing(words[size:], text_of_help(cli.run, *words[:size]))
+    found = missing(words[size:], text_of_help(cli.run_command, *words[:size]))
     return found | (unknown_to_cfgjax(launched) if launched else set())
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cfgjax.base import download
+from cfgjax.base import inception_weights
 from cfgjax.base.errors import UsageError
 
 CONTENT = b"weights " * 300_000
@@ -49,7 +49,7 @@ def environment(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CFGJAX_INCEPTION", raising=False)
-    monkeypatch.setattr(download, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest()[:8])
+    monkeypatch.setattr(inception_weights, "INCEPTION_SHA256", hashlib.sha256(CONTENT).hexdigest()[:8])
 
 
 def files(path):
@@ -59,27 +59,27 @@ def files(path):
 @pytest.mark.parametrize("page", ["good", "chunked", "length=abc", "length=", "length=-1", "length=1.5", "length=1e9"])
 def test_the_downloaded_file_equals_that_of_the_server(server, tmp_path, page):
     out = tmp_path / "new" / "weights.pth"
-    assert download.inception(out, f"{server}/{page}") == out
+    assert inception_weights.download_inception(out, f"{server}/{page}") == out
     assert out.read_bytes() == CONTENT
     assert files(tmp_path) == [out]
 
 
 def test_by_default_the_download_is_written_to_the_path_that_evaluate_reads(server, tmp_path):
-    path = download.inception(url=f"{server}/good")
+    path = inception_weights.download_inception(url=f"{server}/good")
     assert path == tmp_path / "cache" / "cfgjax" / "pt_inception-2015-12-05-6726825d.pth"
-    assert download.find_inception() == path
+    assert inception_weights.find_inception() == path
     path.write_bytes(CONTENT[:-1] + b"S")
     with pytest.raises(UsageError, match=r"its SHA-256 begins with .*; remove it and run `cfgjax download inception`"):
-        download.find_inception()
-    assert download.find_inception(path) == path  # which the user vouches for
+        inception_weights.find_inception()
+    assert inception_weights.find_inception(path) == path  # which the user vouches for
 
 
 def test_the_default_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CFGJAX_INCEPTION", str(tmp_path / "mine.pth"))
-    assert download.default_inception_path() == tmp_path / "mine.pth"
+    assert inception_weights.default_inception_path() == tmp_path / "mine.pth"
     monkeypatch.setenv("CFGJAX_INCEPTION", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert download.default_inception_path().parent == pathlib.Path.home() / ".cache" / "cfgjax"
+    assert inception_weights.default_inception_path().parent == pathlib.Path.home() / ".cache" / "cfgjax"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_default_cache_folder_comes_from_the_environment(monkeypatch, tmp_pa
 def test_a_failure_is_reported_on_one_line_and_leaves_no_files(server, tmp_path, page, error, told):
     out = tmp_path / "weights.pth"
     with pytest.raises(error, match=rf"\A[^\n]*{told} by other means and put it at {out}\Z"):
-        download.inception(out, f"{server}/{page}")
+        inception_weights.download_inception(out, f"{server}/{page}")
     assert not files(tmp_path)
 
 
@@ -106,13 +106,13 @@ def test_an_unusable_proxy_is_reported_on_one_line(proxy, tmp_path, monkeypatch)
     monkeypatch.delenv("no_proxy")
     monkeypatch.setenv("http_proxy", proxy)
     with pytest.raises(OSError, match=r"\Acannot download http://example\.invalid/x: [^\n]*\Z"):
-        download.inception(tmp_path / "weights.pth", "http://example.invalid/x")
+        inception_weights.download_inception(tmp_path / "weights.pth", "http://example.invalid/x")
     assert not files(tmp_path)
 
 
 def test_a_server_that_does_not_answer_is_named(tmp_path):
     with pytest.raises(OSError, match=r"cannot download http://127\.0\.0\.1:9/x: .*refused; fetch it by other means"):
-        download.inception(tmp_path / "weights.pth", "http://127.0.0.1:9/x")
+        inception_weights.download_inception(tmp_path / "weights.pth", "http://127.0.0.1:9/x")
     assert not files(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_an_existing_file_is_kept_without_network_access(tmp_path, caplog):
     out = tmp_path / "weights.pth"
     out.write_bytes(CONTENT)
     with caplog.at_level("INFO", "cfgjax"):
-        assert download.inception(out, "http://127.0.0.1:9/x") == out
+        assert inception_weights.download_inception(out, "http://127.0.0.1:9/x") == out
     assert f"{out} exists already" in caplog.text
 
 
@@ -128,15 +128,15 @@ def test_a_file_with_another_hash_is_an_error_and_is_not_overwritten(tmp_path):
     out = tmp_path / "weights.pth"
     out.write_bytes(b"mine")
     with pytest.raises(UsageError, match="weights.pth is not the Inception network: .*; remove it or name another"):
-        download.inception(out, "http://127.0.0.1:9/x")
+        inception_weights.download_inception(out, "http://127.0.0.1:9/x")
     assert out.read_bytes() == b"mine"
     with pytest.raises(UsageError, match="is not a file; remove it or name another"):
-        download.inception(tmp_path, "http://127.0.0.1:9/x")
+        inception_weights.download_inception(tmp_path, "http://127.0.0.1:9/x")
 
 
 def test_missing_results_are_reported_with_a_remedy(tmp_path):
     (tmp_path / "weights.pth").touch()
-    assert download.find_inception(tmp_path / "weights.pth") == tmp_path / "weights.pth"
+    assert inception_weights.find_inception(tmp_path / "weights.pth") == tmp_path / "weights.pth"
     for path in [None, tmp_path / "none.pth", tmp_path]:
         with pytest.raises(UsageError, match=r"\Ano Inception weights at .*: run `cfgjax download inception`, or .*\Z"):
-            download.find_inception(path)
+            inception_weights.find_inception(path)

@@ -13,7 +13,7 @@ from command import finish, run, start
 from tiny import mixture_config
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.main import run as run_here
+from cfgjax.cli.main import run_command as run_here
 
 EVALUATE = "evaluate --workdir={0} --out={1} --guidance=0,1,3 --num_samples=1000 --num_steps=300 --batch_size=96"
 FILES = ("frontier.csv", "frontier.json", "frontier.png", "per_class.csv")

@@ -174,7 +174,7 @@ def test_models_and_classifiers_of_the_digits_have_the_same_holdout(path):
 
 
 SWEEP_FILES = sorted((EXPERIMENTS / "sweeps").glob("*.py"))
-SWEEPS = {path.stem: entries.load(path) for path in SWEEP_FILES}
+SWEEPS = {path.stem: entries.load_sweep(path) for path in SWEEP_FILES}
 RUNS = {path.stem: dict(entries.named(entries.listed(SWEEPS[path.stem], path), path)) for path in SWEEP_FILES}
 SWEPT = [(sweep, name) for sweep, runs in RUNS.items() for name in runs if hasattr(SWEEPS[sweep], "BASE")]
 

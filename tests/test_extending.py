@@ -12,7 +12,7 @@ from tiny import digits_config, mixture_config, settings
 
 import cfgjax
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.main import run as run_command
+from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import SOURCES, mixture_of
 from cfgjax.diffusion.guidance import Denoiser, branches
 from cfgjax.diffusion.losses import WEIGHTINGS

@@ -25,14 +25,14 @@ def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
     monkeypatch.setattr("cfgjax.evaluation.frontier.frontier_settings.resolved_combinations", lambda *given: [])
     monkeypatch.setattr("cfgjax.evaluation.report.sample_figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
-        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
+        cli.run_command(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
 
 
 @pytest.mark.parametrize("ending", [".txt", ".fits", ".blp", ".xbm", ".h5", ""])
 def test_an_ending_without_a_colour_format_is_refused_before_sampling(ending, tmp_path):
     with pytest.raises(UsageError, match="the ending must be that of a colour image format"):
-        cli.run(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
+        cli.run_command(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid{ending}"])
 
 
 @pytest.mark.parametrize("ending", [".png", ".PNG", ".jpg", ".gif", ".webp", ".pdf", ".tiff"])

@@ -7,7 +7,7 @@ import jax
 import pytest
 from tiny import CONFIGS, mixture_config
 
-from cfgjax.jobs.preflight.figures import batch_figures, memory_figures
+from cfgjax.jobs.preflight.step_figures import batch_figures, memory_figures
 from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program, Run
 

@@ -44,7 +44,7 @@ def test_non_ascii_digits_and_non_finite_numbers_are_refused_with_the_flag(tmp_p
             if given.startswith("-") and len(spelled) == 2:
                 continue  # which is read as a flag
             with pytest.raises(UsageError) as e:
-                cli.run([*words, *more, *spelled])
+                cli.run_command([*words, *more, *spelled])
             assert f"--{flag}={given}" in str(e.value)
             assert len(str(e.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
@@ -75,7 +75,7 @@ def test_non_ascii_digits_and_non_finite_numbers_are_refused_with_the_flag(tmp_p
 )
 def test_numbers_out_of_bounds_are_refused_before_anything_is_read(words):
     with pytest.raises(UsageError) as e:
-        cli.run(words.split())
+        cli.run_command(words.split())
     name, _, value = words.split()[-1].removeprefix("--").partition("=")
     assert name in str(e.value) or value in str(e.value)
     assert len(str(e.value).splitlines()) == 1

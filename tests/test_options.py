@@ -12,7 +12,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import real_number
 from cfgjax.base.python_files import load_module
 from cfgjax.cli.launch import check_command
-from cfgjax.cli.main import run as cfgjax_command
+from cfgjax.cli.main import run_command as cfgjax_command
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.diffusion.guidance import cfg, classifier, conditional
 from cfgjax.diffusion.samplers import ancestral, ddim

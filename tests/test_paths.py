@@ -6,7 +6,7 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
-from cfgjax.base import download
+from cfgjax.base import inception_weights
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.cli import train
@@ -45,7 +45,7 @@ KEYS = ["data.path", "data.data_dir", "train.init_from", "evaluate.reference", "
 def test_every_path_flag_refuses_an_invalid_path(command, flag, path):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
-        cli.run([*command.split(), f"--{flag}={path}", *tail])
+        cli.run_command([*command.split(), f"--{flag}={path}", *tail])
     assert re.search("empty|NUL", str(raised.value)) and "\n" not in str(raised.value)
 
 
@@ -55,19 +55,19 @@ def test_every_path_flag_refuses_an_invalid_path(command, flag, path):
 )
 def test_invalid_paths_among_the_words_are_refused(words, path):
     with pytest.raises(UsageError, match="empty|NUL"):
-        cli.run([*words, path])
+        cli.run_command([*words, path])
 
 
 @pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
 def test_a_flag_is_not_taken_as_the_path_of_the_flag_before_it(command, flag):
     tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
     with pytest.raises(UsageError, match=rf"--{flag}\W.*missing"):
-        cli.run([*command.split(), f"--{flag}", FOLLOWING, *tail])
+        cli.run_command([*command.split(), f"--{flag}", FOLLOWING, *tail])
 
 
 def test_launched_and_swept_commands_are_checked():
     with pytest.raises(UsageError, match="--workdir"):
-        cli.run(["launch", "local", "--dry_run", "--", "train", CONFIG, "--workdir="])
+        cli.run_command(["launch", "local", "--dry_run", "--", "train", CONFIG, "--workdir="])
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -95,8 +95,8 @@ def test_an_empty_path_in_an_override_is_refused():
         lambda path: load_cascade(path, "x"),
         lambda path: Claim(path, settings(mixture_config())),
         lambda path: train_run(mixture_config(), path),
-        download.inception,
-        download.find_inception,
+        inception_weights.download_inception,
+        inception_weights.find_inception,
     ],
 )
 def test_invalid_paths_in_the_python_api_are_refused(call, path, tmp_path, monkeypatch):

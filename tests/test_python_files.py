@@ -107,7 +107,7 @@ def test_an_unsupported_ending_is_refused(tmp_path, name, ending):
 )
 def test_overrides_without_a_config_are_a_one_line_error(words, told):
     with pytest.raises(UsageError) as e:
-        cli.run(["preflight", f"--config={EXPERIMENTS}/mixture.py", "--devices=1", words])
+        cli.run_command(["preflight", f"--config={EXPERIMENTS}/mixture.py", "--devices=1", words])
     assert told in str(e.value)
     assert len(str(e.value).splitlines()) == 1
 
@@ -169,7 +169,7 @@ def test_a_file_that_defines_a_dataclass_is_loaded_once(tmp_path):
         "def get_config():\n    return FrozenConfigDict({'seed': Size().width})\n"
     )
     with pytest.raises(UsageError, match="--devices"):
-        cli.run(["preflight", f"--config={path}", "--config.seed=4", "--devices=0"])
+        cli.run_command(["preflight", f"--config={path}", "--config.seed=4", "--devices=0"])
     assert (tmp_path / "count").read_text() == "x"
 
 
@@ -179,6 +179,6 @@ def test_a_file_that_defines_a_dataclass_is_loaded_once(tmp_path):
 def test_every_command_with_a_config_refuses_a_broken_one(tmp_path, words):
     path = tmp_path / "mine.py"
     path.write_text("import sys\n\nsys.exit(0)\n")
-    told = error_of(lambda path: cli.run([*words.format(tmp=tmp_path).split(), f"--config={path}"]), path)
+    told = error_of(lambda path: cli.run_command([*words.format(tmp=tmp_path).split(), f"--config={path}"]), path)
     assert "line 3" in told
     assert [child.name for child in tmp_path.iterdir()] == ["mine.py"]

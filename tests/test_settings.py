@@ -375,7 +375,7 @@ def test_wrong_values_on_the_command_line_are_reported(given):
 def test_commands_refuse_wrong_values_and_write_nothing(command, given, tmp_path):
     words = [word.format(path=tmp_path) for word in command.split()]
     with pytest.raises(UsageError, match=given.partition("=")[0].rpartition(".")[2]) as e:
-        cli.run([*words, f"--config={tiny.CONFIGS['digits']}", f"--config.{given}"])
+        cli.run_command([*words, f"--config={tiny.CONFIGS['digits']}", f"--config.{given}"])
     assert len(str(e.value).splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
@@ -386,5 +386,5 @@ def test_a_config_file_without_a_required_section_is_reported_on_one_line(tmp_pa
     del config["sample"]
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
     with pytest.raises(UsageError, match="^config lacks the sections sample$"):
-        cli.run(["preflight", f"--config={path}", "--devices=1"])
+        cli.run_command(["preflight", f"--config={path}", "--devices=1"])
     assert isinstance(load_file(path), ml_collections.ConfigDict)

@@ -49,7 +49,7 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
     monkeypatch.setattr(devices, "import_jax", reached)
     monkeypatch.setattr(convert, "LARGE_BYTES", 0)
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(Reached):
-        cli.run([word.format(tmp_path) for word in words])
+        cli.run_command([word.format(tmp_path) for word in words])
     assert len(caplog.messages) == 1
     assert not list(tmp_path.iterdir())
 
@@ -57,16 +57,16 @@ def test_a_command_reports_what_it_does_before_jax_is_imported(words, tmp_path, 
 def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
     monkeypatch.setattr(preflight, "use_virtual_devices", lambda count: None)
     monkeypatch.setattr(
-        "cfgjax.jobs.preflight.figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
+        "cfgjax.jobs.preflight.step_figures.Program", lambda config, devices: exec("raise KeyboardInterrupt")
     )
     with caplog.at_level(logging.INFO, "cfgjax.progress"), pytest.raises(KeyboardInterrupt):
-        cli.run(["preflight", CONFIG, "--devices=8"])
+        cli.run_command(["preflight", CONFIG, "--devices=8"])
     assert "on 8 devices" in caplog.messages[0] and len(caplog.messages) == 2
 
 
 def test_code_before_the_first_line_does_not_import_jax():
     modules = ["cli.main", "evaluation.report.compare", "evaluation.report.by_row", "data.prepare"]
-    modules += ["jobs.sweep.pool", "base.download"]
+    modules += ["jobs.sweep.pool", "base.inception_weights"]
     code = f"import sys, {', '.join(f'cfgjax.{module}' for module in modules)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -78,7 +78,7 @@ def test_only_the_first_process_prints(monkeypatch, capsys):
     for number, lines in [(0, 1), (1, 0)]:
         progress.show_progress(sys.stdout)
         with pytest.raises(Reached):
-            cli.run(["train", CONFIG, "--workdir=x", *place, f"--process_id={number}"])
+            cli.run_command(["train", CONFIG, "--workdir=x", *place, f"--process_id={number}"])
         assert len(capsys.readouterr().out.splitlines()) == lines
     progress.show_progress(None)
 
@@ -202,7 +202,7 @@ __main__.main()
             ("XLA_FLAGS", f"--a --xla_force_host_platform_device_count{value}")
             for value in ("", "=", "=abc", "=0", "=2.5", "=1000000")
         ],
-        *[(name, "fast") for name in environment.SECONDS],
+        *[(name, "fast") for name in environment.DURATIONS],
         *[(name, "maybe") for name in environment.SWITCHES],
         *[(name, " ") for name in environment.PATHS],
     ],
@@ -242,8 +242,8 @@ def test_figures_do_not_depend_on_the_matplotlib_backend(backend):
 def test_commands_check_the_environment_and_help_does_not(monkeypatch, capsys):
     monkeypatch.setenv("CFGJAX_GRACE_SECONDS", "5m")
     with pytest.raises(UsageError, match="CFGJAX_GRACE_SECONDS is '5m'"):
-        cli.run(["train", CONFIG, "--workdir=x"])
-    assert cli.run(["train", "--help"]) == 0
+        cli.run_command(["train", CONFIG, "--workdir=x"])
+    assert cli.run_command(["train", "--help"]) == 0
 
 
 @pytest.mark.e2e

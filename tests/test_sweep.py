@@ -16,7 +16,7 @@ from command import ROOT, finish, start, wait_until
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.jobs.sweep.entries import made_name, read_sweep
-from cfgjax.jobs.sweep.records import last_line
+from cfgjax.jobs.sweep.run_records import last_line
 
 TINY = {
     "config.data.num_examples": 256,
@@ -46,7 +46,7 @@ def sweep_file(folder, text, name="sweep.py"):
 
 
 def sweep(*words):
-    return cli.run(["sweep", *map(str, words)])
+    return cli.run_command(["sweep", *map(str, words)])
 
 
 @pytest.fixture(autouse=True)

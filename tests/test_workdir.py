@@ -12,7 +12,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.cli import main as cli
 from cfgjax.cli.sample import rows
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.models.network import check_params, init_params, make_network
 from cfgjax.runs.config import check_resumable, from_json, load_file, to_json
 from cfgjax.runs.metrics_file import last_logged_step, metrics_line
@@ -32,7 +32,7 @@ def test_rematerialisation_written_as_true_or_false_is_read_by_name(tmp_path, wr
 
 
 def test_a_process_with_another_data_set_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "allgather", lambda told, what: [told, told | {"data": np.array("b" * 64)}])
+    monkeypatch.setattr(collectives, "allgather", lambda told, what: [told, told | {"data": np.array("b" * 64)}])
     with pytest.raises(UsageError, match="process 1 has .* b{16} at data/cifar10, process 0 the one with hash a{16};"):
         Claim(tmp_path, settings(load_file(EXPERIMENTS / "cifar10.py")), "a" * 64)
 
@@ -191,4 +191,4 @@ def test_a_config_with_missing_data_is_reported_on_one_line(tmp_path, key):
     path = tmp_path / "mine.py"
     path.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({config})\n")
     with pytest.raises(UsageError, match=rf"lacks .*{key or 'data'}"):
-        cli.run(["evaluate", "--make_reference", f"--config={path}", f"--out={tmp_path}/x.npz"])
+        cli.run_command(["evaluate", "--make_reference", f"--config={path}", f"--out={tmp_path}/x.npz"])

@@ -29,7 +29,7 @@ INTEGERS = {  # variable: minimum
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
 MAX_ON_ONE_HOST = 1024  # processes, and virtual CPU devices per process
-SECONDS = {
+DURATIONS = {
     "CFGJAX_GRACE_SECONDS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": -math.inf,
 }  # variable: minimum
@@ -49,7 +49,7 @@ def check_environment(environ=os.environ):
     count = DEVICE_COUNT.search(environ.get("XLA_FLAGS", ""))
     if count and not (is_whole_number(count[1] or "") and 1 <= int(count[1]) <= MAX_ON_ONE_HOST):
         raise UsageError(f"{wrong(environ, 'XLA_FLAGS')}; need a whole number of devices from 1 to {MAX_ON_ONE_HOST}")
-    for name, seconds in SECONDS.items():
+    for name, seconds in DURATIONS.items():
         if name in environ and not is_seconds(environ[name], seconds):
             raise UsageError(f"{wrong(environ, name)}; need a number of seconds without a unit, such as 300")
     for name in PATHS:

@@ -29,7 +29,7 @@ def stop_by_exception():
     latest. Commands that save when they are stopped install their own handlers.
     """
     for number in STOP_SIGNALS:
-        signal.signal(number, stop)
+        signal.signal(number, handle_stop)
     sys.unraisablehook = raise_again
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -37,7 +37,7 @@ def stop_by_exception():
     threading.Thread(target=end_when_stuck, args=(reading,), name="stop signals", daemon=True).start()
 
 
-def stop(number, frame):
+def handle_stop(number, frame):
     """Handler of `stop_by_exception`. Ends the process at once while it imports modules."""
     for other in STOP_SIGNALS:  # only a second Ctrl-C may interrupt the removal of temporary files
         signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
@@ -55,7 +55,7 @@ def raise_again(unraisable):
         sys.__unraisablehook__(unraisable)
         return
     number = signal.Signals[str(unraisable.exc_value)]
-    signal.signal(number, stop)
+    signal.signal(number, handle_stop)
     again = threading.Timer(0.01, os.kill, (os.getpid(), number))
     again.daemon = True
     with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter shuts down
@@ -72,12 +72,12 @@ def is_importing(frame):
 
 
 def end_when_stuck(reading):
-    """Ends the process if the handler `stop` has not run within STUCK_SECONDS of a stop signal."""
+    """Ends the process if the handler `handle_stop` has not run within STUCK_SECONDS of a stop signal."""
     while True:
         for number in os.read(reading, 64):
-            if number in STOP_SIGNALS and signal.getsignal(number) is stop:
+            if number in STOP_SIGNALS and signal.getsignal(number) is handle_stop:
                 time.sleep(STUCK_SECONDS)
-                if signal.getsignal(number) is stop:
+                if signal.getsignal(number) is handle_stop:
                     end_stopped(number)
 
 

@@ -39,7 +39,7 @@ def temporary_beside(path):
 
 
 @contextlib.contextmanager
-def naming(path):
+def naming_full_disk(path):
     """Adds path to the error of a full disk, which the operating system raises without a file name."""
     try:
         yield
@@ -58,7 +58,7 @@ def writing(path):
     path = Path(path)
     temporary = temporary_beside(path)
     try:
-        with naming(path):
+        with naming_full_disk(path):
             yield temporary
         os.replace(temporary, path)
     finally:
@@ -76,7 +76,7 @@ def writing_folder(path):
     temporary = temporary_beside(path)
     temporary.mkdir()
     try:
-        with naming(path):
+        with naming_full_disk(path):
             yield temporary
         os.replace(temporary, path)
     finally:

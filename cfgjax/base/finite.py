@@ -19,7 +19,7 @@ def count_not_finite(array):
     return np.size(array) - np.count_nonzero(np.isfinite(array))
 
 
-def check_samples(samples, index, labels, weights):
+def check_finite_samples(samples, index, labels, weights):
     """Raises ArithmeticError with the first of samples [N, …] that has a non-finite value.
 
     index, labels, weights: [N], for the error.

@@ -7,8 +7,8 @@ from pathlib import Path
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_regular, writing
 
-MAX_BYTES = 256 * 2**20
-MAX_DEPTH = 64
+MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_DEPTH = 64
 HASH = "sha256"  # key of a hashed object: the hash of all its other keys
 IF_PRESENT = "if present"  # value of `hashed`: older versions wrote these files without a hash
 
@@ -33,7 +33,7 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
     try:
         check_regular(path)
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
@@ -46,8 +46,8 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
 
 def parse_json(data, *, keys=None, kind=dict, hashed=False):
     """Returns the value of JSON bytes, checked as `read_json` does. Raises ValueError with the reason."""
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"it is larger than {MAX_BYTES // 2**20} MiB")
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES // 2**20} MiB")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_without_repeats)
     except UnicodeDecodeError as e:
@@ -55,7 +55,7 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
     except json.JSONDecodeError as e:
         raise ValueError(f"it is not JSON: {e}" if data.strip() else "it is empty") from e
     except RecursionError:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep") from None
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep") from None
     check_depth(value)
     check_type("it", value, kind)
     check_keys(value, keys or {})
@@ -113,9 +113,9 @@ JSON_NAMES = {
 
 
 def check_depth(value, depth=0):
-    """Raises ValueError for lists and objects nested more than MAX_DEPTH levels deep."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
+    """Raises ValueError for lists and objects nested more than MAX_JSON_DEPTH levels deep."""
+    if depth > MAX_JSON_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
     if isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
             check_depth(inner, depth + 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 from cfgjax.base.errors import UsageError, nearest, one_line, printable
 
 MAX_CHARACTERS = 300  # of an error's own text
-NUMBERS = itertools.count()  # of loaded files
+FILE_NUMBERS = itertools.count()  # of loaded files
 
 
 def load_module(path, what):
@@ -48,7 +48,7 @@ def module_beside(path):
 
     Every load has its own package, so that imported files are read again and not confused with other modules.
     """
-    package = types.ModuleType(f"cfgjax_files_{next(NUMBERS)}")
+    package = types.ModuleType(f"cfgjax_files_{next(FILE_NUMBERS)}")
     package.__path__ = [os.path.dirname(os.path.abspath(path))]
     name = f"{package.__name__}.{Path(path).stem.replace('.', '_')}"
     module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, loader=None, origin=path))
@@ -128,11 +128,13 @@ def lines_of(error, path):
     if isinstance(error, SyntaxError) and error.lineno is not None:
         found.append((error.filename, error.lineno))
     own = [(path, line) for name, line in found if name == path][-1:]
-    beside = [(name, line) for name, line in found if name and os.path.dirname(name) == folder and not same(name, path)]
+    beside = [
+        (name, line) for name, line in found if name and os.path.dirname(name) == folder and not same_file(name, path)
+    ]
     return own + [(os.path.basename(name), line) for name, line in beside[-1:]]
 
 
-def same(name, path):
+def same_file(name, path):
     """Returns whether two paths name the same file."""
     return os.path.abspath(name) == os.path.abspath(path)
 

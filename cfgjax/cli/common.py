@@ -26,7 +26,7 @@ def define_place(given):
     flags.DEFINE_integer("process_id", None, "Number of this process, starting at 0.", flag_values=given, lower_bound=0)
 
 
-def place(given):
+def place_flags(given):
     """Returns {name: value} of the flags of `define_place`."""
     return {name: given[name].value for name in PLACE}
 
@@ -47,12 +47,12 @@ def config_printed(given):
     return given.print_config
 
 
-def begin(given, what):
+def begin_command(given, what):
     """Logs what the command does (in the first process only), then imports jax, which takes seconds."""
     from cfgjax.distributed.devices import import_jax
     from cfgjax.distributed.environment import find_place
 
-    found = find_place(place(given)) if PLACE[0] in given else None
+    found = find_place(place_flags(given)) if PLACE[0] in given else None
     if found is not None and found.process_id != 0:
         show_progress(None)
     log.info("%s: starting jax …", what)

@@ -11,8 +11,8 @@ from cfgjax.base.paths import check_path, define_path
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.config import parse_flags
 
-ENDINGS = (".json", ".csv")
-PICTURES = (".png", ".pdf", ".svg")
+TABLE_ENDINGS = (".json", ".csv")
+PLOT_ENDINGS = (".png", ".pdf", ".svg")
 
 
 def compare(argv):
@@ -33,9 +33,9 @@ def compare(argv):
     for path in paths:
         check_path("RUN", path)
     if given.out is not None:
-        check_out("out", given.out, ENDINGS)
+        check_out("out", given.out, TABLE_ENDINGS)
     if given.plot is not None:
-        check_out("plot", given.plot, PICTURES)
+        check_out("plot", given.plot, PLOT_ENDINGS)
 
     from cfgjax.base.files import writing
     from cfgjax.evaluation.report import comparison as side_by_side
@@ -87,7 +87,7 @@ def labels(paths):
 
     Repeated paths are numbered.
     """
-    places, names = [place(path) for path in paths], []
+    places, names = [run_parts(path) for path in paths], []
     for i, parts in enumerate(places):
         others = [other for other in places if other != parts]
         size = next(n for n in range(1, len(parts) + 1) if all(other[-n:] != parts[-n:] for other in others))
@@ -96,7 +96,7 @@ def labels(paths):
     return names
 
 
-def place(path):
+def run_parts(path):
     """Returns the path parts of a frontier.json's run, or of its folder if that is not named evaluation."""
     path = Path(path).resolve()
     if path.name != "frontier.json":

@@ -11,7 +11,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.cli.common import begin, check_writable, no_arguments, required
+from cfgjax.cli.common import begin_command, check_writable, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
 
@@ -50,7 +50,7 @@ def openai_adm(argv):
 
     from cfgjax.base.weights import read_weights
     from cfgjax.convert import guided_diffusion
-    from cfgjax.convert.adm_flags import check_sizes, explained, preset_of
+    from cfgjax.convert.adm_flags import check_blocks, explained, preset_of
     from cfgjax.convert.layout import with_null_label
     from cfgjax.convert.presets import PRESETS
 
@@ -63,12 +63,12 @@ def openai_adm(argv):
     log.info("converting %d arrays of %s …", len(weights.arrays), given.checkpoint)
     if own_flags is not None:
         preset = preset_of(own_flags, weights.arrays, source)
-        check_sizes(preset, weights.arrays, source)
+        check_blocks(preset, weights.arrays, source)
     net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
     try:
         if given.null_label:
             with_null_label(net)
-        params = guided_diffusion.parameters(net, image_shape, weights.arrays)
+        params = guided_diffusion.params_of(net, image_shape, weights.arrays)
     except UsageError as e:
         hint = explained(preset, weights.arrays, source)
         similar = [name for name in PRESETS if not explained(PRESETS[name], weights.arrays)]  # only these are built
@@ -140,7 +140,7 @@ def diffusers(argv):
     if given.null_label:
         with_null_label(net)
     try:
-        params = diffusers.parameters(net, image_shape, weights.arrays, config)
+        params = diffusers.params_of(net, image_shape, weights.arrays, config)
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} do not fit its config.json: {e}") from e
     process = dict(betas=betas, num_timesteps=num_timesteps, v=v)
@@ -166,7 +166,7 @@ def to_openai_adm(argv):
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
         raise UsageError(f"--out={given.out}: a .pt file needs torch, which is not installed; use .npz")
     check_writable("out", given.out)
-    begin(given, f"converting the run in {given.workdir}")
+    begin_command(given, f"converting the run in {given.workdir}")
     open_devices()
 
     from cfgjax.base.files import writing
@@ -211,7 +211,7 @@ def begin_import(given):
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if size > LARGE_BYTES:
-        begin(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
+        begin_command(given, f"reading {given.checkpoint}, {size / 1e6:,.0f} MB")
     else:
         import_jax()
     open_devices()

@@ -17,8 +17,8 @@ def download(argv):
     if words != ["inception"]:
         raise UsageError(f"cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
 
-    from cfgjax.base.download import inception
+    from cfgjax.base.inception_weights import download_inception
 
     log.info("downloading Inception's weights (91 MB) unless they exist …")
-    print(f"Inception's weights are in {inception(given.out)}")
+    print(f"Inception's weights are in {download_inception(given.out)}")
     return DONE

@@ -11,19 +11,19 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
-    begin,
+    begin_command,
     check_writable,
     config_printed,
     define_sampling,
     mesh_of,
     no_arguments,
-    place,
+    place_flags,
     plan_of,
     required,
     sampling_axes,
     shared_facts,
 )
-from cfgjax.cli.likelihood import bits_per_dim
+from cfgjax.cli.evaluate_bits import evaluate_bits
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.options import axes, fields
@@ -31,7 +31,7 @@ from cfgjax.runs.options import axes, fields
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
-FLAGS_OF = {  # flags that each mode uses
+MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide"}
@@ -40,7 +40,7 @@ FLAGS_OF = {  # flags that each mode uses
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
     | {"batch_size", "images", "spacing", "logsnr_max"},
 }
-OTHERS = FLAGS_OF["--make_reference"] | FLAGS_OF["--bits_per_dim"]
+OTHERS = MODE_FLAGS["--make_reference"] | MODE_FLAGS["--bits_per_dim"]
 
 
 def evaluate(argv):
@@ -53,12 +53,12 @@ def evaluate(argv):
         raise UsageError("--make_reference and --bits_per_dim are both given; give one")
     mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
     for name in given:
-        if given[name].present and name in FLAGS_OF["a frontier"] | OTHERS and name not in FLAGS_OF[mode]:
+        if given[name].present and name in MODE_FLAGS["a frontier"] | OTHERS and name not in MODE_FLAGS[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
     if not given.make_reference:
         required(given, "workdir")
-    return {"--make_reference": make_reference, "--bits_per_dim": bits_per_dim, "a frontier": frontier}[mode](given)
+    return {"--make_reference": write_reference, "--bits_per_dim": evaluate_bits, "a frontier": frontier}[mode](given)
 
 
 def define_flags(argv):
@@ -92,7 +92,7 @@ def define_flags(argv):
 
 def frontier(given):
     """Evaluates the run in --workdir, also with several processes. Returns the exit code."""
-    begin(given, f"evaluating {given.workdir}")
+    begin_command(given, f"evaluating {given.workdir}")
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
@@ -100,7 +100,7 @@ def frontier(given):
     from cfgjax.training.interrupt import StopRequest
 
     settings = read_settings(given.workdir)
-    own = place(given), shared_facts(given, settings), settings.cluster
+    own = place_flags(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
             use_cores(MOST)
@@ -114,7 +114,7 @@ def measured(given, stop):
 
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
-    from cfgjax.distributed import collectives as processes
+    from cfgjax.distributed import collectives
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
     from cfgjax.evaluation.report import frontier_files as report
@@ -126,7 +126,7 @@ def measured(given, stop):
     with contextlib.closing(work):
 
         def check():
-            if processes.anywhere(stop.signal):
+            if collectives.anywhere(stop.signal):
                 raise Stopped
 
         def seen(images):
@@ -148,11 +148,11 @@ def measured(given, stop):
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
-            finish(given, work, reference, rows, closed_form(work), folder)
+            finish_frontier(given, work, reference, rows, closed_form(work), folder)
     return DONE
 
 
-def finish(given, work, reference, rows, tilted, folder):
+def finish_frontier(given, work, reference, rows, tilted, folder):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
     from cfgjax.evaluation.report import frontier_files as report
 
@@ -215,7 +215,7 @@ def closed_form(work):
     return tilted_frontier(mixture_of(data), tuple(guidance))
 
 
-def make_reference(given):
+def write_reference(given):
     """Writes the reference statistics of a data source to --out. Returns the exit code."""
     required(given, "out")
     if (given.workdir is None) == (given.config is None):
@@ -223,7 +223,7 @@ def make_reference(given):
     if Path(given.out).suffix != ".npz":
         raise UsageError(f"--out={given.out}: the ending must be .npz")
     check_writable("out", given.out)
-    begin(given, f"computing reference statistics of {given.workdir or 'the data of --config'}")
+    begin_command(given, f"computing reference statistics of {given.workdir or 'the data of --config'}")
 
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source

@@ -12,7 +12,7 @@ from cfgjax.jobs.launch.job import Job
 from cfgjax.jobs.launch.quoting import check_line, check_word
 from cfgjax.runs.config import HELP, parse_flags
 
-FLAGS_OF = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
+COMMAND_FLAGS = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
 EXAMPLE = "train --config=FILE --workdir=DIR"
 
 
@@ -46,7 +46,7 @@ def check_command(words):
     """Returns the flags of a cfgjax command, checked without opening its data."""
     for word in words:
         check_word(word)
-    given = choose("command to launch", words[0], FLAGS_OF)([*words])
+    given = choose("command to launch", words[0], COMMAND_FLAGS)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
     if os.path.isfile(given.workdir):  # False for names that are too long; Path raises for them

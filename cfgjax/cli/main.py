@@ -62,7 +62,7 @@ def main():
     try:
         stop_by_exception()
         keep_programs()
-        sys.exit(run(sys.argv[1:]))
+        sys.exit(run_command(sys.argv[1:]))
     except UsageError as e:
         print(expected_failure(e).line, file=sys.stderr)
         sys.exit(BAD_USAGE)
@@ -74,7 +74,7 @@ def main():
         end_process(failure.line, failure.code)
 
 
-def run(arguments):
+def run_command(arguments):
     """Runs `cfgjax ARGUMENTS`. Returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -44,7 +44,7 @@ def preflight(argv):
     if config_printed(given):
         return DONE
     required(given, "config", "devices")
-    check_files(given)
+    check_outputs(given)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # makes the partitioner print its complaints, which are counted
     import_jax()
 
@@ -60,12 +60,12 @@ def preflight(argv):
         show_progress(sys.stderr)
     log.info("preflight of %s on %d devices …", config_path(argv), given.devices)
 
-    from cfgjax.jobs.preflight.figures import figures
     from cfgjax.jobs.preflight.report import report
+    from cfgjax.jobs.preflight.step_figures import step_figures
     from cfgjax.jobs.preflight.trial import in_a_process, trial_report, trial_settings
 
     file = sys.stderr if given.json == "-" else sys.stdout
-    found = {"config": config_path(argv)} | figures(settings, hbm=hbm)
+    found = {"config": config_path(argv)} | step_figures(settings, hbm=hbm)
     print(*report(found), sep="\n", file=file, flush=True)
     if given.run:
         found["trial"] = in_a_process(trial_settings(settings, found["batch"]), given.scratch)
@@ -79,7 +79,7 @@ def preflight(argv):
     return DONE
 
 
-def check_files(given):
+def check_outputs(given):
     """Raises UsageError if --json or --scratch is not writable. Runs before anything is compiled."""
     if given.json not in (None, "-"):
         check_writable("json", given.json)

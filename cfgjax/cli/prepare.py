@@ -41,10 +41,10 @@ def prepare(argv):
     define_path("manual_dir", None, "Folder with files that TFDS cannot download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
-        raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(KINDS)}")
-    if given.verify and len(words) == 1 and words[0] not in KINDS:
-        return verify(words[0])
-    kind = choose("kind of data", words[0], KINDS)
+        raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(PREPARERS)}")
+    if given.verify and len(words) == 1 and words[0] not in PREPARERS:
+        return verify_folder(words[0])
+    kind = choose("kind of data", words[0], PREPARERS)
     least = 2 if words[0] == "tfds" else 3
     if not least <= len(words) <= 3:
         places = "NAME [OUT]" if words[0] == "tfds" else "IN OUT"
@@ -68,7 +68,7 @@ def from_folder(given, path, out):
     source = {"kind": "folder", "digest": listing.digest()}
     if given.class_order != "name":
         source["class_order"] = given.class_order
-    return run(given, listing, source, out)
+    return prepare_listing(given, listing, source, out)
 
 
 def from_tfds(given, name, out=None):
@@ -84,7 +84,7 @@ def from_tfds(given, name, out=None):
     if out is None:
         print(f"{name} is prepared in {folder}: data.source='tfds', data.path={folder!r}")
         return DONE
-    return run(given, listing, {"kind": "tfds", "digest": listing.digest()}, out)
+    return prepare_listing(given, listing, {"kind": "tfds", "digest": listing.digest()}, out)
 
 
 def from_npz(given, path, out):
@@ -93,7 +93,7 @@ def from_npz(given, path, out):
 
     required(given, "size")
     listing = list_arrays(path)
-    return run(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
+    return prepare_listing(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
 
 def check_apart(path, out):
@@ -104,10 +104,10 @@ def check_apart(path, out):
         raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
-KINDS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
+PREPARERS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
 
 
-def run(given, listing, source, out):
+def prepare_listing(given, listing, source, out):
     """Prepares a listing into folder `out`. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.prepare import Request, prepare
@@ -120,11 +120,11 @@ def run(given, listing, source, out):
     except KeyboardInterrupt:
         print(f"stopped: finished shards are saved in {printable(out)}; the same command resumes")
         return PREEMPTED
-    print("\n".join(report(out, about)))
-    return verify(out) if given.verify else DONE
+    print("\n".join(prepared_lines(out, about)))
+    return verify_folder(out) if given.verify else DONE
 
 
-def verify(out):
+def verify_folder(out):
     """Compares the files of a prepared data set with their hashes. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.prepared import read_about, verify
@@ -135,7 +135,7 @@ def verify(out):
     return DONE
 
 
-def report(out, about):
+def prepared_lines(out, about):
     """Returns lines that describe a prepared data set."""
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]

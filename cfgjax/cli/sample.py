@@ -10,14 +10,14 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import writing
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
-    begin,
+    begin_command,
     check_writable,
     class_list,
     define_sampling,
     mesh_of,
     no_arguments,
     numbers,
-    place,
+    place_flags,
     required,
     sampling_axes,
     shared_facts,
@@ -45,20 +45,20 @@ def sample(argv):
     single(axes, "ema", ONE_AVERAGE)
     upsampling = upsampling_options(given)
 
-    begin(given, f"sampling from {given.workdir or given.base}")
+    begin_command(given, f"sampling from {given.workdir or given.base}")
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
     from cfgjax.runs.workdir import read_settings
 
     settings = read_settings(given.workdir or given.base)
-    with taking_part(place(given), shared_facts(given, settings), settings.cluster):
+    with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw(given, labels, axes, upsampling)
+        draw_picture(given, labels, axes, upsampling)
     return DONE
 
 
-def draw(given, labels, axes, upsampling):
+def draw_picture(given, labels, axes, upsampling):
     """Draws the image. The first process writes it."""
     import jax
 

@@ -47,7 +47,7 @@ def sweep(argv):
     check_lines(given)
     check_folder(given.out, f"--out={given.out}")
     if given.launcher == "slurm":
-        slurm.check_flags(given)
+        slurm.check_slurm_flags(given)
     elif odd := [name for name in given if given[name].present and name not in own.union(SHARED)]:
         raise UsageError(f"--{odd[0]} has no effect with --launcher=local")
     else:
@@ -67,10 +67,10 @@ def sweep(argv):
 
 def local(given, entries):
     """Runs the entries on this machine. Returns the exit code."""
-    from cfgjax.jobs.sweep import pool, records
+    from cfgjax.jobs.sweep import pool, run_records
 
     if given.dry_run:
-        missing = [e for e in entries if not records.settled(given.out, e, retry_failed=given.retry_failed)]
+        missing = [e for e in entries if not run_records.settled(given.out, e, retry_failed=given.retry_failed)]
         for words in (words for entry in missing for words in entry.commands):
             print(shell_lines(argv_of(given.python, words)))
         return DONE
@@ -82,21 +82,21 @@ def local(given, entries):
 
 def array(given, entries):
     """Submits the entries as a Slurm array. Returns the exit code."""
-    from cfgjax.jobs.sweep import array, records
+    from cfgjax.jobs.sweep import array, run_records
 
     missing, outcomes = array.left(entries, given.out, retry_failed=given.retry_failed)
-    text = array.script(given, missing, given.out, given.parallel) if missing else ""
+    text = array.array_script(given, missing, given.out, given.parallel) if missing else ""
     if given.dry_run:
         print(text, end="")
         return DONE
     if missing:
         require("sbatch")
         make_folder(given.out)
-        number = array.submit(missing, text, given.out)
+        number = array.submit_array(missing, text, given.out)
         print(f"submitted job {number}, an array of {len(missing)}; output in {given.out}/<run>.log")
     for entry in missing:
-        last = records.last_line(given.out, entry.name)
-        outcomes[entry.name] = records.Outcome(entry.name, "queued", None, last)
+        last = run_records.last_line(given.out, entry.name)
+        outcomes[entry.name] = run_records.EntryOutcome(entry.name, "queued", None, last)
     return tell([outcomes[entry.name] for entry in entries])
 
 

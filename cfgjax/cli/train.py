@@ -4,7 +4,15 @@ from absl import flags
 
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import begin, config_printed, define_place, no_arguments, place, required, shared_facts
+from cfgjax.cli.common import (
+    begin_command,
+    config_printed,
+    define_place,
+    no_arguments,
+    place_flags,
+    required,
+    shared_facts,
+)
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.settings import Settings
@@ -21,17 +29,17 @@ def train(argv):
     if config_printed(given):
         return DONE
     required(given, "config", "workdir")
-    begin(given, f"training in {given.workdir}")
+    begin_command(given, f"training in {given.workdir}")
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
     from cfgjax.training.interrupt import StopRequest
 
     settings = Settings.from_config(given.config)
-    own = place(given), shared_facts(given, settings), settings.cluster
+    own = place_flags(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if not several:
-            use_cores(parts(settings))
+            use_cores(batch_parts(settings))
         open_devices()
 
         from cfgjax.training import loop
@@ -39,7 +47,7 @@ def train(argv):
         return DONE if loop.train_until_stopped(settings, given.workdir, stop).done else PREEMPTED
 
 
-def parts(settings):
+def batch_parts(settings):
     """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
     return settings.train.batch_size // settings.train.accumulate_steps if settings.mesh == MeshSettings() else 1
 

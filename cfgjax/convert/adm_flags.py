@@ -3,13 +3,13 @@
 import math
 
 from cfgjax.base.errors import UsageError, nearest
-from cfgjax.convert.adm_sizes import derived
+from cfgjax.convert.adm_sizes import derived_arguments
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS, MULTIPLIERS, Preset
 
 LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIERS[256]}  # of upsamplers
 
 
-def integer(value, least=1, most=MAX_SIZE):
+def as_integer(value, least=1, most=MAX_SIZE):
     """Returns value as an integer from least to most."""
     try:
         found = int(value) if isinstance(value, str) else value
@@ -20,17 +20,17 @@ def integer(value, least=1, most=MAX_SIZE):
     return found
 
 
-def integer_or_unset(value):
+def as_integer_or_unset(value):
     """Returns value as a positive integer, or as −1, which means "not set"."""
-    return -1 if value in (-1, "-1") else integer(value)
+    return -1 if value in (-1, "-1") else as_integer(value)
 
 
-def timesteps(value):
+def as_timesteps(value):
     """Returns value as a number of timesteps."""
-    return integer(value, 2, MAX_TIMESTEPS)
+    return as_integer(value, 2, MAX_TIMESTEPS)
 
 
-def truth(value):
+def as_truth(value):
     """Returns value as a boolean."""
     words = {"true": True, "t": True, "1": True, "yes": True, "y": True}
     words |= {"false": False, "f": False, "0": False, "no": False, "n": False}
@@ -39,7 +39,7 @@ def truth(value):
     return words[str(value).lower()]
 
 
-def number(value, least=0.0, most=1.0):
+def as_number(value, least=0.0, most=1.0):
     """Returns value as a float in [least, most]."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
@@ -50,25 +50,25 @@ def number(value, least=0.0, most=1.0):
     return found
 
 
-def sequence(value, kind):
+def as_sequence(value, kind):
     """Returns a list or a comma-separated string as a tuple. kind: function that converts each entry."""
     if isinstance(value, str):
         value = value.split(",") if value.strip() else []
     return tuple(map(kind, value if isinstance(value, (list, tuple)) else [value]))
 
 
-def integers(value):
+def as_integers(value):
     """Returns value as a tuple of positive integers."""
-    return sequence(value, integer)
+    return as_sequence(value, as_integer)
 
 
-def multipliers(value):
+def as_multipliers(value):
     """Returns value as a tuple of positive numbers; integral ones become ints."""
-    found = sequence(value, lambda entry: number(entry, 2**-10, 2**10))
+    found = as_sequence(value, lambda entry: as_number(entry, 2**-10, 2**10))
     return tuple(int(entry) if entry == int(entry) else entry for entry in found)
 
 
-def word(*known):
+def one_word_of(*known):
     """Returns a function that returns its argument if it is one of the known words."""
 
     def check(value):
@@ -81,45 +81,45 @@ def word(*known):
 
 # {flag: (function that converts a value, guided-diffusion's default, description)}
 FLAGS: dict = {
-    "image_size": (integer, 64, "Height and width of the images."),
-    "num_channels": (integer, 128, "Channels of the first level; also --channels."),
-    "num_res_blocks": (integer, 2, "Residual blocks per level; also --depth."),
+    "image_size": (as_integer, 64, "Height and width of the images."),
+    "num_channels": (as_integer, 128, "Channels of the first level; also --channels."),
+    "num_res_blocks": (as_integer, 2, "Residual blocks per level; also --depth."),
     "channel_mult": (
-        multipliers,
+        as_multipliers,
         (),
         "Multipliers of num_channels per level, such as 1,2,3,4; by default by image_size.",
     ),
-    "attention_resolutions": (integers, (16, 8), "Heights of the feature maps with attention."),
-    "num_heads": (integer, 4, "Attention heads, if num_head_channels is not set."),
-    "num_heads_upsample": (integer_or_unset, -1, "Attention heads of the decoder."),
-    "num_head_channels": (integer_or_unset, -1, "Channels per attention head."),
-    "dropout": (number, 0.0, "Dropout rate in training."),
-    "class_cond": (truth, False, "Whether the network takes class labels."),
-    "num_classes": (integer, None, "Number of classes; by default that of the weights."),
-    "learn_sigma": (truth, False, "Whether the variance is learned."),
-    "use_scale_shift_norm": (truth, True, "Whether the embedding scales and shifts the normalised features."),
-    "resblock_updown": (truth, False, "Whether residual blocks do the up- and downsampling."),
-    "use_new_attention_order": (truth, False, "Whether attention uses the new order of queries, keys and values."),
-    "diffusion_steps": (timesteps, 1000, "Number of timesteps."),
-    "noise_schedule": (word("linear", "cosine"), "linear", "linear or cosine."),
-    "predict_xstart": (truth, False, "Whether the network predicts x; must be false."),
-    "rescale_timesteps": (truth, False, "Whether timesteps are multiplied by 1000 / diffusion_steps."),
-    "large_size": (integer, 256, "Upsampler: height of its output images."),
-    "small_size": (integer, 64, "Upsampler: height of its input images."),
-    "classifier_width": (integer, 128, "Classifier: as num_channels; also --channels."),
-    "classifier_depth": (integer, 2, "Classifier: as num_res_blocks; also --depth."),
-    "classifier_attention_resolutions": (integers, (32, 16, 8), "Classifier: as attention_resolutions."),
-    "classifier_use_scale_shift_norm": (truth, True, "Classifier: as use_scale_shift_norm."),
-    "classifier_resblock_updown": (truth, True, "Classifier: as resblock_updown."),
+    "attention_resolutions": (as_integers, (16, 8), "Heights of the feature maps with attention."),
+    "num_heads": (as_integer, 4, "Attention heads, if num_head_channels is not set."),
+    "num_heads_upsample": (as_integer_or_unset, -1, "Attention heads of the decoder."),
+    "num_head_channels": (as_integer_or_unset, -1, "Channels per attention head."),
+    "dropout": (as_number, 0.0, "Dropout rate in training."),
+    "class_cond": (as_truth, False, "Whether the network takes class labels."),
+    "num_classes": (as_integer, None, "Number of classes; by default that of the weights."),
+    "learn_sigma": (as_truth, False, "Whether the variance is learned."),
+    "use_scale_shift_norm": (as_truth, True, "Whether the embedding scales and shifts the normalised features."),
+    "resblock_updown": (as_truth, False, "Whether residual blocks do the up- and downsampling."),
+    "use_new_attention_order": (as_truth, False, "Whether attention uses the new order of queries, keys and values."),
+    "diffusion_steps": (as_timesteps, 1000, "Number of timesteps."),
+    "noise_schedule": (one_word_of("linear", "cosine"), "linear", "linear or cosine."),
+    "predict_xstart": (as_truth, False, "Whether the network predicts x; must be false."),
+    "rescale_timesteps": (as_truth, False, "Whether timesteps are multiplied by 1000 / diffusion_steps."),
+    "large_size": (as_integer, 256, "Upsampler: height of its output images."),
+    "small_size": (as_integer, 64, "Upsampler: height of its input images."),
+    "classifier_width": (as_integer, 128, "Classifier: as num_channels; also --channels."),
+    "classifier_depth": (as_integer, 2, "Classifier: as num_res_blocks; also --depth."),
+    "classifier_attention_resolutions": (as_integers, (32, 16, 8), "Classifier: as attention_resolutions."),
+    "classifier_use_scale_shift_norm": (as_truth, True, "Classifier: as use_scale_shift_norm."),
+    "classifier_resblock_updown": (as_truth, True, "Classifier: as resblock_updown."),
     "classifier_pool": (
-        word("adaptive", "attention", "spatial", "spatial_v2"),
+        one_word_of("adaptive", "attention", "spatial", "spatial_v2"),
         "attention",
         "Classifier: its pooling.",
     ),
 }
 ALIASES = {"channels": "num_channels", "depth": "num_res_blocks"}
 OF_CLASSIFIER = {"channels": "classifier_width", "depth": "classifier_depth"}
-IGNORED = {  # flags of guided-diffusion's scripts that affect neither the network nor the process
+IGNORED_FLAGS = {  # flags of guided-diffusion's scripts that affect neither the network nor the process
     *("use_kl", "rescale_learned_sigmas", "timestep_respacing", "use_checkpoint", "use_fp16", "classifier_use_fp16"),
     *("data_dir", "schedule_sampler", "lr", "weight_decay", "lr_anneal_steps", "batch_size", "microbatch", "ema_rate"),
     *("log_interval", "save_interval", "resume_checkpoint", "fp16_scale_growth", "clip_denoised", "num_samples"),
@@ -148,7 +148,7 @@ def preset_of(given, state_dict, source="--"):
     guided-diffusion's defaults. source: prefix of flag names in errors. Raises UsageError for unknown flags and invalid
     values.
     """
-    found = derived(state_dict)
+    found = derived_arguments(state_dict)
     kind = found.get("kind", "unet")
     flags = read_flags(given, kind, source)
     sizes = {"unet": "image_size", "classifier": "image_size", "upsampler": "large_size"}
@@ -192,7 +192,7 @@ def read_flags(given, kind, source="--"):
     """Returns {name: value} of all FLAGS: the given values, with aliases resolved, and defaults."""
     flags = {name: default for name, (_, default, _) in FLAGS.items()}
     for name, value in given.items():
-        if name in IGNORED or value is None:
+        if name in IGNORED_FLAGS or value is None:
             continue
         own = (OF_CLASSIFIER if kind == "classifier" else ALIASES).get(name, name)
         if own not in FLAGS:
@@ -213,7 +213,7 @@ def read_flags(given, kind, source="--"):
 
 def explained(preset, state_dict, source="--"):
     """Returns text about the flags of a preset that a state dict contradicts; "" if there are none."""
-    found, given = derived(state_dict), {"num_classes": None} | preset.arguments
+    found, given = derived_arguments(state_dict), {"num_classes": None} | preset.arguments
     if not found:
         return "the weights are not guided-diffusion's: they have no input_blocks.0.0.weight or time_embed.0.weight"
     rates = [2**level for level in range(len(given["channel_mult"]))]
@@ -227,12 +227,12 @@ def explained(preset, state_dict, source="--"):
             if count != value and "num_res_blocks" not in found:
                 depth = SET_BY["num_res_blocks"][preset.kind == "classifier"]
                 reasons.append(f"{source}{depth} and {source}channel_mult make {count} input blocks, not {value}")
-        elif name in given and not same(given[name], value):
+        elif name in given and not same_argument(given[name], value):
             reasons.append(reason(preset, name, given[name], value, source))
     return "; ".join(reasons)
 
 
-def same(a, b):
+def same_argument(a, b):
     """Returns whether two arguments are equal; sequences are compared up to rounding."""
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-2) for x, y in zip(a, b, strict=True))
@@ -253,7 +253,7 @@ def reason(preset, name, given, found, source):
     return f"{source}{flag} is {show(given) or 'empty'}, but the weights have {show(found) or 'none'}"
 
 
-def check_sizes(preset, state_dict, source="--"):
+def check_blocks(preset, state_dict, source="--"):
     """Raises UsageError if a network of this preset would have more blocks than the weights have arrays."""
     blocks = len(preset.arguments["channel_mult"]) * preset.arguments["num_res_blocks"]
     if blocks > len(state_dict):

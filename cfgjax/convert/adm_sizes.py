@@ -5,7 +5,7 @@ import re
 import numpy as np
 
 
-def derived(state_dict):
+def derived_arguments(state_dict):
     """Returns {name: value} of the constructor arguments that a state dict determines, and its "kind", as in `Preset`.
 
     "input_blocks" is the number of input blocks. attention_resolutions are increasing downsampling rates. Arguments

@@ -17,8 +17,8 @@ from cfgjax.base.errors import UsageError, nearest, one_line
 from cfgjax.base.json_files import read_json
 from cfgjax.base.weights import read_weights
 from cfgjax.convert.diffusers_folder import network_folder, weights_file
-from cfgjax.convert.diffusers_sizes import check_sizes, check_values, differences
-from cfgjax.convert.layout import Slot, load, shapes_of
+from cfgjax.convert.diffusers_sizes import check_sizes, check_values, contradictions
+from cfgjax.convert.layout import Slot, params_from_state_dict, shapes_of
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS
 from cfgjax.nets import UNet
 
@@ -56,7 +56,7 @@ DEFAULTS = {
     "num_class_embeds": None,
 }
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
-IGNORED = (
+IGNORED_KEYS = (
     "num_train_timesteps",  # of time embeddings that are not supported
     *("decay", "min_decay", "inv_gamma", "power", "optimization_step", "update_after_step", "use_ema_warmup"),  # of EMA
 )
@@ -96,7 +96,7 @@ def read_unet(folder):
     """
     folder = network_folder(folder)
     config = read_json(folder / "config.json")
-    check(config)
+    check_config(config)
     file = weights_file(folder)
     weights = read_weights(file)
     net, image_shape = make_unet(config, weights.arrays)
@@ -110,25 +110,25 @@ def unet(config, state_dict):
     that are missing, not used or have another shape.
     """
     net, image_shape = make_unet(config, state_dict)
-    return net, parameters(net, image_shape, state_dict, config)
+    return net, params_of(net, image_shape, state_dict, config)
 
 
-def parameters(net, image_shape, state_dict, config):
+def params_of(net, image_shape, state_dict, config):
     """Returns the parameters of net, which `make_unet` built from config. Raises UsageError as `unet` does."""
     try:
-        return load(state_dict, shapes_of(net, image_shape), slots(net))
+        return params_from_state_dict(state_dict, shapes_of(net, image_shape), slots(net))
     except UsageError as e:
-        if reasons := differences({**DEFAULTS, **config}, state_dict):
+        if reasons := contradictions({**DEFAULTS, **config}, state_dict):
             raise UsageError(f"{e}; {reasons}") from e
         raise
 
 
 def make_unet(config, state_dict):
     """Returns (net, image shape) for a config.json's dict. Raises UsageError if its sizes do not fit the weights."""
-    check(config)
+    check_config(config)
     given = {**DEFAULTS, **config}
     channels, types = given["block_out_channels"], given["down_block_types"]
-    attention, resample = levels(given)
+    attention, resample = attention_and_resampling(given)
     size, head_channels = sample_size(given), given["attention_head_dim"]
     check_sizes(given, state_dict)
     net = UNet(
@@ -150,10 +150,10 @@ def make_unet(config, state_dict):
     return net, (size, size, given["in_channels"])
 
 
-def check(config):
+def check_config(config):
     """Raises UsageError if config.json has an unknown key or a value that is not accepted."""
     for key, value in config.items():
-        if (key.startswith("_") and key != "_class_name") or key in IGNORED:
+        if (key.startswith("_") and key != "_class_name") or key in IGNORED_KEYS:
             continue
         if key not in ONLY and key not in DEFAULTS:
             raise UsageError(f"config.json has the unknown key {key}{nearest(key, [*ONLY, *DEFAULTS])}")
@@ -173,7 +173,7 @@ def check(config):
         raise UsageError(f"config.json has out_channels {given['out_channels']}; accepted: {accepted}")
 
 
-def levels(given):
+def attention_and_resampling(given):
     """Returns ([whether each level has attention], how levels are resampled: "conv" or "resnet")."""
     found = {}
     for key, known, manner in (("down_block_types", DOWN, "downsample_type"), ("up_block_types", UP, "upsample_type")):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from cfgjax.base.errors import UsageError
 
-NAME = "diffusion_pytorch_model"
-WEIGHTS = (f"{NAME}.safetensors", f"{NAME}.bin")
+WEIGHTS_NAME = "diffusion_pytorch_model"
+WEIGHTS = (f"{WEIGHTS_NAME}.safetensors", f"{WEIGHTS_NAME}.bin")
 INDEX = ".index.json"
-VARIANT = re.compile(rf"{NAME}(\.(?P<variant>[\w-]+))?\.(safetensors|bin)(\.index(\.(?P<old>[\w-]+))?\.json)?")
-SHARD = re.compile(r"-\d+-of-\d+")
+VARIANT = re.compile(rf"{WEIGHTS_NAME}(\.(?P<variant>[\w-]+))?\.(safetensors|bin)(\.index(\.(?P<old>[\w-]+))?\.json)?")
+SHARD_NUMBER = re.compile(r"-\d+-of-\d+")
 NETWORKS = ("unet_ema", "unet")  # folders of a pipeline, in order of preference
 
 
@@ -34,12 +34,12 @@ def weights_file(folder):
     found = []
     for path in Path(folder).iterdir():
         match = VARIANT.fullmatch(path.name)
-        if match and path.is_file() and not SHARD.search(path.name):
+        if match and path.is_file() and not SHARD_NUMBER.search(path.name):
             variant = match["variant"] or match["old"] or ""
             is_index = path.name.endswith(".json")
             found.append(((bool(variant), "non_ema" in variant, ".bin" in path.name, is_index, path.name), path))
     if not found:
-        shards = [path.name for path in Path(folder).iterdir() if path.name.startswith(NAME)]
+        shards = [path.name for path in Path(folder).iterdir() if path.name.startswith(WEIGHTS_NAME)]
         but = f", and {shards[0]} without {WEIGHTS[0]}{INDEX}" if shards else ""
         raise UsageError(f"{folder} has neither {' nor '.join(WEIGHTS)}{but}")
     return min(found)[1]

@@ -26,7 +26,7 @@ TYPES: dict = {
     "num_class_embeds": (int, NoneType),
 }
 ENTRIES = {"down_block_types": str, "up_block_types": str, "block_out_channels": int, "sample_size": int}
-POSITIVE = ("in_channels", "out_channels", "layers_per_block", "attention_head_dim", "num_class_embeds")
+POSITIVE_KEYS = ("in_channels", "out_channels", "layers_per_block", "attention_head_dim", "num_class_embeds")
 
 
 def check_values(given):
@@ -43,7 +43,7 @@ def check_values(given):
     for key in ("down_block_types", "block_out_channels"):
         if not given[key]:
             raise UsageError(f"config.json has an empty {key}")
-    sizes = {key: given[key] for key in POSITIVE if given[key] is not None}
+    sizes = {key: given[key] for key in POSITIVE_KEYS if given[key] is not None}
     sizes |= {"block_out_channels": min(given["block_out_channels"])}
     for key, value in sizes.items():
         if value < 1:
@@ -58,16 +58,18 @@ def check_sizes(given, state_dict):
     widest = max(np.shape(value)[0] if np.ndim(value) else 0 for value in state_dict.values()) if state_dict else 0
     if blocks > len(state_dict) or max(given["block_out_channels"]) > max(widest, MAX_SIZE):
         raise UsageError(
-            differences(given, state_dict) or f"config.json has {blocks} blocks; the weights have fewer arrays"
+            contradictions(given, state_dict) or f"config.json has {blocks} blocks; the weights have fewer arrays"
         )
     for key in ("in_channels", "attention_head_dim", "num_class_embeds"):
         if (given[key] or 0) > MAX_SIZE:
-            raise UsageError(differences(given, state_dict) or f"config.json has {key} {given[key]}, above {MAX_SIZE}")
+            raise UsageError(
+                contradictions(given, state_dict) or f"config.json has {key} {given[key]}, above {MAX_SIZE}"
+            )
 
 
-def differences(given, state_dict):
+def contradictions(given, state_dict):
     """Returns text about the keys of a config that the weights contradict; "" if there are none."""
-    found = derived(state_dict)
+    found = derived_keys(state_dict)
     pairs = [(key, given[key], found[key]) for key in found if as_list(given[key]) != as_list(found[key])]
     return "; ".join(
         f"config.json has {key} {one_line(ours, 100)}, but the weights have {one_line(theirs, 100)}"
@@ -80,7 +82,7 @@ def as_list(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def derived(state_dict):
+def derived_keys(state_dict):
     """Returns {key: value} of the keys of config.json that a state dict determines."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     count = lambda pattern: 1 + max((int(m[1]) for key in shapes if (m := re.match(pattern, key))), default=-1)

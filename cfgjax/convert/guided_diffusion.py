@@ -5,7 +5,7 @@ guided-diffusion's classes are `UNetModel`, `SuperResModel` and `EncoderUNetMode
 """
 
 from cfgjax.base.errors import UsageError, nearest
-from cfgjax.convert.layout import Slot, check, load, save, shapes_of
+from cfgjax.convert.layout import Slot, check_keys_and_shapes, params_from_state_dict, shapes_of, state_dict_from_params
 from cfgjax.nets import NoisyClassifier, UNet
 
 # cfgjax's module name → guided-diffusion's, inside and outside of blocks. Both number the blocks in the same way.
@@ -59,38 +59,38 @@ def unet(config, state_dict):
     Raises UsageError for keys that are missing, not used or have another shape, and for unknown arguments.
     """
     net, image_shape = make_unet(config)
-    return net, parameters(net, image_shape, state_dict)
+    return net, params_of(net, image_shape, state_dict)
 
 
 def upsampler(config, state_dict):
     """Returns (net, params) of `SuperResModel`, as `unet` does. `in_channels` are the channels of one image."""
     net, image_shape = make_upsampler(config)
-    return net, parameters(net, image_shape, state_dict)
+    return net, params_of(net, image_shape, state_dict)
 
 
 def classifier(config, state_dict):
     """Returns (net, params) of `EncoderUNetModel`, as `unet` does. `out_channels` is the number of classes."""
     net, image_shape = make_classifier(config)
-    return net, parameters(net, image_shape, state_dict)
+    return net, params_of(net, image_shape, state_dict)
 
 
-def parameters(net, image_shape, state_dict):
+def params_of(net, image_shape, state_dict):
     """Returns the parameters of a net of one of the MAKERS. Raises UsageError as `unet` does."""
-    return load(state_dict, shapes_of(net, image_shape), slots(net))
+    return params_from_state_dict(state_dict, shapes_of(net, image_shape), slots(net))
 
 
 def fits(preset, state_dict):
     """Returns whether a state dict has the keys and shapes of a `presets.Preset`'s network."""
     net, image_shape = MAKERS[preset.kind](preset.arguments)
     try:
-        check(state_dict, shapes_of(net, image_shape), slots(net))
+        check_keys_and_shapes(state_dict, shapes_of(net, image_shape), slots(net))
     except UsageError:
         return False
     return True
 
 
 def state_dict(net, params):
-    """Returns a network's state dict for guided-diffusion, {key: float32 array}. The exact inverse of `parameters`.
+    """Returns a network's state dict for guided-diffusion, {key: float32 array}. The exact inverse of `params_of`.
 
     A null label becomes the last row of `label_emb.weight`, an additional class.
     Raises UsageError for networks that guided-diffusion does not have.
@@ -100,7 +100,7 @@ def state_dict(net, params):
     for name in ("rescale", "low_res_noise"):
         if getattr(net, name, False):
             raise UsageError(f"guided-diffusion has no network with model.{name}")
-    return save(params, slots(net))
+    return state_dict_from_params(params, slots(net))
 
 
 def slots(net):
@@ -128,7 +128,7 @@ def make_unet(config):
     if given["num_head_channels"] == -1 and given["num_heads_upsample"] not in (-1, given["num_heads"]):
         heads = f"num_heads_upsample is {given['num_heads_upsample']}, num_heads is {given['num_heads']}"
         raise UsageError(f"{heads}; need the same number")
-    return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), shape_of(given)
+    return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), image_shape_of(given)
 
 
 def make_upsampler(config):
@@ -143,7 +143,7 @@ def make_classifier(config):
     if given["pool"] not in POOLED:
         raise UsageError(f"unknown pool {given['pool']!r}{nearest(given['pool'], POOLED)}")
     net = NoisyClassifier(num_classes=given["out_channels"], pool=given["pool"], **backbone(given))
-    return net, shape_of(given)
+    return net, image_shape_of(given)
 
 
 def arguments(name, config, **own):
@@ -178,7 +178,7 @@ def backbone(given):
     )
 
 
-def shape_of(given):
+def image_shape_of(given):
     """Returns the shape [H, W, C] of the images."""
     return (given["image_size"], given["image_size"], given["in_channels"])
 

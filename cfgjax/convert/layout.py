@@ -51,16 +51,16 @@ def shapes_of(net, image_shape):
         raise UsageError(f"the network cannot be built: {one_line(e)}") from e
 
 
-def load(state_dict, shapes, slot):
+def params_from_state_dict(state_dict, shapes, slot):
     """Returns the float32 parameter tree of a state dict. Each array is used exactly once.
 
     state_dict: {key: array}. shapes: tree of parameter shapes. slot: function from a path in the tree to its `Slot`. A
-    single float32 array becomes a view, not a copy. Raises UsageError as `check` does, and for the first array that is
-    not floating-point or not finite in float32.
+    single float32 array becomes a view, not a copy. Raises UsageError as `check_keys_and_shapes` does, and for the
+    first array that is not floating-point or not finite in float32.
     """
-    check(state_dict, shapes, slot)
+    check_keys_and_shapes(state_dict, shapes, slot)
     found: dict = {}
-    for path in flat(shapes):
+    for path in leaves_by_path(shapes):
         keys, ones = slot(path)
         for key in keys:
             if not jax.dtypes.issubdtype(dtype := np.asarray(state_dict[key]).dtype, np.floating):
@@ -71,23 +71,23 @@ def load(state_dict, shapes, slot):
             if bad := count_not_finite(array):
                 raise UsageError(f"{key} has {bad:,} of {array.size:,} values that are not finite in float32")
         found[path] = to_ours(path, arrays[0] if len(arrays) == 1 else np.concatenate(arrays), ones)
-    return tree(found)
+    return tree_of_leaves(found)
 
 
-def save(params, slot):
-    """Returns {key: float32 array in PyTorch's layout}, views of numpy params. The inverse of `load`."""
+def state_dict_from_params(params, slot):
+    """Returns {key: float32 array, as PyTorch's}, views of numpy params. The inverse of `params_from_state_dict`."""
     found: dict = {}
-    for path, leaf in flat(params).items():
+    for path, leaf in leaves_by_path(params).items():
         keys, ones = slot(path)
         parts = np.split(to_theirs(path, np.asarray(leaf, np.float32), ones), len(keys))
         found |= dict(zip(keys, parts, strict=True))
     return found
 
 
-def check(state_dict, shapes, slot):
+def check_keys_and_shapes(state_dict, shapes, slot):
     """Raises UsageError with the first ten missing and unused keys, and the first key with another shape."""
     wanted: dict = {}
-    for path, leaf in flat(shapes).items():
+    for path, leaf in leaves_by_path(shapes).items():
         keys, ones = slot(path)
         rows, *rest = to_theirs(path, np.broadcast_to(np.float32(0), leaf.shape), ones).shape
         wanted |= dict.fromkeys(keys, (rows // len(keys), *rest))
@@ -112,14 +112,14 @@ def some(keys):
     return ", ".join(keys[:MOST_NAMED]) + (", …" if len(keys) > MOST_NAMED else "")
 
 
-def flat(nested):
+def leaves_by_path(nested):
     """Returns {("block", "layer", "kernel"): leaf} for a tree of dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(nested)
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
-def tree(leaves):
-    """Returns the tree of dicts of {path: leaf}; the inverse of `flat`."""
+def tree_of_leaves(leaves):
+    """Returns the tree of dicts of {path: leaf}; the inverse of `leaves_by_path`."""
     nested: dict = {}
     for path, leaf in leaves.items():
         node = nested

@@ -50,40 +50,42 @@ def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, *
     )
 
 
-def imagenet(size, channels=256, depth=2, *, num_classes=1000, betas="linear", **others):
+def imagenet_preset(size, channels=256, depth=2, *, num_classes=1000, betas="linear", **others):
     arguments = network(size, channels, depth, out_channels=6, num_classes=num_classes, **others)
     return Preset("unet", arguments, betas, f"imagenet{size}")
 
 
-def lsun(name, dropout):
+def lsun_preset(name, dropout):
     arguments = network(256, 256, 2, out_channels=6, num_head_channels=64, num_classes=None, dropout=dropout)
     return Preset("unet", arguments, data=name, num_classes=1)
 
 
-def upsampler(low_res_size, size, **others):
+def upsampler_preset(low_res_size, size, **others):
     arguments = network(size, 192, 2, out_channels=6, num_classes=1000, multipliers=MULTIPLIERS[256], **others)
     return Preset("upsampler", arguments, data=f"imagenet{size}", low_res_size=low_res_size)
 
 
-def classifier(size, depth=2, betas="linear"):
+def classifier_preset(size, depth=2, betas="linear"):
     arguments = network(size, 128, depth, out_channels=1000, num_head_channels=64, pool="attention")
     return Preset("classifier", arguments, betas, f"imagenet{size}")
 
 
 PRESETS = {
-    "imagenet64": imagenet(64, 192, 3, betas="cosine", num_head_channels=64, use_new_attention_order=True, dropout=0.1),
-    "imagenet128": imagenet(128, num_heads=4),
-    "imagenet256": imagenet(256, num_head_channels=64),
-    "imagenet256_uncond": imagenet(256, num_head_channels=64, num_classes=None),
-    "imagenet512": imagenet(512, num_head_channels=64),
-    "lsun_bedroom": lsun("lsun_bedroom", 0.1),
-    "lsun_cat": lsun("lsun_cat", 0.1),
-    "lsun_horse": lsun("lsun_horse", 0.1),
-    "lsun_horse_nodropout": lsun("lsun_horse", 0.0),
-    "upsampler_64_256": upsampler(64, 256, num_heads=4),
-    "upsampler_128_512": upsampler(128, 512, attention=(32, 16), num_head_channels=64),
-    "classifier64": classifier(64, depth=4, betas="cosine"),
-    "classifier128": classifier(128),
-    "classifier256": classifier(256),
-    "classifier512": classifier(512),
+    "imagenet64": imagenet_preset(
+        64, 192, 3, betas="cosine", num_head_channels=64, use_new_attention_order=True, dropout=0.1
+    ),
+    "imagenet128": imagenet_preset(128, num_heads=4),
+    "imagenet256": imagenet_preset(256, num_head_channels=64),
+    "imagenet256_uncond": imagenet_preset(256, num_head_channels=64, num_classes=None),
+    "imagenet512": imagenet_preset(512, num_head_channels=64),
+    "lsun_bedroom": lsun_preset("lsun_bedroom", 0.1),
+    "lsun_cat": lsun_preset("lsun_cat", 0.1),
+    "lsun_horse": lsun_preset("lsun_horse", 0.1),
+    "lsun_horse_nodropout": lsun_preset("lsun_horse", 0.0),
+    "upsampler_64_256": upsampler_preset(64, 256, num_heads=4),
+    "upsampler_128_512": upsampler_preset(128, 512, attention=(32, 16), num_head_channels=64),
+    "classifier64": classifier_preset(64, depth=4, betas="cosine"),
+    "classifier128": classifier_preset(128),
+    "classifier256": classifier_preset(256),
+    "classifier512": classifier_preset(512),
 }

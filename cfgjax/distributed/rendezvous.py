@@ -84,10 +84,10 @@ def call_the_roll(place, facts, seconds):
     process 0 cannot be reached or a process is missing after `seconds`. The error names the process and its host.
     """
     own = Member(place.process_id, socket.gethostname(), os.getpid())
-    return (gather if own.number == 0 else join)(place, own, facts, time.monotonic() + seconds, seconds)
+    return (host_meeting if own.number == 0 else join_meeting)(place, own, facts, time.monotonic() + seconds, seconds)
 
 
-def gather(place, own, facts, deadline, seconds):
+def host_meeting(place, own, facts, deadline, seconds):
     """Implements `call_the_roll` in process 0."""
     links: dict = {}
     members = {0: own}
@@ -105,7 +105,7 @@ def gather(place, own, facts, deadline, seconds):
                     ) from None
                 member = Member(*hello["member"])
                 links[member.number if member.number not in members else -1] = link
-                check(place, members, member, hello, facts)
+                check_member(place, members, member, hello, facts)
                 members[member.number] = member
             port, reserved = reserve(place.jax_port)
         except (UsageError, TimeoutError) as e:
@@ -176,18 +176,18 @@ def reserve(port):
     return reserved.getsockname()[1], reserved.detach()
 
 
-def check(place, members, member, hello, facts):
+def check_member(place, members, member, hello, facts):
     """Raises UsageError unless a connecting process belongs to the run and agrees with process 0."""
     if hello["num_processes"] != place.num_processes:
         numbers = f"num_processes {hello['num_processes']}, process 0 has {place.num_processes}"
         raise UsageError(f"{member} has {numbers}; all processes need the same")
     if member.number in members:
         raise UsageError(f"{member} and {members[member.number]} are both process {member.number}")
-    if differing := differences(facts, hello["facts"]):
+    if differing := differing_facts(facts, hello["facts"]):
         raise UsageError(f"{member} belongs to another run than process 0: {'; '.join(differing)}")
 
 
-def differences(ours, theirs):
+def differing_facts(ours, theirs):
     """Returns a list of texts, one for each name whose texts differ between two dicts {name: text}."""
     names = sorted(ours.keys() | theirs.keys())
     get = lambda facts, name: facts.get(name, "absent")
@@ -198,7 +198,7 @@ def differences(ours, theirs):
     ]
 
 
-def join(place, own, facts, deadline, seconds):
+def join_meeting(place, own, facts, deadline, seconds):
     """Implements `call_the_roll` in the other processes."""
     link = Link(connected(place, own, deadline, seconds))
     link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 gives up first

@@ -14,7 +14,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped_line
 from cfgjax.base.failures import Failure, expected_failure
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.distributed.environment import find_place, local_devices
 from cfgjax.distributed.rendezvous import call_the_roll
 from cfgjax.distributed.watchdog import Watchdog
@@ -44,7 +44,7 @@ def taking_part(flags, facts, patience):
         return
     meeting = call_the_roll(place, facts | code_facts(), patience.start_timeout_seconds)
     watchdog = Watchdog(meeting, patience.timeout_seconds)
-    processes.watched_by(watchdog)
+    collectives.watched_by(watchdog)
     try:
         import jax
 
@@ -68,7 +68,7 @@ def taking_part(flags, facts, patience):
             if meeting.reserved is not None and sys.platform == "linux":
                 os.close(meeting.reserved)
         yield True
-        processes.stage("the end")
+        collectives.stage("the end")
         watchdog.leave()
         jax.distributed.shutdown()
     except UsageError as e:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.finite import check_samples
+from cfgjax.base.finite import check_finite_samples
 from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
@@ -201,7 +201,7 @@ class Model:
             parts.append(jax.tree.map(gather_rows, drawn))
         found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
         x, seen = found if trajectory else (found, ())
-        check_samples(x, np.arange(len(labels)), labels, weights)
+        check_finite_samples(x, np.arange(len(labels)), labels, weights)
         by_level = [np.moveaxis(a, 1, 0) for a in seen]
         return x, Trajectory(self.grid(chosen.num_steps), *by_level) if trajectory else None
 

@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_weights
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.runs.manifest import damage, move_damaged_metadata, step_directories, write_manifest
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.training_settings import CheckpointSettings
@@ -48,7 +48,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._since = 0.0
         self.seconds = 0.0
-        processes.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
+        collectives.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
         self._failure: BaseException | None = None
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
@@ -70,7 +70,7 @@ class Checkpoints:
             return
         self.wait()
         self._saving, self._since = step, time.monotonic()
-        processes.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
+        collectives.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
@@ -79,22 +79,22 @@ class Checkpoints:
 
         like: the state's shapes, dtypes and shardings. Raises UsageError, and changes nothing, if no step is complete.
         """
-        steps = processes.decided(lambda: step_directories(self.directory), "which steps there are")
+        steps = collectives.decided(lambda: step_directories(self.directory), "which steps there are")
         if not steps:
             return None
-        step = processes.decided(lambda: newest_complete(self.directory, steps), "the newest complete step")
+        step = collectives.decided(lambda: newest_complete(self.directory, steps), "the newest complete step")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         if damaged := [newer for newer in steps if newer > step]:
-            processes.decided(lambda: set_aside(self.directory, damaged), "damaged steps are set aside")
+            collectives.decided(lambda: set_aside(self.directory, damaged), "damaged steps are set aside")
             self._manager.reload()
         return restored.state, restored.history
 
     def wait(self) -> None:
         """Waits for the save in progress. Raises SaveError if it failed."""
-        processes.stage(f"waiting for the save of step {self._saving}")
-        if processes.timeout_seconds() is not None:
-            self._see_progress(2 * processes.timeout_seconds())
+        collectives.stage(f"waiting for the save of step {self._saving}")
+        if collectives.timeout_seconds() is not None:
+            self._see_progress(2 * collectives.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
 
     def check(self) -> None:
@@ -195,7 +195,7 @@ def restore_params(directory: str | Path, rate: str | None, step: int | None = N
     rate: a key of TrainState.ema, or None for the parameters without averaging. Raises UsageError if there are none.
     """
     directory = Path(directory).absolute()
-    step = processes.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
+    step = collectives.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
     return read_params(directory, step, rate), step
 
 

@@ -14,7 +14,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.paths import check_path
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.runs.config import check_resumable, to_json, tuples
 from cfgjax.runs.metrics_file import last_logged_step
 from cfgjax.runs.settings import LATER_SECTIONS, Settings
@@ -96,7 +96,7 @@ class Claim:
         self._data_hash = data_hash
         self._classes = classes
         self._lock: TextIO | None = None  # open in the first process only
-        token = processes.decided(self._take, f"the claim of {workdir}")
+        token = collectives.decided(self._take, f"the claim of {workdir}")
         try:
             self._check_others(token)
         except BaseException:
@@ -108,7 +108,7 @@ class Claim:
         lock = self.path / ".lock"
         own = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
         own |= {"data": np.array(self._data_hash or "")}
-        parts = processes.allgather(own, "the workdir is seen")
+        parts = collectives.allgather(own, "the workdir is seen")
         for i, part in enumerate(parts):
             if not part["same"]:
                 raise UsageError(f"process {i} does not see the workdir {self.path} of process 0; it must lie in a "

@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 
 from cfgjax.base.progress import BAR, clock
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
 from cfgjax.training.extensions import naming
 from cfgjax.training.objective import SHARE
@@ -77,7 +77,7 @@ class RunLog:
         self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
         self._since = time.monotonic(), start_step
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
-        self._kept = processes.decided(read, "the metrics so far")
+        self._kept = collectives.decided(read, "the metrics so far")
         first: dict[str, float] = {"step": start_step}
         self.last = next((line for line in reversed(self._kept) if "loss" in line), first)
         if not self._write:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.settings import Settings
@@ -136,7 +136,7 @@ def loop(
     running: list = []  # metrics of the dispatch that the devices may still compute
     signal = None  # received by any process before a step whose metrics are known
     while step < pace.num_steps:
-        processes.stage(f"step {step}")
+        collectives.stage(f"step {step}")
         state, metrics = dispatch(state, run.batches(step), run.step_key, run.stop_signals(stop))
         step += pace.steps_per_dispatch
         if step < pace.num_steps:
@@ -201,11 +201,11 @@ def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: Ru
     """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
     for hook in filter(due, run.config_hooks):
-        processes.stage(f"{hook.section} at step {step}")
+        collectives.stage(f"{hook.section} at step {step}")
         with runlog.paused():
             hook(state, step, workdir, runlog)
     for hook in filter(due, run.hooks):
-        processes.stage(f"hook {name_of(hook)} at step {step}")
+        collectives.stage(f"hook {name_of(hook)} at step {step}")
         with runlog.paused(), naming("hook", hook, step):
             hook(state, step, workdir, runlog)
 
@@ -213,7 +213,7 @@ def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: Ru
 def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopFlag) -> Any:
     """Returns the dispatch, compiled ahead of time."""
     start = time.monotonic()
-    processes.stage("compiling")
+    collectives.stage("compiling")
     k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
     runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {batch_size} …")
     dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.stop_signals(stop)).compile()

@@ -11,7 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion
 from cfgjax.convert.adm_flags import explained, preset_of
-from cfgjax.convert.adm_sizes import derived
+from cfgjax.convert.adm_sizes import derived_arguments
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import make_network
 from cfgjax.runs.checkpoint import load_params
@@ -59,7 +59,7 @@ GOLDEN = [path for name in KINDS for path in sorted(GOLDENS.glob(f"{name}_*.npz"
 def test_the_sizes_that_are_derived_from_the_weights_are_those_of_the_network(path):
     config, state_dict, _ = load(path)
     kind = KINDS[path.stem.partition("_")[0]]
-    found = derived(state_dict)
+    found = derived_arguments(state_dict)
     assert (found["kind"], found["model_channels"], found["out_channels"]) == (kind, 32, config["out_channels"])
     assert not explained(Preset(kind, config), state_dict)
     if kind == "classifier":
@@ -132,7 +132,7 @@ def test_the_flag_that_explains_another_shape_is_named(changed, expected, tmp_pa
 
 def convert(folder, name, flags, *others):
     words = [f"--{key}={value}" for key, value in flags.items()]
-    return cli.run(
+    return cli.run_command(
         ["convert", "openai-adm", f"--checkpoint={folder / name}", f"--out={folder / 'run'}", *words, *others]
     )
 
@@ -226,7 +226,9 @@ def test_a_network_of_ones_own_becomes_a_workdir(golden, how, tmp_path, capsys):
 )
 def test_flags_that_exclude_each_other_are_reported(golden, words, expected, tmp_path):
     with pytest.raises(UsageError, match=expected):
-        cli.run(["convert", "openai-adm", f"--checkpoint={golden[0] / 'x.pt'}", f"--out={tmp_path / 'run'}", *words])
+        cli.run_command(
+            ["convert", "openai-adm", f"--checkpoint={golden[0] / 'x.pt'}", f"--out={tmp_path / 'run'}", *words]
+        )
 
 
 @pytest.mark.parametrize(("value", "told"), [(np.nan, "1 of"), (np.inf, "1 of"), (-np.inf, "1 of")])

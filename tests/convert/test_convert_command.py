@@ -18,7 +18,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
-from cfgjax.convert.layout import flat, shapes_of
+from cfgjax.convert.layout import leaves_by_path, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
 from cfgjax.runs.checkpoint import Checkpoints, load_params
@@ -69,7 +69,7 @@ def files(tmp_path_factory):
 
 def convert(files, name, out, *others):
     words = ["convert", "openai-adm", f"--preset={name}", f"--checkpoint={files / f'{name}.pt'}", f"--out={out}"]
-    return cli.run([*words, *others])
+    return cli.run_command([*words, *others])
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_a_converted_upsampler_enlarges_images(runs):
 @pytest.mark.slow
 def test_sample_takes_a_converted_workdir(runs, tmp_path):
     words = [f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'grid.png'}", "--per_cell=1", "--num_steps=2"]
-    assert cli.run(["sample", "--labels=0,3", *words]) == 0
+    assert cli.run_command(["sample", "--labels=0,3", *words]) == 0
     assert (tmp_path / "grid.png").stat().st_size > 100
 
 
@@ -136,7 +136,9 @@ def test_the_null_label_is_one_row_more_that_has_yet_to_be_trained(runs, files, 
 
 @EVERY
 def test_there_and_back_is_the_published_file(runs, name, tmp_path):
-    assert cli.run(["convert", "to-openai-adm", f"--workdir={runs / name}", f"--out={tmp_path / 'back.npz'}"]) == 0
+    assert (
+        cli.run_command(["convert", "to-openai-adm", f"--workdir={runs / name}", f"--out={tmp_path / 'back.npz'}"]) == 0
+    )
     expected = weights(name)
     with np.load(tmp_path / "back.npz") as file:
         assert set(file.files) == expected.keys()
@@ -152,7 +154,7 @@ def test_there_and_back_is_the_published_file(runs, name, tmp_path):
 def test_a_pt_file_needs_torch(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs torch, which is not installed; use \.npz"):
-        cli.run(["convert", "to-openai-adm", f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'back.pt'}"])
+        cli.run_command(["convert", "to-openai-adm", f"--workdir={runs / 'tiny'}", f"--out={tmp_path / 'back.pt'}"])
 
 
 # One line, and nothing written
@@ -235,7 +237,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_p
 def test_flags_that_do_not_fit_are_told(words, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=told.replace("?", r"\?")):
-        cli.run(["convert", *words])
+        cli.run_command(["convert", *words])
     assert not list(tmp_path.iterdir())
 
 
@@ -282,7 +284,7 @@ def pipeline(tmp_path):
 
 def convert_diffusers(pipeline, *others):
     words = [f"--checkpoint={pipeline / 'unet'}", f"--out={pipeline / 'run'}", *others]
-    return cli.run(["convert", "diffusers", *words])
+    return cli.run_command(["convert", "diffusers", *words])
 
 
 def test_a_network_of_diffusers_becomes_a_workdir(pipeline):
@@ -337,7 +339,7 @@ def test_what_a_workdir_holds_is_what_the_file_held(pipeline):
     convert_diffusers(pipeline)
     _, state_dict, _ = load(GOLDENS / "diffusers_unet_adm.npz")
     values = np.sort(np.concatenate([value.ravel() for value in state_dict.values()]).astype(np.float32))
-    params = flat(load_params(pipeline / "run", read_settings(pipeline / "run"))[0])
+    params = leaves_by_path(load_params(pipeline / "run", read_settings(pipeline / "run"))[0])
     np.testing.assert_array_equal(np.sort(np.concatenate([leaf.ravel() for leaf in params.values()])), values)
 
 
@@ -351,7 +353,7 @@ def test_a_pipeline_of_half_precision_in_shards_is_read(pipeline, capsys):
         save_safetensors(pipeline / "unet" / shard, dict(list(state_dict.items())[i::2]))
     index = {"weight_map": {key: shards[i % 2] for i, key in enumerate(state_dict)}}
     (pipeline / "unet/diffusion_pytorch_model.fp16.safetensors.index.json").write_text(json.dumps(index))
-    assert cli.run(["convert", "diffusers", f"--checkpoint={pipeline}", f"--out={pipeline / 'run'}"]) == 0
+    assert cli.run_command(["convert", "diffusers", f"--checkpoint={pipeline}", f"--out={pipeline / 'run'}"]) == 0
     assert "read unet/diffusion_pytorch_model.fp16.safetensors.index.json" in capsys.readouterr().out
     assert read_settings(pipeline / "run").diffusion.num_timesteps == 400
 
@@ -365,18 +367,21 @@ def test_weights_with_a_nan_are_refused_wherever_they_are_loaded(runs, tmp_path)
     with Checkpoints(tmp_path / "run/checkpoints", CheckpointSettings(1)) as checkpoints:
         checkpoints.save(0, TrainState(jnp.int32(0), broken, {}, ()), [])
     told = r"\A[^\n]*checkpoint step 0 of [^\n]*run: label has 1 of 640 values that are not finite\Z"
-    for load_it in (cfgjax.load, lambda run: cli.run(["sample", f"--workdir={run}", f"--out={tmp_path / 'x.png'}"])):
+    for load_it in (
+        cfgjax.load,
+        lambda run: cli.run_command(["sample", f"--workdir={run}", f"--out={tmp_path / 'x.png'}"]),
+    ):
         with pytest.raises(UsageError, match=told):
             load_it(tmp_path / "run")
     with pytest.raises(UsageError, match=told):
-        cli.run(["convert", "to-openai-adm", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'x.npz'}"])
+        cli.run_command(["convert", "to-openai-adm", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'x.npz'}"])
     assert os.listdir(tmp_path) == ["run"]
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_lists_the_conversions(word, capsys):
-    assert cli.run(["convert", word]) == 0
+    assert cli.run_command(["convert", word]) == 0
     out = capsys.readouterr().out
     assert all(f"\n  {name} --" in out for name in ("openai-adm", "diffusers", "to-openai-adm"))
-    assert cli.run(["convert", "openai-adm", word]) == 0
+    assert cli.run_command(["convert", "openai-adm", word]) == 0
     assert "--num_res_blocks" in capsys.readouterr().out

@@ -10,7 +10,7 @@ from weight_files import GOLDENS, load
 
 from cfgjax.base.errors import UsageError
 from cfgjax.convert import guided_diffusion
-from cfgjax.convert.layout import add_null_row, flat, shapes_of, with_null_label
+from cfgjax.convert.layout import add_null_row, leaves_by_path, shapes_of, with_null_label
 from cfgjax.nets import MLP, UNet
 
 UNETS = sorted(GOLDENS.glob("unet_*.npz"))
@@ -85,8 +85,10 @@ def test_there_and_back_is_the_same_keys_and_bits(path):
 @EVERY
 def test_back_and_there_is_the_same_parameters(path):
     (config, _, _), (net, params) = load(path), imported(path)
-    again = flat(IMPORTS[path](config, guided_diffusion.state_dict(net, jax.tree.map(jnp.asarray, params)))[1])
-    for name, leaf in flat(params).items():
+    again = leaves_by_path(
+        IMPORTS[path](config, guided_diffusion.state_dict(net, jax.tree.map(jnp.asarray, params)))[1]
+    )
+    for name, leaf in leaves_by_path(params).items():
         np.testing.assert_array_equal(again.pop(name), leaf, err_msg=str(name))
     assert not again
 

@@ -9,7 +9,7 @@ from images import write_npz
 from tiny import open_source
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.main import run
+from cfgjax.cli.main import run_command
 
 pytest.importorskip("array_record")
 CONFIG = {"source": "prepared", "num_classes": 4, "image_shape": (8, 8, 3)}
@@ -17,7 +17,9 @@ COUNT = 300  # two shards
 
 
 def prepare(folder, *words):
-    return run(["prepare", "npz", str(folder / "a.npz"), str(folder / "set"), "--size=8", "--workers=1", *words])
+    return run_command(
+        ["prepare", "npz", str(folder / "a.npz"), str(folder / "set"), "--size=8", "--workers=1", *words]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_a_damaged_description_is_reported_on_one_line_with_a_remedy(kind, folde
     for use in (
         lambda: open_source(**CONFIG, path=str(folder / "set")),
         lambda: prepare(folder, "--encoding=raw"),
-        lambda: run(["prepare", "--verify", str(folder / "set")]),
+        lambda: run_command(["prepare", "--verify", str(folder / "set")]),
     ):
         with pytest.raises(UsageError, match=r"dataset\.json.*again") as raised:
             use()
@@ -132,7 +134,7 @@ def test_a_damaged_file_is_found_at_opening(kind, name, folder):
     (DAMAGE | {"longer": lambda path: path.write_bytes(path.read_bytes() + b"0" * 80)})[kind](path)
     for use in (
         lambda: open_source(**CONFIG, path=str(folder / "set")),
-        lambda: run(["prepare", "--verify", str(folder / "set")]),
+        lambda: run_command(["prepare", "--verify", str(folder / "set")]),
     ):
         with pytest.raises(UsageError, match=name):
             use()
@@ -145,18 +147,18 @@ def relabelled(folder):
 
 
 def test_verify_detects_a_changed_byte_anywhere(folder, capsys):
-    assert run(["prepare", "--verify", str(folder / "set")]) == 0
+    assert run_command(["prepare", "--verify", str(folder / "set")]) == 0
     assert "300 images match their hashes" in capsys.readouterr().out
     path = folder / "set" / "shard-00000-of-00002.array_record"
     whole = path.read_bytes()
     for place in (0.0, 0.3, 0.6, 0.9999):
         flip(path, place)
         with pytest.raises((OSError, UsageError), match="shard-00000-of-00002.array_record"):
-            run(["prepare", "--verify", str(folder / "set")])
+            run_command(["prepare", "--verify", str(folder / "set")])
         path.write_bytes(whole)
     relabelled(folder)
     with pytest.raises(OSError, match=r"label\.npy does not match its hash"):
-        run(["prepare", "--verify", str(folder / "set")])
+        run_command(["prepare", "--verify", str(folder / "set")])
 
 
 def test_sets_of_the_first_format_are_read_and_verified(folder):
@@ -167,10 +169,10 @@ def test_sets_of_the_first_format_are_read_and_verified(folder):
     path.write_text(json.dumps(about | {"format": 1, "shards": shards}))
     data = open_source(**CONFIG, path=str(folder / "set"))
     assert np.array_equal(data.images(np.arange(COUNT)), np.load(folder / "a.npz")["image"])
-    assert run(["prepare", "--verify", str(folder / "set")]) == 0
+    assert run_command(["prepare", "--verify", str(folder / "set")]) == 0
     relabelled(folder)
     with pytest.raises(OSError, match="does not match its hash"):
-        run(["prepare", "--verify", str(folder / "set")])
+        run_command(["prepare", "--verify", str(folder / "set")])
 
 
 SHARD = {"file": "a", "num_examples": 1, "bytes": 1}

@@ -12,12 +12,12 @@ from PIL import Image
 from tiny import open_source
 
 from cfgjax.base.errors import UsageError, printable
-from cfgjax.cli.main import run
+from cfgjax.cli.main import run_command
 from cfgjax.data.sources.folder import list_folder
 
 
 def prepare(*words):
-    return run(["prepare", "folder", *map(str, words), "--size=8", "--workers=1"])
+    return run_command(["prepare", "folder", *map(str, words), "--size=8", "--workers=1"])
 
 
 def about(path):
@@ -147,7 +147,7 @@ def test_a_prepared_set_may_be_in_a_folder_of_any_name(name, tmp_path, capsys):
     assert prepare(root, out) == 0
     data = open_source(source="prepared", path=str(out), num_classes=1, image_shape=(8, 8, 3))
     assert len(data.images(np.arange(len(data)))) == len(data)
-    assert run(["prepare", "--verify", str(out)]) == 0
+    assert run_command(["prepare", "--verify", str(out)]) == 0
 
 
 def test_a_terminal_that_only_supports_ascii_works(tmp_path):
@@ -198,7 +198,7 @@ def test_another_order_of_classes_is_printed_recorded_and_changes_the_hash(tmp_p
     with pytest.raises(UsageError, match="unknown class_order 'numbers'"):
         open_source(**config, class_order="numbers")
     with pytest.raises(UsageError, match="--class_order is only for folders"):
-        run(["prepare", "npz", "a.npz", "out", "--size=8", "--class_order=numeric"])
+        run_command(["prepare", "npz", "a.npz", "out", "--size=8", "--class_order=numeric"])
 
 
 @pytest.mark.parametrize("out", ["", "out", "ant/out", "../link/out", "../images"])

@@ -19,7 +19,7 @@ from tiny import EXPERIMENTS, open_source, same_trees, settings, update
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
-from cfgjax.cli.main import run
+from cfgjax.cli.main import run_command
 from cfgjax.data.batches import batch_at
 from cfgjax.data.pipeline import Batches
 from cfgjax.evaluation.features.networks import load_features
@@ -36,7 +36,7 @@ def path(tmp_path_factory):
     """A prepared set of 50 images 8×8×3 of 10 classes."""
     folder = tmp_path_factory.mktemp("data")
     write_npz(folder / "a.npz", count=50, classes=10)
-    run(["prepare", "npz", f"{folder}/a.npz", f"{folder}/set", "--size=8", "--workers=1"])
+    run_command(["prepare", "npz", f"{folder}/a.npz", f"{folder}/set", "--size=8", "--workers=1"])
     return str(folder / "set")
 
 
@@ -172,7 +172,7 @@ def replaced(tmp_path):
     folder, hashes = tmp_path / "set", []
     for count in (40, 50):
         write_npz(tmp_path / f"{count}.npz", count=count, classes=10)
-        run(["prepare", "npz", f"{tmp_path}/{count}.npz", f"{tmp_path}/{count}", "--size=8", "--workers=1"])
+        run_command(["prepare", "npz", f"{tmp_path}/{count}.npz", f"{tmp_path}/{count}", "--size=8", "--workers=1"])
         hashes.append(json.loads((tmp_path / f"{count}" / "dataset.json").read_text())["hash"])
     (tmp_path / "40").rename(folder)
 
@@ -286,7 +286,7 @@ def test_the_reference_of_a_prepared_set_equals_that_of_its_images_as_an_npz(pat
     train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
     make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "
     make += f"--config.data.path={path} --features=classifier --classifier={tmp_path}/classifier --out={tmp_path}/r.npz"
-    assert run(make.split()) == 0
+    assert run_command(make.split()) == 0
     npz = {"source": "npz", "path": f"{Path(path).parent}/a.npz", "num_classes": 10, "image_shape": (8, 8, 3)}
     network = load_features("classifier", settings(config_of(path)).data, classifier=tmp_path / "classifier")
     found, expected = read_npz(tmp_path / "r.npz"), of_dataset(open_source(**npz), network, "an npz")

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import open_source
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.main import run
+from cfgjax.cli.main import run_command
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.prepare import shard_size
 
@@ -21,7 +21,7 @@ pytest.importorskip("array_record")
 
 def prepare(*words):
     """The exit code of cfgjax prepare, with one worker unless words say otherwise."""
-    return run(["prepare", *map(str, words[:3]), "--workers=1", *words[3:]])
+    return run_command(["prepare", *map(str, words[:3]), "--workers=1", *words[3:]])
 
 
 def opened(path, **changes):
@@ -276,7 +276,7 @@ def test_a_broken_image_of_a_folder_read_directly_is_named(tmp_path):
 )
 def test_bad_command_lines_are_reported(words, told):
     with pytest.raises(UsageError, match=told):
-        run(["prepare", *words])
+        run_command(["prepare", *words])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import open_source
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.main import run
+from cfgjax.cli.main import run_command
 from cfgjax.data.sources.tfds import Tfds, list_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -126,7 +126,7 @@ def test_labels_that_cannot_be_cached_are_read_each_time(trouble, toy, caches, r
 
 
 def test_a_prepared_tfds_set_equals_the_set_read_directly(toy, tmp_path):
-    assert run(["prepare", "tfds", toy, f"{tmp_path}/set", "--size=8", "--workers=2"]) == 0
+    assert run_command(["prepare", "tfds", toy, f"{tmp_path}/set", "--size=8", "--workers=2"]) == 0
     prepared = open_source(source="prepared", path=f"{tmp_path}/set", num_classes=3, image_shape=(8, 8, 3))
     check(prepared)
     direct = open_source(source="tfds", path=toy, num_classes=3, image_shape=(8, 8, 3))
@@ -146,7 +146,7 @@ def test_folders_without_a_tfds_set_are_reported(toy, tmp_path):
     with pytest.raises(UsageError, match="has no split 'tset'; it has train"):
         list_tfds(toy, "tset")
     with pytest.raises(UsageError, match="TFDS has no set 'cifar11', did you mean 'cifar10"):
-        run(["prepare", "tfds", "cifar11", f"{tmp_path}/out", "--size=8", f"--data_dir={tmp_path}"])
+        run_command(["prepare", "tfds", "cifar11", f"{tmp_path}/out", "--size=8", f"--data_dir={tmp_path}"])
     with pytest.raises(UsageError, match="has 3 classes; data.num_classes, .* is 10"):
         open_source(source="tfds", path=toy, num_classes=10, image_shape=(8, 8, 3))
     with pytest.raises(UsageError, match="the TFDS set mnist is not prepared in .*: cfgjax prepare tfds mnist"):

@@ -52,7 +52,7 @@ def table_of(out):
 
 
 def compare(*words):
-    return cli.run(["compare", *map(str, words)])
+    return cli.run_command(["compare", *map(str, words)])
 
 
 def published(**changed):

@@ -12,7 +12,7 @@ import pytest
 from test_frontier import GRID, Ran, assert_close, trained
 
 import cfgjax
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.networks import exact
 
 pytestmark = pytest.mark.e2e
@@ -43,16 +43,16 @@ def own(index):
 
 
 def check_exchange():
-    """The laws of `processes` that need two of them; run in each."""
+    """The laws of `collectives` that need two of them; run in each."""
     import jax
 
     mine, all_of_them = own(jax.process_index()), [own(0), own(1)]
-    for found, given in zip(processes.allgather(mine), all_of_them, strict=True):
+    for found, given in zip(collectives.allgather(mine), all_of_them, strict=True):
         for name, array in given.items():
             assert found[name].dtype == array.dtype and found[name].tobytes() == array.tobytes(), name
-    together = processes.concatenated({"points": mine["points"]})["points"]
+    together = collectives.concatenated({"points": mine["points"]})["points"]
     assert np.array_equal(together, np.concatenate([given["points"] for given in all_of_them]))
-    assert processes.summed({"count": mine["count"]})["count"] == 2**54 + 1
+    assert collectives.summed({"count": mine["count"]})["count"] == 2**54 + 1
 
 
 def evaluate(workdir, folder):

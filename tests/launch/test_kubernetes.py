@@ -19,7 +19,7 @@ DEVICES = {
 
 def printed(capsys, flags):
     words = f"launch kubernetes --image=me/cfgjax:1 --claim=runs {flags} --dry_run -- {TRAIN}"
-    assert cli.run(shlex.split(words)) == 0
+    assert cli.run_command(shlex.split(words)) == 0
     return yaml.safe_load(capsys.readouterr().out)
 
 

@@ -26,12 +26,12 @@ HEADER = re.compile(r"# Made by, and ready to edit:\n((?:#   .*\n)+)")
 
 
 def launch(words):
-    return cli.run(["launch", *shlex.split(words)])
+    return cli.run_command(["launch", *shlex.split(words)])
 
 
 def dry_run(capsys, words):
     """What a command prints with --dry_run."""
-    assert cli.run(shlex.split(words.replace("--dry_run", "--dry-run"))) == 0
+    assert cli.run_command(shlex.split(words.replace("--dry_run", "--dry-run"))) == 0
     return capsys.readouterr().out
 
 

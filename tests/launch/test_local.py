@@ -140,5 +140,5 @@ def test_an_interpreter_that_cannot_be_started_is_bad_usage(command, python, tmp
         "sweep": [f"--sweep={tmp_path / 'sweep.py'}", f"--out={tmp_path / 'out'}"],
     }[command]
     with pytest.raises(UsageError, match=f"--python={python}"):
-        cli.run([*command.split(), f"--python={python}", *tail])
+        cli.run_command([*command.split(), f"--python={python}", *tail])
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.py"]

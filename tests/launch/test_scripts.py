@@ -70,7 +70,7 @@ def dry_run(capsys, *words):
     """What a command prints with --dry_run, or None where it refuses its words in one line."""
     refused = ""
     try:
-        assert cli.run(list(words)) == 0
+        assert cli.run_command(list(words)) == 0
     except UsageError as e:
         refused = str(e)
     assert refused.isprintable()  # so that it is one line

@@ -25,7 +25,7 @@ def calls(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
 
     def calls(words):
-        assert cli.run(["launch", "tpu_vm", *words.split(), *WHERE.split(), "--", *TRAIN.split()]) == 0
+        assert cli.run_command(["launch", "tpu_vm", *words.split(), *WHERE.split(), "--", *TRAIN.split()]) == 0
         said = (tmp_path / "calls").read_text().split("\0\n\0")[:-1]
         (tmp_path / "calls").unlink()
         return [call.split("\0") for call in said]
@@ -59,7 +59,7 @@ def test_copy_wants_the_source_here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     train = f"train --config={ROOT}/experiments/digits.py --workdir=x"
     with pytest.raises(UsageError, match="there is no cfgjax here"):
-        cli.run(["launch", "tpu_vm", "--zone=z", "--action=copy", "--", *train.split()])
+        cli.run_command(["launch", "tpu_vm", "--zone=z", "--action=copy", "--", *train.split()])
 
 
 @pytest.fixture

@@ -10,9 +10,15 @@ from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import AXES
 from cfgjax.jobs.preflight import memory
 from cfgjax.jobs.preflight.advice import passes_needed, replicated_parameters, warnings
-from cfgjax.jobs.preflight.figures import batch_figures, figures, fitting, flops_per_image, memory_figures
 from cfgjax.jobs.preflight.residuals import residuals
 from cfgjax.jobs.preflight.sizes import bytes_text, parse_bytes
+from cfgjax.jobs.preflight.step_figures import (
+    batch_figures,
+    fitting_batches,
+    flops_per_image,
+    memory_figures,
+    step_figures,
+)
 from cfgjax.runs.config import load_file
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
@@ -118,12 +124,12 @@ def test_the_largest_batch_fits_and_one_image_more_does_not():
     program = Program(mixture_config(**{"mesh.data": 8}))
     found = memory_figures(program) | {"batch": batch_figures(program), "devices": 8}
     for count, peak in (("named", "peak"), ("least", "peak_least")):
-        largest = fitting(found, 10**6)[count]["per_pass"]
+        largest = fitting_batches(found, 10**6)[count]["per_pass"]
         grow = found["activation_bytes"][count]["per_image"] + found["batch_bytes_per_image"]
         at_most = found["bytes_per_device"][peak] + (largest - 2) * grow  # 16 images on 8 devices: 2 each
         assert at_most <= memory.USABLE * 10**6 < at_most + grow
-    assert fitting(found, 1)["named"]["per_pass"] == 0
-    assert fitting(found, 10**12)["named"]["fits"]
+    assert fitting_batches(found, 1)["named"]["per_pass"] == 0
+    assert fitting_batches(found, 10**12)["named"]["fits"]
 
 
 def test_accumulating_in_as_many_parts_as_are_asked_for_fits():
@@ -161,10 +167,10 @@ def test_parameters_that_fsdp_does_not_divide_are_named_with_their_bytes():
 
 @pytest.mark.slow
 def test_memory_that_does_not_suffice_is_told_with_what_would():
-    found = figures(mixture_config(**{"train.batch_size": 4096}), hbm=4 * 10**5)
+    found = step_figures(mixture_config(**{"train.batch_size": 4096}), hbm=4 * 10**5)
     (told,) = found["warnings"]
     assert "fit into 380 kB" in told and "train.accumulate_steps=" in told
-    assert not figures(mixture_config(), hbm=10**9)["warnings"]
+    assert not step_figures(mixture_config(), hbm=10**9)["warnings"]
 
 
 def test_devices_that_need_not_exist_hold_the_same_shards():

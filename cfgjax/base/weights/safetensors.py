@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.json_files import MAX_BYTES, check_keys, check_type, parse_json
+from cfgjax.base.json_files import MAX_JSON_BYTES, check_keys, check_type, parse_json
 from cfgjax.base.weights.torch_files import STORAGES
 
 DTYPES = {
@@ -35,8 +35,8 @@ def read_safetensors(path, file):
     size = os.fstat(file.fileno()).st_size - 8 - length
     if size < 0:
         raise UsageError(f"{path} is damaged: its header declares {length} bytes; {size + length} are left")
-    if length > MAX_BYTES:
-        raise UsageError(f"{path} is damaged: its header has {length} bytes; the maximum is {MAX_BYTES}")
+    if length > MAX_JSON_BYTES:
+        raise UsageError(f"{path} is damaged: its header has {length} bytes; the maximum is {MAX_JSON_BYTES}")
     header = parse_json(file.read(length))
     header.pop("__metadata__", None)
     for key, entry in header.items():

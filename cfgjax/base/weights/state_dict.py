@@ -44,17 +44,17 @@ def read_weights(path):
     """
     try:
         if Path(path).suffix == ".json":
-            return Weights(*unwrap(read_shards(path, lambda shard: guarded(shard, unwrapped=False).arrays)))
-        return guarded(path)
+            return Weights(*unwrap(read_shards(path, lambda shard: read_file(shard, unwrapped=False).arrays)))
+        return read_file(path)
     except FileNotFoundError as e:
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
 
 
-def guarded(path, *, unwrapped=True):
+def read_file(path, *, unwrapped=True):
     """Returns the `Weights` in one file, with the errors of `read_weights`. unwrapped: whether to apply `unwrap`."""
     try:
         with open(path, "rb") as file:
-            return read(path, file, unwrap if unwrapped else lambda value: (value, (), ()))
+            return read_opened(path, file, unwrap if unwrapped else lambda value: (value, (), ()))
     except UsageError:
         raise
     except OSError as e:
@@ -63,7 +63,7 @@ def guarded(path, *, unwrapped=True):
         raise UsageError(f"cannot read {path}: {one_line(e)}") from e
 
 
-def read(path, file, unwrap):
+def read_opened(path, file, unwrap):
     """Returns the `Weights` in an open file."""
     begin = file.read(9)
     file.seek(0)

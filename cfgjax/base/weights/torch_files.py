@@ -146,13 +146,13 @@ def arrays(path, tensors, read_storages):
     for key, tensor in tensors.items():
         if type(key) is not str or not isinstance(tensor, Tensor):
             raise UsageError(f"{path} holds {key!r}, a {type(tensor).__name__}; need tensors by name")
-        if not fits(tensor):
+        if not fits_storage(tensor):
             raise UsageError(f"{path} is damaged: tensor {key} reaches outside its storage")
     storages = read_storages({tensor.storage.key for tensor in tensors.values()})
     return {key: view(tensor, storages[tensor.storage.key]) for key, tensor in tensors.items()}
 
 
-def fits(tensor):
+def fits_storage(tensor):
     """Returns whether a tensor lies in its storage and, if it is large, has no more elements than its storage."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
@@ -164,7 +164,7 @@ def fits(tensor):
 
 
 def view(tensor, buffer):
-    """Returns the array of a Tensor as a view of the bytes of its storage. `fits` must hold."""
+    """Returns the array of a Tensor as a view of the bytes of its storage. `fits_storage` must hold."""
     dtype = STORAGES[tensor.storage.kind]
     if 0 in tensor.shape or math.prod(tensor.shape) == 1:  # the strides have no meaning and may have any value
         flat = np.frombuffer(buffer, dtype)[tensor.offset : tensor.offset + math.prod(tensor.shape)]

@@ -5,7 +5,7 @@ import re
 
 PLAIN = ("state_dict", "model_state_dict", "model", "module", "net", "network", "unet", "online_model", "_orig_mod")
 EMA = re.compile(r"(?:.*_)?ema(?:_.*)?")
-MAX_DEPTH = 8
+MAX_WRAPPERS = 8
 
 
 def unwrap(value):
@@ -19,7 +19,7 @@ def unwrap(value):
 
 def _unwrap(value, depth):
     """Returns the same as `unwrap`, or None if there is no array."""
-    if not isinstance(value, dict) or depth > MAX_DEPTH:
+    if not isinstance(value, dict) or depth > MAX_WRAPPERS:
         return None
     parts = inner_dicts(value)
     found = [(name, inner) for name in parts if (inner := _unwrap(parts[name], depth + 1)) is not None]

@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, PyTree, Shaped
 
-from cfgjax.base.download import find_inception
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import sha256
+from cfgjax.base.inception_weights import find_inception
 from cfgjax.data.batches import to_float
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated

@@ -21,7 +21,7 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
@@ -86,7 +86,7 @@ class Frontier:
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
-            processes.barrier("the frontier's shards are found")
+            collectives.barrier("the frontier's shards are found")
         except BaseException:
             self.close()
             raise
@@ -101,7 +101,7 @@ class Frontier:
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
-        return processes.decided(lambda: self._missing_in(reference), "how many samples are missing")
+        return collectives.decided(lambda: self._missing_in(reference), "how many samples are missing")
 
     def _missing_in(self, reference: Reference) -> int:
         unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
@@ -122,19 +122,19 @@ class Frontier:
         """
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
-            if (metrics := processes.decided(cached, "a setting's metrics")) is None:
+            if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics = self._measure(store, reference, check)
                 if jax.process_index() == 0:
                     path, identity = self._metrics_file(store, reference)
                     write_hashed_metrics(path, identity, metrics)
-                processes.barrier("a setting is measured")
-                metrics = processes.decided(cached, "a setting's metrics")
+                collectives.barrier("a setting is measured")
+                metrics = collectives.decided(cached, "a setting's metrics")
             yield {**setting.row, "num_samples": self.num_samples, **metrics}
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
-        missing = processes.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
+        missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
         rate = setting.options.ema
@@ -151,7 +151,7 @@ class Frontier:
             left -= drawn
             advance(drawn)
             check()
-        processes.barrier("a setting is drawn")
+        collectives.barrier("a setting is drawn")
         store.rescan()
 
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Frontier:
 def claim(folder: PathLike) -> TextIO | None:
     """Locks the folder (created if missing) in the first process. Returns the open lock file, None in the others."""
     locks: list[TextIO] = []
-    processes.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
+    collectives.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
     return locks[0] if locks else None
 
 
@@ -236,9 +236,9 @@ def find_reference(
     for part in data.content():
         digest.update(part)
     kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
-    if not processes.decided(lambda: is_sound(kept), "whether the reference exists"):
+    if not collectives.decided(lambda: is_sound(kept), "whether the reference exists"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:
             reference.save(kept)
-        processes.barrier("the reference is made")
+        collectives.barrier("the reference is made")
     return load_reference(kept, network, image_shape)

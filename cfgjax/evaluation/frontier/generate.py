@@ -14,7 +14,7 @@ from jaxtyping import Int, Shaped
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
-from cfgjax.base.finite import check_samples
+from cfgjax.base.finite import check_finite_samples
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
@@ -88,7 +88,7 @@ def gathered_part(
     rows, values = local_rows(x)
     keep = rows < len(wanted)
     rows, values = rows[keep], values[keep]
-    check_samples(values, wanted[rows], labels[rows], np.full(len(rows), weight))
+    check_finite_samples(values, wanted[rows], labels[rows], np.full(len(rows), weight))
     return wanted[rows], labels[rows], to_uint8(values) if is_image else values
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from numpy.typing import DTypeLike
 
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.evaluation.metrics.scores import Moments, SplitScores, split_bounds
 
 Indices = Int[np.ndarray, " b"]
@@ -58,7 +58,7 @@ class FeatureMoments:
     def reduced(self) -> dict[str, Moments]:
         """Returns {name: Moments} over all processes."""
         return {
-            name: functools.reduce(Moments.merge, (Moments(**part) for part in processes.allgather(vars(moments))))
+            name: functools.reduce(Moments.merge, (Moments(**part) for part in collectives.allgather(vars(moments))))
             for name, moments in self.of.items()
         }
 
@@ -80,7 +80,7 @@ class Scores:
     def metrics(self, name: str) -> dict[str, float]:
         """Returns {name, name_10, name_10_std: float} over all processes."""
         for scores in self.of.values():
-            vars(scores).update(processes.summed({k: v for k, v in vars(scores).items() if k != "bounds"}))
+            vars(scores).update(collectives.summed({k: v for k, v in vars(scores).items() if k != "bounds"}))
         values = {"": self.of["IS"].score()[0]}
         if "IS_10" in self.of:
             values["_10"], values["_10_std"] = self.of["IS_10"].score()
@@ -103,7 +103,7 @@ class Verdict:
 
     def metrics(self) -> dict[str, Any]:
         """Returns the metrics over all processes. accuracy_per_class has None for classes that were not requested."""
-        sums = processes.summed(self.sums)
+        sums = collectives.summed(self.sums)
         requested, correct = sums["requested"], sums["correct"]
         return {
             "accuracy": correct.sum() / requested.sum(),
@@ -126,5 +126,5 @@ class IndexedRows:
     def reduced(self) -> np.ndarray:
         """Returns the rows of all processes in the order of their index."""
         rows = {"index": np.concatenate(self._index), "values": np.concatenate(self._values)}
-        rows = processes.concatenated(rows)
+        rows = collectives.concatenated(rows)
         return rows["values"][np.argsort(rows["index"])]

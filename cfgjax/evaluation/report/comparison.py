@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cfgjax.base.cells import aligned, cell_text, either, text
-from cfgjax.base.download import INCEPTION_SHA256
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.inception_weights import INCEPTION_SHA256
 from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.evaluation.report.frontier_files import Row
 from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets, published_form, stated

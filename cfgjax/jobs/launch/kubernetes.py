@@ -46,7 +46,7 @@ def define_flags(given):
 
 def launch(given, job):
     """Applies the manifest, or prints it with --dry_run."""
-    check_flags(given, job)
+    check_jobset_flags(given, job)
     import yaml
 
     text = yaml.safe_dump(manifest(given, job), sort_keys=False, default_flow_style=False, width=120)
@@ -57,7 +57,7 @@ def launch(given, job):
     return DONE
 
 
-def check_flags(given, job):
+def check_jobset_flags(given, job):
     """Raises UsageError for flags that are missing or contradict each other."""
     for name in ("image", "claim", "hosts"):
         if not given[name].value:

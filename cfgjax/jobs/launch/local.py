@@ -41,10 +41,10 @@ def launch(given, job):
     argv = argv_of(given.python, job.words)
     shared, own = environments(given.num_processes, given.port or free_port(), given.devices_per_process)
     if given.dry_run:
-        print("\n".join(script(argv, shared, own)))
+        print("\n".join(script_lines(argv, shared, own)))
         return DONE
     check_interpreter(given.python)
-    return Group(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
+    return ProcessGroup(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
 
 
 def environments(num_processes, port, devices_per_process):
@@ -66,13 +66,13 @@ def free_port():
                 return port
 
 
-def script(argv, shared, own):
+def script_lines(argv, shared, own):
     """Returns the lines of a shell script that starts the same processes."""
     setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
     return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
 
 
-class Group:
+class ProcessGroup:
     """Processes of one command. If one fails, all end. Signals to this process are forwarded to all.
 
     The processes end with this one, even if it is killed. Process 0 writes to this process's output. Output lines of

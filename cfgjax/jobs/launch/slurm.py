@@ -19,7 +19,7 @@ from cfgjax.jobs.launch.job import argv_of, check_python, check_time, shell_line
 from cfgjax.jobs.launch.programs import output_of, require
 from cfgjax.jobs.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
 
-OPTIONS = ("partition", "account", "qos", "constraint")
+SBATCH_OPTIONS = ("partition", "account", "qos", "constraint")
 
 
 def define_flags(given):
@@ -38,7 +38,7 @@ def define_flags(given):
         "Seconds before the time limit at which the processes get SIGTERM and save.",
         lower_bound=1,
     )
-    for name in OPTIONS:
+    for name in SBATCH_OPTIONS:
         text(name, None, f"Slurm's --{name}.")
     text("job_name", None, "Name of the job; by default that of the folder.")
     flags.DEFINE_multi_string(
@@ -51,18 +51,18 @@ def define_flags(given):
 
 def launch(given, job):
     """Submits the job and prints its number and the path of its output."""
-    check_flags(given)
+    check_slurm_flags(given)
     logs = Path(given.logs or Path(job.workdir) / "slurm")
-    text = script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
+    text = job_script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
     if given.dry_run:
         print(text, end="")
         return DONE
-    number = submit(text, logs)
+    number = submit_script(text, logs)
     print(f"submitted job {number}; output in {logs / f'{number}.log'}")
     return DONE
 
 
-def check_flags(given):
+def check_slurm_flags(given):
     """Raises UsageError for flags that are missing, contradict each other, or cannot be written to the script."""
     if given.time is None:
         raise UsageError("--time must be given: the job saves before this limit and is requeued")
@@ -77,7 +77,7 @@ def check_flags(given):
         raise UsageError(f"--sbatch={wrong[0]!r}: need an option of sbatch, such as --sbatch=--mem=64G")
 
 
-def submit(text, logs):
+def submit_script(text, logs):
     """Submits a script and returns its job number. logs: the folder of its output, created if missing."""
     check_folder(logs, f"the folder {logs} of Slurm's output")
     require("sbatch")
@@ -88,7 +88,7 @@ def submit(text, logs):
     return output_of(["sbatch", "--parsable"], text).partition(";")[0]
 
 
-def script(given, name, log, lines, array=None):
+def job_script(given, name, log, lines, array=None):
     """Returns a job's script: options, environment, then lines. log: a path with Slurm's %j or %A and %a."""
     options = [
         f"--job-name={name}",
@@ -98,7 +98,7 @@ def script(given, name, log, lines, array=None):
         *([f"--gpus-per-node={given.gpus_per_node}"] if given.gpus_per_node else []),
         *([f"--cpus-per-task={given.cpus_per_task}"] if given.cpus_per_task else []),
         f"--time={given.time}",
-        *(f"--{option}={given[option].value}" for option in OPTIONS if given[option].value),
+        *(f"--{option}={given[option].value}" for option in SBATCH_OPTIONS if given[option].value),
         f"--output={log}",
         "--open-mode=append",
         "--requeue",

@@ -75,7 +75,7 @@ def copy(given, name, job):
     return [ssh(given, name, "mkdir -p cfgjax"), sent]
 
 
-def run(given, name, job):
+def run_job(given, name, job):
     """Returns the gcloud calls that install cfgjax and start the command on every worker."""
     return [ssh(given, name, start_text(given.setup, argv_of(given.python, job.words)))]
 
@@ -100,7 +100,7 @@ def delete(given, name, job):
     return [gcloud(given, "queued-resources", "delete", name, "--force")]
 
 
-ACTIONS = dict(create=create, copy=copy, run=run, stop=stop, status=status, logs=logs, delete=delete)
+ACTIONS = dict(create=create, copy=copy, run=run_job, stop=stop, status=status, logs=logs, delete=delete)
 
 
 def gcloud(given, *words):

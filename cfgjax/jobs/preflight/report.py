@@ -19,15 +19,15 @@ PARTS = {  # key of bytes_per_device: description
 
 
 def report(found):
-    """Returns the dict of `figures` as lines of text."""
-    sections = [about(found), memory(found), cost(found)]
+    """Returns the dict of `step_figures` as lines of text."""
+    sections = [step_section(found), memory_section(found), cost_section(found)]
     blocks = [[title, *aligned([("", *line) for line in lines], right=False)] for title, lines in sections]
     text = [line for block in blocks for line in [*block, ""]]
-    text += notes(found)
+    text += explanations(found)
     return [*text, *[f"WARNING: {line}" for line in found["warnings"]]]
 
 
-def about(found):
+def step_section(found):
     """Returns (title, lines) about the model, the mesh and the batch."""
     batch, mesh = found["batch"], found["mesh"]
     passes = batch["accumulate_steps"]
@@ -41,7 +41,7 @@ def about(found):
     ]
 
 
-def memory(found):
+def memory_section(found):
     """Returns (title, lines) about the memory of each device."""
     parts, program, notes = found["bytes_per_device"], found["program_bytes"], {}
     for name, kept in found["activation_bytes"].items():
@@ -70,7 +70,7 @@ def largest(fits):
     return (f"{fits['per_device']:,}", f"{fits['global']:,} in total") if fits["per_pass"] else ("none", "")
 
 
-def cost(found):
+def cost_section(found):
     """Returns (title, lines) about the FLOPs of a step and the communication of each device."""
     flops, batch = found["flops_per_image"], found["batch"]
     lines = [
@@ -86,7 +86,7 @@ def cost(found):
     return "an optimizer step", lines
 
 
-def notes(found):
+def explanations(found):
     """Returns lines that explain the figures."""
     lines = [
         f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s. Activations are all that JAX keeps for the",

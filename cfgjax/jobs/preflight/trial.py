@@ -72,7 +72,7 @@ def trial(settings: Settings, folder: str | Path) -> dict[str, Any]:
     """
     settings, same_mesh = fitted(settings, jax.devices())
     program, batches, data = with_batches(settings)
-    memory = check_memory(program)
+    memory = check_state_memory(program)
     seconds, clock = {}, time.monotonic
     start = clock()
     step = program.dispatch.lower(program.like, batches, program.step_key).compile()
@@ -133,7 +133,7 @@ def random_batches(program: Program) -> PyTree:
     return jax.tree.map(draw, program.abstract_batches(program.settings.train.steps_per_dispatch))
 
 
-def check_memory(program: Program) -> dict[str, int]:
+def check_state_memory(program: Program) -> dict[str, int]:
     """Returns {figure: bytes} of each device's state and memory. Raises UsageError if the state does not fit."""
     parts = state_bytes(program.like)
     device, least = jax.local_devices()[0], sum(parts.values())

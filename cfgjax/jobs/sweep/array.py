@@ -8,25 +8,27 @@ from cfgjax.jobs.launch import slurm
 from cfgjax.jobs.launch.job import argv_of, shell_lines
 from cfgjax.jobs.launch.programs import output_of
 from cfgjax.jobs.launch.quoting import shell_word, slurm_path
-from cfgjax.jobs.sweep import records
-from cfgjax.jobs.sweep.records import Outcome
+from cfgjax.jobs.sweep import run_records
+from cfgjax.jobs.sweep.run_records import EntryOutcome
 
-NUMBER = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
+TASK_NUMBER = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'
 
 
-def folder(out):
+def slurm_folder(out):
     """Returns the folder of Slurm's output and the job numbers."""
     return Path(out) / ".slurm"
 
 
-def script(given, entries, out, parallel):
+def array_script(given, entries, out, parallel):
     """Returns the array's script. parallel: number of runs at a time, or None for all."""
     array = f"0-{len(entries) - 1}" + (f"%{parallel}" if parallel else "")
     name = given.job_name or Path(out).absolute().name
-    return slurm.script(given, name, slurm_path(folder(out), "%A_%a.log"), lines(given, entries, out), array)
+    return slurm.job_script(
+        given, name, slurm_path(slurm_folder(out), "%A_%a.log"), task_lines(given, entries, out), array
+    )
 
 
-def lines(given, entries, out):
+def task_lines(given, entries, out):
     """Returns the script lines after the options: they run the task, handle its end and write its record."""
     cases = [line for i, entry in enumerate(entries) for line in case(given, i, entry)]
     path = f'{shell_word(str(out))}/"$name"'
@@ -38,7 +40,7 @@ def lines(given, entries, out):
         f"rm -f -- {path}.json  # from an earlier start",
         f"run >> {path}.log 2>&1",
         "code=$?",
-        *slurm.requeue_lines(NUMBER),
+        *slurm.requeue_lines(TASK_NUMBER),
         'record="{\\"commands\\": $commands, \\"exit_code\\": $code, \\"seconds\\": $SECONDS}"',
         f'printf "%s\\n" "$record" > {path}.json.part && mv -- {path}.json.part {path}.json',
         'exit "$code"',
@@ -60,14 +62,14 @@ def case(given, i, entry):
 
 
 def left(entries, out, *, retry_failed):
-    """Returns ([entries to submit], {name: `Outcome` of the others}). The others have ended or are in the queue."""
+    """Returns ([entries to submit], {name: `EntryOutcome` of the others}). The others ended or are in the queue."""
     outcomes, missing, jobs = {}, [], read_jobs(out)
     queue = queued() if jobs else {}
     for entry in entries:
         state = queue.get(jobs.get(entry.name))
         if state:
-            outcomes[entry.name] = Outcome(entry.name, state, None, records.last_line(out, entry.name))
-        elif outcome := records.settled(out, entry, retry_failed=retry_failed):
+            outcomes[entry.name] = EntryOutcome(entry.name, state, None, run_records.last_line(out, entry.name))
+        elif outcome := run_records.settled(out, entry, retry_failed=retry_failed):
             outcomes[entry.name] = outcome
         else:
             missing.append(entry)
@@ -81,17 +83,17 @@ def queued():
     return {number: "queued" if state == "PENDING" else "running" for number, state in rows}
 
 
-def submit(entries, text, out):
+def submit_array(entries, text, out):
     """Submits the script, saves the job number of each task and returns that of the array."""
-    number = slurm.submit(text, folder(out))
+    number = slurm.submit_script(text, slurm_folder(out))
     jobs = read_jobs(out) | {entry.name: f"{number}_{i}" for i, entry in enumerate(entries)}
-    write_json(folder(out) / "jobs.json", jobs, indent=1)
+    write_json(slurm_folder(out) / "jobs.json", jobs, indent=1)
     return number
 
 
 def read_jobs(out):
     """Returns {name: task number} of all submitted runs. Raises UsageError if the file is damaged."""
-    path = folder(out) / "jobs.json"
+    path = slurm_folder(out) / "jobs.json"
     remedy = "delete it when squeue lists no job of this sweep"
     try:
         jobs = read_json(path, remedy=remedy)

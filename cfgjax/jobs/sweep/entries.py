@@ -15,8 +15,8 @@ from pathlib import Path
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.python_files import call_function, guarded, load_module
 
-WHAT = "sweep file"
-COMMANDS = (("train",), ("train", "evaluate"), ("evaluate",))
+SWEEP_FILE = "sweep file"
+COMMAND_SEQUENCES = (("train",), ("train", "evaluate"), ("evaluate",))
 OWN = ("workdir", "out")  # flags that the sweep sets
 LONGEST_NAME = 150
 MAX_RUNS = 10_000
@@ -35,11 +35,11 @@ def read_sweep(path, out, *, base=None, workdir=None):
 
     base: an experiment file in place of BASE. workdir: the trained run, if the sweep only evaluates.
     """
-    module = load(path)
+    module = load_sweep(path)
     commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
     commands = tuple(commands) if isinstance(commands, list) else commands
-    if commands not in COMMANDS:
-        raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMANDS))}")
+    if commands not in COMMAND_SEQUENCES:
+        raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}; need {', '.join(map(repr, COMMAND_SEQUENCES))}")
     if (workdir is None) == (commands == ("evaluate",)):
         what = "needs --workdir=RUN, the trained run" if workdir is None else "trains its runs; leave out --workdir"
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}: the sweep {what}")
@@ -47,19 +47,19 @@ def read_sweep(path, out, *, base=None, workdir=None):
         raise UsageError(f"sweep file {path} has no BASE, and no --base=FILE is given")
     found = named(listed(module, path), path)
     for name, overrides in found:
-        check_overrides(name, overrides, commands)
+        check_override_keys(name, overrides, commands)
     return [Entry(name, words(commands, o, Path(out) / name, base, workdir)) for name, o in found]
 
 
-def load(path):
+def load_sweep(path):
     """Returns the module of a sweep file."""
-    return load_module(path, WHAT)
+    return load_module(path, SWEEP_FILE)
 
 
 def listed(module, path):
     """Returns the list of (name or None, overrides) from a module's get_sweep()."""
-    found = call_function(module, "get_sweep", WHAT)
-    items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), path, WHAT, doing="get_sweep(): ")
+    found = call_function(module, "get_sweep", SWEEP_FILE)
+    items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), path, SWEEP_FILE, doing="get_sweep(): ")
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
     if len(items) > MAX_RUNS:
@@ -112,7 +112,7 @@ def made_name(overrides, keys):
     return ",".join(f"{short(key)}={safe(value)}" for key, value in overrides.items())
 
 
-def check_overrides(name, overrides, commands):
+def check_override_keys(name, overrides, commands):
     """Raises UsageError for keys that belong to none of the commands."""
     for key in overrides:
         if not isinstance(key, str) or key in OWN:

@@ -9,8 +9,8 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.jobs.launch import children
 from cfgjax.jobs.launch.guardian import Guardian
 from cfgjax.jobs.launch.job import argv_of
-from cfgjax.jobs.sweep import records
-from cfgjax.jobs.sweep.records import Outcome
+from cfgjax.jobs.sweep import run_records
+from cfgjax.jobs.sweep.run_records import EntryOutcome
 
 SAVE_SECONDS = 60  # that the runs of a killed sweep have to save
 
@@ -19,7 +19,7 @@ class Busy(Exception):
     """A process of another sweep is executing this run."""
 
 
-class Run:
+class RunningEntry:
     """A running entry. Its commands run one after the other and append their output to its log.
 
     The log stays locked as long as a process of the run is alive, for example saving after its sweep was killed. Raises
@@ -29,13 +29,13 @@ class Run:
     def __init__(self, entry, out, python, guardian):
         self.entry, self._out, self._python, self._guardian = entry, out, python, guardian
         self._began, self._left, self._passed_on = time.monotonic(), list(entry.commands), []
-        self._log = open(records.log_path(out, entry.name), "ab", buffering=0)
+        self._log = open(run_records.log_path(out, entry.name), "ab", buffering=0)
         try:
             fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._log.close()
             raise Busy from None
-        records.record_path(out, entry.name).unlink(missing_ok=True)
+        run_records.record_path(out, entry.name).unlink(missing_ok=True)
         self._next()
 
     def _next(self):
@@ -50,7 +50,7 @@ class Run:
         self._process.send_signal(number)
 
     def ended(self):
-        """Starts the next command, or writes the record and returns the `Outcome` of a run that is over; else None."""
+        """Starts the next command, or records a run that is over and returns its `EntryOutcome`; else None."""
         if self._process.poll() is None:
             return None
         self._guardian.ended(self._process.pid)
@@ -60,31 +60,33 @@ class Run:
         if code == DONE and self._left:
             self._next()
             return None
-        records.write(self._out, self.entry, code, time.monotonic() - self._began)
+        run_records.write_record(self._out, self.entry, code, time.monotonic() - self._began)
         self._log.close()
-        return records.outcome(self._out, self.entry, records.read(self._out, self.entry))
+        return run_records.outcome(self._out, self.entry, run_records.read_record(self._out, self.entry))
 
 
 def run_all(entries, out, *, parallel, python, retry_failed):
-    """Runs the entries, `parallel` at a time, and returns their list of `Outcome`s.
+    """Runs the entries, `parallel` at a time, and returns their list of `EntryOutcome`s.
 
     SIGTERM, SIGINT and SIGUSR1 are forwarded to the runs; entries that have not started are then "waiting". If this
     process is killed, the runs get SIGTERM. "elsewhere" is a run that a process of another sweep is executing.
     """
     waiting, outcomes, stopped = list(entries), {}, False
-    running: list[Run] = []
+    running: list[RunningEntry] = []
     with Guardian(SAVE_SECONDS) as guardian, children.Received() as received:
         while running or (waiting and not stopped):
             while waiting and len(running) < parallel and not stopped:
                 entry = waiting.pop(0)
                 try:
-                    if outcome := records.settled(out, entry, retry_failed=retry_failed):
+                    if outcome := run_records.settled(out, entry, retry_failed=retry_failed):
                         outcomes[entry.name] = outcome
                         continue
-                    running.append(Run(entry, out, python, guardian))
-                    print(f"{entry.name}: started, {records.log_path(out, entry.name)}", flush=True)
+                    running.append(RunningEntry(entry, out, python, guardian))
+                    print(f"{entry.name}: started, {run_records.log_path(out, entry.name)}", flush=True)
                 except Busy:
-                    outcomes[entry.name] = Outcome(entry.name, "elsewhere", None, records.last_line(out, entry.name))
+                    outcomes[entry.name] = EntryOutcome(
+                        entry.name, "elsewhere", None, run_records.last_line(out, entry.name)
+                    )
             for run in list(running):
                 if outcome := run.ended():
                     running.remove(run)
@@ -96,5 +98,5 @@ def run_all(entries, out, *, parallel, python, retry_failed):
                     run.pass_on(number)
             time.sleep(0.05)
     for entry in waiting:
-        outcomes[entry.name] = Outcome(entry.name, "waiting", None, records.last_line(out, entry.name))
+        outcomes[entry.name] = EntryOutcome(entry.name, "waiting", None, run_records.last_line(out, entry.name))
     return [outcomes[entry.name] for entry in entries]

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.networks import load_networks
 from cfgjax.evaluation.features.reference import load_reference
 from cfgjax.evaluation.frontier.frontier import find_reference
@@ -56,7 +56,7 @@ class FrontierMetrics:
             parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
             drawn = zip(*parts, strict=True)
             index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
-            found = processes.concatenated({"index": index, "labels": labels, "samples": samples})
+            found = collectives.concatenated({"index": index, "labels": labels, "samples": samples})
             order = np.argsort(found["index"])
             labels, samples = found["labels"][order], found["samples"][order]
             read = lambda start, stop, samples=samples, labels=labels: (samples[start:stop], labels[start:stop])

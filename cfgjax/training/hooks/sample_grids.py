@@ -12,7 +12,7 @@ from cfgjax.base.files import writing
 from cfgjax.data.batches import squares_averaged, to_float
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels
-from cfgjax.distributed import collectives as processes
+from cfgjax.distributed import collectives
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.evaluation.report.sample_figures import sample_figure
@@ -54,7 +54,7 @@ class SampleGrids:
 
     def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
-        if processes.decided(path.exists, f"whether {path.name} is there"):
+        if collectives.decided(path.exists, f"whether {path.name} is there"):
             return
         self._model.params = averaged_params(state)
         shown: dict = dict(labels=pictures.labels, per_cell=pictures.per_cell)

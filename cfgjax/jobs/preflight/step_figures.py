@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.progress import timed
 from cfgjax.jobs.preflight.advice import replicated_parameters, warnings
-from cfgjax.jobs.preflight.collectives import by_group, by_kind, find_collectives
+from cfgjax.jobs.preflight.hlo import by_group, by_kind, find_collectives
 from cfgjax.jobs.preflight.memory import (
     USABLE,
     activations,
@@ -36,7 +36,7 @@ COMPLAINT = (
 
 
 @unfiltered()
-def figures(
+def step_figures(
     config: ConfigDict | Settings, devices: Sequence[jax.Device] | None = None, hbm: int | None = None
 ) -> dict[str, Any]:
     """Returns {name: figure} of the training step of config on devices (default: all), in bytes, seconds and FLOPs.
@@ -59,7 +59,7 @@ def figures(
     with timed(f"compiling the step for {program.mesh.size} devices"):
         found |= compiled_figures(program)
     if hbm is not None:
-        found["fits"] = fitting(found, hbm)
+        found["fits"] = fitting_batches(found, hbm)
     return found | {"warnings": warnings(program, found)}
 
 
@@ -91,7 +91,7 @@ def memory_figures(program: Program) -> dict[str, Any]:
     }
 
 
-def fitting(found: dict[str, Any], hbm: int) -> dict[str, Any]:
+def fitting_batches(found: dict[str, Any], hbm: int) -> dict[str, Any]:
     """Returns what fits into the fraction USABLE of hbm bytes on each device, for both counts of activations."""
     parts, batch = found["bytes_per_device"], found["batch"]
     passes, usable = batch["accumulate_steps"], int(USABLE * hbm)

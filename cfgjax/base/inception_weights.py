@@ -32,7 +32,7 @@ def default_inception_path():
 def find_inception(path=None):
     """Returns path, or the default one, if the file exists. Raises UsageError with advice if not.
 
-    The hash of the file in the cache, which `inception` downloaded, is checked again.
+    The hash of the file in the cache, which `download_inception` downloaded, is checked again.
     """
     check_path("path", path)
     found = Path(path).expanduser() if path else default_inception_path()
@@ -42,11 +42,11 @@ def find_inception(path=None):
             "--inception=PATH or CFGJAX_INCEPTION"
         )
     if not path and not os.environ.get("CFGJAX_INCEPTION"):
-        check_hash(found, found, "remove it and run `cfgjax download inception`")
+        check_inception_hash(found, found, "remove it and run `cfgjax download inception`")
     return found
 
 
-def inception(out=None, url=INCEPTION_URL):
+def download_inception(out=None, url=INCEPTION_URL):
     """Returns the path of the Inception weights, `out` or the default, and downloads them if they are missing.
 
     The file is written only if it is complete and has the right hash. Raises UsageError for a file with another hash,
@@ -55,15 +55,15 @@ def inception(out=None, url=INCEPTION_URL):
     check_path("out", out)
     path = Path(out).expanduser() if out else default_inception_path()
     if path.exists():
-        check_hash(path, path, "remove it or name another place with --out")
+        check_inception_hash(path, path, "remove it or name another place with --out")
         log.info("%s exists already", path)
         return path
     by_hand = f"fetch it by other means and put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path) as temporary:
-            fetch(url, temporary)
-            check_hash(temporary, url, by_hand)
+            fetch_file(url, temporary)
+            check_inception_hash(temporary, url, by_hand)
     except UsageError:
         raise
     except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: from a proxy or a redirection
@@ -72,7 +72,7 @@ def inception(out=None, url=INCEPTION_URL):
     return path
 
 
-def check_hash(path, origin, advice):
+def check_inception_hash(path, origin, advice):
     """Raises UsageError unless the file at path has the Inception network's hash. origin: its source, for the error."""
     if not path.is_file():
         raise UsageError(f"{origin} is not a file; {advice}")
@@ -83,7 +83,7 @@ def check_hash(path, origin, advice):
         )
 
 
-def fetch(url, path):
+def fetch_file(url, path):
     """Downloads url to path. Raises OSError if the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         length = response.headers["Content-Length"] or ""

@@ -6,8 +6,8 @@ from math import prod
 
 import numpy as np
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
+OPCODES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS_OF_TYPE = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 INSTRUCTION = re.compile(r"^(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\(")
 CALLED = re.compile(r"\b(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
@@ -49,7 +49,7 @@ def find_collectives(text):
     Loop bodies are counted known_trip_count times. Raises ValueError for a loop of unknown length that contains
     collectives.
     """
-    own, calls, entry = parse(text)
+    own, calls, entry = parse_computations(text)
     counted: dict = {}
 
     def inside(name):
@@ -67,7 +67,7 @@ def find_collectives(text):
     return inside(entry)
 
 
-def parse(text):
+def parse_computations(text):
     """Returns ({computation: [Collective]}, {computation: [(called, times or None)]}, the entry computation)."""
     own: dict = {}
     calls: dict = {}
@@ -78,7 +78,7 @@ def parse(text):
             entry = name if header[1] else entry
         elif line.startswith(" ") and (instruction := INSTRUCTION.match(line.strip())):
             result, opcode = instruction.groups()
-            if opcode.removesuffix("-start") in KINDS:
+            if opcode.removesuffix("-start") in OPCODES:
                 own.setdefault(name, []).append(collective(opcode, result, line))
                 continue  # its to_apply is only an addition
             branches = BRANCHES.search(line)
@@ -101,13 +101,13 @@ def collective(opcode, result, line):
 def array_bytes(shape):
     """Returns the bytes of an array or a tuple of arrays in XLA's notation: f32[8,3]{1,0}, (s32[], bf16[4])."""
     arrays = ARRAY.findall(COMMENT.sub("", shape))
-    return sum(prod(numbers(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
+    return sum(prod(integers_of(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
 
 
 def bits(kind):
     """Returns the bits per element of an XLA type: 16 for bf16, 8 for f8e4m3."""
-    if kind in BITS:
-        return BITS[kind]
+    if kind in BITS_OF_TYPE:
+        return BITS_OF_TYPE[kind]
     found = re.match(r"[a-z]+(\d+)", kind)
     if not found:
         raise ValueError(f"unknown element type {kind}")
@@ -117,9 +117,9 @@ def bits(kind):
 def first_group(line):
     """Returns the first of the replica_groups, in any of XLA's notations."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
-        return tuple(numbers(listed[1]))
+        return tuple(integers_of(listed[1]))
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        return tuple(device_ids(iota[2], iota[3]).reshape(numbers(iota[1]))[0].tolist())
+        return tuple(device_ids(iota[2], iota[3]).reshape(integers_of(iota[1]))[0].tolist())
     if mesh := re.search(r"replica_groups=@?mesh\[(.*?)\](?:, device_ids=\((.*?)\))? ?\{([^:]*?)\}", line):
         axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
         order = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", mesh[2] or f"[{prod(axes.values())}]")
@@ -140,12 +140,12 @@ def first_pair(line):
 
 def device_ids(lengths, order):
     """Returns 0, 1, … as an array of shape `lengths`, transposed by `order` unless it is None. Both are XLA's text."""
-    shape = numbers(lengths)
+    shape = integers_of(lengths)
     ids = np.arange(prod(shape)).reshape(shape)
-    return ids.transpose(numbers(order)) if order else ids
+    return ids.transpose(integers_of(order)) if order else ids
 
 
-def numbers(text):
+def integers_of(text):
     """Returns [1, 2] for "1,2"."""
     return [int(word) for word in text.split(",") if word]
 
@@ -153,7 +153,7 @@ def numbers(text):
 def by_kind(collectives):
     """Returns {kind: {count, bytes, wire_bytes}} per device for one run of the program."""
     sums = {}
-    for kind in KINDS:
+    for kind in OPCODES:
         ours = [c for c in collectives if c.kind == kind]
         sizes = {"bytes": sum(c.times * c.bytes for c in ours), "wire_bytes": int(sum(c.wire_bytes for c in ours))}
         sums[kind] = {"count": sum(c.times for c in ours), **sizes}

@@ -8,8 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import mixture_config
 
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.jobs.preflight.collectives import Collective, array_bytes, by_group, by_kind, find_collectives, first_group
-from cfgjax.jobs.preflight.figures import compiled_figures
+from cfgjax.jobs.preflight.hlo import Collective, array_bytes, by_group, by_kind, find_collectives, first_group
+from cfgjax.jobs.preflight.step_figures import compiled_figures
 from cfgjax.training.run import Program
 
 SCALARS = 1024  # bytes at most of what is summed besides the gradients: the loss, the metrics

@@ -6,18 +6,18 @@ from typing import cast
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.cli.common import begin, plan_of, sampling_axes, single
+from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
 from cfgjax.runs.options import axes as axes_of
 from cfgjax.runs.options import combinations
 
 
-def bits_per_dim(given):
+def evaluate_bits(given):
     """Measures the likelihood of held-out examples. Returns the exit code."""
     axes = sampling_axes(given, "evaluate")
     for name in ("num_steps", "sampler", "ema", "seed"):
         single(axes, name, "--bits_per_dim needs a single value")
 
-    begin(given, f"evaluating {given.workdir}")
+    begin_command(given, f"evaluating {given.workdir}")
 
     import cfgjax
     from cfgjax.base.progress import timed

@@ -11,7 +11,7 @@ from cfgjax.base.json_files import read_json, write_json
 
 log = logging.getLogger("cfgjax")
 
-STATES = {DONE: "finished", PREEMPTED: "interrupted"}  # by exit code; any other code is a failure
+STATE_OF_CODE = {DONE: "finished", PREEMPTED: "interrupted"}  # by exit code; any other code is a failure
 TAIL_BYTES = 8192
 NOT_ITS_OWN = (
     "$ ",
@@ -21,7 +21,7 @@ NOT_ITS_OWN = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class EntryOutcome:
     """A run's line in the final table. seconds: duration since its last start, or None."""
 
     name: str
@@ -40,13 +40,13 @@ def record_path(out, name):
     return Path(out) / f"{name}.json"
 
 
-def write(out, entry, code, seconds):
+def write_record(out, entry, code, seconds):
     """Writes an entry's record, atomically."""
     record = {"commands": entry.commands, "exit_code": code, "seconds": round(seconds, 1)}
     write_json(record_path(out, entry.name), record, indent=None)
 
 
-def read(out, entry):
+def read_record(out, entry):
     """Returns the record of an entry, or None if there is none with the same commands.
 
     A damaged record is reported and counts as missing.
@@ -63,15 +63,15 @@ def read(out, entry):
 
 
 def outcome(out, entry, record):
-    """Returns the `Outcome` of a record."""
-    state = STATES.get(record["exit_code"], "failed")
-    return Outcome(entry.name, state, record.get("seconds"), last_line(out, entry.name))
+    """Returns the `EntryOutcome` of a record."""
+    state = STATE_OF_CODE.get(record["exit_code"], "failed")
+    return EntryOutcome(entry.name, state, record.get("seconds"), last_line(out, entry.name))
 
 
 def settled(out, entry, *, retry_failed):
-    """Returns the `Outcome` of an entry that finished or failed and is not run again, or None if it must run."""
-    record = read(out, entry)
-    state = record and STATES.get(record["exit_code"], "failed")
+    """Returns the `EntryOutcome` of an entry that finished or failed and is not run again, or None if it must run."""
+    record = read_record(out, entry)
+    state = record and STATE_OF_CODE.get(record["exit_code"], "failed")
     if state == "finished":
         return dataclasses.replace(outcome(out, entry, record), state="skipped")
     return outcome(out, entry, record) if state == "failed" and not retry_failed else None
