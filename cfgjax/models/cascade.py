@@ -32,7 +32,7 @@ class Cascade:
 
     def __init__(self, base: Model, upsampler: Model) -> None:
         if upsampler.low_res_shape is None:
-            raise UsageError("the network given as upsampler takes no low-resolution image")
+            raise UsageError("the upsampler's network takes no low-resolution image")
         if base.low_res_shape is not None:
             raise UsageError("the base model is an upsampler itself")
         if base.image_shape != upsampler.low_res_shape:
