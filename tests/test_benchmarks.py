@@ -197,6 +197,7 @@ def test_every_part_of_evaluation_is_timed():
     assert all(heading in ran.stderr for heading in ("images/s × T", "of the best", "s min–max"))
 
 
+@pytest.mark.slow
 def test_the_sampler_compiled_separately_draws_the_same_samples_and_guidance_doubles_flops(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import harness

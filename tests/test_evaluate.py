@@ -125,6 +125,7 @@ def test_samples_can_be_deleted_after_measuring(workdir, tmp_path):
     assert (tmp_path / "frontier.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_reference_can_be_made_and_used(workdir, tmp_path):
     path = tmp_path / "reference.npz"
     assert run_here(["evaluate", "--make-reference", f"--workdir={workdir}", f"--out={path}"]) == 0

@@ -261,6 +261,7 @@ def test_a_custom_parametrisation_is_accurate_at_both_ends(logsnr):
     np.testing.assert_allclose(found.eps, eps, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logsnr", [-20.0, 0.0, 20.0])
 def test_a_network_with_another_parametrisation_predicts_a_pair_that_adds_up_to_z(v_run, logsnr):
     _, v_model = v_run
@@ -271,10 +272,12 @@ def test_a_network_with_another_parametrisation_predicts_a_pair_that_adds_up_to_
     assert np.isfinite(v_model.sample([0, 1, 2], 1.0, num_steps=4)).all()
 
 
+@pytest.mark.slow
 def test_sampling_uses_the_levels_of_a_custom_schedule(v_run):
     np.testing.assert_allclose(v_run[1].grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_network_with_another_parametrisation_is_not_exported_as_one_of_eps(v_run, tmp_path):
     with pytest.raises(UsageError, match="predicts 'v'; guided-diffusion's predict 'eps'"):
         run_command(["convert", "to-openai-adm", f"--workdir={v_run[0]}", f"--out={tmp_path / 'weights.npz'}"])
@@ -286,6 +289,7 @@ def test_evaluations_refuse_a_vector(vector_config, tmp_path):
         cfgjax.train(vector_config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_custom_weighting_is_a_factor_on_the_loss(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTINGS, "none", lambda logsnr: 0 * logsnr)
     config = two_steps(mixture_config(), diffusion={"weighting": "none"})
@@ -313,6 +317,7 @@ class OneBlock(nn.Module):
         return nn.Conv(self.out_channels, (3, 3))(h)
 
 
+@pytest.mark.slow
 def test_a_custom_network_trains_on_images(tmp_path, monkeypatch):
     monkeypatch.setitem(NETS, "one_block", OneBlock)
     config = two_steps(digits_config())
@@ -342,6 +347,7 @@ def latent_config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_latents_are_neither_clipped_nor_rounded_nor_drawn(latent_config, tmp_path, capsys):
     memory = Memory()
     cfgjax.train(latent_config, tmp_path / "run", writers=[memory])
@@ -417,6 +423,7 @@ def test_a_vector_stays_with_its_example_and_is_dropped_with_the_label(vector_co
     )
 
 
+@pytest.mark.slow
 def test_guidance_works_on_a_vector_as_on_the_label(vector_config, tmp_path):
     cfgjax.train(vector_config, tmp_path / "run")
     model, labels = cfgjax.load(tmp_path / "run"), [0, 1, 1, 0]
@@ -465,6 +472,7 @@ class MeanRadius:
         return {"radius": float(sums["radius"] / sums["count"])}
 
 
+@pytest.mark.slow
 def test_a_custom_metric_reaches_table_files_writers_and_tensorboard(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METRICS, "radius", MeanRadius)
     evaluate = {"every_steps": 2, "every_num_samples": 32, "every_guidance": (1.0,), "num_steps": 4}

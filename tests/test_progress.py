@@ -38,6 +38,7 @@ def test_work_is_announced_before_it_begins_and_its_duration_afterwards(lines):
     assert re.fullmatch(r"work …\nwork: done in \d+\.\d s\n", lines.getvalue())
 
 
+@pytest.mark.slow
 def test_each_sampler_is_announced_when_it_is_compiled(lines):
     config = mixture_config()
     params = init_params(make_network(settings(config)), jax.random.key(0), config.data.image_shape)

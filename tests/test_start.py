@@ -65,7 +65,7 @@ def test_preflight_reports_what_it_does_before_it_compiles(monkeypatch, caplog):
 
 
 def test_code_before_the_first_line_does_not_import_jax():
-    modules = ["cli.main", "evaluation.report.compare", "evaluation.report.by_row", "data.prepare"]
+    modules = ["cli.main", "evaluation.report.comparison", "evaluation.report.by_row", "data.prepare"]
     modules += ["jobs.sweep.pool", "base.inception_weights"]
     code = f"import sys, {', '.join(f'cfgjax.{module}' for module in modules)}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -104,6 +104,7 @@ def test_a_converted_network_is_given_its_timesteps(runs):
     np.testing.assert_allclose(levels.time(np.float32(np.log(alpha_bar / (1 - alpha_bar)))), time, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_converted_model_draws_samples(runs):
     images = cfgjax.load(runs / "tiny_uncond").sample(labels=[0, 0], num_steps=2)
     assert images.shape == (2, 8, 8, 3) and images.dtype == np.uint8

@@ -60,7 +60,7 @@ def expected(dataset, step, rows=None):
     return jax.tree.map(lambda *parts: np.stack(parts), *[batch_at(dataset, 3, step + j, SIZE, rows) for j in range(K)])
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, pytest.param(3, marks=pytest.mark.e2e)])
+@pytest.mark.parametrize("num_workers", [0, *(pytest.param(n, marks=pytest.mark.e2e) for n in (1, 3))])
 def test_batches_do_not_depend_on_the_number_of_workers_nor_on_where_they_start(num_workers, batches):
     dataset, made = batches(num_workers, low_res_size=4)
     for step in (*range(10, 26, K), 4):  # over the end of an epoch, on to another place, and back

@@ -54,6 +54,7 @@ def test_every_level_keeps_a_minimum_probability():
     np.testing.assert_allclose(p[3], 1 - UNIFORM_SHARE, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_levels_are_uniform_until_every_bin_is_full(warm):
     for history in (new_history(), dict(warm, counts=warm["counts"].at[500].set(KEPT - 1))):
         np.testing.assert_allclose(level_probabilities(history), 1 / BINS, rtol=1e-6)

@@ -13,6 +13,7 @@ MEANS = np.array([[0.0, 1.0], [0.866, -0.5], [-0.866, -0.5]], np.float32)
 TRIANGLE = GaussianMixture(MEANS, np.full(3, 0.4, np.float32), np.full(3, 1 / 3, np.float32))
 
 
+@pytest.mark.slow
 def test_without_guidance_the_tilted_density_is_that_of_the_data():
     (found,) = tilted_frontier(TRIANGLE, [0.0])
     x, label = TRIANGLE.sample(jax.random.key(0), 100_000)

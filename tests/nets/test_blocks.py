@@ -138,7 +138,9 @@ def test_fixed_resampling_has_no_parameters_and_learned_resampling_one_convoluti
         assert (h.shape, list(variables["params"])) == (shape, ["conv"])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), pytest.param("bfloat16", 0.02, marks=pytest.mark.slow)]
+)
 def test_fused_attention_equals_plain_attention_in_value_and_gradient(dtype, tolerance):
     rng = np.random.default_rng(0)
     q, k, v, grad = (jnp.asarray(rng.standard_normal((2, 12, 3, 8)), dtype) for _ in range(4))

@@ -28,6 +28,7 @@ def random_variables(net, z=Z, **given):
     return jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), variables)
 
 
+@pytest.mark.slow
 def test_a_constant_low_resolution_image_is_that_constant_in_three_more_channels():
     plain, net = tiny(), tiny(low_res=True)
     constant = jnp.array([0.3, -0.8, 0.5])

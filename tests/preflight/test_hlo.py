@@ -32,6 +32,7 @@ def gradient_bytes(program):
     return sum(4 * leaf.size for leaf in jax.tree.leaves(program.like.params))
 
 
+@pytest.mark.slow
 def test_data_parallel_sums_the_gradients_and_a_few_scalars():
     program, exchanged = step_figures(**{"mesh.data": 8})
     assert 0 <= exchanged["all-reduce"]["bytes"] - gradient_bytes(program) < SCALARS
@@ -44,6 +45,7 @@ def test_one_device_sends_nothing():
     assert not any(sums["bytes"] for sums in found["collectives"].values())
 
 
+@pytest.mark.slow
 def test_split_parameters_are_gathered():
     _, exchanged = step_figures(**{"mesh.data": 2, "mesh.fsdp": 4})
     kernels = 4 * 256 * 256  # bytes of one of the hidden layers'

@@ -59,6 +59,7 @@ def test_recomputation_keeps_the_input_alone():
     assert total(kept.named) == 4 * BATCH * IN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_activations_are_affine_in_the_batch(dtype):
     program = Program(digits_config(**{"model.dtype": dtype}))
@@ -111,6 +112,7 @@ def test_eight_fold_fsdp_leaves_a_seventh_of_imagenet64_on_a_device():
         assert split[part] <= whole[part] / 7
 
 
+@pytest.mark.slow
 def test_what_is_gathered_is_every_split_parameter_in_the_dtype_of_computing():
     split = {"mesh.data": 1, "mesh.fsdp": 8}
     program = Program(digits_config(**split))

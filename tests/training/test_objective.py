@@ -49,6 +49,7 @@ def test_in_discrete_time_levels_come_from_the_table_and_networks_take_the_times
     np.testing.assert_array_equal(diffusion.levels.table.astype(np.float32)[t.astype(int)], drawn["logsnr"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 def test_a_learned_variance_adds_the_bound_and_both_are_logged(process):
     diffusion = DiffusionSettings(**process, learned_variance=True, bound_weight=0.5)

@@ -48,7 +48,8 @@ def moments(state):
 MESHES = [{"mesh.data": 8}, {"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.data": 1, "mesh.fsdp": 8}]
 
 
-@pytest.mark.parametrize("mesh", [pytest.param(m, marks=() if m == MESHES[1] else pytest.mark.slow) for m in MESHES])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
 def test_the_step_on_eight_devices_equals_the_step_on_one(mesh):
     one, metrics_one = advance(single(**BIG, **DAMPED), 1, change=stir)
     eight, metrics_eight = advance(Run(mixture_config(**BIG, **DAMPED, **mesh)), 1, change=stir)
@@ -168,6 +169,7 @@ def test_a_non_finite_step_changes_only_the_counts():
     assert not same_trees(after.params, jax.device_get(state.params))
 
 
+@pytest.mark.slow
 def test_gradients_whose_squares_overflow_are_skipped():
     run = single(**{"optimizer.clip_norm": None})
     state = create_state(run.build_state, run.mesh)
