@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
 from cfgjax.base.errors import choose
-from cfgjax.runs.options import defaults
+from cfgjax.runs.sample_options import defaults
 
 
 def reference():

@@ -21,8 +21,8 @@ from cfgjax.evaluation.frontier.frontier_settings import Setting, make_settings
 from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.binding import classifier_scale, with_guide
 from cfgjax.models.model import Model
-from cfgjax.runs import options
-from cfgjax.runs.options import SampleOptions, axes, combinations, read_values, split
+from cfgjax.runs import sample_options
+from cfgjax.runs.sample_options import SampleOptions, axes, combinations, read_values, split
 from cfgjax.runs.values import NUMBER
 from cfgjax.runs.workdir import read_settings
 
@@ -31,12 +31,14 @@ from cfgjax.runs.workdir import read_settings
 class MoreOptions(SampleOptions):
     """The options with a new one."""
 
-    shift: float = field(default=0.0, metadata=options.option(NUMBER, real_number, "A new option.", noun="numbers"))
+    shift: float = field(
+        default=0.0, metadata=sample_options.option(NUMBER, real_number, "A new option.", noun="numbers")
+    )
 
 
 @pytest.fixture
 def shift(monkeypatch):
-    monkeypatch.setattr(options, "SampleOptions", MoreOptions)
+    monkeypatch.setattr(sample_options, "SampleOptions", MoreOptions)
 
 
 def exact_model(config=None):
@@ -63,7 +65,7 @@ def shifts(config):
 def test_a_new_option_is_a_key_of_both_config_sections(shift):
     config = load_module(EXPERIMENTS / "base.py", "config file").get_config()
     assert (config.sample.shift, config.evaluate.shift) == (0.0, None)
-    assert "shift" in options.kinds("sample") and "shift" in options.kinds("evaluate")
+    assert "shift" in sample_options.kinds("sample") and "shift" in sample_options.kinds("evaluate")
     config.sample.shift = 2.0
     assert shifts(config) == axes(config.sample.to_dict())["shift"] == (2.0,)
     config.evaluate.shift = 3.0

@@ -20,7 +20,7 @@ from cfgjax.models.network import make_network
 from cfgjax.nets import NETS
 from cfgjax.nets.mlp import MLP
 from cfgjax.runs.config import define_flag, flatten, from_json, load_file, parse_flags, to_json
-from cfgjax.runs.options import LABEL_POLICIES
+from cfgjax.runs.sample_options import LABEL_POLICIES
 from cfgjax.runs.sections import OPTIONS, kinds_of
 from cfgjax.runs.settings import KIND_OF_KEY, SECTIONS, Settings
 from cfgjax.runs.values import MAX_LEVELS

@@ -10,7 +10,7 @@ from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
-from cfgjax.runs import options
+from cfgjax.runs import sample_options
 from cfgjax.runs.config import flatten, to_json
 
 MAX_NAMED = 20  # classes on one line
@@ -62,7 +62,7 @@ def begin_command(given, what):
 def define_sampling(given, command):
     """Adds the flags common to sample and evaluate, with one for each option of sampling of this command."""
     define_path("workdir", None, "Folder of the run.", flag_values=given)
-    for name, option in options.fields(command).items():
+    for name, option in sample_options.fields(command).items():
         flags.DEFINE_string(name, None, f"{option.help} One or several.", flag_values=given)
     flags.DEFINE_list("scale", None, "Scales s = 1 + w, instead of --guidance.", flag_values=given)
     define_path("guide", None, "Workdir of a noise-aware classifier for classifier guidance.", flag_values=given)
@@ -79,8 +79,8 @@ def sampling_axes(given, command):
     if given.guide is None and given.classifier_scale is not None:
         raise UsageError("--classifier_scale is given without --guide, the classifier that it scales")
     axes = {
-        name: options.read_values(name, given[name].value)
-        for name in options.fields(command)
+        name: sample_options.read_values(name, given[name].value)
+        for name in sample_options.fields(command)
         if given[name].value is not None
     }
     if given.scale is not None:

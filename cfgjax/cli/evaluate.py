@@ -26,7 +26,7 @@ from cfgjax.cli.common import (
 from cfgjax.cli.evaluate_bits import evaluate_bits
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
-from cfgjax.runs.options import axes, fields
+from cfgjax.runs.sample_options import axes, fields
 
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}

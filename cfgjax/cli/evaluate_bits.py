@@ -7,8 +7,8 @@ from typing import cast
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
-from cfgjax.runs.options import axes as axes_of
-from cfgjax.runs.options import combinations
+from cfgjax.runs.sample_options import axes as axes_of
+from cfgjax.runs.sample_options import combinations
 
 
 def evaluate_bits(given):

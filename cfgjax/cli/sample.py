@@ -24,8 +24,8 @@ from cfgjax.cli.common import (
     single,
 )
 from cfgjax.runs.config import parse_flags
-from cfgjax.runs.options import axes as axes_of
-from cfgjax.runs.options import read_values
+from cfgjax.runs.sample_options import axes as axes_of
+from cfgjax.runs.sample_options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
 ONE_AVERAGE = "a picture is drawn with one average of the parameters"

@@ -47,7 +47,7 @@ from cfgjax.models.network_inputs import (
     check_upsamples,
     own_inputs,
 )
-from cfgjax.runs.options import SampleOptions
+from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
 PerSample = Shaped[np.ndarray, " b"]

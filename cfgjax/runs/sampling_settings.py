@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from cfgjax.base.errors import UsageError, nearest
-from cfgjax.runs import options as sampling
+from cfgjax.runs import sample_options
+from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.values import Count, Kind, Numbers, Text, integer, one_of, several
 
 MAX_PER_CELL = 10_000  # samples in a cell of a picture
@@ -24,7 +25,7 @@ class SampleSettings:
     per_cell: Annotated[int, integer(1, MAX_PER_CELL)]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    KINDS: ClassVar[dict[str, Kind]] = sampling.kinds("sample")
+    KINDS: ClassVar[dict[str, Kind]] = sample_options.kinds("sample")
 
     def __post_init__(self) -> None:
         check_options(self, "sample")
@@ -32,10 +33,10 @@ class SampleSettings:
             raise UsageError("config.sample lacks guidance")
 
     @property
-    def sample_options(self) -> sampling.SampleOptions:
+    def sample_options(self) -> SampleOptions:
         """The options of `Model.sample`, at w = 0."""
         given = {name: value for name, value in self.options.items() if name != "guidance"}
-        return sampling.SampleOptions().with_changes("config.sample", **given)
+        return sample_options.SampleOptions().with_changes("config.sample", **given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ class EvaluateSettings:
     every_guidance: Numbers = (0.0,)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    KINDS: ClassVar[dict[str, Kind]] = sampling.kinds("evaluate")
+    KINDS: ClassVar[dict[str, Kind]] = sample_options.kinds("evaluate")
 
     def __post_init__(self) -> None:
         check_options(self, "evaluate")
@@ -69,7 +70,7 @@ class EvaluateSettings:
 def check_options(section: SampleSettings | EvaluateSettings, name: str) -> None:
     """Raises UsageError if a section has a key that is neither a field of its own nor an option of sampling."""
     known = [field.name for field in dataclasses.fields(section) if field.name != "options"]
-    known += sampling.fields(f"config.{name}")
+    known += sample_options.fields(f"config.{name}")
     for key in section.options:
         if key not in known:
             raise UsageError(f"unknown config key '{name}.{key}'{nearest(key, known)}")

@@ -21,7 +21,7 @@ from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_referenc
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.report import frontier_files as report
 from cfgjax.models.model import Model
-from cfgjax.runs.options import SampleOptions, as_dict, axes
+from cfgjax.runs.sample_options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
 from cfgjax.training.run import Run

@@ -16,7 +16,7 @@ from cfgjax.evaluation.features.hashed import write_arrays
 from cfgjax.evaluation.frontier.generate import LABELS_OF_POLICY, SampleStore, draw_samples
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_network, make_network
-from cfgjax.runs.options import SampleOptions
+from cfgjax.runs.sample_options import SampleOptions
 
 CONFIG = mixture_config()
 MIXTURE = toy_mixture(CONFIG.data.means, CONFIG.data.stds, CONFIG.data.weights)

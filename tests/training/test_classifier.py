@@ -73,6 +73,7 @@ def watched_config(**overrides):
     return mixture_config(**shrunk, **overrides)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_its_accuracy_is_logged(workdir):
     for name in ("accuracy", "holdout_accuracy", "holdout_loss"):
         assert having(workdir, name) == [50, 100]
@@ -89,17 +90,20 @@ def test_a_stopped_and_resumed_classifier_equals_an_uninterrupted_one(workdir, t
     assert metrics(tmp_path) == metrics(workdir)
 
 
+@pytest.mark.slow
 def test_a_finished_classifier_is_not_measured_again(workdir):
     before = (workdir / "metrics.jsonl").read_bytes()
     train(classifier_config(), workdir)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_classifier_draws_no_samples(workdir):
     with pytest.raises(UsageError, match=f"{workdir} holds a classifier .convnet., which draws no samples"):
         cfgjax.load(workdir)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
     data = settings(digits_config()).data
     network = load_features("classifier", data, classifier=workdir)
@@ -123,6 +127,7 @@ def test_a_classifier_is_a_feature_network_of_its_averages(workdir):
     assert np.array_equal(network(images[:7])["logits"], out["logits"][:7])
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_classifier_is_that_of_its_parameters(workdir):
     config = settings(classifier_config())
     params = features.load_params(workdir, config)[0]
@@ -147,6 +152,7 @@ def test_a_diffusion_run_is_not_accepted_as_a_classifier(tmp_path):
         load_features("classifier", settings(digits_config()).data, classifier=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "told"),
     [

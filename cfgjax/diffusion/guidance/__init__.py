@@ -16,24 +16,11 @@ without the null branch (default: the rule itself); `shifts_mean`, whether it ne
 with metadata {"per_sample": True} may be an array with one entry per sample.
 """
 
-import dataclasses
-from typing import Any
-
+from cfgjax.diffusion.guidance.cfg import at_zero, cfg, conditional, scale_to_weight, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.classifier_rule import classifier, label_log_prob, score_function
 from cfgjax.diffusion.guidance.conditions import branches, drop_condition
 from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule, with_memory
-from cfgjax.diffusion.guidance.rules import at_zero, cfg, conditional, scale_to_weight, shifts_mean, uses_null
-from cfgjax.diffusion.specs import NESTED
-
-RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
-
-
-def rules_without_null() -> list[str]:
-    """Returns the texts of the RULES that need no null label. Rules that wrap another one have such a rule inside."""
-    alone = [f"{name}()" for name, rule in RULES.items() if getattr(rule, "uses_null", True) is False]
-    wrapping = [name for name, rule in RULES.items() if NESTED in {field.name for field in dataclasses.fields(rule)}]
-    return [*alone, *(f"{name}({inner})" for name in wrapping for inner in alone[:1])]
-
+from cfgjax.diffusion.guidance.rules import RULES, rules_without_null
 
 __all__ = [
     "RULES",

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cfgjax.diffusion.guidance.cfg import Weight, at_zero, cfg, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule
-from cfgjax.diffusion.guidance.rules import Weight, at_zero, cfg, shifts_mean, uses_null
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 from cfgjax.diffusion.specs import Spec, check_choice, number, tree

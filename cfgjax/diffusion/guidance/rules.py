@@ -1,75 +1,17 @@
-"""The paper's guidance rule, and the rule of no guidance."""
+"""The registry of guidance rules: the names that --rule and configs know. A new rule needs a line in RULES."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Shaped
+from cfgjax.diffusion.guidance.cfg import cfg, conditional
+from cfgjax.diffusion.guidance.classifier_rule import classifier
+from cfgjax.diffusion.specs import NESTED
 
-from cfgjax.diffusion.guidance.conditions import branches
-from cfgjax.diffusion.prediction import Prediction
-from cfgjax.diffusion.process import RealLike, broadcast_left
-from cfgjax.diffusion.specs import Spec, tree
-
-Weight = Float[RealLike, "..."]  # w, a number or [B]
+RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
 
 
-def scale_to_weight(scale: Shaped[ArrayLike, "*shape"]) -> Shaped[ArrayLike, "*shape"]:
-    """Returns w = s − 1 of a guidance scale s in the convention in which s = 1 is the conditional model."""
-    return scale - 1
-
-
-def at_zero(rule: Any) -> Any:
-    """Returns the rule that gives the same at w = 0 without the null branch, if there is one, or the rule itself."""
-    return getattr(rule, "at_zero", rule)
-
-
-def uses_null(rule: Any) -> bool:
-    """Returns whether a rule computes the null branch."""
-    return getattr(rule, "uses_null", True)
-
-
-def shifts_mean(rule: Any) -> bool:
-    """Returns whether a rule needs a sampler that has a mean."""
-    return getattr(rule, "shifts_mean", False)
-
-
-@tree
-@dataclass(frozen=True, repr=False)
-class conditional(Spec):
-    """denoise(z, logsnr) = predict(z, logsnr, cond): no guidance, and half the work of `cfg` at w = 0."""
-
-    uses_null = False
-
-    def __call__(self, predict: Callable, cond: Any, null: Any = None, w: Weight = 0.0) -> Callable:
-        def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
-            return predict(z, jnp.broadcast_to(logsnr, z.shape[:1]), cond)
-
-        return denoise
-
-
-@tree
-@dataclass(frozen=True, repr=False)
-class cfg(Spec):
-    """ε̃ = (1+w) ε(z, c) − w ε(z) and the same for x̃: classifier-free guidance, CFG eq. (6).
-
-    The two branches are one call of predict. A learned variance is that of the conditional branch.
-    """
-
-    uses_null = True
-
-    @property
-    def at_zero(self) -> conditional:
-        return conditional()
-
-    def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Callable:
-        def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
-            with_cond, without = branches(predict, z, logsnr, (cond, null))
-            weight = broadcast_left(jnp.asarray(w, with_cond.eps.dtype), z)
-            x = (1 + weight) * with_cond.x - weight * without.x
-            eps = (1 + weight) * with_cond.eps - weight * without.eps
-            return Prediction(x, eps, with_cond.variance)
-
-        return denoise
+def rules_without_null() -> list[str]:
+    """Returns the texts of the RULES that need no null label. Rules that wrap another one have such a rule inside."""
+    alone = [f"{name}()" for name, rule in RULES.items() if getattr(rule, "uses_null", True) is False]
+    wrapping = [name for name, rule in RULES.items() if NESTED in {field.name for field in dataclasses.fields(rule)}]
+    return [*alone, *(f"{name}({inner})" for name in wrapping for inner in alone[:1])]

@@ -20,7 +20,7 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.runs.options import SampleOptions, as_dict, combinations
+from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ def as_text(value: Any) -> Any:
 def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None) -> list[Setting]:
     """Returns the checked settings of every combination of the axes, in order of work.
 
-    axes: {option: values}, see `options.axes`. For a run on a mixture, those of exact scores follow. guide: the `Guide`
-    of the rules' `classifier`; rules without one are wrapped in one.
+    axes: {option: values}, see `sample_options.axes`. For a run on a mixture, those of exact scores follow. guide: the
+    `Guide` of the rules' `classifier`; rules without one are wrapped in one.
     """
     digest = None if guide is None else guide.digest
     settings = [Setting(options, classifier=digest) for options in resolved_combinations(axes, model, guide)]

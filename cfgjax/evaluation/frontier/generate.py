@@ -19,7 +19,7 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
 from cfgjax.models.model import Model
-from cfgjax.runs.options import SampleOptions, fields
+from cfgjax.runs.sample_options import SampleOptions, fields
 
 log = logging.getLogger("cfgjax")
 

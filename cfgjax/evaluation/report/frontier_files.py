@@ -12,7 +12,7 @@ import numpy as np
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
 from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
-from cfgjax.runs.options import fields
+from cfgjax.runs.sample_options import fields
 
 Row = dict[str, Any]  # {setting or metric: value} of one frontier
 

@@ -16,7 +16,7 @@ from cfgjax.models.binding import rule_value, with_guide
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.runs.options import SampleOptions, as_dict, fields
+from cfgjax.runs.sample_options import SampleOptions, as_dict, fields
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14

@@ -17,7 +17,7 @@ from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.report.sample_figures import column_names
 from cfgjax.models.model import Model
-from cfgjax.runs.options import axes
+from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog
 from cfgjax.training.state import TrainState

@@ -17,7 +17,7 @@ from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.evaluation.report.sample_figures import sample_figure
 from cfgjax.models.model import Model
-from cfgjax.runs.options import axes
+from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog
 from cfgjax.training.state import TrainState, averaged_params
