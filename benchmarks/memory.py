@@ -192,6 +192,9 @@ def main(argv):
     flags.DEFINE_string("child", None, "Internal: the experiment that this process measures.", flag_values=given)
     flags.DEFINE_string("data", None, "Internal: the config.data that this process reads.", flag_values=given)
     try:
+        if "--help" in argv:
+            print(f"{__doc__}\n{given.get_help()}")
+            return DONE
         no_arguments(parse_flags(given, argv))
         for name in given.only:
             choose("experiment", name, dict.fromkeys([*NAMES, *SOURCES]))

@@ -15,7 +15,9 @@ from pathlib import Path
 from absl import flags
 from harness import EXPERIMENTS, RSS_UNIT
 
-from cfgjax.base.exits import DONE
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.cli.common import no_arguments
 from cfgjax.jobs.preflight.advice import passes_needed
 from cfgjax.jobs.preflight.hlo import ring_share
 from cfgjax.jobs.preflight.memory import USABLE
@@ -236,7 +238,14 @@ def main(argv):
     given = flags.FlagValues()
     flags.DEFINE_bool("render", False, "Only write the document, from the existing figures.", flag_values=given)
     flags.DEFINE_string("child", None, "Internal: the case that this process measures.", flag_values=given)
-    parse_flags(given, argv)
+    if "--help" in argv:
+        print(f"{__doc__}\n{given.get_help()}")
+        return DONE
+    try:
+        no_arguments(parse_flags(given, argv))
+    except UsageError as e:
+        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
+        return BAD_USAGE
     figures = DOCS / "scaling.json"
     if given.child == SPATIAL:
         print(json.dumps(spatial_figures()))
