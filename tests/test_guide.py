@@ -42,7 +42,7 @@ def guide():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
+@pytest.mark.parametrize("sampler", ["ancestral(v=0.3)", "ddim"])
 def test_scale_s_on_the_unconditional_model_is_weight_s_minus_one(guide, sampler):
     rule = classifier(conditional(), 2.5, guide=guide)
     by_gradient = exact(False).sample(LABELS, rule=rule, num_steps=32, sampler=sampler)

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import scale_to_weight
@@ -45,7 +44,7 @@ def is_number(value: Any) -> bool:
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 
-def label_array(labels: ArrayLike) -> Shaped[np.ndarray, " n"]:
+def label_array(labels: Any) -> Shaped[np.ndarray, "..."]:
     """Returns labels as an array. Its values are not checked."""
     try:
         return np.array(labels, ndmin=1)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
-from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.batches import to_uint8
@@ -46,7 +45,7 @@ class Cascade:
 
     def sample(
         self,
-        labels: ArrayLike,
+        labels: Any,
         guidance: Any = None,
         *,
         seed: int = 0,

@@ -139,9 +139,7 @@ class Model:
             cond |= {"low_res_logsnr": jnp.full(len(z), CLEAN_LOGSNR)} if self.low_res_logsnr_min is not None else {}
         return self._predict(self.params, z, logsnr, cond)
 
-    def sample(
-        self, labels: ArrayLike, guidance: Any = None, *, return_trajectory: bool = False, **options: Any
-    ) -> Any:
+    def sample(self, labels: Any, guidance: Any = None, *, return_trajectory: bool = False, **options: Any) -> Any:
         """Returns guided samples, sample i for labels[i]: uint8 [N, H, W, C], or float32 [N, …] if they are no images.
 
         labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
@@ -152,7 +150,7 @@ class Model:
         images = to_uint8(x) if self.is_image else x
         return (images, trajectory) if return_trajectory else images
 
-    def sample_float(self, labels: ArrayLike, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
+    def sample_float(self, labels: Any, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
         """Returns x̃ of guided samples before rounding, images in [−1, 1].
 
         scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
@@ -169,7 +167,7 @@ class Model:
 
     def _sample_all(
         self,
-        labels: ArrayLike,
+        labels: Any,
         guidance: Any,
         *,
         scale: Any = None,

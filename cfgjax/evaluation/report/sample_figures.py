@@ -8,15 +8,16 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from cfgjax.base.errors import UsageError
+from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.diffusion.specs import spec
+from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.binding import rule_value, with_guide
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.runs.sample_options import SampleOptions, as_dict, fields
+from cfgjax.runs.sample_options import SampleOptions, as_dict, axes, fields
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
@@ -55,6 +56,17 @@ def sample_figure(
         return scatter(rows, repeated, names)
     images = np.stack(drawn, axis=1).reshape(len(labels), per_cell, len(columns), *model.image_shape)
     return image_grid(images.swapaxes(1, 2), [str(label) for label in labels], names)
+
+
+def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
+    """Returns the options of every combination of values, one or several for each option, such as guidance=(0, 1, 3).
+
+    Options that are not given are those of config.sample. Raises UsageError for values that the model cannot use.
+    """
+    given = {name: value if isinstance(value, list | tuple) else (value,) for name, value in values.items()}
+    if unknown := [name for name in given if name not in fields("sample")]:
+        raise UsageError(f"unknown option {unknown[0]!r}{nearest(unknown[0], fields('sample'))}")
+    return resolved_combinations(axes(model.defaults.options, given=given), model)
 
 
 def model_options(options: SampleOptions, guide: Guide | None) -> dict[str, Any]:
