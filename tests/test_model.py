@@ -210,7 +210,7 @@ def test_eps_takes_scalars_and_arrays_and_the_null_label(model):
         ({"labels": [1], "sampler": "ancestral(v='high')"}, "v is 'high'"),
         ({"labels": [1], "sampler": "ancestral()"}, "needs a network with a learned variance"),
         ({"labels": [1], "rule": "cgf()"}, "unknown rule 'cgf', did you mean 'cfg'"),
-        ({"labels": [1], "rule": "classifier()"}, r"the rule classifier\(conditional\(\)\) has no guide"),
+        ({"labels": [1], "rule": "classifier()"}, r"the rule classifier\(\) has no guide"),
         ({"labels": [1], "sampler": ["ddim"]}, r"sampler is \['ddim'\]"),
         ({"labels": [1], "rule": 1.5}, "rule is 1.5"),
         ({"labels": [1], "num_steps": 4.5}, "num_steps is 4.5"),

@@ -158,8 +158,9 @@ class Model:
         noise to add to them, if the network was trained with it; none by default. conditions: {name: [N, …]} of a
         network that takes more than the label.
         options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
-        "cfg()", without its null branch if every weight is 0; sampler, a sampler or its text, such as "ddim(eta=0.5)";
-        num_steps, see `sampler`; seed. The noise of sample i depends only on seed and i.
+        "cfg()", used as it is; that of config.sample lacks its null branch if every weight is 0. sampler, a sampler or
+        its text, such as "ddim(eta=0.5)"; num_steps, see `sampler`; seed. The noise of sample i depends only on seed
+        and i.
 
         Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
@@ -184,7 +185,7 @@ class Model:
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
-        rule = self._rule(chosen.rule, weights, len(labels))
+        rule = self._rule(options.get("rule"), weights, len(labels))
         extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | check_low_res(
             low_res, self.low_res_shape, len(labels)
         )
@@ -204,9 +205,10 @@ class Model:
         return x, Trajectory(self.grid(chosen.num_steps), *by_level) if trajectory else None
 
     def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int) -> Any:
-        """Returns the rule for these weights, without the null branch if all are 0, with numbers per sample checked."""
-        given = rule_value(rule)
-        given = given if weights.any() else at_zero(given)
+        """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
+        given = rule_value(self.options.rule if rule is None else rule)
+        if not weights.any() and (rule is None or not self.has_null_label):
+            given = at_zero(given)
 
         def check(field: dataclasses.Field, value: Any) -> Any:
             checked = arguments.per_label(field.name, value, length) if per_sample(field) else value

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
+from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
@@ -72,7 +73,8 @@ def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
 def model_options(options: SampleOptions, guide: Guide | None) -> dict[str, Any]:
     """Returns the keyword arguments of `Model.sample` for these options, with the guide in their rule."""
     changes = {name: getattr(options, name) for name in fields("Model")}
-    return changes | {"rule": with_guide(rule_value(options.rule), guide, options.classifier_scale)}
+    rule = with_guide(rule_value(options.rule), guide, options.classifier_scale)
+    return changes | {"rule": rule if options.guidance else at_zero(rule)}
 
 
 def weight_name(w: float) -> str:
