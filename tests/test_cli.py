@@ -152,7 +152,7 @@ def test_a_full_disk_is_reported_and_the_last_complete_step_survives(tmp_path):
         assert code == 1, out
         last = err.splitlines()[-1]  # before it, threads of Orbax may have had their say
         assert "No space left on device" in last
-        whole = int(re.search(r"; step (\d+) is whole$", last)[1])
+        whole = int(re.search(r"; step (\d+) is complete$", last)[1])
         subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
         code, out, _ = run(train(tmp_path / "run", whole + 50))
         assert code == 0

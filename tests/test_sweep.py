@@ -98,7 +98,7 @@ def states(out):
 
 @pytest.mark.e2e
 def test_a_sweep_of_real_runs_trains_and_evaluates_each(tmp_path):
-    evaluate = {"num_samples": 60, "num_steps": 4, "guidance": (0.0, 1.0), "v": 0.3}
+    evaluate = {"num_samples": 60, "num_steps": 4, "guidance": (0.0, 1.0), "sampler": "ancestral(v=0.3)"}
     path = sweep_file(
         tmp_path,
         f"BASE, COMMANDS = 'experiments/mixture.py', ('train', 'evaluate')\nTINY = {TINY | evaluate}\n"

@@ -227,10 +227,10 @@ def test_all_processes_report_a_full_disk_of_the_first(tmp_path):
     try:
         flags = "--config.checkpoint.every_steps=10 --config.sample.every_steps=3000 --config.train.num_steps=3000"
         ends = finish_all(start_several(train(tmp_path / "run", flags), 2))
-        whole = int(re.search(r"No space left on device.*; step (\d+) is whole$", ends[0][2].strip())[1])
+        whole = int(re.search(r"No space left on device.*; step (\d+) is complete$", ends[0][2].strip())[1])
         for code, _, err in ends:
             assert code == 1
-            assert f"step {whole} is whole" in err.strip().splitlines()[-1]
+            assert f"step {whole} is complete" in err.strip().splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
         ends = finish_all(start_several(train(tmp_path / "run", f"--config.train.num_steps={whole + 10}"), 2))
         assert [code for code, _, _ in ends] == [0, 0], ends

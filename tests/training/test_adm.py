@@ -45,7 +45,7 @@ def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quic
 @pytest.mark.slow
 def test_a_run_that_is_not_a_classifier_is_refused_as_guide(tmp_path):
     train(mixture_config(**{"mesh.data": 1}), tmp_path)
-    with pytest.raises(UsageError, match="holds no noise-aware classifier but a mlp"):
+    with pytest.raises(UsageError, match="holds a mlp, not a noise-aware classifier"):
         load_guide(tmp_path)
 
 
