@@ -64,6 +64,7 @@ def lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_custom_writer_receives_the_metrics_of_metrics_jsonl_and_the_pictures(tmp_path):
     memory = Memory()
     final = cfgjax.train(mixture_config(), tmp_path / "run", writers=[memory])

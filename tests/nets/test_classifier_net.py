@@ -46,7 +46,8 @@ def test_every_pool_gives_float32_logits(pool, dtype, image):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("pool", ["attention", pytest.param("spatial", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["attention", "spatial"])
 def test_each_sample_depends_on_its_own_image_and_time(pool):
     net = tiny(**ONE_LEVEL, pool=pool)
     params = random_params(net)

@@ -77,6 +77,7 @@ def test_a_new_network_returns_zero():
     assert np.abs(apply(net, trained)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_each_sample_depends_on_its_own_time_and_label(params):
     base = apply(tiny(), params)
     changed = apply(tiny(), params, time=TIME.at[1].add(1.0), label=LABEL.at[2].set(0))
