@@ -45,12 +45,8 @@ def with_guide(rule: Any, guide: Any, scale: Any = None) -> Any:
 
 def filled(rule: Any, guide: Any, scale: Any) -> Any:
     """Returns a rule with a guide in every `classifier` in it, and with this scale unless it is None."""
-    if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
-        return rule
-    changes = {f.name: filled(getattr(rule, f.name), guide, scale) for f in dataclasses.fields(rule) if f.init}
-    if isinstance(rule, classifier):
-        changes |= {"guide": guide} | ({} if scale is None else {"scale": scale})
-    return dataclasses.replace(rule, **changes)
+    changes = {"guide": guide} | ({} if scale is None else {"scale": scale})
+    return mapped(rule, lambda part: dataclasses.replace(part, **changes) if isinstance(part, classifier) else part)
 
 
 def is_classifier_guided(rule: Any) -> bool:
@@ -80,14 +76,22 @@ def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
         raise UsageError(f"sampler {sampler!r} needs {needed}")
 
 
-def replaced(value: Any, change: Callable) -> Any:
+def mapped(rule: Any, change: Callable) -> Any:
+    """Returns a rule with change(part) in place of each rule in it, from the inside out, and of itself."""
+    if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
+        return rule
+    parts = {f.name: mapped(getattr(rule, f.name), change) for f in dataclasses.fields(rule) if f.init}
+    return change(dataclasses.replace(rule, **parts))
+
+
+def replaced(rule: Any, change: Callable) -> Any:
     """Returns a rule with change(field, value) in place of each of its fields, and of those of rules in it."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    fields = [field for field in dataclasses.fields(value) if field.init]
-    return dataclasses.replace(
-        value, **{field.name: replaced(change(field, getattr(value, field.name)), change) for field in fields}
-    )
+
+    def with_changed_fields(part: Any) -> Any:
+        values = {f.name: change(f, getattr(part, f.name)) for f in dataclasses.fields(part) if f.init}
+        return dataclasses.replace(part, **values)
+
+    return mapped(rule, with_changed_fields)
 
 
 def per_sample(field: Any) -> bool:

@@ -55,6 +55,17 @@ def option(kind: Kind, read: Callable[[str], Any], help: str, **more: Any) -> di
     return {"option": Option(kind, read, help, **more)}
 
 
+def earlier_sampler(name: Any, noise: Mapping[str, Any]) -> Any:
+    """Returns the text of a sampler that older versions stored as a name and v or eta, or an unknown name unchanged.
+
+    noise: a mapping with "v" and "eta", of which the sampler has one.
+    """
+    option = {"ancestral": "v", "ddim": "eta"}.get(name) if isinstance(name, str) else None
+    if option is None or option not in noise:
+        return name
+    return f"{name}({'' if noise[option] is None else f'{option}={noise[option]!r}'})"
+
+
 def read_num_steps(text: str) -> int | str:
     """Returns a number of steps as an int, or the name of a selection of timesteps unchanged.
 

@@ -17,6 +17,7 @@ from cfgjax.base.paths import check_path
 from cfgjax.distributed import collectives
 from cfgjax.runs.config import check_resumable, to_json, tuples
 from cfgjax.runs.metrics_file import last_logged_step
+from cfgjax.runs.sample_options import earlier_sampler
 from cfgjax.runs.settings import LATER_SECTIONS, Settings
 
 DATA = "data.json"  # `hash`, `source`, `path` and class names `classes` of a data set that has a hash
@@ -47,10 +48,8 @@ def upgraded_config(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(model.get("remat"), bool):
         model = model | {"remat": "blocks" if model["remat"] else "none"}
     if isinstance(sample, dict):
-        name = sample.get("sampler")
-        noise = {"ancestral": "v", "ddim": "eta"}.get(name) if isinstance(name, str) else None
-        if noise in sample:
-            sample = sample | {"sampler": f"{name}({'' if sample[noise] is None else f'{noise}={sample[noise]!r}'})"}
+        if "sampler" in sample:
+            sample = sample | {"sampler": earlier_sampler(sample["sampler"], sample)}
         sample = {key: value for key, value in sample.items() if key not in ("v", "eta")}
         values = values | {"sample": sample}
     return values | {"model": model}

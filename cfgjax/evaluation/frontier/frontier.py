@@ -1,4 +1,4 @@
-"""Samples and metrics for every requested w, T, v, EMA rate and seed.
+"""Samples and metrics for every combination of the requested options of sampling.
 
 `samples/<digest>/` in its folder has the shards and the metrics of one setting of one checkpoint, computed only once.
 """
@@ -31,9 +31,7 @@ from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.sample_figures import exact_model
-from cfgjax.models.binding import (
-    with_guide,
-)
+from cfgjax.models.binding import with_guide
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.runs.checkpoint import load_params

@@ -40,7 +40,12 @@ class Setting:
     def row(self) -> dict[str, Any]:
         """Returns the setting as the first columns of a table."""
         values = {name: as_text(value) for name, value in as_dict(self.options).items()}
-        return {"guidance_weight": values.pop("guidance"), **values, "scores": self.scores, **self._guide}
+        return {
+            "guidance_weight": values.pop("guidance"),
+            **values,
+            "scores": self.scores,
+            "classifier": self.classifier,
+        }
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -52,7 +57,7 @@ class Setting:
         new = {name: value for name, value in as_dict(options).items() if name not in STORED}
         found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
         found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}
-        found |= {"guidance_weight": options.guidance, "scores": self.scores, **self._guide}
+        found |= {"guidance_weight": options.guidance, "scores": self.scores, "classifier": self.classifier}
         rule, form = options.rule, None
         if isinstance(rule, classifier):
             rule, form = rule.rule, rule.form
@@ -60,10 +65,6 @@ class Setting:
             found["rule"] = spec(rule)
         found |= {"classifier_form": form, "classifier_scale": options.classifier_scale or 0.0}
         return found | stored_sampler(options.sampler)
-
-    @property
-    def _guide(self) -> dict[str, str | None]:
-        return {"classifier": self.classifier}
 
 
 STORED = ("guidance", "num_steps", "sampler", "ema", "seed", "label_policy", "rule", "classifier_scale")
@@ -108,11 +109,12 @@ def resolved_combinations(
 
 
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
-    """Returns options with values for texts and defaults, checked against a model; equal settings are equal then.
+    """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    ema is a rate of the run. classifier_scale is that of the rule if it was None; the scale in the rule is then 1.
+    options: rule and sampler are values. ema is a rate of the run in the result, and classifier_scale that of the rule
+    if it was None; the scale in the rule is then 1.
     """
-    rule, sampler = rule_value(options.rule), sampler_value(options.sampler)
+    rule, sampler = options.rule, options.sampler
     rates = [*map(float, model.settings.ema.rates), 0.0]
     ema = rates[0] if options.ema is None else float(options.ema)
     if ema not in rates:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
+from cfgjax.runs.sample_options import earlier_sampler
 
 TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
@@ -113,11 +114,10 @@ def upgraded_row(row: dict[str, Any]) -> dict[str, Any]:
     if "rule" in row or "v" not in row:
         return row
     check_keys(row, {"sampler": str, "v": NUMBER_OR_NULL, "eta": NUMBER_OR_NULL})
-    noise = [f"{name}={row[name]!r}" for name in ("v", "eta") if row[name] is not None]
     form = row.get("classifier_form") or "eps"
     rule = "cfg()" if not row.get("classifier") else f"classifier({'' if form == 'eps' else f'form={form!r}'})"
     kept = {name: value for name, value in row.items() if name not in ("v", "eta", "classifier_form")}
-    return kept | {"rule": rule, "sampler": f"{row['sampler']}({', '.join(noise)})"}
+    return kept | {"rule": rule, "sampler": earlier_sampler(row["sampler"], row)}
 
 
 def check_rows(content: dict[str, Any]) -> None:
