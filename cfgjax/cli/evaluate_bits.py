@@ -28,14 +28,15 @@ def evaluate_bits(given):
     from cfgjax.evaluation.report.frontier_files import bits_lines, write_bits
     from cfgjax.models.arguments import check_num_steps
     from cfgjax.models.binding import sampler_value
+    from cfgjax.runs.workdir import read_settings
 
     check_guidance(axes.get("guidance", 0.0))
     open_devices()
-    model = cfgjax.load(given.workdir, step=given.step, ema=axes.get("ema", (None,))[0])
+    plan = plan_of(given, read_settings(given.workdir))
+    model = cfgjax.load(given.workdir, step=given.step, ema=axes_of({}, plan.options, axes)["ema"][0])
     if not model.is_image:
         kind = "latents" if len(model.image_shape) == 3 else "points"
         raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are {kind} of shape {model.image_shape}")
-    plan = plan_of(given, model.settings)
     options = next(combinations(axes_of(model.defaults.options, plan.options, {**axes, "guidance": (0.0,)})))
     sampler = sampler_value(options.sampler)
     if not isinstance(sampler, ancestral):
@@ -65,8 +66,7 @@ def evaluate_bits(given):
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
-    folder, rates = Path(given.out or Path(given.workdir) / "evaluation"), model.settings.ema.rates or (0.0,)
-    rate = rates[0] if options.ema is None else options.ema
+    folder, rate = Path(given.out or Path(given.workdir) / "evaluation"), float(model.ema)
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE
