@@ -1,14 +1,14 @@
 """Binds rules and samplers to a model: from text, with the guide they need, as arguments of a compiled program."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import RULES, classifier, shifts_mean
+from cfgjax.diffusion.guidance import RULES, classifier, mapped, parts, shifts_mean
 from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.specs import parse, tree
 
@@ -59,14 +59,6 @@ def classifier_scale(rule: Any) -> Any:
     return next((part.scale for part in parts(rule) if isinstance(part, classifier)), None)
 
 
-def parts(rule: Any) -> Iterator[Any]:
-    """Yields a rule and the rules in its fields."""
-    yield rule
-    if dataclasses.is_dataclass(rule) and not isinstance(rule, type):
-        for field in dataclasses.fields(rule):
-            yield from parts(getattr(rule, field.name))
-
-
 def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
     """Raises UsageError unless the sampler has what the rule needs, and the network what the sampler needs."""
     if shifts_mean(rule) and not getattr(sampler, "takes_shift", False):
@@ -74,14 +66,6 @@ def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
     if getattr(sampler, "needs_variance", False) and not learned_variance:
         needed = "a network with a learned variance; give v, such as ancestral(v=0.3)"
         raise UsageError(f"sampler {sampler!r} needs {needed}")
-
-
-def mapped(rule: Any, change: Callable) -> Any:
-    """Returns a rule with change(part) in place of each rule in it, from the inside out, and of itself."""
-    if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
-        return rule
-    parts = {f.name: mapped(getattr(rule, f.name), change) for f in dataclasses.fields(rule) if f.init}
-    return change(dataclasses.replace(rule, **parts))
 
 
 def replaced(rule: Any, change: Callable) -> Any:

@@ -19,7 +19,7 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
 from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
@@ -291,7 +291,7 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(rule.value, self.bind(params), cond, null, batch["weight"])
+        denoise = bind_rule(on_grid(rule.value, logsnrs), self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:
             return run()

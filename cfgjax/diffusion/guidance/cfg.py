@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from cfgjax.diffusion.guidance.conditions import branches
+from cfgjax.diffusion.guidance.denoiser import Branches, Combined
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike, broadcast_left
 from cfgjax.diffusion.specs import Spec, tree
@@ -19,21 +20,6 @@ Weight = Float[RealLike, "..."]  # w, a number or [B]
 def scale_to_weight(scale: Shaped[ArrayLike, "*shape"]) -> Shaped[ArrayLike, "*shape"]:
     """Returns w = s − 1 of a guidance scale s in the convention in which s = 1 is the conditional model."""
     return scale - 1
-
-
-def at_zero(rule: Any) -> Any:
-    """Returns the rule that gives the same at w = 0 without the null branch, if there is one, or the rule itself."""
-    return getattr(rule, "at_zero", rule)
-
-
-def uses_null(rule: Any) -> bool:
-    """Returns whether a rule computes the null branch."""
-    return getattr(rule, "uses_null", True)
-
-
-def shifts_mean(rule: Any) -> bool:
-    """Returns whether a rule needs a sampler that has a mean."""
-    return getattr(rule, "shifts_mean", False)
 
 
 @tree
@@ -64,12 +50,17 @@ class cfg(Spec):
     def at_zero(self) -> conditional:
         return conditional()
 
-    def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Callable:
-        def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
+    def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Combined:
+        def both(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Branches:
             with_cond, without = branches(predict, z, logsnr, (cond, null))
-            weight = broadcast_left(jnp.asarray(w, with_cond.eps.dtype), z)
-            x = (1 + weight) * with_cond.x - weight * without.x
-            eps = (1 + weight) * with_cond.eps - weight * without.eps
-            return Prediction(x, eps, with_cond.variance)
+            return Branches(with_cond, without, mixed(with_cond, without, w), w)
 
-        return denoise
+        return Combined(both)
+
+
+def mixed(strong: Prediction, weak: Prediction, w: Weight) -> Prediction:
+    """Returns (1+w) · strong − w · weak, of x̂ and of ε̂, with the variance of strong."""
+    weight = broadcast_left(jnp.asarray(w, strong.eps.dtype), strong.eps)
+    x = (1 + weight) * strong.x - weight * weak.x
+    eps = (1 + weight) * strong.eps - weight * weak.eps
+    return Prediction(x, eps, strong.variance)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from cfgjax.diffusion.guidance.cfg import Weight, at_zero, cfg, shifts_mean, uses_null
-from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule
+from cfgjax.diffusion.guidance.attributes import at_zero, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.cfg import Weight, cfg
+from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 from cfgjax.diffusion.specs import Spec, check_choice, number, tree
@@ -78,10 +79,19 @@ class classifier(Spec):
         def times_scale(gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
             return broadcast_left(jnp.asarray(self.scale, jnp.float32), gradient) * gradient
 
+        def with_gradient(
+            prediction: Prediction, z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]
+        ) -> Prediction:
+            _, sigma = alpha_sigma(broadcast_left(logsnr, z))
+            return add_to_eps(prediction, -sigma * times_scale(score(z, logsnr)), logsnr)
+
         def apply(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Prediction, Any]:
             prediction, memory = inner(z, logsnr, memory)
-            _, sigma = alpha_sigma(broadcast_left(logsnr, z))
-            return add_to_eps(prediction, -sigma * times_scale(score(z, logsnr)), logsnr), memory
+            return with_gradient(prediction, z, logsnr), memory
+
+        def branches(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Branches, Any]:
+            found, memory = inner.branches(z, logsnr, memory)  # type: ignore[misc]
+            return found._replace(guided=with_gradient(found.guided, z, logsnr)), memory
 
         def shift(
             z: Float[Array, "b ..."],
@@ -94,5 +104,5 @@ class classifier(Spec):
             return found if inner.shift is None else found + inner.shift(z, mean, logsnr, logsnr_next)
 
         if self.form == "eps":
-            return Denoiser(apply, inner.init, inner.shift)
-        return Denoiser(inner.apply, inner.init, shift)
+            return Denoiser(apply, inner.init, inner.shift, inner.branches and branches)
+        return Denoiser(inner.apply, inner.init, shift, inner.branches)

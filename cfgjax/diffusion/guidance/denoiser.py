@@ -4,29 +4,59 @@ A denoiser without memory is a function `denoise(z, logsnr) → Prediction`. One
 memory` and is called as `denoise(z, logsnr, memory) → (Prediction, memory)`; the memory is any tree of arrays, starts
 anew for each sample, is updated once per level, and has the same structure, shapes and dtypes at every level.
 Optionally `denoise.shift(z, mean, logsnr, logsnr_next)` is added, times the reverse variance Σ, to the mean of a
-sampler that has one.
+sampler that has one, and `denoise.branches` has the arguments of `denoise` and returns `Branches` in place of the
+`Prediction`. Rules that change how a strong and a weak prediction are combined take them from there.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.contracts import ContractError, check_arrays, check_prediction, check_same, described
+from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike
+
+
+class Branches(NamedTuple):
+    """The two predictions that a rule combines at one level, and its result.
+
+    strong: of the conditional model. weak: the prediction that guidance moves away from, such as that of the null
+    branch; where guidance is switched off, the strong one itself. guided: the result of the rule. w: the weight at
+    this level, a number or [B].
+    """
+
+    strong: Prediction
+    weak: Prediction
+    guided: Prediction
+    w: Float[RealLike, "..."]
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A denoiser without memory that combines two predictions, defined by branches: (z, logsnr) → `Branches`."""
+
+    branches: Callable
+
+    def __call__(self, z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
+        """Returns the guided prediction."""
+        return self.branches(z, logsnr).guided
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """A denoiser with memory and, optionally, a shift of the mean.
 
-    apply: (z, logsnr, memory) → (Prediction, memory). init: z → memory. shift: None for no shift.
+    apply: (z, logsnr, memory) → (Prediction, memory). init: z → memory. shift: None for no shift. branches: (z, logsnr,
+    memory) → (`Branches`, memory), or None for a rule that does not combine two predictions.
     """
 
     apply: Callable
     init: Callable
     shift: Callable | None = None
+    branches: Callable | None = None
 
     def __call__(self, z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> Any:
         """Returns (Prediction, memory)."""
@@ -35,10 +65,24 @@ class Denoiser:
 
 def with_memory(denoise: Callable) -> Denoiser:
     """Returns any denoiser as one with memory, which is () if it had none."""
-    shift = getattr(denoise, "shift", None)
+    shift, branches = getattr(denoise, "shift", None), getattr(denoise, "branches", None)
     if hasattr(denoise, "init"):
-        return Denoiser(denoise, denoise.init, shift)
-    return Denoiser(lambda z, logsnr, memory: (denoise(z, logsnr), memory), lambda z: (), shift)
+        return Denoiser(denoise, denoise.init, shift, branches)
+
+    def keeping(function: Callable | None) -> Any:
+        return function and (lambda z, logsnr, memory: (function(z, logsnr), memory))
+
+    return Denoiser(keeping(denoise), lambda z: (), shift, keeping(branches))
+
+
+def from_branches(branches: Callable, init: Callable, shift: Callable | None = None) -> Denoiser:
+    """Returns the denoiser with memory that is defined by branches: (z, logsnr, memory) → (`Branches`, memory)."""
+
+    def apply(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Prediction, Any]:
+        found, memory = branches(z, logsnr, memory)
+        return found.guided, memory
+
+    return Denoiser(apply, init, shift, branches)
 
 
 def bind_rule(rule: Any, predict: Callable, cond: Any, null: Any, w: Any) -> Denoiser:
@@ -47,6 +91,18 @@ def bind_rule(rule: Any, predict: Callable, cond: Any, null: Any, w: Any) -> Den
     The denoiser raises ContractError, which names the rule, while a program is traced.
     """
     return checked("rule", rule, rule(predict, cond, null, w))
+
+
+def bind_pair(outer: Any, rule: Any, predict: Callable, cond: Any, null: Any, w: Any) -> Denoiser:
+    """Returns `bind_rule(rule, …)`, which has `branches`. Rules that need a strong and a weak prediction start here.
+
+    outer: the rule that wraps it. Raises UsageError if the rule does not combine two predictions.
+    """
+    inner = bind_rule(rule, predict, cond, null, w)
+    if inner.branches is None:
+        needed = "a rule that combines two predictions, such as cfg()"
+        raise UsageError(f"{type(outer).__name__} wraps {rule!r}, which has no weak prediction; need {needed}")
+    return inner
 
 
 def checked(kind: str, value: Any, denoise: Any) -> Denoiser:
@@ -67,9 +123,16 @@ def checked(kind: str, value: Any, denoise: Any) -> Denoiser:
         check_same(kind, value, "memory", memory, after)
         return prediction, after
 
+    def branches(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple:
+        found, after = guided.branches(z, logsnr, memory)  # type: ignore[misc]
+        for prediction in found[:3]:
+            check_prediction(kind, value, prediction, z)
+        check_same(kind, value, "memory", memory, after)
+        return found, after
+
     def init(z: Float[Array, "b ..."]) -> Any:
         memory = guided.init(z)
         check_arrays(kind, value, "memory", memory)
         return memory
 
-    return Denoiser(apply, init, guided.shift)
+    return Denoiser(apply, init, guided.shift, guided.branches and branches)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.contracts import ContractError, check_arrays, check_same, described
-from cfgjax.diffusion.guidance.denoiser import Denoiser, checked
+from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, checked
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 
@@ -43,11 +43,15 @@ class Level(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The argument of `save` at each level: the level, z, and the prediction after guidance and clipping."""
+    """The argument of `save` at each level: the level, z, and the prediction after guidance and clipping.
+
+    branches: the predictions before clipping that the rule has combined; None if it does not combine two.
+    """
 
     level: Level
     z: Float[Array, "b ..."]
     prediction: Prediction
+    branches: Branches | None
 
 
 def clipped(prediction: Prediction, logsnr: Float[RealLike, "..."]) -> Prediction:
@@ -70,12 +74,18 @@ class _AtOneLevel:
         self._denoise, self._clip = denoise, clip
         self.shift, self.memory = denoise.shift, memory
         self.prediction: Any = None
+        self.branches: Branches | None = None
 
     def __call__(self, z: Float[Array, "b ..."], logsnr: Float[RealLike, ""]) -> Prediction:
-        prediction, memory = self._denoise(z, jnp.full(z.shape[:1], logsnr), self.memory)
+        args = z, jnp.full(z.shape[:1], logsnr), self.memory
+        if self._denoise.branches is None:
+            branches, (prediction, memory) = None, self._denoise(*args)
+        else:
+            branches, memory = self._denoise.branches(*args)
+            prediction = branches.guided
         prediction = clipped(prediction, logsnr) if self._clip else prediction
         if self.prediction is None:
-            self.prediction, self.memory = prediction, memory
+            self.prediction, self.branches, self.memory = prediction, branches, memory
         return prediction
 
 
@@ -132,7 +142,7 @@ def run_sampler(
         _check_step(sampler, z, state, returned)
         if at_level.prediction is None:
             raise ContractError("sampler", sampler, "never calls denoise in its step; need at least one call")
-        found = Evaluation(level, z, at_level.prediction)
+        found = Evaluation(level, z, at_level.prediction, at_level.branches)
         z_next, state = returned
         z_next = jnp.where(level.last, found.prediction.x, z_next)
         return (z_next, state, at_level.memory), None if save is None else save(found)
