@@ -14,6 +14,7 @@ from cfgjax.models.binding import (
     check_together,
     classifier_scale,
     filled,
+    grid_value,
     is_classifier_guided,
     rule_value,
     sampler_value,
@@ -27,9 +28,9 @@ from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 class Setting:
     """Everything that a sample depends on, besides the model and its index.
 
-    options: rule (without its guide) and sampler are values; ema is a rate; classifier_scale is that of the rule's
-    `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
-    digest of the classifier that guides, or None.
+    options: rule (without its guide), sampler and grid are values; ema is a rate; classifier_scale is that of the
+    rule's `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture.
+    classifier: digest of the classifier that guides, or None.
     """
 
     options: SampleOptions
@@ -54,8 +55,8 @@ class Setting:
         The first options are always there, in the form in which they were first stored.
         """
         options, default = self.options, type(self.options)()
-        new = {name: value for name, value in as_dict(options).items() if name not in STORED}
-        found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
+        new = {name: as_text(value) for name, value in as_dict(options).items() if name not in STORED}
+        found = {name: text for name, text in new.items() if text != getattr(default, name)}
         found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}
         found |= {"guidance_weight": options.guidance, "scores": self.scores, "classifier": self.classifier}
         rule, form = options.rule, None
@@ -80,7 +81,7 @@ def stored_sampler(sampler: Any) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> Any:
-    """Returns the text of a rule or sampler, and any other option as it is."""
+    """Returns the text of a rule, sampler or grid, and any other option as it is."""
     return spec(value) if dataclasses.is_dataclass(value) else value
 
 
@@ -103,16 +104,17 @@ def resolved_combinations(
     axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None
 ) -> list[SampleOptions]:
     """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis."""
-    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
-    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
+    readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
+    values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
+    every = combinations({**axes, **values})
     return [resolved(options, model, guide) for options in every]
 
 
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
     """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    options: rule and sampler are values. ema is a rate of the run in the result, and classifier_scale that of the rule
-    if it was None; the scale in the rule is then 1.
+    options: rule, sampler and grid are values. ema is a rate of the run in the result, and classifier_scale that of the
+    rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = options.rule, options.sampler
     rates = [*map(float, model.settings.ema.rates), 0.0]
@@ -129,7 +131,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance])
-    model.grid(options.num_steps)
+    model.grid(options.num_steps, options.grid)
     check_together(rule, sampler, model.learned_variance)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
