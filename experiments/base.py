@@ -193,7 +193,7 @@ def denoiser(**given):
     """
     check_names(given)
     model, diffusion = given.get("model", {}), given.get("diffusion", {})
-    keys = [*process(diffusion), "p_uncond"]
+    keys = [*process(diffusion), "p_uncond", "parametrisation", "weighting"]
     if model.get("name", "unet") == "unet":
         keys += ["learned_variance", "time_sampler"]
     if diffusion.get("learned_variance"):

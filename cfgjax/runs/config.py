@@ -236,13 +236,22 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
+def default_of(settings: Settings, key: str) -> Any:
+    """Returns the value of a key, "section.name", that a config does not give, or "absent" if it has no default."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(settings, section, None), name, "absent")
+
+
 def check_resumable(saved: Settings, given: Settings) -> None:
-    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`."""
+    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`.
+
+    A key that one of them lacks has its default there: keys are added to experiments after runs have begun.
+    """
     old, new = flatten(saved.given), flatten(from_json(to_json(given)))
-    differing = [
-        f"{key} is {new.get(key, 'absent')!r}, the run has {old.get(key, 'absent')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent") and not key.startswith(RESUMABLE)
-    ]
+    differing = []
+    for key in sorted(old.keys() | new.keys()):
+        here, there = new.get(key, default_of(given, key)), old.get(key, default_of(saved, key))
+        if here != there and not key.startswith(RESUMABLE):
+            differing.append(f"{key} is {here!r}, the run has {there!r}")
     if differing:
         raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")

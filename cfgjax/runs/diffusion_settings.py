@@ -1,6 +1,7 @@
 """The section `diffusion` of a config: the process, and how a network is trained on it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from cfgjax.base.errors import UsageError, choose
@@ -9,6 +10,7 @@ from cfgjax.runs.values import Levels, NotNegative, Number, Share, Text, integer
 CONTINUOUS = ("schedule", "logsnr_min", "logsnr_max")
 DISCRETE = ("betas", "num_timesteps")
 TIME_SAMPLERS = ("uniform", "second_moment")
+LATER_KEYS = {"parametrisation": "eps", "weighting": "eps"}  # of experiments, with the values of runs that lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,3 +98,8 @@ class DiffusionSettings:
         if self.betas is not None:
             return f"{self.num_timesteps} timesteps of {self.betas} betas"
         return f"{self.schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
+
+
+def without_later_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of config.diffusion without those of LATER_KEYS that have the values of runs that lack them."""
+    return {key: value for key, value in given.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}

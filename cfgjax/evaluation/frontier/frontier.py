@@ -35,6 +35,7 @@ from cfgjax.models.binding import with_guide
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
@@ -95,6 +96,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
+        config["diffusion"] = without_later_keys(config["diffusion"])
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
