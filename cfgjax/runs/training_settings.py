@@ -22,7 +22,7 @@ from cfgjax.runs.values import (
 
 ALL_LEFT = Kind("-1 (all remaining)", lambda v: isinstance(v, numbers.Integral) and v == -1, int)
 MAX_WIDTH = 12**-0.5  # σ_rel of the plain mean of all steps, γ = 0
-WIDTH = real(f"a number above 0 and at most {MAX_WIDTH:.4f}", lambda v: 0 < v <= MAX_WIDTH)
+AVERAGE_WIDTH = real(f"a number above 0 and at most {MAX_WIDTH:.4f}", lambda v: 0 < v <= MAX_WIDTH)
 WIDTH_NAME = "width_"  # names of power-function averages start with it
 Devices = Annotated[int, COUNT | ALL_LEFT]
 
@@ -54,7 +54,7 @@ class EMASettings:
 
     rates: Annotated[tuple[float, ...], several(BELOW_ONE, "a tuple of numbers in [0, 1)", least=0)]
     warmup: bool = False
-    widths: Annotated[tuple[float, ...], several(WIDTH, f"a tuple, each {WIDTH.text}", least=0)] = ()
+    widths: Annotated[tuple[float, ...], several(AVERAGE_WIDTH, f"a tuple, each {AVERAGE_WIDTH.text}", least=0)] = ()
     snapshot_every_steps: Count | None = None
 
     def __post_init__(self) -> None:
@@ -93,7 +93,9 @@ class EMASettings:
         if ema in (0, *self.rates) or (self.widths and self.is_width(ema)):
             return
         rates = ", ".join(f"{rate:g}" for rate in (*self.rates, 0))
-        widths = f"a width, {WIDTH.text}" if self.widths else "a width, which needs a run with config.ema.widths"
+        widths = (
+            f"a width, {AVERAGE_WIDTH.text}" if self.widths else "a width, which needs a run with config.ema.widths"
+        )
         raise UsageError(f"ema {ema:g} is neither a rate of the run ({rates}) nor {widths}")
 
 
