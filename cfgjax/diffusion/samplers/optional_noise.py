@@ -14,12 +14,13 @@ def is_zero(amount: Any) -> bool:
 def optional_noise_tree(cls: type) -> type:
     """Returns a dataclass of a sampler, registered as a tree whose fields are data if it `draws_noise`.
 
-    Otherwise it has no leaves, so that a program without noise is compiled separately.
+    Otherwise, where its first field, the amount of noise, is 0, it has no leaves: a program without noise is compiled
+    separately, and the other fields have no effect.
     """
     names = [field.name for field in dataclasses.fields(cls)]
 
     def flatten(sampler: Any) -> tuple:
         return [getattr(sampler, name) for name in names] if sampler.draws_noise else [], None
 
-    jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves))
+    jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves or (0.0,)))
     return cls
