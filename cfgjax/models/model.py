@@ -19,7 +19,7 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
 from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
@@ -31,11 +31,13 @@ from cfgjax.models.binding import (
     Trajectory,
     as_argument,
     check_together,
-    per_sample,
+    has_rows,
     replaced,
     rule_rows,
     rule_value,
     sampler_value,
+    translated,
+    with_checked_rows,
 )
 from cfgjax.models.description import describe_model
 from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
@@ -209,12 +211,7 @@ class Model:
         given = rule_value(self.options.rule if rule is None else rule)
         if not weights.any() and (rule is None or not self.has_null_label):
             given = at_zero(given)
-
-        def check(field: dataclasses.Field, value: Any) -> Any:
-            checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
-            return checked if np.ndim(value) else value
-
-        return replaced(given, check)
+        return with_checked_rows(given, length)
 
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
@@ -232,7 +229,7 @@ class Model:
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
-        check_together(rule, sampler, self.learned_variance)
+        check_together(rule, sampler, self)
         grid = self.grid(chosen.num_steps)
         self.check_guidance([uses_null(rule)])
         self._placed(rule)
@@ -262,7 +259,7 @@ class Model:
             if hasattr(value, "on") and hasattr(value, "check"):
                 value.check(self.settings)
                 return value.on(self.mesh)
-            return place_global(self.mesh, value) if per_sample(field) and np.ndim(value) else value
+            return place_global(self.mesh, value) if has_rows(field, value) else value
 
         return replaced(rule, place)
 
@@ -291,7 +288,7 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(on_grid(rule.value, logsnrs), self.bind(params), cond, null, batch["weight"])
+        denoise = bind_rule(translated(rule.value, logsnrs, cond), self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:
             return run()

@@ -6,8 +6,8 @@ A sampler knows neither conditions, guidance nor parameters: `denoise(z, logsnr)
 - `step(denoise, z, state, level, noise) → (z, state)`, z at level.logsnr_next; noise is N(0, I) of z's shape;
 - `evaluations(num_steps)`, the number of calls of denoise for a grid of so many levels;
 - optionally `draws_noise` (default True; False: no noise is drawn, and `noise` is None), `takes_shift` (default False):
-  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, and `needs_variance` (default False): whether the
-  prediction must have a learned variance.
+  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, `needs_variance` (default False): whether the
+  prediction must have a learned variance, and `uses_eps` (default False): whether it renoises x̃ with ε̃, as DDIM does.
 
 At the last level the driver returns x̃ itself. Numbers in a sampler are traced: changing one compiles nothing.
 """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier
+from cfgjax.diffusion.guidance import cfg, classifier, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
@@ -128,9 +128,9 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         rule = rule if is_classifier_guided(rule) else classifier(rule)
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
-    model.check_guidance([options.guidance])
+    model.check_guidance([options.guidance * uses_null(rule)])
     model.grid(options.num_steps)
-    check_together(rule, sampler, model.learned_variance)
+    check_together(rule, sampler, model)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
-from cfgjax.diffusion.guidance import at_zero
+from cfgjax.diffusion.guidance import at_zero, uses_null
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
@@ -43,7 +43,7 @@ def sample_figure(
     if not model.is_image and len(model.image_shape) == 3:
         raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
-    model.check_guidance([options.guidance for options in columns])
+    model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
     draw = lambda source, options: source.sample(
         repeated, options.guidance, **model_options(options, guide), **sampling
