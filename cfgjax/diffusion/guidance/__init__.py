@@ -40,7 +40,8 @@ from cfgjax.diffusion.guidance.attributes import (
     shifts_mean,
     uses_null,
 )
-from cfgjax.diffusion.guidance.cfg import cfg, conditional, mixed, scale_to_weight
+from cfgjax.diffusion.guidance.autoguidance import autoguidance
+from cfgjax.diffusion.guidance.cfg import cfg, conditional, mixed, plus_difference, scale_to_weight
 from cfgjax.diffusion.guidance.cfg_plus_plus import cfg_plus_plus
 from cfgjax.diffusion.guidance.cfg_zero import cfg_zero
 from cfgjax.diffusion.guidance.channels import channels
@@ -75,6 +76,7 @@ __all__ = [
     "against",
     "apg",
     "at_zero",
+    "autoguidance",
     "bind_mixed",
     "bind_pair",
     "bind_rule",
@@ -101,6 +103,7 @@ __all__ = [
     "on_grid",
     "on_labels",
     "parts",
+    "plus_difference",
     "rescale",
     "rules_without_null",
     "scale_to_weight",

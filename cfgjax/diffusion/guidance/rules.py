@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from cfgjax.diffusion.guidance.apg import apg
+from cfgjax.diffusion.guidance.autoguidance import autoguidance
 from cfgjax.diffusion.guidance.cfg import cfg, conditional
 from cfgjax.diffusion.guidance.cfg_plus_plus import cfg_plus_plus
 from cfgjax.diffusion.guidance.cfg_zero import cfg_zero
@@ -32,6 +33,7 @@ RULES: dict[str, Any] = {
     "compose": compose,
     "negative": negative,
     "classifier": classifier,
+    "autoguidance": autoguidance,
 }
 
 
