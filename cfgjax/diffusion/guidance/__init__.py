@@ -20,6 +20,7 @@ without the null branch (default: the rule itself); `shifts_mean`, whether it ne
 {"per_sample": True} may be an array with one entry per sample.
 """
 
+from cfgjax.diffusion.guidance.attention_rules import PerturbedAttention, pag, seg
 from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, mapped, on_grid, parts, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.autoguidance import autoguidance
 from cfgjax.diffusion.guidance.cfg import cfg, conditional, mixed, plus_difference, scale_to_weight
@@ -41,6 +42,7 @@ __all__ = [
     "Branches",
     "Combined",
     "Denoiser",
+    "PerturbedAttention",
     "at_zero",
     "autoguidance",
     "bind_pair",
@@ -56,11 +58,13 @@ __all__ = [
     "mapped",
     "mixed",
     "on_grid",
+    "pag",
     "parts",
     "plus_difference",
     "rules_without_null",
     "scale_to_weight",
     "score_function",
+    "seg",
     "shifts_mean",
     "uses_null",
     "with_memory",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier, uses_null
+from cfgjax.diffusion.guidance import PerturbedAttention, cfg, classifier, parts, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
@@ -21,6 +21,7 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.network import check_attention
 from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
@@ -122,6 +123,9 @@ def resolved_combinations(
     """
     values = {"rule": list(map(rule_value, axes["rule"])), "sampler": list(map(sampler_value, axes["sampler"]))}
     check_weak_given(values["rule"], weak)
+    for part in (part for rule in values["rule"] for part in parts(rule)):
+        if isinstance(part, PerturbedAttention):
+            check_attention(model.network, model.image_shape, part.layers)
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 
