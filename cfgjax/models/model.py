@@ -220,7 +220,9 @@ class Model:
             given = at_zero(given)
 
         def check(field: dataclasses.Field, value: Any) -> Any:
-            checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
+            if value is None or not per_sample(field):
+                return value
+            checked = arguments.per_label(field.name, value, length)
             return checked if np.ndim(value) else value
 
         return replaced(given, check)

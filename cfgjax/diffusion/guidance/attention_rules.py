@@ -100,11 +100,11 @@ class pag(PerturbedAttention):
 class seg(PerturbedAttention):
     """Smoothed energy guidance, Hong 2024 (arXiv:2408.00760): the queries of ε_k are blurred over the positions.
 
-    blur: standard deviation of the Gaussian in positions, a number or [B]; inf, the default, is the mean of all
-    queries. 0 blurs nothing, and is the other rule alone. rule, scale, layers: see `PerturbedAttention`.
+    blur: standard deviation of the Gaussian in positions; inf, the default, is the mean of all queries, and 0 blurs
+    nothing, which leaves the other rule alone. rule, scale, layers: see `PerturbedAttention`.
     """
 
-    blur: Any = field(default=float("inf"), metadata={"per_sample": True})
+    blur: Any = float("inf")
 
     def __post_init__(self) -> None:
         super().__post_init__()
