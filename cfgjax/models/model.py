@@ -20,7 +20,7 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
 from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
-from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
+from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
@@ -86,7 +86,7 @@ class Model:
         self.options = self.defaults.sample_options
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
         network = self.network = make_network(self.settings)
-        pair = PARAMETRISATIONS[diffusion.parametrisation]
+        pair = parse_parametrisation(diffusion.parametrisation)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels, parametrisation=pair)
         self.has_null_label = bind_params is not None or (has_null_label(network) and diffusion.p_uncond > 0)
         check_upsampler(network, data)

@@ -143,14 +143,16 @@ def bind(
 
     predict.perturbed(layers, blur) is the same with perturbed attention, see `Perturbation`.
 
-    levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a value of
-    `PARAMETRISATIONS`. cond: a tree like that of `condition`.
+    levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a
+    parametrisation of `cfgjax.diffusion.prediction`. cond: a tree like that of `condition`.
     """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    network_input = getattr(parametrisation, "network_input", None)
 
     def predict(z: Float[Array, "b ..."], logsnr: Float[Array, " b"], cond: Condition) -> Prediction:
         label, options = network_inputs(cond)
-        inputs = {"params": params}, z, levels.time(logsnr), label
+        given = z if network_input is None else network_input(z, logsnr)
+        inputs = {"params": params}, given, levels.time(logsnr), label
         apply = net.apply if perturbation is None else functools.partial(apply_perturbed, net, perturbation)
         output = apply(*inputs, train=train, rngs=rngs, **options)
         prediction = parametrisation(output, z, logsnr)

@@ -36,6 +36,7 @@ from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
@@ -98,6 +99,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
+        config["diffusion"] = without_later_keys(config["diffusion"])
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
