@@ -187,7 +187,7 @@ def with_checked_rows(rule: Any, length: int) -> Any:
 
     def check(field: dataclasses.Field, value: Any) -> Any:
         plain = not {"axes", "labels"} & set(field.metadata)
-        if plain and field.metadata.get("per_sample", False):
+        if plain and value is not None and field.metadata.get("per_sample", False):
             checked = arguments.per_label(field.name, value, length)
             return checked if np.ndim(value) else value
         if not has_rows(field, value):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier, uses_null
+from cfgjax.diffusion.guidance import PerturbedAttention, cfg, classifier, parts, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
@@ -22,6 +22,7 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.network import check_attention
 from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
@@ -124,6 +125,9 @@ def resolved_combinations(
     readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
     values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
     check_weak_given(values["rule"], weak)
+    for part in (part for rule in values["rule"] for part in parts(rule)):
+        if isinstance(part, PerturbedAttention):
+            check_attention(model.network, model.image_shape, part.layers)
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 
