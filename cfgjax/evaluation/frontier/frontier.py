@@ -33,8 +33,10 @@ from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide
 from cfgjax.models.guide import Guide
+from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import find_average
+from cfgjax.runs.checkpoint import find_step
 from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
@@ -73,14 +75,17 @@ class Frontier:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
-        self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        used = {float(setting.options.ema or 0) for setting in settings}
+        widths = sorted(filter(model.settings.ema.is_width, used))
+        self._averages = {width: find_average(workdir, model.settings, model.step, width).digest for width in widths}
+        only_widths = len(widths) == len(used)  # the step may be that of a snapshot
+        self.checkpoint = None if only_widths else checkpoint_digest(Path(workdir) / "checkpoints", model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -92,10 +97,15 @@ class Frontier:
     def identity(self, setting: Setting) -> dict[str, Any]:
         """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
-        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        own = {**self._stored(setting), "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
+
+    def _stored(self, setting: Setting) -> dict[str, Any]:
+        """Returns the digest of the files that a setting's parameters are read from."""
+        average = self._averages.get(float(setting.options.ema or 0))
+        return {"checkpoint": self.checkpoint} if average is None else {"average": average}
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
@@ -135,11 +145,8 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
-        rate = setting.options.ema
-        if setting.scores == "learned" and rate != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.settings, model.step, rate)
-            model.put(params)
-            self._rate = rate
+        if setting.scores == "learned" and len(missing):
+            use_average(model, self._workdir, float(setting.options.ema or 0))
         rule = with_guide(setting.options.rule, self._guide, setting.options.classifier_scale)
         options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
         drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
@@ -174,6 +181,11 @@ class Frontier:
         return {
             "cfgjax": cfgjax.__version__,
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
+            **(
+                {"averages": {f"{width:g}": digest for width, digest in self._averages.items()}}
+                if self._averages
+                else {}
+            ),
             "features": named(self.network),
             "judge": named(self.judge),
             "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
@@ -191,6 +203,13 @@ class Frontier:
         """Releases the folder."""
         if self._lock is not None:
             self._lock.close()
+
+
+def checkpoint_digest(directory: Path, step: int) -> str:
+    """Returns the digest of a checkpoint's files. Raises UsageError if there is no such step."""
+    if not (directory / str(step)).is_dir():
+        find_step(directory, step)  # raises
+    return manifest_digest(directory, step)
 
 
 def claim(folder: PathLike) -> TextIO | None:
