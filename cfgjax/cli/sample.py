@@ -19,6 +19,7 @@ from cfgjax.cli.common import (
     numbers,
     place_flags,
     required,
+    rule_of_weak,
     sampling_axes,
     shared_facts,
     single,
@@ -61,13 +62,15 @@ def draw_picture(given, labels, axes, upsampling):
 
     from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
-    from cfgjax.models.loading import load_guide, use_average
+    from cfgjax.models.loading import load_guide, load_weak, use_average
     from cfgjax.runs.averages import find_average
 
     model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
-    columns = resolved_combinations(axes_of(defaults.options, given=axes), source, guide)
+    weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
+    options = rule_of_weak(given, axes_of(defaults.options, given=axes))
+    columns = resolved_combinations(options, source, guide, weak)
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
@@ -76,7 +79,7 @@ def draw_picture(given, labels, axes, upsampling):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
     shown["before"] = lambda options: use_average(source, workdir, options.ema)
     sampling = {} if given.base is None else {"upsampling": upsampling}
-    picture = sample_figure(model, columns, **shown, guide=guide, **sampling)
+    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
     if jax.process_index() == 0:
         with writing(given.out) as new:
             picture.save(new)

@@ -67,9 +67,27 @@ class Average:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the names and contents of the stored parameters."""
+        """SHA-256 of the files that the parameters are read from; of a single one, that of its manifest."""
+        if len(self.parts) == 1:
+            return manifest_digest(self.parts[0].directory, self.parts[0].step)
         found = [(part.name, manifest_digest(part.directory, part.step)) for part in self.parts]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def stored_digest(workdir: str | Path, settings: Settings, step: int, ema: float) -> str:
+    """Returns the `Average.digest` of an average of the run in workdir. Raises UsageError as `find_average` does."""
+    if settings.ema.is_width(ema):
+        return find_average(workdir, settings, step, ema).digest
+    directory = Path(workdir) / "checkpoints"
+    if not (directory / str(step)).is_dir():
+        find_step(directory, step)  # raises
+    return manifest_digest(directory, step)
+
+
+def step_digest(workdir: str | Path, step: int) -> str:
+    """Returns the digest of the checkpoint of a step, or of its snapshot if there is no checkpoint."""
+    folders = [Path(workdir) / name for name in ("checkpoints", "snapshots")]
+    return manifest_digest(next(folder for folder in folders if (folder / str(step)).is_dir()), step)
 
 
 def weighted_sum(parts: Sequence[Part]) -> PyTree:

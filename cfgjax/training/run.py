@@ -73,7 +73,7 @@ def meaning(settings: Settings) -> dict[str, Any]:
     """Returns {key: value} of the settings that determine the meaning of a network's parameters."""
     options = {"name": settings.model.name, **settings.model.options}
     found = {f"model.{key}": value for key, value in options.items() if key not in FREE}
-    predicted = "eps" if settings.diffusion is None else settings.diffusion.parametrisation
+    predicted = "eps" if settings.diffusion is None else settings.diffusion.predicts
     return found | {"diffusion.parametrisation": predicted}
 
 

@@ -31,13 +31,13 @@ from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.sample_figures import exact_model
-from cfgjax.models.binding import with_guide
+from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
-from cfgjax.runs.averages import find_average
-from cfgjax.runs.checkpoint import find_step
-from cfgjax.runs.manifest import manifest_digest
+from cfgjax.models.weak import WeakRun
+from cfgjax.runs.averages import step_digest, stored_digest
+from cfgjax.runs.diffusion_settings import without_later_keys
 
 log = logging.getLogger("cfgjax")
 
@@ -54,8 +54,8 @@ class Frontier:
     """Samples and metrics of a run's model in several settings.
 
     model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
-    until `close`. network, judge, neighbours: see `measure`. guide: the `Guide` of the settings, or None. Raises
-    UsageError if another process locks the folder.
+    until `close`. network, judge, neighbours: see `measure`. guide, weak: the `Guide` and the `WeakRun` of the
+    settings, or None. Raises UsageError if another process locks the folder.
     """
 
     def __init__(
@@ -71,21 +71,21 @@ class Frontier:
         judge: FeatureNetwork | None,
         neighbours: bool,
         guide: Guide | None = None,
+        weak: WeakRun | None = None,
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
+        self._weak = weak
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
         used = {float(setting.options.ema or 0) for setting in settings}
-        widths = sorted(filter(model.settings.ema.is_width, used))
-        self._averages = {width: find_average(workdir, model.settings, model.step, width).digest for width in widths}
-        only_widths = len(widths) == len(used)  # the step may be that of a snapshot
-        self.checkpoint = None if only_widths else checkpoint_digest(Path(workdir) / "checkpoints", model.step)
+        self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
+        self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -97,15 +97,12 @@ class Frontier:
     def identity(self, setting: Setting) -> dict[str, Any]:
         """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
-        own = {**self._stored(setting), "step": self.model.step} if learned else {}
+        stored = self._stored[float(setting.options.ema or 0)]
+        own = {"checkpoint": stored, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
+        config["diffusion"] = without_later_keys(config["diffusion"])
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
-
-    def _stored(self, setting: Setting) -> dict[str, Any]:
-        """Returns the digest of the files that a setting's parameters are read from."""
-        average = self._averages.get(float(setting.options.ema or 0))
-        return {"checkpoint": self.checkpoint} if average is None else {"average": average}
 
     def num_missing(self, reference: Reference) -> int:
         """Returns the number of samples still to be drawn. Raises UsageError if the disk has no space for them."""
@@ -147,7 +144,8 @@ class Frontier:
         left = len(missing)
         if setting.scores == "learned" and len(missing):
             use_average(model, self._workdir, float(setting.options.ema or 0))
-        rule = with_guide(setting.options.rule, self._guide, setting.options.classifier_scale)
+        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
+        rule = with_guide(rule, self._guide, setting.options.classifier_scale)
         options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
         drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
         for index, labels, samples in drawing:
@@ -181,14 +179,10 @@ class Frontier:
         return {
             "cfgjax": cfgjax.__version__,
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
-            **(
-                {"averages": {f"{width:g}": digest for width, digest in self._averages.items()}}
-                if self._averages
-                else {}
-            ),
             "features": named(self.network),
             "judge": named(self.judge),
             "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
+            "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             "config": self.model.settings.to_dict(),
@@ -203,13 +197,6 @@ class Frontier:
         """Releases the folder."""
         if self._lock is not None:
             self._lock.close()
-
-
-def checkpoint_digest(directory: Path, step: int) -> str:
-    """Returns the digest of a checkpoint's files. Raises UsageError if there is no such step."""
-    if not (directory / str(step)).is_dir():
-        find_step(directory, step)  # raises
-    return manifest_digest(directory, step)
 
 
 def claim(folder: PathLike) -> TextIO | None:
