@@ -172,8 +172,10 @@ def planned(given):
     from cfgjax.evaluation.frontier.frontier import Frontier
     from cfgjax.evaluation.frontier.frontier_settings import make_settings
     from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.runs.workdir import read_settings
 
-    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
+    axis = axes({}, read_settings(given.workdir).evaluate.options, sampling_axes(given, "evaluate"))["ema"]
+    model = cfgjax.load(given.workdir, step=given.step, ema=axis[0], mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
     if model.own_inputs:

@@ -21,7 +21,8 @@ from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import leaves_by_path, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
-from cfgjax.runs.checkpoint import Checkpoints, load_params
+from cfgjax.runs.averages import load_params
+from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.settings import section_names
 from cfgjax.runs.training_settings import CheckpointSettings

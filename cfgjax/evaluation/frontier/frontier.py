@@ -33,11 +33,11 @@ from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.guide import Guide
+from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import step_digest, stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
-from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
 
@@ -76,7 +76,6 @@ class Frontier:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
-        self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak = weak
         self._models = {"learned": model}
@@ -84,7 +83,9 @@ class Frontier:
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        used = {float(setting.options.ema or 0) for setting in settings}
+        self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
+        self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -96,7 +97,8 @@ class Frontier:
     def identity(self, setting: Setting) -> dict[str, Any]:
         """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
-        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        stored = self._stored[float(setting.options.ema or 0)]
+        own = {"checkpoint": stored, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
         config["diffusion"] = without_later_keys(config["diffusion"])
@@ -140,11 +142,8 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, model = np.array(missing, int), self._models[setting.scores]
         left = len(missing)
-        rate = setting.options.ema
-        if setting.scores == "learned" and rate != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.settings, model.step, rate)
-            model.put(params)
-            self._rate = rate
+        if setting.scores == "learned" and len(missing):
+            use_average(model, self._workdir, float(setting.options.ema or 0))
         rule = with_weak(setting.options.rule, self._weak and self._weak.model)
         rule = with_guide(rule, self._guide, setting.options.classifier_scale)
         options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))

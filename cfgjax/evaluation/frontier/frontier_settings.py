@@ -31,7 +31,7 @@ from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 class Setting:
     """Everything that a sample depends on, besides the model and its index.
 
-    options: rule (without its guide), sampler and grid are values; ema is a rate; classifier_scale is that of the
+    options: rule (without its guide), sampler and grid are values; ema is a number; classifier_scale is that of the
     rule's `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture.
     classifier: digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
     `autoguidance`, or None.
@@ -143,14 +143,12 @@ def check_weak_given(rules: Sequence[Any], weak: WeakRun | None) -> None:
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
     """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    options: rule, sampler and grid are values. ema is a rate of the run in the result, and classifier_scale that of the
+    options: rule, sampler and grid are values. ema is a number in the result, and classifier_scale that of the
     rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = options.rule, options.sampler
-    rates = [*map(float, model.settings.ema.rates), 0.0]
-    ema = rates[0] if options.ema is None else float(options.ema)
-    if ema not in rates:
-        raise UsageError(f"no EMA of rate {ema:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    ema = float(model.settings.ema.default if options.ema is None else options.ema)
+    model.settings.ema.check(ema)
     if guide is None and is_classifier_guided(rule):
         raise UsageError(f"rule {rule!r} needs a classifier; give its run with --guide")
     if guide is None and options.classifier_scale:
