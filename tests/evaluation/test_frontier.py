@@ -152,7 +152,7 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
 
 
 def test_every_row_has_all_its_columns(straight):
-    settings = {"guidance_weight", "scores", "classifier", *as_dict(SampleOptions())} - {"guidance"}
+    settings = {"guidance_weight", "scores", "classifier", "weak", *as_dict(SampleOptions())} - {"guidance"}
     metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
     named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
     others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}

@@ -7,19 +7,23 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier
+from cfgjax.diffusion.guidance import PerturbedAttention, cfg, classifier, parts, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
     check_together,
     classifier_scale,
     filled,
+    grid_value,
+    is_autoguided,
     is_classifier_guided,
     rule_value,
     sampler_value,
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.network import check_attention
+from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
 
@@ -27,14 +31,16 @@ from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 class Setting:
     """Everything that a sample depends on, besides the model and its index.
 
-    options: rule (without its guide) and sampler are values; ema is a rate; classifier_scale is that of the rule's
-    `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
-    digest of the classifier that guides, or None.
+    options: rule (without its guide), sampler and grid are values; ema is a rate; classifier_scale is that of the
+    rule's `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture.
+    classifier: digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
+    `autoguidance`, or None.
     """
 
     options: SampleOptions
     scores: str = "learned"
     classifier: str | None = None
+    weak: dict[str, Any] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -45,6 +51,7 @@ class Setting:
             **values,
             "scores": self.scores,
             "classifier": self.classifier,
+            "weak": weak_text(self.weak),
         }
 
     @property
@@ -54,8 +61,8 @@ class Setting:
         The first options are always there, in the form in which they were first stored.
         """
         options, default = self.options, type(self.options)()
-        new = {name: value for name, value in as_dict(options).items() if name not in STORED}
-        found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
+        new = {name: as_text(value) for name, value in as_dict(options).items() if name not in STORED}
+        found = {name: text for name, text in new.items() if text != getattr(default, name)}
         found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}
         found |= {"guidance_weight": options.guidance, "scores": self.scores, "classifier": self.classifier}
         rule, form = options.rule, None
@@ -63,6 +70,8 @@ class Setting:
             rule, form = rule.rule, rule.form
         if rule != cfg():
             found["rule"] = spec(rule)
+        if self.weak is not None:
+            found["weak"] = self.weak
         found |= {"classifier_form": form, "classifier_scale": options.classifier_scale or 0.0}
         return found | stored_sampler(options.sampler)
 
@@ -80,39 +89,62 @@ def stored_sampler(sampler: Any) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> Any:
-    """Returns the text of a rule or sampler, and any other option as it is."""
+    """Returns the text of a rule, sampler or grid, and any other option as it is."""
     return spec(value) if dataclasses.is_dataclass(value) else value
 
 
-def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None) -> list[Setting]:
+def make_settings(
+    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None, weak: WeakRun | None = None
+) -> list[Setting]:
     """Returns the checked settings of every combination of the axes, in order of work.
 
     axes: {option: values}, see `sample_options.axes`. For a run on a mixture, those of exact scores follow. guide: the
-    `Guide` of the rules' `classifier`; rules without one are wrapped in one.
+    `Guide` of the rules' `classifier`; rules without one are wrapped in one. weak: the weak model of the rules'
+    `autoguidance`; these have no settings of exact scores.
     """
     digest = None if guide is None else guide.digest
-    settings = [Setting(options, classifier=digest) for options in resolved_combinations(axes, model, guide)]
+    identity = None if weak is None else weak.identity
+    settings = [
+        Setting(options, classifier=digest, weak=identity if is_autoguided(options.rule) else None)
+        for options in resolved_combinations(axes, model, guide, weak)
+    ]
     if model.settings.data.source == "mixture":
         first = settings[0].options.ema  # EMA has no effect on exact scores
-        exact = [setting for setting in settings if setting.options.ema == first]
+        exact = [setting for setting in settings if setting.options.ema == first and setting.weak is None]
         settings += [dataclasses.replace(setting, scores="exact") for setting in exact]
     return settings
 
 
 def resolved_combinations(
-    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None
+    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None, weak: WeakRun | None = None
 ) -> list[SampleOptions]:
-    """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis."""
-    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
-    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
-    return [resolved(options, model, guide) for options in every]
+    """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis.
+
+    guide, weak: see `make_settings`.
+    """
+    readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
+    values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
+    check_weak_given(values["rule"], weak)
+    for part in (part for rule in values["rule"] for part in parts(rule)):
+        if isinstance(part, PerturbedAttention):
+            check_attention(model.network, model.image_shape, part.layers)
+    return [resolved(options, model, guide) for options in combinations({**axes, **values})]
+
+
+def check_weak_given(rules: Sequence[Any], weak: WeakRun | None) -> None:
+    """Raises UsageError if a rule needs a weak model and there is none, or if there is one that no rule uses."""
+    autoguided = [rule for rule in rules if is_autoguided(rule)]
+    if autoguided and weak is None:
+        raise UsageError(f"rule {autoguided[0]!r} needs a weak model; give its run with --weak")
+    if weak is not None and not autoguided:
+        raise UsageError(f"--weak is given, but rule {rules[0]!r} has no weak model; use autoguidance()")
 
 
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
     """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    options: rule and sampler are values. ema is a rate of the run in the result, and classifier_scale that of the rule
-    if it was None; the scale in the rule is then 1.
+    options: rule, sampler and grid are values. ema is a rate of the run in the result, and classifier_scale that of the
+    rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = options.rule, options.sampler
     rates = [*map(float, model.settings.ema.rates), 0.0]
@@ -128,9 +160,9 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         rule = rule if is_classifier_guided(rule) else classifier(rule)
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
-    model.check_guidance([options.guidance])
-    model.grid(options.num_steps)
-    check_together(rule, sampler, model.learned_variance)
+    model.check_guidance([options.guidance * uses_null(rule)])
+    model.grid(options.num_steps, options.grid)
+    check_together(rule, sampler, model)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)
