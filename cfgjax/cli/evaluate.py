@@ -84,7 +84,9 @@ def define_flags(argv):
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
     path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
-    text("spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: uniform, cosine or timesteps.")
+    text(
+        "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
+    )
     real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
     text("split", None, "With --make_reference: split of the data: train, holdout or all.")
     define_flag(given, argv)
