@@ -153,9 +153,10 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
 
 def test_every_row_has_all_its_columns(straight):
     settings = {"guidance_weight", "scores", "classifier", *as_dict(SampleOptions())} - {"guidance"}
-    metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
-    named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
-    others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}
+    distances = {"FD-mixture", "FD_inf-mixture", "KD-mixture", "KD-mixture_std", "MIND-mixture"}
+    named = distances | {"IS-mixture", "IS-mixture_10", "IS-mixture_10_std"}
+    others = {"entropy", "precision", "recall", "density", "coverage"}
+    others |= {"accuracy", "log_posterior", "accuracy_per_class"}
     rows = straight[1]
     assert [(row["scores"], row["guidance_weight"]) for row in rows] == [
         (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
@@ -330,7 +331,8 @@ def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdi
 
 def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, model, network, tmp_path):
     ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False)
-    assert straight[1][0].keys() - ran.rows[0].keys() == {"precision", "recall", "entropy"}
+    of_all_features = {"precision", "recall", "density", "coverage", "MIND-mixture", "entropy"}
+    assert straight[1][0].keys() - ran.rows[0].keys() == of_all_features
     assert "frontier.png" in ran.files
 
 
