@@ -34,7 +34,7 @@ PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
-    | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide"}
+    | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "baseline"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -78,7 +78,10 @@ def define_flags(argv):
     )
     path("reference", None, "Reference statistics, .npz; by default those of the training data.")
     path("out", None, "Output folder; by default <workdir>/evaluation.")
-    switch("neighbours", True, "Measure precision and recall, which keeps all features in memory.")
+    switch("neighbours", True, "Measure precision, recall and all intervals, which keeps all features in memory.")
+    text(
+        "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
+    )
     switch("keep_samples", True, "Keep the samples after measuring.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
@@ -117,7 +120,7 @@ def measured(given, stop):
     from cfgjax.distributed import collectives
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.report.frontier_table import line
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
@@ -142,7 +145,7 @@ def measured(given, stop):
             with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
                 for row in work.rows(reference, progress.advance, check):
                     rows.append(row)
-                    progress.say(report.line(rows))
+                    progress.say(line(rows))
         except Stopped:
             cause = stop.signal or "another process was stopped"
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
@@ -154,13 +157,25 @@ def measured(given, stop):
 
 def finish_frontier(given, work, reference, rows, tilted, folder):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.frontier.paired import read_baseline
+    from cfgjax.evaluation.report import frontier_table as tables
+    from cfgjax.evaluation.report.differences import difference_table
+    from cfgjax.evaluation.report.frontier_files import write
+    from cfgjax.evaluation.report.frontier_rows import spread_note
 
-    written = report.write(folder, rows, work.record(reference), work.network, tilted)
+    rows = work.with_changes(rows, reference, read_baseline(given.baseline))
+    written = write(folder, rows, work.record(reference), work.network, tilted)
     if not given.keep_samples:
         work.remove_samples()
-    lines = [*report.frontier_table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
-    print("\n".join(["", *lines, *report.findings(rows, work.network)]))
+    blocks = [
+        [*tables.frontier_table(rows), spread_note(rows)],
+        difference_table(rows),
+        [*tables.tilted_lines(tilted), *tables.per_class_lines(rows)],
+        tables.findings(rows, work.network),
+    ]
+    for block in blocks:
+        if lines := [line for line in block if line]:
+            print("\n".join(["", *lines]))
     print(f"wrote {', '.join(written)} in {folder}")
 
 
@@ -170,6 +185,7 @@ def planned(given):
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier
     from cfgjax.evaluation.frontier.frontier_settings import make_settings
+    from cfgjax.evaluation.frontier.paired import baselines, read_baseline
     from cfgjax.models.loading import load_guide
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
@@ -186,6 +202,7 @@ def planned(given):
         guide.check(model.settings)
     options = axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate"))
     settings = make_settings(options, model, guide)
+    baselines([setting.row for setting in settings], read_baseline(given.baseline))  # raises errors early
     network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,14 +22,16 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
-from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
+from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
-from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.frontier.measure import measure_with_influences
+from cfgjax.evaluation.frontier.paired import strata, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
+from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide
 from cfgjax.models.guide import Guide
@@ -122,13 +124,33 @@ class Frontier:
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
-                metrics = self._measure(store, reference, check)
+                metrics, influences = self._measure(store, reference, check)
+                metrics = with_intervals(metrics, influences, self._strata(setting))
                 if jax.process_index() == 0:
-                    path, identity = self._metrics_file(store, reference)
-                    write_hashed_metrics(path, identity, metrics)
+                    path, identity = self._influences_file(store, reference)
+                    write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
+                    write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
             yield {**setting.row, "num_samples": self.num_samples, **metrics}
+
+    def with_changes(
+        self, rows: Sequence[dict[str, Any]], reference: Reference, baseline: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Returns the rows of all settings with their differences from a baseline. Called in the first process only.
+
+        baseline: see `paired.baselines`.
+        """
+        if not self.neighbours:
+            return list(rows)
+        paths = [self._influences_file(store, reference) for store in self._stores]
+        read = functools.lru_cache(maxsize=2)(lambda i: read_arrays(*paths[i]))
+        labels = lambda i: self._strata(self.settings[i])
+        return with_changes(rows, read, labels, baseline, setting_keys())
+
+    def _strata(self, setting: Setting) -> np.ndarray | None:
+        """Returns the labels of a setting's samples if their number per class is fixed, see `paired.strata`."""
+        return strata(setting.options.label_policy, self.num_samples, self.model.num_classes)
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
@@ -152,10 +174,10 @@ class Frontier:
         collectives.barrier("a setting is drawn")
         store.rescan()
 
-    def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> dict[str, Any]:
-        """Returns the metrics of a store's samples. check: called after each block."""
-        options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours}
-        return measure(store.read, self.num_samples, self.network, reference, **options, advance=lambda _: check())
+    def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
+        """Returns (metrics, influences) of a store's samples. check: called after each block."""
+        options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
+        return measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
 
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
@@ -164,9 +186,26 @@ class Frontier:
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
+    def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
+        """Returns (path, identity) of the influences of a store's samples on its metrics."""
+        path, identity = self._metrics_file(store, reference)
+        return path.with_name(path.name.replace("metrics", "influences")).with_suffix(".npz"), identity
+
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
-        """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
-        return read_hashed_metrics(*self._metrics_file(store, reference))
+        """Returns the cached metrics of a store's samples, or None. Called in the first process only.
+
+        None also if the samples' influences on them are missing or damaged.
+        """
+        metrics = read_hashed_metrics(*self._metrics_file(store, reference))
+        if metrics is None:
+            return None
+        path, identity = self._influences_file(store, reference)
+        try:
+            read_arrays(path, identity)
+        except UsageError as e:
+            log.warning("%s; its setting is measured again", e)
+            return None
+        return metrics
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""

@@ -16,6 +16,7 @@ TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
 MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
+MORE |= {"baseline": str}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
