@@ -72,14 +72,14 @@ def reference():
             width=128,  # of an MLP: units per layer
         ),
         diffusion=dict(
-            schedule="cosine",  # of continuous λ = log(α²/σ²): "cosine" or "uniform"
+            schedule="cosine",  # of continuous λ = log(α²/σ²): "cosine", "uniform", "normal(…)" or "logit_normal(…)"
             logsnr_min=-20.0,  # smallest λ, the noisiest level
             logsnr_max=20.0,  # largest λ, the cleanest level
             betas="linear",  # of discrete time, instead of the three keys above: "linear" or "cosine"
             num_timesteps=1000,  # number of discrete timesteps, at least 2
             p_uncond=0.1,  # probability in [0, 1] of training on an example without its label
-            parametrisation="eps",  # what the network predicts: "eps", the noise
-            weighting="eps",  # factor on the loss ‖ε − ε̂‖² at each level: "eps", which is 1
+            parametrisation="eps",  # what the network predicts: "eps", "x", "v", "flow" or "edm(data_std=…)"
+            weighting="eps",  # unweighted loss in one of these, or "min_snr(gamma=…)" or "sigmoid(b=…)"
             learned_variance=False,  # whether the network also predicts the reverse variance (hybrid loss)
             bound_weight=0.001,  # weight of the variational bound in the hybrid loss
             bound_steps=1000,  # levels of that bound in continuous λ, at least 2
@@ -101,6 +101,8 @@ def reference():
         ema=dict(
             rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first, () keeps none
             warmup=True,  # whether the rates start lower, at (1 + n) / (10 + n) after n steps
+            widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), to choose the average after training
+            snapshot_every_steps=placeholder(int),  # steps between their snapshots; None takes checkpoint.every_steps
         ),
         train=dict(
             batch_size=256,  # examples per step over all devices
@@ -193,7 +195,7 @@ def denoiser(**given):
     """
     check_names(given)
     model, diffusion = given.get("model", {}), given.get("diffusion", {})
-    keys = [*process(diffusion), "p_uncond"]
+    keys = [*process(diffusion), "p_uncond", "parametrisation", "weighting"]
     if model.get("name", "unet") == "unet":
         keys += ["learned_variance", "time_sampler"]
     if diffusion.get("learned_variance"):

@@ -15,11 +15,11 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import SOURCES, mixture_of
 from cfgjax.diffusion.guidance import Denoiser, branches
-from cfgjax.diffusion.losses import WEIGHTINGS
 from cfgjax.diffusion.prediction import PARAMETRISATIONS, Parametrisation, add_to_eps
 from cfgjax.diffusion.process import alpha_sigma, broadcast_left, diffuse
 from cfgjax.diffusion.schedules import SCHEDULES
 from cfgjax.diffusion.specs import tree
+from cfgjax.diffusion.weightings import WEIGHTINGS
 from cfgjax.distributed.collectives import summed
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.models.model import Model
@@ -229,10 +229,10 @@ def two_steps(config, **sections):
     return config
 
 
-def from_v(v, z, logsnr):
-    """(x̂, ε̂) of a network that predicts v = α ε − σ x (Salimans & Ho 2022, arXiv:2202.00512)."""
+def from_difference(output, z, logsnr):
+    """(x̂, ε̂) of a network that predicts x − ε."""
     alpha, sigma = alpha_sigma(broadcast_left(logsnr, z))
-    return alpha * z - sigma * v, sigma * z + alpha * v
+    return (z + sigma * output) / (alpha + sigma), (z - alpha * output) / (alpha + sigma)
 
 
 def quadratic(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
@@ -241,13 +241,13 @@ def quadratic(u, logsnr_min=-20.0, logsnr_max=20.0, *, xp=jnp):
 
 
 @pytest.fixture(scope="module")
-def v_run(tmp_path_factory):
-    """(workdir, model) of two steps of training to predict v, on a level schedule of one's own."""
-    workdir = tmp_path_factory.mktemp("v") / "run"
+def difference_run(tmp_path_factory):
+    """(workdir, model) of two steps of training to predict x − ε, on a level schedule of one's own."""
+    workdir = tmp_path_factory.mktemp("difference") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PARAMETRISATIONS, "v", Parametrisation(from_v))
+        patch.setitem(PARAMETRISATIONS, "difference", Parametrisation(from_difference))
         patch.setitem(SCHEDULES, "quadratic", quadratic)
-        diffusion = {"parametrisation": "v", "schedule": "quadratic", "logsnr_min": -20.0, "logsnr_max": 20.0}
+        diffusion = {"parametrisation": "difference", "schedule": "quadratic", "logsnr_min": -20.0, "logsnr_max": 20.0}
         cfgjax.train(two_steps(mixture_config(), diffusion=diffusion), workdir)
         yield workdir, cfgjax.load(workdir)
 
@@ -255,33 +255,32 @@ def v_run(tmp_path_factory):
 @pytest.mark.parametrize("logsnr", [-20.0, -3.0, 0.0, 20.0])
 def test_a_custom_parametrisation_is_accurate_at_both_ends(logsnr):
     x, eps = jax.random.normal(jax.random.key(0), (2, 64, 2))
-    alpha, sigma = alpha_sigma(logsnr)
     z = diffuse(x, eps, logsnr)
-    found = Parametrisation(from_v)(alpha * eps - sigma * x, z, jnp.full(64, logsnr))
+    found = Parametrisation(from_difference)(x - eps, z, jnp.full(64, logsnr))
     np.testing.assert_allclose(found.x, x, atol=2e-6)
     np.testing.assert_allclose(found.eps, eps, atol=2e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logsnr", [-20.0, 0.0, 20.0])
-def test_a_network_with_another_parametrisation_predicts_a_pair_that_adds_up_to_z(v_run, logsnr):
-    _, v_model = v_run
+def test_a_network_with_another_parametrisation_predicts_a_pair_that_adds_up_to_z(difference_run, logsnr):
+    _, model = difference_run
     z = jax.random.normal(jax.random.key(1), (8, 2))
-    x, eps, _ = v_model.predict(z, logsnr, 1)
+    x, eps, _ = model.predict(z, logsnr, 1)
     np.testing.assert_allclose(diffuse(x, eps, logsnr), z, atol=1e-5)
     assert jnp.abs(x).max() < 10  # x̂ = (z − σ ε̂)/α of an error in ε̂ would be 22026 times that
-    assert np.isfinite(v_model.sample([0, 1, 2], 1.0, num_steps=4)).all()
+    assert np.isfinite(model.sample([0, 1, 2], 1.0, num_steps=4)).all()
 
 
 @pytest.mark.slow
-def test_sampling_uses_the_levels_of_a_custom_schedule(v_run):
-    np.testing.assert_allclose(v_run[1].grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
+def test_sampling_uses_the_levels_of_a_custom_schedule(difference_run):
+    np.testing.assert_allclose(difference_run[1].grid(5), [-20, -2.5, 10, 17.5, 20], rtol=1e-6)
 
 
 @pytest.mark.slow
-def test_a_network_with_another_parametrisation_is_not_exported_as_one_of_eps(v_run, tmp_path):
-    with pytest.raises(UsageError, match="predicts 'v'; guided-diffusion's predict 'eps'"):
-        run_command(["convert", "to-openai-adm", f"--workdir={v_run[0]}", f"--out={tmp_path / 'weights.npz'}"])
+def test_a_network_with_another_parametrisation_is_not_exported_as_one_of_eps(difference_run, tmp_path):
+    with pytest.raises(UsageError, match="predicts 'difference'; guided-diffusion's predict 'eps'"):
+        run_command(["convert", "to-openai-adm", f"--workdir={difference_run[0]}", f"--out={tmp_path / 'weights.npz'}"])
 
 
 def test_evaluations_refuse_a_vector(vector_config, tmp_path):

@@ -34,6 +34,7 @@ CONTRACTS = {  # name: the contract that it implements in each of its modules
     "INSIDE": "names in blocks, of either library",
     "OUTSIDE": "names outside of blocks, of either library",
     "KINDS": "names of arrays, of either library",
+    "edm": "EDM's preconditioning: the parametrisation, and the weighting of its loss",
     "classifier": "public: the rule of guidance, and the conversion of its network",
 }
 MODULE_CONTRACTS = {  # name of a module's file: why it stands in two folders

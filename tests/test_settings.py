@@ -88,7 +88,7 @@ WORDS = {  # keys that are text; the registries know which words there are
 }
 NULLABLE = {
     "data.low_res_size data.crop data.data_dir model.num_heads model.head_channels diffusion.low_res_logsnr_min",
-    "train.init_from optimizer.decay_steps optimizer.clip_norm checkpoint.keep_every_steps",
+    "train.init_from optimizer.decay_steps optimizer.clip_norm checkpoint.keep_every_steps ema.snapshot_every_steps",
     LISTED_WORDS,
     "evaluate.seed evaluate.ema evaluate.label_policy",
     "evaluate.classifier evaluate.reference evaluate.every_steps diffusion.schedule diffusion.logsnr_min",
@@ -107,7 +107,7 @@ SHARES = {"diffusion.p_uncond"}
 FROM_0 = {"seed data.seed sample.seed evaluate.seed data.num_workers optimizer.warmup_steps"}
 DURATIONS = {"data.worker_timeout_seconds cluster.start_timeout_seconds"}
 REAL_TUPLES = {"sample.guidance evaluate.guidance evaluate.every_guidance"}
-MAY_BE_EMPTY = {"model.attention_resolutions ema.rates"}
+MAY_BE_EMPTY = {"model.attention_resolutions ema.rates ema.widths"}
 
 UNBOUNDED = REAL | AT_LEAST_0 | ABOVE_0
 FRACTIONS = UNBOUNDED | BELOW_1 | SHARES | {"data.random_crop"}

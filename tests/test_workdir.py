@@ -31,6 +31,19 @@ def test_rematerialisation_written_as_true_or_false_is_read_by_name(tmp_path, wr
     check_resumable(found, settings(config))
 
 
+def test_a_key_that_a_run_of_an_older_version_lacks_equals_its_default(tmp_path):
+    old = mixture_config()
+    for name in ("widths", "snapshot_every_steps", "warmup"):
+        with old.ema.unlocked():
+            del old.ema[name]
+    (tmp_path / "config.json").write_text(to_json(old))
+    found = read_settings(tmp_path)
+    check_resumable(found, settings(mixture_config(**{"ema.warmup": False})))
+    for changes in ({"ema.widths": (0.1,)}, {"ema.warmup": True}):
+        with pytest.raises(UsageError, match=f"{next(iter(changes))} .* the run has 'absent'"):
+            check_resumable(found, settings(mixture_config(**{"ema.warmup": False, **changes})))
+
+
 def test_a_process_with_another_data_set_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(collectives, "allgather", lambda told, what: [told, told | {"data": np.array("b" * 64)}])
     with pytest.raises(UsageError, match="process 1 has .* b{16} at data/cifar10, process 0 the one with hash a{16};"):

@@ -66,6 +66,8 @@ def define_sampling(given, command):
         flags.DEFINE_string(name, None, f"{option.help} One or several.", flag_values=given)
     flags.DEFINE_list("scale", None, "Scales s = 1 + w, instead of --guidance.", flag_values=given)
     define_path("guide", None, "Workdir of a noise-aware classifier for classifier guidance.", flag_values=given)
+    what = "Run of the weak model for the rule autoguidance: WORKDIR[@STEP][,ema=RATE]."
+    define_path("weak", None, what, flag_values=given)
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
     what = "Device mesh, such as data=-1,fsdp=8; parameters are split over fsdp."
     flags.DEFINE_list("mesh", None, what, flag_values=given)
@@ -86,6 +88,13 @@ def sampling_axes(given, command):
     if given.scale is not None:
         axes["guidance"] = tuple(float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float))
     return axes
+
+
+def rule_of_weak(given, options):
+    """Returns {option: values}, with the rule autoguidance if --weak is given and no rule by flag or config."""
+    if given.weak is None or given.rule is not None or options["rule"] != (sample_options.SampleOptions().rule,):
+        return options
+    return options | {"rule": ("autoguidance()",)}
 
 
 def mesh_of(given):

@@ -119,7 +119,8 @@ def adm_source(given):
 def diffusers(argv):
     """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: converts diffusers' `UNet2DModel`.
 
-    FOLDER is the folder of a network, or of a pipeline with unet/. Weights may be .safetensors or .bin, in shards, and
+    FOLDER is the folder of a network, or of a pipeline with unet/. What the network predicts is read from the
+    pipeline's scheduler, also with --betas. Weights may be .safetensors or .bin, in shards, and
     in a variant such as fp16.
     """
     given = flags.FlagValues()
@@ -135,6 +136,7 @@ def diffusers(argv):
 
     folder = network_folder(given.checkpoint)
     betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(folder)
+    parametrisation = diffusers.parametrisation(folder)
     net, image_shape, config, file, weights = diffusers.read_unet(folder)
     log.info("converting %d arrays of %s …", len(weights.arrays), given.checkpoint)
     if given.null_label:
@@ -143,7 +145,7 @@ def diffusers(argv):
         params = diffusers.params_of(net, image_shape, weights.arrays, config)
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} do not fit its config.json: {e}") from e
-    process = dict(betas=betas, num_timesteps=num_timesteps, v=v)
+    process = dict(betas=betas, num_timesteps=num_timesteps, v=v, parametrisation=parametrisation)
     read = f"read {file.relative_to(given.checkpoint)}"
     choice = f"{read}, {weights.choice}" if weights.choice else read
     shapes = dict(image_shape=image_shape, num_classes=net.num_classes)
@@ -176,7 +178,7 @@ def to_openai_adm(argv):
     from cfgjax.runs.workdir import read_settings
 
     settings = read_settings(given.workdir)
-    if settings.diffusion is not None and (predicted := settings.diffusion.parametrisation) != "eps":
+    if settings.diffusion is not None and (predicted := settings.diffusion.predicts) != "eps":
         raise UsageError(f"{given.workdir}: the network predicts {predicted!r}; guided-diffusion's predict 'eps'")
     params, step = load_params(given.workdir, settings, given.step, given.ema)
     arrays = guided_diffusion.state_dict(make_network(settings), params)

@@ -20,6 +20,7 @@ from cfgjax.cli.common import (
     place_flags,
     plan_of,
     required,
+    rule_of_weak,
     sampling_axes,
     shared_facts,
 )
@@ -34,7 +35,8 @@ PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
-    | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "baseline"}
+    | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
+    | {"baseline"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -186,7 +188,7 @@ def planned(given):
     from cfgjax.evaluation.frontier.frontier import Frontier
     from cfgjax.evaluation.frontier.frontier_settings import make_settings
     from cfgjax.evaluation.frontier.paired import baselines, read_baseline
-    from cfgjax.models.loading import load_guide
+    from cfgjax.models.loading import load_guide, load_weak
 
     model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
     if model.low_res_shape is not None:
@@ -200,8 +202,9 @@ def planned(given):
     if given.guide is not None:
         guide = load_guide(given.guide)
         guide.check(model.settings)
-    options = axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate"))
-    settings = make_settings(options, model, guide)
+    weak = None if given.weak is None else load_weak(given.weak, model.settings, model.mesh)
+    options = rule_of_weak(given, axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate")))
+    settings = make_settings(options, model, guide, weak)
     baselines([setting.row for setting in settings], read_baseline(given.baseline))  # raises errors early
     network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
@@ -216,6 +219,7 @@ def planned(given):
         judge=judge,
         neighbours=given.neighbours,
         guide=guide,
+        weak=weak,
     )
     return work, plan, folder
 

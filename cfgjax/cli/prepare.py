@@ -1,4 +1,4 @@
-"""`cfgjax prepare`: makes a data set of small images from a folder of images, a TFDS data set or an .npz."""
+"""`cfgjax prepare`: makes a data set of small images from a folder, a TFDS data set, an .npz or MNIST's files."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from cfgjax.runs.config import parse_flags
 
 
 def prepare(argv):
-    """folder|tfds|npz IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: makes a training data set.
+    """folder|tfds|npz|idx IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: makes a training data set.
 
     --verify OUT compares a prepared data set with its hashes.
     """
@@ -36,7 +36,10 @@ def prepare(argv):
     flags.DEFINE_string("class_order", "name", what, flag_values=given)
     what = "Compare the data set with its hashes after preparing; with only OUT, compare an existing one."
     flags.DEFINE_bool("verify", False, what, flag_values=given)
-    flags.DEFINE_string("split", "train", "Split of a TFDS data set.", flag_values=given)
+    flags.DEFINE_string("split", "train", "Split of a TFDS data set; of IDX files, train or test.", flag_values=given)
+    flags.DEFINE_list(
+        "class_names", None, "Names of the classes of IDX files, in the order of labels.", flag_values=given
+    )
     define_path("data_dir", None, "Folder of TFDS data sets; by default ~/tensorflow_datasets.", flag_values=given)
     define_path("manual_dir", None, "Folder with files that TFDS cannot download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
@@ -51,6 +54,8 @@ def prepare(argv):
         raise UsageError(f"need cfgjax prepare {words[0]} {places} --size=…; given {' '.join(words[1:]) or 'nothing'}")
     if given["class_order"].present and words[0] != "folder":
         raise UsageError(f"--class_order is only for folders; {words[0]} data already have labels")
+    if given.class_names is not None and words[0] != "idx":
+        raise UsageError(f"--class_names is only for idx; {words[0]} data have names of their own")
     for path in words[2:] if words[0] == "tfds" else words[1:]:
         check_path("IN or OUT", path)
     log.info("preparing %s …", words[1])
@@ -96,6 +101,16 @@ def from_npz(given, path, out):
     return prepare_listing(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
 
+def from_idx(given, path, out):
+    """Prepares the IDX files of MNIST, or of a data set in its format."""
+    from cfgjax.data.sources.idx import list_idx
+
+    required(given, "size")
+    check_apart(path, out)
+    listing = list_idx(path, given.split, given.class_names and tuple(given.class_names))
+    return prepare_listing(given, listing, {"kind": "idx", "digest": listing.digest()}, out)
+
+
 def check_apart(path, out):
     """Raises UsageError if `out` is `path` or inside of it: the output would become part of the input."""
     from cfgjax.data.images.tree import contains
@@ -104,7 +119,7 @@ def check_apart(path, out):
         raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
-PREPARERS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz}
+PREPARERS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz, "idx": from_idx}
 
 
 def prepare_listing(given, listing, source, out):

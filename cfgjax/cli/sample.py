@@ -19,6 +19,7 @@ from cfgjax.cli.common import (
     numbers,
     place_flags,
     required,
+    rule_of_weak,
     sampling_axes,
     shared_facts,
     single,
@@ -64,17 +65,19 @@ def draw_picture(given, labels, axes, upsampling):
 
     from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
-    from cfgjax.models.loading import load_guide
+    from cfgjax.models.loading import load_guide, load_weak
 
     model = load_model(given, single(axes, "ema", ONE_AVERAGE))
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
-    columns = resolved_combinations(axes_of(defaults.options, given=axes), source, guide)
+    weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
+    options = rule_of_weak(given, axes_of(defaults.options, given=axes))
+    columns = resolved_combinations(options, source, guide, weak)
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
     sampling = {} if given.base is None else {"upsampling": upsampling}
-    picture = sample_figure(model, columns, **shown, guide=guide, **sampling)
+    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
     if jax.process_index() == 0:
         with writing(given.out) as new:
             picture.save(new)

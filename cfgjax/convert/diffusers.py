@@ -56,6 +56,7 @@ DEFAULTS = {
     "num_class_embeds": None,
 }
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range")
+PREDICTION_TYPES = {"epsilon": "eps", "v_prediction": "v", "sample": "x"}  # of a scheduler → diffusion.parametrisation
 IGNORED_KEYS = (
     "num_train_timesteps",  # of time embeddings that are not supported
     *("decay", "min_decay", "inv_gamma", "power", "optimization_step", "update_after_step", "use_ema_warmup"),  # of EMA
@@ -245,25 +246,47 @@ def slots(net):
 def process(folder):
     """Returns (betas, num_timesteps, v) of the scheduler next to a network's folder in a pipeline.
 
-    They are read from ../scheduler/scheduler_config.json, which must be for a network that predicts ε and have the
-    betas of `cfgjax.diffusion.discrete`. v: interpolation of the reverse variance if it is not learned. Without a
-    scheduler returns the default of ADM and diffusers, ("linear", 1000, 0.0).
+    They are read from ../scheduler/scheduler_config.json, which must have the betas of `cfgjax.diffusion.discrete`.
+    v: interpolation of the reverse variance if it is not learned. Without a scheduler returns the default of ADM and
+    diffusers, ("linear", 1000, 0.0).
     Raises UsageError with the key that is not accepted.
     """
-    path = Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
+    path = scheduler_file(folder)
     if not path.is_file():
         return "linear", 1000, 0.0
     given = read_json(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-    only: dict = {"beta_schedule": tuple(known), "prediction_type": ("epsilon", None), "trained_betas": (None,)}
+    only: dict = {"beta_schedule": tuple(known), "trained_betas": (None,)}
     only |= {"rescale_betas_zero_snr": (False, None), "variance_type": (None, *VARIANCES)}
     if type(steps) is not int or not 2 <= steps <= MAX_TIMESTEPS:
         raise UsageError(f"{path} has num_train_timesteps {steps!r}; need an integer in 2 … {MAX_TIMESTEPS}")
     if given.get("beta_schedule") == "linear":
         only |= {"beta_start": (0.1 / steps, None), "beta_end": (20 / steps, None)}
     for key, accepted in only.items():
-        if given.get(key) not in accepted:
-            listed = ", ".join(str(value) for value in accepted if value is not None) or "none"
-            raise UsageError(f"{path} has {key} {one_line(repr(given.get(key)), 100)}; accepted: {listed}")
+        check_accepted(path, given, key, accepted)
     v = 1.0 if str(given.get("variance_type")).startswith("fixed_large") else 0.0
     return known[given["beta_schedule"]], steps, v
+
+
+def parametrisation(folder):
+    """Returns what the network in a folder of a pipeline predicts, "eps", "v" or "x", by its scheduler's config.
+
+    Without a scheduler, and for a scheduler without the key prediction_type, this is "eps". Raises UsageError for
+    another value of the key.
+    """
+    path = scheduler_file(folder)
+    given = read_json(path) if path.is_file() else {}
+    check_accepted(path, given, "prediction_type", (*PREDICTION_TYPES, None))
+    return PREDICTION_TYPES[given.get("prediction_type") or "epsilon"]
+
+
+def scheduler_file(folder):
+    """Returns the path of the scheduler's config next to a network's folder in a pipeline, which need not exist."""
+    return Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
+
+
+def check_accepted(path, given, key, accepted):
+    """Raises UsageError unless the value of a key of the config in a file is accepted. None: it may be absent."""
+    if given.get(key) not in accepted:
+        listed = ", ".join(str(value) for value in accepted if value is not None) or "none"
+        raise UsageError(f"{path} has {key} {one_line(repr(given.get(key)), 100)}; accepted: {listed}")

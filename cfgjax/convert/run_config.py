@@ -9,11 +9,23 @@ FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network
 MOST_LABELS = 10  # in a grid of samples
 
 
-def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path, low_res_size=None, v=0.0):
+def run_config(
+    net,
+    *,
+    image_shape,
+    num_classes,
+    betas,
+    num_timesteps,
+    data_path,
+    low_res_size=None,
+    v=0.0,
+    parametrisation="eps",
+):
     """Returns the config, a dict with every section, that builds net and samples as ADM does: 250 steps, random labels.
 
     image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not exist.
-    low_res_size: of an upsampler. v: of the sampler, if the variance is not learned. The sections optimizer, train and
+    low_res_size: of an upsampler. v: of the sampler, if the variance is not learned. parametrisation: what the network
+    predicts. The sections optimizer, train and
     checkpoint only complete the format: they do not describe how the network was trained.
     """
     config: dict = dict(
@@ -59,6 +71,8 @@ def run_config(net, *, image_shape, num_classes, betas, num_timesteps, data_path
     if isinstance(net, NoisyClassifier):
         config["data"]["split"] = "train"
         return config | dict(evaluate=dict(every_steps=1))
+    if parametrisation != "eps":
+        config["diffusion"]["parametrisation"] = parametrisation
     learned_variance = net.out_channels == 2 * image_shape[-1]
     config["diffusion"] |= dict(
         p_uncond=0.0, learned_variance=learned_variance, bound_weight=0.001, time_sampler="uniform"

@@ -12,16 +12,16 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from cfgjax.diffusion.discrete import BETAS, kept_timesteps, logsnr_table
 from cfgjax.diffusion.process import RealLike
-from cfgjax.diffusion.schedules import MAX_STEPS, SCHEDULES, logsnr_grid, network_time
+from cfgjax.diffusion.schedules import MAX_STEPS, logsnr_grid, network_time, parse_schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuous:
     """λ = schedule(u) in [logsnr_min, logsnr_max] for u ~ U[0, 1], CFG section 2.
 
-    schedule: a name of `SCHEDULES`. bound_steps: number of levels of the chain whose variational bound trains a learned
-    variance.
-    Raises ValueError for an unknown schedule and bounds out of order.
+    schedule: the text of one of `SCHEDULES`, such as "cosine" or "normal(mean=0.8, std=2)". bound_steps: number of
+    levels of the chain whose variational bound trains a learned variance.
+    Raises ValueError for an unknown schedule, bounds out of order, and bounds that the schedule refuses.
     """
 
     schedule: str = "cosine"
@@ -30,16 +30,16 @@ class Continuous:
     bound_steps: int = 1000
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; known: {', '.join(SCHEDULES)}")
+        quantile = parse_schedule(self.schedule)
         if not self.logsnr_min < self.logsnr_max:
             raise ValueError(f"logsnr_min {self.logsnr_min} is not below logsnr_max {self.logsnr_max}")
         if self.bound_steps < 2:
             raise ValueError(f"bound_steps is {self.bound_steps}; need at least 2")
+        quantile(np.array(0.5), self.logsnr_min, self.logsnr_max, xp=np)  # raises an error if the bounds do not fit
 
     def logsnr(self, u: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
         """Returns λ = schedule(u)."""
-        return SCHEDULES[self.schedule](u, self.logsnr_min, self.logsnr_max)
+        return parse_schedule(self.schedule)(u, self.logsnr_min, self.logsnr_max)
 
     def neighbour(self, u: Float[RealLike, "*shape"]) -> tuple[Float[Array, "*shape"], Bool[Array, "*shape"]]:
         """Returns (λ of the neighbour of u in a chain of bound_steps levels, whether u is the cleanest level).

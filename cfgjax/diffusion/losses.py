@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Key, Num
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import drop_condition
 from cfgjax.diffusion.likelihood import decoder_bits, transition_bits
-from cfgjax.diffusion.process import broadcast_left, diffuse
+from cfgjax.diffusion.process import alpha_sigma, broadcast_left, diffuse
+from cfgjax.diffusion.weightings import eps_weight
 
 
 def draw(
@@ -30,15 +31,6 @@ def draw(
     return eps, u, drop_condition(key_cond, cond, null, p_uncond)
 
 
-def eps_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Returns 1: the unweighted loss in ε."""
-    return jnp.ones_like(logsnr)
-
-
-WEIGHTINGS: dict[str, Callable] = {"eps": eps_weight}
-"""Functions λ [B] → factor [B] on ‖ε − ε̂‖²."""
-
-
 def eps_loss(
     predict: Callable,
     x: Float[Array, "b ..."],
@@ -50,14 +42,20 @@ def eps_loss(
     """Returns weighting(λ) ‖ε̂(z_λ, c) − ε‖² per dimension of each example, CFG eq. (5) and algorithm 1 line 6.
 
     The mean over dimensions instead of their sum is a constant factor. The guided ε̃ never enters here.
+    A weighting with `on_v` is applied to ‖v̂ − v‖² = ‖ε̂ − ε‖²/α², with v̂ − v = α (ε̂ − ε) − σ (x̂ − x): see `weightings`.
     Raises UsageError if the weighting returns neither a factor for each example nor a single one.
     """
     prediction = predict(diffuse(x, eps, logsnr), logsnr, cond)
-    weight = weighting(logsnr)
+    error = prediction.eps.astype(jnp.promote_types(eps.dtype, jnp.float32)) - eps
+    on_v = getattr(weighting, "on_v", None)
+    if on_v is not None:
+        alpha, sigma = alpha_sigma(broadcast_left(logsnr, x))
+        error = alpha * error - sigma * (prediction.x - x)
+    weight = (on_v or weighting)(logsnr)
     if jnp.shape(weight) not in ((), logsnr.shape):  # [B, 1] would broadcast to [B, B]
         shapes = f"{list(jnp.shape(weight))} for λ of shape {list(logsnr.shape)}"
         raise UsageError(f"weighting {weighting!r} returns an array of shape {shapes}; need the same shape")
-    return weight * _mse(prediction.eps.astype(jnp.float32), eps)
+    return weight * _mean_square(error)
 
 
 def hybrid_loss(
@@ -88,13 +86,13 @@ def hybrid_loss(
     x_hat = jnp.where(broadcast_left(last, x), stopped, x)
     decoder = decoder_bits(x, x_hat, v, logsnr, jnp.where(last, neighbour, logsnr - 1), clip=False)
     transition = transition_bits(x, stopped, v, logsnr, jnp.where(last, logsnr + 1, neighbour), clip=False)
-    mse, bound = _mse(prediction.eps, eps), bound_steps * jnp.where(last, decoder, transition)
+    mse, bound = _mean_square(prediction.eps - eps), bound_steps * jnp.where(last, decoder, transition)
     return {"loss": mse + bound_weight * bound, "mse": mse, "bound": bound}
 
 
-def _mse(predicted: Float[Array, "b ..."], target: Float[Array, "b ..."]) -> Float[Array, " b"]:
+def _mean_square(error: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Returns the mean square over all axes but the first."""
-    return jnp.mean(jnp.square(predicted - target), axis=tuple(range(1, target.ndim)))
+    return jnp.mean(jnp.square(error), axis=tuple(range(1, error.ndim)))
 
 
 # Levels drawn by the second moment of their loss, IDDPM section 3.3. [0, 1) is divided into bins of u, and the last few

@@ -1,20 +1,26 @@
 """Noise levels in continuous λ: u → λ for training, λ grids for sampling, λ as a network sees it.
 
 A schedule is a function (u, logsnr_min, logsnr_max, *, xp) → λ that decreases from logsnr_max at u = 0 to logsnr_min
-at u = 1. xp is the array module to compute with: `jax.numpy`, or `numpy` for float64 on the host.
+at u = 1: the quantile function of the levels of training, and at equally spaced u the grid of sampling. xp is the array
+module to compute with: `jax.numpy`, or `numpy` for float64 on the host.
 CFG = Ho & Salimans 2022 (arXiv:2207.12598).
 """
 
 import math
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Float, Float64
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.process import RealLike
+from cfgjax.diffusion.specs import Spec, finite_number, parse, positive_number
 
 
 def cosine(
@@ -39,7 +45,110 @@ def uniform(
     return logsnr_max + xp.asarray(u) * (logsnr_min - logsnr_max)
 
 
-SCHEDULES: dict[str, Callable] = {"cosine": cosine, "uniform": uniform}
+@dataclass(frozen=True, repr=False)
+class normal(Spec):
+    """λ ~ N(mean, std²), truncated to [λmin, λmax]: the quantile function, from λmax at u = 0 to λmin at u = 1.
+
+    EDM (arXiv:2206.00364) table 1 draws log ς = −λ/2 from N(−1.2, 1.2²), so that λ ~ N(2.4, 2.4²), the default; EDM2
+    (arXiv:2312.02696) has N(0.8, 2²). Both are for data of standard deviation 0.5: for another one, d, the same
+    signal-to-noise ratios need the mean plus 2 log(0.5/d).
+    Raises UsageError if less than MIN_MASS of the distribution lies between the bounds.
+    """
+
+    mean: Any = 2.4
+    std: Any = 2.4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", finite_number("mean", self.mean))
+        object.__setattr__(self, "std", positive_number("std", self.std))
+
+    def __call__(
+        self,
+        u: Float[RealLike, "*shape"],
+        logsnr_min: float = -20.0,
+        logsnr_max: float = 20.0,
+        *,
+        xp: ModuleType = jnp,
+    ) -> Float[Any, "*shape"]:
+        return truncated_normal(u, self.mean, self.std, logsnr_min, logsnr_max, xp=xp, name=repr(self))
+
+
+@dataclass(frozen=True, repr=False)
+class logit_normal(Spec):
+    """logit t ~ N(mean, std²) for the flow's time t = σ/(α+σ), truncated to [λmin, λmax]; arXiv:2403.03206, recalled.
+
+    As logit t = log(σ/α) = −λ/2, it is the same as `normal(mean=−2 mean, std=2 std)`.
+    """
+
+    mean: Any = 0.0
+    std: Any = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", finite_number("mean", self.mean))
+        object.__setattr__(self, "std", positive_number("std", self.std))
+
+    def __call__(
+        self,
+        u: Float[RealLike, "*shape"],
+        logsnr_min: float = -20.0,
+        logsnr_max: float = 20.0,
+        *,
+        xp: ModuleType = jnp,
+    ) -> Float[Any, "*shape"]:
+        return truncated_normal(u, -2 * self.mean, 2 * self.std, logsnr_min, logsnr_max, xp=xp, name=repr(self))
+
+
+MIN_MASS = 0.01  # of a distribution between the bounds; less is a mistake in the mean or the bounds
+
+
+def truncated_normal(
+    u: Float[RealLike, "*shape"],
+    mean: float,
+    std: float,
+    logsnr_min: float,
+    logsnr_max: float,
+    *,
+    xp: ModuleType,
+    name: str,
+) -> Float[Any, "*shape"]:
+    """Returns the quantile 1 − u of N(mean, std²) truncated to [logsnr_min, logsnr_max].
+
+    Each half is computed from the mass of its own tail, so that both ends keep their digits in float32.
+    name: of the distribution, for the error if less than MIN_MASS of it lies between the bounds.
+    """
+    normal_cdf = statistics.NormalDist().cdf
+    below = normal_cdf((logsnr_min - mean) / std)
+    above = normal_cdf((mean - logsnr_max) / std)
+    between = 1 - below - above
+    if between < MIN_MASS:
+        bounds = f"logsnr_min {logsnr_min:g} and logsnr_max {logsnr_max:g}"
+        raise UsageError(f"{name} has only {max(between, 0):.1g} of its mass between {bounds}")
+    u = xp.asarray(u)
+    lower, upper = below + (1.0 - u) * between, above + u * between  # the masses on both sides, with sum 1
+    is_lower = lower < upper
+    tail = inverse_cdf(xp.where(is_lower, lower, upper), xp)
+    return xp.clip(mean + std * xp.where(is_lower, tail, -tail), logsnr_min, logsnr_max)
+
+
+def inverse_cdf(p: Float[Any, "*shape"], xp: ModuleType) -> Float[Any, "*shape"]:
+    """Returns Φ⁻¹(p) for p in [0, 1); −∞ at 0. In numpy it has float64's digits, from the standard library."""
+    if xp is jnp:
+        return ndtri(p)
+    exact = np.vectorize(statistics.NormalDist().inv_cdf, otypes=[np.float64])
+    return np.where(p > 0, exact(np.where(p > 0, p, 0.5)), -np.inf)
+
+
+SCHEDULES: dict[str, Any] = {"cosine": cosine, "uniform": uniform, "normal": normal, "logit_normal": logit_normal}
+"""Schedules, or dataclasses whose fields are the arguments of one."""
+
+
+def parse_schedule(text: str, what: str = "schedule") -> Callable:
+    """Returns the schedule that text names, such as "cosine" or "normal(mean=0.8, std=2)".
+
+    what: for messages. Raises UsageError.
+    """
+    return parse(text, SCHEDULES, what)
+
 
 MAX_STEPS = 1_000_000
 """Largest number of levels of a grid, a thousand times the usual one. More would exhaust the memory, and neighbouring λ
@@ -59,11 +168,10 @@ def logsnr_grid(
         raise ValueError(f"num_steps is {num_steps}; need at most {MAX_STEPS}")
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}; a sampling grid has both ends and so at least 2 steps")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(SCHEDULES)}")
+    quantile = parse_schedule(schedule)
     if not logsnr_min < logsnr_max:
         raise ValueError(f"logsnr_min {logsnr_min} is not below logsnr_max {logsnr_max}")
-    grid = SCHEDULES[schedule](np.linspace(1.0, 0.0, int(num_steps)), logsnr_min, logsnr_max, xp=np)
+    grid = quantile(np.linspace(1.0, 0.0, int(num_steps)), logsnr_min, logsnr_max, xp=np)
     if not np.all(np.diff(grid) > 0):
         raise ValueError(f"schedule {schedule!r} does not decrease from logsnr_max at u = 0 to logsnr_min at u = 1")
     return grid

@@ -89,6 +89,7 @@ def parse(text: str, registry: Mapping[str, Any], what: str = "rule") -> Any:
     """Returns the value that text names: a call of a name of the registry, with literals and such calls as arguments.
 
     `name` alone is `name()`. Arguments are given by name; the rule that another one wraps may come first without it.
+    registry: {name: a dataclass, whose fields are the arguments, or the value itself}.
     what: the kind of value, for messages. Raises UsageError, with one line, for anything else.
     """
     try:
@@ -101,6 +102,16 @@ def parse(text: str, registry: Mapping[str, Any], what: str = "rule") -> Any:
         return _value(tree, registry, what)
     except RecursionError:
         raise UsageError(f"{what} {_short(text)} is nested too deeply") from None
+
+
+def shortest(text: str, registry: Mapping[str, Any], what: str) -> str:
+    """Returns the shortest text of the value that text names, such as "eps" or "edm(data_std=0.5)".
+
+    Equal values have equal text. Raises UsageError as `parse` does.
+    """
+    value = parse(text, registry, what)
+    names = [name for name, entry in registry.items() if entry is value]
+    return names[0] if names else spec(value).removesuffix("()")
 
 
 def named_arguments(text: str) -> tuple[str, dict[str, Any]]:
@@ -133,7 +144,9 @@ def _value(node: ast.expr, registry: Mapping[str, Any], what: str) -> Any:
     if called.id not in registry:
         raise UsageError(f"unknown {what} {called.id!r}{nearest(called.id, registry)}")
     name, make = called.id, registry[called.id]
-    known = {field.name: field for field in dataclasses.fields(make) if field.metadata.get("text", True)}
+    is_value = not isinstance(make, type)
+    fields = () if is_value else dataclasses.fields(make)
+    known = {field.name: field for field in fields if field.metadata.get("text", True)}
     if not known and isinstance(node, ast.Call) and (node.args or node.keywords):
         raise UsageError(f"{name} takes no arguments; given {_source(node)}")
     given: dict[str, Any] = {}
@@ -147,7 +160,7 @@ def _value(node: ast.expr, registry: Mapping[str, Any], what: str) -> Any:
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}")
     try:
-        return make(**given)
+        return make if is_value else make(**given)
     except ValueError as e:
         raise UsageError(f"{name}: {e}") from None
 
@@ -204,6 +217,20 @@ def _short(text: str) -> str:
 
 def _example(registry: Mapping[str, Any]) -> str:
     return f"'{next(iter(registry), 'name')}()'"
+
+
+def finite_number(name: str, value: Any) -> float:
+    """Returns value as a float. Raises UsageError unless it is a finite number."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise UsageError(f"{name} is {value!r}; need a finite number")
+    return float(value)
+
+
+def positive_number(name: str, value: Any) -> float:
+    """Returns value as a float. Raises UsageError unless it is a finite number above 0."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise UsageError(f"{name} is {value!r}; need a finite number above 0")
+    return float(value)
 
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> Any:

@@ -9,14 +9,14 @@ from jax import Array
 from jaxtyping import Float, Int, PyTree
 from numpy.typing import ArrayLike
 
-from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.errors import UsageError
 from cfgjax.data.batches import quantised, to_float
 from cfgjax.data.dataset import Stored
 from cfgjax.data.sources.registry import check_images, check_labels, first_index
 from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.likelihood import bits_per_dim
-from cfgjax.diffusion.schedules import SCHEDULES, logsnr_grid
+from cfgjax.diffusion.schedules import logsnr_grid, parse_schedule
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, place_global
 from cfgjax.models.arguments import check_num_steps, check_whole_number
@@ -41,9 +41,9 @@ def held_out_bits(
     int [N]; num_classes is "none", the unconditional model. v: reverse variance as in `ancestral`; ignored if the
     model has learned it.
     seed: the noise of image i depends only on seed and i. batch_size: images per call of the compiled function.
-    spacing: of the levels, a key of SCHEDULES, or "timesteps" of a process in discrete time. A step from λ to λ' costs
-    ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0. Equal steps therefore give the smallest bound; the long steps at the ends
-    of a cosine grid cost most.
+    spacing: of the levels, the text of a schedule, or "timesteps" of a process in discrete time. A step from λ to λ'
+    costs ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0. Equal steps therefore give the smallest bound; the long steps at
+    the ends of a cosine grid cost most.
     logsnr_max: λ_T, at which the decoder applies; by default that of config.diffusion.
 
     Returns means over the images {"bits_per_dim", "prior", "transitions", "decoder"}, the first of which is the sum of
@@ -122,7 +122,7 @@ def level_grid(
         if num_steps > levels.num_timesteps:
             raise UsageError(f"num_steps is {num_steps}; the process has {levels.num_timesteps} timesteps")
         return levels.grid(num_steps).astype(np.float32)
-    choose("spacing", spacing, SCHEDULES)
+    parse_schedule(spacing, "spacing")
     end = levels.logsnr_max if logsnr_max is None else logsnr_max
     if not levels.logsnr_min < end <= levels.logsnr_max:
         trained = f"above {levels.logsnr_min:g} and up to {levels.logsnr_max:g}"

@@ -1,4 +1,4 @@
-"""Binds rules and samplers to a model: from text, with the guide they need, as arguments of a compiled program."""
+"""Binds rules and samplers to a model: from text, with the networks they need, as arguments of a compiled program."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import RULES, classifier, mapped, parts, shifts_mean
-from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion.guidance import RULES, autoguidance, classifier, mapped, parts, shifts_mean
+from cfgjax.diffusion.samplers import SAMPLERS, Evaluation
 from cfgjax.diffusion.specs import parse, tree
+from cfgjax.distributed.sharding import place_global
+from cfgjax.runs.settings import Settings
 
 RuleNumber = int | float | np.ndarray | np.generic | jax.Array
 
@@ -59,6 +63,18 @@ def classifier_scale(rule: Any) -> Any:
     return next((part.scale for part in parts(rule) if isinstance(part, classifier)), None)
 
 
+def with_weak(rule: Any, weak: Any) -> Any:
+    """Returns a rule with this weak model in every `autoguidance` in it; None leaves the rule as it is."""
+    if weak is None:
+        return rule
+    return mapped(rule, lambda part: dataclasses.replace(part, weak=weak) if isinstance(part, autoguidance) else part)
+
+
+def is_autoguided(rule: Any) -> bool:
+    """Returns whether a rule is or contains an `autoguidance`."""
+    return any(isinstance(part, autoguidance) for part in parts(rule))
+
+
 def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
     """Raises UsageError unless the sampler has what the rule needs, and the network what the sampler needs."""
     if shifts_mean(rule) and not getattr(sampler, "takes_shift", False):
@@ -78,6 +94,23 @@ def replaced(rule: Any, change: Callable) -> Any:
     return mapped(rule, with_changed_fields)
 
 
+def on_mesh(rule: Any, settings: Settings, mesh: Mesh) -> Any:
+    """Returns a rule with its networks and its numbers per sample in their places on the mesh.
+
+    Raises UsageError if a network is missing or does not fit a model with these settings.
+    """
+
+    def place(field: dataclasses.Field, value: Any) -> Any:
+        if value is None and not field.metadata.get("text", True):
+            raise UsageError(f"the rule {rule!r} has no {field.name}")
+        if hasattr(value, "on") and hasattr(value, "check"):
+            value.check(settings)
+            return value.on(mesh)
+        return place_global(mesh, value) if per_sample(field) and np.ndim(value) else value
+
+    return replaced(rule, place)
+
+
 def per_sample(field: Any) -> bool:
     """Returns whether a field of a rule may have a number for each sample."""
     return field.metadata.get("per_sample", False)
@@ -94,6 +127,11 @@ class Trajectory(NamedTuple):
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+
+
+def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:
+    """Returns what a `Trajectory` has of a level."""
+    return evaluation.z, evaluation.prediction.x
 
 
 @tree

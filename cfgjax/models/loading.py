@@ -9,7 +9,9 @@ from cfgjax.distributed.sharding import make_mesh, place_parameters
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_params
+from cfgjax.models.weak import WeakRun, check_weak, parse_weak
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 
 
@@ -37,3 +39,15 @@ def load_guide(workdir: str | Path, step: int | None = None, ema: float | None =
     params, step = load_params(workdir, settings, step, ema)
     check_params(workdir, settings, params)
     return Guide(settings, params, step=step)
+
+
+def load_weak(text: str, settings: Settings, mesh: Mesh | None = None) -> WeakRun:
+    """Returns the `WeakRun` of WORKDIR[@STEP][,ema=RATE], the weak model of one with these settings. mesh: of both.
+
+    Raises UsageError if there is no such run, step or rate, or if its model does not fit, before parameters are read.
+    """
+    workdir, step, ema = parse_weak(text)
+    own = read_settings(workdir)
+    if not own.is_classifier:
+        check_weak(own, settings)
+    return WeakRun(load(workdir, step, ema, mesh), workdir)

@@ -20,22 +20,24 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
 from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
-from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
+from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
-from cfgjax.models import arguments
+from cfgjax.models import arguments, weak
 from cfgjax.models.binding import (
     Argument,
     Trajectory,
     as_argument,
     check_together,
+    on_mesh,
     per_sample,
     replaced,
     rule_rows,
     rule_value,
     sampler_value,
+    z_and_x,
 )
 from cfgjax.models.description import describe_model
 from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
@@ -85,7 +87,7 @@ class Model:
         self.options = self.defaults.sample_options
         self.levels, self.learned_variance = diffusion.levels, diffusion.learned_variance
         network = self.network = make_network(self.settings)
-        pair = PARAMETRISATIONS[diffusion.parametrisation]
+        pair = parse_parametrisation(diffusion.parametrisation)
         self.bind = bind_params or functools.partial(bind, network, levels=self.levels, parametrisation=pair)
         self.has_null_label = bind_params is not None or (has_null_label(network) and diffusion.p_uncond > 0)
         check_upsampler(network, data)
@@ -102,6 +104,14 @@ class Model:
     def put(self, params: PyTree) -> None:
         """Replaces the parameters by numpy arrays, placed on the mesh, without recompiling anything."""
         self.params = place_parameters(self.mesh, params)
+
+    def on(self, mesh: Mesh) -> Callable:
+        """Returns predict(z, logsnr [B], cond) with the parameters as its tree, the `weak` of `autoguidance`."""
+        return weak.predictor(self.bind, self.params, self.mesh, mesh)
+
+    def check(self, settings: Settings) -> None:
+        """Raises UsageError unless this model can be the weak one of a model with these settings."""
+        weak.check_weak(self.settings, settings)
 
     def check_guidance(self, weights: Sequence[float]) -> None:
         """Raises UsageError if a weight w is not 0 and the network has no label "no condition"."""
@@ -216,12 +226,13 @@ class Model:
 
         return replaced(given, check)
 
-    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
+    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
         The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
         seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
+        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …]. A function `save` of the driver
+        in its place: the latter are what it returns.
 
         options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
         is 0; num_steps is a number of levels T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in
@@ -235,7 +246,7 @@ class Model:
         check_together(rule, sampler, self.learned_variance)
         grid = self.grid(chosen.num_steps)
         self.check_guidance([uses_null(rule)])
-        self._placed(rule)
+        on_mesh(rule, self.settings, self.mesh)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
         def draw(index: PerSample, labels: PerSample, weights: PerSample, extra: Any = None, rule: Any = rule) -> Any:
@@ -243,7 +254,7 @@ class Model:
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
             placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
-            placed_rule = as_argument(self._placed(rule))
+            placed_rule = as_argument(on_mesh(rule, self.settings, self.mesh))
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
             guided = "guided " * uses_null(rule)
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
@@ -252,19 +263,6 @@ class Model:
                     return self._sample(*given, trajectory=trajectory)
 
         return draw
-
-    def _placed(self, rule: Any) -> Any:
-        """Returns the rule with its guides, checked, and its numbers per sample in their places on the mesh."""
-
-        def place(field: dataclasses.Field, value: Any) -> Any:
-            if value is None and not field.metadata.get("text", True):
-                raise UsageError(f"the rule {rule!r} has no {field.name}")
-            if hasattr(value, "on") and hasattr(value, "check"):
-                value.check(self.settings)
-                return value.on(self.mesh)
-            return place_global(self.mesh, value) if per_sample(field) and np.ndim(value) else value
-
-        return replaced(rule, place)
 
     def grid(self, num_steps: int | str | None = None) -> Float[np.ndarray, " t"]:
         """Returns λ of the levels of a sampler, increasing. num_steps: by default that of config.sample."""
@@ -280,7 +278,7 @@ class Model:
         sampler: Argument,
         low_res_logsnr: Float[Array, ""] | None,
         *,
-        trajectory: bool,
+        trajectory: bool | Callable,
     ) -> Any:
         """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
@@ -295,5 +293,5 @@ class Model:
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
         if not trajectory:
             return run()
-        x, seen = run(save=lambda evaluation: (evaluation.z, evaluation.prediction.x))
+        x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
         return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)

@@ -130,14 +130,16 @@ def bind(
 ) -> Callable:
     """Returns predict(z [B, …], logsnr [B], cond) → `Prediction`, the network with its parameters.
 
-    levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a value of
-    `PARAMETRISATIONS`. cond: a tree like that of `condition`.
+    levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a
+    parametrisation of `cfgjax.diffusion.prediction`. cond: a tree like that of `condition`.
     """
     rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    network_input = getattr(parametrisation, "network_input", None)
 
     def predict(z: Float[Array, "b ..."], logsnr: Float[Array, " b"], cond: Condition) -> Prediction:
         label, options = network_inputs(cond)
-        output = net.apply({"params": params}, z, levels.time(logsnr), label, train=train, rngs=rngs, **options)
+        given = z if network_input is None else network_input(z, logsnr)
+        output = net.apply({"params": params}, given, levels.time(logsnr), label, train=train, rngs=rngs, **options)
         prediction = parametrisation(output, z, logsnr)
         check_prediction("parametrisation", parametrisation, prediction, z)
         return prediction

@@ -1,5 +1,6 @@
 """Experiment configs: reading, overriding, comparing, and calling functions with a section as keyword arguments."""
 
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -22,7 +23,8 @@ from cfgjax.base.python_files import (
     split_argument,
 )
 from cfgjax.runs.overrides import key_of, split_overrides
-from cfgjax.runs.settings import Settings, check_kinds
+from cfgjax.runs.sections import fields_of
+from cfgjax.runs.settings import SECTIONS, Settings, check_kinds
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 RESUMABLE: tuple[str, ...] = (
     "train.num_steps",
     "train.log_every_steps",
+    "ema.snapshot_every_steps",
     "data.num_workers",
     "data.worker_timeout_seconds",
 )
@@ -236,13 +239,23 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
+def default_of(key: str) -> Any:
+    """Returns the default of a key in its section's dataclass, or "absent" if it has none."""
+    section, _, name = key.partition(".")
+    field = fields_of(SECTIONS[section]).get(name) if section in SECTIONS else None
+    return "absent" if field is None or field.default is dataclasses.MISSING else field.default
+
+
 def check_resumable(saved: Settings, given: Settings) -> None:
-    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`."""
+    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`.
+
+    An absent key equals its default, since runs of older versions lack later keys.
+    """
     old, new = flatten(saved.given), flatten(from_json(to_json(given)))
     differing = [
         f"{key} is {new.get(key, 'absent')!r}, the run has {old.get(key, 'absent')!r}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent") and not key.startswith(RESUMABLE)
+        if old.get(key, default_of(key)) != new.get(key, default_of(key)) and not key.startswith(RESUMABLE)
     ]
     if differing:
         raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")

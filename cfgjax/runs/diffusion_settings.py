@@ -1,6 +1,7 @@
 """The section `diffusion` of a config: the process, and how a network is trained on it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from cfgjax.base.errors import UsageError, choose
@@ -9,6 +10,7 @@ from cfgjax.runs.values import Levels, NotNegative, Number, Share, Text, integer
 CONTINUOUS = ("schedule", "logsnr_min", "logsnr_max")
 DISCRETE = ("betas", "num_timesteps")
 TIME_SAMPLERS = ("uniform", "second_moment")
+LATER_KEYS = {"parametrisation": "eps", "weighting": "eps"}  # of experiments, with the values of runs that lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +20,8 @@ class DiffusionSettings:
     schedule, logsnr_min, logsnr_max: a process in continuous λ, see `levels.Continuous`; or
     betas, num_timesteps: one in discrete time, see `levels.Discrete`.
     p_uncond: probability of dropping a label in training.
-    parametrisation, weighting: what the network predicts, a name of `PARAMETRISATIONS`, and the weight of the loss, a
-    name of `WEIGHTINGS`.
+    parametrisation, weighting: what the network predicts, and the weight of the loss at each level. Like schedule, each
+    is the text of an entry of its registry (`PARAMETRISATIONS`, `WEIGHTINGS`, `SCHEDULES`): "edm(data_std=0.5)".
     learned_variance: the network has 2C outputs, and its loss is the hybrid one: L_simple + bound_weight · L_vlb. The
     bound is that of bound_steps levels (in continuous λ; T in discrete time); IDDPM (arXiv:2102.09672) section 3.
     time_sampler: of training levels, "uniform" in u, or by the "second_moment" of the loss there; IDDPM section 3.3.
@@ -42,9 +44,9 @@ class DiffusionSettings:
 
     def __post_init__(self) -> None:
         from cfgjax.diffusion.discrete import BETAS  # imports jax
-        from cfgjax.diffusion.losses import WEIGHTINGS
-        from cfgjax.diffusion.prediction import PARAMETRISATIONS
-        from cfgjax.diffusion.schedules import SCHEDULES
+        from cfgjax.diffusion.schedules import parse_schedule
+        from cfgjax.diffusion.specs import shortest
+        from cfgjax.diffusion.weightings import WEIGHTINGS
 
         continuous, discrete = ([n for n in names if getattr(self, n) is not None] for names in (CONTINUOUS, DISCRETE))
         if bool(continuous) == bool(discrete):
@@ -55,7 +57,7 @@ class DiffusionSettings:
         if missing:
             raise UsageError(f"config.diffusion lacks {', '.join(missing)}")
         if self.logsnr_min is not None and self.logsnr_max is not None:
-            choose("schedule", self.schedule, SCHEDULES)
+            parse_schedule(str(self.schedule))
             if not self.logsnr_min < self.logsnr_max:
                 raise UsageError(
                     f"diffusion.logsnr_min {self.logsnr_min} is not below diffusion.logsnr_max {self.logsnr_max}"
@@ -66,11 +68,11 @@ class DiffusionSettings:
             self.levels  # noqa: B018  it checks itself
         except ValueError as e:
             raise UsageError(f"config.diffusion: {e}") from None
-        choose("parametrisation", self.parametrisation, PARAMETRISATIONS)
-        choose("weighting", self.weighting, WEIGHTINGS)
-        if self.learned_variance and self.weighting != "eps":
-            given = f"diffusion.weighting is {self.weighting!r}, diffusion.learned_variance True"
-            raise UsageError(f"{given}; the hybrid loss of a learned variance has no weighting: need 'eps'")
+        weighting = shortest(self.weighting, WEIGHTINGS, "weighting")
+        for name, given in (("parametrisation", self.predicts), ("weighting", weighting)):
+            if self.learned_variance and given != "eps":
+                both = f"diffusion.{name} is {given!r}, diffusion.learned_variance True"
+                raise UsageError(f"{both}; the hybrid loss of a learned variance is defined in ε alone: need 'eps'")
         choose("time sampler", self.time_sampler, dict.fromkeys(TIME_SAMPLERS))
 
     @property
@@ -83,8 +85,21 @@ class DiffusionSettings:
         return Continuous(self.schedule, self.logsnr_min, self.logsnr_max, self.bound_steps)  # type: ignore[arg-type]
 
     @property
+    def predicts(self) -> str:
+        """Returns the shortest text of the parametrisation, which is equal for equal ones."""
+        from cfgjax.diffusion.prediction import PARAMETRISATIONS  # imports jax
+        from cfgjax.diffusion.specs import shortest
+
+        return shortest(self.parametrisation, PARAMETRISATIONS, "parametrisation")
+
+    @property
     def described(self) -> str:
         """Returns the process in a few words."""
         if self.betas is not None:
             return f"{self.num_timesteps} timesteps of {self.betas} betas"
         return f"{self.schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
+
+
+def without_later_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of config.diffusion without those of LATER_KEYS that have the values of runs that lack them."""
+    return {key: value for key, value in given.items() if key not in LATER_KEYS or value != LATER_KEYS[key]}

@@ -4,6 +4,7 @@ import dataclasses
 import numbers
 from typing import Annotated
 
+from cfgjax.base.errors import UsageError
 from cfgjax.runs.values import (
     BELOW_ONE,
     COUNT,
@@ -20,6 +21,9 @@ from cfgjax.runs.values import (
 )
 
 ALL_LEFT = Kind("-1 (all remaining)", lambda v: isinstance(v, numbers.Integral) and v == -1, int)
+MAX_WIDTH = 12**-0.5  # σ_rel of the plain mean of all steps, γ = 0
+AVERAGE_WIDTH = real(f"a number above 0 and at most {MAX_WIDTH:.4f}", lambda v: 0 < v <= MAX_WIDTH)
+WIDTH_NAME = "width_"  # names of power-function averages start with it
 Devices = Annotated[int, COUNT | ALL_LEFT]
 
 
@@ -41,10 +45,58 @@ class OptimizerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EMASettings:
-    """config.ema: rates of the averages of the parameters. warmup lowers them in the first steps."""
+    """config.ema: averages of the parameters.
+
+    rates: of exponential averages. warmup lowers them in the first steps. widths: relative widths σ_rel of
+    power-function averages, whose snapshots, every snapshot_every_steps steps (None: checkpoint.every_steps), are all
+    retained.
+    """
 
     rates: Annotated[tuple[float, ...], several(BELOW_ONE, "a tuple of numbers in [0, 1)", least=0)]
     warmup: bool = False
+    widths: Annotated[tuple[float, ...], several(AVERAGE_WIDTH, f"a tuple, each {AVERAGE_WIDTH.text}", least=0)] = ()
+    snapshot_every_steps: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.snapshot_every_steps is not None and not self.widths:
+            given = f"ema.snapshot_every_steps is {self.snapshot_every_steps}"
+            raise UsageError(f"{given}, but there are no ema.widths; give them, such as (0.05, 0.1)")
+        for width in self.widths:
+            if (*self.rates, *self.widths).count(width) > 1:
+                raise UsageError(f"ema.widths has {width:g}, which occurs twice in ema.widths and ema.rates")
+
+    @property
+    def default(self) -> float:
+        """The average that is used where none is chosen: the first rate, else the first width, else 0 for none."""
+        return next(iter((*self.rates, *self.widths)), 0.0)
+
+    @property
+    def default_name(self) -> str | None:
+        """The name of the default average in TrainState.ema, None without averages."""
+        return self.name(self.default)
+
+    def is_width(self, ema: float) -> bool:
+        """Whether `ema` is a width σ_rel of a power-function average. A value in `rates`, or 0, is a rate."""
+        return ema not in self.rates and 0 < ema <= MAX_WIDTH
+
+    def name(self, ema: float) -> str | None:
+        """Returns the name in TrainState.ema of an average, a value in `rates` or a width; None for 0, no averaging."""
+        return f"{WIDTH_NAME if self.is_width(ema) else ''}{float(ema)}" if ema else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in TrainState.ema of all averages that are tracked."""
+        return tuple(dict.fromkeys((*map(str, self.rates), *(f"{WIDTH_NAME}{width}" for width in self.widths))))
+
+    def check(self, ema: float) -> None:
+        """Raises UsageError unless `ema` is a rate, 0, or a number that can be a width of this run."""
+        if ema in (0, *self.rates) or (self.widths and self.is_width(ema)):
+            return
+        rates = ", ".join(f"{rate:g}" for rate in (*self.rates, 0))
+        widths = (
+            f"a width, {AVERAGE_WIDTH.text}" if self.widths else "a width, which needs a run with config.ema.widths"
+        )
+        raise UsageError(f"ema {ema:g} is neither a rate of the run ({rates}) nor {widths}")
 
 
 @dataclasses.dataclass(frozen=True)

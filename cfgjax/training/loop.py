@@ -92,6 +92,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
+            run.snapshots.discard_later(claim.path, int(jax.device_get(state.step)))
             claim.write_config()
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
@@ -126,6 +127,7 @@ def loop(
 ) -> bool:
     """Trains from state to the end (returns True) or to a stop signal (False). history: metrics not yet logged."""
     pace, step, together = run.settings.train, int(jax.device_get(state.step)), jax.process_count() > 1
+    take_snapshot(run, state, step, checkpoints, workdir, runlog)
     with saving_first(checkpoints, step, state, history):
         call_hooks(run, state, step, workdir, runlog)
     if step >= pace.num_steps:
@@ -166,6 +168,7 @@ def loop(
             warn_of_slow_save(checkpoints.seconds, runlog)
             runlog.say(f"{stopping}: saved step {step}; the same command resumes")
             return False
+        take_snapshot(run, state, step, checkpoints, workdir, runlog)
         with saving_first(checkpoints, step, state, history):
             call_hooks(run, state, step, workdir, runlog)
     return True
@@ -187,6 +190,16 @@ def saving_first(
         checkpoints.save(step, state, history)
         checkpoints.wait()
         raise ExtensionError(f"{e}; step {step} is saved") from e.__cause__
+
+
+def take_snapshot(
+    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, workdir: Path, runlog: RunLog
+) -> None:
+    """Writes the snapshot of the averages if one is due, after the save in progress."""
+    if run.snapshots.due(step):
+        with runlog.paused():
+            checkpoints.wait()
+            run.snapshots.save(state, step, workdir)
 
 
 def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:

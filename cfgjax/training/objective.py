@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion import losses
 from cfgjax.diffusion.guidance import label_log_prob
-from cfgjax.diffusion.prediction import PARAMETRISATIONS
+from cfgjax.diffusion.prediction import parse_parametrisation
 from cfgjax.diffusion.process import diffuse
+from cfgjax.diffusion.weightings import parse_weighting
 from cfgjax.models.network import Network, bind, bind_classifier, condition, has_null_label, null_condition
 from cfgjax.models.network_inputs import CLEAN_LOGSNR
 from cfgjax.runs.diffusion_settings import DiffusionSettings
@@ -48,7 +49,8 @@ def denoising(net: Network, num_classes: int, diffusion: DiffusionSettings) -> O
     loss_cond and loss_uncond are logged, the losses of the examples that kept and lost their label (0 without any),
     and drop_rate.
     """
-    levels = diffusion.levels
+    levels, parametrisation = diffusion.levels, parse_parametrisation(diffusion.parametrisation)
+    weighting = parse_weighting(diffusion.weighting)
     if diffusion.p_uncond and not has_null_label(net):
         raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
     taken = condition(net, 1, ())
@@ -81,14 +83,13 @@ def denoising(net: Network, num_classes: int, diffusion: DiffusionSettings) -> O
         return drawn
 
     def terms(params: PyTree, drawn: Drawn, dropout_key: PRNGKeyArray) -> Terms:
-        parametrisation = PARAMETRISATIONS[diffusion.parametrisation]
         predict = bind(net, params, levels, parametrisation, train=True, dropout_key=dropout_key)
         given = predict, drawn["image"], drawn["cond"], drawn["eps"], drawn["logsnr"]
         if diffusion.learned_variance:
             bound = dict(bound_steps=levels.bound_steps, bound_weight=diffusion.bound_weight)
             found = losses.hybrid_loss(*given, *levels.neighbour(drawn["u"]), **bound)
         else:
-            found = {"loss": losses.eps_loss(*given, losses.WEIGHTINGS[diffusion.weighting])}
+            found = {"loss": losses.eps_loss(*given, weighting)}
         found["unweighted"] = found["loss"]
         return found | {"loss": found["loss"] * drawn["weight"]} if by_moment else found
 

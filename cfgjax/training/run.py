@@ -34,6 +34,7 @@ from cfgjax.training.hooks import make_hooks
 from cfgjax.training.interrupt import StopFlag, signal_number
 from cfgjax.training.objective import Objective, classification, denoising, noisy_classification
 from cfgjax.training.optim import make_optimizer
+from cfgjax.training.snapshots import Snapshots
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
 
@@ -72,7 +73,7 @@ def meaning(settings: Settings) -> dict[str, Any]:
     """Returns {key: value} of the settings that determine the meaning of a network's parameters."""
     options = {"name": settings.model.name, **settings.model.options}
     found = {f"model.{key}": value for key, value in options.items() if key not in FREE}
-    predicted = "eps" if settings.diffusion is None else settings.diffusion.parametrisation
+    predicted = "eps" if settings.diffusion is None else settings.diffusion.predicts
     return found | {"diffusion.parametrisation": predicted}
 
 
@@ -116,7 +117,7 @@ class Program:
         self.optimizer = make_optimizer(settings.optimizer)
 
         init_key, self.step_key = jax.random.split(jax.random.key(settings.seed))
-        parts = self.optimizer, settings.ema.rates, objective.init
+        parts = self.optimizer, settings.ema.names, objective.init
         self.build_state = make_state(lambda: init_params(self.net, init_key, image_shape), *parts)
         self._build_from = lambda params: make_state(lambda: params, *parts)()
         self.like = abstract_state(self.build_state, self.mesh)
@@ -160,6 +161,7 @@ class Run(Program):
         train = self.settings.train
         self.dataset = with_conditions(open_source(self.settings.data), own_inputs(self.net))
         self.config_hooks = make_hooks(self.settings, self.mesh, self.dataset)
+        self.snapshots = Snapshots(self.settings)
         self._check_cadence()
         self._rows, self._own_devices = (own_rows(self.mesh, n) for n in (train.batch_size, self.mesh.size))
         self._batches = Batches(
@@ -185,6 +187,7 @@ class Run(Program):
             "train.num_steps": train.num_steps,
             "train.log_every_steps": train.log_every_steps,
             "checkpoint.every_steps": self.settings.checkpoint.every_steps,
+            "ema.snapshot_every_steps": self.settings.ema.snapshot_every_steps or k,
         } | {f"{hook.section}.every_steps": hook.every_steps for hook in self.config_hooks}
         cadences |= {f"every_steps of hook {name_of(hook)}": hook.every_steps for hook in self.hooks}
         for name, value in cadences.items():

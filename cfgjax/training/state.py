@@ -17,8 +17,8 @@ from cfgjax.training import ema
 class TrainState(NamedTuple):
     """Arrays only. It has no random state, since step n draws from fold_in(key, n).
 
-    step: optimizer steps taken, including skipped ones, int32. params: of the network. ema: {str(rate): parameters}.
-    opt_state: of optax. level_losses: arrays that the objective keeps, () for most objectives.
+    step: optimizer steps taken, including skipped ones, int32. params: of the network. ema: {name: parameters} of the
+    averages, see `EMASettings.names`. opt_state: of optax. level_losses: arrays that the objective keeps, () for most.
     """
 
     step: Int[Array, ""] | Any
@@ -31,17 +31,17 @@ class TrainState(NamedTuple):
 def make_state(
     init: Callable,
     optimizer: optax.GradientTransformationExtraArgs,
-    rates: Sequence[float],
+    averages: Sequence[str],
     level_losses: Callable = tuple,
 ) -> Callable[..., TrainState]:
     """Returns a function () → TrainState at step 0, to be run inside jit.
 
-    init: () → params. rates: of the averages. level_losses: () → arrays of the objective.
+    init: () → params. averages: their names, of `EMASettings`. level_losses: () → arrays of the objective.
     """
 
     def build() -> TrainState:
         params = init()
-        return TrainState(jnp.int32(0), params, ema.init(params, rates), optimizer.init(params), level_losses())
+        return TrainState(jnp.int32(0), params, ema.init(params, averages), optimizer.init(params), level_losses())
 
     return build
 
@@ -62,6 +62,6 @@ def create_state(build: Callable[..., TrainState], mesh: Mesh, *inputs: PyTree) 
     return jax.jit(build, out_shardings=shardings, compiler_options=optimised(1))(*inputs)
 
 
-def averaged_params(state: TrainState) -> PyTree:
-    """Returns the parameters of the first EMA, or the parameters themselves without averaging."""
-    return state.ema[next(iter(state.ema))] if state.ema else state.params
+def averaged_params(state: TrainState, name: str | None) -> PyTree:
+    """Returns the average called `name`, or the parameters themselves for None."""
+    return state.params if name is None else state.ema[name]

@@ -166,7 +166,6 @@ def test_without_a_scheduler_the_process_is_adms(tmp_path):
         ({"num_train_timesteps": True}, "has num_train_timesteps True"),
         ({"num_train_timesteps": 4000}, "has beta_start 0.0001; accepted: 2.5e-05"),
         ({"beta_schedule": "scaled_linear"}, "has beta_schedule 'scaled_linear'; accepted: linear, squaredcos_cap_v2"),
-        ({"prediction_type": "v_prediction"}, "has prediction_type 'v_prediction'; accepted: epsilon"),
         ({"variance_type": "learned"}, "has variance_type 'learned'"),
         ({"trained_betas": [0.1]}, r"has trained_betas \[0.1\]; accepted: none"),
         ({"rescale_betas_zero_snr": True}, "has rescale_betas_zero_snr True"),
@@ -175,3 +174,25 @@ def test_without_a_scheduler_the_process_is_adms(tmp_path):
 def test_a_process_that_is_not_ours_is_refused_by_its_key(tmp_path, changed, told):
     with pytest.raises(UsageError, match=told):
         process(tmp_path, SCHEDULER | changed)
+
+
+@pytest.mark.parametrize(
+    ("given", "predicted"),
+    [
+        ({}, "eps"),
+        ({"prediction_type": None}, "eps"),
+        ({"prediction_type": "epsilon"}, "eps"),
+        ({"prediction_type": "v_prediction"}, "v"),
+        ({"prediction_type": "sample"}, "x"),
+    ],
+)
+def test_what_the_network_predicts_is_read_from_the_scheduler(tmp_path, given, predicted):
+    assert diffusers.parametrisation(tmp_path / "unet") == "eps"
+    process(tmp_path, SCHEDULER | given)
+    assert diffusers.parametrisation(tmp_path / "unet") == predicted
+
+
+def test_another_prediction_is_refused(tmp_path):
+    process(tmp_path, SCHEDULER | {"prediction_type": "flow"})
+    with pytest.raises(UsageError, match="has prediction_type 'flow'; accepted: epsilon, v_prediction, sample"):
+        diffusers.parametrisation(tmp_path / "unet")

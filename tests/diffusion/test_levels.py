@@ -9,7 +9,11 @@ from cfgjax.diffusion.discrete import kept_timesteps
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.schedules import logsnr_grid, network_time
 
-CONTINUOUS = [Continuous("uniform", -6.0, 9.0, bound_steps=40), Continuous()]
+CONTINUOUS = [
+    Continuous("uniform", -6.0, 9.0, bound_steps=40),
+    Continuous("normal(mean=0.8, std=2)", -6.0, 9.0, bound_steps=40),
+    Continuous(),
+]
 DISCRETE = [Discrete("linear"), Discrete("cosine", 4000)]
 continuous = pytest.mark.parametrize("levels", CONTINUOUS, ids=str)
 discrete = pytest.mark.parametrize("levels", DISCRETE, ids=str)

@@ -5,8 +5,10 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from cfgjax.diffusion.schedules import SCHEDULES, cosine, logsnr_grid, network_time
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.schedules import SCHEDULES, cosine, logsnr_grid, network_time, parse_schedule
 
 U_TO_LOGSNR = {0: 20, 0.001: 12.8555, 0.01: 8.30135, 0.1: 3.68499, 0.25: 1.762619, 0.5: 0}
 BOUNDS = [(-20.0, 20.0), (-5.0, 9.0), (-12.0, 3.0)]
@@ -24,16 +26,16 @@ def test_the_cosine_schedule_takes_the_values_of_the_paper(u, logsnr):
     np.testing.assert_allclose(cosine(u), logsnr, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES.values())
-def test_symmetric_bounds_give_an_antisymmetric_schedule(schedule):
-    u = np.linspace(0, 1, 101)
+@pytest.mark.parametrize("text", ["cosine", "uniform", "logit_normal", "normal(mean=0, std=3)"])
+def test_symmetric_bounds_give_an_antisymmetric_schedule(text):
+    u, schedule = np.linspace(0, 1, 101), parse_schedule(text)
     np.testing.assert_allclose(schedule(u, xp=np), -schedule(1 - u, xp=np), atol=1e-10)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)
-@pytest.mark.parametrize("schedule", SCHEDULES.values())
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_both_ends_are_exact_in_float32(schedule, bounds):
-    ends = schedule(jnp.array([1.0, 0.0]), *bounds)
+    ends = parse_schedule(schedule)(jnp.array([1.0, 0.0]), *bounds)
     assert ends.dtype == jnp.float32
     np.testing.assert_allclose(ends, bounds, rtol=2e-7)
 
@@ -44,6 +46,56 @@ def test_float32_is_accurate_near_both_ends(end, bounds):
     steps = 2.0 ** -np.arange(1, 25, dtype=np.float32)
     u = steps if end == "clean" else 1 - steps
     np.testing.assert_allclose(cosine(jnp.asarray(u), *bounds), tangent_form(u, *bounds), rtol=1e-6, atol=2e-6)
+
+
+NORMAL = {  # text: mean and standard deviation of λ
+    "normal": (2.4, 2.4),
+    "normal(mean=0.8, std=2)": (0.8, 2.0),
+    "normal(mean=-3, std=0.5)": (-3.0, 0.5),
+    "logit_normal": (0.0, 2.0),
+    "logit_normal(mean=1, std=0.75)": (-2.0, 1.5),
+}
+
+
+@pytest.mark.parametrize("bounds", [*BOUNDS, (-7.0, 1e4)])
+@pytest.mark.parametrize("text", NORMAL)
+def test_a_normal_schedule_has_the_quantiles_of_the_truncated_distribution(text, bounds):
+    mean, std = NORMAL[text]
+    p = np.linspace(0, 1, 65)[1:-1]
+    exact = stats.truncnorm(*(np.subtract(bounds, mean) / std), mean, std).ppf(p)
+    np.testing.assert_allclose(parse_schedule(text)(1 - p, *bounds, xp=np), exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("text", NORMAL)
+def test_a_normal_schedule_is_accurate_in_float32_near_both_ends(text, bounds):
+    steps = 2.0 ** -np.arange(1, 25)
+    for u in (steps, 1 - steps, np.array([0.0, 1.0])):  # all are numbers of float32
+        found = parse_schedule(text)(jnp.asarray(u, jnp.float32), *bounds)
+        np.testing.assert_allclose(found, parse_schedule(text)(u, *bounds, xp=np), atol=4e-6)
+
+
+def test_the_flows_time_is_logit_normal():
+    u = np.linspace(0, 1, 33)[1:-1]
+    logsnr = parse_schedule("logit_normal(mean=-0.4, std=0.8)")(u, -60.0, 60.0, xp=np)
+    t = 1 / (1 + np.exp(logsnr / 2))  # σ/(α+σ)
+    np.testing.assert_allclose(np.log(t / (1 - t)), -0.4 + 0.8 * stats.norm.ppf(u), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("norml", "unknown schedule 'norml', did you mean 'normal'"),
+        ("normal(std=-1)", "normal: std is -1; need a finite number above 0"),
+        ("normal(mean=inf)", "normal: mean is inf; need a finite number"),
+        ("logit_normal(s=1)", "logit_normal takes no 's'"),
+        ("cosine(s=0.008)", "cosine takes no arguments"),
+        ("normal(mean=60, std=2)", "has only 0 of its mass between logsnr_min -20 and logsnr_max 20"),
+    ],
+)
+def test_an_invalid_schedule_is_named_on_one_line(text, said):
+    with pytest.raises(UsageError, match=rf"\A[^\n]*{said}[^\n]*\Z"):
+        logsnr_grid(8, text)
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)

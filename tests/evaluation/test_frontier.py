@@ -155,7 +155,7 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
 
 
 def test_every_row_has_all_its_columns(straight):
-    settings = {"guidance_weight", "scores", "classifier", *as_dict(SampleOptions())} - {"guidance"}
+    settings = {"guidance_weight", "scores", "classifier", "weak", *as_dict(SampleOptions())} - {"guidance"}
     distances = {"FD-mixture", "FD_inf-mixture", "KD-mixture", "KD-mixture_std", "MIND-mixture"}
     named = distances | {"IS-mixture", "IS-mixture_10", "IS-mixture_10_std"}
     others = {"entropy", "precision", "recall", "density", "coverage"}

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 from cfgjax.base.errors import UsageError
+from cfgjax.runs.power_averages import exponent
 from cfgjax.runs.training_settings import OptimizerSettings
 from cfgjax.training import ema
 from cfgjax.training.optim import learning_rate_schedule, make_optimizer
@@ -75,14 +78,14 @@ def test_contradictory_options_are_reported(options, told):
 
 def test_an_average_of_constant_parameters_is_constant():
     params = {"w": jnp.full(3, 7.0)}
-    average = ema.init(params, (0.9, 0.999))
+    average = ema.init(params, ("0.9", "0.999"))
     for step in range(5):
         average = ema.update(average, params, step, warmup=True)
     assert all(np.array_equal(tree["w"], params["w"]) for tree in average.values())
 
 
 def test_the_weight_of_the_initial_value_is_a_power_of_the_rate():
-    average = ema.init({"w": jnp.ones(1)}, (0.9, 0.5))
+    average = ema.init({"w": jnp.ones(1)}, ("0.9", "0.5"))
     for step in range(10):
         average = ema.update(average, {"w": jnp.zeros(1)}, step, warmup=False)
     assert np.allclose([average["0.9"]["w"][0], average["0.5"]["w"][0]], [0.9**10, 0.5**10])
@@ -94,3 +97,20 @@ def test_warm_up_starts_with_smaller_rates_and_ends_at_the_rate():
     assert np.isclose(once(0, True), 1 / 10)
     assert once(0, True) < once(20, True) < once(0, False)
     assert np.isclose(once(10_000, True), 0.99)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 12**-0.5])
+def test_a_power_function_average_weights_step_i_by_the_power_of_its_share_of_the_run(width):
+    values = np.random.default_rng(0).normal(size=50)
+    name, gamma = f"width_{width}", exponent(width)
+    average = ema.init({"w": jnp.full(1, 1e3)}, (name,))  # which the first step replaces
+    for step, value in enumerate(values):
+        average = ema.update(average, {"w": jnp.full(1, value)}, step, warmup=True)
+    shares = (np.arange(51) / 50) ** (gamma + 1)
+    assert np.isclose(average[name]["w"][0], np.diff(shares) @ values, rtol=1e-5)
+
+
+def test_the_share_of_a_late_step_keeps_its_digits():
+    t, gamma = 10_000_000, exponent(0.05)
+    exact = -math.expm1((gamma + 1) * math.log1p(-1 / t))
+    assert np.isclose(ema.share("width_0.05", t - 1, warmup=False), exact, rtol=1e-5)

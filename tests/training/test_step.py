@@ -155,7 +155,7 @@ def poisoned(run, step):
 
 
 def test_a_non_finite_step_changes_only_the_counts():
-    run = Run(mixture_config())
+    run = Run(mixture_config(**{"ema.widths": (0.1,)}))
     state, _ = run.dispatch(create_state(run.build_state, run.mesh), run.batches(0), run.step_key)
     before = jax.device_get(state)
     state, metrics = run.dispatch(state, poisoned(run, 1), run.step_key)

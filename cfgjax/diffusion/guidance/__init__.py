@@ -21,7 +21,8 @@ without the null branch (default: the rule itself); `shifts_mean`, whether it ne
 """
 
 from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, mapped, on_grid, parts, shifts_mean, uses_null
-from cfgjax.diffusion.guidance.cfg import cfg, conditional, mixed, scale_to_weight
+from cfgjax.diffusion.guidance.autoguidance import autoguidance
+from cfgjax.diffusion.guidance.cfg import cfg, conditional, mixed, plus_difference, scale_to_weight
 from cfgjax.diffusion.guidance.classifier_rule import classifier, label_log_prob, score_function
 from cfgjax.diffusion.guidance.conditions import branches, drop_condition
 from cfgjax.diffusion.guidance.denoiser import (
@@ -41,6 +42,7 @@ __all__ = [
     "Combined",
     "Denoiser",
     "at_zero",
+    "autoguidance",
     "bind_pair",
     "bind_rule",
     "branches",
@@ -55,6 +57,7 @@ __all__ = [
     "mixed",
     "on_grid",
     "parts",
+    "plus_difference",
     "rules_without_null",
     "scale_to_weight",
     "score_function",

@@ -64,3 +64,14 @@ def mixed(strong: Prediction, weak: Prediction, w: Weight) -> Prediction:
     x = (1 + weight) * strong.x - weight * weak.x
     eps = (1 + weight) * strong.eps - weight * weak.eps
     return Prediction(x, eps, strong.variance)
+
+
+def plus_difference(prediction: Prediction, strong: Prediction, weak: Prediction, w: Weight) -> Prediction:
+    """Returns prediction + w (strong − weak), of x̂ and of ε̂, with the variance of prediction.
+
+    Unlike `mixed`, it is exactly the prediction wherever strong and weak are equal.
+    """
+    weight = broadcast_left(jnp.asarray(w, prediction.eps.dtype), prediction.eps)
+    x = prediction.x + weight * (strong.x - weak.x)
+    eps = prediction.eps + weight * (strong.eps - weak.eps)
+    return Prediction(x, eps, prediction.variance)

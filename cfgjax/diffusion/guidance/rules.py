@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any
 
+from cfgjax.diffusion.guidance.autoguidance import autoguidance
 from cfgjax.diffusion.guidance.cfg import cfg, conditional
 from cfgjax.diffusion.guidance.classifier_rule import classifier
 from cfgjax.diffusion.specs import NESTED
 
-RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier}
+RULES: dict[str, Any] = {"cfg": cfg, "conditional": conditional, "classifier": classifier, "autoguidance": autoguidance}
 
 
 def rules_without_null() -> list[str]:

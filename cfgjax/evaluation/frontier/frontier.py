@@ -33,10 +33,12 @@ from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
-from cfgjax.models.binding import with_guide
+from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.weak import WeakRun
 from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.manifest import manifest_digest
 
 log = logging.getLogger("cfgjax")
@@ -54,8 +56,8 @@ class Frontier:
     """Samples and metrics of a run's model in several settings.
 
     model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
-    until `close`. network, judge, neighbours: see `measure`. guide: the `Guide` of the settings, or None. Raises
-    UsageError if another process locks the folder.
+    until `close`. network, judge, neighbours: see `measure`. guide, weak: the `Guide` and the `WeakRun` of the
+    settings, or None. Raises UsageError if another process locks the folder.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class Frontier:
         judge: FeatureNetwork | None,
         neighbours: bool,
         guide: Guide | None = None,
+        weak: WeakRun | None = None,
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
         self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
+        self._weak = weak
         self._models = {"learned": model}
         if any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
@@ -97,6 +101,7 @@ class Frontier:
         own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
+        config["diffusion"] = without_later_keys(config["diffusion"])
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
@@ -162,7 +167,8 @@ class Frontier:
             params, _ = load_params(self._workdir, model.settings, model.step, rate)
             model.put(params)
             self._rate = rate
-        rule = with_guide(setting.options.rule, self._guide, setting.options.classifier_scale)
+        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
+        rule = with_guide(rule, self._guide, setting.options.classifier_scale)
         options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
         drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
         for index, labels, samples in drawing:
@@ -216,6 +222,7 @@ class Frontier:
             "features": named(self.network),
             "judge": named(self.judge),
             "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
+            "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             "config": self.model.settings.to_dict(),

@@ -7,19 +7,21 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier
+from cfgjax.diffusion.guidance import cfg, classifier, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
     check_together,
     classifier_scale,
     filled,
+    is_autoguided,
     is_classifier_guided,
     rule_value,
     sampler_value,
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
 
@@ -29,12 +31,14 @@ class Setting:
 
     options: rule (without its guide) and sampler are values; ema is a rate; classifier_scale is that of the rule's
     `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
-    digest of the classifier that guides, or None.
+    digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
+    `autoguidance`, or None.
     """
 
     options: SampleOptions
     scores: str = "learned"
     classifier: str | None = None
+    weak: dict[str, Any] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -45,6 +49,7 @@ class Setting:
             **values,
             "scores": self.scores,
             "classifier": self.classifier,
+            "weak": weak_text(self.weak),
         }
 
     @property
@@ -63,6 +68,8 @@ class Setting:
             rule, form = rule.rule, rule.form
         if rule != cfg():
             found["rule"] = spec(rule)
+        if self.weak is not None:
+            found["weak"] = self.weak
         found |= {"classifier_form": form, "classifier_scale": options.classifier_scale or 0.0}
         return found | stored_sampler(options.sampler)
 
@@ -84,28 +91,47 @@ def as_text(value: Any) -> Any:
     return spec(value) if dataclasses.is_dataclass(value) else value
 
 
-def make_settings(axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None) -> list[Setting]:
+def make_settings(
+    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None, weak: WeakRun | None = None
+) -> list[Setting]:
     """Returns the checked settings of every combination of the axes, in order of work.
 
     axes: {option: values}, see `sample_options.axes`. For a run on a mixture, those of exact scores follow. guide: the
-    `Guide` of the rules' `classifier`; rules without one are wrapped in one.
+    `Guide` of the rules' `classifier`; rules without one are wrapped in one. weak: the weak model of the rules'
+    `autoguidance`; these have no settings of exact scores.
     """
     digest = None if guide is None else guide.digest
-    settings = [Setting(options, classifier=digest) for options in resolved_combinations(axes, model, guide)]
+    identity = None if weak is None else weak.identity
+    settings = [
+        Setting(options, classifier=digest, weak=identity if is_autoguided(options.rule) else None)
+        for options in resolved_combinations(axes, model, guide, weak)
+    ]
     if model.settings.data.source == "mixture":
         first = settings[0].options.ema  # EMA has no effect on exact scores
-        exact = [setting for setting in settings if setting.options.ema == first]
+        exact = [setting for setting in settings if setting.options.ema == first and setting.weak is None]
         settings += [dataclasses.replace(setting, scores="exact") for setting in exact]
     return settings
 
 
 def resolved_combinations(
-    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None
+    axes: Mapping[str, Sequence[Any]], model: Model, guide: Guide | None = None, weak: WeakRun | None = None
 ) -> list[SampleOptions]:
-    """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis."""
-    values = {"rule": map(rule_value, axes["rule"]), "sampler": map(sampler_value, axes["sampler"])}
-    every = combinations({**axes, **{name: list(found) for name, found in values.items()}})
-    return [resolved(options, model, guide) for options in every]
+    """Returns every combination of the axes as `resolved` options. Raises UsageError for equal values of an axis.
+
+    guide, weak: see `make_settings`.
+    """
+    values = {"rule": list(map(rule_value, axes["rule"])), "sampler": list(map(sampler_value, axes["sampler"]))}
+    check_weak_given(values["rule"], weak)
+    return [resolved(options, model, guide) for options in combinations({**axes, **values})]
+
+
+def check_weak_given(rules: Sequence[Any], weak: WeakRun | None) -> None:
+    """Raises UsageError if a rule needs a weak model and there is none, or if there is one that no rule uses."""
+    autoguided = [rule for rule in rules if is_autoguided(rule)]
+    if autoguided and weak is None:
+        raise UsageError(f"rule {autoguided[0]!r} needs a weak model; give its run with --weak")
+    if weak is not None and not autoguided:
+        raise UsageError(f"--weak is given, but rule {rules[0]!r} has no weak model; use autoguidance()")
 
 
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
@@ -128,7 +154,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         rule = rule if is_classifier_guided(rule) else classifier(rule)
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
-    model.check_guidance([options.guidance])
+    model.check_guidance([options.guidance * uses_null(rule)])
     model.grid(options.num_steps)
     check_together(rule, sampler, model.learned_variance)
     guidance = float(options.guidance)

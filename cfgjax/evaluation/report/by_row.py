@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from cfgjax.base.cells import aligned, cell_text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
@@ -37,7 +39,8 @@ def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
 
     guided: whether a classifier guides.
     """
-    from cfgjax.diffusion.guidance import RULES, at_zero, uses_null
+    from cfgjax.diffusion.guidance import RULES, at_zero
+    from cfgjax.diffusion.guidance import evaluations as rule_evaluations
     from cfgjax.diffusion.samplers import SAMPLERS
 
     if not isinstance(row["num_steps"], int):
@@ -47,5 +50,5 @@ def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
     except UsageError:  # a rule or sampler of the user's own
         return None, None
     evaluations = sampler.evaluations(row["num_steps"])
-    branches = 1 + uses_null(rule if row["guidance_weight"] else at_zero(rule))
-    return branches * evaluations, evaluations if guided else 0
+    branches = rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.zeros(1))[0]
+    return int(branches) * evaluations, evaluations if guided else 0

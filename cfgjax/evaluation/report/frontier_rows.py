@@ -19,7 +19,7 @@ def varying_keys() -> tuple[str, ...]:
 
 def setting_keys() -> tuple[str, ...]:
     """Returns the keys of a row that are the same along a curve, unless one of them takes the place of w."""
-    return (*varying_keys(), "classifier", "num_samples")
+    return (*varying_keys(), "classifier", "weak", "num_samples")
 
 
 def metric_names(rows: Sequence[Row]) -> list[str]:

@@ -10,14 +10,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
-from cfgjax.diffusion.guidance import at_zero
+from cfgjax.diffusion.guidance import at_zero, uses_null
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.binding import rule_value, with_guide
+from cfgjax.models.binding import rule_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.weak import WeakRun
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes, fields
 
 CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
@@ -31,27 +32,29 @@ def sample_figure(
     labels: Sequence[int],
     per_cell: int,
     guide: Guide | None = None,
+    weak: WeakRun | None = None,
     **sampling: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide:
-    the `Guide` of the rules. sampling: further options of `Model.sample`; low_res has per_cell images for each label.
+    Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide,
+    weak: the `Guide` and the weak model of the rules. sampling: further options of `Model.sample`; low_res has per_cell
+    images for each label.
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
-    learned ones.
+    learned ones, unless there is a weak model.
     """
     if not model.is_image and len(model.image_shape) == 3:
         raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
-    model.check_guidance([options.guidance for options in columns])
+    model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
     draw = lambda source, options: source.sample(
-        repeated, options.guidance, **model_options(options, guide), **sampling
+        repeated, options.guidance, **model_options(options, guide, weak), **sampling
     )
     drawn = [draw(model, options) for options in columns]
     if not model.is_image:
         rows = {"learned": drawn}
-        if model.settings.data.source == "mixture":
+        if model.settings.data.source == "mixture" and weak is None:
             oracle = exact_model(model)
             rows = {"exact": [draw(oracle, options) for options in columns], **rows}
         return scatter(rows, repeated, names)
@@ -70,10 +73,10 @@ def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
     return resolved_combinations(axes(model.defaults.options, given=given), model)
 
 
-def model_options(options: SampleOptions, guide: Guide | None) -> dict[str, Any]:
-    """Returns the keyword arguments of `Model.sample` for these options, with the guide in their rule."""
+def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> dict[str, Any]:
+    """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
-    rule = with_guide(rule_value(options.rule), guide, options.classifier_scale)
+    rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
     return changes | {"rule": rule if options.guidance else at_zero(rule)}
 
 

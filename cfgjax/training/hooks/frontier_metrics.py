@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
@@ -20,7 +21,7 @@ from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog
-from cfgjax.training.state import TrainState
+from cfgjax.training.state import TrainState, averaged_params
 
 
 class FrontierMetrics:
@@ -34,6 +35,11 @@ class FrontierMetrics:
         options = axes(self._model.defaults.options, self._plan.options, weights)
         every = make_settings(options, self._model)
         self._columns = [setting.options for setting in every if setting.scores == "learned"]
+        averages = self._model.settings.ema
+        for ema in {float(options.ema or 0) for options in self._columns}:
+            if averages.name(ema) not in (None, *averages.names):
+                what = f"evaluate.ema is {ema:g}, a width that is synthesised after training"
+                raise UsageError(f"{what}; evaluate.every_steps needs one that is tracked: {', '.join(averages.names)}")
         self._names = column_names(self._columns, lambda w: f"w={w:g}", ",")
         self._network, self._judge = load_networks(self._plan, settings.data)
         self._dataset, self._reference = dataset, None
@@ -51,7 +57,7 @@ class FrontierMetrics:
                 continue
             index = np.arange(self._plan.every_num_samples)
             rule = options.rule if any(self._plan.every_guidance) else at_zero(options.rule)
-            self._model.params = state.ema[str(options.ema)] if options.ema else state.params
+            self._model.params = averaged_params(state, self._model.settings.ema.name(float(options.ema or 0)))
             drawing = dataclasses.replace(options, rule=rule)
             parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
             drawn = zip(*parts, strict=True)

@@ -30,7 +30,7 @@ class HeldOut:
     def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
-        params = whole(self._mesh, averaged_params(state))
+        params = whole(self._mesh, averaged_params(state, self._settings.ema.default_name))
         self._network = self._network.replace(params) if self._network else classifier_features(self._settings, params)
         data, verdict = self._data, Verdict(self._settings.data.num_classes)
         read = lambda start, stop: (quantised(data.images(np.arange(start, stop))), data.label[start:stop])

@@ -34,6 +34,7 @@ class NoisyHeldOut:
 
     def __init__(self, settings: Settings, mesh: Mesh) -> None:
         self.every_steps, self._mesh = held_out_steps(settings), mesh
+        self._average = settings.ema.default_name
         self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
         guide = Guide(settings, None)
         levels = guide.levels
@@ -54,7 +55,7 @@ class NoisyHeldOut:
     def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
-        params, data, found = averaged_params(state), self._data, {}
+        params, data, found = averaged_params(state, self._average), self._data, {}
         size = EXAMPLES_AT_ONCE * self._mesh.size
         for part in range(LEVEL_BINS):
             right = []

@@ -56,7 +56,7 @@ class SampleGrids:
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
         if collectives.decided(path.exists, f"whether {path.name} is there"):
             return
-        self._model.params = averaged_params(state)
+        self._model.params = averaged_params(state, self._model.settings.ema.default_name)
         shown: dict = dict(labels=pictures.labels, per_cell=pictures.per_cell)
         picture = sample_figure(self._model, self._columns, **shown, **self._options)
         if jax.process_index() == 0:
