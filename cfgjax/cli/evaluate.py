@@ -12,6 +12,7 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
+    check_diagnostics,
     check_writable,
     config_printed,
     define_sampling,
@@ -36,7 +37,7 @@ MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
-    | {"baseline"}
+    | {"baseline", "diagnostics"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -84,6 +85,7 @@ def define_flags(argv):
     text(
         "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
     )
+    switch("diagnostics", False, "Also write what guidance does at each level, of the first 256 samples.")
     switch("keep_samples", True, "Keep the samples after measuring.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
@@ -120,6 +122,7 @@ def measured(given, stop):
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
     from cfgjax.distributed import collectives
+    from cfgjax.evaluation.frontier.diagnose import diagnose_settings, first_labels
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
     from cfgjax.evaluation.report.frontier_table import line
@@ -148,25 +151,34 @@ def measured(given, stop):
                 for row in work.rows(reference, progress.advance, check):
                     rows.append(row)
                     progress.say(line(rows))
+            diagnosed = {}
+            if given.diagnostics:
+                labels = lambda setting: first_labels(setting, work.num_samples, model.num_classes)
+                diagnosed = diagnose_settings(work.settings, work.prepared, labels, plan.batch_size, check)
         except Stopped:
             cause = stop.signal or "another process was stopped"
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
-            finish_frontier(given, work, reference, rows, closed_form(work), folder)
+            finish_frontier(given, work, reference, rows, closed_form(work), folder, diagnosed)
     return DONE
 
 
-def finish_frontier(given, work, reference, rows, tilted, folder):
+def finish_frontier(given, work, reference, rows, tilted, folder, diagnosed):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
     from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.report import frontier_table as tables
+    from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
     from cfgjax.evaluation.report.differences import difference_table
     from cfgjax.evaluation.report.frontier_files import write
     from cfgjax.evaluation.report.frontier_rows import spread_note
+    from cfgjax.evaluation.report.protocol import protocol, protocol_lines
 
     rows = work.with_changes(rows, reference, read_baseline(given.baseline))
-    written = write(folder, rows, work.record(reference), work.network, tilted)
+    record = work.record(reference)
+    written = write(folder, rows, record, work.network, tilted)
+    if diagnosed:
+        written += write_diagnostics(folder / "diagnostics", diagnosed, {"protocol": protocol(record, rows)})
     if not given.keep_samples:
         work.remove_samples()
     blocks = [
@@ -174,6 +186,7 @@ def finish_frontier(given, work, reference, rows, tilted, folder):
         difference_table(rows),
         [*tables.tilted_lines(tilted), *tables.per_class_lines(rows)],
         tables.findings(rows, work.network),
+        protocol_lines(protocol(record, rows)),
     ]
     for block in blocks:
         if lines := [line for line in block if line]:
@@ -203,6 +216,7 @@ def planned(given):
         guide = load_guide(given.guide)
         guide.check(model.settings)
     weak = None if given.weak is None else load_weak(given.weak, model.settings, model.mesh)
+    check_diagnostics(given, model)
     options = rule_of_weak(given, axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate")))
     settings = make_settings(options, model, guide, weak)
     baselines([setting.row for setting in settings], read_baseline(given.baseline))  # raises errors early

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -12,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,6 +24,8 @@ from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
+from cfgjax.evaluation.frontier.cost import network_evaluations
+from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure_with_influences
@@ -40,6 +41,7 @@ from cfgjax.models.weak import WeakRun
 from cfgjax.runs.checkpoint import load_params
 from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.manifest import manifest_digest
+from cfgjax.runs.sample_options import SampleOptions
 
 log = logging.getLogger("cfgjax")
 
@@ -137,7 +139,14 @@ class Frontier:
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            yield {**setting.row, "num_samples": self.num_samples, **metrics}
+            yield {**self.row(setting), **metrics}
+
+    def row(self, setting: Setting) -> dict[str, Any]:
+        """Returns the columns of a setting."""
+        options = setting.options
+        logsnrs = self.model.grid(options.num_steps)
+        cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
+        return {**setting.row, "num_samples": self.num_samples, "network_evaluations": cost}
 
     def with_changes(
         self, rows: Sequence[dict[str, Any]], reference: Reference, baseline: Mapping[str, Any]
@@ -160,15 +169,9 @@ class Frontier:
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
-        missing, model = np.array(missing, int), self._models[setting.scores]
-        left = len(missing)
-        rate = setting.options.ema
-        if setting.scores == "learned" and rate != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.settings, model.step, rate)
-            model.put(params)
-            self._rate = rate
-        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
-        rule = with_guide(rule, self._guide, setting.options.classifier_scale)
+        missing, left = np.array(missing, int), len(missing)
+        model = self._loaded(setting) if left else self._models[setting.scores]
+        rule = self._bound(setting)
         options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
         drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
         for index, labels, samples in drawing:
@@ -179,6 +182,24 @@ class Frontier:
             check()
         collectives.barrier("a setting is drawn")
         store.rescan()
+
+    def _loaded(self, setting: Setting) -> Model:
+        """Returns the model of a setting, with the parameters of its average."""
+        model, rate = self._models[setting.scores], setting.options.ema
+        if setting.scores == "learned" and rate != self._rate:
+            params, _ = load_params(self._workdir, model.settings, model.step, rate)
+            model.put(params)
+            self._rate = rate
+        return model
+
+    def _bound(self, setting: Setting) -> Any:
+        """Returns the rule of a setting with its guide and its weak model."""
+        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
+        return with_guide(rule, self._guide, setting.options.classifier_scale)
+
+    def prepared(self, setting: Setting) -> tuple[Model, SampleOptions]:
+        """Returns (model, options) that draw the samples of a setting."""
+        return self._loaded(setting), dataclasses.replace(setting.options, rule=self._bound(setting))
 
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
         """Returns (metrics, influences) of a store's samples. check: called after each block."""
@@ -237,28 +258,6 @@ class Frontier:
         """Releases the folder."""
         if self._lock is not None:
             self._lock.close()
-
-
-def claim(folder: PathLike) -> TextIO | None:
-    """Locks the folder (created if missing) in the first process. Returns the open lock file, None in the others."""
-    locks: list[TextIO] = []
-    collectives.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
-    return locks[0] if locks else None
-
-
-def lock_file(folder: Path) -> TextIO:
-    """Locks the folder and returns the open lock file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")
-    except OSError as e:
-        raise UsageError(f"{folder} cannot be written: {e.strerror}") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"another evaluation is running in {folder}; wait for it, or use another --out") from None
-    return lock
 
 
 def find_reference(

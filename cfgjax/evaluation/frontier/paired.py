@@ -78,7 +78,7 @@ def baselines(rows: Rows, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def setting_text(row: Mapping[str, Any], rows: Rows, keys: Sequence[str]) -> str:
     """Returns a row's weight, and its values of those keys that vary among the rows."""
-    several = [key for key in keys if len({str(other.get(key)) for other in rows}) > 1 and key not in GROUPED]
+    several = [key for key in keys if len({str(other.get(key)) for other in rows}) > 1]
     return ", ".join([f"w={row['guidance_weight']:g}", *(f"{key}={row.get(key)}" for key in several)])
 
 
@@ -93,15 +93,17 @@ def with_changes(
 
     influences, labels: of the row of an index. wanted: see `baselines`. keys: of the settings, for the text "baseline".
     """
-    result = []
+    result, keys = [], [key for key in keys if key not in GROUPED]
     for i, (row, base) in enumerate(zip(rows, baselines(rows, wanted), strict=True)):
         at = next(j for j, other in enumerate(rows) if other is base)
         own, theirs = influences(i), influences(at)
         fixed = None if labels(at) is None else labels(i)
-        changes: dict[str, Any] = {"baseline": setting_text(base, rows, keys)}
+        changes = {}
         for name in own.keys() & theirs.keys() & row.keys():
             changes[f"{name}_change"] = row[name] - base[name]
             changes[f"{name}_change_interval"] = half_width(own[name].astype(np.float64) - theirs[name], fixed)
         ordered = [f"{name}{end}" for name in row for end in ("_change", "_change_interval")]
-        result.append({**row, "baseline": changes["baseline"], **{n: changes[n] for n in ordered if n in changes}})
+        result.append(
+            {**row, "baseline": setting_text(base, rows, keys), **{n: changes[n] for n in ordered if n in changes}}
+        )
     return result

@@ -1,13 +1,14 @@
 """The differences of the settings of a frontier from their baseline, as a table and as a figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cfgjax.base.cells import aligned
 from cfgjax.evaluation.report.frontier_rows import Row, curves, shown_names, strength, strength_name
 from cfgjax.evaluation.report.plots_extra import Figure
+from cfgjax.evaluation.report.protocol import caption
 
 MAX_PANELS, PANELS_PER_ROW = 9, 3
 
@@ -45,8 +46,11 @@ def difference_table(rows: Sequence[Row]) -> list[str]:
     return result
 
 
-def difference_figure(rows: Sequence[Row]) -> Figure:
-    """Returns a matplotlib Figure with the difference of each metric from the baseline, and its interval, against w."""
+def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None) -> Figure:
+    """Returns a matplotlib Figure with the difference of each metric from the baseline, and its interval, against w.
+
+    card: the `protocol` for the caption.
+    """
     from matplotlib.figure import Figure
 
     names = changed_names(rows)[:MAX_PANELS]
@@ -66,6 +70,7 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
+    drawn.supxlabel(caption(card or {}, 2 * columns), fontsize=6, color="0.35")
     if any(curves(rows)):
         drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))

@@ -1,22 +1,29 @@
 """The curves of a frontier as a figure."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cfgjax.evaluation.report.frontier_rows import Row, curves, spread, strength, strength_name
+from cfgjax.evaluation.report.frontier_rows import Row, curves, spread, spread_note, strength, strength_name
 from cfgjax.evaluation.report.frontier_table import MetricNames
 from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
+from cfgjax.evaluation.report.protocol import caption
 
 LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap
 
 
-def frontier_figure(rows: Sequence[Row], network: MetricNames, tilted: Sequence[dict[str, float]] = ()) -> Figure:
+def frontier_figure(
+    rows: Sequence[Row],
+    network: MetricNames,
+    tilted: Sequence[dict[str, float]] = (),
+    card: Mapping[str, str] | None = None,
+) -> Figure:
     """Returns a matplotlib Figure of all curves, labelled with w: IS against FD, and precision against recall.
 
     For points of a known mixture: mean log p(c|x) against entropy, and against recall.
-    tilted: the points of `tilted_frontier`, drawn as another curve.
+    Error bars are those of `spread`. tilted: the points of `tilted_frontier`, drawn as another curve. card: the
+    `protocol` for the caption.
     """
     require_matplotlib("frontier.png needs")
     from matplotlib.figure import Figure
@@ -50,5 +57,7 @@ def frontier_figure(rows: Sequence[Row], network: MetricNames, tilted: Sequence[
         if any(curves(rows)):
             axis.legend(fontsize=8)
     title = "guidance weight w" if strength(rows) == "guidance_weight" else strength_name(rows)
-    drawn.suptitle(f"{title}, {rows[0]['num_samples']:,} samples each", fontsize=10)
+    note = spread_note(rows)
+    drawn.suptitle(f"{title}, {rows[0]['num_samples']:,} samples each{'; ' * bool(note)}{note}", fontsize=10)
+    drawn.supxlabel(caption(card or {}, 2 * len(axes_of)), fontsize=6, color="0.35")
     return drawn

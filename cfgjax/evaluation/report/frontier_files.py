@@ -10,14 +10,15 @@ from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
 from cfgjax.evaluation.report.differences import changed_names, difference_figure
 from cfgjax.evaluation.report.frontier_figure import frontier_figure
-from cfgjax.evaluation.report.frontier_rows import Row, metric_names, setting_keys, varying_keys
+from cfgjax.evaluation.report.frontier_rows import COST, Row, metric_names, setting_keys, varying_keys
 from cfgjax.evaluation.report.frontier_table import MetricNames
+from cfgjax.evaluation.report.protocol import protocol
 
 
 def frontier_csv(rows: Sequence[Row]) -> str:
     """Returns the text of frontier.csv, with a line for each row."""
     head = ["guidance_weight", "scale", *setting_keys(), "seed", *("baseline",) * ("baseline" in rows[0])]
-    head += metric_names(rows)
+    head += [COST] * (COST in rows[0]) + metric_names(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -50,16 +51,17 @@ def write(
 
     tilted: see `frontier_figure`. Returns the names of the files.
     """
-    content = {**record, "rows": rows}
+    card = protocol(record, rows)
+    content = {**record, "protocol": card, "rows": rows}
     content[HASH] = content_hash(content)  # without `tilted`, which follows from the config
     texts = {"frontier.csv": frontier_csv(rows)}
     if "accuracy_per_class" in rows[0]:
         texts["per_class.csv"] = per_class_text(rows)
     write_texts(folder, texts)
     write_json(folder / "frontier.json", content | ({"tilted": tilted} if tilted else {}), indent=1)
-    figures = {"frontier.png": frontier_figure(rows, network, tilted)}
+    figures = {"frontier.png": frontier_figure(rows, network, tilted, card)}
     if changed_names(rows):
-        figures["differences.png"] = difference_figure(rows)
+        figures["differences.png"] = difference_figure(rows, card)
     for name, figure in figures.items():
         with writing(folder / name) as new:
             figure.savefig(new, dpi=130, metadata={"Software": None})

@@ -9,6 +9,7 @@ from cfgjax.runs.sample_options import fields
 
 Row = dict[str, Any]  # {setting or metric: value} of one frontier
 
+COST = "network_evaluations"  # key of a row: those for one sample, of rows that older versions did not write
 DETAIL = ("_std", "_10", "_interval", "_change")  # endings of metrics that appear only in the files
 
 
@@ -24,7 +25,7 @@ def setting_keys() -> tuple[str, ...]:
 
 def metric_names(rows: Sequence[Row]) -> list[str]:
     """Returns the names of the scalar metrics of the rows, in order."""
-    settings = (*setting_keys(), "guidance_weight", "seed")
+    settings = (*setting_keys(), "guidance_weight", "seed", COST)
     return [name for name, value in rows[0].items() if name not in settings and not isinstance(value, list | str)]
 
 
