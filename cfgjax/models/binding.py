@@ -25,7 +25,7 @@ from cfgjax.diffusion.guidance import (
     shifts_mean,
 )
 from cfgjax.diffusion.levels import Continuous, Discrete
-from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion.samplers import SAMPLERS, Evaluation
 from cfgjax.diffusion.specs import parse, tree
 from cfgjax.distributed.sharding import place_global
 from cfgjax.models import arguments
@@ -211,6 +211,11 @@ class Trajectory(NamedTuple):
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+
+
+def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:
+    """Returns what a `Trajectory` has of a level."""
+    return evaluation.z, evaluation.prediction.x
 
 
 @tree

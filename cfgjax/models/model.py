@@ -37,6 +37,7 @@ from cfgjax.models.binding import (
     sampling_grid,
     translated,
     with_checked_rows,
+    z_and_x,
 )
 from cfgjax.models.description import describe_model
 from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
@@ -220,12 +221,13 @@ class Model:
             given = at_zero(given)
         return with_checked_rows(given, length)
 
-    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
+    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
         The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
         seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
+        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …]. A function `save` of the driver
+        in its place: the latter are what it returns.
 
         options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
         is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
@@ -270,7 +272,7 @@ class Model:
         sampler: Argument,
         low_res_logsnr: Float[Array, ""] | None,
         *,
-        trajectory: bool,
+        trajectory: bool | Callable,
         clip: str,
     ) -> Any:
         """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
@@ -286,5 +288,5 @@ class Model:
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
         if not trajectory:
             return run()
-        x, seen = run(save=lambda evaluation: (evaluation.z, evaluation.prediction.x))
+        x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
         return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)

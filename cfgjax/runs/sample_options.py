@@ -85,8 +85,9 @@ class SampleOptions:
     guidance: the weight w. classifier_scale: scale of a guide's gradient; None takes that of the rule. seed: of noise
     and labels. label_policy: how labels are chosen where none are given, "balanced" or "random". rule, sampler: values
     or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, a
-    width σ_rel (see `cfgjax.load`), or 0 for no averaging; None takes the run's first. grid: spacing of the levels, a value or text. clip: how x̃ of images is
-    clipped to [−1, 1], see `samplers.clipped`; data that are no images are never clipped.
+    width σ_rel (see `cfgjax.load`), or 0 for no averaging; None takes the run's first. grid: spacing of the levels, a
+    value or text. clip: how x̃ of images is clipped to [−1, 1], see `samplers.clipped`; data that are no images are
+    never clipped.
     """
 
     guidance: float = field(
