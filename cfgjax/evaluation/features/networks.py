@@ -29,7 +29,14 @@ from cfgjax.runs.workdir import read_settings
 NetworkOutputs = dict[str, Float[Array, "n _size"]]
 
 BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU a small batch is faster and takes less memory
-PAPER_NAMES = {"FD": "FID", "sFD": "sFID", "KD": "KID", "IS": "IS"}  # of metrics of Inception's features
+PAPER_NAMES = {
+    "FD": "FID",
+    "sFD": "sFID",
+    "KD": "KID",
+    "IS": "IS",
+    "FD_inf": "FID_inf",
+    "MIND": "MIND",
+}  # of metrics of Inception's features
 
 
 class FeatureNetwork:

@@ -81,8 +81,14 @@ def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
 def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> dict[str, Any]:
     """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
-    rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
+    rule = with_networks(options, guide, weak).rule
     return changes | {"rule": rule if options.guidance else at_zero(rule)}
+
+
+def with_networks(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> SampleOptions:
+    """Returns options whose rule is a value that has the networks that it needs."""
+    rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
+    return dataclasses.replace(options, rule=rule)
 
 
 def weight_name(w: float) -> str:
