@@ -1,4 +1,4 @@
-"""Binds rules and samplers to a model: from text, with the networks they need, as arguments of a compiled program."""
+"""Binds rules, samplers and grids to a model: from text, with the networks they need, as arguments of a program."""
 
 import dataclasses
 import functools
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
+from cfgjax.diffusion.grids import GRIDS
 from cfgjax.diffusion.guidance import (
     RULES,
     autoguidance,
@@ -23,11 +24,14 @@ from cfgjax.diffusion.guidance import (
     parts,
     shifts_mean,
 )
-from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion.levels import Continuous, Discrete
+from cfgjax.diffusion.samplers import SAMPLERS, Evaluation
 from cfgjax.diffusion.specs import parse, tree
 from cfgjax.distributed.sharding import place_global
 from cfgjax.models import arguments
+from cfgjax.models.arguments import check_num_steps
 from cfgjax.models.network import Condition, with_label
+from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
 RuleNumber = int | float | np.ndarray | np.generic | jax.Array
@@ -49,6 +53,34 @@ def sampler_value(sampler: Any) -> Any:
     if not hasattr(sampler, "step"):
         raise UsageError(f"sampler is {sampler!r}; need a sampler, or its text such as 'ddim(eta=0.5)'")
     return sampler
+
+
+def grid_value(grid: Any) -> Any:
+    """Returns a grid, given as a value or as text."""
+    if isinstance(grid, str):
+        return parse(grid, GRIDS, "grid")
+    if not callable(grid):
+        raise UsageError(f"grid is {grid!r}; need a grid, or its text such as 'edm(rho=7)'")
+    return grid
+
+
+def sampling_grid(levels: Continuous | Discrete, options: SampleOptions) -> Float[np.ndarray, " t"]:
+    """Returns λ of a sampler's levels, increasing, float32: the grid of the options with their num_steps.
+
+    Raises UsageError for fewer than 2 levels, and for a spacing or a grid that the process does not have.
+    """
+    num_steps, grid = options.num_steps, grid_value(options.grid)
+    if not isinstance(num_steps, str):
+        check_num_steps(num_steps)
+    try:
+        logsnrs = np.asarray(grid(levels, num_steps)).astype(np.float32)
+    except ValueError as e:
+        raise UsageError(str(e)) from None
+    if len(logsnrs) < 2:
+        raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
+    if not np.all(np.diff(logsnrs) > 0):
+        raise UsageError(f"num_steps is {num_steps}; λ of the grid {grid!r} does not increase in float32")
+    return logsnrs
 
 
 def with_guide(rule: Any, guide: Any, scale: Any = None) -> Any:
@@ -155,7 +187,7 @@ def with_checked_rows(rule: Any, length: int) -> Any:
 
     def check(field: dataclasses.Field, value: Any) -> Any:
         plain = not {"axes", "labels"} & set(field.metadata)
-        if plain and field.metadata.get("per_sample", False):
+        if plain and value is not None and field.metadata.get("per_sample", False):
             checked = arguments.per_label(field.name, value, length)
             return checked if np.ndim(value) else value
         if not has_rows(field, value):
@@ -179,6 +211,11 @@ class Trajectory(NamedTuple):
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+
+
+def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:
+    """Returns what a `Trajectory` has of a level."""
+    return evaluation.z, evaluation.prediction.x
 
 
 @tree

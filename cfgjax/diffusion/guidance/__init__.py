@@ -27,6 +27,7 @@ value for all samples (default 0); {"labels": True}, it has labels, whose range 
 """
 
 from cfgjax.diffusion.guidance.apg import apg
+from cfgjax.diffusion.guidance.attention_rules import PerturbedAttention, pag, seg
 from cfgjax.diffusion.guidance.attributes import (
     at_zero,
     evaluations,
@@ -72,6 +73,7 @@ __all__ = [
     "Combined",
     "Denoiser",
     "Modulator",
+    "PerturbedAttention",
     "Wrapper",
     "against",
     "apg",
@@ -102,6 +104,7 @@ __all__ = [
     "off",
     "on_grid",
     "on_labels",
+    "pag",
     "parts",
     "plus_difference",
     "rescale",
@@ -109,6 +112,7 @@ __all__ = [
     "scale_to_weight",
     "schedule",
     "score_function",
+    "seg",
     "shifts_mean",
     "table",
     "threshold",

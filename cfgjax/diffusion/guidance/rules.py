@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from cfgjax.diffusion.guidance.apg import apg
+from cfgjax.diffusion.guidance.attention_rules import pag, seg
 from cfgjax.diffusion.guidance.autoguidance import autoguidance
 from cfgjax.diffusion.guidance.cfg import cfg, conditional
 from cfgjax.diffusion.guidance.cfg_plus_plus import cfg_plus_plus
@@ -34,6 +35,8 @@ RULES: dict[str, Any] = {
     "negative": negative,
     "classifier": classifier,
     "autoguidance": autoguidance,
+    "pag": pag,
+    "seg": seg,
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from cfgjax.base.cells import aligned, cell_text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
-from cfgjax.evaluation.report import frontier_files as report
+from cfgjax.evaluation.report import frontier_rows as report
 
 
 def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
