@@ -12,6 +12,7 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
+    check_diagnostics,
     check_writable,
     config_printed,
     define_sampling,
@@ -36,6 +37,7 @@ MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
+    | {"baseline", "diagnostics"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -79,12 +81,18 @@ def define_flags(argv):
     )
     path("reference", None, "Reference statistics, .npz; by default those of the training data.")
     path("out", None, "Output folder; by default <workdir>/evaluation.")
-    switch("neighbours", True, "Measure precision and recall, which keeps all features in memory.")
+    switch("neighbours", True, "Measure precision, recall and all intervals, which keeps all features in memory.")
+    text(
+        "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
+    )
+    switch("diagnostics", False, "Also write what guidance does at each level, of the first 256 samples.")
     switch("keep_samples", True, "Keep the samples after measuring.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
     path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
-    text("spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: uniform, cosine or timesteps.")
+    text(
+        "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
+    )
     real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
     text("split", None, "With --make_reference: split of the data: train, holdout or all.")
     define_flag(given, argv)
@@ -116,9 +124,10 @@ def measured(given, stop):
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
     from cfgjax.distributed import collectives
+    from cfgjax.evaluation.frontier.diagnose import diagnose_settings, first_labels
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.report.frontier_table import line
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
@@ -143,25 +152,47 @@ def measured(given, stop):
             with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
                 for row in work.rows(reference, progress.advance, check):
                     rows.append(row)
-                    progress.say(report.line(rows))
+                    progress.say(line(rows))
+            diagnosed = {}
+            if given.diagnostics:
+                labels = lambda setting: first_labels(setting, work.num_samples, model.num_classes)
+                diagnosed = diagnose_settings(work.settings, work.prepared, labels, plan.batch_size, check)
         except Stopped:
             cause = stop.signal or "another process was stopped"
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
-            finish_frontier(given, work, reference, rows, closed_form(work), folder)
+            finish_frontier(given, work, reference, rows, closed_form(work), folder, diagnosed)
     return DONE
 
 
-def finish_frontier(given, work, reference, rows, tilted, folder):
+def finish_frontier(given, work, reference, rows, tilted, folder, diagnosed):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.frontier.paired import read_baseline
+    from cfgjax.evaluation.report import frontier_table as tables
+    from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
+    from cfgjax.evaluation.report.differences import difference_table
+    from cfgjax.evaluation.report.frontier_files import write
+    from cfgjax.evaluation.report.frontier_rows import spread_note
+    from cfgjax.evaluation.report.protocol import protocol, protocol_lines
 
-    written = report.write(folder, rows, work.record(reference), work.network, tilted)
+    rows = work.with_changes(rows, reference, read_baseline(given.baseline))
+    record = work.record(reference)
+    written = write(folder, rows, record, work.network, tilted)
+    if diagnosed:
+        written += write_diagnostics(folder / "diagnostics", diagnosed, {"protocol": protocol(record, rows)})
     if not given.keep_samples:
         work.remove_samples()
-    lines = [*report.frontier_table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
-    print("\n".join(["", *lines, *report.findings(rows, work.network)]))
+    blocks = [
+        [*tables.frontier_table(rows), spread_note(rows)],
+        difference_table(rows),
+        [*tables.tilted_lines(tilted), *tables.per_class_lines(rows)],
+        tables.findings(rows, work.network),
+        protocol_lines(protocol(record, rows)),
+    ]
+    for block in blocks:
+        if lines := [line for line in block if line]:
+            print("\n".join(["", *lines]))
     print(f"wrote {', '.join(written)} in {folder}")
 
 
@@ -171,9 +202,12 @@ def planned(given):
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import Frontier
     from cfgjax.evaluation.frontier.frontier_settings import make_settings
+    from cfgjax.evaluation.frontier.paired import baselines, read_baseline
     from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.runs.workdir import read_settings
 
-    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
+    axis = axes({}, read_settings(given.workdir).evaluate.options, sampling_axes(given, "evaluate"))["ema"]
+    model = cfgjax.load(given.workdir, step=given.step, ema=axis[0], mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
     if model.own_inputs:
@@ -186,8 +220,10 @@ def planned(given):
         guide = load_guide(given.guide)
         guide.check(model.settings)
     weak = None if given.weak is None else load_weak(given.weak, model.settings, model.mesh)
+    check_diagnostics(given, model)
     options = rule_of_weak(given, axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate")))
     settings = make_settings(options, model, guide, weak)
+    baselines([setting.row for setting in settings], read_baseline(given.baseline))  # raises errors early
     network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
     folder = Path(given.out or Path(given.workdir) / "evaluation")
     work = Frontier(

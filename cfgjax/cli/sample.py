@@ -11,6 +11,7 @@ from cfgjax.base.files import writing
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
+    check_diagnostics,
     check_writable,
     class_list,
     define_sampling,
@@ -29,8 +30,6 @@ from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sample_options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
-ONE_AVERAGE = "a picture is drawn with one average of the parameters"
-
 
 def sample(argv):
     """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid of labels by weights.
@@ -43,7 +42,6 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     axes = sampling_axes(given, "sample")
-    single(axes, "ema", ONE_AVERAGE)
     upsampling = upsampling_options(given)
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
@@ -62,20 +60,27 @@ def sample(argv):
 def draw_picture(given, labels, axes, upsampling):
     """Draws the image. The first process writes it."""
     import jax
+    import numpy as np
 
     from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
-    from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.models.loading import load_guide, load_weak, use_average
+    from cfgjax.runs.averages import find_average
 
-    model = load_model(given, single(axes, "ema", ONE_AVERAGE))
+    model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
+    check_diagnostics(given, source)
     options = rule_of_weak(given, axes_of(defaults.options, given=axes))
     columns = resolved_combinations(options, source, guide, weak)
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
+    workdir = given.workdir or given.base
+    for ema in {options.ema for options in columns} - {source.ema}:
+        find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
+    shown["before"] = lambda options: use_average(source, workdir, options.ema)
     sampling = {} if given.base is None else {"upsampling": upsampling}
     picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
     if jax.process_index() == 0:
@@ -84,6 +89,27 @@ def draw_picture(given, labels, axes, upsampling):
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
         print(f"rows: {names}")
+    if given.diagnostics:
+        write_diagnosis(given, model, columns, np.repeat(np.asarray(labels), shown["per_cell"]), guide, weak)
+
+
+def write_diagnosis(given, model, columns, labels, guide, weak):
+    """Writes what guidance does at each level of the samples of a picture, next to it. All processes take part."""
+    import jax
+
+    from cfgjax.evaluation.frontier.diagnose import diagnose_settings
+    from cfgjax.evaluation.frontier.frontier_settings import Setting
+    from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
+    from cfgjax.evaluation.report.sample_figures import with_networks
+
+    settings = [Setting(options) for options in columns]
+    prepared = lambda setting: (model, with_networks(setting.options, guide, weak))
+    diagnosed = diagnose_settings(settings, prepared, lambda setting: labels)
+    if jax.process_index() == 0 and diagnosed:
+        path = Path(given.out)
+        record = {"workdir": str(given.workdir), "step": model.step, "ema": model.ema}
+        files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
+        print(f"wrote {', '.join(files)} in {path.absolute().parent}")
 
 
 def rows(workdir, labels, num_classes):
@@ -101,6 +127,8 @@ def define_flags(argv):
     define_sampling(given, "sample")
     define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
+    what = "Also write what guidance does at each level, to OUT_diagnostics.json and .png."
+    flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
     what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
     define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
@@ -118,6 +146,8 @@ def check_stages(given):
             if given[name].value is not None:
                 raise UsageError(f"--{name} needs --base and --upsampler")
         return required(given, "workdir")
+    if given.diagnostics:
+        raise UsageError("--diagnostics is for one model, --workdir, not for a cascade")
     if given.workdir is not None:
         raise UsageError("give either --workdir (one model) or --base and --upsampler (a cascade)")
     return required(given, "base", "upsampler")

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
 from cfgjax.diffusion.contracts import check_prediction
@@ -84,6 +85,11 @@ def null_condition(net: Network, cond: Condition, num_classes: int) -> Condition
     """Returns cond with "no condition" in place of its label, and of what the network's own `null` replaces."""
     null = {**cond, "label": jnp.full_like(cond["label"], num_classes)}
     return net.null(null) if hasattr(net, "null") else null
+
+
+def with_label(cond: Condition, label: Int[ArrayLike, "..."]) -> Condition:
+    """Returns cond with another label, an int or [B]."""
+    return {**cond, "label": jnp.broadcast_to(jnp.asarray(label, jnp.int32), cond["label"].shape)}
 
 
 def has_null_label(net: Network) -> bool:

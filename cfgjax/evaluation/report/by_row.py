@@ -7,7 +7,7 @@ import numpy as np
 from cfgjax.base.cells import aligned, cell_text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
-from cfgjax.evaluation.report import frontier_files as report
+from cfgjax.evaluation.report import frontier_rows as report
 
 
 def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
@@ -50,5 +50,8 @@ def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
     except UsageError:  # a rule or sampler of the user's own
         return None, None
     evaluations = sampler.evaluations(row["num_steps"])
-    branches = rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.zeros(1))[0]
-    return int(branches) * evaluations, evaluations if guided else 0
+    # no level of a grid in particular: a rule whose evaluations depend on the level has no number here
+    branches = set(
+        rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.linspace(-30, 30, 999)).tolist()
+    )
+    return branches.pop() * evaluations if len(branches) == 1 else None, evaluations if guided else 0

@@ -10,12 +10,15 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
+from cfgjax.evaluation.report.frontier_rows import COST
+from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs.sample_options import earlier_sampler
 
 TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
 MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
+MORE |= {"baseline": str, COST: int}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
@@ -132,7 +135,9 @@ def check_rows(content: dict[str, Any]) -> None:
 
 def sameness(content: dict[str, Any]) -> str:
     """Returns text that is equal for frontiers of the same network and measurement."""
-    return json.dumps({key: value for key, value in content.items() if key not in ("rows", "tilted")}, sort_keys=True)
+    return json.dumps(
+        {key: value for key, value in content.items() if key not in ("rows", "tilted", "protocol")}, sort_keys=True
+    )
 
 
 def joined_frontier(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -140,4 +145,5 @@ def joined_frontier(contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for content in contents:
         rows += [row for row in content["rows"] if row not in rows]
-    return {**contents[0], "rows": sorted(rows, key=lambda row: row["guidance_weight"])}
+    rows = sorted(rows, key=lambda row: row["guidance_weight"])
+    return {**contents[0], "protocol": protocol(contents[0], rows), "rows": rows}

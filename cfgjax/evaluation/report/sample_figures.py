@@ -33,13 +33,15 @@ def sample_figure(
     per_cell: int,
     guide: Guide | None = None,
     weak: WeakRun | None = None,
+    before: Callable[[SampleOptions], object] = lambda options: None,
     **sampling: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
     Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide,
-    weak: the `Guide` and the weak model of the rules. sampling: further options of `Model.sample`; low_res has per_cell
-    images for each label.
+    weak: the `Guide` and the weak model of the rules. before: called with the options of each column before it is
+    drawn, such as to load its average. sampling: further options of `Model.sample`; low_res has per_cell images for
+    each label.
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
     learned ones, unless there is a weak model.
     """
@@ -51,7 +53,10 @@ def sample_figure(
     draw = lambda source, options: source.sample(
         repeated, options.guidance, **model_options(options, guide, weak), **sampling
     )
-    drawn = [draw(model, options) for options in columns]
+    drawn = []
+    for options in columns:
+        before(options)
+        drawn.append(draw(model, options))
     if not model.is_image:
         rows = {"learned": drawn}
         if model.settings.data.source == "mixture" and weak is None:
@@ -76,8 +81,14 @@ def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
 def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> dict[str, Any]:
     """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
-    rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
+    rule = with_networks(options, guide, weak).rule
     return changes | {"rule": rule if options.guidance else at_zero(rule)}
+
+
+def with_networks(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> SampleOptions:
+    """Returns options whose rule is a value that has the networks that it needs."""
+    rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
+    return dataclasses.replace(options, rule=rule)
 
 
 def weight_name(w: float) -> str:
