@@ -159,3 +159,4 @@ def test_clipping_moves_the_eps_of_cfg_plus_plus_by_what_it_takes_from_x():
     after = clipped(before, 1.0)
     assert np.abs(before.x - after.x).max() > 0.1
     np.testing.assert_allclose(diffuse(after.x, after.eps, 1.0), diffuse(before.x, before.eps, 1.0), atol=1e-5)
+    np.testing.assert_array_equal(clipped(before, 1.0, "x_only").eps, before.eps)

@@ -17,6 +17,7 @@ from cfgjax.diffusion.guidance import (
     evaluations,
     interval,
     on_grid,
+    pag,
     rescale,
     schedule,
     table,
@@ -281,6 +282,12 @@ def test_at_zero_no_wrapper_computes_the_null_branch():
     for rule in (interval(), schedule(), table(), rescale(), apg(), rescale(interval(apg()))):
         assert rule.at_zero == conditional()
     assert threshold(interval()).at_zero == threshold(conditional())
+    perturbed = lambda rule: pag(rule, scale=1.0)  # is guided at w = 0 too, by a weak prediction without a label
+    assert rescale(perturbed(cfg())).at_zero == rescale(perturbed(conditional()))
+    assert rescale(interval(perturbed(cfg()))).off == rescale(perturbed(conditional()))
+    guided = classifier(cfg())
+    assert rescale(guided).at_zero == rescale(guided) and rescale(guided).off == classifier(conditional())
+    assert interval(cfg_plus_plus()).off == conditional()
 
 
 # Errors
