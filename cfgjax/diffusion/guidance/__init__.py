@@ -69,8 +69,8 @@ from cfgjax.diffusion.guidance.interval import interval
 from cfgjax.diffusion.guidance.labels import against, compose, composed, negative
 from cfgjax.diffusion.guidance.rescale import rescale
 from cfgjax.diffusion.guidance.rules import RULES, rules_without_null
-from cfgjax.diffusion.guidance.schedule import schedule, table
 from cfgjax.diffusion.guidance.threshold import threshold
+from cfgjax.diffusion.guidance.weight_schedules import ramp, table
 from cfgjax.diffusion.guidance.wrapper import Modulator, Wrapper
 
 __all__ = [
@@ -114,10 +114,10 @@ __all__ = [
     "pag",
     "parts",
     "plus_difference",
+    "ramp",
     "rescale",
     "rules_without_null",
     "scale_to_weight",
-    "schedule",
     "score_function",
     "seg",
     "shifts_mean",
