@@ -18,6 +18,7 @@ from cfgjax.base.finite import check_finite_samples
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
+from cfgjax.models.cascade import Cascade
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, fields
 
@@ -48,7 +49,7 @@ def rows_per_device(num_samples: int, batch_size: int, num_devices: int) -> int:
 
 
 def draw_samples(
-    model: Model,
+    model: Model | Cascade,
     options: SampleOptions,
     index: SampleIndices,
     batch_size: int,
