@@ -70,9 +70,9 @@ def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None
         axis.grid(alpha=0.3)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    drawn.supxlabel(caption(card or {}, 2 * columns), fontsize=6, color="0.35")
+    drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     if any(curves(rows)):
-        drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
+        axes[0].legend(fontsize=7)
     base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
     drawn.suptitle(f"difference from {base}, with 95 % intervals over pairs of samples", fontsize=10)
     return drawn

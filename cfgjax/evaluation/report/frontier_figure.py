@@ -59,5 +59,5 @@ def frontier_figure(
     title = "guidance weight w" if strength(rows) == "guidance_weight" else strength_name(rows)
     note = spread_note(rows)
     drawn.suptitle(f"{title}, {rows[0]['num_samples']:,} samples each{'; ' * bool(note)}{note}", fontsize=10)
-    drawn.supxlabel(caption(card or {}, 2 * len(axes_of)), fontsize=6, color="0.35")
+    drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     return drawn

@@ -11,7 +11,7 @@ from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report.frontier_rows import COST, Row
 
 SHORT = 12  # digits of a digest
-CAPTION_WIDTH = 72  # characters of a line, for each axis of a figure
+CHARACTERS_PER_INCH = 19  # of a figure's width, in the caption's size
 LEFT_OUT = "none", "", "unknown"  # values that a caption does not mention
 
 
@@ -33,11 +33,7 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "weak model": every("weak"),
         "sampler": every("sampler"),
         "grid": every("grid") if "grid" in rows[0] else grid_text(diffusion),
-        "clipping": every("clip")
-        if "clip" in rows[0]
-        else "none"
-        if data.get("kind", "image") != "image"
-        else "ε̃ follows x̃",
+        "clipping": clipping_text(rows, data),
         "T": every("num_steps"),
         "network evaluations per sample": cost_text(rows),
         "samples": every("num_samples"),
@@ -65,21 +61,25 @@ def protocol_lines(found: Mapping[str, str]) -> list[str]:
     return ["protocol:", *(f"  {name.ljust(width)}  {value}" for name, value in found.items() if value not in LEFT_OUT)]
 
 
-def caption(found: Mapping[str, str], num_axes: int = 1) -> str:
-    """Returns the protocol as the caption of a figure, in lines that fit below this number of axes."""
+def caption(found: Mapping[str, str], width_inches: float) -> str:
+    """Returns the protocol as the caption of a figure of this width, in several lines."""
     parts = [f"{name}: {value}" for name, value in found.items() if value not in LEFT_OUT]
-    return "\n".join(textwrap.wrap("  ·  ".join(parts), CAPTION_WIDTH * num_axes))
+    return "\n".join(textwrap.wrap("  ·  ".join(parts), int(CHARACTERS_PER_INCH * width_inches)))
 
 
 def cost_text(rows: Sequence[Row]) -> str:
-    """Returns the network evaluations of a sample, with the weights that have each number if there are several."""
-    by_cost: dict[str, list[str]] = {}
+    """Returns the network evaluations of a sample, with the weights and rules that have each number if it varies."""
+    several = len({row["rule"] for row in rows}) > 1
+    where: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        by_cost.setdefault(text(row.get(COST)), []).append(f"{row['guidance_weight']:g}")
-    if len(by_cost) == 1:
-        return "unknown" if "none" in by_cost else next(iter(by_cost))
-    weights = {cost: ", ".join(dict.fromkeys(found)) for cost, found in by_cost.items()}
-    return "; ".join(f"{cost} (w = {found})" for cost, found in weights.items())
+        where.setdefault(text(row.get(COST)), {}).setdefault(row["rule"], []).append(f"{row['guidance_weight']:g}")
+    if len(where) == 1:
+        return "unknown" if "none" in where else next(iter(where))
+    parts = []
+    for cost, rules in where.items():
+        named = [f"{rule} at " * several + f"w = {', '.join(dict.fromkeys(found))}" for rule, found in rules.items()]
+        parts.append(f"{cost} ({'; '.join(named)})")
+    return ", ".join(parts)
 
 
 def interval_text(row: Row) -> str:
@@ -117,6 +117,13 @@ def sigma_of(bound: float, unit: str) -> float:
     if unit == "flow":
         return math.inf if bound == 1 else bound / (1 - bound)
     return bound
+
+
+def clipping_text(rows: Sequence[Row], data: Mapping[str, Any]) -> str:
+    """Returns how x̃ is clipped."""
+    if len(data.get("image_shape", ())) != 3 or data.get("kind") == "latent":
+        return "none"
+    return ", ".join(dict.fromkeys(row.get("clip", "consistent") for row in rows))
 
 
 def grid_text(diffusion: Mapping[str, Any]) -> str:
