@@ -28,18 +28,20 @@ def measure(config, given):
     import numpy as np
 
     from cfgjax.distributed.sharding import check_batch_size
+    from cfgjax.models.binding import sampler_value
 
     options = {"sampler": given.samplers[0], "num_steps": given.num_steps or config.sample.num_steps}
     batch, model = config.train.batch_size, harness.fresh_model(config)
     check_batch_size(batch, model.mesh)
     program, compile_seconds, flops = harness.compile_sampler(model, batch, **options)
+    evaluations = sampler_value(given.samplers[0]).evaluations(options["num_steps"])
     draw, index = model.sampler(**options), np.arange(batch)
     seconds = harness.time_repeats(lambda: draw(index, index % model.num_classes, np.ones(batch)), given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, batch, flops)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         **options,
-        "ms_per_network_call": 1000 * batch / shared["images_per_second"] / options["num_steps"],
+        "ms_per_network_call": 1000 * batch / shared["images_per_second"] / evaluations,
         **shared,
     }
 
@@ -137,7 +139,7 @@ def main(argv):
     given = flags.FlagValues()
     flags.DEFINE_list("samplers", ["ancestral(v=0.3)", "ddim()"], "Samplers to measure.", flag_values=given)
     flags.DEFINE_integer(
-        "num_steps", None, "Numbers of network calls T, instead of sample.num_steps.", flag_values=given, lower_bound=2
+        "num_steps", None, "Numbers of levels T, instead of sample.num_steps.", flag_values=given, lower_bound=2
     )
     flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
     tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}

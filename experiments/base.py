@@ -125,8 +125,10 @@ def reference():
             guidance=(0.0, 1.0, 3.0),  # weights w, the columns of the grids
             per_cell=4,  # samples per label and w
             rule="cfg()",  # guidance rule
-            sampler="ancestral(v=0.3)",  # "ancestral(v=…)", "ancestral()" with a learned variance, or "ddim(eta=…)"
-            num_steps=256,  # network evaluations T; in discrete time also a spacing such as "ddim25" or "10+15+20"
+            sampler="ancestral(v=0.3)",  # a sampler; "ancestral()" takes the learned variance
+            num_steps=256,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
+            grid="schedule()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
+            clip="consistent",  # of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
             seed=0,  # of the noise, 0 to 2³² − 1
         ),
         evaluate=dict(
@@ -134,9 +136,13 @@ def reference():
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),  # weights w to measure
             rule=placeholder(str),  # guidance rule; None takes that of config.sample
             sampler=placeholder(str),  # sampler; None takes that of config.sample
-            num_steps=256,  # network evaluations T
+            num_steps=256,  # number of levels T
+            grid=placeholder(str),  # spacing of the levels; None takes that of config.sample
+            clip=placeholder(str),  # clipping of x̃; None takes that of config.sample
             seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
-            ema=placeholder(float),  # one of ema.rates, or 0 for no averaging; None takes the first rate
+            ema=placeholder(
+                float
+            ),  # one of ema.rates, a width if there are ema.widths, or 0 for no averaging; None takes the first
             label_policy="balanced",  # labels of the samples: "balanced" or "random"
             num_samples=50000,  # samples per w
             batch_size=250,  # samples per call on each device

@@ -147,7 +147,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--guidance=", "--guidance=: need numbers"),
         ("--num_steps=8,1", "num_steps is 1; need an integer of at least 2"),
         ("--seed=0,-1", "seed is -1"),
-        ("--ema=0.999,0.5", "no EMA of rate 0.5; the run has 0.999, 0"),
+        ("--ema=0.999,0.5", "ema 0.5 is neither a rate of the run (0.999, 0) nor a width"),
         ("--sampler=ancestral(v=2)", "v is 2"),
         ("--sampler=ddim(v=0.1)", "ddim takes no 'v'"),
         ("--label_policy=balancd", "label_policy is 'balancd'; need 'balanced' or 'random'"),

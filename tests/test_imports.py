@@ -34,7 +34,8 @@ CONTRACTS = {  # name: the contract that it implements in each of its modules
     "INSIDE": "names in blocks, of either library",
     "OUTSIDE": "names outside of blocks, of either library",
     "KINDS": "names of arrays, of either library",
-    "edm": "EDM's preconditioning: the parametrisation, and the weighting of its loss",
+    "edm": "of EDM: the parametrisation, the weighting of its loss, and the grid of sampling",
+    "uniform": "equal distances in λ: the schedule of training, and the grid of sampling",
     "classifier": "public: the rule of guidance, and the conversion of its network",
 }
 MODULE_CONTRACTS = {  # name of a module's file: why it stands in two folders

@@ -78,19 +78,19 @@ WRONG = {
     "function": len,
 }
 
-LISTED_WORDS = "evaluate.rule evaluate.sampler evaluate.num_steps"  # one or several
+LISTED_WORDS = "evaluate.rule evaluate.sampler evaluate.num_steps evaluate.grid"  # one or several
 WORDS = {  # keys that are text; the registries know which words there are
     "data.source data.split data.path data.crop data.class_order data.data_dir data.tfds_split model.name model.remat",
     "model.pool diffusion.schedule diffusion.betas diffusion.time_sampler diffusion.parametrisation",
     "diffusion.weighting optimizer.name optimizer.schedule",
-    "train.init_from sample.rule sample.sampler sample.num_steps evaluate.classifier evaluate.reference",
+    "train.init_from sample.rule sample.sampler sample.num_steps sample.grid evaluate.classifier evaluate.reference",
     LISTED_WORDS,
 }
 NULLABLE = {
     "data.low_res_size data.crop data.data_dir model.num_heads model.head_channels diffusion.low_res_logsnr_min",
     "train.init_from optimizer.decay_steps optimizer.clip_norm checkpoint.keep_every_steps ema.snapshot_every_steps",
     LISTED_WORDS,
-    "evaluate.seed evaluate.ema evaluate.label_policy",
+    "evaluate.seed evaluate.ema evaluate.label_policy evaluate.clip",
     "evaluate.classifier evaluate.reference evaluate.every_steps diffusion.schedule diffusion.logsnr_min",
     "diffusion.logsnr_max diffusion.betas diffusion.num_timesteps",
 }

@@ -1,4 +1,4 @@
-"""`cfgjax evaluate`: measures the guidance frontier of a run, reference statistics, or bits per dimension."""
+"""`cfgjax evaluate`: measures a run's frontier, reference statistics, bits per dimension, or images of others."""
 
 import contextlib
 import dataclasses
@@ -26,6 +26,7 @@ from cfgjax.cli.common import (
     shared_facts,
 )
 from cfgjax.cli.evaluate_bits import evaluate_bits
+from cfgjax.cli.evaluate_samples import evaluate_samples
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.sample_options import axes, fields
@@ -42,8 +43,8 @@ MODE_FLAGS = {  # flags that each mode uses
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
     | {"batch_size", "images", "spacing", "logsnr_max"},
+    "--samples": NETWORK_FLAGS - {"workdir"} | {"samples", "reference", "config", "num_samples", "neighbours"},
 }
-OTHERS = MODE_FLAGS["--make_reference"] | MODE_FLAGS["--bits_per_dim"]
 
 
 def evaluate(argv):
@@ -52,16 +53,22 @@ def evaluate(argv):
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
         return DONE
-    if given.make_reference and given.bits_per_dim:
-        raise UsageError("--make_reference and --bits_per_dim are both given; give one")
-    mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
+    switched = [name for name in ("make_reference", "bits_per_dim", "samples") if given[name].value]
+    if len(switched) > 1:
+        raise UsageError(f"--{switched[0]} and --{switched[1]} are both given; give one")
+    mode = f"--{switched[0]}" if switched else "a frontier"
     for name in given:
-        if given[name].present and name in MODE_FLAGS["a frontier"] | OTHERS and name not in MODE_FLAGS[mode]:
+        if given[name].present and any(name in used for used in MODE_FLAGS.values()) and name not in MODE_FLAGS[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
-    if not given.make_reference:
+    if mode in ("a frontier", "--bits_per_dim"):
         required(given, "workdir")
-    return {"--make_reference": write_reference, "--bits_per_dim": evaluate_bits, "a frontier": frontier}[mode](given)
+    return {
+        "--make_reference": write_reference,
+        "--bits_per_dim": evaluate_bits,
+        "--samples": evaluate_samples,
+        "a frontier": frontier,
+    }[mode](given)
 
 
 def define_flags(argv):
@@ -90,8 +97,11 @@ def define_flags(argv):
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
     path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
-    text("spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: uniform, cosine or timesteps.")
+    text(
+        "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
+    )
     real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
+    path("samples", None, "Images that something else made, .npz (arr_0, arr_1) or a folder, to measure without a run.")
     text("split", None, "With --make_reference: split of the data: train, holdout or all.")
     define_flag(given, argv)
     return given
@@ -202,8 +212,10 @@ def planned(given):
     from cfgjax.evaluation.frontier.frontier_settings import make_settings
     from cfgjax.evaluation.frontier.paired import baselines, read_baseline
     from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.runs.workdir import read_settings
 
-    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
+    axis = axes({}, read_settings(given.workdir).evaluate.options, sampling_axes(given, "evaluate"))["ema"]
+    model = cfgjax.load(given.workdir, step=given.step, ema=axis[0], mesh=mesh_of(given))
     if model.low_res_shape is not None:
         raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
     if model.own_inputs:

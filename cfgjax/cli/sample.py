@@ -30,8 +30,6 @@ from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sample_options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
-ONE_AVERAGE = "a picture is drawn with one average of the parameters"
-
 
 def sample(argv):
     """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid of labels by weights.
@@ -44,7 +42,6 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     axes = sampling_axes(given, "sample")
-    single(axes, "ema", ONE_AVERAGE)
     upsampling = upsampling_options(given)
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
@@ -67,9 +64,10 @@ def draw_picture(given, labels, axes, upsampling):
 
     from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
-    from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.models.loading import load_guide, load_weak, use_average
+    from cfgjax.runs.averages import find_average
 
-    model = load_model(given, single(axes, "ema", ONE_AVERAGE))
+    model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
@@ -79,6 +77,10 @@ def draw_picture(given, labels, axes, upsampling):
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
+    workdir = given.workdir or given.base
+    for ema in {options.ema for options in columns} - {source.ema}:
+        find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
+    shown["before"] = lambda options: use_average(source, workdir, options.ema)
     sampling = {} if given.base is None else {"upsampling": upsampling}
     picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
     if jax.process_index() == 0:

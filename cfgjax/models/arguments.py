@@ -7,7 +7,6 @@ from jaxtyping import Float, Shaped
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import scale_to_weight
-from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.schedules import MAX_STEPS
 
 
@@ -20,23 +19,6 @@ def check_whole_number(name: str, value: Any, least: int, most: int = 2**32 - 1)
 def check_num_steps(value: Any) -> None:
     """Raises UsageError unless value can be the number of levels of a sampling grid."""
     check_whole_number("num_steps", value, 2, MAX_STEPS)
-
-
-def sampling_grid(levels: Continuous | Discrete, num_steps: int | str) -> Float[np.ndarray, " t"]:
-    """Returns λ of a sampler's levels, increasing, float32.
-
-    num_steps: their number, or in discrete time a spacing. Raises UsageError for fewer than 2 levels, and for a spacing
-    that the process does not have.
-    """
-    if not isinstance(num_steps, str):
-        check_num_steps(num_steps)
-    try:
-        grid = levels.grid(num_steps)
-    except ValueError as e:
-        raise UsageError(str(e)) from None
-    if len(grid) < 2:
-        raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
-    return grid.astype(np.float32)
 
 
 def is_number(value: Any) -> bool:

@@ -1,6 +1,5 @@
 """A trained model, to predict and to sample with: `load(workdir).sample(labels, guidance=…)`."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
@@ -32,11 +31,12 @@ from cfgjax.models.binding import (
     as_argument,
     check_together,
     on_mesh,
-    per_sample,
-    replaced,
     rule_rows,
     rule_value,
     sampler_value,
+    sampling_grid,
+    translated,
+    with_checked_rows,
     z_and_x,
 )
 from cfgjax.models.description import describe_model
@@ -96,7 +96,7 @@ class Model:
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
-        self._sample = jax.jit(self._run, static_argnames=("trajectory",))
+        self._sample = jax.jit(self._run, static_argnames=("trajectory", "clip"))
 
     def __repr__(self) -> str:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
@@ -169,8 +169,8 @@ class Model:
         network that takes more than the label.
         options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
         "cfg()", used as it is; that of config.sample lacks its null branch if every weight is 0. sampler, a sampler or
-        its text, such as "ddim(eta=0.5)"; num_steps, see `sampler`; seed. The noise of sample i depends only on seed
-        and i.
+        its text, such as "ddim(eta=0.5)"; num_steps, see `sampler`; grid, such as "edm(rho=7)"; clip; seed. The
+        noise of sample i depends only on seed and i.
 
         Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
         """
@@ -212,19 +212,14 @@ class Model:
         x, seen = found if trajectory else (found, ())
         check_finite_samples(x, np.arange(len(labels)), labels, weights)
         by_level = [np.moveaxis(a, 1, 0) for a in seen]
-        return x, Trajectory(self.grid(chosen.num_steps), *by_level) if trajectory else None
+        return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *by_level) if trajectory else None
 
     def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int) -> Any:
         """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
         given = rule_value(self.options.rule if rule is None else rule)
         if not weights.any() and (rule is None or not self.has_null_label):
             given = at_zero(given)
-
-        def check(field: dataclasses.Field, value: Any) -> Any:
-            checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
-            return checked if np.ndim(value) else value
-
-        return replaced(given, check)
+        return with_checked_rows(given, length)
 
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
@@ -235,16 +230,15 @@ class Model:
         in its place: the latter are what it returns.
 
         options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
-        is 0; num_steps is a number of levels T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in
-        `sample_float`.
+        is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
 
-        Compiles once per (B, number of steps, rule, sampler), whatever the numbers in rule and sampler. Every process
-        passes the same complete arrays.
+        Compiles once per (B, number of steps, rule, sampler, clip), whatever the numbers in rule, sampler and grid.
+        Every process passes the same complete arrays.
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
-        check_together(rule, sampler, self.learned_variance)
-        grid = self.grid(chosen.num_steps)
+        check_together(rule, sampler, self)
+        grid = self.grid(chosen.num_steps, chosen.grid)
         self.check_guidance([uses_null(rule)])
         on_mesh(rule, self.settings, self.mesh)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
@@ -260,13 +254,13 @@ class Model:
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
                 given = self.params, jax.random.key(chosen.seed), placed, grid, placed_rule, values, noisy
                 with naming_values(rule=rule, sampler=sampler):
-                    return self._sample(*given, trajectory=trajectory)
+                    return self._sample(*given, trajectory=trajectory, clip=chosen.clip if self.is_image else "none")
 
         return draw
 
-    def grid(self, num_steps: int | str | None = None) -> Float[np.ndarray, " t"]:
-        """Returns λ of the levels of a sampler, increasing. num_steps: by default that of config.sample."""
-        return arguments.sampling_grid(self.levels, self.options.num_steps if num_steps is None else num_steps)
+    def grid(self, num_steps: int | str | None = None, grid: Any = None) -> Float[np.ndarray, " t"]:
+        """Returns λ of the levels of a sampler, increasing. num_steps, grid: by default those of config.sample."""
+        return sampling_grid(self.levels, self.options.with_changes("Model", num_steps=num_steps, grid=grid))
 
     def _run(
         self,
@@ -279,6 +273,7 @@ class Model:
         low_res_logsnr: Float[Array, ""] | None,
         *,
         trajectory: bool | Callable,
+        clip: str,
     ) -> Any:
         """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
@@ -289,8 +284,8 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(on_grid(rule.value, logsnrs), self.bind(params), cond, null, batch["weight"])
-        run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=self.is_image)
+        denoise = bind_rule(translated(rule.value, logsnrs, cond), self.bind(params), cond, null, batch["weight"])
+        run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
         if not trajectory:
             return run()
         x, seen = run(save=trajectory if callable(trajectory) else z_and_x)

@@ -19,6 +19,7 @@ from cfgjax.diffusion.specs import spec
 from cfgjax.runs.values import BELOW_ONE, MAX_LEVELS, NONE, NUMBER, NUMBERS, TEXT, Kind, integer, one_of, several, shown
 
 LABEL_POLICIES = ("balanced", "random")  # the keys of `LABELS_OF_POLICY`, which has their functions
+CLIPPINGS = ("consistent", "x_only", "none")  # as CLIP_MODES of cfgjax.diffusion.samplers.driver, which imports jax
 PLACES = ("Model", "sample", "evaluate", "config.sample", "config.evaluate")
 """Where an option can be given: keyword arguments of `Model.sample`, flags of two commands, two config sections."""
 
@@ -83,8 +84,10 @@ class SampleOptions:
 
     guidance: the weight w. classifier_scale: scale of a guide's gradient; None takes that of the rule. seed: of noise
     and labels. label_policy: how labels are chosen where none are given, "balanced" or "random". rule, sampler: values
-    or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, 0
-    for no averaging; None takes the run's first.
+    or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, a
+    width σ_rel (see `cfgjax.load`), or 0 for no averaging; None takes the run's first. grid: spacing of the levels, a
+    value or text. clip: how x̃ of images is clipped to [−1, 1], see `samplers.clipped`; data that are no images are
+    never clipped.
     """
 
     guidance: float = field(
@@ -133,10 +136,22 @@ class SampleOptions:
         metadata=option(
             BELOW_ONE,
             real_number,
-            "EMA rates; 0 for the parameters without averaging.",
+            "EMA rates; 0 for no averaging; other numbers up to 0.28 are widths σ_rel, for a run with ema.widths.",
             noun="numbers",
             places=("sample", "evaluate", "config.evaluate"),
             may_be_none=True,
+        ),
+    )
+    grid: Any = field(
+        default="schedule()",
+        metadata=option(TEXT, str, "Grids of levels, such as 'edm(rho=7)' or 'flow(shift=3)'.", is_spec=True),
+    )
+    clip: str = field(
+        default="consistent",
+        metadata=option(
+            one_of(*CLIPPINGS),
+            str,
+            "How x of images is clipped: consistent (ε is changed too), x_only or none.",
         ),
     )
 

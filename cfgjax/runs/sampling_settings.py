@@ -74,21 +74,23 @@ def check_options(section: SampleSettings | EvaluateSettings, name: str) -> None
     for key in section.options:
         if key not in known:
             raise UsageError(f"unknown config key '{name}.{key}'{nearest(key, known)}")
-    for key in ("rule", "sampler"):
+    for key in ("rule", "sampler", "grid"):
         values = section.options.get(key)
         for value in values if isinstance(values, tuple | list) else [values]:
             check_spec(f"{name}.{key}", value)
 
 
 def check_spec(key: str, value: Any) -> None:
-    """Raises UsageError if the value of a key is the text of no known rule or sampler."""
-    from cfgjax.diffusion.guidance import RULES  # imports jax
+    """Raises UsageError if the value of a key is the text of no known rule, sampler or grid."""
+    from cfgjax.diffusion.grids import GRIDS  # imports jax
+    from cfgjax.diffusion.guidance import RULES
     from cfgjax.diffusion.samplers import SAMPLERS
     from cfgjax.diffusion.specs import parse
 
     if not isinstance(value, str):
         return
     try:
-        parse(value, *((RULES, "rule") if key.endswith("rule") else (SAMPLERS, "sampler")))
+        what = key.rpartition(".")[2]
+        parse(value, {"rule": RULES, "sampler": SAMPLERS, "grid": GRIDS}[what], what)
     except UsageError as e:
         raise UsageError(f"{key}: {e}") from None

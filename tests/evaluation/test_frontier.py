@@ -440,7 +440,7 @@ def test_rows_are_the_product_of_the_requested_values(workdir, model, network, t
 
 
 def test_unknown_ema_rates_are_refused_before_any_work(model):
-    with pytest.raises(UsageError, match=r"EMA of rate 0.7"):
+    with pytest.raises(UsageError, match=r"ema 0.7 is neither a rate of the run \(0.5, 0\)"):
         settings_of(dict(ema=(0.5, 0.7)), model)
 
 

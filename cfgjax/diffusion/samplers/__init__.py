@@ -5,20 +5,62 @@ A sampler knows neither conditions, guidance nor parameters: `denoise(z, logsnr)
 - `init(z) → state`, any tree of arrays (() for a sampler whose only state is z);
 - `step(denoise, z, state, level, noise) → (z, state)`, z at level.logsnr_next; noise is N(0, I) of z's shape;
 - `evaluations(num_steps)`, the number of calls of denoise for a grid of so many levels;
+- `evaluated_levels(logsnrs)`, λ of these calls, if they are not one at each level: see the function of this name;
 - optionally `draws_noise` (default True; False: no noise is drawn, and `noise` is None), `takes_shift` (default False):
-  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, and `needs_variance` (default False): whether the
-  prediction must have a learned variance.
+  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, `needs_variance` (default False): whether the
+  prediction must have a learned variance, and `uses_eps` (default False): whether it renoises x̃ with ε̃, as DDIM does;
+- for a sampler that draws samples in groups, `group_size` (default 1): samples i with the same i // group_size are a
+  group, with the same label and w; optionally `takes_keys`: `init` is called as init(z, keys); `finish(x, state) → x̃`,
+  called after the last level; `needs_branches`: whether the rule must have `branches`, see `guidance.denoiser`.
 
-At the last level the driver returns x̃ itself. Numbers in a sampler are traced: changing one compiles nothing.
+At the last level the driver returns x̃ itself, guided as at every level. Numbers in a sampler are traced: changing one
+compiles nothing.
+
+| sampler | order | evaluations | noise |
+| --- | --- | --- | --- |
+| `ddim` | 1 | T | `eta` |
+| `heun` | 2 | 2T − 1 | `s_churn` |
+| `dpmpp_2m` | 2 | T | none |
+| `dpmpp_2m_sde` | 2 in the drift | T | `eta` |
+| `unipc` | 3 | T | none |
+| `ancestral` | 1 | T | always |
+| `tilted` | 1 | T | always, and resamples |
+
+These are the orders where x̃ is smooth in λ. A rule such as an interval of guidance changes x̃ abruptly at some λ, which
+lies anywhere between two levels. No sampler sees where, so that all have order 1 there. The history of multistep
+samplers is not dropped: x̃ before and after the change then have equal weights in total, and so have both evaluations of
+`heun`, as if the change lay in the middle between the two levels. If it does, the error has order 2; otherwise it is at
+most half a step times the change, and that of `ddim`, or of dropped histories, at most a whole one.
 """
 
 from typing import Any
 
 from cfgjax.diffusion.samplers.ancestral import ancestral
 from cfgjax.diffusion.samplers.ddim import ddim, ddim_encode, ddim_step
-from cfgjax.diffusion.samplers.driver import Evaluation, Level, clipped, initial_noise, noise_at, sample
+from cfgjax.diffusion.samplers.dpmpp_2m import dpmpp_2m
+from cfgjax.diffusion.samplers.dpmpp_2m_sde import dpmpp_2m_sde
+from cfgjax.diffusion.samplers.driver import (
+    Evaluation,
+    Level,
+    clipped,
+    evaluated_levels,
+    initial_noise,
+    noise_at,
+    sample,
+)
+from cfgjax.diffusion.samplers.heun import heun
+from cfgjax.diffusion.samplers.tilted import tilted
+from cfgjax.diffusion.samplers.unipc import unipc
 
-SAMPLERS: dict[str, Any] = {"ancestral": ancestral, "ddim": ddim}
+SAMPLERS: dict[str, Any] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "heun": heun,
+    "tilted": tilted,
+    "unipc": unipc,
+}
 
 __all__ = [
     "SAMPLERS",
@@ -29,7 +71,13 @@ __all__ = [
     "ddim",
     "ddim_encode",
     "ddim_step",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "evaluated_levels",
+    "heun",
     "initial_noise",
     "noise_at",
     "sample",
+    "tilted",
+    "unipc",
 ]

@@ -20,7 +20,7 @@ from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
 from cfgjax.models.guide import params_digest
 from cfgjax.models.network import check_params, make_network
 from cfgjax.nets import inception
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import load_params
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.sampling_settings import EvaluateSettings
 from cfgjax.runs.settings import Settings

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cfgjax.diffusion.guidance import at_zero, evaluations, on_grid
+from cfgjax.diffusion.samplers import evaluated_levels
 
 
 def network_evaluations(rule: Any, sampler: Any, logsnrs: Float[np.ndarray, " t"], w: float) -> int:
@@ -15,6 +16,4 @@ def network_evaluations(rule: Any, sampler: Any, logsnrs: Float[np.ndarray, " t"
     the levels of the sampler.
     """
     rule = on_grid(rule if w else at_zero(rule), logsnrs)
-    levels = sampler.evaluated_levels(logsnrs) if hasattr(sampler, "evaluated_levels") else logsnrs
-    found = int(evaluations(rule, np.asarray(levels)).sum())
-    return found * sampler.evaluations(len(logsnrs)) // len(levels)
+    return int(evaluations(rule, evaluated_levels(sampler, logsnrs)).sum())

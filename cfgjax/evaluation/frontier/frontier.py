@@ -36,11 +36,11 @@ from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.guide import Guide
+from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import step_digest, stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
-from cfgjax.runs.manifest import manifest_digest
 from cfgjax.runs.sample_options import SampleOptions
 
 log = logging.getLogger("cfgjax")
@@ -80,7 +80,6 @@ class Frontier:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
-        self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak = weak
         self._models = {"learned": model}
@@ -88,7 +87,9 @@ class Frontier:
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        used = {float(setting.options.ema or 0) for setting in settings}
+        self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
+        self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -100,7 +101,8 @@ class Frontier:
     def identity(self, setting: Setting) -> dict[str, Any]:
         """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
-        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        stored = self._stored[float(setting.options.ema or 0)]
+        own = {"checkpoint": stored, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
         config["diffusion"] = without_later_keys(config["diffusion"])
@@ -144,7 +146,7 @@ class Frontier:
     def row(self, setting: Setting) -> dict[str, Any]:
         """Returns the columns of a setting."""
         options = setting.options
-        logsnrs = self.model.grid(options.num_steps)
+        logsnrs = self.model.grid(options.num_steps, options.grid)
         cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
         return {**setting.row, "num_samples": self.num_samples, "network_evaluations": cost}
 
@@ -185,11 +187,9 @@ class Frontier:
 
     def _loaded(self, setting: Setting) -> Model:
         """Returns the model of a setting, with the parameters of its average."""
-        model, rate = self._models[setting.scores], setting.options.ema
-        if setting.scores == "learned" and rate != self._rate:
-            params, _ = load_params(self._workdir, model.settings, model.step, rate)
-            model.put(params)
-            self._rate = rate
+        model = self._models[setting.scores]
+        if setting.scores == "learned":
+            use_average(model, self._workdir, float(setting.options.ema or 0))
         return model
 
     def _bound(self, setting: Setting) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier, uses_null
+from cfgjax.diffusion.guidance import PerturbedAttention, cfg, classifier, parts, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
     check_together,
     classifier_scale,
     filled,
+    grid_value,
     is_autoguided,
     is_classifier_guided,
     rule_value,
@@ -21,6 +22,7 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.network import check_attention
 from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
@@ -29,9 +31,9 @@ from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 class Setting:
     """Everything that a sample depends on, besides the model and its index.
 
-    options: rule (without its guide) and sampler are values; ema is a rate; classifier_scale is that of the rule's
-    `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture. classifier:
-    digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
+    options: rule (without its guide), sampler and grid are values; ema is a number; classifier_scale is that of the
+    rule's `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture.
+    classifier: digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
     `autoguidance`, or None.
     """
 
@@ -59,8 +61,8 @@ class Setting:
         The first options are always there, in the form in which they were first stored.
         """
         options, default = self.options, type(self.options)()
-        new = {name: value for name, value in as_dict(options).items() if name not in STORED}
-        found = {name: as_text(value) for name, value in new.items() if value != getattr(default, name)}
+        new = {name: as_text(value) for name, value in as_dict(options).items() if name not in STORED}
+        found = {name: text for name, text in new.items() if text != getattr(default, name)}
         found |= {name: getattr(options, name) for name in ("num_steps", "ema", "seed", "label_policy")}
         found |= {"guidance_weight": options.guidance, "scores": self.scores, "classifier": self.classifier}
         rule, form = options.rule, None
@@ -87,7 +89,7 @@ def stored_sampler(sampler: Any) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> Any:
-    """Returns the text of a rule or sampler, and any other option as it is."""
+    """Returns the text of a rule, sampler or grid, and any other option as it is."""
     return spec(value) if dataclasses.is_dataclass(value) else value
 
 
@@ -120,8 +122,12 @@ def resolved_combinations(
 
     guide, weak: see `make_settings`.
     """
-    values = {"rule": list(map(rule_value, axes["rule"])), "sampler": list(map(sampler_value, axes["sampler"]))}
+    readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
+    values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
     check_weak_given(values["rule"], weak)
+    for part in (part for rule in values["rule"] for part in parts(rule)):
+        if isinstance(part, PerturbedAttention):
+            check_attention(model.network, model.image_shape, part.layers)
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 
@@ -137,14 +143,12 @@ def check_weak_given(rules: Sequence[Any], weak: WeakRun | None) -> None:
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
     """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    options: rule and sampler are values. ema is a rate of the run in the result, and classifier_scale that of the rule
-    if it was None; the scale in the rule is then 1.
+    options: rule, sampler and grid are values. ema is a number in the result, and classifier_scale that of the
+    rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = options.rule, options.sampler
-    rates = [*map(float, model.settings.ema.rates), 0.0]
-    ema = rates[0] if options.ema is None else float(options.ema)
-    if ema not in rates:
-        raise UsageError(f"no EMA of rate {ema:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    ema = float(model.settings.ema.default if options.ema is None else options.ema)
+    model.settings.ema.check(ema)
     if guide is None and is_classifier_guided(rule):
         raise UsageError(f"rule {rule!r} needs a classifier; give its run with --guide")
     if guide is None and options.classifier_scale:
@@ -155,8 +159,8 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance * uses_null(rule)])
-    model.grid(options.num_steps)
-    check_together(rule, sampler, model.learned_variance)
+    model.grid(options.num_steps, options.grid)
+    check_together(rule, sampler, model)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)

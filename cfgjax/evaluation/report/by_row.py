@@ -38,8 +38,8 @@ def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
 def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
     """Returns how often the diffusion network and the classifier are called for a sample; None where it is unknown.
 
-    guided: whether a classifier guides. Rows of older versions do not have the number; it is that of a rule that
-    computes the same branches at every level.
+    guided: whether a classifier guides. Rows of older versions have no number; it is found for rules that compute the
+    same branches at every level.
     """
     from cfgjax.diffusion.guidance import RULES, at_zero
     from cfgjax.diffusion.guidance import evaluations as rule_evaluations
@@ -54,5 +54,8 @@ def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
     evaluations = sampler.evaluations(row["num_steps"])
     if COST in row:
         return row[COST], evaluations if guided else 0
-    branches = rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.zeros(1))[0]
-    return int(branches) * evaluations, evaluations if guided else 0
+    # no level of a grid in particular: a rule whose evaluations depend on the level has no number here
+    branches = set(
+        rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.linspace(-30, 30, 999)).tolist()
+    )
+    return branches.pop() * evaluations if len(branches) == 1 else None, evaluations if guided else 0

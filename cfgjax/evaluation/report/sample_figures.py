@@ -33,13 +33,15 @@ def sample_figure(
     per_cell: int,
     guide: Guide | None = None,
     weak: WeakRun | None = None,
+    before: Callable[[SampleOptions], object] = lambda options: None,
     **sampling: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
     Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide,
-    weak: the `Guide` and the weak model of the rules. sampling: further options of `Model.sample`; low_res has per_cell
-    images for each label.
+    weak: the `Guide` and the weak model of the rules. before: called with the options of each column before it is
+    drawn, such as to load its average. sampling: further options of `Model.sample`; low_res has per_cell images for
+    each label.
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
     learned ones, unless there is a weak model.
     """
@@ -51,7 +53,10 @@ def sample_figure(
     draw = lambda source, options: source.sample(
         repeated, options.guidance, **model_options(options, guide, weak), **sampling
     )
-    drawn = [draw(model, options) for options in columns]
+    drawn = []
+    for options in columns:
+        before(options)
+        drawn.append(draw(model, options))
     if not model.is_image:
         rows = {"learned": drawn}
         if model.settings.data.source == "mixture" and weak is None:

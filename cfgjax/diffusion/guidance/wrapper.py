@@ -1,0 +1,53 @@
+"""What rules that wrap another rule have in common."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, keeps_pair, off, shifts_mean, uses_null
+from cfgjax.diffusion.specs import Spec
+
+
+class Wrapper(Spec):
+    """Base of rules that change the weight or the result of the rule in their field `rule`, and nothing at w = 0.
+
+    Their optional attributes, see `cfgjax.diffusion.guidance`, are those of the wrapped rule. keeps_pair: False for a
+    wrapper whose result is not (1+w) strong − w weak.
+    """
+
+    rule: Any
+    keeps_pair: Any = False
+
+    @property
+    def uses_null(self) -> bool:
+        return uses_null(self.rule)
+
+    @property
+    def shifts_mean(self) -> bool:
+        return shifts_mean(self.rule)
+
+    @property
+    def at_zero(self) -> Any:
+        zero = at_zero(self.rule)  # if the wrapped rule is not `strong` at w = 0, the wrapper may change it there
+        return zero if keeps_pair(self.rule) or keeps_pair(zero) else self
+
+    @property
+    def off(self) -> Any:
+        return off(self.rule)
+
+    def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
+        """Returns the network evaluations per sample at each λ."""
+        return evaluations(self.rule, logsnrs)
+
+
+class Modulator(Wrapper):
+    """Base of wrappers that change the weight of the rule alone."""
+
+    @property
+    def keeps_pair(self) -> bool:
+        return keeps_pair(self.rule)
+
+    @property
+    def at_zero(self) -> Any:
+        return at_zero(self.rule)

@@ -1,0 +1,26 @@
+"""Samplers that are deterministic where their amount of noise is the Python number 0."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+
+def is_zero(amount: Any) -> bool:
+    """Returns whether an amount of noise is the Python number 0, which is part of a program and never traced."""
+    return isinstance(amount, int | float) and amount == 0
+
+
+def optional_noise_tree(cls: type) -> type:
+    """Returns a dataclass of a sampler, registered as a tree whose fields are data if it `draws_noise`.
+
+    Otherwise, where its first field, the amount of noise, is 0, it has no leaves: a program without noise is compiled
+    separately, and the other fields have no effect.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+
+    def flatten(sampler: Any) -> tuple:
+        return [getattr(sampler, name) for name in names] if sampler.draws_noise else [], None
+
+    jax.tree_util.register_pytree_node(cls, flatten, lambda _, leaves: cls(*leaves or (0.0,)))
+    return cls
