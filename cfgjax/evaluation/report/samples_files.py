@@ -8,7 +8,8 @@ from typing import Any
 
 import cfgjax
 from cfgjax.base.json_files import write_json
-from cfgjax.evaluation.report.frontier_files import DETAIL, write_texts
+from cfgjax.evaluation.report.frontier_files import write_texts
+from cfgjax.evaluation.report.frontier_rows import DETAIL
 
 
 def samples_lines(origin: str, count: int, metrics: dict[str, Any]) -> list[str]:
