@@ -140,7 +140,9 @@ def reference():
             grid=placeholder(str),  # spacing of the levels; None takes that of config.sample
             clip=placeholder(str),  # clipping of x̃; None takes that of config.sample
             seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
-            ema=placeholder(float),  # one of ema.rates, or 0 for no averaging; None takes the first rate
+            ema=placeholder(
+                float
+            ),  # one of ema.rates, a width if there are ema.widths, or 0 for no averaging; None takes the first
             label_policy="balanced",  # labels of the samples: "balanced" or "random"
             num_samples=50000,  # samples per w
             batch_size=250,  # samples per call on each device

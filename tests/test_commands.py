@@ -149,7 +149,7 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
         ("--sampler=ddim,ddim()", "sampler ddim(), ddim(): a value occurs twice"),
         ("--rule=cgf", "unknown rule 'cgf', did you mean 'cfg'?"),
         ("--rule=classifier", "rule classifier() needs a classifier; give its run with --guide"),
-        ("--ema=0,0.5", "--ema has 2 values; a picture is drawn with one average"),
+        ("--ema=0,0.5", "ema 0.5 is neither a rate of the run (0.999, 0) nor a width"),
         ("--out=grid.txt", "--out=grid.txt"),
         ("--step=7", "there is no step 7"),
         ("grid.png", "takes only flags"),

@@ -16,7 +16,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command as run_here
 
 EVALUATE = "evaluate --workdir={0} --out={1} --guidance=0,1,3 --num_samples=1000 --num_steps=300 --batch_size=96"
-FILES = ("frontier.csv", "frontier.json", "frontier.png", "per_class.csv")
+FILES = ("frontier.csv", "frontier.json", "frontier.png", "differences.png", "per_class.csv")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def whole(workdir, tmp_path_factory):
 
 def shards(folder):
     """{path below folder: its arrays} of all samples."""
-    return {str(path.relative_to(folder)): dict(np.load(path)) for path in folder.glob("samples/*/*.npz")}
+    return {str(path.relative_to(folder)): dict(np.load(path)) for path in folder.glob("samples/*/[0-9]*.npz")}
 
 
 def same(folder, other):
@@ -52,7 +52,7 @@ def same(folder, other):
 def wait_for_shards(folder, count):
     """Until so many shards are there."""
     deadline = time.monotonic() + 300
-    while len(list(folder.glob("samples/*/*.npz"))) < count:
+    while len(list(folder.glob("samples/*/[0-9]*.npz"))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
@@ -68,7 +68,7 @@ def test_an_evaluation_that_is_killed_and_resumed_writes_the_same_files(workdir,
         if expected == 75:
             assert "the same command resumes" in out
         assert not (tmp_path / "out" / "frontier.csv").exists()
-    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("samples/*/*.npz")}
+    drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("samples/*/[0-9]*.npz")}
     code, _, err = run(EVALUATE.format(workdir, tmp_path / "out"))
     assert code == 0, err
     assert same(tmp_path / "out", whole)
@@ -118,10 +118,10 @@ def test_the_report_has_every_part(workdir, tmp_path):
 def test_samples_can_be_deleted_after_measuring(workdir, tmp_path):
     command = f"evaluate --workdir={workdir} --out={tmp_path} --guidance=0 --num_samples=50 --num_steps=4"
     assert run_here(f"{command} --nokeep_samples".split()) == 0
-    assert not list(tmp_path.rglob("samples/*/*.npz"))
+    assert not list(tmp_path.rglob("samples/*/[0-9]*.npz"))
     before = (tmp_path / "frontier.json").read_bytes()
     assert run_here(command.split()) == 0  # the metrics are known: nothing is drawn
-    assert not list(tmp_path.rglob("samples/*/*.npz"))
+    assert not list(tmp_path.rglob("samples/*/[0-9]*.npz"))
     assert (tmp_path / "frontier.json").read_bytes() == before
 
 
@@ -147,7 +147,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--guidance=", "--guidance=: need numbers"),
         ("--num_steps=8,1", "num_steps is 1; need an integer of at least 2"),
         ("--seed=0,-1", "seed is -1"),
-        ("--ema=0.999,0.5", "no EMA of rate 0.5; the run has 0.999, 0"),
+        ("--ema=0.999,0.5", "ema 0.5 is neither a rate of the run (0.999, 0) nor a width"),
         ("--sampler=ancestral(v=2)", "v is 2"),
         ("--sampler=ddim(v=0.1)", "ddim takes no 'v'"),
         ("--label_policy=balancd", "label_policy is 'balancd'; need 'balanced' or 'random'"),

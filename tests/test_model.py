@@ -272,5 +272,5 @@ def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_p
     picture = sample_figure(first, columns, labels=[3, 4], per_cell=2)
     assert picture.width > 2 * 2 * 32
     assert picture.height > 2 * 32
-    with pytest.raises(UsageError, match=r"no EMA of rate 0.7 .* it has 0.05, 0.9"):
+    with pytest.raises(UsageError, match=r"ema 0.7 is neither a rate of the run \(0.05, 0.9, 0\)"):
         cfgjax.load(tmp_path, ema=0.7)

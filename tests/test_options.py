@@ -20,7 +20,8 @@ from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import Spec
 from cfgjax.evaluation.frontier.frontier_settings import Setting, make_settings
-from cfgjax.evaluation.report import frontier_files as report
+from cfgjax.evaluation.report.frontier_files import frontier_csv
+from cfgjax.evaluation.report.frontier_rows import curves
 from cfgjax.models.binding import classifier_scale, with_guide
 from cfgjax.models.model import Model
 from cfgjax.runs import sample_options
@@ -81,8 +82,8 @@ def test_a_new_option_is_an_axis_and_a_column_and_its_default_changes_no_identit
     assert [(s.options.shift, s.options.guidance) for s in settings] == [(0, 0), (0, 1), (1.5, 0), (1.5, 1)]
     assert [s.identity.get("shift") for s in settings] == [None, None, 1.5, 1.5]
     rows = [{**s.row, "num_samples": 9, "FD-mixture": 1.0, "IS-mixture": 1.0} for s in settings]
-    assert list(report.curves(rows)) == ["shift=0", "shift=1.5"]
-    assert "shift" in report.frontier_csv(rows).splitlines()[0].split(",")
+    assert list(curves(rows)) == ["shift=0", "shift=1.5"]
+    assert "shift" in frontier_csv(rows).splitlines()[0].split(",")
 
 
 def test_a_new_option_is_an_argument_of_a_models_sampler(shift):

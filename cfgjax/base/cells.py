@@ -16,11 +16,11 @@ def either(values):
 
 
 def cell_text(cell, form):
-    """Returns the mean, with the standard deviation if there are several seeds, or a dash for None."""
+    """Returns (value, spread, number of seeds) as text, "value ± spread" if there is a spread, or a dash for None."""
     if cell is None:
         return "-"
     mean, std, count = cell
-    return f"{mean:{form}}" + (f" ± {std:.2g}" if count > 1 else "")
+    return f"{mean:{form}}" + (f" ± {std:.2g}" if count > 1 or std else "")
 
 
 def aligned(lines, *, right):

@@ -97,6 +97,13 @@ def rule_of_weak(given, options):
     return options | {"rule": ("autoguidance()",)}
 
 
+def check_diagnostics(given, model):
+    """Raises UsageError if --diagnostics is given for a model that has only one prediction, and for no weak model."""
+    if given.diagnostics and given.weak is None and not model.has_null_label:
+        what = "a network trained with dropped labels (diffusion.p_uncond), or --weak"
+        raise UsageError(f"--diagnostics compares the two predictions that guidance combines; it needs {what}")
+
+
 def mesh_of(given):
     """Returns the mesh of --mesh over all devices, or None without the flag."""
     if given.mesh is None:

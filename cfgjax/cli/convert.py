@@ -174,7 +174,7 @@ def to_openai_adm(argv):
     from cfgjax.base.files import writing
     from cfgjax.convert import guided_diffusion
     from cfgjax.models.network import make_network
-    from cfgjax.runs.checkpoint import load_params
+    from cfgjax.runs.averages import load_params
     from cfgjax.runs.workdir import read_settings
 
     settings = read_settings(given.workdir)

@@ -1,4 +1,4 @@
-"""`cfgjax evaluate`: measures the guidance frontier of a run, reference statistics, or bits per dimension."""
+"""`cfgjax evaluate`: measures a run's frontier, reference statistics, bits per dimension, or images of others."""
 
 import contextlib
 import dataclasses
@@ -15,19 +15,20 @@ from cfgjax.cli.common import (
     check_writable,
     config_printed,
     define_sampling,
-    mesh_of,
     no_arguments,
     place_flags,
     plan_of,
     required,
-    rule_of_weak,
     sampling_axes,
     shared_facts,
 )
 from cfgjax.cli.evaluate_bits import evaluate_bits
+from cfgjax.cli.evaluate_samples import evaluate_samples
+from cfgjax.cli.frontier_plan import measured_data, plan_frontier
+from cfgjax.cli.stages import check_stages, define_stages, upsampling_options
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
-from cfgjax.runs.sample_options import axes, fields
+from cfgjax.runs.sample_options import fields
 
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
@@ -36,12 +37,14 @@ MODE_FLAGS = {  # flags that each mode uses
     "a frontier": NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
+    | {"baseline", "diagnostics"}
+    | {"base", "upsampler", "upsampler_num_steps", "low_res_logsnr"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
     | {"batch_size", "images", "spacing", "logsnr_max"},
+    "--samples": NETWORK_FLAGS - {"workdir"} | {"samples", "reference", "config", "num_samples", "neighbours"},
 }
-OTHERS = MODE_FLAGS["--make_reference"] | MODE_FLAGS["--bits_per_dim"]
 
 
 def evaluate(argv):
@@ -50,22 +53,34 @@ def evaluate(argv):
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
         return DONE
-    if given.make_reference and given.bits_per_dim:
-        raise UsageError("--make_reference and --bits_per_dim are both given; give one")
-    mode = "--make_reference" if given.make_reference else "--bits_per_dim" if given.bits_per_dim else "a frontier"
+    switched = [name for name in ("make_reference", "bits_per_dim", "samples") if given[name].value]
+    if len(switched) > 1:
+        raise UsageError(f"--{switched[0]} and --{switched[1]} are both given; give one")
+    mode = f"--{switched[0]}" if switched else "a frontier"
     for name in given:
-        if given[name].present and name in MODE_FLAGS["a frontier"] | OTHERS and name not in MODE_FLAGS[mode]:
+        if given[name].present and any(name in used for used in MODE_FLAGS.values()) and name not in MODE_FLAGS[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
-    if not given.make_reference:
+    if mode == "a frontier":
+        check_stages(given)
+        upsampling_options(given)
+        if given.base is not None:
+            required(given, "out")
+    if mode == "--bits_per_dim":
         required(given, "workdir")
-    return {"--make_reference": write_reference, "--bits_per_dim": evaluate_bits, "a frontier": frontier}[mode](given)
+    return {
+        "--make_reference": write_reference,
+        "--bits_per_dim": evaluate_bits,
+        "--samples": evaluate_samples,
+        "a frontier": frontier,
+    }[mode](given)
 
 
 def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "evaluate")
+    define_stages(given)
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, path = define(flags.DEFINE_string), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
@@ -79,13 +94,20 @@ def define_flags(argv):
     )
     path("reference", None, "Reference statistics, .npz; by default those of the training data.")
     path("out", None, "Output folder; by default <workdir>/evaluation.")
-    switch("neighbours", True, "Measure precision and recall, which keeps all features in memory.")
+    switch("neighbours", True, "Measure precision, recall and all intervals, which keeps all features in memory.")
+    text(
+        "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
+    )
+    switch("diagnostics", False, "Also write what guidance does at each level, of the first 256 samples.")
     switch("keep_samples", True, "Keep the samples after measuring.")
     switch("make_reference", False, "Write the reference statistics of the data to --out.")
     switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
     path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
-    text("spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: uniform, cosine or timesteps.")
+    text(
+        "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
+    )
     real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
+    path("samples", None, "Images that something else made, .npz (arr_0, arr_1) or a folder, to measure without a run.")
     text("split", None, "With --make_reference: split of the data: train, holdout or all.")
     define_flag(given, argv)
     return given
@@ -93,14 +115,14 @@ def define_flags(argv):
 
 def frontier(given):
     """Evaluates the run in --workdir, also with several processes. Returns the exit code."""
-    begin_command(given, f"evaluating {given.workdir}")
+    begin_command(given, f"evaluating {given.workdir or given.base}")
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
     from cfgjax.runs.workdir import read_settings
     from cfgjax.training.interrupt import StopRequest
 
-    settings = read_settings(given.workdir)
+    settings = read_settings(given.workdir or given.base)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
@@ -116,13 +138,14 @@ def measured(given, stop):
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
     from cfgjax.distributed import collectives
+    from cfgjax.evaluation.frontier.diagnose import diagnose_settings, first_labels
     from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
     from cfgjax.evaluation.frontier.measure import warn_of_few
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.report.frontier_table import line
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
-    work, plan, folder = planned(given)
+    work, plan, folder = plan_frontier(given)
     network, model, first = work.network, work.model, jax.process_index() == 0
     with contextlib.closing(work):
 
@@ -136,74 +159,55 @@ def measured(given, stop):
 
         try:
             with Progress("reference", "image", write=first) as progress:
-                dataset = lambda: open_source(model.settings.data)
+                dataset = lambda: open_source(measured_data(model))
                 reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
             warn_of_few(work.num_samples, network, reference)
             rows = []
             with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
                 for row in work.rows(reference, progress.advance, check):
                     rows.append(row)
-                    progress.say(report.line(rows))
+                    progress.say(line(rows))
+            diagnosed = {}
+            if given.diagnostics:
+                labels = lambda setting: first_labels(setting, work.num_samples, model.num_classes)
+                diagnosed = diagnose_settings(work.settings, work.prepared, labels, plan.batch_size, check)
         except Stopped:
             cause = stop.signal or "another process was stopped"
             progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
             return PREEMPTED
         if first:
-            finish_frontier(given, work, reference, rows, closed_form(work), folder)
+            finish_frontier(given, work, reference, rows, closed_form(work), folder, diagnosed)
     return DONE
 
 
-def finish_frontier(given, work, reference, rows, tilted, folder):
+def finish_frontier(given, work, reference, rows, tilted, folder, diagnosed):
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
-    from cfgjax.evaluation.report import frontier_files as report
+    from cfgjax.evaluation.frontier.paired import read_baseline
+    from cfgjax.evaluation.report import frontier_table as tables
+    from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
+    from cfgjax.evaluation.report.differences import difference_table
+    from cfgjax.evaluation.report.frontier_files import write
+    from cfgjax.evaluation.report.frontier_rows import spread_note
+    from cfgjax.evaluation.report.protocol import protocol, protocol_lines
 
-    written = report.write(folder, rows, work.record(reference), work.network, tilted)
+    rows = work.with_changes(rows, reference, read_baseline(given.baseline))
+    record = work.record(reference)
+    written = write(folder, rows, record, work.network, tilted)
+    if diagnosed:
+        written += write_diagnostics(folder / "diagnostics", diagnosed, {"protocol": protocol(record, rows)})
     if not given.keep_samples:
         work.remove_samples()
-    lines = [*report.frontier_table(rows), "", *report.tilted_lines(tilted), *report.per_class_lines(rows), ""]
-    print("\n".join(["", *lines, *report.findings(rows, work.network)]))
+    blocks = [
+        [*tables.frontier_table(rows), spread_note(rows)],
+        difference_table(rows),
+        [*tables.tilted_lines(tilted), *tables.per_class_lines(rows)],
+        tables.findings(rows, work.network),
+        protocol_lines(protocol(record, rows)),
+    ]
+    for block in blocks:
+        if lines := [line for line in block if line]:
+            print("\n".join(["", *lines]))
     print(f"wrote {', '.join(written)} in {folder}")
-
-
-def planned(given):
-    """Returns the (`Frontier`, config.evaluate with flags, folder). Raises UsageError for invalid values."""
-    import cfgjax
-    from cfgjax.evaluation.features.networks import load_networks
-    from cfgjax.evaluation.frontier.frontier import Frontier
-    from cfgjax.evaluation.frontier.frontier_settings import make_settings
-    from cfgjax.models.loading import load_guide, load_weak
-
-    model = cfgjax.load(given.workdir, step=given.step, mesh=mesh_of(given))
-    if model.low_res_shape is not None:
-        raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
-    if model.own_inputs:
-        inputs = ", ".join(model.own_inputs)
-        what = f"the network takes {inputs} besides the label"
-        raise UsageError(f"{given.workdir}: {what}; evaluations support only the label")
-    plan = plan_of(given, model.settings)
-    guide = None
-    if given.guide is not None:
-        guide = load_guide(given.guide)
-        guide.check(model.settings)
-    weak = None if given.weak is None else load_weak(given.weak, model.settings, model.mesh)
-    options = rule_of_weak(given, axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate")))
-    settings = make_settings(options, model, guide, weak)
-    network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
-    folder = Path(given.out or Path(given.workdir) / "evaluation")
-    work = Frontier(
-        model,
-        settings,
-        workdir=given.workdir,
-        folder=folder,
-        num_samples=plan.num_samples,
-        batch_size=plan.batch_size,
-        network=network,
-        judge=judge,
-        neighbours=given.neighbours,
-        guide=guide,
-        weak=weak,
-    )
-    return work, plan, folder
 
 
 def closed_form(work):

@@ -11,25 +11,21 @@ from cfgjax.base.files import writing
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
+    check_diagnostics,
     check_writable,
     class_list,
     define_sampling,
-    mesh_of,
     no_arguments,
     numbers,
     place_flags,
-    required,
     rule_of_weak,
     sampling_axes,
     shared_facts,
-    single,
 )
+from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.sample_options import axes as axes_of
-from cfgjax.runs.sample_options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
-
-ONE_AVERAGE = "a picture is drawn with one average of the parameters"
 
 
 def sample(argv):
@@ -43,8 +39,7 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     axes = sampling_axes(given, "sample")
-    single(axes, "ema", ONE_AVERAGE)
-    upsampling = upsampling_options(given)
+    upsampling_options(given)  # raises errors before anything is read
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
 
@@ -55,35 +50,67 @@ def sample(argv):
     settings = read_settings(given.workdir or given.base)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw_picture(given, labels, axes, upsampling)
+        draw_picture(given, labels, axes)
     return DONE
 
 
-def draw_picture(given, labels, axes, upsampling):
+def draw_picture(given, labels, axes):
     """Draws the image. The first process writes it."""
     import jax
+    import numpy as np
 
     from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
     from cfgjax.evaluation.report.sample_figures import sample_figure
-    from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.models.loading import load_guide, load_weak, use_average
+    from cfgjax.runs.averages import find_average
 
-    model = load_model(given, single(axes, "ema", ONE_AVERAGE))
+    model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
+    check_diagnostics(given, source)
     options = rule_of_weak(given, axes_of(defaults.options, given=axes))
     columns = resolved_combinations(options, source, guide, weak)
     labels = range(model.num_classes) if labels is None else labels
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
-    sampling = {} if given.base is None else {"upsampling": upsampling}
-    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
+    workdir = given.workdir or given.base
+    for ema in {options.ema for options in columns} - {source.ema}:
+        find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
+    shown["before"] = use = lambda options: use_average(source, workdir, options.ema)
+    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak)
     if jax.process_index() == 0:
         with writing(given.out) as new:
             picture.save(new)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
         print(f"rows: {names}")
+    if given.diagnostics:
+        labels = np.repeat(np.asarray(labels), shown["per_cell"])
+        write_diagnosis(given, model, columns, labels, use, guide=guide, weak=weak)
+
+
+def write_diagnosis(given, model, columns, labels, use, **networks):
+    """Writes what guidance does at each level of the samples of a picture, next to it. All processes take part."""
+    import jax
+
+    from cfgjax.evaluation.frontier.diagnose import diagnose_settings
+    from cfgjax.evaluation.frontier.frontier_settings import Setting
+    from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
+    from cfgjax.evaluation.report.sample_figures import with_networks
+
+    settings = [Setting(options) for options in columns]
+
+    def prepared(setting):
+        use(setting.options)
+        return model, with_networks(setting.options, **networks)
+
+    diagnosed = diagnose_settings(settings, prepared, lambda setting: labels)
+    if jax.process_index() == 0 and diagnosed:
+        path = Path(given.out)
+        record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
+        files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
+        print(f"wrote {', '.join(files)} in {path.absolute().parent}")
 
 
 def rows(workdir, labels, num_classes):
@@ -101,49 +128,12 @@ def define_flags(argv):
     define_sampling(given, "sample")
     define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
     flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
+    what = "Also write what guidance does at each level, to OUT_diagnostics.json and .png."
+    flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
     what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
-    define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
-    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    what = "Number of sampling steps of the upsampler, or timesteps."
-    flags.DEFINE_string("upsampler_num_steps", None, what, flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of the noise added to the upsampler's input.", flag_values=given)
+    define_stages(given)
     return given
-
-
-def check_stages(given):
-    """Raises UsageError unless the flags name either a model or both stages of a cascade."""
-    if given.base is None and given.upsampler is None:
-        for name in ("upsampler_num_steps", "low_res_logsnr"):
-            if given[name].value is not None:
-                raise UsageError(f"--{name} needs --base and --upsampler")
-        return required(given, "workdir")
-    if given.workdir is not None:
-        raise UsageError("give either --workdir (one model) or --base and --upsampler (a cascade)")
-    return required(given, "base", "upsampler")
-
-
-def upsampling_options(given):
-    """Returns the given options of the upsampler's `Model.sample`."""
-    found = {}
-    if (text := given.upsampler_num_steps) is not None:
-        steps = read_values("num_steps", text, "upsampler_num_steps")
-        found["num_steps"] = single({"upsampler_num_steps": steps}, "upsampler_num_steps", "give one")
-    if given.low_res_logsnr is not None:
-        found["low_res_logsnr"] = given.low_res_logsnr
-    return found
-
-
-def load_model(given, ema):
-    """Returns the `Model` of --workdir, or the `Cascade` of --base and --upsampler."""
-    import cfgjax
-
-    if given.base is None:
-        return cfgjax.load(given.workdir, step=given.step, ema=ema, mesh=mesh_of(given))
-
-    from cfgjax.models.cascade import load_cascade
-
-    return load_cascade(given.base, given.upsampler, step=given.step, ema=ema, mesh=mesh_of(given))
 
 
 def check_picture(path):

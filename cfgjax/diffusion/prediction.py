@@ -43,6 +43,12 @@ def add_to_eps(prediction: Prediction, change: Float[Array, "b ..."], logsnr: Fl
     return prediction._replace(x=prediction.x - noise_to_signal * change, eps=prediction.eps + change)
 
 
+def replace_x(prediction: Prediction, x: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
+    """Returns the prediction with this x̂, and with ε̂ changed so that α x̂ + σ ε̂ stays the same."""
+    signal_to_noise = jnp.exp(0.5 * broadcast_left(logsnr, x))
+    return prediction._replace(x=x, eps=prediction.eps + signal_to_noise * (prediction.x - x))
+
+
 def split_variance(
     output: Float[Array, "..."], channels: int
 ) -> tuple[Float[Array, "..."], Float[Array, "..."] | None]:

@@ -81,7 +81,11 @@ class min_snr(Spec):
 
 @dataclass(frozen=True, repr=False)
 class sigmoid(Spec):
-    """The sigmoid weighting: sigmoid(b − λ), arXiv:2303.00848 and 2410.19324. b: λ at which the factor is ½."""
+    """The sigmoid weighting: sigmoid(b − λ), arXiv:2303.00848 and 2410.19324 (recalled). b: λ at which the factor is ½.
+
+    It is a weight on dλ: the papers also divide by the density −dt/dλ of their levels. The schedule "uniform" has the
+    same expected loss.
+    """
 
     b: Any = 2.0
 

@@ -1,22 +1,36 @@
 """Binds rules, samplers and grids to a model: from text, with the networks they need, as arguments of a program."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from cfgjax.base.errors import UsageError
+from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.grids import GRIDS
-from cfgjax.diffusion.guidance import RULES, autoguidance, classifier, mapped, parts, shifts_mean
+from cfgjax.diffusion.guidance import (
+    RULES,
+    autoguidance,
+    classifier,
+    mapped,
+    needs,
+    on_grid,
+    on_labels,
+    parts,
+    shifts_mean,
+)
 from cfgjax.diffusion.levels import Continuous, Discrete
-from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion.samplers import SAMPLERS, Evaluation
 from cfgjax.diffusion.specs import parse, tree
 from cfgjax.distributed.sharding import place_global
+from cfgjax.models import arguments
 from cfgjax.models.arguments import check_num_steps
+from cfgjax.models.network import Condition, with_label
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -107,11 +121,19 @@ def is_autoguided(rule: Any) -> bool:
     return any(isinstance(part, autoguidance) for part in parts(rule))
 
 
-def check_together(rule: Any, sampler: Any, learned_variance: bool) -> None:
-    """Raises UsageError unless the sampler has what the rule needs, and the network what the sampler needs."""
+def check_together(rule: Any, sampler: Any, model: Any) -> None:
+    """Raises UsageError unless the sampler has what the rule needs, and the `Model` what both of them need."""
     if shifts_mean(rule) and not getattr(sampler, "takes_shift", False):
         raise UsageError(f"rule {rule!r} is for sampler ancestral, not {sampler!r}; use form='eps'")
-    if getattr(sampler, "needs_variance", False) and not learned_variance:
+    if needs(rule, "needs_eps") and not getattr(sampler, "uses_eps", False):
+        raise UsageError(f"rule {rule!r} is for samplers that renoise with ε̃, such as ddim(), not {sampler!r}")
+    if needs(rule, "needs_images") and not model.is_image:
+        raise UsageError(f"rule {rule!r} is for images in [-1, 1], which the data of this model are not")
+    for part, field in label_fields(rule):
+        given = np.ravel(np.asarray(getattr(part, field.name)))
+        if given.size and getattr(part, field.name) is not None:
+            check_labels(given, model.num_classes + model.has_null_label, f"{type(part).__name__}: {field.name}")
+    if getattr(sampler, "needs_variance", False) and not model.learned_variance:
         needed = "a network with a learned variance; give v, such as ancestral(v=0.3)"
         raise UsageError(f"sampler {sampler!r} needs {needed}")
 
@@ -138,27 +160,66 @@ def on_mesh(rule: Any, settings: Settings, mesh: Mesh) -> Any:
         if hasattr(value, "on") and hasattr(value, "check"):
             value.check(settings)
             return value.on(mesh)
-        return place_global(mesh, value) if per_sample(field) and np.ndim(value) else value
+        return place_global(mesh, value) if has_rows(field, value) else value
 
     return replaced(rule, place)
 
 
-def per_sample(field: Any) -> bool:
-    """Returns whether a field of a rule may have a number for each sample."""
-    return field.metadata.get("per_sample", False)
+def label_fields(rule: Any) -> Iterator[tuple[Any, dataclasses.Field]]:
+    """Yields (rule, field) of the fields with labels, of a rule and of the rules in it."""
+    for part in parts(rule):
+        if dataclasses.is_dataclass(part):
+            yield from ((part, field) for field in dataclasses.fields(part) if field.metadata.get("labels", False))
+
+
+def has_rows(field: dataclasses.Field, value: Any) -> bool:
+    """Returns whether the value of a rule's field has a row for each sample."""
+    return field.metadata.get("per_sample", False) and np.ndim(value) > field.metadata.get("axes", 0)
 
 
 def rule_rows(rule: Any, index: np.ndarray) -> Any:
     """Returns a rule with the rows of index of its numbers per sample."""
-    return replaced(rule, lambda field, value: value[index] if per_sample(field) and np.ndim(value) else value)
+    return replaced(rule, lambda field, value: np.asarray(value)[index] if has_rows(field, value) else value)
+
+
+def with_checked_rows(rule: Any, length: int) -> Any:
+    """Returns a rule with arrays in place of its values per sample. Raises UsageError unless they have length rows."""
+
+    def check(field: dataclasses.Field, value: Any) -> Any:
+        plain = not {"axes", "labels"} & set(field.metadata)
+        if plain and value is not None and field.metadata.get("per_sample", False):
+            checked = arguments.per_label(field.name, value, length)
+            return checked if np.ndim(value) else value
+        if not has_rows(field, value):
+            return value
+        shape, axes = np.shape(value), 1 + field.metadata.get("axes", 0)
+        if len(shape) != axes or shape[0] != length:
+            raise UsageError(f"{field.name} has shape {shape} for {length} labels; need one row per label")
+        return np.asarray(value)
+
+    return replaced(rule, check)
+
+
+def translated(rule: Any, logsnrs: Float[Array, " t"], cond: Condition) -> Any:
+    """Returns a rule with its steps turned into λ of a grid, and its labels into conditions like cond."""
+    return on_labels(on_grid(rule, logsnrs), functools.partial(with_label, cond))
 
 
 class Trajectory(NamedTuple):
-    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …]."""
+    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …].
+
+    ess: effective sample size [T, N] of each sample's group, of samplers that draw groups, such as `tilted`.
+    """
 
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+    ess: np.ndarray | None = None
+
+
+def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:
+    """Returns what a `Trajectory` has of a level."""
+    return evaluation.z, evaluation.prediction.x
 
 
 @tree

@@ -9,7 +9,7 @@ from cfgjax.runs.settings import Settings
 def describe_model(settings: Settings, step: int | None, ema: float | None) -> str:
     """Returns network, data, step and EMA, such as "unet, digits 8×8×1, 10 classes, step 600, ema 0.999".
 
-    step: of the checkpoint, or None. ema: rate of the averaged parameters; 0 without averaging, None if unknown.
+    step: of the checkpoint, or None. ema: rate or width of the average; 0 without averaging, None if unknown.
     """
     data = settings.data
     source = data.source if data.options.get("path") is None else f"{data.source} {Path(data.options['path']).name}"
@@ -17,7 +17,8 @@ def describe_model(settings: Settings, step: int | None, ema: float | None) -> s
     if step is not None:
         words.append(f"step {step}")
     if ema is not None:
-        words.append(f"ema {ema:g}" if ema else "no ema")
+        name = "ema width" if settings.ema.is_width(ema) else "ema"
+        words.append(f"{name} {ema:g}" if ema else "no ema")
     return ", ".join(words)
 
 

@@ -10,7 +10,7 @@ from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_params
 from cfgjax.models.weak import WeakRun, check_weak, parse_weak
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import find_average, load_params
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 
@@ -18,17 +18,25 @@ from cfgjax.runs.workdir import read_settings
 def load(workdir: str | Path, step: int | None = None, ema: float | None = None, mesh: Mesh | None = None) -> Model:
     """Returns the `Model` of a run's newest complete checkpoint, or of that of `step`.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. mesh: see
-    `sharding.make_mesh`; by default all devices. Raises UsageError if there is no such run, step or rate.
+    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. Another number up to
+    0.28 is the relative width σ_rel of a power-function average, for a run with config.ema.widths: it is synthesised
+    from the run's snapshots, and `step` may be that of a snapshot. mesh: see `sharding.make_mesh`; by default all
+    devices. Raises UsageError if there is no such run, step or average.
     """
     settings = read_settings(workdir)
     if settings.is_classifier:
         raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
-    rates, mesh = settings.ema.rates, make_mesh() if mesh is None else mesh
-    ema = (rates[0] if rates else 0) if ema is None else ema
-    params, step = load_params(workdir, settings, step, ema)
+    mesh, average = make_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
+    params = average.read()
     check_params(workdir, settings, params)
-    return Model(settings, place_parameters(mesh, params), step=step, ema=ema, mesh=mesh)
+    return Model(settings, place_parameters(mesh, params), step=average.step, ema=average.ema, mesh=mesh)
+
+
+def use_average(model: Model, workdir: str | Path, ema: float) -> None:
+    """Replaces the parameters of a run's model by those of another average of the same step. See `load`."""
+    if ema != model.ema:
+        model.put(load_params(workdir, model.settings, model.step, ema)[0])
+        model.ema = ema
 
 
 def load_guide(workdir: str | Path, step: int | None = None, ema: float | None = None) -> Guide:

@@ -1,6 +1,5 @@
 """A trained model, to predict and to sample with: `load(workdir).sample(labels, guidance=…)`."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,25 +18,26 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import at_zero, bind_rule, on_grid, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import bind_rule, rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
-from cfgjax.models import arguments, weak
+from cfgjax.models import arguments, groups, weak
 from cfgjax.models.binding import (
     Argument,
     Trajectory,
     as_argument,
     check_together,
     on_mesh,
-    per_sample,
-    replaced,
     rule_rows,
     rule_value,
     sampler_value,
     sampling_grid,
+    translated,
+    with_checked_rows,
+    z_and_x,
 )
 from cfgjax.models.description import describe_model
 from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
@@ -190,48 +190,50 @@ class Model:
         **options: Any,
     ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
         """Returns (x̃, their `Trajectory` or None)."""
+        seen: Any  # what is recorded at each level
         labels = arguments.label_array(labels)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
-        rule = self._rule(options.get("rule"), weights, len(labels))
+        sampler = sampler_value(chosen.sampler)
+        rule = self._rule(options.get("rule"), weights, len(labels), sampler)
         extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | check_low_res(
             low_res, self.low_res_shape, len(labels)
         )
-        size = min(batch_size or 256, len(labels))
-        size += -size % self.mesh.size
-        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=trajectory)
+        groups.check_groups(sampler, labels=labels, guidance=weights, **extra)
+        size = groups.batch_rows(min(batch_size or 256, len(labels)), sampler, self.mesh.size)
+        kept = groups.recorded(sampler, trajectory)
+        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=kept)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
             rows = {name: array[index] for name, array in extra.items()}
             drawn = draw(index, labels[index], weights[index], rows, rule=rule_rows(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
-        found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
-        x, seen = found if trajectory else (found, ())
+        found: Any = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
+        x, seen = found if kept else (found, ())
         check_finite_samples(x, np.arange(len(labels)), labels, weights)
-        by_level = [np.moveaxis(a, 1, 0) for a in seen]
-        return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *by_level) if trajectory else None
+        if groups.group_size(sampler) > 1:
+            groups.report_ess(seen[-1] if trajectory else seen, sampler)
+        if not trajectory:
+            return x, None
+        return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *(np.moveaxis(a, 1, 0) for a in seen))
 
-    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int) -> Any:
+    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int, sampler: Any) -> Any:
         """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
         given = rule_value(self.options.rule if rule is None else rule)
         if not weights.any() and (rule is None or not self.has_null_label):
-            given = at_zero(given)
+            given = groups.rule_at_zero(given, sampler)
+        return with_checked_rows(given, length)
 
-        def check(field: dataclasses.Field, value: Any) -> Any:
-            checked = arguments.per_label(field.name, value, length) if per_sample(field) else value
-            return checked if np.ndim(value) else value
-
-        return replaced(given, check)
-
-    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: bool = False, **options: Any) -> Callable:
+    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
         The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
         seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …].
+        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …]. A function `save` of the driver
+        in its place: the latter are what it returns.
 
         options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
         is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
@@ -241,7 +243,7 @@ class Model:
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
-        check_together(rule, sampler, self.learned_variance)
+        check_together(rule, sampler, self)
         grid = self.grid(chosen.num_steps, chosen.grid)
         self.check_guidance([uses_null(rule)])
         on_mesh(rule, self.settings, self.mesh)
@@ -276,7 +278,7 @@ class Model:
         sampler: Argument,
         low_res_logsnr: Float[Array, ""] | None,
         *,
-        trajectory: bool,
+        trajectory: bool | Callable,
         clip: str,
     ) -> Any:
         """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
@@ -288,9 +290,9 @@ class Model:
             fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
             cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
         null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(on_grid(rule.value, logsnrs), self.bind(params), cond, null, batch["weight"])
+        denoise = bind_rule(translated(rule.value, logsnrs, cond), self.bind(params), cond, null, batch["weight"])
         run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
         if not trajectory:
             return run()
-        x, seen = run(save=lambda evaluation: (evaluation.z, evaluation.prediction.x))
+        x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
         return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)

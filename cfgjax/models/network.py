@@ -1,12 +1,14 @@
 """Networks built from a config, and bound to parameters and to λ."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
 from cfgjax.diffusion.contracts import check_prediction
@@ -14,6 +16,7 @@ from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
 from cfgjax.diffusion.schedules import network_time
 from cfgjax.nets import CLASSIFIERS, NETS, NOISY_CLASSIFIERS
+from cfgjax.nets.perturbation import Perturbation, apply_perturbed
 from cfgjax.runs.config import call
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.settings import Settings
@@ -84,6 +87,11 @@ def null_condition(net: Network, cond: Condition, num_classes: int) -> Condition
     return net.null(null) if hasattr(net, "null") else null
 
 
+def with_label(cond: Condition, label: Int[ArrayLike, "..."]) -> Condition:
+    """Returns cond with another label, an int or [B]."""
+    return {**cond, "label": jnp.broadcast_to(jnp.asarray(label, jnp.int32), cond["label"].shape)}
+
+
 def has_null_label(net: Network) -> bool:
     """Returns whether a denoising network takes labels and has the label "no condition"."""
     return getattr(net, "conditional", True) and getattr(net, "null_label", True)
@@ -100,6 +108,14 @@ def check_network(net: Network, image_shape: Sequence[int]) -> PyTree:
     if hasattr(net, "out_channels") and out.shape != (3, *image_shape[:-1], net.out_channels):
         raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {out.shape[1:]}")
     return params
+
+
+def check_attention(net: Network, image_shape: Sequence[int], layers: Any) -> None:
+    """Raises UsageError unless net has self-attention that layers selects, see `Perturbation`. Computes nothing."""
+    args, options = inputs(net, 1, image_shape)
+    params = jax.eval_shape(lambda key: init_params(net, key, image_shape), jax.random.key(0))
+    run = lambda params: apply_perturbed(net, Perturbation(layers), {"params": params}, *args, **options)
+    jax.eval_shape(run, params)
 
 
 def check_params(workdir: str | Path, settings: Settings, params: PyTree) -> None:
@@ -127,8 +143,11 @@ def bind(
     *,
     train: bool = False,
     dropout_key: PRNGKeyArray | None = None,
+    perturbation: Perturbation | None = None,
 ) -> Callable:
     """Returns predict(z [B, …], logsnr [B], cond) → `Prediction`, the network with its parameters.
+
+    predict.perturbed(layers, blur) is the same with perturbed attention, see `Perturbation`.
 
     levels: the process, which turns λ into the network's time. parametrisation: what the network predicts, a
     parametrisation of `cfgjax.diffusion.prediction`. cond: a tree like that of `condition`.
@@ -139,11 +158,17 @@ def bind(
     def predict(z: Float[Array, "b ..."], logsnr: Float[Array, " b"], cond: Condition) -> Prediction:
         label, options = network_inputs(cond)
         given = z if network_input is None else network_input(z, logsnr)
-        output = net.apply({"params": params}, given, levels.time(logsnr), label, train=train, rngs=rngs, **options)
+        inputs = {"params": params}, given, levels.time(logsnr), label
+        apply = net.apply if perturbation is None else functools.partial(apply_perturbed, net, perturbation)
+        output = apply(*inputs, train=train, rngs=rngs, **options)
         prediction = parametrisation(output, z, logsnr)
         check_prediction("parametrisation", parametrisation, prediction, z)
         return prediction
 
+    def perturbed(layers: Any, blur: Any) -> Callable:
+        return bind(net, params, levels, parametrisation, perturbation=Perturbation(layers, blur))
+
+    predict.perturbed = perturbed  # type: ignore[attr-defined]
     return predict
 
 

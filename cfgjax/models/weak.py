@@ -1,8 +1,8 @@
 """The weak model of `autoguidance`: another run, another step or another average, as a part of a rule."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import is_whole_number, real_number, whole_number
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.models.guide import process_description
-from cfgjax.runs.manifest import manifest_digest
+from cfgjax.runs.averages import stored_digest
 from cfgjax.runs.settings import Settings
 
 
@@ -66,11 +66,11 @@ class WeakRun:
     model: Any
     workdir: str
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """Returns what the weak predictions depend on: the checkpoint's digest, its step, and the rate of the EMA."""
-        digest = manifest_digest(Path(self.workdir) / "checkpoints", self.model.step)
-        return {"checkpoint": digest, "step": self.model.step, "ema": float(self.model.ema)}
+        """Returns what the weak predictions depend on: the checkpoint's digest, its step, and the average."""
+        step, ema = self.model.step, float(self.model.ema)
+        return {"checkpoint": stored_digest(self.workdir, self.model.settings, step, ema), "step": step, "ema": ema}
 
 
 def weak_text(identity: dict[str, Any] | None) -> str | None:

@@ -144,19 +144,24 @@ class ResBlock(nn.Module):
 
 
 def attend(
-    qkv: Float[Array, "batch positions width"], heads: int, legacy_order: bool, fused: bool = False
+    qkv: Float[Array, "batch positions width"], heads: int, legacy_order: bool
 ) -> Float[Array, "batch positions channels"]:
-    """Returns softmax(q kᵀ / √C) v, [B, N, heads · C], of qkv [B, N, 3 · heads · C].
+    """Returns softmax(q kᵀ / √C) v, [B, N, heads · C], of qkv [B, N, 3 · heads · C]. See `Attention`."""
+    batch, positions, width = qkv.shape
+    return plain_attention(*split_heads(qkv, heads, legacy_order)).reshape(batch, positions, width // 3)
 
-    legacy_order, fused: see `Attention`.
-    """
+
+def split_heads(
+    qkv: Float[Array, "batch positions width"], heads: int, legacy_order: bool
+) -> tuple[Heads, Heads, Heads]:
+    """Returns queries, keys and values, each [B, N, heads, C], of qkv [B, N, 3 · heads · C]. See `Attention`."""
     batch, positions, width = qkv.shape
     head_channels = width // (3 * heads)
     if legacy_order:
         q, k, v = jnp.split(qkv.reshape(batch, positions, heads, 3 * head_channels), 3, axis=-1)
     else:
         q, k, v = jnp.moveaxis(qkv.reshape(batch, positions, 3, heads, head_channels), 2, 0)
-    return (fused_attention if fused else plain_attention)(q, k, v).reshape(batch, positions, width // 3)
+    return q, k, v
 
 
 def plain_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -195,9 +200,14 @@ class Attention(nn.Module):
         heads = channels // self.head_channels
         h = GroupNorm(dtype=self.dtype, name="norm")(x).reshape(batch, height * width, channels)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, kernel_init=torch_init, name="qkv")(h)
-        h = attend(qkv, heads, self.legacy_order, self.fused)
+        q, k, v = split_heads(qkv, heads, self.legacy_order)
+        h = self.mixed_values(q, k, v, (height, width)).reshape(batch, height * width, channels)
         h = nn.Dense(channels, dtype=self.dtype, kernel_init=zero_init, name="proj")(h)
         return residual_sum(x, h.reshape(x.shape), self.rescale)
+
+    def mixed_values(self, q: Heads, k: Heads, v: Heads, grid: tuple[int, int]) -> Heads:
+        """Returns softmax(q kᵀ / √C) v. grid: height and width of the positions, for `nets.perturbation`."""
+        return (fused_attention if self.fused else plain_attention)(q, k, v)
 
 
 class AttentionPool(nn.Module):

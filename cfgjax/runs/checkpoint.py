@@ -20,10 +20,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.finite import check_weights
 from cfgjax.distributed import collectives
 from cfgjax.runs.manifest import damage, move_damaged_metadata, step_directories, write_manifest
-from cfgjax.runs.settings import Settings
 from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
 
@@ -174,29 +172,14 @@ def set_aside(directory: Path, steps: Sequence[int]) -> None:
         log.warning("moved the damaged step %d to %s", step, aside)
 
 
-def load_params(
-    workdir: str | Path, settings: Settings, step: int | None = None, ema: float | None = None
-) -> tuple[PyTree, int]:
-    """Returns (parameters, step) of the run in workdir, with the parameters as numpy arrays.
-
-    ema: a rate of config.ema.rates, by default the first; 0 for the parameters without averaging. step: by default the
-    newest complete one. Raises UsageError if there is no such step or rate, or if the parameters are not finite.
-    """
-    rates = settings.ema.rates
-    rate = rates[0] if ema is None and rates else ema
-    params, step = restore_params(f"{workdir}/checkpoints", str(float(rate)) if rate else None, step)
-    check_weights(params, f"checkpoint step {step} of {workdir}")
-    return params, step
-
-
-def restore_params(directory: str | Path, rate: str | None, step: int | None = None) -> tuple[PyTree, int]:
+def restore_params(directory: str | Path, average: str | None, step: int | None = None) -> tuple[PyTree, int]:
     """Returns (parameters, step) of `step`, by default the newest complete one. Restores nothing else of the state.
 
-    rate: a key of TrainState.ema, or None for the parameters without averaging. Raises UsageError if there are none.
+    average: a key of TrainState.ema, or None for the parameters without averaging. Raises UsageError if there are none.
     """
     directory = Path(directory).absolute()
     step = collectives.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
-    return read_params(directory, step, rate), step
+    return read_params(directory, step, average), step
 
 
 def find_step(directory: str | Path, step: int | None = None) -> int:
@@ -224,18 +207,18 @@ def newest_complete(directory: str | Path, steps: Sequence[int]) -> int:
     raise UsageError(f"no checkpoint in {directory} is complete; nothing was overwritten{reasons}")
 
 
-def read_params(directory: Path, step: int, rate: str | None) -> PyTree:
-    """Returns the parameters of a step as numpy arrays. rate: see `restore_params`."""
+def read_params(directory: Path, step: int, average: str | None) -> PyTree:
+    """Returns the parameters of a step as numpy arrays. average: see `restore_params`."""
     path, handler = directory / str(step) / "state", ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(path).tree
-    if rate is not None and rate not in tree["ema"]:
-        raise UsageError(f"no EMA of rate {rate} in {path.parent}; it has {', '.join(tree['ema'])}")
-    selected = {"params": tree["params"]} if rate is None else {"ema": {rate: tree["ema"][rate]}}
+    if average is not None and average not in tree["ema"]:
+        raise UsageError(f"no average {average} in {path.parent}; it has {', '.join(tree['ema'])}")
+    selected = {"params": tree["params"]} if average is None else {"ema": {average: tree["ema"][average]}}
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), selected)
     host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
     restored = handler.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True))
     handler.close()
-    return restored["params"] if rate is None else restored["ema"][rate]
+    return restored["params"] if average is None else restored["ema"][average]
 
 
 def unused_path(path: Path) -> Path:

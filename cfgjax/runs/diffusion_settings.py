@@ -94,10 +94,14 @@ class DiffusionSettings:
 
     @property
     def described(self) -> str:
-        """Returns the process in a few words."""
+        """Returns the process in a few words, which are equal for equal processes."""
         if self.betas is not None:
             return f"{self.num_timesteps} timesteps of {self.betas} betas"
-        return f"{self.schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
+        from cfgjax.diffusion.schedules import SCHEDULES  # imports jax
+        from cfgjax.diffusion.specs import shortest
+
+        schedule = shortest(str(self.schedule), SCHEDULES, "schedule")
+        return f"{schedule} λ in [{self.logsnr_min:g}, {self.logsnr_max:g}]"
 
 
 def without_later_keys(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,9 +84,10 @@ class SampleOptions:
 
     guidance: the weight w. classifier_scale: scale of a guide's gradient; None takes that of the rule. seed: of noise
     and labels. label_policy: how labels are chosen where none are given, "balanced" or "random". rule, sampler: values
-    or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, 0
-    for no averaging; None takes the run's first. grid: spacing of the levels, a value or text. clip: how x̃ of images is
-    clipped to [−1, 1], see `samplers.clipped`; data that are no images are never clipped.
+    or their text. num_steps: number of levels T, or a selection of timesteps. ema: rate of the averaged parameters, a
+    width σ_rel (see `cfgjax.load`), or 0 for no averaging; None takes the run's first. grid: spacing of the levels, a
+    value or text. clip: how x̃ of images is clipped to [−1, 1], see `samplers.clipped`; data that are no images are
+    never clipped.
     """
 
     guidance: float = field(
@@ -135,7 +136,7 @@ class SampleOptions:
         metadata=option(
             BELOW_ONE,
             real_number,
-            "EMA rates; 0 for the parameters without averaging.",
+            "EMA rates; 0 for no averaging; other numbers up to 0.28 are widths σ_rel, for a run with ema.widths.",
             noun="numbers",
             places=("sample", "evaluate", "config.evaluate"),
             may_be_none=True,

@@ -93,10 +93,9 @@ class EMASettings:
         if ema in (0, *self.rates) or (self.widths and self.is_width(ema)):
             return
         rates = ", ".join(f"{rate:g}" for rate in (*self.rates, 0))
-        widths = (
-            f"a width, {AVERAGE_WIDTH.text}" if self.widths else "a width, which needs a run with config.ema.widths"
-        )
-        raise UsageError(f"ema {ema:g} is neither a rate of the run ({rates}) nor {widths}")
+        stored = f"stored are {', '.join(map('{:g}'.format, self.widths))}" if self.widths else "the run has none"
+        width = f"a width ({AVERAGE_WIDTH.text}; {stored})"
+        raise UsageError(f"ema {ema:g} is neither a rate of the run ({rates}) nor {width}")
 
 
 @dataclasses.dataclass(frozen=True)

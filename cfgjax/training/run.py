@@ -26,7 +26,7 @@ from cfgjax.distributed.sharding import (
 )
 from cfgjax.models.network import check_network, check_upsampler, has_null_label, init_params, make_network
 from cfgjax.models.network_inputs import check_own_inputs, own_inputs
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import load_params
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of

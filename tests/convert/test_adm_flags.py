@@ -14,7 +14,7 @@ from cfgjax.convert.adm_flags import explained, preset_of
 from cfgjax.convert.adm_sizes import derived_arguments
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import make_network
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import load_params
 from cfgjax.runs.workdir import read_settings
 
 FLAGS = {

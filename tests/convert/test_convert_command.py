@@ -21,7 +21,8 @@ from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import leaves_by_path, shapes_of
 from cfgjax.convert.presets import Preset
 from cfgjax.models.network import check_network, make_network
-from cfgjax.runs.checkpoint import Checkpoints, load_params
+from cfgjax.runs.averages import load_params
+from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.settings import section_names
 from cfgjax.runs.training_settings import CheckpointSettings
@@ -294,6 +295,42 @@ def test_a_network_of_diffusers_becomes_a_workdir(pipeline):
     assert (model.num_classes, model.image_shape) == (5, (16, 16, 3))
     assert model.settings.diffusion.betas == "cosine" and model.settings.diffusion.num_timesteps == 400
     assert model.settings.diffusion.learned_variance
+
+
+PREDICTIONS = {  # of a scheduler: (x̂, ε̂) of an output, given z, √ᾱ and √(1−ᾱ), as in `DDIMScheduler.step`
+    "epsilon": lambda out, z, signal, noise: ((z - noise * out) / signal, out),
+    "sample": lambda out, z, signal, noise: (out, (z - signal * out) / noise),
+    "v_prediction": lambda out, z, signal, noise: (signal * z - noise * out, signal * out + noise * z),
+}
+
+
+@pytest.mark.parametrize(
+    "prediction", ["v_prediction", *(pytest.param(n, marks=pytest.mark.slow) for n in ("epsilon", "sample"))]
+)
+def test_a_converted_network_predicts_the_pair_of_the_scheduler(pipeline, prediction):
+    config, state_dict, arrays = load(GOLDENS / "diffusers_unet_conv.npz")
+    (pipeline / "unet/config.json").write_text(json.dumps(config))
+    save_safetensors(pipeline / "unet/diffusion_pytorch_model.safetensors", state_dict)
+    scheduler = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": prediction}
+    (pipeline / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    convert_diffusers(pipeline)
+
+    z, t, out = arrays["in/x"], arrays["in/t"].astype(int), arrays["out/out"]
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[t][:, None, None, None]
+    expected = PREDICTIONS[prediction](out, z, np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
+    logsnr = np.log(alpha_bar / (1 - alpha_bar)).ravel()
+    found = cfgjax.load(pipeline / "run").predict(z.transpose(0, 2, 3, 1), logsnr, 0)
+    for ours, theirs in zip(found[:2], expected, strict=True):
+        scale = np.abs(theirs).max(axis=(1, 2, 3), keepdims=True)  # x̂ of ε̂ at t = 940 is 100 times ε̂
+        np.testing.assert_allclose(np.moveaxis(ours, -1, 1) / scale, theirs / scale, atol=5e-5)
+
+
+def test_what_a_network_predicts_is_read_with_given_betas_too(pipeline):
+    scheduler = {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}
+    (pipeline / "scheduler/scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(UsageError, match="parametrisation is 'v', diffusion.learned_variance True"):
+        convert_diffusers(pipeline, "--betas=linear")
+    assert sorted(path.name for path in pipeline.iterdir()) == ["scheduler", "unet"]
 
 
 def test_a_bin_file_is_read_too(pipeline):

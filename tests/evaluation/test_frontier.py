@@ -19,7 +19,9 @@ from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
-from cfgjax.evaluation.report import frontier_files as report
+from cfgjax.evaluation.report import frontier_table as tables
+from cfgjax.evaluation.report.frontier_files import write
+from cfgjax.evaluation.report.frontier_rows import curves
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
@@ -96,7 +98,8 @@ class Ran:
             reference = reference_of(model, network, folder)
             for row in work.rows(reference, self.drawn.append, check):
                 self.rows.append(row)
-            self.files = report.write(folder, self.rows, work.record(reference), network)
+            self.rows = work.with_changes(self.rows, reference, {})
+            self.files = write(folder, self.rows, work.record(reference), network)
         finally:
             work.close()
 
@@ -153,9 +156,13 @@ def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_compu
 
 def test_every_row_has_all_its_columns(straight):
     settings = {"guidance_weight", "scores", "classifier", "weak", *as_dict(SampleOptions())} - {"guidance"}
-    metrics = {"FD", "IS", "IS_10", "IS_10_std", "KD", "KD_std"}
-    named = {name.replace("IS", "IS-mixture").replace("D", "D-mixture", name[1] == "D") for name in metrics}
-    others = {"entropy", "precision", "recall", "accuracy", "log_posterior", "accuracy_per_class"}
+    distances = {"FD-mixture", "FD_inf-mixture", "KD-mixture", "KD-mixture_std", "MIND-mixture"}
+    named = distances | {"IS-mixture", "IS-mixture_10", "IS-mixture_10_std"}
+    others = {"entropy", "precision", "recall", "density", "coverage"}
+    others |= {"accuracy", "log_posterior", "accuracy_per_class"}
+    paired = {"FD-mixture", "IS-mixture", "MIND-mixture", "precision", "recall", "density", "coverage", "accuracy"}
+    endings = ("_interval", "_change", "_change_interval")
+    others |= {name + ending for name in paired | {"log_posterior"} for ending in endings} | {"baseline"}
     rows = straight[1]
     assert [(row["scores"], row["guidance_weight"]) for row in rows] == [
         (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
@@ -213,6 +220,31 @@ def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in (folder / "samples").rglob("*") if path.is_file()}
 
 
+def test_a_setting_differs_from_itself_by_exactly_nothing(straight):
+    for row in straight[1]:
+        changes = {name: value for name, value in row.items() if "_change" in name}
+        assert row["baseline"] == "w=0"
+        if row["guidance_weight"] == 0:
+            assert set(changes.values()) == {0}
+        else:
+            assert changes["FD-mixture_change_interval"] > 0
+
+
+@pytest.mark.parametrize("damage", ["removed", "torn"])
+def test_without_the_samples_influences_a_setting_is_measured_again(
+    straight, workdir, model, network, tmp_path, damage
+):
+    folder = shutil.copytree(straight[0], tmp_path / "copy")
+    path = sorted(folder.glob("samples/*/influences-*"))[0]
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40])
+    again = Ran(workdir, folder, model, network, GRID)
+    assert (again.rows, again.drawn) == (straight[1], [])
+    assert path.exists()
+
+
 def test_known_samples_and_metrics_are_not_computed_again(straight, workdir, model, network):
     folder, rows = straight
     files, times = contents(folder), stamps(folder)
@@ -232,7 +264,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 ):
     with pytest.raises(Stopped):
         Ran(workdir, tmp_path, model, network, GRID, stop_after=stop_after)
-    assert len(list(tmp_path.glob("samples/*/*.npz"))) == shards
+    assert len(list(tmp_path.glob("samples/*/[0-9]*.npz"))) == shards
     assert len(list(tmp_path.glob("samples/*/metrics-*"))) == measured
     assert not contents(tmp_path)
     again = Ran(workdir, tmp_path, model, network, GRID)
@@ -320,17 +352,19 @@ def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdi
     assert found == own
     told = capsys.readouterr().out
     assert "FD-mixture is smallest at w = " in told
-    assert f"wrote frontier.json, frontier.csv, per_class.csv, frontier.png in {tmp_path}" in told
+    assert f"wrote frontier.json, frontier.csv, per_class.csv, frontier.png, differences.png in {tmp_path}" in told
     times = stamps(tmp_path)
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--nokeep_samples", *flags]) == 0
-    assert {path for path in times if path.suffix == ".json"} == set(stamps(tmp_path))
+    assert {path for path in times if not path.name[0].isdigit()} == set(stamps(tmp_path))
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
     assert contents(tmp_path, "*.*") == files
 
 
 def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, model, network, tmp_path):
     ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False)
-    assert straight[1][0].keys() - ran.rows[0].keys() == {"precision", "recall", "entropy"}
+    of_all_features = {"precision", "recall", "density", "coverage", "MIND-mixture", "entropy"}
+    less = straight[1][0].keys() - ran.rows[0].keys()
+    assert {name for name in less if not name.endswith(("_interval", "_change", "baseline"))} == of_all_features
     assert "frontier.png" in ran.files
 
 
@@ -396,16 +430,17 @@ def test_rows_are_the_product_of_the_requested_values(workdir, model, network, t
     grid |= {"sampler": ("ancestral(v=0)", "ancestral(v=1)")}
     rows = Ran(workdir, tmp_path, model, network, grid, kinds=["learned"]).rows
     keys = ("ema", "num_steps", "sampler", "seed", "guidance_weight")
-    found = [tuple(row[key] for key in keys) for row in rows]
-    assert found == list(itertools.product((0.0, 0.5), (2, 3), grid["sampler"], (0, 1), (0.0, 1.0)))
+    assert [tuple(row[key] for key in keys) for row in rows] == list(
+        itertools.product((0.0, 0.5), (2, 3), grid["sampler"], (0, 1), (0.0, 1.0))
+    )
     assert len({row["FD-mixture"] for row in rows}) == len(rows) == 32
-    curves = report.curves(rows)
-    assert len(curves) == 8
-    assert all(len(same) == 2 for by_weight in curves.values() for same in by_weight.values())
+    found = curves(rows)
+    assert len(found) == 8
+    assert all(len(same) == 2 for by_weight in found.values() for same in by_weight.values())
 
 
 def test_unknown_ema_rates_are_refused_before_any_work(model):
-    with pytest.raises(UsageError, match=r"EMA of rate 0.7"):
+    with pytest.raises(UsageError, match=r"ema 0.7 is neither a rate of the run \(0.5, 0\)"):
         settings_of(dict(ema=(0.5, 0.7)), model)
 
 
@@ -440,15 +475,15 @@ def row(w, seed=0, distance=1.0, **others):
 
 def test_a_table_has_mean_and_deviation_over_the_seeds():
     rows = [row(w, seed, w + seed) for w in (0.0, 1.0) for seed in (0, 2)]
-    head, *lines = report.frontier_table(rows)
+    head, *lines = tables.frontier_table(rows)
     assert head.split() == ["w", "s", "FD-mixture", "IS-mixture"]
     assert lines[0].split() == ["0", "1", "1", "±", "1.4", "3", "±", "1.4"]
     assert lines[1].split()[2:5] == ["2", "±", "1.4"]
-    assert "±" not in "".join(report.frontier_table(rows[::2]))
+    assert "±" not in "".join(tables.frontier_table(rows[::2]))
 
 
 def test_a_table_has_a_part_for_each_curve():
-    lines = report.frontier_table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
+    lines = tables.frontier_table([row(w, num_steps=T) for T in (4, 8) for w in (0.0, 1.0)])
     assert [line for line in lines if line.endswith(":")] == ["num_steps=4:", "num_steps=8:"]
     assert len(lines) == 7
 
@@ -464,5 +499,5 @@ def test_a_table_has_a_part_for_each_curve():
 )
 def test_a_minimum_at_an_end_of_the_list_is_reported(network, distances, told):
     rows = [row(float(w), distance=d) for w, d in enumerate(distances)]
-    assert report.findings(rows, network) == [told]
-    assert report.findings(rows[::-1], network) == [told]
+    assert tables.findings(rows, network) == [told]
+    assert tables.findings(rows[::-1], network) == [told]

@@ -10,7 +10,10 @@ import pytest
 from cfgjax.base.errors import UsageError
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import make_reference
-from cfgjax.evaluation.metrics.manifold import knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.extrapolation import part_of
+from cfgjax.evaluation.metrics.influence import frechet_influence, log_softmax, score_influence
+from cfgjax.evaluation.metrics.manifold import density_coverage, knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.mind import mind
 from cfgjax.evaluation.metrics.scores import frechet_distance, inception_score, kernel_distance
 from cfgjax.evaluation.metrics.sums import FeatureMoments
 
@@ -43,7 +46,7 @@ def in_memory(images, labels, reference_images):
     """What `measure` finds, from whole arrays; the subsets of the kernel distance in the reference's own order."""
     own, real = NETWORK(images), NETWORK(reference_images)
     gaussian = lambda a: (a.mean(axis=0, dtype=np.float64), np.cov(a.astype(np.float64), rowvar=False))
-    distance = lambda name: frechet_distance(*gaussian(real[name]), *gaussian(own[name]))
+    distance = lambda name, keep=...: frechet_distance(*gaussian(real[name]), *gaussian(own[name][keep]))
     log_p = own["logits"].astype(np.float64)
     log_p -= np.log(np.exp(log_p - log_p.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
     log_p -= own["logits"].max(axis=1, keepdims=True)
@@ -51,7 +54,16 @@ def in_memory(images, labels, reference_images):
     kid = kernel_distance(REFERENCE.features, own["features"])
     ten = inception_score(own["logits"], splits=10)
     near = precision_recall(real["features"], own["features"])
+    dense = density_coverage(real["features"], own["features"])
+    quarters = part_of(np.arange(len(images)))
+    halved = [np.isin(quarters, part) for part in ([0, 1, 2, 3], [0, 1], [2, 3], [0], [1], [2], [3])]
+    levels = [[distance("features", keep) for keep in halved[a:b]] for a, b in ((0, 1), (1, 3), (3, 7))]
+    inverse = [np.mean([1 / keep.sum() for keep in halved[a:b]]) for a, b in ((0, 1), (1, 3), (3, 7))]
     return {
+        "density": dense[0],
+        "coverage": dense[1],
+        "MIND-classifier": mind(real["features"], own["features"]),
+        "FD_inf-classifier": np.polyfit(inverse, list(map(np.mean, levels)), 1)[1],
         "FD-classifier": distance("features"),
         "sFD-classifier": distance("spatial"),
         "IS-classifier": inception_score(own["logits"], split_size=5000)[0],
@@ -73,7 +85,7 @@ def test_sums_over_blocks_equal_those_of_complete_arrays(count):
     found = module.measure(read, count, NETWORK, REFERENCE)
     expected = in_memory(images, labels, reader(300, 1)[1])
     assert found.keys() == expected.keys()
-    single = {"log_posterior"}  # of a float32 softmax
+    single = {"log_posterior", "MIND-classifier"}  # of float32 softmax and projections
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6 if name in single else 1e-9, err_msg=name)
 
@@ -91,7 +103,8 @@ def test_a_set_has_distance_zero_from_itself():
     found = module.measure(reader(300, 1)[0], 300, NETWORK, REFERENCE)
     assert abs(found["FD-classifier"]) < 1e-9 * np.trace(REFERENCE.cov)
     assert abs(found["sFD-classifier"]) < 1e-9 * np.trace(REFERENCE.spatial_cov)
-    assert (found["precision"], found["recall"]) == (1, 1)
+    assert (found["precision"], found["recall"], found["density"], found["coverage"]) == (1, 1, 1, 1)
+    assert found["MIND-classifier"] == 0
 
 
 def test_only_inceptions_distances_have_the_papers_names():
@@ -103,7 +116,8 @@ def test_only_inceptions_distances_have_the_papers_names():
         assert {f"{kind}-{name}" for kind in ("FD", "sFD", "IS", "KD")} < names
         assert ("accuracy" in names) == judges
     names = module.measure(read, 100, linear("inception", judges=False), REFERENCE).keys()
-    assert names == {"FID", "sFID", "IS", "IS_10", "IS_10_std", "KID", "KID_std", "precision", "recall"}
+    of_manifolds = {"precision", "recall", "density", "coverage"}
+    assert names == {"FID", "sFID", "FID_inf", "IS", "IS_10", "IS_10_std", "KID", "KID_std", "MIND"} | of_manifolds
 
 
 def test_only_the_judge_determines_accuracy_and_posterior():
@@ -126,11 +140,29 @@ def test_a_class_that_was_not_requested_has_no_accuracy():
     assert [value is None for value in found] == [True, True, True, False, True]
 
 
-def test_without_neighbours_only_precision_and_recall_are_left_out():
+def test_without_neighbours_only_metrics_that_need_all_features_are_left_out():
     read = reader(130, 2)[0]
     whole, less = (module.measure(read, 130, NETWORK, REFERENCE, neighbours=n) for n in (True, False))
-    assert whole.keys() - less.keys() == {"precision", "recall"}
+    assert whole.keys() - less.keys() == {"precision", "recall", "density", "coverage", "MIND-classifier"}
     assert all(whole[name] == value for name, value in less.items())
+
+
+@pytest.mark.parametrize("count", [130, 730])
+def test_influences_are_those_of_complete_arrays_and_change_no_metric(count):
+    read, images, labels = reader(count, 2)
+    found, influences = module.measure_with_influences(read, count, NETWORK, REFERENCE)
+    assert found == module.measure(read, count, NETWORK, REFERENCE)
+    distances = {"FD-classifier", "IS-classifier", "MIND-classifier", "precision", "recall", "density", "coverage"}
+    assert influences.keys() == distances | {"accuracy", "log_posterior"}
+    own = NETWORK(images)
+    expected = frechet_influence(REFERENCE.mean, REFERENCE.root, own["features"])
+    np.testing.assert_allclose(influences["FD-classifier"], expected, rtol=1e-6)
+    exact = score_influence(log_softmax(own["logits"]))
+    np.testing.assert_allclose(influences["IS-classifier"], exact, atol=5e-3 * exact.std())  # stored as float16
+    right = own["logits"].argmax(axis=1) == labels
+    np.testing.assert_allclose(influences["accuracy"], right - right.mean(), atol=1e-6)
+    assert all(abs(values.mean()) < 1e-9 * (1 + abs(values).max()) for values in influences.values())
+    assert module.measure_with_influences(read, count, NETWORK, REFERENCE, neighbours=False)[1] == {}
 
 
 def test_the_entropy_of_points_is_measured():

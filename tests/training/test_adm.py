@@ -10,7 +10,7 @@ from tiny import digits_config, mixture_config, same_trees, update
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.models.loading import load_guide
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import load_params
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.loop import Run
 

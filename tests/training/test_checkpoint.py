@@ -191,7 +191,7 @@ def test_a_state_can_be_restored_onto_another_mesh(tmp_path):
 def test_parameters_and_averages_are_read_without_the_rest_of_the_state(saved):
     assert same_trees(restore_params(saved, None)[0], state_at(30).params)
     assert same_trees(restore_params(saved, "0.9", step=10)[0], state_at(10).ema["0.9"])
-    with pytest.raises(UsageError, match="no EMA of rate 0.5 .* it has 0.9"):
+    with pytest.raises(UsageError, match="no average 0.5 .* it has 0.9"):
         restore_params(saved, "0.5")
     with pytest.raises(UsageError, match="no step 7 in .* it has 30, 20, 10"):
         restore_params(saved, "0.9", step=7)

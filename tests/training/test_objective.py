@@ -83,10 +83,13 @@ def test_the_network_takes_small_images_with_the_level_of_their_noise():
 
 
 @pytest.mark.slow
-def test_levels_drawn_by_the_second_moment_do_not_change_the_mean_loss():
+@pytest.mark.parametrize("schedule", ["cosine", "normal(mean=0.8, std=2)"])
+@pytest.mark.parametrize("weighting", ["eps", "min_snr"])
+def test_levels_drawn_by_the_second_moment_do_not_change_the_mean_loss(schedule, weighting):
+    process = CONTINUOUS | {"schedule": schedule, "weighting": weighting}
     error = lambda z, time, *given: jnp.broadcast_to((time / 1000)[:, None, None, None], z.shape)
     uniform, by_moment = (
-        denoising(Network(error), K, DiffusionSettings(**CONTINUOUS, time_sampler=name))
+        denoising(Network(error), K, DiffusionSettings(**process, time_sampler=name))
         for name in ("uniform", "second_moment")
     )
     history = by_moment.init()

@@ -13,6 +13,26 @@ def at_zero(rule: Any) -> Any:
     return getattr(rule, "at_zero", rule)
 
 
+def off(rule: Any) -> Any:
+    """Returns the rule without guidance by w, which an interval uses outside of its bounds. By default `at_zero`."""
+    return getattr(rule, "off", at_zero(rule))
+
+
+def keeps_pair(rule: Any) -> bool:
+    """Returns whether a rule's result is (1+w) strong − w weak of its branches."""
+    return getattr(rule, "keeps_pair", True)
+
+
+def has_weak(rule: Any) -> bool:
+    """Returns whether a rule has a weak prediction, which rules that need one ask for."""
+    return getattr(rule, "has_weak", True)
+
+
+def needs(rule: Any, what: str) -> bool:
+    """Returns whether a rule, or a rule in it, has the attribute `what` as True: "needs_eps" or "needs_images"."""
+    return any(getattr(part, what, False) for part in parts(rule))
+
+
 def uses_null(rule: Any) -> bool:
     """Returns whether a rule computes the null branch."""
     return getattr(rule, "uses_null", True)
@@ -39,6 +59,14 @@ def on_grid(rule: Any, logsnrs: Float[Any, " t"]) -> Any:
     A rule that has such fields has a method `on_grid(logsnrs)`.
     """
     return mapped(rule, lambda part: part.on_grid(logsnrs) if hasattr(part, "on_grid") else part)
+
+
+def on_labels(rule: Any, relabel: Callable) -> Any:
+    """Returns a rule with every label that it states turned into a condition.
+
+    relabel: label, an int or [B] → condition. A rule that has such fields has a method `on_labels(relabel)`.
+    """
+    return mapped(rule, lambda part: part.on_labels(relabel) if hasattr(part, "on_labels") else part)
 
 
 def parts(rule: Any) -> Iterator[Any]:

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cfgjax.diffusion.guidance.attributes import at_zero, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, has_weak, off, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.cfg import Weight, cfg
 from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
@@ -59,9 +60,15 @@ class classifier(Spec):
         object.__setattr__(self, "scale", number("scale", self.scale))
         check_choice("form", self.form, self.FORMS)
 
+    keeps_pair = False
+
     @property
     def uses_null(self) -> bool:
         return uses_null(self.rule)
+
+    @property
+    def has_weak(self) -> bool:
+        return has_weak(self.rule)
 
     @property
     def shifts_mean(self) -> bool:
@@ -70,6 +77,13 @@ class classifier(Spec):
     @property
     def at_zero(self) -> "classifier":
         return classifier(at_zero(self.rule), self.scale, self.form, self.guide)
+
+    @property
+    def off(self) -> "classifier":
+        return classifier(off(self.rule), self.scale, self.form, self.guide)
+
+    def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
+        return evaluations(self.rule, logsnrs)
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if self.guide is None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.contracts import ContractError, check_arrays, check_prediction, check_same, described
+from cfgjax.diffusion.guidance.attributes import keeps_pair, parts
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike
 
@@ -103,6 +104,29 @@ def bind_pair(outer: Any, rule: Any, predict: Callable, cond: Any, null: Any, w:
         needed = "a rule that combines two predictions, such as cfg()"
         raise UsageError(f"{type(outer).__name__} wraps {rule!r}, which has no weak prediction; need {needed}")
     return inner
+
+
+def bind_mixed(outer: Any, rule: Any, predict: Callable, cond: Any, null: Any, w: Any) -> Denoiser:
+    """Returns `bind_pair(outer, rule, …)` of a rule whose result is (1+w) strong − w weak.
+
+    Rules that combine the pair in another way start here. Raises UsageError if `rule` changes that result itself, since
+    the change would have no effect.
+    """
+    changing = [type(part).__name__ for part in parts(rule) if not keeps_pair(part)]
+    if changing:
+        inside = f"{changing[0]} has no effect inside {type(outer).__name__}"
+        raise UsageError(f"{inside}, which combines the two predictions itself; put it outside")
+    return bind_pair(outer, rule, predict, cond, null, w)
+
+
+def with_guided(inner: Denoiser, change: Callable) -> Denoiser:
+    """Returns the denoiser that has change(branches, z, logsnr) as its guided prediction. inner: with `branches`."""
+
+    def branches(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Branches, Any]:
+        found, memory = inner.branches(z, logsnr, memory)  # type: ignore[misc]
+        return found._replace(guided=change(found, z, logsnr)), memory
+
+    return from_branches(branches, inner.init, inner.shift)
 
 
 def checked(kind: str, value: Any, denoise: Any) -> Denoiser:

@@ -7,8 +7,11 @@ A sampler knows neither conditions, guidance nor parameters: `denoise(z, logsnr)
 - `evaluations(num_steps)`, the number of calls of denoise for a grid of so many levels;
 - `evaluated_levels(logsnrs)`, λ of these calls, if they are not one at each level: see the function of this name;
 - optionally `draws_noise` (default True; False: no noise is drawn, and `noise` is None), `takes_shift` (default False):
-  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, and `needs_variance` (default False): whether the
-  prediction must have a learned variance.
+  whether it adds `denoise.shift` to a mean, see `guidance.denoiser`, `needs_variance` (default False): whether the
+  prediction must have a learned variance, and `uses_eps` (default False): whether it renoises x̃ with ε̃, as DDIM does;
+- for a sampler that draws samples in groups, `group_size` (default 1): samples i with the same i // group_size are a
+  group, with the same label and w; optionally `takes_keys`: `init` is called as init(z, keys); `finish(x, state) → x̃`,
+  called after the last level; `needs_branches`: whether the rule must have `branches`, see `guidance.denoiser`.
 
 At the last level the driver returns x̃ itself, guided as at every level. Numbers in a sampler are traced: changing one
 compiles nothing.
@@ -21,6 +24,7 @@ compiles nothing.
 | `dpmpp_2m_sde` | 2 in the drift | T | `eta` |
 | `unipc` | 3 | T | none |
 | `ancestral` | 1 | T | always |
+| `tilted` | 1 | T | always, and resamples |
 
 These are the orders where x̃ is smooth in λ. A rule such as an interval of guidance changes x̃ abruptly at some λ, which
 lies anywhere between two levels. No sampler sees where, so that all have order 1 there. The history of multistep
@@ -45,6 +49,7 @@ from cfgjax.diffusion.samplers.driver import (
     sample,
 )
 from cfgjax.diffusion.samplers.heun import heun
+from cfgjax.diffusion.samplers.particles import tilted
 from cfgjax.diffusion.samplers.unipc import unipc
 
 SAMPLERS: dict[str, Any] = {
@@ -53,6 +58,7 @@ SAMPLERS: dict[str, Any] = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": dpmpp_2m_sde,
     "heun": heun,
+    "tilted": tilted,
     "unipc": unipc,
 }
 
@@ -72,5 +78,6 @@ __all__ = [
     "initial_noise",
     "noise_at",
     "sample",
+    "tilted",
     "unipc",
 ]

@@ -27,6 +27,8 @@ class ddim(Spec):
 
     eta: Any = 0.0
 
+    uses_eps = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", number("eta", self.eta, 0, 1))
 

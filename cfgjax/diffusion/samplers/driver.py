@@ -49,13 +49,15 @@ class Level(NamedTuple):
 class Evaluation(NamedTuple):
     """The argument of `save` at each level: the level, z, and the prediction after guidance and clipping.
 
-    branches: the predictions before clipping that the rule has combined; None if it does not combine two.
+    branches: the predictions before clipping that the rule has combined; None if it does not combine two. state: of
+    the sampler, after the step.
     """
 
     level: Level
     z: Float[Array, "b ..."]
     prediction: Prediction
     branches: Branches | None
+    state: Any = None
 
 
 CLIP_MODES = ("consistent", "x_only", "none")
@@ -181,14 +183,15 @@ def run_sampler(
         _check_step(sampler, z, state, returned)
         if at_level.prediction is None:
             raise ContractError("sampler", sampler, "never calls denoise in its step; need at least one call")
-        found = Evaluation(level, z, at_level.prediction, at_level.branches)
         z_next, state = returned
+        found = Evaluation(level, z, at_level.prediction, at_level.branches, state)
         z_next = jnp.where(level.last, found.prediction.x, z_next)
         return (z_next, state, at_level.memory), None if save is None else save(found)
 
-    state = sampler.init(z)
+    state = sampler.init(z, keys) if getattr(sampler, "takes_keys", False) else sampler.init(z)
     check_arrays("sampler", sampler, "state", state)
-    (z, _, _), trajectory = jax.lax.scan(body, (z, state, guided.init(z)), levels)
+    (z, state, _), trajectory = jax.lax.scan(body, (z, state, guided.init(z)), levels)
+    z = sampler.finish(z, state) if hasattr(sampler, "finish") else z
     return z if save is None else (z, trajectory)
 
 

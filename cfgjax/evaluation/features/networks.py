@@ -20,7 +20,7 @@ from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
 from cfgjax.models.guide import params_digest
 from cfgjax.models.network import check_params, make_network
 from cfgjax.nets import inception
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import load_params
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.sampling_settings import EvaluateSettings
 from cfgjax.runs.settings import Settings
@@ -29,7 +29,14 @@ from cfgjax.runs.workdir import read_settings
 NetworkOutputs = dict[str, Float[Array, "n _size"]]
 
 BATCH_SIZE, CPU_BATCH_SIZE = 128, 16  # images per call and device; on CPU a small batch is faster and takes less memory
-PAPER_NAMES = {"FD": "FID", "sFD": "sFID", "KD": "KID", "IS": "IS"}  # of metrics of Inception's features
+PAPER_NAMES = {
+    "FD": "FID",
+    "sFD": "sFID",
+    "KD": "KID",
+    "IS": "IS",
+    "FD_inf": "FID_inf",
+    "MIND": "MIND",
+}  # of metrics of Inception's features
 
 
 class FeatureNetwork:

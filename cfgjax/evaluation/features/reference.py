@@ -27,7 +27,8 @@ from cfgjax.data.batches import quantised
 from cfgjax.data.dataset import Dataset
 from cfgjax.evaluation.features.hashed import arrays_hash, read_arrays, write_arrays
 from cfgjax.evaluation.features.networks import FeatureNetwork
-from cfgjax.evaluation.metrics.manifold import neighbour_radii
+from cfgjax.evaluation.metrics.density import DENSITY_NEIGHBOURS
+from cfgjax.evaluation.metrics.manifold import neighbour_distances
 from cfgjax.evaluation.metrics.scores import feature_rows, matrix_sqrt
 from cfgjax.evaluation.metrics.sums import Advance, FeatureMoments, IndexedRows, ReadImages, feature_blocks
 
@@ -75,10 +76,14 @@ class Reference:
         return matrix_sqrt(self.spatial_cov)
 
     @functools.cached_property
-    def radii(self) -> Float[np.ndarray, " n"]:
-        """Returns the distance of each feature vector to its k-th nearest neighbour."""
+    def neighbours(self) -> Float[np.ndarray, "n k"]:
+        """Returns the distances of each feature vector to its nearest neighbours, at most 5, ascending."""
         assert self.features is not None
-        return neighbour_radii(self.features, NUM_NEIGHBOURS)
+        return neighbour_distances(self.features, min(DENSITY_NEIGHBOURS, len(self.features) - 1))
+
+    def radii(self, k: int) -> Float[np.ndarray, " n"]:
+        """Returns the distance of each feature vector to its k-th nearest neighbour, k ≤ 5."""
+        return self.neighbours[:, k - 1]
 
     def save(self, path: str | Path) -> None:
         """Writes a file of our layout, atomically."""

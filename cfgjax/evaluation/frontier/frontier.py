@@ -4,15 +4,14 @@
 """
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,24 +19,30 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
-from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
-from cfgjax.evaluation.features.hashed import read_hashed_metrics, write_hashed_metrics
+from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
+from cfgjax.evaluation.frontier.cost import network_evaluations
+from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
-from cfgjax.evaluation.frontier.measure import measure
+from cfgjax.evaluation.frontier.measure import measure_with_influences
+from cfgjax.evaluation.frontier.paired import strata, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
+from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
+from cfgjax.models.cascade import Cascade, first_stage
+from cfgjax.models.groups import check_divisible, group_size, rule_at_zero
 from cfgjax.models.guide import Guide
+from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
-from cfgjax.runs.checkpoint import load_params
+from cfgjax.runs.averages import step_digest, stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
-from cfgjax.runs.manifest import manifest_digest
+from cfgjax.runs.sample_options import SampleOptions
 
 log = logging.getLogger("cfgjax")
 
@@ -55,12 +60,13 @@ class Frontier:
 
     model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
     until `close`. network, judge, neighbours: see `measure`. guide, weak: the `Guide` and the `WeakRun` of the
-    settings, or None. Raises UsageError if another process locks the folder.
+    settings, or None. upsampler: `Cascade.upsampler_identity` of a cascade, of whose base workdir and settings are.
+    Raises UsageError if another process locks the folder.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Cascade,
         settings: Sequence[Setting],
         *,
         workdir: PathLike,
@@ -72,19 +78,23 @@ class Frontier:
         neighbours: bool,
         guide: Guide | None = None,
         weak: WeakRun | None = None,
+        upsampler: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
-        self._rate: float | None = None  # of the model's current parameters, None for those of the checkpoint
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
-        self._weak = weak
-        self._models = {"learned": model}
-        if any(setting.scores == "exact" for setting in settings):
+        self._weak, self._upsampler = weak, upsampler
+        self._models: dict[str, Model | Cascade] = {"learned": model}
+        for setting in settings:
+            check_divisible(f"num_samples {num_samples} is", num_samples, setting.options.sampler)
+        if isinstance(model, Model) and any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        self.checkpoint = manifest_digest(Path(workdir) / "checkpoints", model.step)
+        used = {float(setting.options.ema or 0) for setting in settings}
+        self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
+        self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -96,10 +106,12 @@ class Frontier:
     def identity(self, setting: Setting) -> dict[str, Any]:
         """Returns everything that the samples of a setting depend on, as JSON values."""
         learned = setting.scores == "learned"
-        own = {"checkpoint": self.checkpoint, "step": self.model.step} if learned else {}
+        stored = self._stored[float(setting.options.ema or 0)]
+        own = {"checkpoint": stored, "step": self.model.step} if learned else {}
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
         config["diffusion"] = without_later_keys(config["diffusion"])
+        config |= {} if self._upsampler is None else {"upsampler": self._upsampler}
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
@@ -123,34 +135,59 @@ class Frontier:
 
         advance: called with the size of each batch drawn. check: called between batches and blocks; may raise Stopped.
         """
+        grouped = any(group_size(setting.options.sampler) > 1 for setting in self.settings)
+        ungrouped = {"effective_sample_size": 1.0} if grouped else {}
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
-                metrics = self._measure(store, reference, check)
+                metrics, influences = self._measure(store, reference, check)
+                metrics = with_intervals(metrics, influences, self._strata(setting))
                 if jax.process_index() == 0:
-                    path, identity = self._metrics_file(store, reference)
-                    write_hashed_metrics(path, identity, metrics)
+                    path, identity = self._influences_file(store, reference)
+                    write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
+                    write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            yield {**setting.row, "num_samples": self.num_samples, **metrics}
+            yield {**self.row(setting), **ungrouped, **metrics}
+
+    def row(self, setting: Setting) -> dict[str, Any]:
+        """Returns the columns of a setting."""
+        options = setting.options
+        logsnrs = first_stage(self.model).grid(options.num_steps, options.grid)
+        cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
+        return {**setting.row, "num_samples": self.num_samples, "network_evaluations": cost}
+
+    def with_changes(
+        self, rows: Sequence[dict[str, Any]], reference: Reference, baseline: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Returns the rows of all settings with their differences from a baseline. Called in the first process only.
+
+        baseline: see `paired.baselines`.
+        """
+        if not self.neighbours:
+            return list(rows)
+        paths = [self._influences_file(store, reference) for store in self._stores]
+        read = functools.lru_cache(maxsize=2)(lambda i: read_arrays(*paths[i]))
+        labels = lambda i: self._strata(self.settings[i])
+        return with_changes(rows, read, labels, baseline, setting_keys())
+
+    def _strata(self, setting: Setting) -> np.ndarray | None:
+        """Returns the labels of a setting's samples if their number per class is fixed, see `paired.strata`."""
+        return strata(setting.options.label_policy, self.num_samples, self.model.num_classes)
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
-        missing, model = np.array(missing, int), self._models[setting.scores]
-        left = len(missing)
-        rate = setting.options.ema
-        if setting.scores == "learned" and rate != self._rate and len(missing):
-            params, _ = load_params(self._workdir, model.settings, model.step, rate)
-            model.put(params)
-            self._rate = rate
-        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
-        rule = with_guide(rule, self._guide, setting.options.classifier_scale)
-        options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
-        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
+        missing, left = np.array(missing, int), len(missing)
+        model = self._loaded(setting) if left else self._models[setting.scores]
+        rule, sampler = self._bound(setting), setting.options.sampler
+        options = dataclasses.replace(setting.options, rule=rule if self._guided else rule_at_zero(rule, sampler))
+        count, ess = self.num_samples, [np.empty(0)]  # of the last batch
+        on_ess = lambda values: ess.__setitem__(0, values)
+        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=count, on_ess=on_ess)
         for index, labels, samples in drawing:
-            store.write(index, labels, samples)
+            store.write(index, labels, samples, ess[0] if group_size(sampler) > 1 else None)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn
             advance(drawn)
@@ -158,10 +195,27 @@ class Frontier:
         collectives.barrier("a setting is drawn")
         store.rescan()
 
-    def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> dict[str, Any]:
-        """Returns the metrics of a store's samples. check: called after each block."""
-        options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours}
-        return measure(store.read, self.num_samples, self.network, reference, **options, advance=lambda _: check())
+    def _loaded(self, setting: Setting) -> Model | Cascade:
+        """Returns the model of a setting, with the parameters of its average."""
+        model = self._models[setting.scores]
+        if setting.scores == "learned":
+            use_average(first_stage(model), self._workdir, float(setting.options.ema or 0))
+        return model
+
+    def _bound(self, setting: Setting) -> Any:
+        """Returns the rule of a setting with its guide and its weak model."""
+        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
+        return with_guide(rule, self._guide, setting.options.classifier_scale)
+
+    def prepared(self, setting: Setting) -> tuple[Model, SampleOptions]:
+        """Returns (model, options) that draw the samples of a setting."""
+        return first_stage(self._loaded(setting)), dataclasses.replace(setting.options, rule=self._bound(setting))
+
+    def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
+        """Returns (metrics, influences) of a store's samples. check: called after each block."""
+        options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
+        found = measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
+        return found[0] | store.group_metrics(), found[1]
 
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
@@ -170,13 +224,34 @@ class Frontier:
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
+    def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
+        """Returns (path, identity) of the influences of a store's samples on its metrics."""
+        path, identity = self._metrics_file(store, reference)
+        return path.with_name(path.name.replace("metrics", "influences")).with_suffix(".npz"), identity
+
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
-        """Returns the cached metrics of a store's samples, or None. Called in the first process only."""
-        return read_hashed_metrics(*self._metrics_file(store, reference))
+        """Returns the cached metrics of a store's samples, or None. Called in the first process only.
+
+        None also if the samples' influences on them are missing or damaged.
+        """
+        metrics = read_hashed_metrics(*self._metrics_file(store, reference))
+        if metrics is None:
+            return None
+        path, identity = self._influences_file(store, reference)
+        try:
+            read_arrays(path, identity)
+        except UsageError as e:
+            log.warning("%s; its setting is measured again", e)
+            return None
+        return metrics
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""
         named = lambda network: network and {"name": network.name, "digest": network.digest}
+        config = self.model.settings.to_dict()
+        upsampler = {} if self._upsampler is None else {"upsampler": self._upsampler}
+        if self._upsampler is not None:
+            config["data"] = self._upsampler["data"]  # the images that are measured
         return {
             "cfgjax": cfgjax.__version__,
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
@@ -186,7 +261,8 @@ class Frontier:
             "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
-            "config": self.model.settings.to_dict(),
+            **upsampler,
+            "config": config,
         }
 
     def remove_samples(self) -> None:
@@ -198,28 +274,6 @@ class Frontier:
         """Releases the folder."""
         if self._lock is not None:
             self._lock.close()
-
-
-def claim(folder: PathLike) -> TextIO | None:
-    """Locks the folder (created if missing) in the first process. Returns the open lock file, None in the others."""
-    locks: list[TextIO] = []
-    collectives.decided(lambda: locks.append(lock_file(Path(folder))), f"the claim of {folder}")
-    return locks[0] if locks else None
-
-
-def lock_file(folder: Path) -> TextIO:
-    """Locks the folder and returns the open lock file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")
-    except OSError as e:
-        raise UsageError(f"{folder} cannot be written: {e.strerror}") from e
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UsageError(f"another evaluation is running in {folder}; wait for it, or use another --out") from None
-    return lock
 
 
 def find_reference(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import cfg, classifier, uses_null
+from cfgjax.diffusion.guidance import PerturbedAttention, cfg, classifier, parts, uses_null
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import (
@@ -22,6 +22,7 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.network import check_attention
 from cfgjax.models.weak import WeakRun, weak_text
 from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 
@@ -30,7 +31,7 @@ from cfgjax.runs.sample_options import SampleOptions, as_dict, combinations
 class Setting:
     """Everything that a sample depends on, besides the model and its index.
 
-    options: rule (without its guide), sampler and grid are values; ema is a rate; classifier_scale is that of the
+    options: rule (without its guide), sampler and grid are values; ema is a number; classifier_scale is that of the
     rule's `classifier`, whose own scale has no effect. scores: "learned", or "exact" for those of a mixture.
     classifier: digest of the classifier that guides, or None. weak: `WeakRun.identity` of the weak model of a rule with
     `autoguidance`, or None.
@@ -124,6 +125,9 @@ def resolved_combinations(
     readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
     values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
     check_weak_given(values["rule"], weak)
+    for part in (part for rule in values["rule"] for part in parts(rule)):
+        if isinstance(part, PerturbedAttention):
+            check_attention(model.network, model.image_shape, part.layers)
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 
@@ -139,14 +143,12 @@ def check_weak_given(rules: Sequence[Any], weak: WeakRun | None) -> None:
 def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -> SampleOptions:
     """Returns options with values for defaults, checked against a model; equal settings are equal then.
 
-    options: rule, sampler and grid are values. ema is a rate of the run in the result, and classifier_scale that of the
+    options: rule, sampler and grid are values. ema is a number in the result, and classifier_scale that of the
     rule if it was None; the scale in the rule is then 1.
     """
     rule, sampler = options.rule, options.sampler
-    rates = [*map(float, model.settings.ema.rates), 0.0]
-    ema = rates[0] if options.ema is None else float(options.ema)
-    if ema not in rates:
-        raise UsageError(f"no EMA of rate {ema:g}; the run has {', '.join(f'{rate:g}' for rate in rates)}")
+    ema = float(model.settings.ema.default if options.ema is None else options.ema)
+    model.settings.ema.check(ema)
     if guide is None and is_classifier_guided(rule):
         raise UsageError(f"rule {rule!r} needs a classifier; give its run with --guide")
     if guide is None and options.classifier_scale:
@@ -158,7 +160,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance * uses_null(rule)])
     model.grid(options.num_steps, options.grid)
-    check_together(rule, sampler, model.learned_variance)
+    check_together(rule, sampler, model)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)

@@ -1,7 +1,7 @@
 """All metrics of samples against a reference, in one pass over the samples.
 
 It needs memory for a block of samples and, if precision and recall are requested, for the features, N·D float32, and
-the blocks of distances described in `manifold`.
+the blocks of distances described in `manifold`. Influences add N·K float16 for K logits.
 """
 
 import logging
@@ -14,7 +14,9 @@ from cfgjax.base.errors import UsageError
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import NUM_NEIGHBOURS, Reference
 from cfgjax.evaluation.metrics import METRICS
-from cfgjax.evaluation.metrics.manifold import knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.influence import frechet_influence, log_softmax, mean_influence, score_influence
+from cfgjax.evaluation.metrics.manifold import in_manifolds, knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.recall import recall_influence
 from cfgjax.evaluation.metrics.scores import Moments, cubic_mmd, frechet_distance, kernel_subset
 from cfgjax.evaluation.metrics.sums import (
     BLOCK,
@@ -44,11 +46,32 @@ def measure(
 
     read: (start, stop) → (samples, labels) of these indices, where labels are the requested classes. judge: a network
     whose logits are those of the data's classes; by default `network`, if it is one. neighbours: whether to compute
-    precision, recall and entropy. advance: called with the number of samples in each block.
+    precision, recall and entropy, and the metrics of METRICS that take features. advance: called with the number of
+    samples in each block.
 
     Names: FD, sFD, IS, IS_10, IS_10_std, KD and KD_std as `FeatureNetwork.metric` returns them; precision, recall;
     accuracy, log_posterior (mean log p(c|x)), accuracy_per_class; entropy of points, in nats; those of METRICS. Metrics
     for which the network or the reference has no arrays are left out. Raises UsageError for fewer than 2 samples.
+    """
+    options: Any = {"judge": judge, "neighbours": neighbours, "advance": advance}
+    return measure_with_influences(read, count, network, reference, **options, influences=False)[0]
+
+
+def measure_with_influences(
+    read: ReadImages,
+    count: int,
+    network: FeatureNetwork,
+    reference: Reference,
+    *,
+    judge: FeatureNetwork | None = None,
+    neighbours: bool = True,
+    advance: Advance = lambda images: None,
+    influences: bool = True,
+) -> tuple[dict[str, Any], dict[str, Float[np.ndarray, " n"]]]:
+    """Returns (metrics as `measure`, {name: influence of each sample} of those that have one, see `metrics.influence`).
+
+    Influences need the features and log p(y|x) of all samples in memory. influences, neighbours: both must be true for
+    them to be computed; otherwise the second result is empty.
     """
     if count < 2:
         raise UsageError(f"num_samples is {count}; metrics need at least 2")
@@ -59,7 +82,9 @@ def measure(
     block_size = BLOCK // kernel.size * kernel.size if kernel else BLOCK
     rows = IndexedRows((sizes["features"],))
     verdict = None if judge is None else Verdict(judge.sizes(one)["logits"])  # also in a process without blocks
+    own = SampleRecords(sizes["logits"], judge is not None) if influences and neighbours else None
     others = [make(network, reference) for make in METRICS.values()]
+    streamed = [metric for metric in others if not takes_features(metric)]
     for index, labels, images, out in feature_blocks(read, count, network, block_size, advance):
         moments.update(out)
         scores.update(index, out["logits"])
@@ -67,24 +92,90 @@ def measure(
             kernel.update(index, out["features"])
         if neighbours:
             rows.add(index, out["features"])
+        judged = None
         if judge is not None and verdict is not None:
-            verdict.update(labels, (out if judge is network else judge(images))["logits"])
-        for metric in others:
-            metric.update(labels, images, out)
+            judged = (out if judge is network else judge(images))["logits"]
+            verdict.update(labels, judged)
+        if own is not None:
+            own.update(index, out["logits"], labels, judged)
+        for metric in streamed:
+            metric.update(labels, images, out | {"index": index})
 
     found = distances(moments.reduced(), reference, network) | scores.metrics(network.metric("IS"))
     if kernel:
         found |= kernel.metrics(network.metric("KD"))
-    if neighbours and count > NUM_NEIGHBOURS:
-        features = rows.reduced()
+    features = rows.reduced() if neighbours else None
+    if features is not None and count > NUM_NEIGHBOURS:
         if network.points:
             found["entropy"] = knn_entropy(features, k=NUM_NEIGHBOURS)
-        if reference.features is not None and len(reference.features) > NUM_NEIGHBOURS:
-            pair = precision_recall(reference.features, features, k=NUM_NEIGHBOURS, reference_radii=reference.radii)
+        if (known := many_features(reference)) is not None:
+            radii = reference.radii(NUM_NEIGHBOURS)
+            pair = precision_recall(known, features, k=NUM_NEIGHBOURS, reference_radii=radii)
             found |= dict(zip(("precision", "recall"), pair, strict=True))
+    shares: dict[str, np.ndarray] = {}
+    if own is not None and features is not None:
+        shares |= own.influences(features, network, reference)
     for metric in others:
-        found |= metric.metrics()
-    return found | (verdict.metrics() if verdict else {})
+        if takes_features(metric) and features is None:
+            continue
+        found |= metric.metrics(features) if takes_features(metric) else metric.metrics()
+        if own is not None and hasattr(metric, "influences"):
+            shares |= metric.influences()
+    return found | (verdict.metrics() if verdict else {}), shares
+
+
+def takes_features(metric: Any) -> bool:
+    """Returns whether a metric of METRICS receives the features of all samples at once."""
+    return getattr(metric, "takes_features", False)
+
+
+def many_features(reference: Reference) -> Float[np.ndarray, "n d"] | None:
+    """Returns the features of a reference if there are enough for precision and recall, or None."""
+    known = reference.features
+    return known if known is not None and len(known) > NUM_NEIGHBOURS else None
+
+
+class SampleRecords:
+    """What the influences of samples on the metrics of this module need besides the features.
+
+    log p(y|x) is stored as float16, in the same memory as the features of Inception; the error of an interval is 0.1 %.
+    """
+
+    def __init__(self, num_classes: int, judged: bool) -> None:
+        self._log_p = IndexedRows((num_classes,), np.float16)
+        self._verdicts = IndexedRows((2,)) if judged else None
+
+    def update(
+        self,
+        index: Int[np.ndarray, " b"],
+        logits: Float[np.ndarray, "b k"],
+        labels: Int[np.ndarray, " b"],
+        judged: Float[np.ndarray, "b _c"] | None,
+    ) -> None:
+        """Adds a block. judged: logits of the classes of the data, or None without a judge."""
+        self._log_p.add(index, log_softmax(logits).astype(np.float16))
+        if self._verdicts is not None and judged is not None:
+            own = np.take_along_axis(log_softmax(judged), labels[:, None], axis=1)[:, 0]
+            rows = np.stack([judged.argmax(axis=1) == labels, own], axis=1)
+            self._verdicts.add(index, rows.astype(np.float32))
+
+    def influences(
+        self, features: Float[np.ndarray, "n d"], network: FeatureNetwork, reference: Reference
+    ) -> dict[str, Float[np.ndarray, " n"]]:
+        """Returns {name: influence of each sample} on the Fréchet distance, the scores, precision and recall."""
+        found = {
+            network.metric("FD"): frechet_influence(reference.mean, reference.root, features),
+            network.metric("IS"): score_influence(self._log_p.reduced()),
+        }
+        if (known := many_features(reference)) is not None and len(features) > NUM_NEIGHBOURS + 1:
+            radii = reference.radii(NUM_NEIGHBOURS)
+            inside, _ = in_manifolds(known, features, k=NUM_NEIGHBOURS, reference_radii=radii)
+            found["precision"] = mean_influence(inside)
+            found["recall"] = recall_influence(known, features, k=NUM_NEIGHBOURS)
+        if self._verdicts is not None:
+            correct, log_prob = self._verdicts.reduced().T
+            found |= {"accuracy": mean_influence(correct), "log_posterior": mean_influence(log_prob)}
+        return found
 
 
 def distances(moments: dict[str, Moments], reference: Reference, network: FeatureNetwork) -> dict[str, float]:

@@ -9,8 +9,8 @@ from typing import Any
 from cfgjax.base.cells import aligned, cell_text, either, text
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.inception_weights import INCEPTION_SHA256
-from cfgjax.evaluation.report import frontier_files as report
-from cfgjax.evaluation.report.frontier_files import Row
+from cfgjax.evaluation.report import frontier_rows as report
+from cfgjax.evaluation.report.frontier_rows import Row
 from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets, published_form, stated
 
 CurveSetting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
@@ -275,7 +275,7 @@ def comparison_table(groups: Sequence[Group]) -> list[str]:
 
 
 def joined_columns(groups: Sequence[Group]) -> list[dict[str, float | None]]:
-    """Returns [{"guidance_weight": w, "scale": s, "<label> <metric>": mean, …}], with "… std" for several seeds."""
+    """Returns [{"guidance_weight": w, "scale": s, "<label> <metric>": mean, …}], with "… std" or "… interval"."""
     rows = []
     for w in weights(groups):
         row: dict[str, float | None] = {"guidance_weight": w, "scale": 1 + w}
@@ -283,8 +283,9 @@ def joined_columns(groups: Sequence[Group]) -> list[dict[str, float | None]]:
             for name, column in group.cells.items():
                 mean, std, _ = column.get(w, (None, None, 0))
                 row[f"{group.label} {name}"] = mean
-                if any(count > 1 for _, _, count in column.values()):
-                    row[f"{group.label} {name} std"] = std
+                if any(std or count > 1 for _, std, count in column.values()):
+                    several = any(count > 1 for _, _, count in column.values())
+                    row[f"{group.label} {name} {'std' if several else 'interval'}"] = std
         rows.append(row)
     return rows
 

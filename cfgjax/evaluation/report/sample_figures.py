@@ -10,12 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
-from cfgjax.diffusion.guidance import at_zero, uses_null
+from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.binding import rule_value, with_guide, with_weak
+from cfgjax.models.binding import rule_value, sampler_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
+from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
@@ -33,13 +34,15 @@ def sample_figure(
     per_cell: int,
     guide: Guide | None = None,
     weak: WeakRun | None = None,
+    before: Callable[[SampleOptions], object] = lambda options: None,
     **sampling: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
     Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide,
-    weak: the `Guide` and the weak model of the rules. sampling: further options of `Model.sample`; low_res has per_cell
-    images for each label.
+    weak: the `Guide` and the weak model of the rules. before: called with the options of each column before it is
+    drawn, such as to load its average. sampling: further options of `Model.sample`; low_res has per_cell images for
+    each label.
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
     learned ones, unless there is a weak model.
     """
@@ -47,11 +50,16 @@ def sample_figure(
         raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
     model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
+    for options in columns:
+        check_divisible(f"per_cell {per_cell} is", per_cell, sampler_value(options.sampler))
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
     draw = lambda source, options: source.sample(
         repeated, options.guidance, **model_options(options, guide, weak), **sampling
     )
-    drawn = [draw(model, options) for options in columns]
+    drawn = []
+    for options in columns:
+        before(options)
+        drawn.append(draw(model, options))
     if not model.is_image:
         rows = {"learned": drawn}
         if model.settings.data.source == "mixture" and weak is None:
@@ -76,8 +84,14 @@ def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
 def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> dict[str, Any]:
     """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
+    rule = with_networks(options, guide, weak).rule
+    return changes | {"rule": rule if options.guidance else rule_at_zero(rule, sampler_value(options.sampler))}
+
+
+def with_networks(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> SampleOptions:
+    """Returns options whose rule is a value that has the networks that it needs."""
     rule = with_guide(with_weak(rule_value(options.rule), weak and weak.model), guide, options.classifier_scale)
-    return changes | {"rule": rule if options.guidance else at_zero(rule)}
+    return dataclasses.replace(options, rule=rule)
 
 
 def weight_name(w: float) -> str:

@@ -1,0 +1,160 @@
+"""The protocol of a result: everything that a reader needs to repeat it or to compare it with another one."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cfgjax.base.cells import text
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.specs import parse
+from cfgjax.evaluation.report.frontier_rows import COST, Row
+
+SHORT = 12  # digits of a digest
+CHARACTERS_PER_INCH = 19  # of a figure's width, in the caption's size
+LEFT_OUT = "none", "", "unknown"  # values that a caption does not mention
+
+
+def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
+    """Returns {name: text} of the protocol of a frontier, with all values that occur in its rows.
+
+    record: the content of its frontier.json, also one that an older version wrote.
+    """
+    every = lambda key: ", ".join(dict.fromkeys(text(row.get(key)) for row in rows))
+    config, checkpoint = record.get("config", {}), record.get("checkpoint", {})
+    data, diffusion = config.get("data", {}), config.get("diffusion") or {}
+    weights = list(dict.fromkeys(row["guidance_weight"] for row in rows))
+    found = {
+        "w": ", ".join(f"{w:g}" for w in weights),
+        "s = 1 + w": ", ".join(f"{1 + w:.6g}" for w in weights),
+        "rule": every("rule"),
+        "guidance interval": "; ".join(dict.fromkeys(filter(None, (interval_text(row) for row in rows)))) or "none",
+        "classifier scale": every("classifier_scale"),
+        "weak model": every("weak"),
+        "sampler": every("sampler"),
+        "grid": every("grid") if "grid" in rows[0] else grid_text(diffusion),
+        "clipping": clipping_text(rows, data),
+        "T": every("num_steps"),
+        "network evaluations per sample": cost_text(rows),
+        "samples": every("num_samples"),
+        "labels": every("label_policy"),
+        "seed": every("seed"),
+        "EMA": every("ema"),
+        "step": text(checkpoint.get("step")),
+        "checkpoint": digest_text(checkpoint),
+        "upsampler": upsampler_text(record.get("upsampler")),
+        "data": " ".join(filter(None, [data.get("source"), text(tuple(data.get("image_shape", ())))])),
+        "scores": every("scores"),
+        "features": named_text(record.get("features")),
+        "judge": named_text(record.get("judge")),
+        "guide": named_text(record.get("guide")),
+        "reference": reference_text(record.get("reference")),
+        "quantisation": record.get("quantisation", "unknown"),
+        "cfgjax": record.get("cfgjax", "unknown"),
+    }
+    return {name: value or "unknown" for name, value in found.items()}
+
+
+def protocol_lines(found: Mapping[str, str]) -> list[str]:
+    """Returns the protocol as the footer of a table."""
+    width = max(map(len, found))
+    return ["protocol:", *(f"  {name.ljust(width)}  {value}" for name, value in found.items() if value not in LEFT_OUT)]
+
+
+def caption(found: Mapping[str, str], width_inches: float) -> str:
+    """Returns the protocol as the caption of a figure of this width, in several lines."""
+    parts = [f"{name}: {value}" for name, value in found.items() if value not in LEFT_OUT]
+    return "\n".join(textwrap.wrap("  ·  ".join(parts), int(CHARACTERS_PER_INCH * width_inches)))
+
+
+def cost_text(rows: Sequence[Row]) -> str:
+    """Returns the network evaluations of a sample, with the weights and rules that have each number if it varies."""
+    several = len({row["rule"] for row in rows}) > 1
+    where: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        where.setdefault(text(row.get(COST)), {}).setdefault(row["rule"], []).append(f"{row['guidance_weight']:g}")
+    if len(where) == 1:
+        return "unknown" if "none" in where else next(iter(where))
+    parts = []
+    for cost, rules in where.items():
+        named = [f"{rule} at " * several + f"w = {', '.join(dict.fromkeys(found))}" for rule, found in rules.items()]
+        parts.append(f"{cost} ({'; '.join(named)})")
+    return ", ".join(parts)
+
+
+def interval_text(row: Row) -> str:
+    """Returns the interval of guidance of a row's rule in ς, λ and flow t, or "" if it has none."""
+    from cfgjax.diffusion.guidance import RULES, parts
+
+    try:
+        rule = parse(row["rule"], RULES, "rule")
+    except UsageError:  # of the user's own
+        return ""
+    found = [part for part in parts(rule) if hasattr(part, "low") and hasattr(part, "high") and hasattr(part, "unit")]
+    return " and ".join(bounds_text(part.low, part.high, part.unit) for part in found)
+
+
+def bounds_text(low: float | None, high: float | None, unit: str) -> str:
+    """Returns an interval in ς = σ/α, in λ = −2 ln ς and in flow time t = ς/(1+ς), each from noise to data.
+
+    unit: "sigma", "logsnr" or "flow", that of low and high, where None is no bound; others are returned as they are.
+    """
+    if unit not in ("sigma", "logsnr", "flow"):
+        return f"{unit} {text(low)} to {text(high)}"
+    largest, smallest = (low, high) if unit == "logsnr" else (high, low)
+    noisy = math.inf if largest is None else sigma_of(largest, unit)
+    clean = 0.0 if smallest is None else sigma_of(smallest, unit)
+    logsnr = lambda sigma: -2 * math.log(sigma) if 0 < sigma < math.inf else math.inf if sigma == 0 else -math.inf
+    flow = lambda sigma: 1.0 if sigma == math.inf else sigma / (1 + sigma)
+    spans = [f"{name} {of(noisy):.4g} to {of(clean):.4g}" for name, of in (("ς", float), ("λ", logsnr), ("t", flow))]
+    return ", ".join(spans)
+
+
+def sigma_of(bound: float, unit: str) -> float:
+    """Returns ς of a bound that is ς itself, λ or flow time t."""
+    if unit == "logsnr":
+        return math.exp(-bound / 2)
+    if unit == "flow":
+        return math.inf if bound == 1 else bound / (1 - bound)
+    return bound
+
+
+def clipping_text(rows: Sequence[Row], data: Mapping[str, Any]) -> str:
+    """Returns how x̃ is clipped."""
+    if len(data.get("image_shape", ())) != 3 or data.get("kind") == "latent":
+        return "none"
+    return ", ".join(dict.fromkeys(row.get("clip", "consistent") for row in rows))
+
+
+def grid_text(diffusion: Mapping[str, Any]) -> str:
+    """Returns the grid of a process, which samplers use unless they are given another one."""
+    if diffusion.get("betas"):
+        return f"timesteps of {diffusion['betas']} betas, {diffusion.get('num_timesteps')} in all"
+    if "schedule" not in diffusion:
+        return "unknown"
+    bounds = f"{diffusion.get('logsnr_min', 0):g} to {diffusion.get('logsnr_max', 0):g}"
+    return f"quantiles of the {diffusion['schedule']} schedule, λ {bounds}"
+
+
+def digest_text(found: Mapping[str, Any]) -> str:
+    """Returns the first digits of the digest of a part of a record."""
+    return str(found.get("digest", ""))[:SHORT]
+
+
+def upsampler_text(found: Mapping[str, Any] | None) -> str:
+    """Returns the checkpoint of a cascade's upsampler and its options that differ from the defaults, or "none"."""
+    if not found:
+        return "none"
+    options = {**found["options"], "low_res_logsnr": found["low_res_logsnr"]}
+    given = [f"{name}={text(value)}" for name, value in options.items() if value is not None]
+    return ", ".join([f"{found['checkpoint'][:SHORT]}, step {found['step']}, ema {found['ema']:g}", *given])
+
+
+def named_text(found: Mapping[str, Any] | None) -> str:
+    """Returns the name, or step, and the digest of a network, or "none"."""
+    return "none" if not found else f"{found.get('name') or 'step ' + text(found.get('step'))} {digest_text(found)}"
+
+
+def reference_text(found: Mapping[str, Any] | None) -> str:
+    """Returns the origin and the digest of a reference."""
+    return "" if not found else f"{found.get('origin')} {digest_text(found)}"
