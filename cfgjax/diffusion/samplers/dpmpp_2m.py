@@ -30,9 +30,9 @@ def no_history(z: Float[Array, "b ..."]) -> LevelBefore:
 def extrapolated(x: Float[Array, "b ..."], history: LevelBefore, level: Level) -> Float[Array, "b ..."]:
     """Returns D = x̃ + (x̃ − x̃_prev)/(2r), r = (λ − λ_prev)/(λ' − λ): x̃ continued to the middle of the step.
 
-    At the first level D = x̃, and in a step more than MAX_STEP_RATIO times as long as the one before, such as the last one of
-    the cosine schedule, where x̃ would be continued far beyond its range. diffusers does the same in its last steps
-    (`lower_order_final`).
+    D = x̃ at the first level, and in a step more than MAX_STEP_RATIO times as long as the one before, such as the last
+    one of the cosine schedule, where x̃ would be continued far beyond its range. diffusers does the same in its last
+    steps (`lower_order_final`).
     """
     is_first = level.step == 0
     before = jnp.where(is_first, level.logsnr - 1, history.logsnr)  # of the first level a placeholder
