@@ -206,11 +206,15 @@ def translated(rule: Any, logsnrs: Float[Array, " t"], cond: Condition) -> Any:
 
 
 class Trajectory(NamedTuple):
-    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …]."""
+    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …].
+
+    ess: effective sample size [T, N] of each sample's group, of samplers that draw groups, such as `tilted`.
+    """
 
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+    ess: np.ndarray | None = None
 
 
 def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:

@@ -19,7 +19,6 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
-from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
@@ -36,6 +35,7 @@ from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
+from cfgjax.models.groups import check_divisible, group_size, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
@@ -86,6 +86,8 @@ class Frontier:
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak, self._upsampler = weak, upsampler
         self._models: dict[str, Model | Cascade] = {"learned": model}
+        for setting in settings:
+            check_divisible(f"num_samples {num_samples} is", num_samples, setting.options.sampler)
         if isinstance(model, Model) and any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
@@ -133,6 +135,8 @@ class Frontier:
 
         advance: called with the size of each batch drawn. check: called between batches and blocks; may raise Stopped.
         """
+        grouped = any(group_size(setting.options.sampler) > 1 for setting in self.settings)
+        ungrouped = {"effective_sample_size": 1.0} if grouped else {}
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
@@ -145,7 +149,7 @@ class Frontier:
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            yield {**self.row(setting), **metrics}
+            yield {**self.row(setting), **ungrouped, **metrics}
 
     def row(self, setting: Setting) -> dict[str, Any]:
         """Returns the columns of a setting."""
@@ -177,11 +181,13 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, left = np.array(missing, int), len(missing)
         model = self._loaded(setting) if left else self._models[setting.scores]
-        rule = self._bound(setting)
-        options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
-        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
+        rule, sampler = self._bound(setting), setting.options.sampler
+        options = dataclasses.replace(setting.options, rule=rule if self._guided else rule_at_zero(rule, sampler))
+        count, ess = self.num_samples, [np.empty(0)]  # of the last batch
+        on_ess = lambda values: ess.__setitem__(0, values)
+        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=count, on_ess=on_ess)
         for index, labels, samples in drawing:
-            store.write(index, labels, samples)
+            store.write(index, labels, samples, ess[0] if group_size(sampler) > 1 else None)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn
             advance(drawn)
@@ -208,7 +214,8 @@ class Frontier:
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
         """Returns (metrics, influences) of a store's samples. check: called after each block."""
         options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
-        return measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
+        found = measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
+        return found[0] | store.group_metrics(), found[1]
 
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
