@@ -53,7 +53,7 @@ def diagnose(
         _, seen = draw(index, labels[index], np.full(size, options.guidance), rows)
         parts.append(jax.tree.map(gather_rows, seen))
     found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)].astype(np.float64), *parts)
-    logsnrs = model.grid(options.num_steps)
+    logsnrs = model.grid(options.num_steps, options.grid)
     return percentiles(found._replace(tilting=tilting_integral(found.tilting, logsnrs)), logsnrs)
 
 

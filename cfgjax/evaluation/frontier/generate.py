@@ -19,6 +19,7 @@ from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
 from cfgjax.models.binding import sampler_value
+from cfgjax.models.cascade import Cascade
 from cfgjax.models.groups import batch_rows, check_divisible, complete_groups, group_size, recorded
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, fields
@@ -56,7 +57,7 @@ def policy_labels(options: SampleOptions, index: SampleIndices, num_classes: int
 
 
 def draw_samples(
-    model: Model,
+    model: Model | Cascade,
     options: SampleOptions,
     index: SampleIndices,
     batch_size: int,
