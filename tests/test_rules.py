@@ -21,7 +21,7 @@ LABELS = np.arange(12) % 3
 RULES = {  # text of a rule, and with other numbers
     "interval(low=0.3, high=5)": "interval(low=1, high=2)",
     "interval(low=1, high=3, unit='step')": "interval(low=0, high=4, unit='step')",
-    "schedule(start=0.5)": "schedule(start=0, end=1, power=2)",
+    "ramp(start=0.5)": "ramp(start=0, end=1, power=2)",
     "table(logsnr=(-2, 0), factor=(1, 2))": "table(logsnr=(-1, 3), factor=(0, 1))",
     "rescale(phi=0.7)": "rescale(phi=0.2)",
     "apg(eta=0.2, beta=-0.5, r=2)": "apg(eta=0, beta=0.1, r=inf)",
@@ -103,7 +103,7 @@ def test_at_weight_zero_the_default_rule_leaves_the_null_branch_out():
     rows = []
     bind = of_mixture(MIXTURE)
     counting = lambda params: lambda z, *rest: rows.append(len(z)) or bind(params)(z, *rest)
-    for rule in ("rescale(interval(apg(), low=0.3))", "schedule()", "negative(label=2)"):
+    for rule in ("rescale(interval(apg(), low=0.3))", "ramp()", "negative(label=2)"):
         config = mixture_config(**{"sample.rule": rule})
         model = Model(config, {}, mesh=make_mesh(devices=jax.devices()[:1]), bind_params=counting)
         model.sample(LABELS[:4], 0.0, num_steps=2)
@@ -159,3 +159,4 @@ def test_clipping_moves_the_eps_of_cfg_plus_plus_by_what_it_takes_from_x():
     after = clipped(before, 1.0)
     assert np.abs(before.x - after.x).max() > 0.1
     np.testing.assert_allclose(diffuse(after.x, after.eps, 1.0), diffuse(before.x, before.eps, 1.0), atol=1e-5)
+    np.testing.assert_array_equal(clipped(before, 1.0, "x_only").eps, before.eps)

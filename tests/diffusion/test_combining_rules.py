@@ -21,8 +21,8 @@ from cfgjax.diffusion.guidance import (
     conditional,
     interval,
     negative,
+    ramp,
     rescale,
-    schedule,
     table,
     threshold,
 )
@@ -69,7 +69,7 @@ flat = lambda x: np.asarray(x, np.float64).reshape(len(x), -1)
 EXAMPLES = (
     interval(low=0.3, high=5.0),
     interval(low=2, high=6, unit="step"),
-    schedule(start=0.5),
+    ramp(start=0.5),
     table(logsnr=(-1.0, 0.0, 1.0), factor=(0.5, 2.0, 1.0), kind="linear"),
     rescale(phi=0.7),
     threshold(percentile=90.0),
@@ -80,7 +80,7 @@ EXAMPLES = (
     compose(labels=(1, 2), scales=(0.5, -0.25)),
     negative(label=2),
     rescale(interval(apg(eta=0.2), low=0.3, high=5.0), phi=0.3),
-    apg(schedule(interval(negative(label=1), low=0.3, high=5.0))),
+    apg(ramp(interval(negative(label=1), low=0.3, high=5.0))),
     threshold(cfg_plus_plus(), percentile=95.0),
     cfg_zero(compose(labels=(1,)), zero_steps=2),
 )
@@ -155,7 +155,7 @@ def test_the_null_condition_is_the_one_that_is_given(rule):
 @pytest.mark.parametrize(
     "rule",
     [
-        interval(), schedule(start=1, end=1), table(), rescale(phi=0), threshold(percentile=100), apg(eta=1),
+        interval(), ramp(start=1, end=1), table(), rescale(phi=0), threshold(percentile=100), apg(eta=1),
         channels(n=3), compose(), compose(labels=(1,), scales=(0,)), negative(), negative(label=NULL),
     ],
     ids=repr,

@@ -1,4 +1,4 @@
-"""Laws of the rules that change the weight with the noise level: intervals, schedules and tables."""
+"""Laws of the rules that change the weight with the noise level: intervals, ramps and tables."""
 
 import gaussians
 import jax
@@ -17,8 +17,9 @@ from cfgjax.diffusion.guidance import (
     evaluations,
     interval,
     on_grid,
+    pag,
+    ramp,
     rescale,
-    schedule,
     table,
     threshold,
 )
@@ -102,7 +103,7 @@ def test_without_bounds_an_interval_is_its_rule_and_an_empty_one_the_conditional
 
 
 def test_factors_of_one_are_neutral_bit_for_bit():
-    for rule in (schedule(start=1, end=1), schedule(shape="cosine", start=1, end=1), table(), table(factor=(1,))):
+    for rule in (ramp(start=1, end=1), ramp(shape="cosine", start=1, end=1), table(), table(factor=(1,))):
         same(at(rule, grid=COARSE)[:3], at(cfg())[:3])
 
 
@@ -162,7 +163,7 @@ def test_an_interval_of_steps_counts_as_range_does_and_is_not_off_by_one():
 
 
 @pytest.mark.parametrize(
-    "rule", [interval(low=0, high=1, unit="fraction"), schedule(), table(), apg(), rescale()], ids=repr
+    "rule", [interval(low=0, high=1, unit="fraction"), ramp(), table(), apg(), rescale()], ids=repr
 )
 def test_the_last_step_is_guided(rule):
     found = at(rule, COARSE[-1], grid=COARSE)
@@ -170,17 +171,17 @@ def test_the_last_step_is_guided(rule):
     assert np.all(np.asarray(found.w) > 0)
 
 
-def test_the_shapes_of_a_schedule():
+def test_the_shapes_of_a_ramp():
     p = np.arange(13) / 12
     factors = lambda rule: on_grid(rule, COARSE).at(COARSE)
-    np.testing.assert_allclose(factors(schedule()), 2 * p, atol=1e-6)
-    np.testing.assert_allclose(factors(schedule(shape="cosine")), 1 - np.cos(np.pi * p), atol=1e-6)
-    np.testing.assert_allclose(factors(schedule(start=1, end=3, power=2)), 1 + 2 * p**2, atol=1e-6)
-    for shape in schedule.SHAPES:
-        np.testing.assert_allclose(factors(schedule(shape=shape)).mean(), 1, atol=1e-6)
-        halfway = on_grid(schedule(shape=shape), COARSE).at((COARSE[1:] + COARSE[:-1]) / 2)
+    np.testing.assert_allclose(factors(ramp()), 2 * p, atol=1e-6)
+    np.testing.assert_allclose(factors(ramp(shape="cosine")), 1 - np.cos(np.pi * p), atol=1e-6)
+    np.testing.assert_allclose(factors(ramp(start=1, end=3, power=2)), 1 + 2 * p**2, atol=1e-6)
+    for shape in ramp.SHAPES:
+        np.testing.assert_allclose(factors(ramp(shape=shape)).mean(), 1, atol=1e-6)
+        halfway = on_grid(ramp(shape=shape), COARSE).at((COARSE[1:] + COARSE[:-1]) / 2)
         np.testing.assert_allclose(
-            halfway, (factors(schedule(shape=shape))[1:] + factors(schedule(shape=shape))[:-1]) / 2, atol=1e-6
+            halfway, (factors(ramp(shape=shape))[1:] + factors(ramp(shape=shape))[:-1]) / 2, atol=1e-6
         )
 
 
@@ -195,14 +196,14 @@ def test_a_table_holds_its_ends_and_steps_at_its_levels():
 
 
 def test_wrappers_and_inner_rules_see_the_effective_weight():
-    for rule in (schedule(), apg(schedule()), rescale(schedule()), interval(schedule())):
+    for rule in (ramp(), apg(ramp()), rescale(ramp()), interval(ramp())):
         found = at(rule, COARSE[3], grid=COARSE)
         np.testing.assert_allclose(found.w, W * 2 * 3 / 12, rtol=1e-6)
-    half = at(schedule(start=0.5, end=0.5), grid=COARSE)
+    half = at(ramp(start=0.5, end=0.5), grid=COARSE)
     for rule in (cfg(), apg(), rescale()):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
-            at(schedule(rule, start=0.5, end=0.5), grid=COARSE).guided,
+            at(ramp(rule, start=0.5, end=0.5), grid=COARSE).guided,
             at(rule, w=W / 2).guided,
         )
     np.testing.assert_allclose(half.w, W / 2)
@@ -278,9 +279,15 @@ def test_samples_at_different_levels_are_guided_where_they_are_inside():
 
 
 def test_at_zero_no_wrapper_computes_the_null_branch():
-    for rule in (interval(), schedule(), table(), rescale(), apg(), rescale(interval(apg()))):
+    for rule in (interval(), ramp(), table(), rescale(), apg(), rescale(interval(apg()))):
         assert rule.at_zero == conditional()
     assert threshold(interval()).at_zero == threshold(conditional())
+    perturbed = lambda rule: pag(rule, scale=1.0)  # is guided at w = 0 too, by a weak prediction without a label
+    assert rescale(perturbed(cfg())).at_zero == rescale(perturbed(conditional()))
+    assert rescale(interval(perturbed(cfg()))).off == rescale(perturbed(conditional()))
+    guided = classifier(cfg())
+    assert rescale(guided).at_zero == rescale(guided) and rescale(guided).off == classifier(conditional())
+    assert interval(cfg_plus_plus()).off == conditional()
 
 
 # Errors
@@ -295,8 +302,8 @@ def test_at_zero_no_wrapper_computes_the_null_branch():
         (lambda: interval(low="0.3"), "low is '0.3'; need a number"),
         (lambda: interval(high=1.5, unit="flow"), "high is 1.5; need a number in \\[0, 1\\]"),
         (lambda: interval(unit="sigm"), "unit is 'sigm', did you mean 'sigma'"),
-        (lambda: schedule(shape="cos"), "shape is 'cos', did you mean 'cosine'|; known"),
-        (lambda: schedule(power=-1), "power is -1"),
+        (lambda: ramp(shape="cos"), "shape is 'cos', did you mean 'cosine'|; known"),
+        (lambda: ramp(power=-1), "power is -1"),
         (lambda: table(logsnr=(1, 0), factor=(1, 1)), "does not increase"),
         (lambda: table(logsnr=(1, 2), factor=(1,)), "2 values of logsnr and 1 of factor"),
         (lambda: table(logsnr=(), factor=()), "0 values of logsnr"),
@@ -304,7 +311,7 @@ def test_at_zero_no_wrapper_computes_the_null_branch():
         (lambda: table(factor=(float("nan"),)), "factor is nan"),
         (lambda: bind(interval(conditional())), "interval wraps conditional\\(\\), which has no weak prediction"),
         (lambda: bind(interval(low=1, unit="step")), "is given in steps; take `on_grid"),
-        (lambda: bind(schedule()), "is given in steps; take `on_grid"),
+        (lambda: bind(ramp()), "is given in steps; take `on_grid"),
     ],
 )
 def test_bad_arguments_are_one_line_errors(make, said):

@@ -14,13 +14,18 @@ A rule that wraps another one takes its denoiser from `bind_rule(self.rule, pred
 combines them itself, in another way. A rule that combines two predictions returns a denoiser with `branches`, see
 `denoiser.Combined` and `from_branches`, so that others can wrap it. `Wrapper` has the attributes that they share.
 
-Optional attributes of a rule: `uses_null` (default True); `at_zero`, the rule that gives the same result at w = 0
-without the null branch (default: the rule itself); `off`, the rule outside of an interval (default: `at_zero`);
-`keeps_pair`, whether its result is (1+w) strong − w weak (default True); `shifts_mean`, whether it needs a sampler that
-has a mean; `needs_eps`, whether it needs one that renoises with ε̃; `needs_images`;
-`evaluations(logsnrs) → [T]`, network evaluations per sample at each λ (default: 2 with the null branch, 1 without);
-`on_grid(logsnrs) → rule`, for a rule that is given in steps of the sampler, and `on_labels(relabel) → rule`, for one
-that states labels; whoever binds such a rule calls the functions of that name first, as `Model` does.
+Optional attributes of a rule:
+
+- `uses_null` (default True);
+- `at_zero`, the rule that gives the same result at w = 0 without the null branch (default: the rule itself);
+- `off`, the rule outside of an interval (default: `at_zero`);
+- `has_weak`, whether it has a weak prediction (default True);
+- `keeps_pair`, whether its result is (1+w) strong − w weak (default True);
+- `shifts_mean`, `needs_eps`, `needs_images` (default False): whether it needs a sampler that has a mean, a sampler that
+  renoises with ε̃, or images;
+- `evaluations(logsnrs) → [T]`, network evaluations per sample at each λ (default: 2 with the null branch, 1 without);
+- `on_grid(logsnrs) → rule`, for a rule that is given in steps of the sampler, and `on_labels(relabel) → rule`, for one
+  that states labels. Whoever binds such a rule first calls the functions of these names, as `Model` does.
 
 Metadata of a field: {"per_sample": True}, it may be an array with one row per sample; "axes", the number of axes of its
 value for all samples (default 0); {"labels": True}, it has labels, whose range the model checks.
@@ -31,6 +36,7 @@ from cfgjax.diffusion.guidance.attention_rules import PerturbedAttention, pag, s
 from cfgjax.diffusion.guidance.attributes import (
     at_zero,
     evaluations,
+    has_weak,
     keeps_pair,
     mapped,
     needs,
@@ -63,8 +69,8 @@ from cfgjax.diffusion.guidance.interval import interval
 from cfgjax.diffusion.guidance.labels import against, compose, composed, negative
 from cfgjax.diffusion.guidance.rescale import rescale
 from cfgjax.diffusion.guidance.rules import RULES, rules_without_null
-from cfgjax.diffusion.guidance.schedule import schedule, table
 from cfgjax.diffusion.guidance.threshold import threshold
+from cfgjax.diffusion.guidance.weight_schedules import ramp, table
 from cfgjax.diffusion.guidance.wrapper import Modulator, Wrapper
 
 __all__ = [
@@ -94,6 +100,7 @@ __all__ = [
     "drop_condition",
     "evaluations",
     "from_branches",
+    "has_weak",
     "interval",
     "keeps_pair",
     "label_log_prob",
@@ -107,10 +114,10 @@ __all__ = [
     "pag",
     "parts",
     "plus_difference",
+    "ramp",
     "rescale",
     "rules_without_null",
     "scale_to_weight",
-    "schedule",
     "score_function",
     "seg",
     "shifts_mean",

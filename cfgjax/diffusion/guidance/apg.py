@@ -59,8 +59,10 @@ class apg(Wrapper):
         x = strong.x.astype(average.dtype)
         past = self.beta * average
         average = (x - weak.x) + past
-        bound = broadcast_left(jnp.minimum(1, self.r / jnp.maximum(jnp.sqrt(inner_product(average, average)), TINY)), x)
-        along = broadcast_left(inner_product(bound * average, x) / jnp.maximum(inner_product(x, x), TINY), x)
+        bound = broadcast_left(
+            jnp.minimum(1, self.r / jnp.maximum(jnp.sqrt(inner_product(average, average)), FLOOR)), x
+        )
+        along = broadcast_left(inner_product(bound * average, x) / jnp.maximum(inner_product(x, x), FLOOR), x)
         removed = (1 - self.eta) * along * x
         # in ε, Δ is taken as ε̂_c − ε̂_u: the difference of x̂ has lost its digits where λ is large
         signal_to_noise = jnp.exp(0.5 * broadcast_left(logsnr, x))
@@ -71,7 +73,7 @@ class apg(Wrapper):
         return Prediction(guided_x.astype(dtype), guided_eps.astype(dtype), strong.variance), average.astype(past.dtype)
 
 
-TINY = 1e-30  # keeps 0/0 from being nan where both branches, or x̂_c, are 0
+FLOOR = 1e-30  # keeps 0/0 from being nan where both branches, or x̂_c, are 0
 
 
 def accumulator(dtype: DTypeLike) -> DTypeLike:

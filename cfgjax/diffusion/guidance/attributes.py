@@ -23,6 +23,11 @@ def keeps_pair(rule: Any) -> bool:
     return getattr(rule, "keeps_pair", True)
 
 
+def has_weak(rule: Any) -> bool:
+    """Returns whether a rule has a weak prediction, which rules that need one ask for."""
+    return getattr(rule, "has_weak", True)
+
+
 def needs(rule: Any, what: str) -> bool:
     """Returns whether a rule, or a rule in it, has the attribute `what` as True: "needs_eps" or "needs_images"."""
     return any(getattr(part, what, False) for part in parts(rule))

@@ -28,6 +28,7 @@ class conditional(Spec):
     """denoise(z, logsnr) = predict(z, logsnr, cond): no guidance, and half the work of `cfg` at w = 0."""
 
     uses_null = False
+    has_weak = False
 
     def __call__(self, predict: Callable, cond: Any, null: Any = None, w: Weight = 0.0) -> Callable:
         def denoise(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:

@@ -23,8 +23,8 @@ class cfg_plus_plus(Wrapper):
     g = 1, is not the conditional model; w = −1 is the unconditional one. On levels λ, λ' it is DDIM with `cfg` and the
     scale g/(1 − e^{−(λ'−λ)/2}): what g means depends on the number of steps.
 
-    It is for samplers that renoise with ε̃, such as `ddim`. α x̃ + σ ε̃ is not z. Whatever changes x̃ afterwards, such as
-    clipping, `rescale` or `threshold`, changes ε̃ by what keeps α x̃ + σ ε̃ the same.
+    It is for samplers that renoise with ε̃, such as `ddim`. α x̃ + σ ε̃ is not z. What changes x̃ afterwards, clipping,
+    `rescale` or `threshold`, also changes ε̃, so that α x̃ + σ ε̃ stays the same; clip="x_only" leaves ε̂_u as it is.
     """
 
     needs_eps = True

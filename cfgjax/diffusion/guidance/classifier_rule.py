@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, off, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, has_weak, off, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.cfg import Weight, cfg
 from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
@@ -65,6 +65,10 @@ class classifier(Spec):
     @property
     def uses_null(self) -> bool:
         return uses_null(self.rule)
+
+    @property
+    def has_weak(self) -> bool:
+        return has_weak(self.rule)
 
     @property
     def shifts_mean(self) -> bool:

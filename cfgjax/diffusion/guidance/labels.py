@@ -97,12 +97,12 @@ class compose(Spec):
         if isinstance(self.scales, tuple):
             object.__setattr__(self, "scales", tuple(number("scales", scale) for scale in self.scales))
         check_label("labels", self.labels)
-        counts = [count(values) for values in (self.labels, self.scales)]
+        counts = [num_labels(values) for values in (self.labels, self.scales)]
         if self.scales is not None and None not in counts and counts[0] != counts[1]:
             raise UsageError(f"{counts[0]} labels and {counts[1]} scales; need as many")
 
     def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
-        return np.full(len(logsnrs), 2 + (count(self.labels) or 0))
+        return np.full(len(logsnrs), 2 + (num_labels(self.labels) or 0))
 
     def on_labels(self, relabel: Callable) -> "composed":
         """Returns the rule with relabel(label), the condition of a label, in place of each label."""
@@ -111,7 +111,7 @@ class compose(Spec):
         return composed(tuple(relabel(label) for label in labels), tuple(scales))
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Combined:
-        if count(self.labels) != 0:
+        if num_labels(self.labels) != 0:
             raise UsageError(f"{self!r} {NEEDS_LABELS}")
         return cfg()(predict, cond, null, w)
 
@@ -143,7 +143,7 @@ class composed(Spec):
         return Combined(all_of)
 
 
-def count(values: Any) -> int | None:
+def num_labels(values: Any) -> int | None:
     """Returns the number of entries of a tuple, or of each row of an array; None if it is unknown."""
     return len(values) if isinstance(values, tuple) else values.shape[-1] if getattr(values, "ndim", 0) else None
 

@@ -14,8 +14,8 @@ from cfgjax.diffusion.guidance.classifier_rule import classifier
 from cfgjax.diffusion.guidance.interval import interval
 from cfgjax.diffusion.guidance.labels import compose, negative
 from cfgjax.diffusion.guidance.rescale import rescale
-from cfgjax.diffusion.guidance.schedule import schedule, table
 from cfgjax.diffusion.guidance.threshold import threshold
+from cfgjax.diffusion.guidance.weight_schedules import ramp, table
 from cfgjax.diffusion.guidance.wrapper import Wrapper
 from cfgjax.diffusion.specs import NESTED
 
@@ -23,7 +23,7 @@ RULES: dict[str, Any] = {
     "cfg": cfg,
     "conditional": conditional,
     "interval": interval,
-    "schedule": schedule,
+    "ramp": ramp,
     "table": table,
     "rescale": rescale,
     "threshold": threshold,

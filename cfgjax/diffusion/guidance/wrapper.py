@@ -1,11 +1,21 @@
 """What rules that wrap another rule have in common."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, keeps_pair, off, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import (
+    at_zero,
+    evaluations,
+    has_weak,
+    keeps_pair,
+    off,
+    shifts_mean,
+    uses_null,
+)
+from cfgjax.diffusion.guidance.cfg import conditional
 from cfgjax.diffusion.specs import Spec
 
 
@@ -28,13 +38,20 @@ class Wrapper(Spec):
         return shifts_mean(self.rule)
 
     @property
+    def has_weak(self) -> bool:
+        return has_weak(self.rule)
+
+    @property
     def at_zero(self) -> Any:
-        zero = at_zero(self.rule)  # if the wrapped rule is not `strong` at w = 0, the wrapper may change it there
-        return zero if keeps_pair(self.rule) or keeps_pair(zero) else self
+        zero = at_zero(self.rule)
+        if isinstance(zero, conditional):
+            return zero
+        return replace(self, rule=zero) if has_weak(zero) else self  # type: ignore[type-var]
 
     @property
     def off(self) -> Any:
-        return off(self.rule)
+        unguided = off(self.rule)
+        return replace(self, rule=unguided) if has_weak(unguided) else unguided  # type: ignore[type-var]
 
     def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
         """Returns the network evaluations per sample at each λ."""
@@ -51,3 +68,7 @@ class Modulator(Wrapper):
     @property
     def at_zero(self) -> Any:
         return at_zero(self.rule)
+
+    @property
+    def off(self) -> Any:
+        return off(self.rule)

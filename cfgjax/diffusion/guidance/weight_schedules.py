@@ -21,7 +21,7 @@ from cfgjax.diffusion.specs import check_choice, number, tree
 
 @tree
 @dataclass(frozen=True, repr=False)
-class schedule(Modulator):
+class ramp(Modulator):
     """Guidance with weight w f(p), f = start + (end − start) g(p), of the step fraction p, from 0 at the noise to 1.
 
     shape: of g; "linear", p^power, or "cosine", (1 − cos π p^power)/2. The defaults are w(p) = 2p w, whose mean is w;
