@@ -1,7 +1,6 @@
 """Writes docs/guidance.md: its figures and tables, from stored results.
 
 python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and .json, 2 minutes
-python benchmarks/guidance.py --strips=RUN,RUN   # docs/guidance/NAME.png of each run, one strip of samples per rule
 python benchmarks/guidance.py                    # docs/guidance.md, from docs/guidance/*.json
 """
 
@@ -11,7 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from cfgjax.base.exits import DONE
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import BAD_USAGE, DONE
 from cfgjax.cli.common import no_arguments
 from cfgjax.runs.config import parse_flags
 
@@ -72,7 +72,7 @@ def density_grid(mixture, label, w, points=161):
     import numpy as np
 
     across, up = np.linspace(-2.6, 2.6, points), np.linspace(-2.6, 2.6, points)
-    grid = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2).astype(np.float32)
     strong, weak = (np.asarray(mixture.log_prob(grid, label=c), float) for c in (label, None))
     log_density = (1 + w) * strong - w * weak
     density = np.exp(log_density - log_density.max()).reshape(points, points)
@@ -117,3 +117,53 @@ def draw_mixture(folder):
     rows = [{key: panel[key] for key in ("rule", "sampler", "w")} | moments(panel["x"]) for panel in panels]
     found = {"w": W, "steps": STEPS, "count": COUNT, "tilted": grid_moments(*target), "rows": rows}
     (folder / "mixture.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def mixture_table(found):
+    """Returns the table of the moments of each panel, and of the tilted density."""
+    rows = [("rule", "sampler", "w", "mean", "standard deviations")]
+    for row in found["rows"]:
+        rows.append((f"`{row['rule']}`", f"`{row['sampler']}`", f"{row['w']:g}", *pairs(row)))
+    rows.append(("*tilted density*", "*quadrature*", f"{found['w']:g}", *pairs(found["tilted"])))
+    return markdown(rows)
+
+
+def pairs(row):
+    """Returns the texts of a mean and of standard deviations."""
+    return tuple(", ".join(f"{value:.2f}" for value in row[key]) for key in ("mean", "std"))
+
+
+def markdown(rows):
+    """Returns rows of cells as a Markdown table, whose first row is its header."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def document():
+    """Returns docs/guidance.md, from the template and the stored results."""
+    found = json.loads((FOLDER / "mixture.json").read_text())
+    text = Path(__file__).with_suffix(".template.md").read_text()
+    return text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
+
+
+def main(argv):
+    """Runs `guidance.py FLAGS`. Returns the exit code."""
+    given = flags.FlagValues()
+    flags.DEFINE_bool("mixture", False, "Draw the figure of the mixture again.", flag_values=given)
+    if "--help" in argv:
+        print(f"{__doc__}\n{given.get_help()}")
+        return DONE
+    try:
+        no_arguments(parse_flags(given, argv))
+    except UsageError as e:
+        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
+        return BAD_USAGE
+    if given.mixture:
+        FOLDER.mkdir(exist_ok=True)
+        draw_mixture(FOLDER)
+    FOLDER.with_suffix(".md").write_text(document())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
