@@ -101,7 +101,7 @@ def reference():
         ema=dict(
             rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first, () keeps none
             warmup=True,  # whether the rates start lower, at (1 + n) / (10 + n) after n steps
-            widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), to choose the average after training
+            widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), from which others are made afterwards
             snapshot_every_steps=placeholder(int),  # steps between their snapshots; None takes checkpoint.every_steps
         ),
         train=dict(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from tiny import EXPERIMENTS, mixture_config, of_mixture, settings
+from tiny import EXPERIMENTS, digits_config, mixture_config, of_mixture, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import real_number
@@ -14,7 +14,9 @@ from cfgjax.base.python_files import load_module
 from cfgjax.cli.launch import check_command
 from cfgjax.cli.main import run_command as cfgjax_command
 from cfgjax.data.sources.registry import mixture_of
+from cfgjax.diffusion.grids import flow
 from cfgjax.diffusion.guidance import cfg, classifier, conditional
+from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.diffusion.specs import Spec
 from cfgjax.evaluation.frontier.frontier_settings import Setting, make_settings
@@ -207,3 +209,45 @@ def test_a_rule_as_text_draws_the_same_samples_as_its_value(weights):
         texts = model.sample([0, 1, 2], w, rule="cfg()", sampler="ddim(eta=1)", num_steps=4)
         values = model.sample([0, 1, 2], w, rule=cfg(), sampler=ddim(eta=1.0), num_steps=4)
         assert np.array_equal(texts, values)
+
+
+def test_grid_and_clip_are_in_the_identity_only_if_they_are_not_the_default():
+    model = exact_model()
+    given = {"grid": ("schedule", "edm(rho=7.0)", flow(shift=2)), "clip": ("consistent", "none"), "guidance": (0.0,)}
+    found = [s for s in make_settings(axes(model.defaults.options, given=given), model) if s.scores == "exact"]
+    assert [(s.identity.get("grid"), s.identity.get("clip")) for s in found] == [
+        (grid, clip) for clip in (None, "none") for grid in (None, "edm()", "flow(shift=2)")
+    ]
+    assert [s.row["grid"] for s in found[:3]] == ["schedule()", "edm()", "flow(shift=2)"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grid": "edn()"}, "unknown grid 'edn', did you mean 'edm'"),
+        ({"clip": "static"}, "clip is 'static'; need 'consistent' or 'x_only' or 'none'"),
+    ],
+)
+def test_a_wrong_grid_or_clip_is_reported_before_anything_is_drawn(given, message):
+    with pytest.raises(UsageError, match=message):
+        exact_model().sample([0], **given)
+
+
+def test_images_are_clipped_as_chosen_and_other_data_never():
+    config = digits_config()
+    far = lambda params: lambda z, logsnr, cond: Prediction(3 * z, 0.5 * z)
+    images = Model(config, {}, bind_params=far)
+    draw = lambda clip: images.sample_float([0, 1], sampler="ddim()", num_steps=3, clip=clip)
+    consistent, x_only, unbounded = map(draw, ("consistent", "x_only", "none"))
+    assert np.abs(consistent).max() <= 1 and np.abs(x_only).max() <= 1 < np.abs(unbounded).max()
+    points = Model(mixture_config(), {}, bind_params=far)
+    drawn = [points.sample([0, 1], sampler="ddim()", num_steps=3, clip=clip) for clip in ("consistent", "none")]
+    np.testing.assert_array_equal(*drawn)
+    assert np.abs(drawn[0]).max() > 1
+
+
+@pytest.mark.parametrize("sampler", ["heun(s_churn=2)", "dpmpp_2m()", "dpmpp_2m_sde()", "unipc()"])
+def test_samplers_are_options_of_a_model_and_have_a_trajectory(sampler):
+    x, seen = exact_model().sample([0, 1, 2], 1.0, sampler=sampler, grid="edm()", num_steps=5, return_trajectory=True)
+    assert seen.z.shape == seen.x.shape == (5, 3, 2) and np.isfinite(seen.z).all()
+    np.testing.assert_array_equal(seen.x[-1], x)

@@ -27,6 +27,8 @@ def compare(argv):
     )
     define_path("out", None, "File for the table, .json or .csv.", flag_values=given)
     define_path("plot", None, "File for a plot of all curves, .png, .pdf or .svg.", flag_values=given)
+    what = "What --plot draws metrics against: each other, or the network evaluations of a sample."
+    flags.DEFINE_enum("against", "metrics", ["metrics", "evaluations"], what, flag_values=given)
     _, *paths = parse_flags(given, argv)
     if not paths:
         raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
@@ -36,6 +38,8 @@ def compare(argv):
         check_out("out", given.out, TABLE_ENDINGS)
     if given.plot is not None:
         check_out("plot", given.plot, PLOT_ENDINGS)
+    elif given["against"].present:
+        raise UsageError("--against has no effect without --plot")
 
     from cfgjax.base.files import writing
     from cfgjax.evaluation.report import comparison as side_by_side
@@ -61,17 +65,24 @@ def compare(argv):
             new.write_text(side_by_side.comparison_csv(groups) if csv else json.dumps(record, indent=1) + "\n")
         print(f"wrote {given.out}")
     if given.plot is not None:
-        plot(given.plot, runs, published)
+        plot(given.plot, figure_of(given.against, records, runs, published))
     return DONE
 
 
-def plot(path, runs, published):
-    """Writes a plot of the runs' curves and the published results."""
-    from cfgjax.base.files import writing
+def figure_of(against, records, runs, published):
+    """Returns the figure of --plot."""
     from cfgjax.evaluation.report.comparison_figure import comparison_figure
+    from cfgjax.evaluation.report.cost_figure import cost_figure
+
+    return cost_figure(records) if against == "evaluations" else comparison_figure(runs, published)
+
+
+def plot(path, figure):
+    """Writes a figure."""
+    from cfgjax.base.files import writing
 
     with writing(path) as new:
-        comparison_figure(runs, published).savefig(new, dpi=130)
+        figure.savefig(new, dpi=130)
     print(f"wrote {path}")
 
 

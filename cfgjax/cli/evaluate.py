@@ -12,24 +12,23 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
-    check_diagnostics,
     check_writable,
     config_printed,
     define_sampling,
-    mesh_of,
     no_arguments,
     place_flags,
     plan_of,
     required,
-    rule_of_weak,
     sampling_axes,
     shared_facts,
 )
 from cfgjax.cli.evaluate_bits import evaluate_bits
 from cfgjax.cli.evaluate_samples import evaluate_samples
+from cfgjax.cli.frontier_plan import measured_data, plan_frontier
+from cfgjax.cli.stages import check_stages, define_stages, upsampling_options
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
-from cfgjax.runs.sample_options import axes, fields
+from cfgjax.runs.sample_options import fields
 
 MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
@@ -39,6 +38,7 @@ MODE_FLAGS = {  # flags that each mode uses
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
     | {"baseline", "diagnostics"}
+    | {"base", "upsampler", "upsampler_num_steps", "low_res_logsnr"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -61,7 +61,12 @@ def evaluate(argv):
         if given[name].present and any(name in used for used in MODE_FLAGS.values()) and name not in MODE_FLAGS[mode]:
             raise UsageError(f"--{name} has no effect on {mode}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
-    if mode in ("a frontier", "--bits_per_dim"):
+    if mode == "a frontier":
+        check_stages(given)
+        upsampling_options(given)
+        if given.base is not None:
+            required(given, "out")
+    if mode == "--bits_per_dim":
         required(given, "workdir")
     return {
         "--make_reference": write_reference,
@@ -75,6 +80,7 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "evaluate")
+    define_stages(given)
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, path = define(flags.DEFINE_string), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
@@ -109,14 +115,14 @@ def define_flags(argv):
 
 def frontier(given):
     """Evaluates the run in --workdir, also with several processes. Returns the exit code."""
-    begin_command(given, f"evaluating {given.workdir}")
+    begin_command(given, f"evaluating {given.workdir or given.base}")
 
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
     from cfgjax.runs.workdir import read_settings
     from cfgjax.training.interrupt import StopRequest
 
-    settings = read_settings(given.workdir)
+    settings = read_settings(given.workdir or given.base)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own) as several:
         if given.mesh is None and not several:
@@ -139,7 +145,7 @@ def measured(given, stop):
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
-    work, plan, folder = planned(given)
+    work, plan, folder = plan_frontier(given)
     network, model, first = work.network, work.model, jax.process_index() == 0
     with contextlib.closing(work):
 
@@ -153,7 +159,7 @@ def measured(given, stop):
 
         try:
             with Progress("reference", "image", write=first) as progress:
-                dataset = lambda: open_source(model.settings.data)
+                dataset = lambda: open_source(measured_data(model))
                 reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
             warn_of_few(work.num_samples, network, reference)
             rows = []
@@ -202,52 +208,6 @@ def finish_frontier(given, work, reference, rows, tilted, folder, diagnosed):
         if lines := [line for line in block if line]:
             print("\n".join(["", *lines]))
     print(f"wrote {', '.join(written)} in {folder}")
-
-
-def planned(given):
-    """Returns the (`Frontier`, config.evaluate with flags, folder). Raises UsageError for invalid values."""
-    import cfgjax
-    from cfgjax.evaluation.features.networks import load_networks
-    from cfgjax.evaluation.frontier.frontier import Frontier
-    from cfgjax.evaluation.frontier.frontier_settings import make_settings
-    from cfgjax.evaluation.frontier.paired import baselines, read_baseline
-    from cfgjax.models.loading import load_guide, load_weak
-    from cfgjax.runs.workdir import read_settings
-
-    axis = axes({}, read_settings(given.workdir).evaluate.options, sampling_axes(given, "evaluate"))["ema"]
-    model = cfgjax.load(given.workdir, step=given.step, ema=axis[0], mesh=mesh_of(given))
-    if model.low_res_shape is not None:
-        raise UsageError(f"{given.workdir} is an upsampler's run; it cannot be measured without its base")
-    if model.own_inputs:
-        inputs = ", ".join(model.own_inputs)
-        what = f"the network takes {inputs} besides the label"
-        raise UsageError(f"{given.workdir}: {what}; evaluations support only the label")
-    plan = plan_of(given, model.settings)
-    guide = None
-    if given.guide is not None:
-        guide = load_guide(given.guide)
-        guide.check(model.settings)
-    weak = None if given.weak is None else load_weak(given.weak, model.settings, model.mesh)
-    check_diagnostics(given, model)
-    options = rule_of_weak(given, axes(model.defaults.options, plan.options, sampling_axes(given, "evaluate")))
-    settings = make_settings(options, model, guide, weak)
-    baselines([setting.row for setting in settings], read_baseline(given.baseline))  # raises errors early
-    network, judge = load_networks(plan, model.settings.data, inception=given.inception, resize=given.resize)
-    folder = Path(given.out or Path(given.workdir) / "evaluation")
-    work = Frontier(
-        model,
-        settings,
-        workdir=given.workdir,
-        folder=folder,
-        num_samples=plan.num_samples,
-        batch_size=plan.batch_size,
-        network=network,
-        judge=judge,
-        neighbours=given.neighbours,
-        guide=guide,
-        weak=weak,
-    )
-    return work, plan, folder
 
 
 def closed_form(work):

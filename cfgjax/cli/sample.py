@@ -15,19 +15,16 @@ from cfgjax.cli.common import (
     check_writable,
     class_list,
     define_sampling,
-    mesh_of,
     no_arguments,
     numbers,
     place_flags,
-    required,
     rule_of_weak,
     sampling_axes,
     shared_facts,
-    single,
 )
+from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.sample_options import axes as axes_of
-from cfgjax.runs.sample_options import read_values
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
 
@@ -42,7 +39,7 @@ def sample(argv):
     check_picture(given.out)
     labels = None if given.labels is None else numbers("labels", given.labels, int)
     axes = sampling_axes(given, "sample")
-    upsampling = upsampling_options(given)
+    upsampling_options(given)  # raises errors before anything is read
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
 
@@ -53,11 +50,11 @@ def sample(argv):
     settings = read_settings(given.workdir or given.base)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw_picture(given, labels, axes, upsampling)
+        draw_picture(given, labels, axes)
     return DONE
 
 
-def draw_picture(given, labels, axes, upsampling):
+def draw_picture(given, labels, axes):
     """Draws the image. The first process writes it."""
     import jax
     import numpy as np
@@ -80,9 +77,8 @@ def draw_picture(given, labels, axes, upsampling):
     workdir = given.workdir or given.base
     for ema in {options.ema for options in columns} - {source.ema}:
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
-    shown["before"] = lambda options: use_average(source, workdir, options.ema)
-    sampling = {} if given.base is None else {"upsampling": upsampling}
-    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak, **sampling)
+    shown["before"] = use = lambda options: use_average(source, workdir, options.ema)
+    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak)
     if jax.process_index() == 0:
         with writing(given.out) as new:
             picture.save(new)
@@ -90,10 +86,11 @@ def draw_picture(given, labels, axes, upsampling):
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
         print(f"rows: {names}")
     if given.diagnostics:
-        write_diagnosis(given, model, columns, np.repeat(np.asarray(labels), shown["per_cell"]), guide, weak)
+        labels = np.repeat(np.asarray(labels), shown["per_cell"])
+        write_diagnosis(given, model, columns, labels, use, guide=guide, weak=weak)
 
 
-def write_diagnosis(given, model, columns, labels, guide, weak):
+def write_diagnosis(given, model, columns, labels, use, **networks):
     """Writes what guidance does at each level of the samples of a picture, next to it. All processes take part."""
     import jax
 
@@ -103,11 +100,15 @@ def write_diagnosis(given, model, columns, labels, guide, weak):
     from cfgjax.evaluation.report.sample_figures import with_networks
 
     settings = [Setting(options) for options in columns]
-    prepared = lambda setting: (model, with_networks(setting.options, guide, weak))
+
+    def prepared(setting):
+        use(setting.options)
+        return model, with_networks(setting.options, **networks)
+
     diagnosed = diagnose_settings(settings, prepared, lambda setting: labels)
     if jax.process_index() == 0 and diagnosed:
         path = Path(given.out)
-        record = {"workdir": str(given.workdir), "step": model.step, "ema": model.ema}
+        record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
         files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
         print(f"wrote {', '.join(files)} in {path.absolute().parent}")
 
@@ -131,49 +132,8 @@ def define_flags(argv):
     flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
     what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
-    define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
-    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    what = "Number of sampling steps of the upsampler, or timesteps."
-    flags.DEFINE_string("upsampler_num_steps", None, what, flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of the noise added to the upsampler's input.", flag_values=given)
+    define_stages(given)
     return given
-
-
-def check_stages(given):
-    """Raises UsageError unless the flags name either a model or both stages of a cascade."""
-    if given.base is None and given.upsampler is None:
-        for name in ("upsampler_num_steps", "low_res_logsnr"):
-            if given[name].value is not None:
-                raise UsageError(f"--{name} needs --base and --upsampler")
-        return required(given, "workdir")
-    if given.diagnostics:
-        raise UsageError("--diagnostics is for one model, --workdir, not for a cascade")
-    if given.workdir is not None:
-        raise UsageError("give either --workdir (one model) or --base and --upsampler (a cascade)")
-    return required(given, "base", "upsampler")
-
-
-def upsampling_options(given):
-    """Returns the given options of the upsampler's `Model.sample`."""
-    found = {}
-    if (text := given.upsampler_num_steps) is not None:
-        steps = read_values("num_steps", text, "upsampler_num_steps")
-        found["num_steps"] = single({"upsampler_num_steps": steps}, "upsampler_num_steps", "give one")
-    if given.low_res_logsnr is not None:
-        found["low_res_logsnr"] = given.low_res_logsnr
-    return found
-
-
-def load_model(given, ema):
-    """Returns the `Model` of --workdir, or the `Cascade` of --base and --upsampler."""
-    import cfgjax
-
-    if given.base is None:
-        return cfgjax.load(given.workdir, step=given.step, ema=ema, mesh=mesh_of(given))
-
-    from cfgjax.models.cascade import load_cascade
-
-    return load_cascade(given.base, given.upsampler, step=given.step, ema=ema, mesh=mesh_of(given))
 
 
 def check_picture(path):

@@ -47,7 +47,7 @@ class edm(Spec):
     rho: Any = 7.0
     sigma_min: Any = None
     sigma_max: Any = None
-    rounded: bool = True
+    rounded: Any = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rho", number("rho", self.rho, 1, 1000))
@@ -70,7 +70,7 @@ class uniform(Spec):
 
     logsnr_min: Any = None
     logsnr_max: Any = None
-    rounded: bool = True
+    rounded: Any = True
 
     def __post_init__(self) -> None:
         check_bounds(self, "logsnr_min", "logsnr_max")
@@ -92,7 +92,7 @@ class flow(Spec):
     """
 
     shift: Any = 1.0
-    rounded: bool = True
+    rounded: Any = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shift", number("shift", self.shift, 0.001, 1000))

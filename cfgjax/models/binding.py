@@ -17,6 +17,7 @@ from cfgjax.diffusion.guidance import (
     RULES,
     autoguidance,
     classifier,
+    keeps_pair,
     mapped,
     needs,
     on_grid,
@@ -24,6 +25,7 @@ from cfgjax.diffusion.guidance import (
     parts,
     shifts_mean,
 )
+from cfgjax.diffusion.guidance.wrapper import Modulator
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.samplers import SAMPLERS, Evaluation
 from cfgjax.diffusion.specs import parse, tree
@@ -129,6 +131,11 @@ def check_together(rule: Any, sampler: Any, model: Any) -> None:
         raise UsageError(f"rule {rule!r} is for samplers that renoise with ε̃, such as ddim(), not {sampler!r}")
     if needs(rule, "needs_images") and not model.is_image:
         raise UsageError(f"rule {rule!r} is for images in [-1, 1], which the data of this model are not")
+    if getattr(sampler, "needs_branches", False):
+        for part in parts(rule):
+            if not keeps_pair(part) or isinstance(part, Modulator):
+                what = f"needs ε̃ = (1+w) ε_c − w ε_u with one w at all levels, which {type(part).__name__} changes"
+                raise UsageError(f"sampler {sampler!r} {what}; take a rule such as cfg()")
     for part, field in label_fields(rule):
         given = np.ravel(np.asarray(getattr(part, field.name)))
         if given.size and getattr(part, field.name) is not None:
@@ -206,11 +213,15 @@ def translated(rule: Any, logsnrs: Float[Array, " t"], cond: Condition) -> Any:
 
 
 class Trajectory(NamedTuple):
-    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …]."""
+    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …].
+
+    ess: effective sample size [T, N] of each sample's group, of samplers that draw groups, such as `tilted`.
+    """
 
     logsnr: np.ndarray
     z: np.ndarray
     x: np.ndarray
+    ess: np.ndarray | None = None
 
 
 def z_and_x(evaluation: Evaluation) -> tuple[Float[jax.Array, "b ..."], Float[jax.Array, "b ..."]]:

@@ -18,13 +18,13 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import at_zero, bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import bind_rule, rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
-from cfgjax.models import arguments, weak
+from cfgjax.models import arguments, groups, weak
 from cfgjax.models.binding import (
     Argument,
     Trajectory,
@@ -190,35 +190,41 @@ class Model:
         **options: Any,
     ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
         """Returns (x̃, their `Trajectory` or None)."""
+        seen: Any  # what is recorded at each level
         labels = arguments.label_array(labels)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
-        rule = self._rule(options.get("rule"), weights, len(labels))
+        sampler = sampler_value(chosen.sampler)
+        rule = self._rule(options.get("rule"), weights, len(labels), sampler)
         extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | check_low_res(
             low_res, self.low_res_shape, len(labels)
         )
-        size = min(batch_size or 256, len(labels))
-        size += -size % self.mesh.size
-        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=trajectory)
+        groups.check_groups(sampler, labels=labels, guidance=weights, **extra)
+        size = groups.batch_rows(min(batch_size or 256, len(labels)), sampler, self.mesh.size)
+        kept = groups.recorded(sampler, trajectory)
+        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=kept)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
             rows = {name: array[index] for name, array in extra.items()}
             drawn = draw(index, labels[index], weights[index], rows, rule=rule_rows(rule, index))
             parts.append(jax.tree.map(gather_rows, drawn))
-        found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
-        x, seen = found if trajectory else (found, ())
+        found: Any = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)], *parts)
+        x, seen = found if kept else (found, ())
         check_finite_samples(x, np.arange(len(labels)), labels, weights)
-        by_level = [np.moveaxis(a, 1, 0) for a in seen]
-        return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *by_level) if trajectory else None
+        if groups.group_size(sampler) > 1:
+            groups.report_ess(seen[-1] if trajectory else seen, sampler)
+        if not trajectory:
+            return x, None
+        return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *(np.moveaxis(a, 1, 0) for a in seen))
 
-    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int) -> Any:
+    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int, sampler: Any) -> Any:
         """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
         given = rule_value(self.options.rule if rule is None else rule)
         if not weights.any() and (rule is None or not self.has_null_label):
-            given = at_zero(given)
+            given = groups.rule_at_zero(given, sampler)
         return with_checked_rows(given, length)
 
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:

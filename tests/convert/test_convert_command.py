@@ -304,9 +304,8 @@ PREDICTIONS = {  # of a scheduler: (x̂, ε̂) of an output, given z, √ᾱ and
 }
 
 
-@pytest.mark.parametrize(
-    "prediction", ["v_prediction", *(pytest.param(n, marks=pytest.mark.slow) for n in ("epsilon", "sample"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_converted_network_predicts_the_pair_of_the_scheduler(pipeline, prediction):
     config, state_dict, arrays = load(GOLDENS / "diffusers_unet_conv.npz")
     (pipeline / "unet/config.json").write_text(json.dumps(config))

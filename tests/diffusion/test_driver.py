@@ -7,17 +7,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import Denoiser, cfg, classifier
+from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import ancestral, clipped, ddim, ddim_encode, initial_noise, noise_at, sample
+from cfgjax.diffusion.samplers import (
+    SAMPLERS,
+    ancestral,
+    clipped,
+    ddim,
+    ddim_encode,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    heun,
+    initial_noise,
+    noise_at,
+    sample,
+    unipc,
+)
+from cfgjax.diffusion.samplers.driver import CLIP_MODES
 from cfgjax.diffusion.schedules import logsnr_grid
+from cfgjax.runs import sample_options
 
 MIXTURE = GaussianMixture([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]], [0.4, 0.8, 0.6], [0.5, 0.3, 0.2])
 KEYS = jax.random.split(jax.random.key(0), 6)
 Z, GRID = initial_noise(KEYS, (2,)), logsnr_grid(8, "cosine", -10.0, 10.0)
-every_sampler = pytest.mark.parametrize("sampler", [ancestral(0.3), ddim(), ddim(0.5)], ids=repr)
+NEW = [heun(), dpmpp_2m(), dpmpp_2m_sde(), unipc()]
+every_sampler = pytest.mark.parametrize("sampler", [ancestral(0.3), ddim(), ddim(0.5), *NEW], ids=repr)
 
 
 @every_sampler
@@ -65,8 +83,9 @@ def test_no_noise_is_drawn_for_a_sampler_without_any():
     draws = lambda sampler: (
         "random_bits" in str(jax.make_jaxpr(lambda keys, z: sample(sampler, MIXTURE.predict, keys, z, GRID))(KEYS, Z))
     )
-    assert not draws(ddim()) and not draws(ddim(eta=0))
-    assert draws(ddim(eta=0.5)) and draws(ddim(eta=jnp.float32(0))) and draws(ancestral(0.3))
+    silent = [ddim(), ddim(eta=0), heun(), heun(s_churn=0, s_noise=1.1), dpmpp_2m(), dpmpp_2m_sde(eta=0), unipc()]
+    noisy = [ddim(eta=0.5), ddim(eta=jnp.float32(0)), ancestral(0.3), dpmpp_2m_sde(), heun(s_churn=1.0)]
+    assert not any(map(draws, silent)) and all(map(draws, noisy))
 
 
 def counting(z, logsnr, memory):
@@ -89,7 +108,9 @@ class corrector:
         return first.x, jax.lax.cond(level.last, lambda: 0 * z, again)
 
 
-@pytest.mark.parametrize("sampler", [ancestral(0.0), ddim(), recorder(), corrector()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sampler", [ancestral(0.0), ddim(), *NEW, recorder(), corrector()], ids=lambda s: type(s).__name__
+)
 def test_a_memory_is_updated_once_per_level_and_starts_anew_for_each_sample(sampler):
     denoise = Denoiser(counting, lambda z: jnp.zeros(len(z)))
     for _ in range(2):
@@ -113,6 +134,8 @@ def test_changing_a_number_in_a_rule_or_a_sampler_compiles_nothing():
             [ancestral(v) for v in (0, 0.3, 1.0)],
             [ddim(eta) for eta in (0.1, 0.5, 1)],
             [ddim(), ddim(0)],
+            *([heun(s_churn=churn, s_max=50.0, s_noise=1.01) for churn in (1.0, 8.0)],) * (rules == [cfg()]),
+            *([dpmpp_2m_sde(eta) for eta in (0.3, 1.0)],) * (rules == [cfg()]),
         ):
             before = len(traces)
             found = [run(rule, sampler, w) for rule in rules for sampler in samplers for w in (0.0, 2.0)]
@@ -121,7 +144,8 @@ def test_changing_a_number_in_a_rule_or_a_sampler_compiles_nothing():
 
 
 def test_rules_and_samplers_are_trees_that_can_be_rebuilt_from_their_leaves():
-    for value in (ancestral(), ancestral(0.3), ddim(), ddim(0.5), classifier(cfg(), 2.0, "z")):
+    made = *NEW, heun(s_churn=8.0, s_min=0.1), dpmpp_2m_sde(eta=0)
+    for value in (ancestral(), ancestral(0.3), ddim(), ddim(0.5), classifier(cfg(), 2.0, "z"), *made):
         leaves, tree = jax.tree.flatten(value)
         assert tree.unflatten(leaves) == value
     assert jax.tree.leaves(ddim(0.0)) == [] and jax.tree.leaves(ddim(0.5)) == [0.5]
@@ -148,3 +172,58 @@ def test_a_clipped_prediction_adds_up_to_the_same_z_and_hides_no_overflow():
     assert jnp.abs(after.x).max() <= 1
     np.testing.assert_allclose(diffuse(after.x, after.eps, 1.0), z, atol=1e-5)
     assert jnp.isnan(clipped(Prediction(Z.at[0, 0].set(jnp.inf), Z), jnp.float32(0.0)).x[0, 0])
+
+
+def test_the_last_step_is_guided():
+    # other implementations evaluate the conditional branch alone there
+    label, null = jnp.arange(6) % 3, jnp.full(6, 3)
+    rule, save = cfg()(MIXTURE.predict, label, null, 2.0), lambda evaluation: evaluation.z[None]
+    for sampler in (ancestral(0.3), heun(), unipc()):
+        x, seen = sample(sampler, rule, KEYS, Z, GRID[:5], save=save)
+        last = jnp.full(6, GRID[4], jnp.float32)
+        np.testing.assert_allclose(x, rule(seen[-1, 0], last).x, atol=1e-5)
+        assert np.abs(x - MIXTURE.predict(seen[-1, 0], last, label).x).max() > 1e-3
+
+
+def with_variance(z, logsnr):
+    return MIXTURE.predict(z, logsnr)._replace(variance=jnp.full_like(z, 0.3))
+
+
+def test_samplers_take_a_learned_variance_and_the_levels_of_discrete_time():
+    grid = Discrete("linear", 1000).grid(8)
+    assert {ancestral, ddim, *map(type, NEW)} == set(SAMPLERS.values())
+    for sampler in (heun(), dpmpp_2m_sde(), unipc()):
+        learned = sample(sampler, with_variance, KEYS, Z, grid)
+        plain = sample(sampler, MIXTURE.predict, KEYS, Z, grid)
+        np.testing.assert_allclose(learned, plain, rtol=1e-5, atol=1e-5)
+
+
+def halved(z, logsnr):
+    """A denoiser whose x̃ and ε̃ do not add up to z, as those of CFG++."""
+    x, eps, _ = MIXTURE.predict(z, logsnr)
+    return Prediction(x, 0.5 * eps)
+
+
+def test_every_deterministic_sampler_starts_a_step_from_what_the_prediction_adds_up_to():
+    first_of = lambda sampler: sample(sampler, halved, KEYS, Z, GRID, save=lambda e: e.z)[1][1]
+    for sampler in (dpmpp_2m(), unipc()):
+        np.testing.assert_allclose(first_of(sampler), first_of(ddim()), atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["x_only", "none"])
+def test_a_mode_of_clipping_may_leave_eps_or_both_as_predicted(mode):
+    before = Prediction(3 * Z, Z)
+    after = clipped(before, jnp.float32(1.0), mode)
+    np.testing.assert_array_equal(after.eps, before.eps)
+    np.testing.assert_array_equal(after.x, jnp.clip(before.x, -1, 1) if mode == "x_only" else before.x)
+
+
+def test_clipping_is_chosen_by_name_and_true_and_false_are_the_first_and_the_last():
+    far = lambda z, logsnr: Prediction(2 + 3 * z, z)
+    x = {clip: np.asarray(sample(ddim(), far, KEYS, Z, GRID[:4], clip=clip)) for clip in (True, False, *CLIP_MODES)}
+    np.testing.assert_array_equal(x[True], x["consistent"])
+    np.testing.assert_array_equal(x[False], x["none"])
+    assert np.abs(x["consistent"]).max() <= 1 and np.abs(x["x_only"]).max() <= 1 < np.abs(x["none"]).max()
+    assert CLIP_MODES == sample_options.CLIPPINGS
+    with pytest.raises(UsageError, match="clip is 'x_onyl', did you mean 'x_only'"):
+        sample(ddim(), far, KEYS, Z, GRID, clip="x_onyl")

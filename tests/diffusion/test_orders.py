@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.diffusion.grids import edm
+from cfgjax.diffusion.levels import Continuous
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import alpha_sigma
 from cfgjax.diffusion.samplers import ancestral, ddim, dpmpp_2m, dpmpp_2m_sde, heun, sample, unipc
 from cfgjax.diffusion.samplers.driver import Level, steps_between
 from cfgjax.diffusion.samplers.optional_noise import optional_noise_tree
+from cfgjax.diffusion.schedules import logsnr_grid
 
 STD, STD_NULL, W = 0.5, 1.0, 1.5
 ALWAYS = (-np.inf, np.inf)
@@ -175,3 +178,19 @@ def test_the_variance_of_a_stochastic_sampler_converges_to_that_of_the_sde(sampl
 def test_stochastic_samplers_keep_the_variance_of_the_data_without_guidance(sampler):
     found = standard_deviation(sampler, guided(w=0.0), np.linspace(-14.0, 14.0, 400))
     assert found == pytest.approx(STD, rel=0.02)
+
+
+@pytest.mark.parametrize("sampler", [dpmpp_2m(), unipc(), dpmpp_2m_sde()], ids=repr)
+def test_multistep_samplers_do_not_extrapolate_over_the_long_steps_of_the_cosine_schedule(sampler):
+    # the last of 16 steps is six times as long in λ as the one before
+    if sampler.draws_noise:
+        assert standard_deviation(sampler, guided(w=0.0), logsnr_grid(16)) == pytest.approx(STD, rel=0.05)
+    else:
+        assert run(sampler, logsnr_grid(16)) == pytest.approx(STD ** (1 + W), rel=0.05)
+
+
+def test_heun_is_for_grids_with_short_steps_in_noise():
+    error = lambda sampler, grid: abs(run(sampler, grid) - STD ** (1 + W))
+    edms = edm()(Continuous(), 18)
+    assert error(heun(), edms) < 0.6 * error(ddim(), edms)
+    assert error(heun(), logsnr_grid(18)) > error(ddim(), logsnr_grid(18))

@@ -14,6 +14,7 @@ from cfgjax.cli import main as cli
 from cfgjax.evaluation.report import targets
 from cfgjax.evaluation.report.comparison import compared_run
 from cfgjax.evaluation.report.comparison_figure import comparison_figure
+from cfgjax.evaluation.report.cost_figure import cost_figure
 from cfgjax.evaluation.report.gather import gather
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
@@ -504,3 +505,48 @@ def test_a_frontier_of_an_older_version_is_read_in_the_current_form(tmp_path, ol
     paths = [write(tmp_path / name, content) for name, content in (("earlier", earlier), ("today", today))]
     (_, first), (_, second) = gather(paths)
     assert first == second
+
+
+def evaluated(**changed):
+    """A record with the network evaluations of each row."""
+    found = record(**changed)
+    for row in found["rows"]:
+        row["network_evaluations"] = row["num_steps"] * (2 if row["guidance_weight"] else 1)
+    return found
+
+
+def test_intervals_are_shown_and_drawn_as_spreads_over_seeds_are(tmp_path, capsys):
+    content = record()
+    for row in content["rows"]:
+        row |= {"FID_interval": 0.0625, "FID_change": 0.5, "FID_change_interval": 0.1, "baseline": "w=0"}
+    folder = write(tmp_path / "a", content)
+    assert compare(folder, f"--out={tmp_path / 'table.csv'}") == 0
+    assert "2 ± 0.062" in capsys.readouterr().out
+    (first, _) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert float(first["a FID interval"]) == 0.0625
+    (axis,) = comparison_figure([compared_run("a", content)]).axes
+    assert axis.containers[0].has_xerr
+
+
+def test_metrics_are_drawn_against_network_evaluations(tmp_path):
+    rows = [row for steps in (64, 256) for row in evaluated(num_steps=steps)["rows"]]
+    figure = cost_figure({"a": {"rows": rows}})
+    axis = figure.axes[0]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a: w=0", "a: w=0.1"]
+    assert axis.get_xlabel() == "network evaluations per sample" and axis.get_ylabel() == "FID"
+    assert [list(drawn.lines[0].get_xdata()) for drawn in axis.containers] == [[64, 256], [128, 512]]
+    content = {**record(), "rows": rows}
+    plotted = tmp_path / "cost.png"
+    assert compare(write(tmp_path / "a", content), f"--plot={plotted}", "--against=evaluations") == 0
+    assert plotted.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_several_numbers_of_steps_a_curve_is_along_w():
+    (axis, _) = cost_figure({"a": evaluated()}).axes
+    assert [list(drawn.lines[0].get_xdata()) for drawn in axis.containers] == [[256, 512]]
+    assert [note.get_text() for note in axis.texts] == ["0", "0.1"]
+
+
+def test_against_without_a_plot_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--against has no effect without --plot"):
+        compare(write(tmp_path / "a", record()), "--against=evaluations")

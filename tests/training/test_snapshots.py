@@ -1,10 +1,12 @@
 """Power-function averages and their snapshots while training."""
 
 import shutil
+import time
 
 import jax
 import numpy as np
 import pytest
+from command import end_all, finish, finish_all, start, start_several
 from runs import train
 from tiny import mixture_config, same_trees
 
@@ -106,6 +108,13 @@ def test_the_interval_must_be_whole_dispatches():
         )
 
 
+def test_an_evaluation_during_training_needs_an_average_that_is_tracked():
+    every = {"evaluate.every_steps": 10, "evaluate.num_steps": 2, "evaluate.every_num_samples": 8}
+    Run(config(**every, **{"evaluate.ema": 0.1, "mesh.data": 8}))
+    with pytest.raises(UsageError, match=r"evaluate.ema is 0.07, a width .* tracked: 0.999, width_0.05, width_0.1"):
+        Run(config(**every, **{"evaluate.ema": 0.07, "mesh.data": 8}))
+
+
 def test_large_arrays_of_power_function_averages_are_split_like_the_parameters():
     run = Run(config(**{"model.width": 256, "mesh.fsdp": 8}))
     state = create_state(run.build_state, run.mesh)
@@ -113,3 +122,60 @@ def test_large_arrays_of_power_function_averages_are_split_like_the_parameters()
         assert jax.tree.map(lambda a: a.sharding, state.ema[name]) == jax.tree.map(lambda a: a.sharding, state.params)
     kernel = state.ema[NAMES[0]]["hidden_0_0"]["kernel"]
     assert np.prod(kernel.addressable_shards[0].data.shape) == kernel.size // 8
+
+
+# Processes
+
+COMMAND = (
+    "train --config=experiments/mixture.py --config.data.num_examples=256 --config.train.batch_size=16 "
+    "--config.train.steps_per_dispatch=5 --config.train.num_steps=100 --config.train.log_every_steps=50 "
+    "--config.checkpoint.every_steps=20 --config.checkpoint.keep_last=1 --config.sample.every_steps=1000 "
+    "--config.sample.per_cell=1 --config.sample.num_steps=2 --config.ema.widths=(0.05,0.1) "
+    "--config.ema.snapshot_every_steps=5 --workdir={workdir} "
+)
+
+
+def unfinished(workdir):
+    """The folders of snapshots that are being written."""
+    return [path for path in (workdir / "snapshots").glob("*") if not path.name.isdecimal()]
+
+
+@pytest.mark.e2e
+def test_a_kill_while_a_snapshot_is_written_loses_none_and_leaves_none_damaged(tmp_path):
+    command = COMMAND + "--config.model.width=512 --config.model.depth=3"
+    code, _, err = finish(start(command.format(workdir=tmp_path / "straight")))
+    assert code == 0, err
+    workdir, kills = tmp_path / "run", 0
+    while kills < 2:
+        process = start(command.format(workdir=workdir))
+        least = kills * 45
+        writing = lambda: any(int(path.name.split(".")[0]) > least for path in unfinished(workdir))  # noqa: B023
+        while process.poll() is None and not writing():
+            time.sleep(0.001)
+        assert process.poll() is None
+        process.kill()
+        finish(process)
+        kills += 1
+        steps = [path.name for path in (workdir / "snapshots").glob("*") if path.name.isdecimal()]
+        assert sorted(map(int, steps)) == sorted(complete_steps(workdir / "snapshots"))
+    code, _, err = finish(start(command.format(workdir=workdir)))
+    assert code == 0, err
+    found, expected = averages(workdir), averages(tmp_path / "straight")
+    assert sorted({step for step, _ in found}) == list(range(5, 101, 5))
+    assert all(same_trees(found[key], expected[key]) for key in expected)
+    assert not unfinished(workdir)
+
+
+@pytest.mark.e2e
+def test_two_processes_write_the_snapshots_of_one(tmp_path):
+    command = COMMAND + "--config.model.width=256 --config.mesh.fsdp=2"
+    try:
+        ends = finish_all(start_several(command.format(workdir=tmp_path / "two"), 2))
+    finally:
+        end_all()
+    ends.append(finish(start(command.replace("fsdp=2", "fsdp=1").format(workdir=tmp_path / "one"))))
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    two, one = averages(tmp_path / "two"), averages(tmp_path / "one")
+    assert two.keys() == one.keys()
+    close = lambda a, b: np.allclose(a, b, rtol=0, atol=1e-6)
+    assert jax.tree.all(jax.tree.map(close, two[5, NAMES[0]], one[5, NAMES[0]]))

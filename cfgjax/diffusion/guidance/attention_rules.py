@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, parts, shifts_mean, uses_null
 from cfgjax.diffusion.guidance.cfg import Weight, conditional, plus_difference
 from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule, from_branches
+from cfgjax.diffusion.guidance.labels import composed
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike, broadcast_left
 from cfgjax.diffusion.specs import Spec, number, tree
@@ -29,7 +30,8 @@ class PerturbedAttention(Spec):
     of maps, such as 16 or (8, 16). Both papers use the middle block for Stable Diffusion (recalled), the default.
 
     Rules that combine a strong and a weak prediction in their own way may wrap it. The weak one is then ε_k, or with
-    another rule the mean of both weak predictions, weighted by w and g.
+    another rule the mean of both weak predictions, weighted by w and g. Outside of an interval that wraps it, only w
+    is 0: a scale stays, like that of `classifier`.
     """
 
     rule: Any = field(default_factory=conditional)
@@ -68,6 +70,10 @@ class PerturbedAttention(Spec):
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if not hasattr(predict, "perturbed"):
             raise UsageError(f"{self!r} needs a network with self-attention; this predictor has none")
+        if any(isinstance(part, composed) for part in parts(self.rule)):
+            raise UsageError(
+                f"{type(self).__name__} cannot be added to compose, which has predictions of several labels"
+            )
         inner = bind_rule(self.rule, predict, cond, null, w)
         perturbed = predict.perturbed(self.layers, self.perturbation)
         g = w if self.scale is None else self.scale

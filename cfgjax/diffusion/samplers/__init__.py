@@ -49,7 +49,7 @@ from cfgjax.diffusion.samplers.driver import (
     sample,
 )
 from cfgjax.diffusion.samplers.heun import heun
-from cfgjax.diffusion.samplers.tilted import tilted
+from cfgjax.diffusion.samplers.particles import tilted
 from cfgjax.diffusion.samplers.unipc import unipc
 
 SAMPLERS: dict[str, Any] = {

@@ -12,6 +12,8 @@ from cfgjax.diffusion.samplers.ddim import ddim_step
 from cfgjax.diffusion.samplers.driver import Level
 from cfgjax.diffusion.specs import Spec, tree
 
+MAX_RATIO = 2.0  # of the lengths of two steps in λ, for order 2
+
 
 class LevelBefore(NamedTuple):
     """x̃ of the level before, and its λ."""
@@ -28,12 +30,14 @@ def no_history(z: Float[Array, "b ..."]) -> LevelBefore:
 def extrapolated(x: Float[Array, "b ..."], history: LevelBefore, level: Level) -> Float[Array, "b ..."]:
     """Returns D = x̃ + (x̃ − x̃_prev)/(2r), r = (λ − λ_prev)/(λ' − λ): x̃ continued to the middle of the step.
 
-    At the first level D = x̃.
+    At the first level D = x̃, and in a step more than MAX_RATIO times as long as the one before, such as the last one of
+    the cosine schedule, where x̃ would be continued far beyond its range. diffusers does the same in its last steps
+    (`lower_order_final`).
     """
     is_first = level.step == 0
     before = jnp.where(is_first, level.logsnr - 1, history.logsnr)  # of the first level a placeholder
-    half_ratio = 0.5 * (level.logsnr_next - level.logsnr) / (level.logsnr - before)
-    return x + jnp.where(is_first, 0, half_ratio) * (x - history.x)
+    ratio = (level.logsnr_next - level.logsnr) / (level.logsnr - before)
+    return x + jnp.where(is_first | (ratio > MAX_RATIO), 0, 0.5 * ratio) * (x - history.x)
 
 
 @tree
@@ -41,7 +45,8 @@ def extrapolated(x: Float[Array, "b ..."], history: LevelBefore, level: Level) -
 class dpmpp_2m(Spec):
     """DPM-Solver++(2M) of order 2, algorithm 2: z' = (σ'/σ) z − α' (e^{−h} − 1) D, h = (λ'−λ)/2, D of `extrapolated`.
 
-    The first step is DDIM's. T evaluations; x̃ of the level before is the state. z is taken to be α x̃ + σ ε̃, which it is
+    The first step is DDIM's, and so is one more than twice as long as the one before: those at the ends of the cosine
+    schedule. T evaluations; x̃ of the level before is the state. z is taken to be α x̃ + σ ε̃, which it is
     unless a rule (CFG++) or clipping ("x_only") says otherwise; then the step starts from those, as that of DDIM.
     """
 

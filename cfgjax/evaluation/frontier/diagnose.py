@@ -16,9 +16,10 @@ from cfgjax.diffusion.samplers.diagnostics import (
 )
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.evaluation.frontier.frontier_settings import Setting
-from cfgjax.evaluation.frontier.generate import LABELS_OF_POLICY
+from cfgjax.evaluation.frontier.generate import policy_labels
 from cfgjax.evaluation.frontier.paired import setting_text
 from cfgjax.evaluation.report.frontier_rows import varying_keys
+from cfgjax.models.groups import batch_rows
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, fields
 
@@ -44,8 +45,7 @@ def diagnose(
     """
     drawing = {name: getattr(options, name) for name in fields("Model")}
     draw = model.sampler(**drawing, trajectory=guidance_diagnostics)
-    size = min(batch_size, len(labels))
-    size += -size % model.mesh.size
+    size = batch_rows(min(batch_size, len(labels)), options.sampler, model.mesh.size)
     parts = []
     for start in range(0, len(labels), size):
         index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
@@ -53,7 +53,7 @@ def diagnose(
         _, seen = draw(index, labels[index], np.full(size, options.guidance), rows)
         parts.append(jax.tree.map(gather_rows, seen))
     found = jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(labels)].astype(np.float64), *parts)
-    logsnrs = model.grid(options.num_steps)
+    logsnrs = model.grid(options.num_steps, options.grid)
     return percentiles(found._replace(tilting=tilting_integral(found.tilting, logsnrs)), logsnrs)
 
 
@@ -91,4 +91,4 @@ def diagnose_settings(
 def first_labels(setting: Setting, num_samples: int, num_classes: int) -> Int[np.ndarray, " n"]:
     """Returns the labels of the first samples of an evaluation, at most 256 of them."""
     index = np.arange(min(NUM_DIAGNOSED, num_samples))
-    return LABELS_OF_POLICY[setting.options.label_policy](index, num_classes, setting.options.seed)
+    return policy_labels(setting.options, index, num_classes)

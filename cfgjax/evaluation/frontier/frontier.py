@@ -19,7 +19,6 @@ import numpy as np
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
-from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
 from cfgjax.evaluation.features.networks import FeatureNetwork
@@ -35,6 +34,8 @@ from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
+from cfgjax.models.cascade import Cascade, first_stage
+from cfgjax.models.groups import check_divisible, group_size, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
@@ -59,12 +60,13 @@ class Frontier:
 
     model: of the run in workdir. batch_size: of the sampler on each device. folder: for samples and metrics, locked
     until `close`. network, judge, neighbours: see `measure`. guide, weak: the `Guide` and the `WeakRun` of the
-    settings, or None. Raises UsageError if another process locks the folder.
+    settings, or None. upsampler: `Cascade.upsampler_identity` of a cascade, of whose base workdir and settings are.
+    Raises UsageError if another process locks the folder.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Cascade,
         settings: Sequence[Setting],
         *,
         workdir: PathLike,
@@ -76,14 +78,17 @@ class Frontier:
         neighbours: bool,
         guide: Guide | None = None,
         weak: WeakRun | None = None,
+        upsampler: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
-        self._weak = weak
-        self._models = {"learned": model}
-        if any(setting.scores == "exact" for setting in settings):
+        self._weak, self._upsampler = weak, upsampler
+        self._models: dict[str, Model | Cascade] = {"learned": model}
+        for setting in settings:
+            check_divisible(f"num_samples {num_samples} is", num_samples, setting.options.sampler)
+        if isinstance(model, Model) and any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
@@ -106,6 +111,7 @@ class Frontier:
         sections = ("data", "diffusion", "model") if learned else ("data", "diffusion")
         config = {name: self.model.settings.given[name] for name in sections}
         config["diffusion"] = without_later_keys(config["diffusion"])
+        config |= {} if self._upsampler is None else {"upsampler": self._upsampler}
         return {"format": CACHE_FORMAT, **own, **config, **setting.identity}
 
     def num_missing(self, reference: Reference) -> int:
@@ -129,6 +135,8 @@ class Frontier:
 
         advance: called with the size of each batch drawn. check: called between batches and blocks; may raise Stopped.
         """
+        grouped = any(group_size(setting.options.sampler) > 1 for setting in self.settings)
+        ungrouped = {"effective_sample_size": 1.0} if grouped else {}
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
@@ -141,12 +149,12 @@ class Frontier:
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            yield {**self.row(setting), **metrics}
+            yield {**self.row(setting), **ungrouped, **metrics}
 
     def row(self, setting: Setting) -> dict[str, Any]:
         """Returns the columns of a setting."""
         options = setting.options
-        logsnrs = self.model.grid(options.num_steps, options.grid)
+        logsnrs = first_stage(self.model).grid(options.num_steps, options.grid)
         cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
         return {**setting.row, "num_samples": self.num_samples, "network_evaluations": cost}
 
@@ -173,11 +181,13 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, left = np.array(missing, int), len(missing)
         model = self._loaded(setting) if left else self._models[setting.scores]
-        rule = self._bound(setting)
-        options = dataclasses.replace(setting.options, rule=rule if self._guided else at_zero(rule))
-        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=self.num_samples)
+        rule, sampler = self._bound(setting), setting.options.sampler
+        options = dataclasses.replace(setting.options, rule=rule if self._guided else rule_at_zero(rule, sampler))
+        count, ess = self.num_samples, [np.empty(0)]  # of the last batch
+        on_ess = lambda values: ess.__setitem__(0, values)
+        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=count, on_ess=on_ess)
         for index, labels, samples in drawing:
-            store.write(index, labels, samples)
+            store.write(index, labels, samples, ess[0] if group_size(sampler) > 1 else None)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn
             advance(drawn)
@@ -185,11 +195,11 @@ class Frontier:
         collectives.barrier("a setting is drawn")
         store.rescan()
 
-    def _loaded(self, setting: Setting) -> Model:
+    def _loaded(self, setting: Setting) -> Model | Cascade:
         """Returns the model of a setting, with the parameters of its average."""
         model = self._models[setting.scores]
         if setting.scores == "learned":
-            use_average(model, self._workdir, float(setting.options.ema or 0))
+            use_average(first_stage(model), self._workdir, float(setting.options.ema or 0))
         return model
 
     def _bound(self, setting: Setting) -> Any:
@@ -199,12 +209,13 @@ class Frontier:
 
     def prepared(self, setting: Setting) -> tuple[Model, SampleOptions]:
         """Returns (model, options) that draw the samples of a setting."""
-        return self._loaded(setting), dataclasses.replace(setting.options, rule=self._bound(setting))
+        return first_stage(self._loaded(setting)), dataclasses.replace(setting.options, rule=self._bound(setting))
 
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
         """Returns (metrics, influences) of a store's samples. check: called after each block."""
         options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
-        return measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
+        found = measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
+        return found[0] | store.group_metrics(), found[1]
 
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
@@ -237,6 +248,10 @@ class Frontier:
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""
         named = lambda network: network and {"name": network.name, "digest": network.digest}
+        config = self.model.settings.to_dict()
+        upsampler = {} if self._upsampler is None else {"upsampler": self._upsampler}
+        if self._upsampler is not None:
+            config["data"] = self._upsampler["data"]  # the images that are measured
         return {
             "cfgjax": cfgjax.__version__,
             "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
@@ -246,7 +261,8 @@ class Frontier:
             "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
-            "config": self.model.settings.to_dict(),
+            **upsampler,
+            "config": config,
         }
 
     def remove_samples(self) -> None:

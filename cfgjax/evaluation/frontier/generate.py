@@ -3,14 +3,14 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax import Array
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
@@ -18,6 +18,9 @@ from cfgjax.base.finite import check_finite_samples
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
+from cfgjax.models.binding import sampler_value
+from cfgjax.models.cascade import Cascade
+from cfgjax.models.groups import batch_rows, check_divisible, complete_groups, group_size, recorded
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, fields
 
@@ -47,13 +50,20 @@ def rows_per_device(num_samples: int, batch_size: int, num_devices: int) -> int:
     return min(batch_size, -(-num_samples // num_devices))
 
 
+def policy_labels(options: SampleOptions, index: SampleIndices, num_classes: int) -> SampleIndices:
+    """Returns the labels of samples by the label policy; a sampler that draws groups has a label for each group."""
+    make_labels = choose("label policy", options.label_policy, LABELS_OF_POLICY)
+    return make_labels(index // group_size(sampler_value(options.sampler)), num_classes, options.seed)
+
+
 def draw_samples(
-    model: Model,
+    model: Model | Cascade,
     options: SampleOptions,
     index: SampleIndices,
     batch_size: int,
     *,
     num_samples: int | None = None,
+    on_ess: Callable[[Float[np.ndarray, " b"]], object] = lambda ess: None,
 ) -> Iterator[SampleBatch]:
     """Yields (index [b], labels [b], samples [b, …]) for this process's part of each batch.
 
@@ -63,11 +73,17 @@ def draw_samples(
 
     If num_samples fill at least one call, the program does not depend on their number, and sample i is the same bit for
     bit. Raises ArithmeticError if a sample is not finite.
+
+    A sampler that draws groups draws all samples of a group of which one is requested, and batches that groups divide.
+    on_ess is called before each batch is yielded, with the effective size of each sample's group, the smallest over the
+    levels.
     """
-    make_labels = choose("label policy", options.label_policy, LABELS_OF_POLICY)
-    draw = model.sampler(**{name: getattr(options, name) for name in fields("Model")})
-    rows = rows_per_device(len(index) if num_samples is None else num_samples, batch_size, model.mesh.size)
-    size = rows * model.mesh.size
+    sampler = sampler_value(options.sampler)
+    count = len(index) if num_samples is None else num_samples
+    check_divisible(f"num_samples {count} is", count, sampler)
+    index, kept = complete_groups(index, sampler), recorded(sampler, False)
+    draw = model.sampler(**{name: getattr(options, name) for name in fields("Model")}, trajectory=kept)
+    size = batch_rows(rows_per_device(count, batch_size, model.mesh.size) * model.mesh.size, sampler, model.mesh.size)
     weights = np.full(size, options.guidance, np.float32)
     running = None  # the batch that the devices compute while the previous one is written
     for start in [*range(0, len(index), size or 1), None]:
@@ -75,10 +91,16 @@ def draw_samples(
         if start is not None:
             wanted = index[start : start + size]
             padded = np.resize(wanted, size)
-            labels = make_labels(padded, model.num_classes, options.seed)
-            running = wanted, labels, draw(padded, labels, weights)
+            labels = policy_labels(options, padded, model.num_classes)
+            drawn = draw(padded, labels, weights)
+            running = wanted, labels, drawn if kept else (drawn, None)
         if before is not None:
-            yield gathered_part(*before, options.guidance, model.is_image)
+            found, found_labels, (x, ess) = before
+            part = gathered_part(found, found_labels, x, options.guidance, model.is_image)
+            if ess is not None:
+                rows, values = local_rows(ess)
+                on_ess(values[np.searchsorted(found[rows[rows < len(found)]], part[0])].min(axis=1))
+            yield part
 
 
 def gathered_part(
@@ -140,13 +162,25 @@ class SampleStore:
         wanted = np.arange(num_samples)
         return np.setdiff1d(wanted, np.concatenate([np.empty(0, int), *self._shards.values()]), assume_unique=False)
 
-    def write(self, index: SampleIndices, label: SampleIndices, image: Shaped[np.ndarray, "n ..."]) -> None:
-        """Adds a shard, unless it would be empty."""
+    def write(
+        self,
+        index: SampleIndices,
+        label: SampleIndices,
+        image: Shaped[np.ndarray, "n ..."],
+        ess: Float[np.ndarray, " n"] | None = None,
+    ) -> None:
+        """Adds a shard, unless it would be empty. ess: see `draw_samples`."""
         if not len(index):
             return
         path = self.folder / f"{index[0]:08}-{index[-1]:08}.npz"
-        write_arrays(path, {"index": index, "label": label.astype(np.int32), "image": image}, self.digest)
+        arrays = {"index": index, "label": label.astype(np.int32), "image": image}
+        write_arrays(path, arrays if ess is None else arrays | {"ess": ess}, self.digest)
         self._shards[path] = index
+
+    def group_metrics(self) -> dict[str, float]:
+        """Returns the mean effective sample size of the groups of all samples, {} for samples that are independent."""
+        found = [shard["ess"] for shard in map(self._read, self._shards) if "ess" in shard]
+        return {"effective_sample_size": float(np.mean(np.concatenate(found)))} if found else {}
 
     def remove(self) -> None:
         """Deletes the shards."""

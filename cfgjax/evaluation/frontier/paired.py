@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.evaluation.metrics.influence import half_width
-from cfgjax.models.binding import rule_value, sampler_value
+from cfgjax.models.binding import grid_value, rule_value, sampler_value
 from cfgjax.runs.sample_options import fields, read_values, split
 
 Rows = Sequence[dict[str, Any]]
@@ -48,7 +48,7 @@ def read_baseline(text: str | None) -> dict[str, Any]:
         values = read_values(name, value, "baseline")
         if len(values) != 1:
             raise UsageError(f"--baseline={text}: {name} has {len(values)} values; give one")
-        makers: dict[str, Callable] = {"rule": rule_value, "sampler": sampler_value}
+        makers: dict[str, Callable] = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
         found["guidance_weight" if name == "guidance" else name] = (
             repr(makers[name](value)) if name in makers else values[0]
         )

@@ -8,6 +8,7 @@ from cfgjax.base.cells import aligned, cell_text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report import frontier_rows as report
+from cfgjax.evaluation.report.frontier_rows import COST
 
 
 def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
@@ -37,19 +38,22 @@ def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
 def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:
     """Returns how often the diffusion network and the classifier are called for a sample; None where it is unknown.
 
-    guided: whether a classifier guides.
+    guided: whether a classifier guides. Rows of older versions have no number; it is found for rules that compute the
+    same branches at every level.
     """
     from cfgjax.diffusion.guidance import RULES, at_zero
     from cfgjax.diffusion.guidance import evaluations as rule_evaluations
     from cfgjax.diffusion.samplers import SAMPLERS
 
     if not isinstance(row["num_steps"], int):
-        return None, None
+        return row.get(COST), None
     try:
         rule, sampler = parse(row["rule"], RULES, "rule"), parse(row["sampler"], SAMPLERS, "sampler")
     except UsageError:  # a rule or sampler of the user's own
-        return None, None
+        return row.get(COST), None
     evaluations = sampler.evaluations(row["num_steps"])
+    if COST in row:
+        return row[COST], evaluations if guided else 0
     # no level of a grid in particular: a rule whose evaluations depend on the level has no number here
     branches = set(
         rule_evaluations(rule if row["guidance_weight"] else at_zero(rule), np.linspace(-30, 30, 999)).tolist()

@@ -90,7 +90,8 @@ def draw_points(axis: Axes, points: Points, label: str, **style: Any) -> None:
 
 def set_scales(axis: Axes, pair: tuple[str, str]) -> None:
     """Labels the axes, and makes that of a distance logarithmic if it spans more than a decade."""
-    smallest, largest = axis.dataLim.intervalx
+    x = np.concatenate([drawn.lines[0].get_xdata() for drawn in axis.containers])  # without the ends of error bars
+    smallest, largest = x.min(), x.max()
     if pair != COVERAGE and 0 < 10 * smallest < largest:
         axis.set_xscale("log")
         if largest < 1000 * smallest:

@@ -72,7 +72,7 @@ def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None
         axis.set_visible(False)
     drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     if any(curves(rows)):
-        axes[0].legend(fontsize=7)
+        drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
     drawn.suptitle(f"difference from {base}, with 95 % intervals over pairs of samples", fontsize=10)
     return drawn

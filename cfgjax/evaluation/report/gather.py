@@ -12,13 +12,13 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
 from cfgjax.evaluation.report.frontier_rows import COST
 from cfgjax.evaluation.report.protocol import protocol
-from cfgjax.runs.sample_options import earlier_sampler
+from cfgjax.runs.sample_options import earlier_sampler, fields
 
 TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
 MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
-MORE |= {"baseline": str, COST: int}
+MORE |= {"weak": TEXT_OR_NULL, "baseline": str, COST: int}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
@@ -128,7 +128,8 @@ def check_rows(content: dict[str, Any]) -> None:
     for i, row in enumerate(content["rows"]):
         check_keys(row, ROW, of=f" in row {i}")
         for name, value in row.items():
-            check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or float)
+            option = (str, float, int, NoneType) if name in fields() else float  # added after the ones above
+            check_type(f"its {name!r} in row {i}", value, ROW.get(name) or MORE.get(name) or option)
             if isinstance(value, int) and abs(value) > MAX_INTEGER:
                 raise ValueError(f"its {name!r} in row {i} is too large a number")
 

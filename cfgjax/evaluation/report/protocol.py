@@ -42,6 +42,7 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "EMA": every("ema"),
         "step": text(checkpoint.get("step")),
         "checkpoint": digest_text(checkpoint),
+        "upsampler": upsampler_text(record.get("upsampler")),
         "data": " ".join(filter(None, [data.get("source"), text(tuple(data.get("image_shape", ())))])),
         "scores": every("scores"),
         "features": named_text(record.get("features")),
@@ -138,6 +139,15 @@ def grid_text(diffusion: Mapping[str, Any]) -> str:
 def digest_text(found: Mapping[str, Any]) -> str:
     """Returns the first digits of the digest of a part of a record."""
     return str(found.get("digest", ""))[:SHORT]
+
+
+def upsampler_text(found: Mapping[str, Any] | None) -> str:
+    """Returns the checkpoint of a cascade's upsampler and its options that differ from the defaults, or "none"."""
+    if not found:
+        return "none"
+    options = {**found["options"], "low_res_logsnr": found["low_res_logsnr"]}
+    given = [f"{name}={text(value)}" for name, value in options.items() if value is not None]
+    return ", ".join([f"{found['checkpoint'][:SHORT]}, step {found['step']}, ema {found['ema']:g}", *given])
 
 
 def named_text(found: Mapping[str, Any] | None) -> str:

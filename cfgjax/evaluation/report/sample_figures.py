@@ -10,12 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.data.sources.registry import check_labels, mixture_of
-from cfgjax.diffusion.guidance import at_zero, uses_null
+from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.specs import spec
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.models.binding import rule_value, with_guide, with_weak
+from cfgjax.models.binding import rule_value, sampler_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
+from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
@@ -49,6 +50,8 @@ def sample_figure(
         raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
     check_labels(labels, model.num_classes)
     model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
+    for options in columns:
+        check_divisible(f"per_cell {per_cell} is", per_cell, sampler_value(options.sampler))
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
     draw = lambda source, options: source.sample(
         repeated, options.guidance, **model_options(options, guide, weak), **sampling
@@ -82,7 +85,7 @@ def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | N
     """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
     rule = with_networks(options, guide, weak).rule
-    return changes | {"rule": rule if options.guidance else at_zero(rule)}
+    return changes | {"rule": rule if options.guidance else rule_at_zero(rule, sampler_value(options.sampler))}
 
 
 def with_networks(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> SampleOptions:

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
-from cfgjax.diffusion.guidance import at_zero
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.networks import load_networks
 from cfgjax.evaluation.features.reference import load_reference
@@ -17,6 +16,7 @@ from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.evaluation.report.sample_figures import column_names
+from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
@@ -40,6 +40,9 @@ class FrontierMetrics:
             if averages.name(ema) not in (None, *averages.names):
                 what = f"evaluate.ema is {ema:g}, a width that is synthesised after training"
                 raise UsageError(f"{what}; evaluate.every_steps needs one that is tracked: {', '.join(averages.names)}")
+        for column in self._columns:
+            count = self._plan.every_num_samples
+            check_divisible(f"evaluate.every_num_samples {count} is", count, column.sampler)
         self._names = column_names(self._columns, lambda w: f"w={w:g}", ",")
         self._network, self._judge = load_networks(self._plan, settings.data)
         self._dataset, self._reference = dataset, None
@@ -56,7 +59,8 @@ class FrontierMetrics:
             if runlog.has(step, f"{self._network.metric('FD')}/{ending}"):
                 continue
             index = np.arange(self._plan.every_num_samples)
-            rule = options.rule if any(self._plan.every_guidance) else at_zero(options.rule)
+            guided = any(self._plan.every_guidance)
+            rule = options.rule if guided else rule_at_zero(options.rule, options.sampler)
             self._model.params = averaged_params(state, self._model.settings.ema.name(float(options.ema or 0)))
             drawing = dataclasses.replace(options, rule=rule)
             parts = draw_samples(self._model, drawing, index, self._plan.batch_size)

@@ -16,6 +16,7 @@ from cfgjax.distributed import collectives
 from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
 from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.evaluation.report.sample_figures import sample_figure
+from cfgjax.models.groups import check_divisible
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
@@ -36,6 +37,8 @@ class SampleGrids:
         if len(settings.data.image_shape) != 3:
             require_matplotlib()
         self._columns = resolved_combinations(axes(self.pictures.options), self._model)
+        for column in self._columns:
+            check_divisible(f"sample.per_cell {self.pictures.per_cell} is", self.pictures.per_cell, column.sampler)
         self._options: dict[str, Any] = {}
         if (shape := self._model.low_res_shape) is not None:
             images, factor = dataset.images(self._examples(dataset)), dataset.image.shape[1] // shape[0]

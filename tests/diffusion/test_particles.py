@@ -12,7 +12,7 @@ from cfgjax.diffusion import samplers
 from cfgjax.diffusion.guidance import Denoiser, cfg, conditional
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.samplers import SAMPLERS, ancestral, initial_noise, tilted
-from cfgjax.diffusion.samplers.tilted import effective_sample_size, resampled
+from cfgjax.diffusion.samplers.particles import effective_sample_size, resampled
 from cfgjax.diffusion.schedules import logsnr_grid
 from cfgjax.diffusion.specs import parse, spec
 from cfgjax.distributed.sharding import batch_sharding, make_mesh

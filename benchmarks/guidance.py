@@ -1,0 +1,169 @@
+"""Writes docs/guidance.md: its figures and tables, from stored results.
+
+python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and .json, 2 minutes
+python benchmarks/guidance.py                    # docs/guidance.md, from docs/guidance/*.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.cli.common import no_arguments
+from cfgjax.runs.config import parse_flags
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance"
+
+MEANS, STDS, WEIGHTS = [(0.0, 0.0), (1.6, 0.5), (-0.4, 1.5)], [0.5, 0.6, 0.6], [0.4, 0.3, 0.3]
+LABEL, W, COUNT, STEPS = 0, 1.5, 4000, 64
+WEAK_STDS = [0.8, 0.9, 0.9]  # of the weak model of autoguidance, a blurred mixture
+PANELS = (  # (rule, sampler) of each panel of the figure of the mixture
+    ("conditional()", "dpmpp_2m()"),
+    ("cfg()", "dpmpp_2m()"),
+    ("cfg()", "ancestral(v=0)"),
+    ("cfg()", "tilted(v=0, particles=40)"),
+    ("cfg()", "dpmpp_2m_sde()"),
+    ("interval(low=0.3, high=2)", "dpmpp_2m()"),
+    ("ramp(shape='cosine')", "dpmpp_2m()"),
+    ("apg(eta=0)", "dpmpp_2m()"),
+    ("cfg_zero(zero_steps=1)", "dpmpp_2m()"),
+    ("cfg_plus_plus()", "ddim()"),
+    ("negative(label=1)", "dpmpp_2m()"),
+    ("autoguidance()", "dpmpp_2m()"),
+)
+
+
+def mixture_panels():
+    """Returns (mixture, [{"rule", "sampler", "w", "x" [N, 2]} of each panel])."""
+    import jax
+    import jax.numpy as jnp
+
+    from cfgjax.diffusion.guidance import RULES, bind_rule, on_grid, on_labels
+    from cfgjax.diffusion.mixture import GaussianMixture
+    from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, sample
+    from cfgjax.diffusion.schedules import logsnr_grid
+    from cfgjax.diffusion.specs import parse
+
+    mixture, weak = (GaussianMixture(MEANS, stds, WEIGHTS) for stds in (STDS, WEAK_STDS))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(COUNT))
+    z, logsnrs = initial_noise(keys, (2,)), logsnr_grid(STEPS, "cosine", -12, 12)
+    predict, weaker = (lambda z, logsnr, label, m=m: m.predict(z, logsnr, label) for m in (mixture, weak))
+    label, null = jnp.full(COUNT, LABEL), jnp.full(COUNT, mixture.num_components)
+    panels = []
+    for rule_text, sampler_text in PANELS:
+        rule, sampler = parse(rule_text, RULES), parse(sampler_text, SAMPLERS, "sampler")
+        if rule_text == "autoguidance()":
+            rule = RULES["autoguidance"](weak=jax.tree_util.Partial(weaker))
+        # the scale 1 + w of CFG++ is multiplied by about 10 at 64 levels
+        w = -0.75 if rule_text == "cfg_plus_plus()" else 0.0 if rule_text == "conditional()" else W
+        rule = on_labels(on_grid(rule, logsnrs), lambda other: jnp.broadcast_to(other, (COUNT,)))
+        run = jax.jit(
+            lambda z, rule=rule, w=w, s=sampler: sample(s, bind_rule(rule, predict, label, null, w), keys, z, logsnrs)
+        )
+        panels.append({"rule": rule_text, "sampler": sampler_text, "w": w, "x": jax.device_get(run(z))})
+    return mixture, panels
+
+
+def density_grid(mixture, label, w, points=161):
+    """Returns (axis, axis, density of p(x|c)^{1+w} p(x)^{−w}, normalised on the grid)."""
+    import numpy as np
+
+    across, up = np.linspace(-2.6, 2.6, points), np.linspace(-2.6, 2.6, points)
+    grid = np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2).astype(np.float32)
+    strong, weak = (np.asarray(mixture.log_prob(grid, label=c), float) for c in (label, None))
+    log_density = (1 + w) * strong - w * weak
+    density = np.exp(log_density - log_density.max()).reshape(points, points)
+    return across, up, density / density.sum() / ((across[1] - across[0]) * (up[1] - up[0]))
+
+
+def moments(x):
+    """Returns {"mean": [2], "std": [2]} of points [N, 2], rounded."""
+    return {"mean": [round(float(m), 3) for m in x.mean(axis=0)], "std": [round(float(s), 3) for s in x.std(axis=0)]}
+
+
+def grid_moments(across, up, density):
+    """Returns the `moments` of a density on a grid."""
+    import numpy as np
+
+    share = density / density.sum()
+    found = {"mean": [], "std": []}
+    for values, weights in ((across, share.sum(axis=0)), (up, share.sum(axis=1))):
+        mean = float(values @ weights)
+        found["mean"].append(round(mean, 3))
+        found["std"].append(round(float(np.sqrt((values - mean) ** 2 @ weights)), 3))
+    return found
+
+
+def draw_mixture(folder):
+    """Writes mixture.png, what each rule samples beside the tilted density, and mixture.json, their moments."""
+    import matplotlib.pyplot as plt
+
+    mixture, panels = mixture_panels()
+    target = density_grid(mixture, LABEL, W)
+    conditional = density_grid(mixture, LABEL, 0.0)
+    figure, axes = plt.subplots(3, 4, figsize=(11, 8.4), sharex=True, sharey=True, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        levels = [share * target[2].max() for share in (0.05, 0.3, 0.7)]
+        axis.scatter(*panel["x"][:1500].T, s=1.5, color="#0072b2", alpha=0.5, linewidths=0, rasterized=True)
+        axis.contour(*target, levels=levels, colors="#d55e00", linewidths=1)
+        axis.contour(*conditional, levels=[0.1 * conditional[2].max()], colors="0.5", linewidths=1, linestyles="dashed")
+        axis.set_title(f"{panel['rule']}\n{panel['sampler']}, w = {panel['w']:g}", fontsize=8)
+        axis.set(xlim=(-2.4, 1.6), ylim=(-2.2, 1.8), aspect="equal")
+    figure.savefig(folder / "mixture.png", dpi=130)
+    plt.close(figure)
+    rows = [{key: panel[key] for key in ("rule", "sampler", "w")} | moments(panel["x"]) for panel in panels]
+    found = {"w": W, "steps": STEPS, "count": COUNT, "tilted": grid_moments(*target), "rows": rows}
+    (folder / "mixture.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def mixture_table(found):
+    """Returns the table of the moments of each panel, and of the tilted density."""
+    rows = [("rule", "sampler", "w", "mean", "standard deviations")]
+    for row in found["rows"]:
+        rows.append((f"`{row['rule']}`", f"`{row['sampler']}`", f"{row['w']:g}", *pairs(row)))
+    rows.append(("*tilted density*", "*quadrature*", f"{found['w']:g}", *pairs(found["tilted"])))
+    return markdown(rows)
+
+
+def pairs(row):
+    """Returns the texts of a mean and of standard deviations."""
+    return tuple(", ".join(f"{value:.2f}" for value in row[key]) for key in ("mean", "std"))
+
+
+def markdown(rows):
+    """Returns rows of cells as a Markdown table, whose first row is its header."""
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def document():
+    """Returns docs/guidance.md, from the template and the stored results."""
+    found = json.loads((FOLDER / "mixture.json").read_text())
+    text = Path(__file__).with_suffix(".template.md").read_text()
+    return text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
+
+
+def main(argv):
+    """Runs `guidance.py FLAGS`. Returns the exit code."""
+    given = flags.FlagValues()
+    flags.DEFINE_bool("mixture", False, "Draw the figure of the mixture again.", flag_values=given)
+    if "--help" in argv:
+        print(f"{__doc__}\n{given.get_help()}")
+        return DONE
+    try:
+        no_arguments(parse_flags(given, argv))
+    except UsageError as e:
+        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
+        return BAD_USAGE
+    if given.mixture:
+        FOLDER.mkdir(exist_ok=True)
+        draw_mixture(FOLDER)
+    FOLDER.with_suffix(".md").write_text(document())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,82 @@
+"""Samplers that draw samples in groups, i // group_size, such as the particles of `tilted`."""
+
+import logging
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from cfgjax.base.errors import UsageError
+from cfgjax.diffusion.guidance import at_zero
+from cfgjax.diffusion.samplers import Evaluation
+from cfgjax.models.binding import z_and_x
+
+log = logging.getLogger("cfgjax")
+
+
+def group_size(sampler: Any) -> int:
+    """Returns the number of samples that a sampler draws together; 1 for most samplers."""
+    return getattr(sampler, "group_size", 1)
+
+
+def rule_at_zero(rule: Any, sampler: Any) -> Any:
+    """Returns the rule for w = 0 without the branches that it does not need, unless the sampler needs them."""
+    return rule if getattr(sampler, "needs_branches", False) else at_zero(rule)
+
+
+def check_groups(sampler: Any, **rows: Shaped[np.ndarray, "n ..."]) -> None:
+    """Raises UsageError unless the samples are complete groups, each with equal rows of every array."""
+    size = group_size(sampler)
+    for name, values in rows.items():
+        check_divisible(f"{len(values)} samples are", len(values), sampler)
+        by_group = values.reshape(-1, size, *values.shape[1:])
+        if size > 1 and (by_group != by_group[:, :1]).any():
+            group = int(np.argmax((by_group != by_group[:, :1]).reshape(len(by_group), -1).any(axis=1)))
+            which = f"samples {group * size} … {(group + 1) * size - 1}"
+            raise UsageError(f"{which} are a group of {sampler!r} and need equal {name}; repeat each {size} times")
+
+
+def check_divisible(what: str, number: int, sampler: Any) -> None:
+    """Raises UsageError unless number is divisible by the group size. what: its name and verb, such as "x is"."""
+    size = group_size(sampler)
+    if number % size:
+        use = f"{number // size * size} or {number // size * size + size}" if number > size else f"{size}"
+        raise UsageError(f"{what} not divisible by the {size} particles of {sampler!r}; use {use}")
+
+
+def complete_groups(index: Int[np.ndarray, " _n"], sampler: Any) -> Int[np.ndarray, " _m"]:
+    """Returns the indices of all samples of the groups in which index has one, in order."""
+    size = group_size(sampler)
+    return index if size == 1 else (np.unique(index // size)[:, None] * size + np.arange(size)).ravel()
+
+
+def batch_rows(wanted: int, sampler: Any, devices: int) -> int:
+    """Returns the smallest batch of at least `wanted` samples that devices and groups divide."""
+    multiple = math.lcm(devices, group_size(sampler))
+    return wanted + -wanted % multiple
+
+
+def group_ess(evaluation: Evaluation) -> Float[jax.Array, " b"]:
+    """Returns the effective sample size of each sample's group at a level."""
+    return evaluation.state.ess
+
+
+def z_x_and_ess(evaluation: Evaluation) -> tuple:
+    """Returns what a `Trajectory` has of a level."""
+    return *z_and_x(evaluation), group_ess(evaluation)
+
+
+def recorded(sampler: Any, trajectory: bool) -> Any:
+    """Returns the argument trajectory of `Model.sampler`; samplers with groups always record the effective size."""
+    if group_size(sampler) == 1:
+        return trajectory
+    return z_x_and_ess if trajectory else group_ess
+
+
+def report_ess(ess: Float[np.ndarray, "n t"], sampler: Any) -> None:
+    """Logs the effective sample size of the groups, at its smallest over the levels. ess: of all samples and levels."""
+    least = ess.min(axis=1)
+    what = "effective sample size of groups of %d particles, smallest over the levels: mean %.3g, minimum %.3g"
+    log.info(what, group_size(sampler), least.mean(), least.min())

@@ -1,0 +1,33 @@
+"""The page about guidance: docs/guidance.md."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from cfgjax.diffusion.grids import GRIDS
+from cfgjax.diffusion.guidance import RULES
+from cfgjax.diffusion.samplers import SAMPLERS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("guidance_script", ROOT / "benchmarks/guidance.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_made_from_its_template_and_the_stored_results(script):
+    assert (ROOT / "docs/guidance.md").read_text() == script.document()
+
+
+def test_the_page_describes_every_rule_sampler_and_grid():
+    text = (ROOT / "docs/guidance.md").read_text()
+    headings = [line for line in text.splitlines() if line.startswith("### ")]
+    described = {name for name in RULES if any(f"`{name}(" in heading for heading in headings)}
+    assert described == set(RULES)
+    for name in [*SAMPLERS, *GRIDS]:
+        assert f"\n| `{name}(" in text, name
