@@ -30,7 +30,8 @@ def evaluate_samples(given):
     from cfgjax.evaluation.features.foreign import check_requested, open_samples
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import find_reference
-    from cfgjax.evaluation.frontier.measure import measure, warn_of_few
+    from cfgjax.evaluation.frontier.measure import measure_with_influences, warn_of_few
+    from cfgjax.evaluation.frontier.paired import with_intervals
     from cfgjax.evaluation.report.samples_files import samples_lines, write_samples
 
     samples = open_samples(given.samples)
@@ -50,9 +51,10 @@ def evaluate_samples(given):
     warn_of_few(count, network, reference)
     with Progress("samples", "image", count) as progress:
         options = {"judge": judge, "neighbours": given.neighbours, "advance": progress.advance}
-        found = measure(samples.read, count, network, reference, **options)
+        found, influences = measure_with_influences(samples.read, count, network, reference, **options)
+    found = with_intervals(found, influences, None)
     if samples.labels is None:
-        found = {name: value for name, value in found.items() if name not in OF_LABELS}
+        found = {name: value for name, value in found.items() if not name.startswith(OF_LABELS)}
     named = lambda network: network and {"name": network.name, "digest": network.digest}
     record = {
         "samples": {"path": samples.origin, "digest": samples.digest, "labels": samples.labels is not None},

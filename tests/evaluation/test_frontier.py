@@ -14,7 +14,9 @@ from tiny import mixture_config
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.cli.common import check_diagnostics
 from cfgjax.cli.evaluate import evaluate
+from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
@@ -168,7 +170,7 @@ def test_every_row_has_all_its_columns(straight):
         (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
     ]
     for row in rows:
-        assert row.keys() == settings | {"num_samples"} | named | others
+        assert row.keys() == settings | {"num_samples", "network_evaluations"} | named | others
         assert row["num_samples"] == NUM
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert np.isfinite([*numbers, *row["accuracy_per_class"]]).all()
@@ -358,6 +360,31 @@ def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdi
     assert {path for path in times if not path.name[0].isdigit()} == set(stamps(tmp_path))
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
     assert contents(tmp_path, "*.*") == files
+
+
+@pytest.mark.slow
+def test_diagnostics_are_written_for_the_rules_that_combine_two_predictions(workdir, tmp_path, capsys):
+    flags = ["--guidance=0,1", "--rule=cfg(),conditional()", "--num_samples=40", "--num_steps=4", "--diagnostics"]
+    assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
+    assert "diagnostics.json, diagnostics.png" in capsys.readouterr().out
+    content = json.loads((tmp_path / "diagnostics.json").read_text())
+    assert content["protocol"] == json.loads((tmp_path / "frontier.json").read_text())["protocol"]
+    settings = content["settings"]
+    assert list(settings) == [f"w={w}, scores={kind}, rule=cfg()" for kind in ("learned", "exact") for w in (0, 1)]
+    for name, found in settings.items():
+        assert found["num_samples"] == 40 and len(found["logsnr"]) == 4
+        tilting = found["tilting"]["mean"]
+        assert tilting[0] == 0 and (np.diff(tilting) > 0).all() == ("w=1" in name)
+        assert all(-1 <= value <= 1 for value in found["cosine"]["mean"])
+
+
+def test_diagnostics_need_two_predictions():
+    given = SimpleNamespace(diagnostics=True, weak=None)
+    check_diagnostics(given, SimpleNamespace(has_null_label=True))
+    with pytest.raises(UsageError, match="--diagnostics compares the two predictions"):
+        check_diagnostics(given, SimpleNamespace(has_null_label=False))
+    with pytest.raises(UsageError, match="--diagnostics is for one model"):
+        run_command(["sample", "--base=a", "--upsampler=b", "--diagnostics"])
 
 
 def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, model, network, tmp_path):

@@ -165,6 +165,12 @@ def test_influences_are_those_of_complete_arrays_and_change_no_metric(count):
     assert module.measure_with_influences(read, count, NETWORK, REFERENCE, neighbours=False)[1] == {}
 
 
+def test_samples_that_a_network_is_sure_about_have_finite_influences():
+    certain = {**WEIGHTS, "logits": WEIGHTS["logits"] * 1e5}
+    found = module.measure_with_influences(reader(60, 2)[0], 60, linear(weights=certain), REFERENCE)[1]
+    assert np.isfinite(found["IS-classifier"]).all()
+
+
 def test_the_entropy_of_points_is_measured():
     points = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
     apply = lambda params, x: {"features": x, "logits": x}

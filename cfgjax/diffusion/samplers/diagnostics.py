@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.samplers.driver import Evaluation
 
-TINY = 1e-30  # added to squared norms, so that the angle to a zero vector is defined
+NOT_ZERO = 1e-30  # added to squared norms, so that the angle to a zero vector is defined
 
 
 class NoBranches(UsageError):
@@ -43,7 +43,7 @@ def guidance_diagnostics(evaluation: Evaluation) -> GuidanceDiagnostics:
     eps_c, eps_u, x = flat(strong.eps), flat(weak.eps), flat(guided.x)
     squared = jnp.sum(jnp.square(eps_c - eps_u), axis=1)
     norms = jnp.sum(jnp.square(eps_c), axis=1) * jnp.sum(jnp.square(eps_u), axis=1)
-    cosine = jnp.sum(eps_c * eps_u, axis=1) / jnp.sqrt(norms + TINY)
+    cosine = jnp.sum(eps_c * eps_u, axis=1) / jnp.sqrt(norms + NOT_ZERO)
     outside = jnp.mean((jnp.abs(x) > 1).astype(x.dtype), axis=1)
     w = jnp.asarray(w, x.dtype)
     return GuidanceDiagnostics(jnp.sqrt(squared / x.shape[1]), cosine, outside, 0.5 * w * (1 + w) * squared)

@@ -15,7 +15,7 @@ from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import NUM_NEIGHBOURS, Reference
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.influence import frechet_influence, log_softmax, mean_influence, score_influence
-from cfgjax.evaluation.metrics.manifold import in_manifolds, knn_entropy, precision_recall
+from cfgjax.evaluation.metrics.manifold import in_manifolds, knn_entropy
 from cfgjax.evaluation.metrics.recall import recall_influence
 from cfgjax.evaluation.metrics.scores import Moments, cubic_mmd, frechet_distance, kernel_subset
 from cfgjax.evaluation.metrics.sums import (
@@ -105,14 +105,17 @@ def measure_with_influences(
     if kernel:
         found |= kernel.metrics(network.metric("KD"))
     features = rows.reduced() if neighbours else None
+    shares: dict[str, np.ndarray] = {}
     if features is not None and count > NUM_NEIGHBOURS:
         if network.points:
             found["entropy"] = knn_entropy(features, k=NUM_NEIGHBOURS)
         if (known := many_features(reference)) is not None:
             radii = reference.radii(NUM_NEIGHBOURS)
-            pair = precision_recall(known, features, k=NUM_NEIGHBOURS, reference_radii=radii)
-            found |= dict(zip(("precision", "recall"), pair, strict=True))
-    shares: dict[str, np.ndarray] = {}
+            inside = in_manifolds(known, features, k=NUM_NEIGHBOURS, reference_radii=radii)
+            found |= {name: float(part.mean()) for name, part in zip(("precision", "recall"), inside, strict=True)}
+            if own is not None and count > NUM_NEIGHBOURS + 1:
+                shares["precision"] = mean_influence(inside[0])
+                shares["recall"] = recall_influence(known, features, k=NUM_NEIGHBOURS)
     if own is not None and features is not None:
         shares |= own.influences(features, network, reference)
     for metric in others:
@@ -153,7 +156,8 @@ class SampleRecords:
         judged: Float[np.ndarray, "b _c"] | None,
     ) -> None:
         """Adds a block. judged: logits of the classes of the data, or None without a judge."""
-        self._log_p.add(index, log_softmax(logits).astype(np.float16))
+        smallest = float(np.finfo(np.float16).min)  # of which e^ is 0, as of −∞, but its product with 0 is 0
+        self._log_p.add(index, np.maximum(log_softmax(logits), smallest).astype(np.float16))
         if self._verdicts is not None and judged is not None:
             own = np.take_along_axis(log_softmax(judged), labels[:, None], axis=1)[:, 0]
             rows = np.stack([judged.argmax(axis=1) == labels, own], axis=1)
@@ -162,16 +166,11 @@ class SampleRecords:
     def influences(
         self, features: Float[np.ndarray, "n d"], network: FeatureNetwork, reference: Reference
     ) -> dict[str, Float[np.ndarray, " n"]]:
-        """Returns {name: influence of each sample} on the Fréchet distance, the scores, precision and recall."""
+        """Returns {name: influence of each sample} on the Fréchet distance, the inception score and the verdict."""
         found = {
             network.metric("FD"): frechet_influence(reference.mean, reference.root, features),
             network.metric("IS"): score_influence(self._log_p.reduced()),
         }
-        if (known := many_features(reference)) is not None and len(features) > NUM_NEIGHBOURS + 1:
-            radii = reference.radii(NUM_NEIGHBOURS)
-            inside, _ = in_manifolds(known, features, k=NUM_NEIGHBOURS, reference_radii=radii)
-            found["precision"] = mean_influence(inside)
-            found["recall"] = recall_influence(known, features, k=NUM_NEIGHBOURS)
         if self._verdicts is not None:
             correct, log_prob = self._verdicts.reduced().T
             found |= {"accuracy": mean_influence(correct), "log_posterior": mean_influence(log_prob)}

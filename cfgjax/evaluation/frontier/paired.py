@@ -100,6 +100,8 @@ def with_changes(
         fixed = None if labels(at) is None else labels(i)
         changes = {}
         for name in own.keys() & theirs.keys() & row.keys():
+            if own[name].shape != theirs[name].shape:
+                continue  # groups of samples, which are no pairs with single samples or other groups
             changes[f"{name}_change"] = row[name] - base[name]
             changes[f"{name}_change_interval"] = half_width(own[name].astype(np.float64) - theirs[name], fixed)
         ordered = [f"{name}{end}" for name in row for end in ("_change", "_change_interval")]

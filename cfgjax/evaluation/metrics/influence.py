@@ -5,7 +5,9 @@ mean 0 (Hampel 1974). θ is then close to its expectation plus the mean of ψ ov
 is the standard deviation of ψ over √N: the infinitesimal jackknife (Jaeckel 1972; Efron 1982, chapter 6), which is the
 limit of the bootstrap and needs no replicates. Where a metric has no such derivative (recall, coverage), ψ_i is
 (N − 1) times the change of θ when sample i is left out, the jackknife, whose variance is on average not too small
-(Efron & Stein 1981).
+(Efron & Stein 1981). It is too large: on Gaussians in 2 and 16 dimensions, intervals of recall are 1.8 to 2.1 times as
+wide as necessary and those of coverage 1.5 to 1.7 times; those of their paired differences up to 2.7 and 1.9 times.
+The reference is held fixed.
 
 Sample i has the same noise and label in every setting. The difference of two settings' metrics therefore has the
 influence ψ_i − ψ'_i, whose standard deviation is small where the settings treat a sample alike: a paired interval.

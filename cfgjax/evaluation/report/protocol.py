@@ -31,7 +31,7 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "classifier scale": every("classifier_scale"),
         "weak model": every("weak"),
         "sampler": every("sampler"),
-        "grid": every("grid") if "grid" in rows[0] else grid_text(diffusion),
+        "grid": ", ".join(dict.fromkeys(grid_text(row.get("grid"), diffusion) for row in rows)),
         "clipping": clipping_text(rows, data),
         "T": every("num_steps"),
         "network evaluations per sample": cost_text(rows),
@@ -114,8 +114,10 @@ def clipping_text(rows: Sequence[Row], data: Mapping[str, Any]) -> str:
     return ", ".join(dict.fromkeys(row.get("clip", "consistent") for row in rows))
 
 
-def grid_text(diffusion: Mapping[str, Any]) -> str:
-    """Returns the grid of a process, which samplers use unless they are given another one."""
+def grid_text(grid: str | None, diffusion: Mapping[str, Any]) -> str:
+    """Returns the grid of a row, with what the default, that of the process, stands for."""
+    if grid not in (None, "schedule()"):
+        return str(grid)
     if diffusion.get("betas"):
         return f"timesteps of {diffusion['betas']} betas, {diffusion.get('num_timesteps')} in all"
     if "schedule" not in diffusion:

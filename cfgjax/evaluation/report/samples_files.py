@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import cfgjax
+from cfgjax.base.cells import cell_text
 from cfgjax.base.json_files import write_json
 from cfgjax.evaluation.report.frontier_files import write_texts
 from cfgjax.evaluation.report.frontier_rows import DETAIL
@@ -14,9 +15,14 @@ from cfgjax.evaluation.report.frontier_rows import DETAIL
 
 def samples_lines(origin: str, count: int, metrics: dict[str, Any]) -> list[str]:
     """Returns a table with a line for each metric."""
-    shown = {name: value for name, value in metrics.items() if is_shown(name, value)}
+    shown = {
+        name: cell_text((value, metrics.get(f"{name}_interval", 0.0), 1), ".4g")
+        for name, value in metrics.items()
+        if is_shown(name, value)
+    }
     width = max(map(len, shown))
-    return [f"{count:,} images of {origin}:", *(f"{name.ljust(width)}  {value:.4g}" for name, value in shown.items())]
+    title = f"{count:,} images of {origin}, ±: half of the 95 % interval over them:"
+    return [title, *(f"{name.ljust(width)}  {value}" for name, value in shown.items())]
 
 
 def is_shown(name: str, value: Any) -> bool:
