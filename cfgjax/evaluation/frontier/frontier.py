@@ -20,7 +20,13 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
-from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
+from cfgjax.evaluation.features.hashed import (
+    is_intact,
+    read_arrays,
+    read_hashed_metrics,
+    write_arrays,
+    write_hashed_metrics,
+)
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.cost import network_evaluations
@@ -28,7 +34,7 @@ from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure_with_influences
-from cfgjax.evaluation.frontier.paired import strata, with_changes, with_intervals
+from cfgjax.evaluation.frontier.paired import Design, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import setting_keys
@@ -142,7 +148,7 @@ class Frontier:
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics, influences = self._measure(store, reference, check)
-                metrics = with_intervals(metrics, influences, self._strata(setting))
+                metrics = with_intervals(metrics, influences, self._design(setting))
                 if jax.process_index() == 0:
                     path, identity = self._influences_file(store, reference)
                     write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
@@ -169,12 +175,11 @@ class Frontier:
             return list(rows)
         paths = [self._influences_file(store, reference) for store in self._stores]
         read = functools.lru_cache(maxsize=2)(lambda i: read_arrays(*paths[i]))
-        labels = lambda i: self._strata(self.settings[i])
-        return with_changes(rows, read, labels, baseline, setting_keys())
+        designs = [self._design(setting) for setting in self.settings]
+        return with_changes(rows, read, designs.__getitem__, baseline, setting_keys())
 
-    def _strata(self, setting: Setting) -> np.ndarray | None:
-        """Returns the labels of a setting's samples if their number per class is fixed, see `paired.strata`."""
-        return strata(setting.options.label_policy, self.num_samples, self.model.num_classes)
+    def _design(self, setting: Setting) -> Design:
+        return design(setting.options, self.num_samples, self.model.num_classes)
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
@@ -235,15 +240,7 @@ class Frontier:
         None also if the samples' influences on them are missing or damaged.
         """
         metrics = read_hashed_metrics(*self._metrics_file(store, reference))
-        if metrics is None:
-            return None
-        path, identity = self._influences_file(store, reference)
-        try:
-            read_arrays(path, identity)
-        except UsageError as e:
-            log.warning("%s; its setting is measured again", e)
-            return None
-        return metrics
+        return metrics if metrics is not None and is_intact(*self._influences_file(store, reference)) else None
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""

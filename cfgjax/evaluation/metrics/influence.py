@@ -33,17 +33,22 @@ ROWS_AT_ONCE = 1000  # features that are converted to float64 at once
 Influence = Float[np.ndarray, " n"]
 
 
-def half_width(influence: ArrayLike, labels: Int[np.ndarray, " n"] | None = None) -> float:
+def half_width(influence: ArrayLike, labels: Int[np.ndarray, " n"] | None = None, group_size: int = 1) -> float:
     """Returns half the width of the 95 % interval of a metric, z √(Σ_i (ψ_i − ψ̄)²) / N.
 
     influence: ψ [N]; the difference of two for that of two metrics. labels: of the samples, if their number per class
     is fixed in advance. ψ̄ is then the mean of the class, since only the samples within a class are random.
+    group_size: of samples that are drawn together, i // group_size, and are not independent; i then counts the groups,
+    and ψ is their mean.
     """
-    values = np.asarray(influence, np.float64)
-    groups = np.zeros(len(values), int) if labels is None else np.unique(labels, return_inverse=True)[1]
+    values = np.asarray(influence, np.float64).reshape(-1, group_size).mean(axis=1)
+    labels = np.zeros(len(values), int) if labels is None else labels[::group_size]
+    groups = np.unique(labels, return_inverse=True)[1]
+    if (np.bincount(groups) < 2).any():  # a class of one sample has no standard deviation
+        groups = np.zeros_like(groups)
     counts = np.bincount(groups)
-    if (counts < 2).any():  # a class of one sample has no standard deviation
-        return half_width(values) if labels is not None else math.nan
+    if counts.min() < 2:
+        return math.nan
     within = values - (np.bincount(groups, values) / counts)[groups]
     variance = np.bincount(groups, within**2) * counts / (counts - 1)
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(variance.sum()) / len(values)
