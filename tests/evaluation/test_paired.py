@@ -72,7 +72,7 @@ def paired_rows(count=200, noise=0.1):
     values = [first, second]
     influences = [{"m": mean_influence(v)} for v in values]
     rows = [
-        row(w, **with_intervals({"m": v.mean()}, i, None))
+        row(w, **with_intervals({"m": v.mean()}, i, Design()))
         for w, v, i in zip((0.0, 1.0), values, influences, strict=True)
     ]
     return with_changes(rows, influences.__getitem__, lambda i: Design(), {}, KEYS), values
