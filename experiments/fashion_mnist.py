@@ -1,10 +1,10 @@
 """Fashion-MNIST, 28×28 in 32×32, grey: a conditional U-Net of 8 million parameters.
 
-cfgjax prepare tfds fashion_mnist data/fashion_mnist --size=32 --crop=pad --channels=1
+cfgjax prepare idx /usr/share/datasets/fashion-mnist data/fashion_mnist --size=32 --crop=pad --channels=1
 cfgjax train --config=experiments/fashion_mnist.py --workdir=runs/fashion_mnist
 
-The images are padded with black to 32×32, because the network halves the size repeatedly. docs/data.md describes how to
-prepare the data without TensorFlow. The feature network of `cfgjax evaluate` is
+The images are padded with black to 32×32, because the network halves the size repeatedly. docs/data.md says where the
+files come from. The feature network of `cfgjax evaluate` is
 experiments/fashion_mnist_classifier.py. The hyper-parameters are this project's own. Not measured here.
 """
 

@@ -1,6 +1,6 @@
 """A classifier of Fashion-MNIST, 32×32: the feature network of `cfgjax evaluate` for experiments/fashion_mnist.py.
 
-cfgjax prepare tfds fashion_mnist data/fashion_mnist --size=32 --crop=pad --channels=1
+cfgjax prepare idx /usr/share/datasets/fashion-mnist data/fashion_mnist --size=32 --crop=pad --channels=1
 cfgjax train --config=experiments/fashion_mnist_classifier.py --workdir=runs/fashion_mnist_classifier
 
 Every sixth image is held out. The hyper-parameters are this project's own. Not measured here.

@@ -14,8 +14,17 @@ from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.diffusion.samplers import ancestral, tilted
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples, policy_labels
+from cfgjax.evaluation.frontier.paired import design
+from cfgjax.evaluation.metrics.influence import half_width
 from cfgjax.evaluation.report.sample_figures import sample_figure
-from cfgjax.models.groups import batch_rows, check_divisible, check_groups, complete_groups, rule_at_zero
+from cfgjax.models.groups import (
+    batch_rows,
+    check_divisible,
+    check_groups,
+    complete_groups,
+    rule_at_zero,
+    ungrouped_metrics,
+)
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions
 
@@ -84,7 +93,8 @@ def test_an_interrupted_evaluation_draws_complete_groups_again(model, tmp_path):
     np.testing.assert_allclose(some_samples, samples[some], atol=1e-4)
     np.testing.assert_allclose(some_ess, ess[some], rtol=1e-3)
     store = SampleStore(tmp_path, {})
-    store.write(index, labels, samples, ess)
+    store.set_ess(ess)
+    store.write(index, labels, samples)
     assert store.group_metrics() == {"effective_sample_size": pytest.approx(ess.mean())}
     assert SampleStore(tmp_path, {"other": 1}).group_metrics() == {}
 
@@ -103,7 +113,8 @@ def test_bad_groups_are_one_line_errors(model):
         (lambda: model.sample(np.arange(8) % 3, 2.0, sampler=FOUR), "samples 0 … 3 are a group .* need equal labels"),
         (lambda: model.sample(LABELS, np.arange(16) * 1.0, sampler=FOUR), "need equal guidance; repeat each 4 times"),
         (lambda: draw(model, rule="conditional()"), "needs a rule that combines two predictions"),
-        (lambda: draw(model, rule="apg(beta=-0.5)"), "rule must have no memory"),
+        (lambda: draw(model, rule="apg()"), "with one w at all levels, which apg changes; take a rule such as cfg"),
+        (lambda: draw(model, rule="interval(low=1)"), "which interval changes"),
         (lambda: check_divisible("num_samples 90 is", 90, FOUR), "num_samples 90 is not divisible .* use 88 or 92"),
         (lambda: check_groups(FOUR, labels=np.zeros(3)), "3 samples are not divisible by the 4 particles .* use 4"),
         (lambda: sample_figure(model, picture, labels=[0], per_cell=3), "per_cell 3 is not divisible by the 4"),
@@ -126,3 +137,12 @@ def test_an_evaluation_reports_the_effective_sample_size(tmp_path):
     assert len(lines) == 8
     with pytest.raises(UsageError, match="num_samples 30 is not divisible by the 4 particles"):
         cli.run_command([*words.replace("=32", "=30").split(), "--features=mixture", samplers])
+
+
+def test_the_interval_of_a_metric_counts_groups_and_not_their_samples():
+    by_group = np.random.default_rng(0).standard_normal(40)
+    copies = np.repeat(by_group, 4)  # groups that consist of copies of one sample
+    found = design(SampleOptions(sampler=FOUR, label_policy="random"), 160, 3)
+    np.testing.assert_allclose(half_width(copies, *found), half_width(by_group))
+    assert ungrouped_metrics([ancestral(0.0), FOUR]) == {"effective_sample_size": 1.0}
+    assert ungrouped_metrics([ancestral(0.0)]) == {}

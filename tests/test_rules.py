@@ -8,7 +8,7 @@ from tiny import digits_config, mixture_config, of_mixture, settings
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import mixture_of
-from cfgjax.diffusion.guidance import apg, cfg, cfg_plus_plus, compose, interval, negative, rescale, threshold
+from cfgjax.diffusion.guidance import apg, cfg_plus_plus, compose, negative, rescale, threshold
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import clipped
 from cfgjax.distributed.sharding import make_mesh
@@ -74,6 +74,7 @@ def test_a_sample_has_the_same_noise_under_every_rule():
     assert len(first) == 1
 
 
+@pytest.mark.slow
 def test_labels_of_a_rule_are_per_sample():
     model, others = exact(), np.array([2, 0, 1, 1, 2])
     found = draw(model, negative(label=others), labels=LABELS[:5], batch_size=2)
@@ -99,6 +100,7 @@ def test_a_negative_label_needs_no_null_label():
         draw(model, "compose(labels=(1,))")
 
 
+@pytest.mark.slow
 def test_at_weight_zero_the_default_rule_leaves_the_null_branch_out():
     rows = []
     bind = of_mixture(MIXTURE)
@@ -141,12 +143,12 @@ def test_thresholds_are_for_images():
     check_together(threshold(), object(), Model(digits_config(), {}, bind_params=lambda params: None))
 
 
-@pytest.mark.parametrize("rule", [cfg(), apg(), rescale(), interval(low=0.3, high=5)], ids=repr)
+@pytest.mark.parametrize("rule", [apg(), rescale()], ids=repr)
 def test_after_clipping_eps_agrees_with_x(rule):
     z = jax.random.normal(jax.random.key(0), (4, 2))
     label = jnp.arange(4) % 3
     denoise = rule(MIXTURE.predict, label, jnp.full(4, 3), 3.0)
-    found = denoise(z, np.full(4, 1.0, np.float32), denoise.init(z))[0] if hasattr(denoise, "init") else denoise(z, 1.0)
+    found = denoise(z, np.full(4, 1.0, np.float32), denoise.init(z))[0]
     after = clipped(found, 1.0)
     assert np.abs(found.x).max() > 1 >= np.abs(after.x).max()
     np.testing.assert_allclose(diffuse(after.x, after.eps, 1.0), z, atol=1e-5)

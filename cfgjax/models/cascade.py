@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
@@ -84,18 +83,21 @@ class Cascade:
     def sampler(self, *, seed: int = 0, **options: Any) -> Callable:
         """Returns draw(index [B], labels [B], weights [B]) → x̃ [B, …] of the upsampler, see `Model.sampler`.
 
-        weights: of the base. options: of the base; the upsampler's are .upsampling. draw raises ArithmeticError if a
-        sample of the base is not finite.
+        weights: of the base. options: of the base, whose levels a trajectory has; the upsampler's are .upsampling. draw
+        raises ArithmeticError if a sample of the base is not finite.
         """
         rule = at_zero(rule_value(self.upsampler.options.rule))
         upsample = self.upsampler.sampler(**{"seed": upsampler_seed(seed), "rule": rule, **self.upsampling})
         draw_base = self.base.sampler(seed=seed, **options)
 
-        def draw(index: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Array:
-            small = gather_rows(draw_base(index, labels, weights))
+        def draw(index: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> Any:
+            drawn = draw_base(index, labels, weights)
+            small, *seen = drawn if options.get("trajectory") else (drawn,)
+            small = gather_rows(small)
             with stage_named("base"):
                 check_finite_samples(small, index, labels, weights)
-            return upsample(index, labels, np.zeros_like(weights), {"low_res": to_float(to_uint8(small))})
+            x = upsample(index, labels, np.zeros_like(weights), {"low_res": to_float(to_uint8(small))})
+            return (x, *seen) if seen else x
 
         return draw
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,6 +47,12 @@ def check_divisible(what: str, number: int, sampler: Any) -> None:
         raise UsageError(f"{what} not divisible by the {size} particles of {sampler!r}; use {use}")
 
 
+def check_count(num_samples: int, samplers: Sequence[Any]) -> None:
+    """Raises UsageError unless num_samples samples are complete groups of every sampler."""
+    for sampler in samplers:
+        check_divisible(f"num_samples {num_samples} is", num_samples, sampler)
+
+
 def complete_groups(index: Int[np.ndarray, " _n"], sampler: Any) -> Int[np.ndarray, " _m"]:
     """Returns the indices of all samples of the groups in which index has one, in order."""
     size = group_size(sampler)
@@ -73,6 +80,11 @@ def recorded(sampler: Any, trajectory: bool) -> Any:
     if group_size(sampler) == 1:
         return trajectory
     return z_x_and_ess if trajectory else group_ess
+
+
+def ungrouped_metrics(samplers: Sequence[Any]) -> dict[str, float]:
+    """Returns the effective sample size of samples that are drawn alone, if any of the samplers draws groups."""
+    return {"effective_sample_size": 1.0} if any(group_size(sampler) > 1 for sampler in samplers) else {}
 
 
 def report_ess(ess: Float[np.ndarray, "n t"], sampler: Any) -> None:

@@ -151,6 +151,20 @@ def test_outside_of_an_interval_the_null_branch_is_not_evaluated(rule, devices):
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.slow
+def test_an_interval_of_a_sharded_batch_needs_no_communication():
+    sharding = batch_sharding(make_mesh(devices=jax.devices()[:2]))
+
+    @jax.jit
+    def draw(z, rule):
+        z = jax.lax.with_sharding_constraint(z, sharding)
+        return sample(ddim(), bind(rule, W, 4, grid=COARSE), keys(4), z, COARSE)
+
+    text = draw.lower(Z[:4], apg(interval(low=LO, high=HI), beta=-0.5)).compile().as_text()
+    assert "conditional(" in text
+    assert not [name for name in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if name in text]
+
+
 def test_an_interval_of_steps_counts_as_range_does_and_is_not_off_by_one():
     length = len(COARSE)
     for first, end in ((0, 0), (0, 1), (0, length), (3, 5), (length - 1, length), (length, length), (2, 100)):
@@ -195,6 +209,7 @@ def test_a_table_holds_its_ends_and_steps_at_its_levels():
 # What wrappers see
 
 
+@pytest.mark.slow
 def test_wrappers_and_inner_rules_see_the_effective_weight():
     for rule in (ramp(), apg(ramp()), rescale(ramp()), interval(ramp())):
         found = at(rule, COARSE[3], grid=COARSE)

@@ -71,9 +71,7 @@ class PerturbedAttention(Spec):
         if not hasattr(predict, "perturbed"):
             raise UsageError(f"{self!r} needs a network with self-attention; this predictor has none")
         if any(isinstance(part, composed) for part in parts(self.rule)):
-            raise UsageError(
-                f"{type(self).__name__} cannot be added to compose, which has predictions of several labels"
-            )
+            raise UsageError(f"{type(self).__name__} cannot be added to compose, which is of several labels")
         inner = bind_rule(self.rule, predict, cond, null, w)
         perturbed = predict.perturbed(self.layers, self.perturbation)
         g = w if self.scale is None else self.scale

@@ -48,7 +48,7 @@ class interval(Modulator):
 
     Outside, the prediction is that of `off(rule)`, usually of the conditional model, and the rule's memory stays as it
     is. All samples of a batch are at one level, as they are in every sampler; if they are not, the null branch is
-    evaluated as soon as one of them is inside.
+    evaluated unless all of them are on the same side of the interval.
 
     An interval of ς that was published for data of standard deviation d₁ is (low d₂/d₁, high d₂/d₁] for d₂.
     """
@@ -134,7 +134,9 @@ class interval(Modulator):
                 found, after = unguided(z, logsnr, memory[1])
                 return Branches(found, found, found, jnp.zeros(len(z), z.dtype)), (memory[0], after)
 
-            return jax.lax.cond(jnp.any(inside), with_guidance, without, memory)
+            # any(inside) of equal levels; of a sharded batch, XLA would compute that by communication at every level
+            some_inside = (first <= jnp.max(logsnr)) & (jnp.min(logsnr) < end)
+            return jax.lax.cond(some_inside, with_guidance, without, memory)
 
         return from_branches(branches, lambda z: (guided.init(z), unguided.init(z)), guided.shift)
 

@@ -41,7 +41,7 @@ from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
-from cfgjax.models.groups import check_divisible, group_size, rule_at_zero
+from cfgjax.models.groups import check_count, rule_at_zero, ungrouped_metrics
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
@@ -92,8 +92,7 @@ class Frontier:
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak, self._upsampler = weak, upsampler
         self._models: dict[str, Model | Cascade] = {"learned": model}
-        for setting in settings:
-            check_divisible(f"num_samples {num_samples} is", num_samples, setting.options.sampler)
+        check_count(num_samples, [setting.options.sampler for setting in settings])
         if isinstance(model, Model) and any(setting.scores == "exact" for setting in settings):
             self._models["exact"] = exact_model(model)
         if model.step is None:
@@ -141,14 +140,13 @@ class Frontier:
 
         advance: called with the size of each batch drawn. check: called between batches and blocks; may raise Stopped.
         """
-        grouped = any(group_size(setting.options.sampler) > 1 for setting in self.settings)
-        ungrouped = {"effective_sample_size": 1.0} if grouped else {}
+        ungrouped = ungrouped_metrics([setting.options.sampler for setting in self.settings])
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics, influences = self._measure(store, reference, check)
-                metrics = with_intervals(metrics, influences, self._design(setting))
+                metrics = with_intervals(metrics | store.group_metrics(), influences, self._design(setting))
                 if jax.process_index() == 0:
                     path, identity = self._influences_file(store, reference)
                     write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
@@ -188,11 +186,9 @@ class Frontier:
         model = self._loaded(setting) if left else self._models[setting.scores]
         rule, sampler = self._bound(setting), setting.options.sampler
         options = dataclasses.replace(setting.options, rule=rule if self._guided else rule_at_zero(rule, sampler))
-        count, ess = self.num_samples, [np.empty(0)]  # of the last batch
-        on_ess = lambda values: ess.__setitem__(0, values)
-        drawing = draw_samples(model, options, missing, self._batch_size, num_samples=count, on_ess=on_ess)
-        for index, labels, samples in drawing:
-            store.write(index, labels, samples, ess[0] if group_size(sampler) > 1 else None)
+        sizes: dict[str, Any] = {"num_samples": self.num_samples, "on_ess": store.set_ess}
+        for index, labels, samples in draw_samples(model, options, missing, self._batch_size, **sizes):
+            store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn
             advance(drawn)
@@ -219,8 +215,7 @@ class Frontier:
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
         """Returns (metrics, influences) of a store's samples. check: called after each block."""
         options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
-        found = measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
-        return found[0] | store.group_metrics(), found[1]
+        return measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
 
     def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""

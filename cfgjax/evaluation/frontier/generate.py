@@ -130,6 +130,7 @@ class SampleStore:
             with writing(self.folder / "setting.json") as path:
                 path.write_text(text)
         self._shards: dict[Path, np.ndarray] = {}  # path: index [b]
+        self._ess: np.ndarray | None = None
         self.rescan()
 
     def rescan(self) -> None:
@@ -162,14 +163,13 @@ class SampleStore:
         wanted = np.arange(num_samples)
         return np.setdiff1d(wanted, np.concatenate([np.empty(0, int), *self._shards.values()]), assume_unique=False)
 
-    def write(
-        self,
-        index: SampleIndices,
-        label: SampleIndices,
-        image: Shaped[np.ndarray, "n ..."],
-        ess: Float[np.ndarray, " n"] | None = None,
-    ) -> None:
-        """Adds a shard, unless it would be empty. ess: see `draw_samples`."""
+    def set_ess(self, ess: Float[np.ndarray, " n"]) -> None:
+        """Sets the effective sample size of the samples that are written next, see `draw_samples`."""
+        self._ess = ess
+
+    def write(self, index: SampleIndices, label: SampleIndices, image: Shaped[np.ndarray, "n ..."]) -> None:
+        """Adds a shard, unless it would be empty."""
+        ess, self._ess = self._ess, None
         if not len(index):
             return
         path = self.folder / f"{index[0]:08}-{index[-1]:08}.npz"

@@ -48,7 +48,6 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "features": named_text(record.get("features")),
         "judge": named_text(record.get("judge")),
         "guide": named_text(record.get("guide")),
-        "upsampler": upsampler_text(record.get("upsampler")),
         "reference": reference_text(record.get("reference")),
         "quantisation": record.get("quantisation", "unknown"),
         "cfgjax": record.get("cfgjax", "unknown"),
@@ -156,11 +155,6 @@ def upsampler_text(found: Mapping[str, Any] | None) -> str:
 def named_text(found: Mapping[str, Any] | None) -> str:
     """Returns the name, or step, and the digest of a network, or "none"."""
     return "none" if not found else f"{found.get('name') or 'step ' + text(found.get('step'))} {digest_text(found)}"
-
-
-def upsampler_text(found: Mapping[str, Any] | None) -> str:
-    """Returns the step and the digest of a cascade's upsampler, or "none"."""
-    return "none" if not found else f"step {text(found.get('step'))} {str(found.get('checkpoint', ''))[:SHORT]}"
 
 
 def reference_text(found: Mapping[str, Any] | None) -> str:
