@@ -46,88 +46,118 @@ def measure(config, given):
     }
 
 
-WIDTH, LAYERS, NUM_CLASSES = 3072, 3, 10  # networks of a fixed cost: dense layers on 32×32×3 pixels
+IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: three dense layers, 0.2 GFLOP per image
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
+RULES = (  # of which the overhead is measured; a third of the levels is in the interval
+    "cfg()",
+    "interval(low=0.3, high=0.7, unit='fraction')",
+    "ramp(shape='cosine')",
+    "rescale(phi=0.7)",
+    "threshold(percentile=99.5)",
+    "apg(eta=0, beta=-0.5, r=10)",
+    "cfg_plus_plus()",
+    "cfg_zero(zero_steps=1)",
+    "classifier(conditional(), scale=1)",
+    "classifier(conditional(), scale=1, form='z')",
+)
 
 
 def fixed_cost(key, features):
-    """Returns z [B, 32, 32, 3] → [B, features] of LAYERS dense layers, none of which XLA can remove."""
+    """Returns (weights, (weights, z [B, 64, 64, 3]) → [B, features]): dense layers, none of which XLA can remove."""
+    import math
+
     import jax
     import jax.numpy as jnp
 
-    weights = jax.random.normal(key, (LAYERS, WIDTH, WIDTH)) / WIDTH**0.5
+    sizes = [math.prod(IMAGE), HIDDEN, HIDDEN, features]
+    keys = jax.random.split(key, 3)
+    weights = [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes, sizes[1:], strict=False)]
 
     def network(weights, z):
         h = z.reshape(len(z), -1)
         for layer in weights:
             h = jnp.tanh(h @ layer)
-        return h[:, :features]
+        return h
 
     return weights, network
 
 
 def overhead(given):
-    """Returns rows of the guided samplers: their seconds, and those of a bare scan of the evaluations that they need.
+    """Returns a row for each rule: seconds of its sampler, and of bare scans of the evaluations that it needs.
 
     The two are timed in turn, so that load affects both.
     """
+    import itertools
+    import math
+
     import jax
     import jax.numpy as jnp
 
     from cfgjax.diffusion import guidance, samplers
     from cfgjax.diffusion.prediction import PARAMETRISATIONS
     from cfgjax.diffusion.schedules import logsnr_grid
+    from cfgjax.diffusion.specs import parse
+    from cfgjax.models.binding import filled, is_classifier_guided
 
-    batch, grid = OVERHEAD_BATCH, logsnr_grid(OVERHEAD_STEPS)
-    eps_weights, eps_net = fixed_cost(jax.random.key(0), WIDTH)
+    grid = logsnr_grid(OVERHEAD_STEPS)
+    eps_weights, eps_net = fixed_cost(jax.random.key(0), math.prod(IMAGE))
     class_weights, class_net = fixed_cost(jax.random.key(1), NUM_CLASSES)
-    keys, label = jax.random.split(jax.random.key(2), batch), jnp.arange(batch) % NUM_CLASSES
-    z = samplers.initial_noise(keys, (32, 32, 3))
-    eps_fn = lambda weights: lambda z, logsnr, label: eps_net(weights, z).reshape(z.shape)
-    predict = lambda weights: (
-        lambda z, logsnr, label: PARAMETRISATIONS["eps"](eps_fn(weights)(z, logsnr, label), z, logsnr)
-    )
-    log_prob = lambda weights, z, logsnr, label: guidance.label_log_prob(class_net(weights, z), label)
-    guide_of = lambda weights: jax.tree_util.Partial(log_prob, weights)
-    score = lambda weights: guidance.score_function(guide_of(weights), label)
+    keys = jax.random.split(jax.random.key(2), OVERHEAD_BATCH)
+    label = jnp.arange(OVERHEAD_BATCH) % NUM_CLASSES
+    z = samplers.initial_noise(keys, IMAGE)
 
-    def bare(evaluate):
-        """Runs T evaluations, one after the other."""
-        return lambda z, *weights: jax.lax.scan(lambda z, _: (0.5 * evaluate(z, *weights), None), z, grid)[0]
+    def log_prob(weights, z, logsnr, label):
+        return guidance.label_log_prob(class_net(weights, z), label)
 
-    def run(rule, z, eps_weights):
-        denoise = rule(predict(eps_weights), label, jnp.full_like(label, NUM_CLASSES), 1.0)
-        return samplers.sample(samplers.ancestral(0.3), denoise, keys, z, grid, clip=True)
+    def bare(rule):
+        """Returns the program of the evaluations of a rule, one level after the other."""
+        counts = guidance.evaluations(rule, grid)
 
-    def classifier_free(z, eps_weights, class_weights):
-        return run(guidance.cfg(), z, eps_weights)
+        def level(z, count, eps_weights, class_weights):
+            eps = eps_net(eps_weights, jnp.concatenate([z] * count)).reshape(-1, *IMAGE)[: len(z)]
+            if is_classifier_guided(rule):
+                guide = jax.tree_util.Partial(log_prob, class_weights)
+                eps = eps + guidance.score_function(guide, label)(z, 0.0)
+            return 0.5 * eps
 
-    def by_gradient(z, eps_weights, class_weights):
-        return run(guidance.classifier(guidance.conditional(), 1.0, "eps", guide_of(class_weights)), z, eps_weights)
+        def run(z, *weights):
+            for count, group in itertools.groupby(counts):
+                body = lambda z, _, count=count: (level(z, int(count), *weights), None)
+                z, _ = jax.lax.scan(body, z, length=len(list(group)))
+            return z
 
-    def by_shift(z, eps_weights, class_weights):
-        return run(guidance.classifier(guidance.conditional(), 1.0, "z", guide_of(class_weights)), z, eps_weights)
+        return run
 
-    twice = lambda z: jnp.concatenate([z, z])
-    both = lambda z, eps, classes: eps_fn(eps)(twice(z), 0, label)[: len(z)]
-    one_and_gradient = lambda z, eps, classes: eps_fn(eps)(z, 0, label) + score(classes)(z, 0.0)
-    cases = {
-        "classifier-free": (classifier_free, bare(both)),
-        "classifier, in ε": (by_gradient, bare(one_and_gradient)),
-        "classifier, in the mean": (by_shift, bare(one_and_gradient)),
-    }
+    def guided(rule, sampler):
+        """Returns the program of a sampler with a rule."""
+
+        def run(z, eps_weights, class_weights):
+            def predict(z, logsnr, label):
+                return PARAMETRISATIONS["eps"](eps_net(eps_weights, z).reshape(z.shape), z, logsnr)
+
+            full = filled(rule, jax.tree_util.Partial(log_prob, class_weights), None)
+            denoise = guidance.bind_rule(full, predict, label, jnp.full_like(label, NUM_CLASSES), 1.0)
+            return samplers.sample(sampler, denoise, keys, z, grid, clip=True)
+
+        return run
+
     rows = []
-    for name, programs in cases.items():
+    for text in RULES:
+        rule = guidance.on_grid(parse(text, guidance.RULES), grid)
+        sampler = samplers.ddim() if "plus" in text else samplers.ancestral(0.3)
+        programs = guided(rule, sampler), bare(rule)
         runs = [functools.partial(jax.jit(program), z, eps_weights, class_weights) for program in programs]
+        for run in runs:
+            jax.block_until_ready(run())
         timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
-        guided, needed = zip(*timed, strict=True)
+        seconds, needed = zip(*timed, strict=True)
         ratio = statistics.median(g / n for g, n in timed) - 1
-        rows.append({"guidance": name, "guided_seconds": guided, "needed_seconds": needed, "overhead": ratio})
+        rows.append({"guidance": text, "guided_seconds": seconds, "needed_seconds": needed, "overhead": ratio})
     return rows
 
 
 OVERHEAD_COLUMNS = {
-    f"{'guidance':>24}": lambda f: f["guidance"],
+    f"{'guidance':>48}": lambda f: f["guidance"],
     "ms/step": lambda f: f"{1000 * statistics.median(f['guided_seconds']) / OVERHEAD_STEPS:.1f}",
     "ms needed": lambda f: f"{1000 * statistics.median(f['needed_seconds']) / OVERHEAD_STEPS:.1f}",
     "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
