@@ -29,7 +29,7 @@ class heun(Spec):
     grid="edm()", which EDM chose for it, or the result is far off.
     Churn adds noise before a step: ς̂ = ς (1 + γ), ŷ = y + √(ς̂² − ς²) s_noise n, with γ = min(s_churn/T, √2 − 1) if
     s_min ≤ ς ≤ s_max, and the step starts there. ς̂ is at most ς of the first level, the noisiest that is asked for, so
-    that the first level, whose z is noise alone, is not churned.
+    that the first level, whose z is noise alone, is not churned. A trajectory has z before and x̃ after the churn.
 
     s_churn: at least 0. The Python number 0 is part of the program, which then draws no noise, and the other numbers
     have no effect. EDM's values for ImageNet 64: s_churn=40, s_min=0.05, s_max=50, s_noise=1.003. A network of discrete
