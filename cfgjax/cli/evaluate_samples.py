@@ -31,7 +31,7 @@ def evaluate_samples(given):
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import find_reference
     from cfgjax.evaluation.frontier.measure import measure_with_influences, warn_of_few
-    from cfgjax.evaluation.frontier.paired import with_intervals
+    from cfgjax.evaluation.frontier.paired import Design, with_intervals
     from cfgjax.evaluation.report.samples_files import samples_lines, write_samples
 
     samples = open_samples(given.samples)
@@ -52,7 +52,7 @@ def evaluate_samples(given):
     with Progress("samples", "image", count) as progress:
         options = {"judge": judge, "neighbours": given.neighbours, "advance": progress.advance}
         found, influences = measure_with_influences(samples.read, count, network, reference, **options)
-    found = with_intervals(found, influences, None)
+    found = with_intervals(found, influences, Design())
     if samples.labels is None:
         found = {name: value for name, value in found.items() if not name.startswith(OF_LABELS)}
     named = lambda network: network and {"name": network.name, "digest": network.digest}

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -80,14 +80,6 @@ def recorded(sampler: Any, trajectory: bool) -> Any:
     if group_size(sampler) == 1:
         return trajectory
     return z_x_and_ess if trajectory else group_ess
-
-
-def group_means(
-    influences: Mapping[str, Float[np.ndarray, " _n"]], sampler: Any
-) -> dict[str, Float[np.ndarray, " _groups"]]:
-    """Returns the mean influence on each metric of each group, whose samples depend on each other; groups do not."""
-    size = group_size(sampler)
-    return {name: values.reshape(-1, size).mean(axis=1) for name, values in influences.items()}
 
 
 def ungrouped_metrics(samplers: Sequence[Any]) -> dict[str, float]:

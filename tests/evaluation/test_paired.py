@@ -1,14 +1,25 @@
 """Intervals of settings and of their differences: baselines, pairs, and the share of intervals that hold the truth."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from cfgjax.base.errors import UsageError
-from cfgjax.evaluation.frontier.paired import baselines, read_baseline, strata, with_changes, with_intervals
+from cfgjax.evaluation.frontier.paired import (
+    Design,
+    baselines,
+    design,
+    paired_design,
+    read_baseline,
+    with_changes,
+    with_intervals,
+)
 from cfgjax.evaluation.metrics.influence import frechet_influence, half_width, mean_influence
 from cfgjax.evaluation.metrics.mind import mind_influence
 from cfgjax.evaluation.metrics.scores import frechet_distance
 from cfgjax.evaluation.report.differences import difference_figure, difference_table
+from cfgjax.runs.sample_options import SampleOptions
 
 KEYS = ("scores", "sampler", "num_steps", "rule")
 
@@ -61,10 +72,10 @@ def paired_rows(count=200, noise=0.1):
     values = [first, second]
     influences = [{"m": mean_influence(v)} for v in values]
     rows = [
-        row(w, **with_intervals({"m": v.mean()}, i, None))
+        row(w, **with_intervals({"m": v.mean()}, i, Design()))
         for w, v, i in zip((0.0, 1.0), values, influences, strict=True)
     ]
-    return with_changes(rows, influences.__getitem__, lambda i: None, {}, KEYS), values
+    return with_changes(rows, influences.__getitem__, lambda i: Design(), {}, KEYS), values
 
 
 def test_the_paired_interval_is_that_of_the_mean_difference():
@@ -86,9 +97,27 @@ def test_the_table_and_the_figure_show_the_differences():
     assert difference_table(rows[:1]) == []
 
 
-def test_only_balanced_labels_have_strata():
-    assert strata("balanced", 5, 3).tolist() == [0, 1, 2, 0, 1]
-    assert strata("random", 5, 3) is None
+def test_only_balanced_labels_are_fixed_in_number():
+    options = SampleOptions(label_policy="balanced", sampler="ddim()")
+    found = design(options, 5, 3)
+    assert found.labels.tolist() == [0, 1, 2, 0, 1] and found.group_size == 1
+    assert design(dataclasses.replace(options, label_policy="random"), 5, 3) == (None, 1)
+
+
+def test_a_group_of_samples_counts_once():
+    groups = np.random.default_rng(3).normal(size=100)
+    repeated = np.repeat(groups, 4)
+    assert half_width(repeated, group_size=4) == pytest.approx(half_width(groups))
+    assert half_width(repeated) < 0.6 * half_width(groups)
+    labels = np.arange(100) % 2
+    assert half_width(repeated, np.repeat(labels, 4), 4) == pytest.approx(half_width(groups, labels))
+
+
+def test_pairs_of_groups_are_as_large_as_the_larger_ones():
+    labels = np.arange(12) % 3
+    assert paired_design(Design(labels), Design(labels)).labels is labels
+    assert paired_design(Design(labels), Design(labels, 4)) == (None, 4)
+    assert paired_design(Design(None, 2), Design(labels, 2)) == (None, 2)
 
 
 def frechet(samples):

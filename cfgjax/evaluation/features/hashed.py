@@ -46,6 +46,16 @@ def read_arrays(path: str | Path, identity: str = "") -> dict[str, np.ndarray]:
     return arrays
 
 
+def is_intact(path: Path, identity: str) -> bool:
+    """Returns whether a file of `write_arrays` exists and matches its hash and identity; if not, it is reported."""
+    try:
+        read_arrays(path, identity)
+        return True
+    except UsageError as e:
+        log.warning("%s; its setting is measured again", e)
+        return False
+
+
 def arrays_hash(arrays: HashedArrays, identity: str = "") -> str:
     """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
     digest = hashlib.sha256(identity.encode())

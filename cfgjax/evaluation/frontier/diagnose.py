@@ -19,7 +19,7 @@ from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import policy_labels
 from cfgjax.evaluation.frontier.paired import setting_text
 from cfgjax.evaluation.report.frontier_rows import varying_keys
-from cfgjax.models.groups import batch_rows
+from cfgjax.models.groups import batch_rows, group_size
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, fields
 
@@ -89,6 +89,7 @@ def diagnose_settings(
 
 
 def first_labels(setting: Setting, num_samples: int, num_classes: int) -> Int[np.ndarray, " n"]:
-    """Returns the labels of the first samples of an evaluation, at most 256 of them."""
-    index = np.arange(min(NUM_DIAGNOSED, num_samples))
+    """Returns the labels of the first samples of an evaluation, at most 256 of them or one group."""
+    size = group_size(setting.options.sampler)
+    index = np.arange(max(min(NUM_DIAGNOSED, num_samples) // size, 1) * size)
     return policy_labels(setting.options, index, num_classes)

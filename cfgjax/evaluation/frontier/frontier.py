@@ -20,7 +20,13 @@ import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
-from cfgjax.evaluation.features.hashed import read_arrays, read_hashed_metrics, write_arrays, write_hashed_metrics
+from cfgjax.evaluation.features.hashed import (
+    is_intact,
+    read_arrays,
+    read_hashed_metrics,
+    write_arrays,
+    write_hashed_metrics,
+)
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.cost import network_evaluations
@@ -28,14 +34,14 @@ from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure_with_influences
-from cfgjax.evaluation.frontier.paired import strata, with_changes, with_intervals
+from cfgjax.evaluation.frontier.paired import Design, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
-from cfgjax.models.groups import check_count, group_means, group_size, rule_at_zero, ungrouped_metrics
+from cfgjax.models.groups import check_count, rule_at_zero, ungrouped_metrics
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
@@ -91,7 +97,7 @@ class Frontier:
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        used = {float(setting.options.ema or 0) for setting in settings}
+        used = sorted({float(setting.options.ema or 0) for setting in settings})
         self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
         self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first
@@ -140,8 +146,7 @@ class Frontier:
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics, influences = self._measure(store, reference, check)
-                influences = group_means(influences, setting.options.sampler)
-                metrics = with_intervals(metrics | store.group_metrics(), influences, self._strata(setting))
+                metrics = with_intervals(metrics | store.group_metrics(), influences, self._design(setting))
                 if jax.process_index() == 0:
                     path, identity = self._influences_file(store, reference)
                     write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
@@ -168,13 +173,11 @@ class Frontier:
             return list(rows)
         paths = [self._influences_file(store, reference) for store in self._stores]
         read = functools.lru_cache(maxsize=2)(lambda i: read_arrays(*paths[i]))
-        labels = lambda i: self._strata(self.settings[i])
-        return with_changes(rows, read, labels, baseline, setting_keys())
+        designs = [self._design(setting) for setting in self.settings]
+        return with_changes(rows, read, designs.__getitem__, baseline, setting_keys())
 
-    def _strata(self, setting: Setting) -> np.ndarray | None:
-        """Returns the labels of a setting's samples if their number per class is fixed, see `paired.strata`."""
-        count = self.num_samples // group_size(setting.options.sampler)
-        return strata(setting.options.label_policy, count, self.model.num_classes)
+    def _design(self, setting: Setting) -> Design:
+        return design(setting.options, self.num_samples, self.model.num_classes)
 
     def _draw(self, setting: Setting, store: SampleStore, advance: Advance, check: Callable[[], object]) -> None:
         """Draws the samples that the store lacks."""
@@ -232,15 +235,7 @@ class Frontier:
         None also if the samples' influences on them are missing or damaged.
         """
         metrics = read_hashed_metrics(*self._metrics_file(store, reference))
-        if metrics is None:
-            return None
-        path, identity = self._influences_file(store, reference)
-        try:
-            read_arrays(path, identity)
-        except UsageError as e:
-            log.warning("%s; its setting is measured again", e)
-            return None
-        return metrics
+        return metrics if metrics is not None and is_intact(*self._influences_file(store, reference)) else None
 
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""

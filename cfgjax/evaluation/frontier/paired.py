@@ -4,16 +4,19 @@ A metric `name` of a row comes with `name_interval`, half the width of its 95 % 
 from the baseline, and `name_change_interval`, half the width of the interval of that; see `metrics.influence`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from cfgjax.base.errors import UsageError, nearest
+from cfgjax.evaluation.frontier.generate import policy_labels
 from cfgjax.evaluation.metrics.influence import half_width
 from cfgjax.models.binding import grid_value, rule_value, sampler_value
-from cfgjax.runs.sample_options import fields, read_values, split
+from cfgjax.models.groups import group_size
+from cfgjax.runs.sample_options import SampleOptions, fields, read_values, split
 
 Rows = Sequence[dict[str, Any]]
 SampleInfluences = Mapping[str, Float[np.ndarray, " n"]]  # of one setting, by metric
@@ -21,16 +24,29 @@ SampleInfluences = Mapping[str, Float[np.ndarray, " n"]]  # of one setting, by m
 GROUPED = ("scores", "seed")  # keys of a row that its baseline shares: pairs need the same noise
 
 
-def strata(label_policy: str, num_samples: int, num_classes: int) -> Int[np.ndarray, " n"] | None:
-    """Returns the labels of samples if the policy fixes their number per class, for `half_width`; otherwise None."""
-    return np.arange(num_samples) % num_classes if label_policy == "balanced" else None
+class Design(NamedTuple):
+    """How samples are drawn, for `half_width`: their labels if the number per class is fixed, and the group size."""
+
+    labels: Int[np.ndarray, " n"] | None = None
+    group_size: int = 1
 
 
-def with_intervals(
-    metrics: Mapping[str, Any], influences: SampleInfluences, labels: Int[np.ndarray, " n"] | None
-) -> dict[str, Any]:
-    """Returns the metrics of a setting with their intervals. labels: see `half_width`."""
-    return {**metrics, **{f"{name}_interval": half_width(values, labels) for name, values in influences.items()}}
+def design(options: SampleOptions, num_samples: int, num_classes: int) -> Design:
+    """Returns the `Design` of the samples of a setting."""
+    fixed = options.label_policy == "balanced"
+    labels = policy_labels(options, np.arange(num_samples), num_classes) if fixed else None
+    return Design(labels, group_size(sampler_value(options.sampler)))
+
+
+def paired_design(own: Design, other: Design) -> Design:
+    """Returns the `Design` of the pairs of samples of two settings."""
+    known = own.labels is not None and other.labels is not None and own.group_size == other.group_size
+    return Design(own.labels if known else None, math.lcm(own.group_size, other.group_size))
+
+
+def with_intervals(metrics: Mapping[str, Any], influences: SampleInfluences, drawn: Design) -> dict[str, Any]:
+    """Returns the metrics of a setting with their intervals."""
+    return {**metrics, **{f"{name}_interval": half_width(values, *drawn) for name, values in influences.items()}}
 
 
 def read_baseline(text: str | None) -> dict[str, Any]:
@@ -85,25 +101,24 @@ def setting_text(row: Mapping[str, Any], rows: Rows, keys: Sequence[str]) -> str
 def with_changes(
     rows: Rows,
     influences: Callable[[int], SampleInfluences],
-    labels: Callable[[int], Int[np.ndarray, " n"] | None],
+    designs: Callable[[int], Design],
     wanted: Mapping[str, Any],
     keys: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Returns the rows with the differences from their baseline, as pairs of samples with the same noise and label.
 
-    influences, labels: of the row of an index. wanted: see `baselines`. keys: of the settings, for the text "baseline".
+    influences, designs: of the row of an index. wanted: see `baselines`. keys: of the settings, for the text of the
+    baseline.
     """
     result, keys = [], [key for key in keys if key not in GROUPED]
     for i, (row, base) in enumerate(zip(rows, baselines(rows, wanted), strict=True)):
         at = next(j for j, other in enumerate(rows) if other is base)
         own, theirs = influences(i), influences(at)
-        fixed = None if labels(at) is None else labels(i)
+        pairs = paired_design(designs(i), designs(at))
         changes = {}
         for name in own.keys() & theirs.keys() & row.keys():
-            if own[name].shape != theirs[name].shape:
-                continue  # groups of samples, which are no pairs with single samples or other groups
             changes[f"{name}_change"] = row[name] - base[name]
-            changes[f"{name}_change_interval"] = half_width(own[name].astype(np.float64) - theirs[name], fixed)
+            changes[f"{name}_change_interval"] = half_width(own[name].astype(np.float64) - theirs[name], *pairs)
         ordered = [f"{name}{end}" for name in row for end in ("_change", "_change_interval")]
         result.append(
             {**row, "baseline": setting_text(base, rows, keys), **{n: changes[n] for n in ordered if n in changes}}

@@ -24,26 +24,31 @@ from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from cfgjax.evaluation.metrics.manifold import BallCounts
-from cfgjax.evaluation.metrics.scores import split_bounds
+from cfgjax.evaluation.metrics.scores import Moments, split_bounds
 from cfgjax.evaluation.metrics.sums import IS_SPLIT_SIZE
 
 CONFIDENCE = 0.95
-ROWS_AT_ONCE = 1000  # features that are converted to float64 at once
+FEATURES_AT_ONCE = 1000  # that are converted to float64
 
 Influence = Float[np.ndarray, " n"]
 
 
-def half_width(influence: ArrayLike, labels: Int[np.ndarray, " n"] | None = None) -> float:
+def half_width(influence: ArrayLike, labels: Int[np.ndarray, " n"] | None = None, group_size: int = 1) -> float:
     """Returns half the width of the 95 % interval of a metric, z √(Σ_i (ψ_i − ψ̄)²) / N.
 
     influence: ψ [N]; the difference of two for that of two metrics. labels: of the samples, if their number per class
     is fixed in advance. ψ̄ is then the mean of the class, since only the samples within a class are random.
+    group_size: of samples that are drawn together, i // group_size, and are not independent; i then counts the groups,
+    and ψ is their mean.
     """
-    values = np.asarray(influence, np.float64)
-    groups = np.zeros(len(values), int) if labels is None else np.unique(labels, return_inverse=True)[1]
+    values = np.asarray(influence, np.float64).reshape(-1, group_size).mean(axis=1)
+    labels = np.zeros(len(values), int) if labels is None else labels[::group_size]
+    groups = np.unique(labels, return_inverse=True)[1]
+    if (np.bincount(groups) < 2).any():  # a class of one sample has no standard deviation
+        groups = np.zeros_like(groups)
     counts = np.bincount(groups)
-    if (counts < 2).any():  # a class of one sample has no standard deviation
-        return half_width(values) if labels is not None else math.nan
+    if counts.min() < 2:
+        return math.nan
     within = values - (np.bincount(groups, values) / counts)[groups]
     variance = np.bincount(groups, within**2) * counts / (counts - 1)
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(variance.sum()) / len(values)
@@ -63,16 +68,20 @@ def frechet_influence(
     ψ(f) = 2 (μ − μ₁)·(f − μ) + (f − μ)ᵀ (I − A) (f − μ) − its mean, where A = √Σ₁ (√Σ₁ Σ √Σ₁)^{−1/2} √Σ₁ is the
     optimal transport map to the reference. Directions in which no sample varies are left out of the inverse.
     """
-    mean = features.mean(axis=0, dtype=np.float64)
-    blocks = [features[i : i + ROWS_AT_ONCE] - mean for i in range(0, len(features), ROWS_AT_ONCE)]
-    cov = sum(block.T @ block for block in blocks) / (len(features) - 1)
-    values, vectors = np.linalg.eigh(root1 @ cov @ root1)
+    moments, starts = Moments.zeros(features.shape[1]), range(0, len(features), FEATURES_AT_ONCE)
+    for start in starts:
+        moments.update(features[start : start + FEATURES_AT_ONCE])
+    mean = moments.mean
+    values, vectors = np.linalg.eigh(root1 @ moments.cov @ root1)
     positive = values > values.max(initial=0) * len(values) * np.finfo(np.float64).eps * 100
     inverse_root = np.divide(1, np.sqrt(np.where(positive, values, 1)), where=positive, out=np.zeros_like(values))
     half = (vectors * np.sqrt(inverse_root)).T @ root1  # A = halfᵀ half
-    quadratic = [2 * block @ (mean - mean1) + (block**2).sum(axis=1) - ((block @ half.T) ** 2).sum(axis=1)
-                 for block in blocks]  # fmt: skip
-    return mean_influence(np.concatenate(quadratic))
+    found = np.empty(len(features))
+    for start in starts:
+        rows = features[start : start + FEATURES_AT_ONCE] - mean
+        curvature = np.square(rows).sum(axis=1) - np.square(rows @ half.T).sum(axis=1)
+        found[start : start + FEATURES_AT_ONCE] = 2 * rows @ (mean - mean1) + curvature
+    return mean_influence(found)
 
 
 def score_influence(log_p: Shaped[np.ndarray, "n k"], split_size: int = IS_SPLIT_SIZE) -> Influence:

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from numpy.typing import ArrayLike
 
 from cfgjax.evaluation.metrics.scores import feature_rows
 
 NUM_DIRECTIONS = 1000
-DIRECTIONS_AT_ONCE = 20  # of whose projections there are copies in memory: 160 N bytes in float64
+DIRECTIONS_AT_ONCE = 50  # of whose projections there are a few copies in memory, 400 N bytes each
+ROWS_AT_ONCE = 1000  # features of which a centred copy is made
 
 
 def mind(reference: ArrayLike, generated: ArrayLike, *, num_directions: int = NUM_DIRECTIONS, seed: int = 0) -> float:
@@ -40,8 +41,7 @@ def mind_influence(
     reference = feature_rows(reference)
     generated = feature_rows(generated, reference.shape[1])
     centre = reference.mean(axis=0, dtype=np.float64)
-    y, x = ((rows - centre).astype(np.float32) for rows in (reference, generated))
-    dim, (m, n) = x.shape[1], (len(y), len(x))
+    (n, dim), m = generated.shape, len(reference)
     rows_x, rows_y, widths = common_steps(n, m)
     inner = np.arange(1, n) * m  # levels i/n between consecutive x, in units of 1/(nm)
     below, above = (inner - 1) // n, inner // n
@@ -49,7 +49,7 @@ def mind_influence(
     every = unit_directions(num_directions, dim, seed)
     for first in range(0, num_directions, DIRECTIONS_AT_ONCE):
         directions = every[first : first + DIRECTIONS_AT_ONCE]
-        unsorted, py = (np.matmul(rows, directions.T.astype(np.float32)).astype(np.float64) for rows in (x, y))
+        unsorted, py = (projections(rows, centre, directions) for rows in (generated, reference))
         order = np.argsort(unsorted, axis=0)
         px, py = np.take_along_axis(unsorted, order, axis=0), np.sort(py, axis=0)
         total += float(widths @ np.square(px[rows_x] - py[rows_y]).sum(axis=1))
@@ -61,6 +61,17 @@ def mind_influence(
                 potential[at] += column
     scale = 3 * dim / num_directions
     return scale * total, scale * (potential - potential.mean()) if influence else potential
+
+
+def projections(
+    features: Shaped[np.ndarray, "n d"], centre: Float[np.ndarray, " d"], directions: Float[np.ndarray, "k d"]
+) -> Float[np.ndarray, "n k"]:
+    """Returns (features − centre)·u of each direction u: products in float32, as float64."""
+    columns, found = directions.T.astype(np.float32), np.empty((len(features), len(directions)))
+    for start in range(0, len(features), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        found[rows] = (features[rows] - centre).astype(np.float32) @ columns
+    return found
 
 
 def unit_directions(count: int, dim: int, seed: int) -> Float[np.ndarray, "count dim"]:
