@@ -47,6 +47,7 @@ def draw(model, w=2.0, sampler=FOUR, **options):
     return model.sample(LABELS, w, sampler=sampler, num_steps=8, **options)
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_with_any_batch_size_and_number_of_devices(model):
     every = draw(model)
     np.testing.assert_allclose(draw(model, batch_size=5), every, atol=1e-4)  # two groups at a time
@@ -59,6 +60,7 @@ def test_without_a_weight_it_is_the_ancestral_sampler(model):
     np.testing.assert_array_equal(draw(model, 0.0), draw(model, 0.0, sampler=ancestral(0.0), rule="cfg()"))
 
 
+@pytest.mark.slow
 def test_the_effective_sample_size_is_in_the_trajectory_and_in_the_log(model, caplog):
     with caplog.at_level(logging.INFO, "cfgjax"):
         x, trajectory = draw(model, return_trajectory=True)

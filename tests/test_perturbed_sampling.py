@@ -79,6 +79,7 @@ def test_a_network_without_the_attention_is_refused_before_anything_is_drawn(mod
         make_settings(axes({}, given={"rule": ("pag()",)}), points)
 
 
+@pytest.mark.slow
 def test_it_is_measured_at_any_weight_without_a_null_label(model):
     given = {"rule": ("pag()", "seg(blur=2)"), "guidance": (0.0, 1.0)}
     assert len(make_settings(axes(model.defaults.options, given=given), model)) == 4

@@ -53,6 +53,7 @@ def test_a_model_with_the_same_parameters_has_no_effect_bit_for_bit(strong):
     assert np.abs(draw(strong, make(0.5), 3.0) - draw(strong, weak, 0.0)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_on_any_number_of_devices_and_with_any_batch_size(strong):
     one, two = draw(strong, make(0.5)), draw(make(1.0, 2), make(0.5, 2))
     np.testing.assert_allclose(one, two, atol=1e-4)

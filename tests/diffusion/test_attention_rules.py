@@ -130,6 +130,7 @@ def test_wrappers_see_all_of_the_guidance():
     jax.tree.map(close, found, run(pag(cfg(), scale=1.0), 0.5))
 
 
+@pytest.mark.slow
 def test_other_rules_can_be_wrapped():
     weak = jax.tree_util.Partial(lambda z, logsnr, cond: shrunk(2.0)(z, logsnr, cond))
     away = shrunk(None)(Z, LOGSNR, LABEL)
@@ -175,6 +176,7 @@ def test_numbers_are_traced():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_complete_runs_are_finite_and_differ_from_the_conditional_model():
     keys, logsnrs = jax.random.split(jax.random.key(0), 16), logsnr_grid(8, "cosine", -10.0, 10.0)
     draw = jax.jit(

@@ -55,6 +55,7 @@ def test_zero_weight_is_the_strong_network_and_minus_one_the_weak_one():
     jax.tree.map(close, run(rule, -1.0), scaled(0.8, Z, LOGSNR, LABEL))
 
 
+@pytest.mark.slow
 def test_the_null_branch_as_the_weak_network_is_classifier_free_guidance():
     null = jnp.full_like(LABEL, 3)
     without = jax.tree_util.Partial(lambda z, logsnr, cond: strong(z, logsnr, null))

@@ -60,6 +60,7 @@ def test_without_weights_it_is_the_ancestral_sampler_bit_for_bit(w):
     np.testing.assert_array_equal(ess, np.full((16, 64), 16.0))
 
 
+@pytest.mark.slow
 def test_a_group_depends_on_its_own_samples_alone_and_not_on_the_batch():
     every, ess = draw(tilted(particles=8), 2.0)
     some, some_ess = draw(tilted(particles=8), 2.0, n=16, first=24)
@@ -69,6 +70,7 @@ def test_a_group_depends_on_its_own_samples_alone_and_not_on_the_batch():
     np.testing.assert_array_equal(ess.reshape(16, 8, 8), np.repeat(ess[:, ::8, None], 8, axis=2))
 
 
+@pytest.mark.slow
 def test_a_batch_over_devices_has_the_same_groups():
     sharding = batch_sharding(make_mesh())
     w = jnp.full(64, 2.0)
@@ -78,6 +80,7 @@ def test_a_batch_over_devices_has_the_same_groups():
         np.testing.assert_allclose(spread, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_systematic_resampling_copies_each_sample_as_often_as_its_weight_says_within_one():
     size, groups = 16, 200
     keys = jax.random.split(jax.random.key(1), size * groups)
@@ -112,6 +115,7 @@ def test_the_text_of_the_sampler_is_the_sampler():
         assert spec(parse(text, SAMPLERS, "sampler")) == text
 
 
+@pytest.mark.slow
 def test_changing_w_or_v_compiles_nothing():
     before = draw._cache_size()
     for v, w in ((0.0, 0.5), (0.3, 1.5), (1.0, -2.0)):

@@ -23,6 +23,8 @@ from cfgjax.diffusion.guidance import (
 )
 from cfgjax.diffusion.mixture import GaussianMixture
 
+pytestmark = pytest.mark.slow
+
 MIXTURE = GaussianMixture(np.array([[1.0, 0.0], [-1.0, 0.5], [0.0, -1.0]]), np.array([0.4, 0.8, 0.6]), [0.5, 0.3, 0.2])
 Z, LABEL = jax.random.normal(jax.random.key(0), (16, 2)), jnp.arange(16) % 3
 NULL = jnp.full_like(LABEL, 3)

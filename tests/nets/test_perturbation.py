@@ -58,6 +58,7 @@ def test_an_infinite_blur_is_the_mean_of_the_queries_and_every_blur_keeps_their_
     np.testing.assert_allclose(blurred(jnp.ones_like(Q), 4, 6, 1.5), 1.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_blur_of_a_point_is_the_gaussian_of_both_coordinates():
     point = jnp.zeros((1, 81, 1, 8)).at[0, 40].set(1.0)  # the centre of 9 × 9
     found = blurred(point, 9, 9, 0.8)[0, :, 0, 0].reshape(9, 9)
@@ -72,6 +73,7 @@ def test_equal_queries_attend_equally():
     np.testing.assert_allclose(found, jnp.broadcast_to(found[:, :1], found.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_that_is_the_identity_passes_the_values_through():
     """Two networks that differ in queries and keys alone are equal then."""
     found = perturbed("all", None)
@@ -85,6 +87,7 @@ def test_attention_that_is_the_identity_passes_the_values_through():
     assert np.abs(found - plain(tiny())).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_layers_select_the_attention_to_perturb():
     outputs = [perturbed(layers, None) for layers in ("middle", "all", 4, (2, 4))]
     middle, every, four, both = outputs
