@@ -184,6 +184,7 @@ def test_a_frontier_of_a_cascade_has_the_metrics_of_its_images(stages):
     assert found["protocol"]["upsampler"].endswith("step 1, ema 0.99, num_steps=3")
 
 
+@pytest.mark.slow
 def test_samples_of_a_cascade_depend_on_both_networks_and_on_the_options_of_both(stages):
     folder, save = stages
     evaluate(folder, "--guidance=1")

@@ -11,6 +11,7 @@ from tiny import digits_config, mixture_config
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
+from cfgjax.cli.launch import check_command
 from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.diffusion.guidance import autoguidance, cfg
 from cfgjax.distributed.sharding import make_mesh
@@ -165,6 +166,11 @@ def test_text_that_names_no_weak_run_is_refused(text):
     assert "\n" not in str(error.value)
 
 
+def test_a_launched_or_swept_command_takes_the_flag():
+    given = check_command(["evaluate", "--workdir=runs/a", "--weak=runs/a@20,ema=0", "--rule=autoguidance()"])
+    assert given.weak == "runs/a@20,ema=0"
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A run on three Gaussians, saved every ten steps."""
@@ -198,7 +204,7 @@ def test_the_command_draws_what_python_draws(workdir, tmp_path):
     model, weak = cfgjax.load(workdir), cfgjax.load(workdir, step=20)
     labels = np.arange(32) % 3
     drawn = model.sample(labels, 1.0, rule=autoguidance(weak), num_steps=4)
-    (shard,) = (tmp_path / "samples").glob("*/*.npz")
+    (shard,) = (tmp_path / "samples").glob("*/[0-9]*.npz")
     np.testing.assert_allclose(np.load(shard)["image"], drawn, atol=1e-4)
 
 
@@ -211,7 +217,7 @@ def test_bad_weak_runs_are_refused_before_anything_is_drawn(workdir, tmp_path):
     for flag, message in {
         f"--weak={tmp_path}/none": "holds no run",
         f"--weak={workdir}@7": "there is no step 7",
-        f"--weak={workdir},ema=0.25": "no EMA of rate 0.25",
+        f"--weak={workdir},ema=0.25": "ema 0.25 is neither a rate of the run",
         f"--weak={other}": "the weak model's process is",
         "--weak=": "the path is empty",
     }.items():

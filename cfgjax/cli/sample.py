@@ -75,7 +75,7 @@ def draw_picture(given, labels, axes):
     names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
     workdir = given.workdir or given.base
-    for ema in {options.ema for options in columns} - {source.ema}:
+    for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
     shown["before"] = use = lambda options: use_average(source, workdir, options.ema)
     picture = sample_figure(model, columns, **shown, guide=guide, weak=weak)

@@ -120,7 +120,7 @@ class Cascade:
             "ema": ema,
             **config,
             "diffusion": without_later_keys(config["diffusion"]),
-            "options": changed,
+            "options": {**changed, "num_steps": options.num_steps},
             "low_res_logsnr": self.upsampling.get("low_res_logsnr"),
         }
 

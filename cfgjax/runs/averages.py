@@ -20,7 +20,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_weights
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import find_step, newest_complete, read_params
-from cfgjax.runs.manifest import damage, manifest_digest, step_directories
+from cfgjax.runs.manifest import MANIFEST, damage, manifest_digest, step_directories
 from cfgjax.runs.power_averages import MAX_PROFILE_ERROR, combination, supported_widths
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.training_settings import EMASettings
@@ -176,6 +176,13 @@ def find_checkpoint(checkpoints: Path, step: int, times: Sequence[int]) -> Path:
 
 def is_undamaged(snapshot: Path) -> bool:
     """Whether a snapshot matches its manifest. Logs a warning if it does not."""
+    written = (snapshot / MANIFEST).stat().st_mtime_ns if (snapshot / MANIFEST).exists() else 0
+    return _matches_manifest(snapshot, written)
+
+
+@functools.cache  # since averages of several widths read the same snapshots, each of gigabytes
+def _matches_manifest(snapshot: Path, written: int) -> bool:
+    """Returns `is_undamaged` of a snapshot whose manifest was written at this time."""
     if problem := damage(snapshot):
         log.warning("%s is damaged (%s); averages are made without it", snapshot, problem)
     return not problem

@@ -57,7 +57,9 @@ def check_same_pictures(name, denoise, model, monkeypatch, atol=1e-4):
     np.testing.assert_allclose(x, expected, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("none")) for name in CASES]
+)
 def test_samples_are_those_of_diffusers_schedulers(name, monkeypatch):
     check_same_pictures(name, closed_form, "closed", monkeypatch)
 

@@ -20,7 +20,10 @@ from cfgjax.diffusion.guidance import (
     compose,
     conditional,
     interval,
+    keeps_pair,
+    mixed,
     negative,
+    parts,
     ramp,
     rescale,
     table,
@@ -128,6 +131,14 @@ def test_predictions_add_up_to_z_and_have_the_variance_of_the_conditional_branch
     np.testing.assert_array_equal(found.variance, 1)
     if not any(isinstance(part, cfg_plus_plus) for part in (rule, getattr(rule, "rule", None))):
         close(diffuse(found.x, found.eps, LOGSNR), Z, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [rule for rule in EXAMPLES if all(map(keeps_pair, parts(rule)))], ids=repr)
+@pytest.mark.parametrize("w", [-1.0, 3.0])
+def test_a_rule_that_keeps_the_pair_extrapolates_from_it_by_the_weight_that_it_reports(rule, w):
+    found, _ = branches(rule, w=w)
+    close(found.guided, mixed(found.strong, found.weak, found.w))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion import samplers
+from cfgjax.diffusion.guidance import evaluations, interval
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import alpha_sigma, diffuse, eps_from_x
@@ -239,6 +240,21 @@ def test_heun_evaluates_both_ends_of_each_step_and_churn_never_exceeds_the_first
     np.testing.assert_allclose(churned, [-6, -5.9, -6, 0, -2 * np.log1p(gamma), 6, 6])
     limited = evaluated_levels(heun(s_churn=99.0), logsnrs)
     np.testing.assert_allclose(limited[4:], [-2 * np.log(np.sqrt(2)), 6, 6 - 2 * np.log(np.sqrt(2))])
+
+
+@pytest.mark.parametrize("sampler", [heun(), unipc()], ids=repr)
+def test_the_network_evaluations_are_those_of_the_rule_at_the_evaluated_levels(sampler):
+    branches, logsnrs, rule = [], logsnr_grid(12, "uniform", -6.0, 6.0), interval(low=0.3, high=5.0)
+
+    def predict(z, logsnr, label):
+        jax.debug.callback(lambda: branches.append(len(z) // 2))
+        return MIXTURE.predict(z, logsnr, label)
+
+    denoise = rule(predict, jnp.arange(2), jnp.full(2, 3), 1.0)
+    jax.block_until_ready(samplers.sample(sampler, denoise, keys_of(2), jnp.ones((2, 2)), logsnrs))
+    jax.effects_barrier()
+    assert sum(branches) == evaluations(rule, evaluated_levels(sampler, logsnrs)).sum()
+    assert set(branches) == {1, 2} and len(branches) == sampler.evaluations(12)
 
 
 def test_a_sampler_that_does_not_state_the_levels_of_all_its_evaluations_is_named():

@@ -28,7 +28,8 @@ class cfg_zero(Wrapper):
 
     s*: of each sample over all axes. The flow is z_f = z/(α+σ) at t = σ/(α+σ), with x = z_f − t u, ε = z_f + (1−t) u.
     zero_steps: the number K of first steps with ũ = 0, in which x̃ = ε̃ = z_f, so that deterministic samplers leave z_f
-    as it is; this also replaces the last prediction if K ≥ T. On another space than u it would be another rule.
+    as it is; a corrector that evaluates the next level, as Heun's, moves it one step earlier. K ≥ T also replaces the
+    last prediction. On another space than u it would be another rule.
 
     With zero_steps = 0 and branches whose s* is 1 it is `cfg`.
     """

@@ -95,7 +95,7 @@ class interval(Modulator):
     def bounds(self, logsnrs: Float[Array | np.ndarray, " t"] | None = None) -> dict[str, tuple[float, float]]:
         """Returns (low, high) in each unit; in "step" and "fraction" if the λ of a grid are given."""
         known = self if logsnrs is None else self.on_grid(np.asarray(logsnrs))
-        first, end = (float(bound) for bound in known.logsnr_bounds(np))
+        first, end = (float(bound) + 0.0 for bound in known.logsnr_bounds(np))  # no −0
         with np.errstate(over="ignore"):
             sigmas = float(np.exp(-0.5 * np.float64(end))), float(np.exp(-0.5 * np.float64(first)))
         flows = tuple(1.0 if np.isinf(sigma) else sigma / (1 + sigma) for sigma in sigmas)

@@ -26,11 +26,13 @@ compiles nothing.
 | `ancestral` | 1 | T | always |
 | `tilted` | 1 | T | always, and resamples |
 
-These are the orders where x̃ is smooth in λ. A rule such as an interval of guidance changes x̃ abruptly at some λ, which
-lies anywhere between two levels. No sampler sees where, so that all have order 1 there. The history of multistep
-samplers is not dropped: x̃ before and after the change then have equal weights in total, and so have both evaluations of
-`heun`, as if the change lay in the middle between the two levels. If it does, the error has order 2; otherwise it is at
-most half a step times the change, and that of `ddim`, or of dropped histories, at most a whole one.
+These are the orders for short steps and x̃ that is smooth in λ. The first and last steps of the cosine schedule are
+long: the multistep samplers take them with order 1, and `heun` needs the grid `edm()`.
+
+An interval of guidance makes x̃ jump at some λ between two levels. A grid does not resolve where between them, so that
+every sampler has order 1 there. The history of multistep samplers is kept across the jump, because their result is
+then, to second order, that of a jump halfway between the two levels; the same holds for `heun`. The error is at most
+half a step times the jump. For `ddim`, or with the history dropped, it is up to a whole step times the jump.
 """
 
 from typing import Any

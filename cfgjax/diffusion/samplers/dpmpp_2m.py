@@ -12,7 +12,7 @@ from cfgjax.diffusion.samplers.ddim import ddim_step
 from cfgjax.diffusion.samplers.driver import Level
 from cfgjax.diffusion.specs import Spec, tree
 
-MAX_RATIO = 2.0  # of the lengths of two steps in λ, for order 2
+MAX_STEP_RATIO = 2.0  # of the lengths of two steps in λ, for order 2
 
 
 class LevelBefore(NamedTuple):
@@ -30,14 +30,14 @@ def no_history(z: Float[Array, "b ..."]) -> LevelBefore:
 def extrapolated(x: Float[Array, "b ..."], history: LevelBefore, level: Level) -> Float[Array, "b ..."]:
     """Returns D = x̃ + (x̃ − x̃_prev)/(2r), r = (λ − λ_prev)/(λ' − λ): x̃ continued to the middle of the step.
 
-    At the first level D = x̃, and in a step more than MAX_RATIO times as long as the one before, such as the last one of
-    the cosine schedule, where x̃ would be continued far beyond its range. diffusers does the same in its last steps
-    (`lower_order_final`).
+    D = x̃ at the first level, and in a step more than MAX_STEP_RATIO times as long as the one before, such as the last
+    one of the cosine schedule, where x̃ would be continued far beyond its range. diffusers does the same in its last
+    steps (`lower_order_final`).
     """
     is_first = level.step == 0
     before = jnp.where(is_first, level.logsnr - 1, history.logsnr)  # of the first level a placeholder
     ratio = (level.logsnr_next - level.logsnr) / (level.logsnr - before)
-    return x + jnp.where(is_first | (ratio > MAX_RATIO), 0, 0.5 * ratio) * (x - history.x)
+    return x + jnp.where(is_first | (ratio > MAX_STEP_RATIO), 0, 0.5 * ratio) * (x - history.x)
 
 
 @tree
@@ -51,6 +51,7 @@ class dpmpp_2m(Spec):
     """
 
     draws_noise = False
+    uses_eps = True
 
     def init(self, z: Float[Array, "b ..."]) -> LevelBefore:
         return no_history(z)

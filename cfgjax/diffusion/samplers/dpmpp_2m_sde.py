@@ -27,6 +27,8 @@ class dpmpp_2m_sde(Spec):
 
     eta: Any = 1.0
 
+    uses_eps = True
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", number("eta", self.eta, 0, 1))
 

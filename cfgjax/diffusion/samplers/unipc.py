@@ -37,6 +37,7 @@ class unipc(Spec):
     """
 
     draws_noise = False
+    uses_eps = True
 
     def init(self, z: Float[Array, "b ..."]) -> TwoLevels:
         nothing, logsnr = jnp.zeros_like(z), jnp.zeros((), z.dtype)

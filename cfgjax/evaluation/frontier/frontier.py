@@ -97,7 +97,7 @@ class Frontier:
             self._models["exact"] = exact_model(model)
         if model.step is None:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
-        used = {float(setting.options.ema or 0) for setting in settings}
+        used = sorted({float(setting.options.ema or 0) for setting in settings})
         self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
         self.checkpoint = step_digest(workdir, model.step)
         self._lock = claim(self._folder)  # None in all processes but the first

@@ -1,6 +1,5 @@
 """The protocol of a result: everything that a reader needs to repeat it or to compare it with another one."""
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,39 +83,28 @@ def cost_text(rows: Sequence[Row]) -> str:
 
 def interval_text(row: Row) -> str:
     """Returns the interval of guidance of a row's rule in ς, λ and flow t, or "" if it has none."""
-    from cfgjax.diffusion.guidance import RULES, parts
+    from cfgjax.diffusion.guidance import RULES, interval, parts
 
     try:
         rule = parse(row["rule"], RULES, "rule")
     except UsageError:  # of the user's own
         return ""
-    found = [part for part in parts(rule) if hasattr(part, "low") and hasattr(part, "high") and hasattr(part, "unit")]
+    found = [part for part in parts(rule) if isinstance(part, interval)]
     return " and ".join(bounds_text(part.low, part.high, part.unit) for part in found)
 
 
 def bounds_text(low: float | None, high: float | None, unit: str) -> str:
     """Returns an interval in ς = σ/α, in λ = −2 ln ς and in flow time t = ς/(1+ς), each from noise to data.
 
-    unit: "sigma", "logsnr" or "flow", that of low and high, where None is no bound; others are returned as they are.
+    unit: that of low and high, see `interval`. Steps, whose λ depend on the grid, are returned as they are.
     """
-    if unit not in ("sigma", "logsnr", "flow"):
+    from cfgjax.diffusion.guidance import interval
+
+    if unit in ("step", "fraction"):
         return f"{unit} {text(low)} to {text(high)}"
-    largest, smallest = (low, high) if unit == "logsnr" else (high, low)
-    noisy = math.inf if largest is None else sigma_of(largest, unit)
-    clean = 0.0 if smallest is None else sigma_of(smallest, unit)
-    logsnr = lambda sigma: -2 * math.log(sigma) if 0 < sigma < math.inf else math.inf if sigma == 0 else -math.inf
-    flow = lambda sigma: 1.0 if sigma == math.inf else sigma / (1 + sigma)
-    spans = [f"{name} {of(noisy):.4g} to {of(clean):.4g}" for name, of in (("ς", float), ("λ", logsnr), ("t", flow))]
-    return ", ".join(spans)
-
-
-def sigma_of(bound: float, unit: str) -> float:
-    """Returns ς of a bound that is ς itself, λ or flow time t."""
-    if unit == "logsnr":
-        return math.exp(-bound / 2)
-    if unit == "flow":
-        return math.inf if bound == 1 else bound / (1 - bound)
-    return bound
+    known = interval(low=low, high=high, unit=unit).bounds()
+    spans = {"ς": known["sigma"][::-1], "λ": known["logsnr"], "t": known["flow"][::-1]}
+    return ", ".join(f"{name} {noisy:.4g} to {clean:.4g}" for name, (noisy, clean) in spans.items())
 
 
 def clipping_text(rows: Sequence[Row], data: Mapping[str, Any]) -> str:
