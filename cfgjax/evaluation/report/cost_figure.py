@@ -75,7 +75,7 @@ def cost_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
             axis.set_yscale("log")
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=3)
+    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     return drawn
 
 

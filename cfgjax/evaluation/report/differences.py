@@ -56,7 +56,8 @@ def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None
     names = changed_names(rows)[:MAX_PANELS]
     columns = min(len(names), PANELS_PER_ROW)
     lines = -(-len(names) // columns)
-    drawn = Figure(figsize=(3.9 * columns, 2.9 * lines + 0.5), layout="constrained")
+    for_legend = 3.2 * any(curves(rows))
+    drawn = Figure(figsize=(3.9 * columns + for_legend, 2.9 * lines + 0.5), layout="constrained")
     axes = np.ravel(drawn.subplots(lines, columns))
     for axis, name in zip(axes, names, strict=False):
         for i, (curve, by_weight) in enumerate(curves(rows).items()):
@@ -72,7 +73,7 @@ def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None
         axis.set_visible(False)
     drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     if any(curves(rows)):
-        drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
+        drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
     drawn.suptitle(f"difference from {base}, with 95 % intervals over pairs of samples", fontsize=10)
     return drawn
