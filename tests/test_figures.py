@@ -19,7 +19,7 @@ def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "grid.png").write_text("old")
-    model = SimpleNamespace(settings=settings(mixture_config()), num_classes=3)
+    model = SimpleNamespace(settings=settings(mixture_config()), num_classes=3, step=1, ema=0.0)
     monkeypatch.setattr("cfgjax.runs.workdir.read_settings", lambda workdir: model.settings)
     monkeypatch.setattr("cfgjax.cli.sample.load_model", lambda given, ema: model)
     monkeypatch.setattr("cfgjax.evaluation.frontier.frontier_settings.resolved_combinations", lambda *given: [])

@@ -86,9 +86,9 @@ def reference_of(model, network, folder):
 
 
 class Ran:
-    """What a frontier did: its rows, how many samples it drew, and its files, where it was not stopped."""
+    """What a frontier did: its rows, how many samples it drew and, with write_files, its files."""
 
-    def __init__(self, workdir, folder, model, network, grid, *, stop_after=None, **options):
+    def __init__(self, workdir, folder, model, network, grid, *, stop_after=None, write_files=False, **options):
         work = frontier_of(workdir, folder, model, network, grid, **options)
         self.rows, self.drawn, asked = [], [], itertools.count(1)
 
@@ -101,7 +101,8 @@ class Ran:
             for row in work.rows(reference, self.drawn.append, check):
                 self.rows.append(row)
             self.rows = work.with_changes(self.rows, reference, {})
-            self.files = write(folder, self.rows, work.record(reference), network)
+            if write_files:
+                self.files = write(folder, self.rows, work.record(reference), network)
         finally:
             work.close()
 
@@ -113,7 +114,7 @@ GRID = dict(guidance=(0.0, 1.0, 3.0), num_steps=(4,))
 def straight(workdir, model, network, tmp_path_factory):
     """The folder and the rows of an evaluation that was left alone."""
     folder = tmp_path_factory.mktemp("straight")
-    return folder, Ran(workdir, folder, model, network, GRID).rows
+    return folder, Ran(workdir, folder, model, network, GRID, write_files=True).rows
 
 
 def assert_close(rows, others, rtol=1e-6):
@@ -269,7 +270,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert len(list(tmp_path.glob("samples/*/[0-9]*.npz"))) == shards
     assert len(list(tmp_path.glob("samples/*/metrics-*"))) == measured
     assert not contents(tmp_path)
-    again = Ran(workdir, tmp_path, model, network, GRID)
+    again = Ran(workdir, tmp_path, model, network, GRID, write_files=True)
     assert sum(again.drawn) == 6 * NUM - drawn
     assert contents(tmp_path) == contents(straight[0])
     names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.glob("samples/*/*"))
@@ -388,7 +389,7 @@ def test_diagnostics_need_two_predictions():
 
 
 def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, model, network, tmp_path):
-    ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False)
+    ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False, write_files=True)
     of_all_features = {"precision", "recall", "density", "coverage", "MIND-mixture", "entropy"}
     less = straight[1][0].keys() - ran.rows[0].keys()
     assert {name for name in less if not name.endswith(("_interval", "_change", "baseline"))} == of_all_features
