@@ -109,6 +109,7 @@ def read(workdir, step=None, ema=None):
     return load_params(workdir, read_settings(workdir), step, ema)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [None, 72, 64])
 @pytest.mark.parametrize("width", [0.07, 0.15])
 def test_a_synthesised_average_of_a_run_is_that_tracked_directly(workdir, width, step):
@@ -119,29 +120,34 @@ def test_a_synthesised_average_of_a_run_is_that_tracked_directly(workdir, width,
     assert jax.tree.map(lambda a: a.dtype, made) == jax.tree.map(lambda a: a.dtype, tracked)
 
 
+@pytest.mark.slow
 def test_a_stored_average_is_returned_bit_for_bit(workdir):
     expected = lambda folder, step: restore_params(workdir / folder, "width_0.05", step)[0]
     assert same_trees(read(workdir, 96, 0.05), expected("checkpoints", 96))
     assert same_trees(read(workdir, 16, 0.05), expected("snapshots", 16))  # whose checkpoint was pruned
 
 
+@pytest.mark.slow
 def test_a_checkpoint_between_two_snapshots_has_its_own_averages(workdir, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(run / "snapshots" / "96")
     assert same_trees(read(run, 96, 0.07), read(workdir, 96, 0.07))
 
 
+@pytest.mark.slow
 def test_rates_and_no_averaging_are_as_without_widths(workdir):
     assert same_trees(read(workdir), restore_params(workdir / "checkpoints", "0.999")[0])
     assert same_trees(read(workdir, ema=0), restore_params(workdir / "checkpoints", None)[0])
 
 
+@pytest.mark.slow
 def test_a_model_of_a_width_says_so(workdir):
     model = cfgjax.load(workdir, step=64, ema=0.07)
     assert (model.step, model.ema) == (64, 0.07)
     assert "step 64, ema width 0.07" in repr(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "ema", "text"),
     [
@@ -177,6 +183,7 @@ def test_a_run_without_widths_has_none(tmp_path):
         cfgjax.load(tmp_path, ema=0.07)
 
 
+@pytest.mark.slow
 def test_few_snapshots_give_a_warning_with_the_error_once(workdir, tmp_path, caplog):
     run = shutil.copytree(workdir, tmp_path / "run")
     for step in (8, 16, 32, 40, 56, 64, 80):
@@ -189,6 +196,7 @@ def test_few_snapshots_give_a_warning_with_the_error_once(workdir, tmp_path, cap
     assert "only 5 steps; the relative error of its profile is 1.1 %" in record.getMessage()
 
 
+@pytest.mark.slow
 def test_a_damaged_snapshot_is_reported_and_not_used(workdir, tmp_path, caplog):
     run = shutil.copytree(workdir, tmp_path / "run")
     (run / "snapshots" / "80" / "state" / "manifest.ocdbt").write_bytes(b"")
@@ -197,6 +205,7 @@ def test_a_damaged_snapshot_is_reported_and_not_used(workdir, tmp_path, caplog):
     assert 0 < distance(made, expected) < 0.05 * distance(read(run, ema=0.1), expected)
 
 
+@pytest.mark.slow
 def test_an_average_does_not_change_when_training_continues(workdir, tmp_path):
     run = shutil.copytree(workdir, tmp_path / "run")
     settings = read_settings(run)

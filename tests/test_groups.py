@@ -56,6 +56,7 @@ def test_samples_are_the_same_with_any_batch_size_and_number_of_devices(model):
     assert np.abs(every - draw(model, sampler=ancestral(0.0))).max() > 0.01
 
 
+@pytest.mark.slow
 def test_without_a_weight_it_is_the_ancestral_sampler(model):
     np.testing.assert_array_equal(draw(model, 0.0), draw(model, 0.0, sampler=ancestral(0.0), rule="cfg()"))
 
@@ -80,6 +81,7 @@ def test_a_group_has_one_label_of_the_policy():
     np.testing.assert_array_equal(policy_labels(SampleOptions(sampler=ancestral(0.0)), np.arange(4), 3), [0, 1, 2, 0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_draws_complete_groups_again(model, tmp_path):
     options = SampleOptions(guidance=2.0, sampler=FOUR, rule="cfg()", num_steps=8)
 

@@ -61,6 +61,7 @@ def check_same_pictures(name, denoise, model, monkeypatch, atol=1e-4):
     np.testing.assert_allclose(x, expected, atol=atol, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("none")) for name in CASES]
 )

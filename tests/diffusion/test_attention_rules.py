@@ -58,6 +58,7 @@ plain = jax.jit(lambda: predict(Z, LOGSNR, LABEL))
 free = jax.jit(lambda w: cfg()(predict, LABEL, NULL, w)(Z, LOGSNR))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [0.0, 3.0, WEIGHTS], ids=str)
 def test_no_blur_is_the_conditional_model_or_the_wrapped_rule_bit_for_bit(w):
     found = branches(seg(blur=0.0), w)
@@ -67,6 +68,7 @@ def test_no_blur_is_the_conditional_model_or_the_wrapped_rule_bit_for_bit(w):
     jax.tree.map(close, run(seg(cfg(), scale=2.0, blur=0.0), w), free(w))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [pag(), seg(), seg(blur=0.5)], ids=repr)
 def test_alone_w_is_the_scale_and_guides_away_from_the_perturbed_network(rule):
     away = shrunk(rule.perturbation)(Z, LOGSNR, LABEL)
@@ -125,6 +127,7 @@ class halved:
         return denoise
 
 
+@pytest.mark.slow
 def test_wrappers_see_all_of_the_guidance():
     found = halved(pag(cfg(), scale=2.0))(predict, LABEL, NULL, 1.0)(Z, LOGSNR)
     jax.tree.map(close, found, run(pag(cfg(), scale=1.0), 0.5))

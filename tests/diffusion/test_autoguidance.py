@@ -34,6 +34,7 @@ def test_a_weak_network_that_equals_the_strong_one_has_no_effect_bit_for_bit(w):
     jax.tree.map(np.testing.assert_array_equal, run(autoguidance(weak_of(1.0)), w), run(conditional(), 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [ancestral(0.3), ddim()], ids=repr)
 def test_complete_runs_with_an_equal_weak_network_are_equal_bit_for_bit(sampler):
     keys, logsnrs = jax.random.split(jax.random.key(0), 16), logsnr_grid(8, "cosine", -10.0, 10.0)

@@ -259,6 +259,7 @@ def test_in_one_dimension_apg_without_its_parallel_part_is_the_conditional_model
     close(found.guided, found.strong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logsnr", [-20.0, 20.0])
 def test_apg_is_accurate_at_both_ends(logsnr):
     with jax.enable_x64(True):
@@ -275,6 +276,7 @@ def test_cfg_plus_plus_renoises_with_the_unconditional_prediction():
     close(found.guided.x, found.weak.x + 0.6 * (found.strong.x - found.weak.x))
 
 
+@pytest.mark.slow
 def test_cfg_plus_plus_is_ddim_with_a_scale_that_depends_on_the_step():
     g = 0.6
     with jax.enable_x64(True):
@@ -296,6 +298,7 @@ def test_cfg_plus_plus_is_ddim_with_a_scale_that_depends_on_the_step():
 MIXTURE_NUMBERS = (MIXTURE.means, MIXTURE.stds, MIXTURE.weights)
 
 
+@pytest.mark.slow
 def test_one_step_of_cfg_plus_plus_is_that_of_ddim_to_rounding():
     g, logsnr, after = 0.6, 0.4, 1.1
     scale = g / -np.expm1(-(after - logsnr) / 2)
@@ -359,6 +362,7 @@ def other_labels(z, logsnr, label):
     return Prediction(x, (z - alpha * x) / sigma)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "scales"),
     [((3, 5), (0.5, -0.25)), (np.stack([np.arange(6), 5 - np.arange(6)], 1), np.linspace(-1, 1, 12).reshape(6, 2))],
@@ -419,6 +423,7 @@ def test_a_rule_without_a_weak_prediction_is_refused_where_one_is_needed(outer):
         guided(outer(conditional()))
 
 
+@pytest.mark.slow
 def test_the_classifier_is_added_to_any_rule():
     plain = lambda rule: guided(rule).eps
     for rule in (interval(low=0.3, high=5), rescale(), apg(), compose(labels=(1,))):

@@ -38,6 +38,7 @@ def ran(rule, w=W, dim=3, logsnrs=LOGSNRS, clip=False):
     return sample(ddim(), denoise, keys, z, logsnrs, clip=clip, save=save)[1]
 
 
+@pytest.mark.slow
 def test_the_difference_and_the_angle_of_two_gaussians():
     z, found = ran(cfg())
     alpha, sigma = alpha_sigma(LOGSNRS)

@@ -188,6 +188,7 @@ def with_variance(z, logsnr):
     return MIXTURE.predict(z, logsnr)._replace(variance=jnp.full_like(z, 0.3))
 
 
+@pytest.mark.slow
 def test_samplers_take_a_learned_variance_and_the_levels_of_discrete_time():
     grid = Discrete("linear", 1000).grid(8)
     for sampler in (heun(), dpmpp_2m_sde(), unipc()):

@@ -165,6 +165,7 @@ def standard_deviation(sampler, denoise, logsnrs):
     return np.sqrt(covariance[0, 0]) * float(denoise(jnp.ones((1, 1)), jnp.float64(logsnrs[-1])).x[0, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "order"), [(ancestral(0.0), 1.0), (dpmpp_2m_sde(), 2.0)], ids=repr)
 def test_the_variance_of_a_stochastic_sampler_converges_to_that_of_the_sde(sampler, order):
     # dv/dς = 4 a v − 2ς with ε̃ = a y; with g = (s_c² + ς²)^5 (S² + ς²)^−3, v(0) = g(0) ∫ 2ς/g dς = 85/1024
@@ -174,6 +175,7 @@ def test_the_variance_of_a_stochastic_sampler_converges_to_that_of_the_sde(sampl
     assert errors[1] < (0.01 if order == 1 else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [heun(s_churn=40.0), dpmpp_2m_sde(0.5), dpmpp_2m_sde(), ddim(0.5)], ids=repr)
 def test_stochastic_samplers_keep_the_variance_of_the_data_without_guidance(sampler):
     found = standard_deviation(sampler, guided(w=0.0), np.linspace(-14.0, 14.0, 400))

@@ -53,6 +53,7 @@ def test_weighted_particles_sample_the_tilted_density_which_guided_scores_alone_
     np.testing.assert_allclose(unweighted, [0.979, 0.489], atol=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [0.0, -1.0])
 def test_without_weights_it_is_the_ancestral_sampler_bit_for_bit(w):
     found, ess = draw(tilted(v=0.3), w)
@@ -96,6 +97,7 @@ def test_systematic_resampling_copies_each_sample_as_often_as_its_weight_says_wi
     assert len({tuple(row) for row in counts}) > 1  # groups draw independently
 
 
+@pytest.mark.slow
 def test_groups_that_are_not_resampled_keep_their_samples_and_weights():
     keys, z = jax.random.split(jax.random.key(1), 8), jnp.arange(8.0)[:, None]
     log_weights = jnp.array([0.0, 5.0, 0.0, 0.0] * 2)

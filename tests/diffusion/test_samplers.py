@@ -146,6 +146,7 @@ def in_float64(*samplers_):
         return [np.asarray(run(sampler)) for sampler in samplers_]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "limit"),
     [
@@ -283,6 +284,7 @@ def test_the_noise_of_a_sample_depends_only_on_its_key(sampler):
 
 
 @every_sampler
+@pytest.mark.slow
 def test_samples_are_bounded_only_with_clipping(sampler):
     run = lambda clip: sample(sampler, WIDE.predict, keys_of(16), logsnr_grid(16, "uniform", -10.0, 10.0), clip=clip)
     assert jnp.abs(run(True)).max() <= 1
@@ -290,6 +292,7 @@ def test_samples_are_bounded_only_with_clipping(sampler):
 
 
 @every_sampler
+@pytest.mark.slow
 def test_a_clipped_x_gives_the_same_step_as_the_same_x_predicted(sampler):
     found = [
         sample(sampler, oracle(x, 1.0), keys_of(8), np.array([-3.0, -1.0, 1.0]), clip=clip)

@@ -102,6 +102,7 @@ def test_without_bounds_an_interval_is_its_rule_and_an_empty_one_the_conditional
         np.testing.assert_array_equal(found.w, 0)
 
 
+@pytest.mark.slow
 def test_factors_of_one_are_neutral_bit_for_bit():
     for rule in (ramp(start=1, end=1), ramp(shape="cosine", start=1, end=1), table(), table(factor=(1,))):
         same(at(rule, grid=COARSE)[:3], at(cfg())[:3])
@@ -176,6 +177,7 @@ def test_an_interval_of_steps_counts_as_range_does_and_is_not_off_by_one():
             np.testing.assert_array_equal(guided, np.arange(first, min(end, length)), err_msg=repr(rule))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [table(), interval(low=0, high=1, unit="fraction"), ramp()], ids=repr)
 def test_the_last_step_is_guided(rule):
     save = lambda evaluation: evaluation.branches
@@ -225,6 +227,7 @@ def test_wrappers_and_inner_rules_see_the_effective_weight():
     np.testing.assert_allclose(half.w, W / 2)
 
 
+@pytest.mark.slow
 def test_wrappers_of_an_interval_do_nothing_outside_of_it():
     off = interval(low=5.0, high=6.0)
     plain = at(off).strong
@@ -250,6 +253,7 @@ def memories(rule):
     return memory, inside, outside
 
 
+@pytest.mark.slow
 def test_outside_of_an_interval_the_memory_of_its_rule_does_not_change():
     before, inside, outside = memories(interval(apg(beta=-0.5), low=LO, high=HI))
     assert any(
@@ -258,6 +262,7 @@ def test_outside_of_an_interval_the_memory_of_its_rule_does_not_change():
     same(inside, outside)
 
 
+@pytest.mark.slow
 def test_apg_around_an_interval_forgets_outside_of_it():
     _, inside, outside = memories(apg(interval(low=LO, high=HI), beta=-0.5))
     np.testing.assert_allclose(outside[1], -0.5 * inside[1], rtol=1e-6)
@@ -278,6 +283,7 @@ class counting:
         )
 
 
+@pytest.mark.slow
 def test_a_rule_that_also_has_a_memory_at_w_zero_keeps_one_for_each():
     _, inside, outside = memories(interval(counting(), low=LO, high=HI))
     assert (inside, outside) == ((1, 0), (1, 1))
@@ -286,6 +292,7 @@ def test_a_rule_that_also_has_a_memory_at_w_zero_keeps_one_for_each():
     assert np.isfinite(bind(rule, W, len(Z))(Z, jnp.zeros(len(Z)), bind(rule, W, len(Z)).init(Z))[0].x).all()
 
 
+@pytest.mark.slow
 def test_samples_at_different_levels_are_guided_where_they_are_inside():
     logsnr = jnp.array([-3.0, -1.0, 0.0, 1.0, 3.0, 5.0])
     rule, denoise = interval(low=LO, high=HI), lambda rule: with_memory(bind(rule, W, len(Z)))

@@ -71,6 +71,7 @@ def test_with_every_weighting_the_gradient_is_that_of_an_unweighted_loss(predict
         np.testing.assert_allclose(gradients[name], expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", TARGETS)
 def test_losses_and_gradients_have_their_digits_at_both_ends_in_float32(prediction):
     rng, losses = np.random.default_rng(1), losses_of(prediction)

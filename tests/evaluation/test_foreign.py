@@ -86,6 +86,7 @@ def test_the_first_samples_are_measured_if_fewer_are_requested(files):
     assert evaluated(files, "bare.npz", "--num_samples=20")["metrics"] == evaluated(files, "first.npz")["metrics"]
 
 
+@pytest.mark.slow
 def test_the_data_of_a_config_can_be_the_reference(files):
     words = f"evaluate --samples={files}/bare.npz --out={files}/out --features=classifier"
     assert run_command([*words.split(), f"--config={EXPERIMENTS}/digits.py"]) == 0

@@ -34,7 +34,7 @@ SAMPLES = normal(1, 40, 3) * 0.7 + 0.4
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("block_size", [16, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_influence_on_recall_is_that_of_leaving_a_sample_out(k, block_size):
     expected = left_out(lambda y: precision_recall(REAL, y, k=k)[1], SAMPLES)
     found = recall_influence(REAL, SAMPLES, k=k, block_size=block_size)
@@ -42,6 +42,7 @@ def test_the_influence_on_recall_is_that_of_leaving_a_sample_out(k, block_size):
     assert (found > 0).any() and (found < 0).any()
 
 
+@pytest.mark.slow
 def test_the_influences_on_density_and_coverage_are_those_of_leaving_a_sample_out():
     counts = ball_counts(REAL, SAMPLES, k=DENSITY_NEIGHBOURS, block_size=16)
     np.testing.assert_allclose(
@@ -68,6 +69,7 @@ def test_the_influence_on_the_frechet_distance_is_finite_with_fewer_samples_than
     assert np.isfinite(found).all() and found.std() > 0
 
 
+@pytest.mark.slow
 def test_the_influence_on_the_inception_score_is_its_derivative():
     logits = normal(4, 1500, 6) * 2
     found = score_influence(log_softmax(logits))
@@ -81,6 +83,7 @@ def test_splits_share_the_influence_on_the_inception_score():
     np.testing.assert_allclose(found[:300], score_influence(log_softmax(logits[:300])), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_real", [300, 451])
 def test_the_influence_on_mind_is_its_derivative(num_real):
     real, samples = normal(5, num_real, 2), normal(6, 300, 2) * 1.3 + 0.5

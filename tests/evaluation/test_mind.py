@@ -47,6 +47,7 @@ def test_a_point_at_the_radius_is_outside_the_ball():
     assert density_coverage(line, line + 1, k=1) == (0.75, 0.75)  # of the neighbours at distance 1 none is inside
 
 
+@pytest.mark.slow
 def test_coverage_of_equal_distributions_has_its_expectation():
     """E coverage = 1 − Π_{i=1..k} (N−i)/(N+M−i), and E density = 1."""
     n, m, k = 60, 40, 3

@@ -57,6 +57,7 @@ def test_a_state_without_widths_is_as_before():
     assert list(like().ema) == ["0.999"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stops", [(16,), *(pytest.param(k, marks=pytest.mark.slow) for k in ((13, 30), (22,), (43, 5)))]
 )
@@ -74,6 +75,7 @@ def harmed(path):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_earlier_writes_later_snapshots_again(straight, tmp_path):
     train(config(**{"checkpoint.keep_last": 9}), tmp_path, (43,), ends=False)
     assert max(complete_steps(tmp_path / "checkpoints")) > 12
@@ -88,6 +90,7 @@ def test_a_run_that_resumes_earlier_writes_later_snapshots_again(straight, tmp_p
     assert all(same_trees(found[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["absent", "damaged"])
 def test_the_snapshot_of_the_step_at_which_a_run_resumes_is_written_if_it_is_missing(straight, tmp_path, loss):
     shutil.copytree(straight, tmp_path / "run")
