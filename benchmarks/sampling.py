@@ -98,6 +98,7 @@ def overhead(given):
     from cfgjax.diffusion.schedules import logsnr_grid
     from cfgjax.diffusion.specs import parse
     from cfgjax.models.binding import filled, is_classifier_guided
+    from cfgjax.runs.sample_options import split
 
     grid = logsnr_grid(OVERHEAD_STEPS)
     eps_weights, eps_net = fixed_cost(jax.random.key(0), math.prod(IMAGE))
@@ -142,13 +143,11 @@ def overhead(given):
         return run
 
     rows = []
-    for text in RULES:
+    for text in split(given.rules) if given.rules else RULES:
         rule = guidance.on_grid(parse(text, guidance.RULES), grid)
         sampler = samplers.ddim() if "plus" in text else samplers.ancestral(0.3)
         programs = guided(rule, sampler), bare(rule)
         runs = [functools.partial(jax.jit(program), z, eps_weights, class_weights) for program in programs]
-        for run in runs:
-            jax.block_until_ready(run())
         timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
         seconds, needed = zip(*timed, strict=True)
         ratio = statistics.median(g / n for g, n in timed) - 1
@@ -170,6 +169,9 @@ def main(argv):
     flags.DEFINE_list("samplers", ["ancestral(v=0.3)", "ddim()"], "Samplers to measure.", flag_values=given)
     flags.DEFINE_integer(
         "num_steps", None, "Numbers of levels T, instead of sample.num_steps.", flag_values=given, lower_bound=2
+    )
+    flags.DEFINE_string(
+        "rules", "", "Rules of which the overhead is measured; by default one of each kind.", flag_values=given
     )
     flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
     tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}

@@ -5,7 +5,6 @@ to be fetched: photographs, sets of TFDS, published weights.
 """
 
 import contextlib
-import gzip
 import hashlib
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from cfgjax.cli import main as cli
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import shapes_of
 from cfgjax.convert.presets import Preset
-from cfgjax.data.sources import arrays, tfds
+from cfgjax.data.sources import arrays, idx, tfds
 from cfgjax.evaluation.features import networks as features
 from cfgjax.jobs.sweep import entries
 from cfgjax.runs.config import load_file, variants
@@ -72,7 +71,6 @@ PUBLISHED = {  # a small network of the kind of each published model that the do
         "64_256_upsampler.pt",
     ),
 }
-FASHION = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
 def small_experiment(text):
@@ -116,8 +114,6 @@ def make(folder):
     write_folder(folder / "imagenette2" / "train", SYNSETS, count=8)
     for name in ("images", "cifar10", "tfds"):
         write_npz(folder / f"{name}.npz", count=24, shape=(6, 6, 3), classes=len(SYNSETS))
-    for name, content in zip(FASHION, (bytes(16 + 24 * 28 * 28), bytes(8) + bytes([0, 1, 2] * 8)), strict=True):
-        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
     for preset, name in PUBLISHED.values():
         net, image_shape = guided_diffusion.MAKERS[preset.kind](preset.arguments)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes_of(net, image_shape))
@@ -151,6 +147,7 @@ def living_in(folder, monkeypatch):
         patch.setattr(presets, "PRESETS", {name: preset for name, (preset, _) in PUBLISHED.items()})
         patch.setattr(tfds, "download", lambda name, *folders: name)
         patch.setattr(tfds, "list_tfds", lambda name, split: arrays.list_arrays("tfds.npz"))
+        patch.setattr(idx, "list_idx", lambda folder, split, class_names: arrays.list_arrays("tfds.npz"))
         yield
 
 
