@@ -143,7 +143,7 @@ def unfinished(workdir):
     return [path for path in (workdir / "snapshots").glob("*") if not path.name.isdecimal()]
 
 
-@pytest.mark.e2e
+@pytest.mark.soak
 def test_a_kill_while_a_snapshot_is_written_loses_none_and_leaves_none_damaged(tmp_path):
     command = COMMAND + "--config.model.width=512 --config.model.depth=3"
     code, _, err = finish(start(command.format(workdir=tmp_path / "straight")))
