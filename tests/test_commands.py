@@ -60,6 +60,7 @@ def train_until_stopped(command, run):
     return finish(process)
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_by_a_signal_resumed_and_sampled(tmp_path):
     """The one run of this tier that is trained as users do: `train`, SIGTERM, `train`, SIGTERM, `sample`."""
     run = tmp_path / "run"

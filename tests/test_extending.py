@@ -75,6 +75,7 @@ def test_a_custom_writer_receives_the_metrics_of_metrics_jsonl_and_the_pictures(
     assert final["loss"] == written[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_hook_receives_the_state_at_its_steps_and_at_the_last_one(tmp_path):
     seen = []
     config = mixture_config()

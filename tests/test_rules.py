@@ -143,6 +143,7 @@ def test_thresholds_are_for_images():
     check_together(threshold(), object(), Model(digits_config(), {}, bind_params=lambda params: None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [apg(), rescale()], ids=repr)
 def test_after_clipping_eps_agrees_with_x(rule):
     z = jax.random.normal(jax.random.key(0), (4, 2))

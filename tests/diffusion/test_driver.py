@@ -37,6 +37,7 @@ NEW = [heun(), dpmpp_2m(), dpmpp_2m_sde(), unipc()]
 every_sampler = pytest.mark.parametrize("sampler", [ancestral(0.3), ddim(), ddim(0.5), *NEW], ids=repr)
 
 
+@pytest.mark.slow
 @every_sampler
 def test_the_trajectory_is_every_level_in_order_and_changes_no_sample(sampler):
     run = lambda **options: jax.jit(lambda z: sample(sampler, MIXTURE.predict, KEYS, z, GRID, **options))(Z)

@@ -145,6 +145,7 @@ def tree_predict(z, logsnr, cond):
     return found._replace(eps=found.eps + cond["nested"][0], x=found.x)
 
 
+@pytest.mark.slow
 def test_a_condition_is_any_tree():
     vector = jax.random.normal(jax.random.key(1), (16, 2))
     cond = {"label": LABEL, "nested": (vector,)}

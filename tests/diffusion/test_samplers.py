@@ -177,6 +177,7 @@ def test_the_first_step_of_a_multistep_sampler_is_that_of_its_form_of_order_one(
     )
 
 
+@pytest.mark.slow
 def test_ddim_is_the_euler_method_in_flow_time():
     num_steps, logsnrs = 4, logsnr_grid(4, "cosine", -10.0, 10.0)
     with jax.enable_x64(True):

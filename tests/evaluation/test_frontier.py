@@ -138,6 +138,7 @@ def spied(model):
     return Model(model.settings, model.params, step=model.step, bind_params=bind_params), batches
 
 
+@pytest.mark.slow
 def test_all_weights_share_one_program(workdir, model, network, tmp_path):
     spy, batches = spied(model)
     rows = Ran(workdir, tmp_path, spy, network, GRID, kinds=["learned"]).rows
@@ -146,6 +147,7 @@ def test_all_weights_share_one_program(workdir, model, network, tmp_path):
     assert set(batches) == {64}
 
 
+@pytest.mark.slow
 def test_without_guidance_the_unconditional_branch_is_neither_compiled_nor_computed(workdir, model, network, tmp_path):
     spy, batches = spied(model)
     rows = Ran(workdir, tmp_path, spy, network, dict(guidance=(0.0,), num_steps=(4,)), kinds=["learned"]).rows
@@ -233,6 +235,7 @@ def test_a_setting_differs_from_itself_by_exactly_nothing(straight):
             assert changes["FD-mixture_change_interval"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["removed", "torn"])
 def test_without_the_samples_influences_a_setting_is_measured_again(
     straight, workdir, model, network, tmp_path, damage
@@ -426,6 +429,7 @@ def test_no_sample_is_missing_if_the_metrics_are_cached(workdir, model, network,
         assert work.num_missing(others) == 4 * NUM
 
 
+@pytest.mark.slow
 def test_samples_of_different_checkpoints_are_not_mixed(workdir, network, tmp_path):
     grid, rows = dict(guidance=(1.0,), num_steps=(2,)), []
     for step in (10, 20):
@@ -436,6 +440,7 @@ def test_samples_of_different_checkpoints_are_not_mixed(workdir, network, tmp_pa
     assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_exact_scores_do_not_depend_on_the_checkpoint(workdir, network, tmp_path):
     grid = dict(guidance=(1.0,), num_steps=(2,))
     first, second = (

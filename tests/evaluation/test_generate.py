@@ -47,6 +47,7 @@ def hundred(model):
     return all_samples(model, OPTIONS, 100, 100)
 
 
+@pytest.mark.slow
 def test_a_thousand_samples_in_batches_of_96_have_every_index_once():
     index, labels, samples = all_samples(model_of(), OPTIONS, 1000, 96)
     assert np.array_equal(index, np.arange(1000))

@@ -88,6 +88,7 @@ def test_the_compilers_temporaries_are_of_the_size_that_is_foretold():
     assert parts["activations_least"] < temporaries < 1.5 * (parts["activations"] + parts["gradients"])
 
 
+@pytest.mark.slow
 def test_the_state_on_a_device_is_what_the_shards_there_hold():
     run = Run(mixture_config(**{"model.width": 256, "mesh.data": 2, "mesh.fsdp": 4}))
     state = create_state(run.build_state, run.mesh)

@@ -35,6 +35,7 @@ def test_a_step_is_taken_saved_and_restored_bit_for_bit(tmp_path):
     assert "equals the saved state, bit for bit" in trial_report(found)[-1]
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read_are_made_up_and_that_is_told(tmp_path):
     config = digits_config()
     config.data = type(config.data)(

@@ -87,6 +87,7 @@ def test_fsdp_splits_large_arrays_of_parameters_averages_and_optimizer_alike():
         assert tree["out"]["bias"].sharding.is_fully_replicated
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_dispatch_are_the_same_steps():
     one_by_one, metrics = advance(single(), 4)
     several, metrics_several = advance(single(**{"train.steps_per_dispatch": 2}), 2)
