@@ -70,11 +70,17 @@ class normal(Spec):
         *,
         xp: ModuleType = jnp,
     ) -> Float[Any, "*shape"]:
-        return truncated_normal(u, self.mean, self.std, logsnr_min, logsnr_max, xp=xp, name=repr(self))
+        mean, std = self.of_logsnr
+        return truncated_normal(u, mean, std, logsnr_min, logsnr_max, xp=xp, name=repr(self))
+
+    @property
+    def of_logsnr(self) -> tuple[Any, Any]:
+        """Returns (mean, standard deviation) of λ without the bounds."""
+        return self.mean, self.std
 
 
 @dataclass(frozen=True, repr=False)
-class logit_normal(Spec):
+class logit_normal(normal):
     """logit t ~ N(mean, std²) for the flow's time t = σ/(α+σ), truncated to [λmin, λmax]; arXiv:2403.03206, recalled.
 
     As logit t = log(σ/α) = −λ/2, it is the same as `normal(mean=−2 mean, std=2 std)`.
@@ -83,19 +89,9 @@ class logit_normal(Spec):
     mean: Any = 0.0
     std: Any = 1.0
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", finite_number("mean", self.mean))
-        object.__setattr__(self, "std", positive_number("std", self.std))
-
-    def __call__(
-        self,
-        u: Float[RealLike, "*shape"],
-        logsnr_min: float = -20.0,
-        logsnr_max: float = 20.0,
-        *,
-        xp: ModuleType = jnp,
-    ) -> Float[Any, "*shape"]:
-        return truncated_normal(u, -2 * self.mean, 2 * self.std, logsnr_min, logsnr_max, xp=xp, name=repr(self))
+    @property
+    def of_logsnr(self) -> tuple[Any, Any]:
+        return -2 * self.mean, 2 * self.std
 
 
 MIN_MASS = 0.01  # of a distribution between the bounds; less is a mistake in the mean or the bounds

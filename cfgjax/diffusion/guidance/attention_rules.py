@@ -11,17 +11,18 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, parts, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import at_zero, parts
 from cfgjax.diffusion.guidance.cfg import Weight, conditional, plus_difference
 from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule, from_branches
 from cfgjax.diffusion.guidance.labels import composed
+from cfgjax.diffusion.guidance.wrapper import Around
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import RealLike, broadcast_left
 from cfgjax.diffusion.specs import Spec, number, tree
 
 
 @dataclass(frozen=True, repr=False)
-class PerturbedAttention(Spec):
+class PerturbedAttention(Around):
     """Adds g (ε_c − ε_k) to ε̃ of another rule, and the same to x̃; ε_k is ε_c of the network with perturbed attention.
 
     rule: a rule on the same network. scale: g, a number or [B]. None, only with the rule conditional, takes the weight
@@ -38,6 +39,8 @@ class PerturbedAttention(Spec):
     scale: Any = field(default=None, metadata={"per_sample": True})
     layers: Any = field(default="middle", metadata={"static": True})
 
+    has_weak = True
+
     def __post_init__(self) -> None:
         if self.scale is not None:
             object.__setattr__(self, "scale", number("scale", self.scale))
@@ -51,21 +54,13 @@ class PerturbedAttention(Spec):
         return None
 
     @property
-    def uses_null(self) -> bool:
-        return uses_null(self.rule)
-
-    @property
-    def shifts_mean(self) -> bool:
-        return shifts_mean(self.rule)
-
-    @property
     def at_zero(self) -> Any:
         rule = at_zero(self.rule)
         return rule if self.scale is None else dataclasses.replace(self, rule=rule)
 
     def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
         """Returns one more than the other rule at each λ."""
-        return evaluations(self.rule, logsnrs) + 1
+        return super().evaluations(logsnrs) + 1
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if not hasattr(predict, "perturbed"):

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
-from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, has_weak, off, shifts_mean, uses_null
+from cfgjax.diffusion.guidance.attributes import at_zero, off, shifts_mean
 from cfgjax.diffusion.guidance.cfg import Weight, cfg
-from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_rule
+from cfgjax.diffusion.guidance.denoiser import Denoiser, bind_rule, with_guided
+from cfgjax.diffusion.guidance.wrapper import Around
 from cfgjax.diffusion.prediction import Prediction, add_to_eps
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
-from cfgjax.diffusion.specs import Spec, check_choice, number, tree
+from cfgjax.diffusion.specs import check_choice, number, tree
 
 
 def label_log_prob(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
@@ -38,7 +38,7 @@ def score_function(guide: Callable, cond: Any) -> Callable:
 
 @tree
 @dataclass(frozen=True, repr=False)
-class classifier(Spec):
+class classifier(Around):
     """Adds s ∇ log p(c | z) of a classifier, s = scale, to the guidance of another rule.
 
     form: "eps", ε̃ − s σ ∇ at z_λ, ADM algorithm 2, for any sampler; or s Σ ∇ added to the mean of ancestral sampling,
@@ -63,14 +63,6 @@ class classifier(Spec):
     keeps_pair = False
 
     @property
-    def uses_null(self) -> bool:
-        return uses_null(self.rule)
-
-    @property
-    def has_weak(self) -> bool:
-        return has_weak(self.rule)
-
-    @property
     def shifts_mean(self) -> bool:
         return self.form != "eps" or shifts_mean(self.rule)
 
@@ -81,9 +73,6 @@ class classifier(Spec):
     @property
     def off(self) -> "classifier":
         return classifier(off(self.rule), self.scale, self.form, self.guide)
-
-    def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
-        return evaluations(self.rule, logsnrs)
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if self.guide is None:
@@ -103,10 +92,6 @@ class classifier(Spec):
             prediction, memory = inner(z, logsnr, memory)
             return with_gradient(prediction, z, logsnr), memory
 
-        def branches(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."], memory: Any) -> tuple[Branches, Any]:
-            found, memory = inner.branches(z, logsnr, memory)  # type: ignore[misc]
-            return found._replace(guided=with_gradient(found.guided, z, logsnr)), memory
-
         def shift(
             z: Float[Array, "b ..."],
             mean: Float[Array, "b ..."],
@@ -117,6 +102,8 @@ class classifier(Spec):
             found = times_scale(gradient)
             return found if inner.shift is None else found + inner.shift(z, mean, logsnr, logsnr_next)
 
+        if self.form == "eps" and inner.branches is None:
+            return Denoiser(apply, inner.init, inner.shift)
         if self.form == "eps":
-            return Denoiser(apply, inner.init, inner.shift, inner.branches and branches)
+            return with_guided(inner, lambda found, z, logsnr: with_gradient(found.guided, z, logsnr))
         return Denoiser(inner.apply, inner.init, shift, inner.branches)

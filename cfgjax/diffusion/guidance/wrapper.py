@@ -19,15 +19,10 @@ from cfgjax.diffusion.guidance.cfg import conditional
 from cfgjax.diffusion.specs import Spec
 
 
-class Wrapper(Spec):
-    """Base of rules that change the weight or the result of the rule in their field `rule`, and nothing at w = 0.
-
-    Their optional attributes, see `cfgjax.diffusion.guidance`, are those of the wrapped rule. keeps_pair: False for a
-    wrapper whose result is not (1+w) strong − w weak.
-    """
+class Around(Spec):
+    """Base of rules around the rule in their field `rule`, whose optional attributes they have."""
 
     rule: Any
-    keeps_pair: Any = False
 
     @property
     def uses_null(self) -> bool:
@@ -41,6 +36,19 @@ class Wrapper(Spec):
     def has_weak(self) -> bool:
         return has_weak(self.rule)
 
+    def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
+        """Returns the network evaluations per sample at each λ."""
+        return evaluations(self.rule, logsnrs)
+
+
+class Wrapper(Around):
+    """Base of rules that change the weight or the result of the rule in their field `rule`, and nothing at w = 0.
+
+    keeps_pair: False for a wrapper whose result is not (1+w) strong − w weak.
+    """
+
+    keeps_pair: Any = False
+
     @property
     def at_zero(self) -> Any:
         zero = at_zero(self.rule)
@@ -52,10 +60,6 @@ class Wrapper(Spec):
     def off(self) -> Any:
         unguided = off(self.rule)
         return replace(self, rule=unguided) if has_weak(unguided) else unguided  # type: ignore[type-var]
-
-    def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
-        """Returns the network evaluations per sample at each λ."""
-        return evaluations(self.rule, logsnrs)
 
 
 class Modulator(Wrapper):

@@ -9,13 +9,13 @@ from jaxtyping import Array, Float
 
 from cfgjax.diffusion.process import RealLike, alpha_sigma, broadcast_left
 from cfgjax.diffusion.samplers.driver import Level, run_sampler, steps_between
-from cfgjax.diffusion.samplers.optional_noise import is_zero, optional_noise_tree
-from cfgjax.diffusion.specs import Spec, number
+from cfgjax.diffusion.samplers.optional_noise import OptionalNoise, is_zero, optional_noise_tree
+from cfgjax.diffusion.specs import number
 
 
 @optional_noise_tree
 @dataclass(frozen=True, repr=False)
-class ddim(Spec):
+class ddim(OptionalNoise):
     """DDIM, eq. (12): deterministic at η = 0, `ancestral(v=0)` at η = 1.
 
     At η = 0 this is the Euler method of the probability flow, in EDM's variables y = z/α and ς = σ/α, and equally that
@@ -31,10 +31,6 @@ class ddim(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", number("eta", self.eta, 0, 1))
-
-    @property
-    def draws_noise(self) -> bool:
-        return not is_zero(self.eta)
 
     def init(self, z: Float[Array, "b ..."]) -> tuple:
         return ()

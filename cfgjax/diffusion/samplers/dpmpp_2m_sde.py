@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 from cfgjax.diffusion.process import alpha_sigma
 from cfgjax.diffusion.samplers.dpmpp_2m import LevelBefore, dpmpp_2m, extrapolated, no_history
 from cfgjax.diffusion.samplers.driver import Level
-from cfgjax.diffusion.samplers.optional_noise import is_zero, optional_noise_tree
-from cfgjax.diffusion.specs import Spec, number
+from cfgjax.diffusion.samplers.optional_noise import OptionalNoise, optional_noise_tree
+from cfgjax.diffusion.specs import number
 
 
 @optional_noise_tree
 @dataclass(frozen=True, repr=False)
-class dpmpp_2m_sde(Spec):
+class dpmpp_2m_sde(OptionalNoise):
     """DPM-Solver++(2M) SDE: z' = (σ'/σ) e^{−ηh} z + α' (1 − e^{−(1+η)h}) D + σ' √(1 − e^{−2ηh}) n.
 
     h and D are those of `dpmpp_2m`, which this is at η = 0. At η = 1 it follows the same SDE as `ancestral(v=0)`, whose
@@ -31,10 +31,6 @@ class dpmpp_2m_sde(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eta", number("eta", self.eta, 0, 1))
-
-    @property
-    def draws_noise(self) -> bool:
-        return not is_zero(self.eta)
 
     def init(self, z: Float[Array, "b ..."]) -> LevelBefore:
         return no_history(z)

@@ -13,15 +13,15 @@ from jaxtyping import Array, Float
 from cfgjax.diffusion.process import alpha_sigma
 from cfgjax.diffusion.samplers.ddim import ddim_step
 from cfgjax.diffusion.samplers.driver import Level
-from cfgjax.diffusion.samplers.optional_noise import is_zero, optional_noise_tree
-from cfgjax.diffusion.specs import Spec, number
+from cfgjax.diffusion.samplers.optional_noise import OptionalNoise, optional_noise_tree
+from cfgjax.diffusion.specs import number
 
 MAX_CHURN = math.sqrt(2) - 1  # EDM algorithm 2: largest γ
 
 
 @optional_noise_tree
 @dataclass(frozen=True, repr=False)
-class heun(Spec):
+class heun(OptionalNoise):
     """Heun's method of order 2 on dy/dς = ε̃, y = z/α, ς = σ/α, EDM algorithm 1, with the churn of algorithm 2.
 
     A step is that of DDIM (Euler) to λ', corrected by a second evaluation there; the last one is x̃: 2T − 1 evaluations.
@@ -44,10 +44,6 @@ class heun(Spec):
     def __post_init__(self) -> None:
         for name in ("s_churn", "s_min", "s_max", "s_noise"):
             object.__setattr__(self, name, number(name, getattr(self, name), 0))
-
-    @property
-    def draws_noise(self) -> bool:
-        return not is_zero(self.s_churn)
 
     def init(self, z: Float[Array, "b ..."]) -> Float[Array, ""]:
         """Returns λ of the first level, which its step replaces."""

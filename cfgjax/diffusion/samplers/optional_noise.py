@@ -5,10 +5,21 @@ from typing import Any
 
 import jax
 
+from cfgjax.diffusion.specs import Spec
+
 
 def is_zero(amount: Any) -> bool:
     """Returns whether an amount of noise is the Python number 0, which is part of a program and never traced."""
     return isinstance(amount, int | float) and amount == 0
+
+
+class OptionalNoise(Spec):
+    """Base of samplers whose first field is the amount of noise. To be registered by `optional_noise_tree`."""
+
+    @property
+    def draws_noise(self) -> bool:
+        amount = dataclasses.fields(self)[0].name  # type: ignore[arg-type]
+        return not is_zero(getattr(self, amount))
 
 
 def optional_noise_tree(cls: type) -> type:
