@@ -233,16 +233,20 @@ def positive_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+def number(
+    name: str, value: Any, least: float = -math.inf, most: float = math.inf, *, without_least: bool = False
+) -> Any:
     """Returns value, as a float if it is an int: an int and a float would be two programs.
 
-    Raises UsageError if value is known outside of a program and is no number from least to most.
+    Raises UsageError if value is known outside of a program and is no number from least to most. without_least: whether
+    least itself is refused too.
     """
     if (
         isinstance(value, str | bool | tuple | Spec)
         or value is None
-        or (_is_number(value) and not least <= value <= most)
+        or (_is_number(value) and (not least <= value <= most or (without_least and value == least)))
     ):
-        bounds = "" if math.isinf(least) and math.isinf(most) else f" in [{least:g}, {most:g}]"
+        opening = "(" if without_least else "["
+        bounds = "" if math.isinf(least) and math.isinf(most) else f" in {opening}{least:g}, {most:g}]"
         raise UsageError(f"{name} is {value!r}; need a number{bounds}")
     return float(value) if isinstance(value, int) else value

@@ -30,6 +30,7 @@ from cfgjax.diffusion.guidance import (
     threshold,
 )
 from cfgjax.diffusion.guidance.denoiser import with_memory
+from cfgjax.diffusion.guidance.threshold import row_percentile
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import alpha_sigma, diffuse
@@ -197,6 +198,25 @@ def test_of_branches_along_each_other_rescaling_leaves_the_conditional_one():
     close(found.guided, found.strong)
     one = branches(rescale(phi=1), z=Z[:, :1, :1, :1], predict=predict)[0].guided
     assert np.isfinite(one.x).all()  # one number has no standard deviation
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("percentile", [1e-3, 37, 50, 99.5, 100])
+def test_the_percentile_of_a_row_is_that_of_its_sorted_values(percentile, dtype):
+    rng = np.random.default_rng(0)
+    rows = np.abs(rng.standard_normal((6, 301)))
+    rows[1] = np.round(rows[1])  # many are equal
+    rows[2], rows[3], rows[4, :200] = 0, 1e30 * rows[3], 1e-42
+    with jax.enable_x64(dtype == np.float64):
+        found = jax.jit(row_percentile)(jnp.asarray(rows, dtype), jnp.asarray(percentile, dtype))
+        assert found.dtype == dtype
+    np.testing.assert_allclose(found, np.percentile(rows.astype(dtype), percentile, axis=1), rtol=3e-5, atol=1e-37)
+
+
+def test_the_percentile_of_a_row_with_a_value_that_is_no_number_is_of_the_others_or_none():
+    rows = jnp.array([[1.0, 2, jnp.nan], [1, 2, jnp.inf]])
+    assert np.array_equal(row_percentile(rows, 50.0), [2, 2])
+    assert np.isnan(row_percentile(rows, 100.0)[0])
 
 
 def test_a_threshold_is_a_percentile_of_each_sample():
@@ -435,7 +455,8 @@ def test_the_classifier_is_added_to_any_rule():
     ("make", "said"),
     [
         (lambda: rescale(phi=1.5), "phi is 1.5; need a number in \\[0, 1\\]"),
-        (lambda: threshold(percentile=101), "percentile is 101"),
+        (lambda: threshold(percentile=101), r"percentile is 101; need a number in \(0, 100\]"),
+        (lambda: threshold(percentile=0), r"percentile is 0; need a number in \(0, 100\]"),
         (lambda: apg(r=-1), "r is -1"),
         (lambda: apg(eta=float("nan")), "eta is nan"),
         (lambda: channels(n=-1), "n is -1"),

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from cfgjax.diffusion.guidance.attributes import at_zero, off
 from cfgjax.diffusion.guidance.cfg import Weight, cfg
@@ -21,7 +22,7 @@ from cfgjax.diffusion.specs import number, tree
 class threshold(Wrapper):
     """x̃ ← clip(x̃, −τ, τ)/τ with τ = max(1, percentile of abs(x̃)) of each sample; ε̃ follows x̃.
 
-    For images in [−1, 1] only, and for every weight, also w = 0. percentile: in [0, 100]; neutral: 100 where
+    For images in [−1, 1] only, and for every weight, also w = 0. percentile: in (0, 100]; neutral: 100 where
     abs(x̃) ≤ 1.
     """
 
@@ -31,7 +32,7 @@ class threshold(Wrapper):
     percentile: Any = 99.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "percentile", number("percentile", self.percentile, 0, 100))
+        object.__setattr__(self, "percentile", number("percentile", self.percentile, 0, 100, without_least=True))
 
     @property
     def at_zero(self) -> "threshold":
@@ -59,7 +60,32 @@ def thresholded(prediction: Prediction, logsnr: Float[RealLike, "..."], percenti
     """Returns the prediction with x̃ clipped to ±τ and divided by τ, and ε̃ changed to agree with it."""
     x = prediction.x
     sizes = jnp.abs(x).reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32))
-    bound = jnp.maximum(1, jnp.percentile(sizes, percentile, axis=1)).astype(x.dtype)
-    bound = broadcast_left(bound, x)
+    bound = broadcast_left(jnp.maximum(1, row_percentile(sizes, percentile)).astype(x.dtype), x)
     # clip alone would turn an overflow into a white pixel
     return replace_x(prediction, jnp.where(jnp.isfinite(x), jnp.clip(x, -bound, bound) / bound, jnp.nan), logsnr)
+
+
+def row_percentile(sizes: Float[Array, "b n"], percentile: Float[RealLike, ""]) -> Float[Array, " b"]:
+    """Returns the percentile of each row of numbers ≥ 0, as `jnp.percentile` does, without sorting.
+
+    The bits of such numbers, as integers, have the order of the numbers. Each of them is found by counting the smaller
+    elements of the row: 31 passes over float32, where a sort takes several times as long.
+    """
+    last = sizes.shape[1] - 1
+    position = jnp.clip(jnp.asarray(percentile, sizes.dtype) / 100 * last, 0, last)
+    below = jnp.floor(position)
+    count = below.astype(jnp.int32)
+    integers = jnp.int64 if sizes.dtype == jnp.float64 else jnp.int32
+    order = jax.lax.bitcast_convert_type(sizes, integers)
+
+    def with_bit(i: Int[Array, ""], found: Int[Array, " b"]) -> Int[Array, " b"]:
+        larger = found | (jnp.ones((), integers) << (jnp.iinfo(integers).bits - 2 - i).astype(integers))
+        return jnp.where(jnp.sum(order < larger[:, None], axis=1) <= count, larger, found)
+
+    lower = jax.lax.fori_loop(0, jnp.iinfo(integers).bits - 1, with_bit, jnp.zeros(len(sizes), integers))
+    above = order > lower[:, None]
+    following = jnp.min(jnp.where(above, order, jnp.iinfo(integers).max), axis=1)
+    repeated = jnp.sum(~above, axis=1) > count + 1  # the next element is equal
+    upper = jnp.where(repeated | (position == below), lower, following)
+    lower, upper = (jax.lax.bitcast_convert_type(bits, sizes.dtype) for bits in (lower, upper))
+    return lower + (position - below) * (upper - lower)
