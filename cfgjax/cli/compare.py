@@ -29,6 +29,8 @@ def compare(argv):
     define_path("plot", None, "File for a plot of all curves, .png, .pdf or .svg.", flag_values=given)
     what = "What --plot draws metrics against: each other, or the network evaluations of a sample."
     flags.DEFINE_enum("against", "metrics", ["metrics", "evaluations"], what, flag_values=given)
+    what = "Setting with which all others are compared, such as run=ddim,guidance=1,num_steps=64."
+    flags.DEFINE_string("baseline", None, what, flag_values=given)
     _, *paths = parse_flags(given, argv)
     if not paths:
         raise UsageError("give at least one RUN: a workdir, an evaluation folder, a frontier.json, or a sweep's folder")
@@ -42,9 +44,11 @@ def compare(argv):
         raise UsageError("--against has no effect without --plot")
 
     from cfgjax.base.files import writing
+    from cfgjax.evaluation.frontier.across import RUN, rows_with_changes
+    from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
-    from cfgjax.evaluation.report.by_row import rows_table
+    from cfgjax.evaluation.report.by_row import changes_table, rows_table
     from cfgjax.evaluation.report.gather import gather
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
@@ -56,8 +60,13 @@ def compare(argv):
     runs = [side_by_side.compared_run(label, record) for label, record in records.items()]
     groups, notes = side_by_side.make_groups(runs, published), side_by_side.notes(runs, published)
     tables = rows_table(records) if given.rows else side_by_side.comparison_table(groups)
+    changed = [] if given.baseline is None else rows_with_changes(records, read_baseline(given.baseline, (RUN,)))
+    if changed:
+        tables = changes_table(changed)
     print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
-    if given.out is not None:
+    if given.out is not None and changed:
+        write_changes(given.out, changed)
+    elif given.out is not None:
         record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
         record["rows"] = side_by_side.joined_columns(groups)
         csv = Path(given.out).suffix.lower() == ".csv"
@@ -67,6 +76,25 @@ def compare(argv):
     if given.plot is not None:
         plot(given.plot, figure_of(given.against, records, runs, published))
     return DONE
+
+
+def write_changes(path, rows):
+    """Writes the rows of `rows_with_changes`."""
+    import csv
+
+    from cfgjax.base.files import writing
+    from cfgjax.evaluation.report.frontier_rows import INFLUENCES
+
+    kept = [{k: v for k, v in row.items() if k != INFLUENCES and not isinstance(v, list)} for row in rows]
+    with writing(path) as new, open(new, "w", newline="") as file:
+        if Path(path).suffix.lower() == ".json":
+            file.write(json.dumps({"rows": kept}, indent=1) + "\n")
+        else:
+            head = dict.fromkeys(key for row in kept for key in row)
+            writer = csv.DictWriter(file, list(head), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+    print(f"wrote {path}")
 
 
 def figure_of(against, records, runs, published):

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,16 +15,20 @@ from tiny import mixture_config
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.base.json_files import HASH
 from cfgjax.cli.common import check_diagnostics
 from cfgjax.cli.evaluate import evaluate
 from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import open_source
 from cfgjax.evaluation.features.networks import exact
+from cfgjax.evaluation.frontier.across import rows_with_changes
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
+from cfgjax.evaluation.frontier.paired import read_baseline
 from cfgjax.evaluation.report import frontier_table as tables
 from cfgjax.evaluation.report.frontier_files import write
 from cfgjax.evaluation.report.frontier_rows import curves
+from cfgjax.evaluation.report.gather import gather
 from cfgjax.models.model import Model
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
@@ -167,7 +172,7 @@ def test_every_row_has_all_its_columns(straight):
     others |= {"accuracy", "log_posterior", "accuracy_per_class"}
     paired = {"FD-mixture", "IS-mixture", "MIND-mixture", "precision", "recall", "density", "coverage", "accuracy"}
     endings = ("_interval", "_change", "_change_interval")
-    others |= {name + ending for name in paired | {"log_posterior"} for ending in endings} | {"baseline"}
+    others |= {name + ending for name in paired | {"log_posterior"} for ending in endings} | {"baseline", "influences"}
     rows = straight[1]
     assert [(row["scores"], row["guidance_weight"]) for row in rows] == [
         (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
@@ -233,6 +238,57 @@ def test_a_setting_differs_from_itself_by_exactly_nothing(straight):
             assert set(changes.values()) == {0}
         else:
             assert changes["FD-mixture_change_interval"] > 0
+
+
+def parted(straight, tmp_path):
+    """{label: content} of two evaluations, the first without and the second with guidance, as `straight` has in one."""
+    folder, rows = straight
+    content = json.loads((folder / "frontier.json").read_text())
+    content = {key: value for key, value in content.items() if key != HASH}
+    alone = [{key: value for key, value in row.items() if "_change" not in key} for row in rows[:3]]
+    for name, own in (("first", alone[:1]), ("second", alone[1:])):
+        shutil.copytree(folder / "samples", tmp_path / name / "samples")
+        (tmp_path / name / "frontier.json").write_text(json.dumps({**content, "rows": own}))
+    return {name: gather([tmp_path / name])[0][1] for name in ("first", "second")}
+
+
+def test_settings_of_two_evaluations_differ_as_those_of_one(straight, tmp_path):
+    found = rows_with_changes(parted(straight, tmp_path), read_baseline("run=first", ("run",)))
+    assert [row["run"] for row in found] == ["first", "second", "second"]
+    for row, expected in zip(found, straight[1][:3], strict=True):
+        assert row["baseline"] == "w=0, run=first"
+        for name in (name for name in expected if "_change" in name):
+            assert row[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-9)  # the file has float32
+
+
+def test_compare_prints_and_writes_the_differences_of_two_evaluations(straight, tmp_path, capsys):
+    parted(straight, tmp_path)
+    first, second, table = (str(tmp_path / name) for name in ("first", "second", "table.csv"))
+    assert run_command(["compare", first, second, "--baseline=run=first", f"--out={table}"]) == 0
+    out = capsys.readouterr().out
+    assert "difference from w=0, run=first, ± half of the 95 % interval" in out
+    written = list(csv.DictReader(Path(table).read_text().splitlines()))
+    assert [row["run"] for row in written] == ["first", "second", "second"]
+    assert float(written[0]["FD-mixture_change"]) == 0 < float(written[2]["FD-mixture_change_interval"])
+
+
+def test_evaluations_that_cannot_be_paired_are_refused(straight, tmp_path):
+    records = parted(straight, tmp_path)
+    for path in (tmp_path / "second").glob("samples/*/influences-*"):
+        path.unlink()
+    changed = lambda **changes: {**records, "second": records["second"] | changes}
+    row = records["second"]["rows"][0]
+    without = {key: value for key, value in row.items() if key != "influences"}
+    for given, told in [
+        (records, "influences-"),
+        (changed(features={"digest": "x"}), "first and second differ in features"),
+        (changed(rows=[row | {"num_samples": 7}]), "first has num_samples 90 and second has 7"),
+        (changed(rows=[row | {"seed": 7}]), "no setting has run=first"),
+        (changed(rows=[without]), "second, w = 1 was measured without influences"),
+    ]:
+        with pytest.raises(UsageError, match=told) as raised:
+            rows_with_changes(given, {"run": "first"})
+        assert "--baseline: " in str(raised.value)
 
 
 @pytest.mark.slow
@@ -395,7 +451,9 @@ def test_without_neighbours_all_other_metrics_are_measured(straight, workdir, mo
     ran = Ran(workdir, tmp_path, model, network, GRID, neighbours=False, write_files=True)
     of_all_features = {"precision", "recall", "density", "coverage", "MIND-mixture", "entropy"}
     less = straight[1][0].keys() - ran.rows[0].keys()
-    assert {name for name in less if not name.endswith(("_interval", "_change", "baseline"))} == of_all_features
+    assert {
+        name for name in less if not name.endswith(("_interval", "_change", "baseline", "influences"))
+    } == of_all_features
     assert "frontier.png" in ran.files
 
 

@@ -56,6 +56,18 @@ def is_intact(path: Path, identity: str) -> bool:
         return False
 
 
+def read_beside_metrics(path: str | Path, metrics: str | Path) -> dict[str, np.ndarray]:
+    """Returns the {name: array} of a file that was written with the identity of the `write_hashed_metrics` file.
+
+    Raises UsageError for a file that is missing or damaged, or of another identity.
+    """
+    try:
+        identity = read_json(metrics, keys={"identity": str, "metrics": dict}, hashed=True)["identity"]
+    except FileNotFoundError:
+        raise UsageError(f"{metrics} does not exist") from None
+    return read_arrays(path, identity)
+
+
 def arrays_hash(arrays: HashedArrays, identity: str = "") -> str:
     """Returns the hexadecimal SHA-256 of the text `identity` and the names, types, shapes and values of arrays."""
     digest = hashlib.sha256(identity.encode())

@@ -37,7 +37,7 @@ from cfgjax.evaluation.frontier.measure import measure_with_influences
 from cfgjax.evaluation.frontier.paired import Design, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
-from cfgjax.evaluation.report.frontier_rows import setting_keys
+from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
 from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
@@ -153,7 +153,9 @@ class Frontier:
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            yield {**self.row(setting), **ungrouped, **metrics}
+            path, _ = self._influences_file(store, reference)
+            file = {INFLUENCES: str(path.relative_to(self._folder))} if self.neighbours else {}
+            yield {**self.row(setting), **file, **ungrouped, **metrics}
 
     def row(self, setting: Setting) -> dict[str, Any]:
         """Returns the columns of a setting."""

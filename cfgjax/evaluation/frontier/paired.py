@@ -49,9 +49,10 @@ def with_intervals(metrics: Mapping[str, Any], influences: SampleInfluences, dra
     return {**metrics, **{f"{name}_interval": half_width(values, *drawn) for name, values in influences.items()}}
 
 
-def read_baseline(text: str | None) -> dict[str, Any]:
+def read_baseline(text: str | None, more: Sequence[str] = ()) -> dict[str, Any]:
     """Returns {key of a row: value} of the flag --baseline, such as "guidance=1,rule=cfg()", or "1" for a weight.
 
+    more: names of other keys of a row, whose values are texts.
     Raises UsageError for an unknown option or an invalid value.
     """
     found: dict[str, Any] = {}
@@ -59,6 +60,9 @@ def read_baseline(text: str | None) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals:
             name, value = "guidance", word
+        if name in more:
+            found[name] = value
+            continue
         if name not in fields("evaluate"):
             raise UsageError(f"--baseline={text}: unknown option {name!r}{nearest(name, fields('evaluate'))}")
         values = read_values(name, value, "baseline")

@@ -1,14 +1,16 @@
 """A table of the settings of several runs, with a line and the cost of each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from cfgjax.base.cells import aligned, cell_text
+from cfgjax.base.cells import aligned, cell_text, text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report import frontier_rows as report
-from cfgjax.evaluation.report.frontier_rows import COST
+from cfgjax.evaluation.report.differences import change_text, differences_title
+from cfgjax.evaluation.report.frontier_rows import COST, Row
 
 
 def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
@@ -19,12 +21,7 @@ def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
     metrics = list(dict.fromkeys(name for record in records.values() for name in report.shown_names(record["rows"])))
     lines = [["run", "w", "rule", "classifier scale", "sampler", "T", "calls", "gradients", *metrics]]
     for label, record in records.items():
-        same: dict = {}
-        for row in record["rows"]:
-            same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *report.setting_keys())), []).append(
-                row
-            )
-        for rows in same.values():
+        for rows in by_setting(record["rows"], ("guidance_weight", *report.setting_keys())):
             row, scale = rows[0], rows[0].get("classifier_scale") or 0.0
             cost = ["-" if number is None else str(number) for number in calls(row, bool(scale))]
             values = [(*report.spread(rows, name), len(rows)) if name in row else None for name in metrics]
@@ -33,6 +30,31 @@ def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
             setting = [f"{row['guidance_weight']:g}", row["rule"], f"{scale:g}", row["sampler"], str(row["num_steps"])]
             lines.append([name, *setting, *cost, *cells])
     return aligned(lines, right=True)
+
+
+def changes_table(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines of a table with the differences of each setting from its baseline, the mean over the seeds.
+
+    rows: of `rows_with_changes`. A setting that is the same in all rows has no column.
+    """
+    keys = ["run", *(key for key in report.setting_keys() if key != "num_steps")]
+    keys = [key for key in keys if len({text(row.get(key)) for row in rows}) > 1]
+    names = [name for name in report.shown_names(rows) if all(f"{name}_change" in row for row in rows)]
+    lines = [[*keys, "w", "T", "calls", *names]]
+    for same in by_setting(rows, ("run", "guidance_weight", *report.setting_keys())):
+        row = same[0]
+        setting = [*(text(row.get(key)) for key in keys), f"{row['guidance_weight']:g}", str(row["num_steps"])]
+        changes = [change_text(same, name) for name in names]
+        lines.append([*setting, text(calls(row, bool(row.get("classifier_scale")))[0]), *changes])
+    return [differences_title(rows), *aligned(lines, right=True)]
+
+
+def by_setting(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
+    """Returns the rows of each setting: those that agree in the keys."""
+    same: dict[tuple, list[Row]] = {}
+    for row in rows:
+        same.setdefault(tuple(str(row.get(key)) for key in keys), []).append(row)
+    return list(same.values())
 
 
 def calls(row: dict[str, Any], guided: bool) -> tuple[int | None, int | None]:

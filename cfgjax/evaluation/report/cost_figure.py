@@ -7,7 +7,7 @@ import numpy as np
 
 from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError
-from cfgjax.evaluation.report.by_row import calls
+from cfgjax.evaluation.report.by_row import by_setting, calls
 from cfgjax.evaluation.report.frontier_rows import Row, setting_keys, shown_names, spread, varying_keys
 from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
 
@@ -22,11 +22,8 @@ def cost_curves(label: str, rows: Sequence[Row]) -> CostCurves:
     along = "num_steps" if len({str(row["num_steps"]) for row in rows}) > 1 else "guidance_weight"
     keys = [key for key in ("guidance_weight", *varying_keys()) if key != along]
     several = [key for key in keys if len({text(row.get(key)) for row in rows}) > 1]
-    same: dict[tuple, list[Row]] = {}
-    for row in rows:
-        same.setdefault(tuple(str(row.get(key)) for key in ("guidance_weight", *setting_keys())), []).append(row)
     result: CostCurves = {}
-    for found in same.values():
+    for found in by_setting(rows, ("guidance_weight", *setting_keys())):
         cost, _ = calls(found[0], False)
         if cost is None:
             continue

@@ -26,6 +26,18 @@ def changed_names(rows: Sequence[Row]) -> list[str]:
     return [name for name in shown_names(rows) if all(f"{name}_change" in row for row in rows)]
 
 
+def change_text(rows: Sequence[Row], name: str) -> str:
+    """Returns `mean_change` as text."""
+    change, width = mean_change(rows, name)
+    return f"{change:+.4g} ± {width:.2g}"
+
+
+def differences_title(rows: Sequence[Row]) -> str:
+    """Returns the line above a table of differences."""
+    base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
+    return f"difference from {base}, ± half of the 95 % interval (pairs of samples with the same noise and label):"
+
+
 def difference_table(rows: Sequence[Row]) -> list[str]:
     """Returns a table of the differences from the baseline, each ± half of its 95 % interval; [] if there are none."""
     names = changed_names(rows)
@@ -37,10 +49,8 @@ def difference_table(rows: Sequence[Row]) -> list[str]:
         if curve:
             titles[len(lines)] = curve
         for w, same in by_weight.items():
-            cells = [f"{change:+.4g} ± {width:.2g}" for change, width in (mean_change(same, name) for name in names)]
-            lines.append([f"{w:g}", *cells])
-    base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
-    result = [f"difference from {base}, ± half of the 95 % interval (pairs of samples with the same noise and label):"]
+            lines.append([f"{w:g}", *(change_text(same, name) for name in names)])
+    result = [differences_title(rows)]
     for i, line in enumerate(aligned(lines, right=True)):
         result += [f"{titles[i]}:", line] if i in titles else [line]
     return result

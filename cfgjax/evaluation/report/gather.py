@@ -10,7 +10,7 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
-from cfgjax.evaluation.report.frontier_rows import COST
+from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs.sample_options import earlier_sampler, fields
 
@@ -18,7 +18,7 @@ TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
 MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
-MORE |= {"weak": TEXT_OR_NULL, "baseline": str, COST: int}
+MORE |= {"weak": TEXT_OR_NULL, "baseline": str, INFLUENCES: str, COST: int}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
@@ -94,6 +94,7 @@ def read(file: Path) -> dict[str, Any]:
             raise ValueError("its content does not match its hash")
         content["rows"] = [upgraded_row(row) for row in frontier_rows(content)]
         check_rows(content)
+        content["rows"] = [with_path(row, file.parent) for row in content["rows"]]
     except ValueError as e:
         raise UsageError(f"{file} is not what cfgjax evaluate writes: {e}; {REMEDY}") from e
     return content
@@ -121,6 +122,11 @@ def upgraded_row(row: dict[str, Any]) -> dict[str, Any]:
     rule = "cfg()" if not row.get("classifier") else f"classifier({'' if form == 'eps' else f'form={form!r}'})"
     kept = {name: value for name, value in row.items() if name not in ("v", "eta", "classifier_form")}
     return kept | {"rule": rule, "sampler": earlier_sampler(row["sampler"], row)}
+
+
+def with_path(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns a row with the path of its influences, which it has relative to its folder."""
+    return row | ({INFLUENCES: str(folder / row[INFLUENCES])} if INFLUENCES in row else {})
 
 
 def check_rows(content: dict[str, Any]) -> None:
