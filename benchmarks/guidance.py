@@ -4,18 +4,18 @@ python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and
 python benchmarks/guidance.py                    # docs/guidance.md, from docs/guidance/*.json
 """
 
+import csv
 import json
+import statistics
 import sys
 from pathlib import Path
 
+import harness
 from absl import flags
 
-from cfgjax.base.errors import UsageError
-from cfgjax.base.exits import BAD_USAGE, DONE
-from cfgjax.cli.common import no_arguments
-from cfgjax.runs.config import parse_flags
-
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance"
+
+FD, COST = "FD-classifier", "network_evaluations"  # columns of the stored tables
 
 MEANS, STDS, WEIGHTS = [(0.0, 0.0), (1.6, 0.5), (-0.4, 1.5)], [0.5, 0.6, 0.6], [0.4, 0.3, 0.3]
 LABEL, W, COUNT, STEPS = 0, 1.5, 4000, 64
@@ -139,30 +139,139 @@ def markdown(rows):
     return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
 
 
+def stored(name):
+    """Returns the rows of a stored table of `cfgjax compare`, with numbers as floats."""
+    with open(FOLDER / f"{name}.csv", newline="") as file:
+        return [{key: number(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text):
+    """Returns text as a float if it is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def distance(row):
+    """Returns the Fréchet distance of a row with its interval."""
+    return f"{row[FD]:.3f} ± {row[f'{FD}_interval']:.3f}"
+
+
+def steps_table(name):
+    """Returns a table of the Fréchet distance of each sampler and grid against the network evaluations.
+
+    Distances that are as good as the baseline's, see `matches`, are bold.
+    """
+    rows = stored(name)
+    costs = sorted({int(row[COST]) for row in rows})
+    table = [("sampler", "grid", *(f"{cost}" for cost in costs))]
+    for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
+        own = {int(row[COST]): row for row in rows if (row["sampler"], row["grid"]) == (sampler, grid)}
+        cells = [distance_or_match(own[cost]) if cost in own else "" for cost in costs]
+        table.append((f"`{sampler}`", f"`{grid}`", *cells))
+    return markdown(table)
+
+
+def distance_or_match(row):
+    """Returns the Fréchet distance of a row, bold if it matches its baseline."""
+    text = f"{row[FD]:.4f}"
+    return f"**{text}**" if matches(row) else text
+
+
+def matches(row):
+    """Returns whether distance and accuracy are as good as those of the baseline, within the paired intervals."""
+    near = row[f"{FD}_change"] <= row[f"{FD}_change_interval"]
+    return near and row["accuracy_change"] >= -row["accuracy_change_interval"]
+
+
+def fewest(name):
+    """Returns a sentence with the fewest network evaluations that match the baseline of a table of `steps_table`."""
+    rows = stored(name)
+    found = sorted((row for row in rows if matches(row)), key=lambda row: (row[COST], row[FD]))
+    row = found[0]
+    base = next(row for row in rows if row[f"{FD}_change"] == row[f"{FD}_change_interval"] == 0)
+    return (
+        f"The fewest evaluations that match the {base[COST]:.0f} of `{base['sampler']}` are {row[COST]:.0f}, by "
+        f"`{row['sampler']}` on the grid `{row['grid']}`: {distance(row)} against {distance(base)}, a difference of "
+        f"{row[f'{FD}_change']:+.4f} ± {row[f'{FD}_change_interval']:.4f}."
+    )
+
+
+def rules_table(name):
+    """Returns a table of the metrics of each rule and weight, with the paired difference of the distance."""
+    table = [("rule", "w", "evaluations", "FD", "difference", "precision", "recall", "coverage", "accuracy")]
+    for row in stored(name):
+        change = f"{row[f'{FD}_change']:+.3f} ± {row[f'{FD}_change_interval']:.3f}"
+        shares = [f"{row[key]:.3f}" for key in ("precision", "recall", "coverage", "accuracy")]
+        rule = row["rule"] if row[f"{FD}_change_interval"] else f"{row['rule']}, the baseline"
+        table.append((f"`{rule}`", f"{row['guidance_weight']:g}", f"{row[COST]:.0f}", distance(row), change, *shares))
+    return markdown(table)
+
+
+def crossed_table(name, key, title):
+    """Returns a table of the Fréchet distance with a line for each value of a key and a column for each w.
+
+    Several rows of a cell, of trainings that differ in their seed, become mean ± standard deviation.
+    """
+    rows = stored(name)
+    weights = sorted({row["guidance_weight"] for row in rows})
+    table = [(title, *(f"w = {w:g}" for w in weights))]
+    for value in sorted({key(row) for row in rows}):
+        cells = []
+        for w in weights:
+            same = [row for row in rows if key(row) == value and row["guidance_weight"] == w]
+            cells.append(distance(same[0]) if len(same) == 1 else spread([row[FD] for row in same]))
+        table.append((f"{value:g}", *cells))
+    return markdown(table)
+
+
+def spread(values):
+    """Returns the mean and the standard deviation of values."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def p_uncond(row):
+    """Returns the p_uncond of a row of a sweep, from the name of its run."""
+    return float(row["run"].split("p_uncond=")[1].split(",")[0])
+
+
+TABLES = {
+    "digits_steps": steps_table,
+    "digits_fewest": lambda _: fewest("digits_steps"),
+    "digits_rules": rules_table,
+    "digits_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
+    "digits_p_uncond": lambda name: crossed_table(name, p_uncond, "p_uncond"),
+    "fashion_mnist_rules": rules_table,
+    "fashion_mnist_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
+    "fashion_mnist_steps": steps_table,
+    "fashion_mnist_fewest": lambda _: fewest("fashion_mnist_steps"),
+}  # name in the template: function of the name
+
+
 def document():
     """Returns docs/guidance.md, from the template and the stored results."""
     found = json.loads((FOLDER / "mixture.json").read_text())
     text = Path(__file__).with_suffix(".template.md").read_text()
-    return text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
+    text = text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
+    for name, make in TABLES.items():
+        if f"{{{{{name}}}}}" in text:
+            text = text.replace(f"{{{{{name}}}}}", make(name))
+    return text
 
 
 def main(argv):
     """Runs `guidance.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_bool("mixture", False, "Draw the figure of the mixture again.", flag_values=given)
-    if "--help" in argv:
-        print(f"{__doc__}\n{given.get_help()}")
-        return DONE
-    try:
-        no_arguments(parse_flags(given, argv))
-    except UsageError as e:
-        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
-        return BAD_USAGE
-    if given.mixture:
-        FOLDER.mkdir(exist_ok=True)
-        draw_mixture(FOLDER)
-    FOLDER.with_suffix(".md").write_text(document())
-    return DONE
+
+    def write():
+        if given.mixture:
+            FOLDER.mkdir(exist_ok=True)
+            draw_mixture(FOLDER)
+        FOLDER.with_suffix(".md").write_text(document())
+
+    return harness.command(argv, __doc__, given, write)
 
 
 if __name__ == "__main__":

@@ -125,13 +125,25 @@ def main(argv, doc, given, tables, configs=DEFAULT):
 
     given: FlagValues with the benchmark's own flags. tables: {name: `Table`}. configs: the default of --configs.
     """
+
+    def measure():
+        return child(given, tables[given.child]) if given.child else parent(argv, given, tables)
+
+    return command(argv, doc, given, measure, lambda: define_flags(given, configs))
+
+
+def command(argv, doc, given, run, define=lambda: None):
+    """Parses a script's flags and returns the exit code: that of run(), 0 for None, and 2 for a usage error.
+
+    doc: for --help. given: FlagValues, to which define() adds more flags.
+    """
     try:
-        define_flags(given, configs)
+        define()
         if "--help" in argv:
             print(f"{doc}\n{given.get_help()}")
             return DONE
         no_arguments(parse_flags(given, argv))
-        return child(given, tables[given.child]) if given.child else parent(argv, given, tables)
+        return run() or DONE
     except UsageError as e:
         print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
         return BAD_USAGE

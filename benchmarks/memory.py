@@ -20,13 +20,11 @@ import numpy as np
 from absl import flags
 from scaling import DOCS, span, table
 
-from cfgjax.base.errors import UsageError, choose
-from cfgjax.base.exits import BAD_USAGE, DONE
-from cfgjax.cli.common import no_arguments
+from cfgjax.base.errors import choose
 from cfgjax.jobs.preflight.advice import passes_needed
 from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
-from cfgjax.runs.config import load_file, parse_flags
+from cfgjax.runs.config import load_file
 
 NAMES = sorted(harness.experiments())
 SOURCES = ("npz", "prepared")  # data sources for which the cost of a larger set is measured
@@ -191,26 +189,21 @@ def main(argv):
     flags.DEFINE_bool("render", False, "Only write the section, from the existing figures.", flag_values=given)
     flags.DEFINE_string("child", None, "Internal: the experiment that this process measures.", flag_values=given)
     flags.DEFINE_string("data", None, "Internal: the config.data that this process reads.", flag_values=given)
-    try:
-        if "--help" in argv:
-            print(f"{__doc__}\n{given.get_help()}")
-            return DONE
-        no_arguments(parse_flags(given, argv))
+
+    def write():
         for name in given.only:
             choose("experiment", name, dict.fromkeys([*NAMES, *SOURCES]))
-    except UsageError as e:
-        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
-        return BAD_USAGE
-    if given.child:
-        experiment_figures(given.child)
-    elif given.data:
-        epoch_figures(json.loads(given.data))
-    else:
-        if not given.render:
-            write_figures(given.only)
-        page = DOCS / "performance.md"
-        page.write_text(document(page.read_text(), json.loads((DOCS / "memory.json").read_text())))
-    return DONE
+        if given.child:
+            experiment_figures(given.child)
+        elif given.data:
+            epoch_figures(json.loads(given.data))
+        else:
+            if not given.render:
+                write_figures(given.only)
+            page = DOCS / "performance.md"
+            page.write_text(document(page.read_text(), json.loads((DOCS / "memory.json").read_text())))
+
+    return harness.command(argv, __doc__, given, write)
 
 
 if __name__ == "__main__":

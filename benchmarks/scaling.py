@@ -12,17 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harness
 from absl import flags
 from harness import EXPERIMENTS, RSS_UNIT
 
-from cfgjax.base.errors import UsageError
-from cfgjax.base.exits import BAD_USAGE, DONE
-from cfgjax.cli.common import no_arguments
 from cfgjax.jobs.preflight.advice import passes_needed
 from cfgjax.jobs.preflight.hlo import ring_share
 from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
-from cfgjax.runs.config import load_file, parse_flags
+from cfgjax.runs.config import load_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CONFIGS = ("imagenet64", "imagenet128")
@@ -238,34 +236,29 @@ def main(argv):
     given = flags.FlagValues()
     flags.DEFINE_bool("render", False, "Only write the document, from the existing figures.", flag_values=given)
     flags.DEFINE_string("child", None, "Internal: the case that this process measures.", flag_values=given)
-    if "--help" in argv:
-        print(f"{__doc__}\n{given.get_help()}")
-        return DONE
-    try:
-        no_arguments(parse_flags(given, argv))
-    except UsageError as e:
-        print(f"{Path(argv[0]).name}: error: {e}", file=sys.stderr)
-        return BAD_USAGE
-    figures = DOCS / "scaling.json"
-    if given.child == SPATIAL:
-        print(json.dumps(spatial_figures()))
-        return DONE
-    if not given.render:
-        cases = []
-        for config, (devices, meshes) in itertools.product(CONFIGS, MESHES.items()):
-            for mesh in meshes:
-                cases.append(measure(config, devices, mesh))
-                print(*name_cells(cases[-1]), f"{cases[-1]['compile_seconds']:.0f} s", flush=True)
-        plain = measure("imagenet64", 1, "data=1", "--config.model.dtype=float32", "--config.train.batch_size=8")
-        spatial, _ = in_a_process([sys.executable, __file__, f"--child={SPATIAL}"])
-        import jax
 
-        jax.config.update("jax_platforms", "cpu")
-        kept = [kept_per_image(config, remat) for config, remat in itertools.product(CONFIGS, POLICIES)]
-        measured = {"jax": jax.__version__, "cases": cases, "kept": kept, "spatial": spatial, "plain": plain}
-        figures.write_text(json.dumps(measured, indent=1) + "\n")
-    (DOCS / "scaling.md").write_text(document(json.loads(figures.read_text())))
-    return DONE
+    def write():
+        figures = DOCS / "scaling.json"
+        if given.child == SPATIAL:
+            print(json.dumps(spatial_figures()))
+            return
+        if not given.render:
+            cases = []
+            for config, (devices, meshes) in itertools.product(CONFIGS, MESHES.items()):
+                for mesh in meshes:
+                    cases.append(measure(config, devices, mesh))
+                    print(*name_cells(cases[-1]), f"{cases[-1]['compile_seconds']:.0f} s", flush=True)
+            plain = measure("imagenet64", 1, "data=1", "--config.model.dtype=float32", "--config.train.batch_size=8")
+            spatial, _ = in_a_process([sys.executable, __file__, f"--child={SPATIAL}"])
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")
+            kept = [kept_per_image(config, remat) for config, remat in itertools.product(CONFIGS, POLICIES)]
+            measured = {"jax": jax.__version__, "cases": cases, "kept": kept, "spatial": spatial, "plain": plain}
+            figures.write_text(json.dumps(measured, indent=1) + "\n")
+        (DOCS / "scaling.md").write_text(document(json.loads(figures.read_text())))
+
+    return harness.command(argv, __doc__, given, write)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield load_script()
+
+
+def load_script():
     spec = importlib.util.spec_from_file_location("guidance_script", ROOT / "benchmarks/guidance.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -47,6 +47,10 @@ def test_the_baseline_can_be_chosen():
     assert wanted == {"guidance_weight": 2.0, "rule": "conditional()"}
     assert {(r["guidance_weight"], r["rule"]) for r in baselines(ROWS, wanted)} == {(2.0, "conditional()")}
     assert read_baseline(None) == {}
+    assert read_baseline("run='p_uncond=0.1,seed=0', 1", ("run",)) == {
+        "run": "p_uncond=0.1,seed=0",
+        "guidance_weight": 1,
+    }
 
 
 @pytest.mark.parametrize(

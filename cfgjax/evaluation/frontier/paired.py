@@ -61,7 +61,7 @@ def read_baseline(text: str | None, more: Sequence[str] = ()) -> dict[str, Any]:
         if not equals:
             name, value = "guidance", word
         if name in more:
-            found[name] = value
+            found[name] = value.strip("'\"")
             continue
         if name not in fields("evaluate"):
             raise UsageError(f"--baseline={text}: unknown option {name!r}{nearest(name, fields('evaluate'))}")
