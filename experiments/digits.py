@@ -36,7 +36,7 @@ def get_config():
         ema=dict(rates=(0.99,)),
         train=dict(batch_size=64, num_steps=1000, steps_per_dispatch=10),
         checkpoint=dict(every_steps=250),
-        sample=dict(every_steps=500, num_steps=64),
+        sample=dict(every_steps=500, num_steps=16),
         evaluate=dict(
             guidance=(-0.5, 0.0, 0.25, 0.5, 1.0, 2.0, 4.0),
             num_samples=2000,

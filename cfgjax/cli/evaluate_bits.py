@@ -10,6 +10,8 @@ from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sample_options import combinations
 
+NUM_STEPS, V = 256, 0.3  # of the chain for a run whose sampler is not ancestral
+
 
 def evaluate_bits(given):
     """Measures the likelihood of held-out examples. Returns the exit code."""
@@ -22,12 +24,10 @@ def evaluate_bits(given):
     import cfgjax
     from cfgjax.base.progress import timed
     from cfgjax.data.sources.registry import npz_in_place_of, open_source
-    from cfgjax.diffusion.samplers import ancestral
     from cfgjax.distributed.devices import open_devices
     from cfgjax.evaluation.held_out_bits import check_guidance, held_out_bits
     from cfgjax.evaluation.report.frontier_files import bits_lines, write_bits
     from cfgjax.models.arguments import check_num_steps
-    from cfgjax.models.binding import sampler_value
     from cfgjax.runs.workdir import read_settings
 
     check_guidance(axes.get("guidance", 0.0))
@@ -38,12 +38,7 @@ def evaluate_bits(given):
         kind = "latents" if len(model.image_shape) == 3 else "points"
         raise UsageError(f"--bits_per_dim needs 8-bit images; the run's data are {kind} of shape {model.image_shape}")
     options = next(combinations(axes_of(model.defaults.options, plan.options, {**axes, "guidance": (0.0,)})))
-    sampler = sampler_value(options.sampler)
-    if not isinstance(sampler, ancestral):
-        needed = "--bits_per_dim needs the chain of the sampler ancestral"
-        raise UsageError(f"{needed}, not {sampler!r}; give --sampler='ancestral(v=0.3)'")
-    if "sampler" in axes and sampler.v is not None and model.learned_variance:
-        raise UsageError(f"--sampler={sampler!r}: the model's variance is learned; give --sampler=ancestral")
+    options = with_chain(options, axes, model.learned_variance)
     data, num_steps = model.settings.data, cast(int, options.num_steps)
     check_num_steps(num_steps)
     if given.images is not None:
@@ -60,7 +55,7 @@ def evaluate_bits(given):
             held_out.image,
             held_out.label,
             num_steps=num_steps,
-            v=sampler.v,
+            v=options.sampler.v,
             seed=options.seed,
             batch_size=plan.batch_size,
             spacing=given.spacing,
@@ -70,3 +65,24 @@ def evaluate_bits(given):
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE
+
+
+def with_chain(options, axes, learned_variance):
+    """Returns the options with a sampler of the type `ancestral`, whose chain has a likelihood.
+
+    axes: the values of flags. A run's other sampler is replaced unless a flag gives one. Raises UsageError for a flag
+    that gives another sampler, or a v where the variance is learned.
+    """
+    from cfgjax.diffusion.samplers import ancestral
+    from cfgjax.models.binding import sampler_value
+
+    sampler = sampler_value(options.sampler)
+    if "sampler" not in axes and not isinstance(sampler, ancestral):
+        num_steps = options.num_steps if "num_steps" in axes else NUM_STEPS
+        return dataclasses.replace(options, sampler=ancestral(v=V), num_steps=num_steps)
+    if not isinstance(sampler, ancestral):
+        needed = "--bits_per_dim needs the chain of the sampler ancestral"
+        raise UsageError(f"{needed}, not {sampler!r}; give --sampler='ancestral(v=0.3)'")
+    if "sampler" in axes and sampler.v is not None and learned_variance:
+        raise UsageError(f"--sampler={sampler!r}: the model's variance is learned; give --sampler=ancestral")
+    return dataclasses.replace(options, sampler=sampler)

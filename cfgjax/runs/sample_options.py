@@ -120,11 +120,11 @@ class SampleOptions:
     )
     rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rules, such as 'cfg()'.", is_spec=True))
     sampler: Any = field(
-        default="ancestral(v=0.3)",
-        metadata=option(TEXT, str, "Samplers, such as 'ancestral(v=0.3)' or 'ddim(eta=0)'.", is_spec=True),
+        default="dpmpp_2m()",
+        metadata=option(TEXT, str, "Samplers, such as 'dpmpp_2m()' or 'ancestral(v=0.3)'.", is_spec=True),
     )
     num_steps: int | str = field(
-        default=256,
+        default=32,
         metadata=option(
             integer(2, MAX_LEVELS) | TEXT,
             read_num_steps,

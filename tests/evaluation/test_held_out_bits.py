@@ -10,10 +10,13 @@ import pytest
 from tiny import digits_config, mixture_config, predictor
 
 from cfgjax.base.errors import UsageError
+from cfgjax.cli.evaluate_bits import with_chain
 from cfgjax.data.dataset import Stored
+from cfgjax.diffusion.samplers import ancestral
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.held_out_bits import check_guidance, held_out_bits
 from cfgjax.models.model import Model
+from cfgjax.runs.sample_options import SampleOptions
 
 SHAPE = (4, 4, 1)
 RNG = np.random.default_rng(0)
@@ -196,3 +199,23 @@ def test_weight_zero_is_accepted_without_a_null_label(w):
 def test_guidance_defines_no_likelihood(w, shown):
     with pytest.raises(UsageError, match=rf"guidance \(w = {shown}\) defines no likelihood"):
         check_guidance(w)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "flags", "expected"),
+    [
+        ("dpmpp_2m()", {}, (ancestral(v=0.3), 256)),
+        ("dpmpp_2m()", {"num_steps": (16,)}, (ancestral(v=0.3), 8)),
+        ("ancestral(v=0.2)", {}, (ancestral(v=0.2), 8)),
+        ("ancestral(v=0.2)", {"sampler": ("ancestral(v=0.2)",)}, (ancestral(v=0.2), 8)),
+    ],
+)
+def test_the_chain_is_that_of_the_run_or_of_flags_or_the_papers(sampler, flags, expected):
+    found = with_chain(SampleOptions(sampler=sampler, num_steps=8), flags, learned_variance=False)
+    assert (found.sampler, found.num_steps) == expected
+
+
+def test_a_flag_with_a_sampler_that_has_no_likelihood_is_refused():
+    for sampler, learned, told in [("ddim()", False, "not ddim"), ("ancestral(v=0.3)", True, "variance is learned")]:
+        with pytest.raises(UsageError, match=told):
+            with_chain(SampleOptions(sampler=sampler), {"sampler": (sampler,)}, learned)

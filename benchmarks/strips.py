@@ -1,0 +1,92 @@
+"""Draws docs/guidance/strips/: what each rule and each sampler draws from the same noise, of a run on images.
+
+python benchmarks/strips.py --workdir=runs/fashion_mnist_small --weak=runs/fashion_mnist_small@1000     # 10 minutes
+
+A strip has an image for each of the first ten classes, in two lines with different noise.
+"""
+
+import sys
+from pathlib import Path
+
+import harness
+from absl import flags
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance" / "strips"
+CLASSES, LINES, ZOOM = 10, 2, 2
+SAMPLER, LEVELS, FEW_LEVELS = "dpmpp_2m()", 32, 8
+
+RULES = {  # name of the strip: (rule, w)
+    "conditional": ("conditional()", 0.0),
+    "cfg": ("cfg()", 3.0),
+    "interval": ("interval(low=0.2, high=3)", 3.0),
+    "ramp": ("ramp(shape='cosine')", 3.0),
+    "rescale": ("rescale(phi=0.7)", 3.0),
+    "threshold": ("threshold(percentile=95)", 3.0),
+    "apg": ("apg(eta=0)", 3.0),
+    "cfg_plus_plus": ("cfg_plus_plus()", -0.7),
+    "cfg_zero": ("cfg_zero(zero_steps=1)", 3.0),
+    "autoguidance": ("autoguidance()", 3.0),
+    "compose": ("compose(labels=(7,), scales=(0.5,))", 3.0),
+    "negative": ("negative(label=7)", 3.0),
+    "pag": ("pag()", 3.0),
+    "seg": ("seg()", 3.0),
+}
+SAMPLERS = {  # name of the strip: (sampler, number of levels) with about as many network evaluations
+    "ancestral": ("ancestral(v=0.3)", FEW_LEVELS),
+    "ddim": ("ddim()", FEW_LEVELS),
+    "heun": ("heun()", FEW_LEVELS // 2 + 1),
+    "dpmpp_2m": ("dpmpp_2m()", FEW_LEVELS),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde()", FEW_LEVELS),
+    "unipc": ("unipc()", FEW_LEVELS),
+}
+
+
+def draw_strips(workdir, weak, names):
+    """Writes the strips of the names, or of all if there are none."""
+    import numpy as np
+    from PIL import Image
+
+    import cfgjax
+    from cfgjax.diffusion.guidance import autoguidance
+
+    model, weaker = cfgjax.load(workdir), load_weak(weak)
+    labels = np.tile(np.arange(CLASSES), LINES)
+    strips = {name: (rule, w, SAMPLER, LEVELS) for name, (rule, w) in RULES.items()}
+    strips |= {name: ("cfg()", 1.0, sampler, levels) for name, (sampler, levels) in SAMPLERS.items()}
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, (rule, w, sampler, levels) in strips.items():
+        if names and name not in names:
+            continue
+        rule = autoguidance(weak=weaker) if name == "autoguidance" else rule
+        sampler = "ddim()" if name == "cfg_plus_plus" else sampler
+        images = model.sample(labels, w, rule=rule, sampler=sampler, num_steps=levels)
+        size = images.shape[1:3]
+        tiles = images.reshape(LINES, CLASSES, *images.shape[1:]).swapaxes(1, 2)
+        strip = tiles.reshape(LINES * size[0], CLASSES * size[1], -1).squeeze()
+        Image.fromarray(strip).resize((ZOOM * strip.shape[1], ZOOM * strip.shape[0]), 0).save(
+            FOLDER / f"{name}.png", optimize=True
+        )
+        print(f"{name}: {rule}, w = {w:g}, {sampler}, T = {levels}", flush=True)
+
+
+def load_weak(text):
+    """Returns the model of --weak, WORKDIR[@STEP]."""
+    import cfgjax
+
+    workdir, _, step = text.partition("@")
+    return cfgjax.load(workdir, step=int(step) if step else None)
+
+
+def main(argv):
+    """Runs `strips.py FLAGS`. Returns the exit code."""
+    given = flags.FlagValues()
+    flags.DEFINE_string("workdir", "runs/fashion_mnist_small", "Folder of the run.", flag_values=given)
+    flags.DEFINE_string("weak", "runs/fashion_mnist_small@1000", "Run of the weak model.", flag_values=given)
+    flags.DEFINE_list("only", [], "Strips to draw; by default all.", flag_values=given)
+    return harness.command(
+        argv, __doc__, given, lambda: draw_strips(given["workdir"].value, given["weak"].value, given.only)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
