@@ -1,6 +1,7 @@
 """Writes docs/guidance.md: its figures and tables, from stored results.
 
 python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and .json, 2 minutes
+python benchmarks/guidance.py --steps            # the figures of the samplers, from docs/guidance/*.csv
 python benchmarks/guidance.py                    # docs/guidance.md, from docs/guidance/*.json
 """
 
@@ -165,18 +166,49 @@ def steps_table(name):
     """
     rows = stored(name)
     costs = sorted({int(row[COST]) for row in rows})
-    table = [("sampler", "grid", *(f"{cost}" for cost in costs))]
-    for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
-        own = {int(row[COST]): row for row in rows if (row["sampler"], row["grid"]) == (sampler, grid)}
+    table = [("sampler", "grid", "w", *(f"{cost}" for cost in costs))]
+    line = lambda row: (row["sampler"], row["grid"], row["guidance_weight"])
+    for sampler, grid, w in dict.fromkeys(line(row) for row in rows):
+        own = {int(row[COST]): row for row in rows if line(row) == (sampler, grid, w)}
         cells = [distance_or_match(own[cost]) if cost in own else "" for cost in costs]
-        table.append((f"`{sampler}`", f"`{grid}`", *cells))
+        table.append((f"`{sampler}`", f"`{grid}`", f"{w:g}", *cells))
     return markdown(table)
 
 
+def draw_steps(name):
+    """Writes a figure of distance and accuracy against network evaluations, with a curve for each sampler."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in stored(name) if row["grid"] == "schedule()"]
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    curves = dict.fromkeys((row["sampler"], row["guidance_weight"]) for row in rows)
+    for i, (sampler, w) in enumerate(curves):
+        own = sorted((r for r in rows if (r["sampler"], r["guidance_weight"]) == (sampler, w)), key=lambda r: r[COST])
+        style = {"label": f"{sampler}, w = {w:g}", "marker": "o", "markersize": 4, "linewidth": 1, "capsize": 2}
+        for axis, key in zip(axes, (FD, "accuracy"), strict=True):
+            y, width = ([row[column] for row in own] for column in (key, f"{key}_interval"))
+            axis.errorbar([row[COST] for row in own], y, yerr=width, color=f"C{i}", **style)
+    base = baseline(rows)
+    for axis, key, title in zip(axes, (FD, "accuracy"), (FD, "share with the requested class"), strict=True):
+        axis.axhline(base[key], color="0.5", linestyle="dashed", linewidth=1)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="network evaluations per sample", title=title)
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(FOLDER / f"{name}.png", dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def baseline(rows):
+    """Returns the row that the others are compared with."""
+    return next(row for row in rows if row[f"{FD}_change"] == row[f"{FD}_change_interval"] == 0)
+
+
 def distance_or_match(row):
-    """Returns the Fréchet distance of a row, bold if it matches its baseline."""
-    text = f"{row[FD]:.4f}"
-    return f"**{text}**" if matches(row) else text
+    """Returns the Fréchet distance of a row, bold if it matches its baseline, and the accuracy."""
+    text = f"{row[FD]:.3f}"
+    return f"**{text}**, {100 * row['accuracy']:.1f} %" if matches(row) else f"{text}, {100 * row['accuracy']:.1f} %"
 
 
 def matches(row):
@@ -190,7 +222,7 @@ def fewest(name):
     rows = stored(name)
     found = sorted((row for row in rows if matches(row)), key=lambda row: (row[COST], row[FD]))
     row = found[0]
-    base = next(row for row in rows if row[f"{FD}_change"] == row[f"{FD}_change_interval"] == 0)
+    base = baseline(rows)
     return (
         f"The fewest evaluations that match the {base[COST]:.0f} of `{base['sampler']}` are {row[COST]:.0f}, by "
         f"`{row['sampler']}` on the grid `{row['grid']}`: {distance(row)} against {distance(base)}, a difference of "
@@ -236,6 +268,7 @@ def p_uncond(row):
     return float(row["run"].split("p_uncond=")[1].split(",")[0])
 
 
+STEPS = ("digits_steps",)  # stored tables of samplers against network evaluations
 TABLES = {
     "digits_steps": steps_table,
     "digits_fewest": lambda _: fewest("digits_steps"),
@@ -264,11 +297,14 @@ def main(argv):
     """Runs `guidance.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_bool("mixture", False, "Draw the figure of the mixture again.", flag_values=given)
+    flags.DEFINE_bool("steps", False, "Draw the figures of the network evaluations again.", flag_values=given)
 
     def write():
         if given.mixture:
             FOLDER.mkdir(exist_ok=True)
             draw_mixture(FOLDER)
+        for name in STEPS if given.steps else ():
+            draw_steps(name)
         FOLDER.with_suffix(".md").write_text(document())
 
     return harness.command(argv, __doc__, given, write)

@@ -126,8 +126,8 @@ def reference():
             per_cell=4,  # samples per label and w
             rule="cfg()",  # guidance rule
             sampler="dpmpp_2m()",  # a sampler; "ancestral()" takes the learned variance
-            num_steps=32,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
-            grid="schedule()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
+            num_steps=16,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
+            grid="edm()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
             clip="consistent",  # of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
             seed=0,  # of the noise, 0 to 2³² − 1
         ),
@@ -136,7 +136,7 @@ def reference():
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),  # weights w to measure
             rule=placeholder(str),  # guidance rule; None takes that of config.sample
             sampler=placeholder(str),  # sampler; None takes that of config.sample
-            num_steps=32,  # number of levels T
+            num_steps=16,  # number of levels T
             grid=placeholder(str),  # spacing of the levels; None takes that of config.sample
             clip=placeholder(str),  # clipping of x̃; None takes that of config.sample
             seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
@@ -197,7 +197,7 @@ def get_config():
 def denoiser(**given):
     """Returns the config of a diffusion model. given: the values that differ, {section: {key: value}}.
 
-    If diffusion.betas or diffusion.num_timesteps is given, time is discrete.
+    If diffusion.betas or diffusion.num_timesteps is given, time is discrete, and the grid is "schedule()" by default.
     """
     check_names(given)
     model, diffusion = given.get("model", {}), given.get("diffusion", {})
@@ -208,6 +208,8 @@ def denoiser(**given):
         keys += ["bound_weight"] if keys[0] == "betas" else ["bound_weight", "bound_steps"]
     if model.get("low_res"):
         keys += ["low_res_logsnr_min"]
+    if keys[0] == "betas":  # all levels of training are timesteps, of which num_steps may select some
+        given = given | {"sample": {"grid": "schedule()"} | given.get("sample", {})}
     return config_of(given, "unet", {"diffusion": keys})
 
 

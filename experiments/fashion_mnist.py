@@ -27,11 +27,9 @@ def get_config():
         ema=dict(rates=(0.999,)),
         train=dict(batch_size=128, num_steps=60000),
         checkpoint=dict(keep_every_steps=20000),
-        sample=dict(num_steps=64),
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0),
             num_samples=10000,
-            num_steps=64,
             features="classifier",
             classifier="runs/fashion_mnist_classifier",
             every_num_samples=1000,

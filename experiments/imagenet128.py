@@ -32,7 +32,8 @@ def get_config():
         ema=dict(rates=(0.9999,)),
         train=dict(batch_size=256, num_steps=2700000),
         checkpoint=dict(keep_every_steps=100000),
-        sample=dict(num_steps=256, sampler="ancestral(v=0.2)"),  # the paper compares 128, 256 and 1024 steps
+        # the paper compares 128, 256 and 1024 steps
+        sample=dict(num_steps=256, sampler="ancestral(v=0.2)", grid="schedule()"),
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),
             num_samples=50000,

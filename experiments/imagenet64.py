@@ -25,7 +25,7 @@ def get_config():
         ema=dict(rates=(0.9999,)),
         train=dict(batch_size=2048, num_steps=400000),
         checkpoint=dict(keep_every_steps=50000),
-        sample=dict(num_steps=256, sampler="ancestral(v=0.3)"),
+        sample=dict(num_steps=256, sampler="ancestral(v=0.3)", grid="schedule()"),
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),
             num_samples=50000,

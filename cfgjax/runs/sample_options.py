@@ -124,7 +124,7 @@ class SampleOptions:
         metadata=option(TEXT, str, "Samplers, such as 'dpmpp_2m()' or 'ancestral(v=0.3)'.", is_spec=True),
     )
     num_steps: int | str = field(
-        default=32,
+        default=16,
         metadata=option(
             integer(2, MAX_LEVELS) | TEXT,
             read_num_steps,
