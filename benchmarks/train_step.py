@@ -1,6 +1,7 @@
 """Measures training: images/s, compile seconds, peak memory and FLOPs per image of the optimizer step.
 
 python benchmarks/train_step.py --configs=digits,small8 --repeats=5 --json=train.json
+python benchmarks/train_step.py --configs=small32 --parametrisations=eps,x,v,flow,edm
 """
 
 import sys
@@ -16,6 +17,7 @@ from cfgjax.runs.settings import Settings
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
+    "predicts": lambda f: f["parametrisation"],
     "parameters": lambda f: f"{f['parameters']:,}",
     "batch": lambda f: str(f["batch_size"]),
     "dtype": lambda f: f["dtype"],
@@ -30,6 +32,8 @@ def measure(config, given):
 
     from cfgjax.jobs.preflight.step_figures import flops_per_image
 
+    predicted = given.parametrisations[0]
+    config.update_from_flattened_dict({"diffusion.parametrisation": predicted} if predicted != "eps" else {})
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:
@@ -47,6 +51,7 @@ def measure(config, given):
     flops = flops_per_image(config)["step"]
     shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops)
     return {
+        "parametrisation": predicted,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_per_dispatch": k,
         "steps_per_repeat": steps,
@@ -96,7 +101,9 @@ def main(argv):
         flag_values=given,
         lower_bound=1,
     )
-    return harness.main(argv, __doc__, given, {"training": harness.per_config((), COLUMNS, measure)})
+    flags.DEFINE_list("parametrisations", ["eps"], "Predictions of the network, such as eps,v,edm.", flag_values=given)
+    table = harness.per_config(("parametrisations",), COLUMNS, measure)
+    return harness.main(argv, __doc__, given, {"training": table})
 
 
 if __name__ == "__main__":
