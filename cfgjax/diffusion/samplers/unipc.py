@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cfgjax.diffusion.process import alpha_sigma
-from cfgjax.diffusion.samplers.dpmpp_2m import LevelBefore, extrapolated
+from cfgjax.diffusion.samplers.dpmpp_2m import LevelBefore, extrapolated, no_history
 from cfgjax.diffusion.samplers.driver import Level
 from cfgjax.diffusion.specs import Spec, tree
 
@@ -17,13 +17,11 @@ SERIES_TERMS = 17  # of φ_k(x) for |x| < 1: the next one is below 2e-16
 
 
 class TwoLevels(NamedTuple):
-    """Of the level before: the corrected z, x̃ and λ; of the level before that: x̃ and λ."""
+    """The corrected z of the level before, and what is remembered of it and of the level before that."""
 
     z: Float[Array, "b ..."]
-    x: Float[Array, "b ..."]
-    logsnr: Float[Array, ""]
-    x_before: Float[Array, "b ..."]
-    logsnr_before: Float[Array, ""]
+    last: LevelBefore
+    earlier: LevelBefore
 
 
 @tree
@@ -40,8 +38,7 @@ class unipc(Spec):
     uses_eps = True
 
     def init(self, z: Float[Array, "b ..."]) -> TwoLevels:
-        nothing, logsnr = jnp.zeros_like(z), jnp.zeros((), z.dtype)
-        return TwoLevels(nothing, nothing, logsnr, nothing, logsnr)
+        return TwoLevels(jnp.zeros_like(z), no_history(z), no_history(z))
 
     def evaluations(self, num_steps: int) -> int:
         return num_steps
@@ -53,9 +50,9 @@ class unipc(Spec):
         x, eps, _ = denoise(z, level.logsnr)
         alpha, sigma = alpha_sigma(level.logsnr)
         z_corrected = corrected(z, x, state, level) + (alpha * x + sigma * eps - z)
-        middle = extrapolated(x, LevelBefore(state.x, state.logsnr), level)
+        middle = extrapolated(x, state.last, level)
         z_next = exponential_step(z_corrected, middle, level.logsnr, level.logsnr_next)
-        return z_next, TwoLevels(z_corrected, x, level.logsnr, state.x, state.logsnr)
+        return z_next, TwoLevels(z_corrected, LevelBefore(x, level.logsnr), state.last)
 
 
 def exponential_step(
@@ -76,13 +73,14 @@ def corrected(
     nothing is corrected.
     """
     # λ₀ of the first level and λ₁ of the first two are placeholders
-    logsnr_0 = jnp.where(level.step == 0, level.logsnr - 1, state.logsnr)
-    logsnr_1 = jnp.where(level.step <= 1, logsnr_0 - 1, state.logsnr_before)
+    logsnr_0 = jnp.where(level.step == 0, level.logsnr - 1, state.last.logsnr)
+    logsnr_1 = jnp.where(level.step <= 1, logsnr_0 - 1, state.earlier.logsnr)
     minus_h, r = 0.5 * (logsnr_0 - level.logsnr), (logsnr_1 - logsnr_0) / (level.logsnr - logsnr_0)
     first, second = phi(2, minus_h) / phi(1, minus_h), 2 * phi(3, minus_h) / phi(1, minus_h)
     rho_1 = jnp.where(level.step <= 1, 0.0, (first - second) / (1 - r))
     rho_2 = jnp.where(level.step <= 1, 0.5, first - rho_1)
-    middle = state.x + (rho_1 / r) * (state.x_before - state.x) + rho_2 * (x - state.x)
+    x_0 = state.last.x
+    middle = x_0 + (rho_1 / r) * (state.earlier.x - x_0) + rho_2 * (x - x_0)
     return jnp.where(level.step == 0, z, exponential_step(state.z, middle, logsnr_0, level.logsnr))
 
 
