@@ -32,10 +32,10 @@ def get_config():
             dtype="float32",
             fused_attention=False,
         ),
-        diffusion=dict(p_uncond=0.2),
+        diffusion=dict(p_uncond=0.2, parametrisation="v", weighting="v"),
         optimizer=dict(learning_rate=1e-3, warmup_steps=300, clip_norm=1.0),
         ema=dict(rates=(0.999,), widths=(0.05, 0.1), snapshot_every_steps=250),
-        train=dict(batch_size=64, num_steps=4000, steps_per_dispatch=10),
+        train=dict(batch_size=64, num_steps=3000, steps_per_dispatch=10),
         checkpoint=dict(every_steps=500, keep_every_steps=500),
         sample=dict(every_steps=1000),
         evaluate=dict(
