@@ -268,6 +268,15 @@ def p_uncond(row):
     return float(row["run"].split("p_uncond=")[1].split(",")[0])
 
 
+def with_strips(text):
+    """Returns text with the pictures of `strips.py` in their places."""
+    drawn = json.loads((FOLDER / "strips" / "strips.json").read_text())
+    text = text.replace("{{strips}}", f" {drawn['about']}")
+    for name, caption in drawn["captions"].items():
+        text = text.replace(f"{{{{strip {name}}}}}", f"![{caption}](guidance/strips/{name}.png)\n{caption}\n")
+    return text
+
+
 STEPS = ("digits_steps",)  # stored tables of samplers against network evaluations
 TABLES = {
     "digits_steps": steps_table,
@@ -290,7 +299,7 @@ def document():
     for name, make in TABLES.items():
         if f"{{{{{name}}}}}" in text:
             text = text.replace(f"{{{{{name}}}}}", make(name))
-    return text
+    return with_strips(text)
 
 
 def main(argv):

@@ -5,6 +5,7 @@ python benchmarks/strips.py --workdir=runs/fashion_mnist_small --weak=runs/fashi
 A strip has an image for each of the first ten classes, in two lines with different noise.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,8 +13,13 @@ import harness
 from absl import flags
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance" / "strips"
+ABOUT = (
+    "The strips have a sample of each class of Fashion-MNIST in two lines, by the network of "
+    "`experiments/fashion_mnist_small.py`; all strips start from the same noise."
+)
 CLASSES, LINES, ZOOM = 10, 2, 2
-SAMPLER, LEVELS, FEW_LEVELS = "dpmpp_2m()", 32, 8
+GRID = "edm()"
+SAMPLER, LEVELS, FEW_LEVELS = "dpmpp_2m()", 32, 6
 
 RULES = {  # name of the strip: (rule, w)
     "conditional": ("conditional()", 0.0),
@@ -54,19 +60,22 @@ def draw_strips(workdir, weak, names):
     strips = {name: (rule, w, SAMPLER, LEVELS) for name, (rule, w) in RULES.items()}
     strips |= {name: ("cfg()", 1.0, sampler, levels) for name, (sampler, levels) in SAMPLERS.items()}
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, (rule, w, sampler, levels) in strips.items():
+    captions = json.loads((FOLDER / "strips.json").read_text())["captions"] if names else {}
+    for name, (text, w, sampler, levels) in strips.items():
         if names and name not in names:
             continue
-        rule = autoguidance(weak=weaker) if name == "autoguidance" else rule
+        rule = autoguidance(weak=weaker) if name == "autoguidance" else text
         sampler = "ddim()" if name == "cfg_plus_plus" else sampler
-        images = model.sample(labels, w, rule=rule, sampler=sampler, num_steps=levels)
+        images = model.sample(labels, w, rule=rule, sampler=sampler, grid=GRID, num_steps=levels)
         size = images.shape[1:3]
         tiles = images.reshape(LINES, CLASSES, *images.shape[1:]).swapaxes(1, 2)
         strip = tiles.reshape(LINES * size[0], CLASSES * size[1], -1).squeeze()
         Image.fromarray(strip).resize((ZOOM * strip.shape[1], ZOOM * strip.shape[0]), 0).save(
             FOLDER / f"{name}.png", optimize=True
         )
-        print(f"{name}: {rule}, w = {w:g}, {sampler}, T = {levels}", flush=True)
+        captions[name] = f"`{text}`, w = {w:g}, `{sampler}`, {levels} levels"
+        print(f"{name}: {captions[name]}", flush=True)
+    (FOLDER / "strips.json").write_text(json.dumps({"about": ABOUT, "captions": captions}, indent=1) + "\n")
 
 
 def load_weak(text):
