@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cfgjax.base.errors import HelpAsked, UsageError, nearest, one_line, printable
+from cfgjax.base.experiments import experiments_folder, file_of
 from cfgjax.base.numerals import check_ascii, real_number
 from cfgjax.base.paths import check_path
 from cfgjax.base.python_files import (
@@ -61,7 +62,7 @@ class ConfigParser(flags.ArgumentParser):
 
 def define_flag(flag_values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config, its overrides --config.key=value and --print_config to flag_values, to be parsed from argv."""
-    what = "Experiment file, FILE or FILE:ARGUMENT; override a value with --config.key=value."
+    what = "Experiment: a name such as digits, FILE or FILE:ARGUMENT; override a value with --config.key=value."
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # a --flagfile that cannot be read
@@ -163,9 +164,9 @@ def config_path(argv: list[str]) -> str | None:
 def load_file(text: str | Path) -> ConfigDict:
     """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
-    Raises UsageError for a file that fails in any way, and for an argument that it does not take.
+    The name of an installed experiment, such as "digits", is as good as its path. Raises UsageError for a file that fails in any way, and for an argument that it does not take.
     """
-    path, argument = split_argument(text)
+    path, argument = split_argument(file_of(text, WHAT, experiments_folder()))
     module = load_module(path, WHAT)
     config = call_function(module, "get_config", WHAT, *check_argument(module, "get_config", argument, WHAT))
     if not isinstance(config, ConfigDict):
@@ -183,7 +184,7 @@ def variants(path: str | Path) -> list[str]:
 
 
 def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, with overrides `**{"train.num_steps": 9}`.
+    """Returns the locked ConfigDict of an experiment, see `load_file`, with overrides `**{"train.num_steps": 9}`.
 
     Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
     """
