@@ -75,7 +75,8 @@ def draw_strips(workdir, weak, names):
         )
         captions[name] = f"`{text}`, w = {w:g}, `{sampler}`, {levels} levels"
         print(f"{name}: {captions[name]}", flush=True)
-    (FOLDER / "strips.json").write_text(json.dumps({"about": ABOUT.format(step=model.step), "captions": captions}, indent=1) + "\n")
+    found = {"about": ABOUT.format(step=model.step), "captions": captions}
+    (FOLDER / "strips.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def load_weak(text):
