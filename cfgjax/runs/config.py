@@ -164,7 +164,8 @@ def config_path(argv: list[str]) -> str | None:
 def load_file(text: str | Path) -> ConfigDict:
     """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
-    The name of an installed experiment, such as "digits", is as good as its path. Raises UsageError for a file that fails in any way, and for an argument that it does not take.
+    The name of an installed experiment, such as "digits", is as good as its path. Raises UsageError for a file that
+    fails in any way, and for an argument that it does not take.
     """
     path, argument = split_argument(file_of(text, WHAT, experiments_folder()))
     module = load_module(path, WHAT)
