@@ -162,6 +162,10 @@ def reference():
             timeout_seconds=60.0,  # time within which a failed or frozen process is detected, at least 2
             start_timeout_seconds=300.0,  # seconds that processes wait for one another at the start, at least 1
         ),
+        log=dict(
+            writers=("tensorboard",),  # besides metrics.jsonl: "tensorboard", "wandb", "mlflow"
+            project="cfgjax",  # of Weights & Biases, the experiment of MLflow
+        ),
     )
 
 

@@ -17,7 +17,14 @@ from cfgjax.base.cells import aligned
 from cfgjax.base.errors import one_line
 from cfgjax.base.experiments import experiments_folder, names
 
-SHOWN_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")  # whose versions explain most differences
+SHOWN_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+)
 PURPOSES = {  # extras of the package: what a user can do with them
     "digits": "the experiments on digits",
     "data": "prepared data sets",
@@ -25,6 +32,8 @@ PURPOSES = {  # extras of the package: what a user can do with them
     "notebooks": "the notebooks",
     "tfds": "preparing data sets of TensorFlow Datasets",
     "prepare": "preparing those that need TensorFlow itself",
+    "wandb": "metrics to Weights & Biases",
+    "mlflow": "metrics to MLflow",
     "cuda12": "NVIDIA GPUs, CUDA 12",
     "cuda13": "NVIDIA GPUs, CUDA 13",
     "tpu": "TPUs",

@@ -38,7 +38,16 @@ RESUMABLE: tuple[str, ...] = (
     "data.num_workers",
     "data.worker_timeout_seconds",
 )
-RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
+RESUMABLE += (
+    "checkpoint.",
+    "sample.",
+    "evaluate.",
+    "mesh.",
+    "cluster.",
+    "log.",
+    "model.remat",
+    "model.fused_attention",
+)
 
 WHAT = "config file"
 HELP = {"--help", "-h"}  # flags of every command

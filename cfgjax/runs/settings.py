@@ -19,6 +19,7 @@ from cfgjax.runs.training_settings import (
     CheckpointSettings,
     ClusterSettings,
     EMASettings,
+    LogSettings,
     MeshSettings,
     OptimizerSettings,
     TrainSettings,
@@ -37,10 +38,11 @@ SECTIONS: dict[str, type] = {
     "evaluate": EvaluateSettings,
     "mesh": MeshSettings,
     "cluster": ClusterSettings,
+    "log": LogSettings,
 }
 KIND_OF_KEY: dict[str, Kind] = {"seed": kind_of(Seed)}
 KIND_OF_KEY |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
-LATER_SECTIONS = ("evaluate", "cluster")  # absent from the config.json of older versions
+LATER_SECTIONS = ("evaluate", "cluster", "log")  # absent from the config.json of older versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Settings:
     evaluate: EvaluateSettings
     mesh: MeshSettings
     cluster: ClusterSettings
+    log: LogSettings
     given: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod

@@ -17,9 +17,10 @@ import tqdm
 from cfgjax.base.progress import BAR, clock
 from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
+from cfgjax.runs.settings import Settings
 from cfgjax.training.extensions import naming
 from cfgjax.training.objective import SHARE
-from cfgjax.training.writers import WRITERS
+from cfgjax.training.writers import open_writers
 
 # Metrics that are averaged over some examples of a step, and the share of these. Other metrics have their share in a
 # metric with the suffix SHARE, or a share of 1.
@@ -71,10 +72,9 @@ class RunLog:
     step. With several processes only the first writes; in the others, only `has` and `last` have an effect.
     """
 
-    def __init__(
-        self, workdir: Path, start_step: int, num_steps: int, batch_size: int, writers: Sequence[Any] = ()
-    ) -> None:
-        self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
+    def __init__(self, workdir: Path, start_step: int, settings: Settings, writers: Sequence[Any] = ()) -> None:
+        num_steps = self._num_steps = settings.train.num_steps
+        self._write, self._batch_size = jax.process_index() == 0, settings.train.batch_size
         self._since = time.monotonic(), start_step
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
         self._kept = collectives.decided(read, "the metrics so far")
@@ -82,7 +82,7 @@ class RunLog:
         self.last = next((line for line in reversed(self._kept) if "loss" in line), first)
         if not self._write:
             return
-        self._own = [open_writer(workdir, start_step) for open_writer in WRITERS.values()]
+        self._own = open_writers(workdir, start_step, settings)
         self._added = tuple(writers)
         self._bar = tqdm.tqdm(
             total=num_steps,

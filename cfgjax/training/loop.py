@@ -96,8 +96,8 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             claim.write_config()
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
-            size, step = (pace.num_steps, pace.batch_size), int(jax.device_get(state.step))
-            with contextlib.closing(RunLog(claim.path, step, *size, run.writers)) as runlog:
+            step = int(jax.device_get(state.step))
+            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
