@@ -17,7 +17,9 @@
   let active = 0; // the panel that the controls change
   let runs = []; // what `run` returns, of each panel
   let logsnr = Infinity; // the level that is shown; ∞ are the samples
-  let playing = false;
+  let playing = null; // the request of the next frame
+  let addressTimer = null;
+  let isScheduled = false; // whether `refresh` is
 
   // Computation
 
@@ -72,20 +74,19 @@
       path,
       target,
       moments: Diffusion.moments(samples),
-      inside: shareInside(samples, target.thresholds.at(-1), panel.w),
+      inside: sharesInside(samples, target.thresholds, panel.w),
       evaluations: Diffusion.evaluations(guidance, sampler, logsnrs),
       isGuided: logsnrs.map((level) => Diffusion.usesWeak(guidance, level)),
     };
   }
 
-  function shareInside(samples, threshold, w) {
+  /** Returns the shares of the samples at which the tilted density is above each threshold. */
+  function sharesInside(samples, thresholds, w) {
     const { mixture, label } = settings.shared;
     const log = (i, given) => Diffusion.logProb(componentsOf(mixture), samples[i], samples[i + 1], given);
-    let inside = 0;
-    for (let i = 0; i < samples.length; i += 2) {
-      inside += Diffusion.logTilted(log(i, label), log(i, null), w) >= threshold;
-    }
-    return inside / (samples.length / 2);
+    const logs = [];
+    for (let i = 0; i < samples.length; i += 2) logs.push(Diffusion.logTilted(log(i, label), log(i, null), w));
+    return thresholds.map((threshold) => logs.filter((value) => value >= threshold).length / logs.length);
   }
 
   /** Returns the segments x₁, y₁, x₂, y₂ of the line values = threshold, by marching squares. */
@@ -93,9 +94,10 @@
     const segments = [];
     const at = (i, j) => values[j * xs.length + i] - threshold;
     const crossings = (i, j) => {
-      const corners = [[i, j], [i + 1, j], [i + 1, j + 1], [i, j + 1]]; // prettier-ignore
-      return corners.flatMap(([a, b], k) => {
-        const [c, d] = corners[(k + 1) % 4];
+      const [left, right, low, high] = [i, i + 1, j, j + 1];
+      const edges = [left, low, right, low, right, high, left, high, left, low];
+      return [0, 2, 4, 6].flatMap((k) => {
+        const [a, b, c, d] = edges.slice(k, k + 4);
         const [first, second] = [at(a, b), at(c, d)];
         if (first > 0 === second > 0) return [];
         const part = first / (first - second);
@@ -139,7 +141,8 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 
   function draw() {
-    settings.panels.forEach((_, i) => drawPanel(canvases[i], runs[i]));
+    if (isScheduled) return; // `refresh` draws, and until then the runs are of other settings
+    runs.forEach((shown, i) => drawPanel(canvases[i], shown));
     drawLevels();
     showLevel();
   }
@@ -172,6 +175,10 @@
     });
     const components = componentsOf(mixture);
     strokes("others", 1, () => components.filter((_, k) => k !== label).forEach(circle));
+    context.setLineDash([6, 5]);
+    strokes("class", 1.5, () => circle(components[label]));
+    context.setLineDash([]);
+    components.forEach((component, k) => drawName(context, component, k, k === label, toX, toY));
     if (trails) strokes("path", 1, () => tracePaths(context, path, logsnrs, toX, toY));
 
     const points = Diffusion.positionsAt(path, logsnrs, logsnr);
@@ -193,17 +200,13 @@
         }
       }),
     );
-    context.setLineDash([6, 5]);
-    strokes("class", 1.5, () => circle(components[label]));
-    context.setLineDash([]);
-    components.forEach((component, k) => drawName(context, component, k, k === label, toX, toY));
   }
 
-  /** Draws a class's number on its circle, on the side away from the middle of the picture. */
+  /** Draws a class's number on its circle: outside, or for the own class, whose samples move outside, inside. */
   function drawName(context, { mean, std }, k, isOwn, toX, toY) {
     const { centre } = Settings.MIXTURES[settings.shared.mixture].view;
-    const away = Math.atan2(mean[1] - centre[1] || 1e-9, mean[0] - centre[0]);
-    const reach = RADIUS_OF_90 * std;
+    const away = Math.atan2(mean[1] - centre[1], mean[0] - centre[0]);
+    const reach = (isOwn ? -1 : 1) * RADIUS_OF_90 * std;
     const x = toX(mean[0] + reach * Math.cos(away));
     const y = toY(mean[1] + reach * Math.sin(away));
     context.font = `${isOwn ? "bold " : ""}13px system-ui, sans-serif`;
@@ -224,7 +227,7 @@
     }
   }
 
-  /** Draws a row of ticks for the levels of each panel, dark where the weak prediction is evaluated. */
+  /** Draws a row of ticks for the levels of each panel, tall where guidance is on. */
   function drawLevels() {
     const { context, width, height } = cleared(find("levels"));
     const thumb = 8; // half of the width of the slider's thumb, which does not reach the ends
@@ -232,20 +235,27 @@
     runs.forEach(({ logsnrs, isGuided }, i) => {
       logsnrs.forEach((level, k) => {
         const part = (level - Diffusion.LOGSNR_MIN) / (Diffusion.LOGSNR_MAX - Diffusion.LOGSNR_MIN);
-        context.fillStyle = colour(isGuided[k] ? "tilted" : "others");
-        context.fillRect(thumb + part * (width - 2 * thumb) - 1, i * row + 1, 2, row - 2);
+        const tick = isGuided[k] ? row - 2 : row / 3;
+        context.fillStyle = colour(isGuided[k] ? "sample" : "others");
+        context.fillRect(thumb + part * (width - 2 * thumb) - 1, (i + 1) * row - tick, 2, tick);
       });
     });
   }
 
   function showLevel() {
     find("position").value = Math.min(logsnr, Diffusion.LOGSNR_MAX);
-    const text = logsnr === Infinity ? "samples" : `λ = ${signed(logsnr, 1)}, ς = ${significant(Math.exp(-logsnr / 2))}`;
+    const text =
+      logsnr === Infinity ? "samples" : `λ = ${signed(logsnr, 1)}, ς = ${significant(Math.exp(-logsnr / 2))}`;
     find("level").value = text;
     find("position").setAttribute("aria-valuetext", text);
   }
 
-  const signed = (value, digits) => value.toFixed(digits).replace(/^-(0\.?0*)$/, "$1").replace("-", "−");
+  const signed = (value, digits) =>
+    value
+      .toFixed(digits)
+      .replace(/^-(0\.?0*)$/, "$1")
+      .replace("-", "−");
+  const plain = (value) => String(Number(value.toFixed(2))).replace("-", "−");
   const significant = (value) => Number(value.toPrecision(2));
   const pair = (values) => values.map((value) => signed(value, 2)).join(", ");
 
@@ -255,10 +265,10 @@
     const compares = settings.panels.length > 1;
     const rows = settings.panels.flatMap((panel, i) => {
       const { moments, inside, evaluations, target } = runs[i];
-      const name = compares ? `${"AB"[i]}: ` : "";
+      const name = compares ? `${"AB"[i]}:\u00a0` : "";
       return [
-        [`${name}samples`, pair(moments.mean), pair(moments.std), percent(inside), evaluations],
-        [`${name}tilted, w = ${signed(panel.w, 2)}`, pair(target.mean), pair(target.std), "90 %", ""],
+        [`${name}samples`, pair(moments.mean), pair(moments.std), percents(inside), evaluations],
+        [`${name}tilted, w\u00a0=\u00a0${plain(panel.w)}`, pair(target.mean), pair(target.std), percents(MASSES), ""],
       ];
     });
     find("moments").replaceChildren(
@@ -274,16 +284,17 @@
     find("permalink").textContent = permalink();
     settings.panels.forEach((panel, i) => {
       const rule = Settings.ruleText(panel);
-      const numbers = `w = ${signed(Settings.guidanceOf(panel).w, 2)}, ${panel.steps} levels`;
+      const numbers = `w = ${plain(Settings.guidanceOf(panel).w)}, ${panel.steps} levels`;
       const title = `${compares ? `${"AB"[i]}: ` : ""}${rule}, ${Settings.samplerText(panel)}, ${numbers}`;
       figures[i].querySelector("figcaption").textContent = title;
       const [, mean, std, inside] = rows[2 * i];
-      const words = `mean ${mean}; standard deviations ${std}; ${inside} inside the 90 % line of the tilted density`;
+      const words = `mean ${mean}; standard deviations ${std}; ${inside} inside the lines of the tilted density`;
       canvases[i].setAttribute("aria-label", `Samples of class ${settings.shared.label}, ${title}: ${words}`);
     });
   }
 
   const percent = (share) => `${Math.round(100 * share)} %`;
+  const percents = (shares) => `${shares.map((share) => Math.round(100 * share)).join(", ")} %`;
 
   function permalink() {
     const fragment = Settings.encode(settings);
@@ -317,18 +328,15 @@
   function numberControl(row, name, field, change) {
     const [toSlider, fromSlider] = field.log ? [Math.log10, (x) => significant(10 ** x)] : [(x) => x, (x) => x];
     const step = field.log ? 0.01 : field.step;
-    const slider = element("input", "", {
-      type: "range", id: name, min: toSlider(field.min), max: toSlider(field.max), step,
-    }); // prettier-ignore
-    const box = element("input", "", {
-      type: "number", min: field.min, max: field.max, step: field.log ? "any" : field.step, "aria-label": field.label,
-    }); // prettier-ignore
+    const { min, max, label } = field;
+    const slider = element("input", "", { type: "range", id: name, min: toSlider(min), max: toSlider(max), step });
+    const box = element("input", "", { type: "number", min, max, step: field.log ? "any" : step, "aria-label": label });
     slider.addEventListener("input", () => change(fromSlider(Number(slider.value))));
     box.addEventListener("change", () => {
       const isNumber = box.value !== "" && Number.isFinite(box.valueAsNumber);
       change(isNumber ? Settings.clamped(field, box.valueAsNumber) : field.value);
     });
-    row.append(element("label", field.label, { for: name }), slider, box);
+    row.append(element("label", label, { for: name }), slider, box);
     return (value) => {
       slider.value = toSlider(value);
       slider.setAttribute("aria-valuetext", value);
@@ -344,13 +352,19 @@
     const note = name === "rule" ? row.appendChild(element("p", "", { class: "note", "aria-live": "polite" })) : null;
     return (value) => {
       select.value = value;
-      if (note) note.textContent = Settings.formulas[value];
+      note?.replaceChildren(...withSubscripts(Settings.formulas[value]));
       if (name === "sampler") {
         for (const option of select.options) {
-          option.disabled = settings.panels[active].rule === "cfg_plus_plus" && Settings.WITHOUT_EPS.includes(option.value);
+          option.disabled =
+            settings.panels[active].rule === "cfg_plus_plus" && Settings.WITHOUT_EPS.includes(option.value);
         }
       }
     };
+  }
+
+  /** Returns the nodes of a text in which _c stands for a subscript c. */
+  function withSubscripts(text) {
+    return text.split(/_(\w)/).map((part, i) => (i % 2 ? element("sub", part) : document.createTextNode(part)));
   }
 
   function classControl(row, name, field, change) {
@@ -359,7 +373,7 @@
     row.append(element("label", field.label, { for: name }), select);
     return (value) => {
       const options = componentsOf(settings.shared.mixture).map(({ weight }, k) =>
-        element("option", `${k} (${percent(weight)} of the data)`, { value: k }),
+        element("option", `${k} (${percent(weight)} of data)`, { value: k }),
       );
       select.replaceChildren(...options);
       select.value = value;
@@ -367,7 +381,7 @@
   }
 
   function flagControl(row, name, field, change) {
-    const label = element("label", "", { class: "flag note" });
+    const label = element("label", "", { class: "flag" });
     const box = element("input", "", { type: "checkbox", id: name });
     box.addEventListener("change", () => change(box.checked));
     label.append(box, field.label);
@@ -384,9 +398,10 @@
   const shared = () => settings.shared;
   const panel = () => settings.panels[active];
   const controls = [
-    ...makeControls(find("shared-fields"), Settings.SHARED, shared, thenUpdate(changeShared)),
+    ...makeControls(find("data-fields"), Settings.DATA, shared, thenUpdate(changeShared)),
     ...makeControls(find("guidance-fields"), Settings.GUIDANCE, panel, thenUpdate(changePanel)),
     ...makeControls(find("sampling-fields"), Settings.SAMPLING, panel, thenUpdate(changePanel)),
+    ...makeControls(find("picture-fields"), Settings.PICTURE, shared, thenUpdate(changeShared)),
   ];
 
   function showControls() {
@@ -394,12 +409,13 @@
     find("compare").checked = compares;
     find("editing").hidden = !compares;
     figures[1].hidden = !compares;
+    find("panels").classList.toggle("compares", compares);
+    figures.forEach((figure, i) => figure.classList.toggle("active", compares && i === active));
     document.querySelector(`[name=editing][value="${active}"]`).checked = true;
     controls.forEach((show) => show());
   }
 
   /** Computes and shows the settings at the next frame, once for all changes until then. */
-  let isScheduled = false;
   function update() {
     if (isScheduled) return;
     isScheduled = true;
@@ -415,7 +431,8 @@
     showControls();
     runs = settings.panels.map(run);
     showResults();
-    history.replaceState(null, "", permalink());
+    clearTimeout(addressTimer);
+    addressTimer = setTimeout(() => history.replaceState(null, "", permalink()), 300); // browsers limit their number
     draw();
   }
 
@@ -424,9 +441,10 @@
   const stops = () => [...runs[active].logsnrs, Infinity];
   const noisiest = () => Math.min(...runs.map(({ logsnrs }) => logsnrs[0]));
 
-  function setPlaying(value) {
-    playing = value;
-    find("play").textContent = playing ? "Pause" : "Play";
+  function pause() {
+    cancelAnimationFrame(playing);
+    playing = null;
+    find("play").textContent = "Play";
   }
 
   function show(level) {
@@ -435,30 +453,30 @@
   }
 
   function play() {
-    setPlaying(true);
+    pause();
+    find("play").textContent = "Pause";
     if (logsnr === Infinity) logsnr = noisiest();
     let before = performance.now();
     const frame = (now) => {
-      if (!playing) return;
       // slow in the middle, where samples move; the integral of 1/(1 + (λ/4)²) from −12 to 12 is 10
       const speed = (10 / PLAY_SECONDS) * (1 + (logsnr / 4) ** 2);
       show(logsnr + speed * Math.min((now - before) / 1000, 0.05));
       before = now;
-      if (logsnr === Infinity) setPlaying(false);
-      else requestAnimationFrame(frame);
+      if (logsnr === Infinity) pause();
+      else playing = requestAnimationFrame(frame);
     };
-    requestAnimationFrame(frame);
+    playing = requestAnimationFrame(frame);
   }
 
   function pauseAt(level) {
-    setPlaying(false);
+    pause();
     show(level);
   }
 
   find("position").min = Diffusion.LOGSNR_MIN;
   find("position").max = Diffusion.LOGSNR_MAX;
   find("position").addEventListener("input", (event) => pauseAt(Number(event.target.value)));
-  find("play").addEventListener("click", () => (playing ? setPlaying(false) : play()));
+  find("play").addEventListener("click", () => (playing ? pause() : play()));
   find("back").addEventListener("click", () => pauseAt(stops().findLast((level) => level < logsnr) ?? noisiest()));
   find("forward").addEventListener("click", () => pauseAt(stops().find((level) => level > logsnr) ?? Infinity));
 
@@ -484,8 +502,9 @@
     update();
   });
 
-  canvases.forEach((canvas) =>
+  canvases.forEach((canvas, i) =>
     canvas.addEventListener("click", (event) => {
+      active = i;
       const { toX, toY } = projection(canvas);
       const distances = componentsOf(settings.shared.mixture).map(({ mean }) =>
         Math.hypot(event.offsetX - toX(mean[0]), event.offsetY - toY(mean[1])),
@@ -513,12 +532,10 @@
     if (location.hash === "#about") return;
     settings = Settings.decode(location.hash);
     active = 0;
+    logsnr = Infinity;
     scrollTo({ top: 0 });
     refresh();
-    if (!reducedMotion.matches) {
-      logsnr = Infinity;
-      play();
-    }
+    if (!reducedMotion.matches) play();
   });
   addEventListener("resize", draw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -32,14 +32,14 @@ const Settings = (() => {
       ],
       view: { centre: [0, 0.1], reach: 2.7 },
     },
-    ring: { components: ring, view: { centre: [0, 0], reach: 3.2 } },
+    ring: { components: ring, view: { centre: [0, 0], reach: 3.3 } },
   };
 
   const number = (label, value, min, max, step, rest) => ({ kind: "number", label, value, min, max, step, ...rest });
   const choice = (label, value, options, rest) => ({ kind: "choice", label, value, options, ...rest });
   const flag = (label, value, rest) => ({ kind: "flag", label, value, ...rest });
 
-  const SHARED = {
+  const DATA = {
     mixture: choice("Mixture", "three", {
       three: "Three classes",
       overlapping: "Two overlapping classes",
@@ -47,13 +47,24 @@ const Settings = (() => {
       ring: "A ring of eight",
     }),
     label: number("Class", 0, 0, 7, 1, { isClass: true }),
+  };
+
+  const PICTURE = {
     count: number("Samples", 1000, 100, 3000, 100),
     seed: number("Seed", 0, 0, 999, 1),
     trails: flag("Show the paths of 40 samples", false),
   };
 
-  const hasRule = (...rules) => (panel) => rules.includes(panel.rule);
-  const hasSampler = (...samplers) => (panel) => samplers.includes(panel.sampler);
+  const SHARED = { ...DATA, ...PICTURE };
+
+  const hasRule =
+    (...rules) =>
+    (panel) =>
+      rules.includes(panel.rule);
+  const hasSampler =
+    (...samplers) =>
+    (panel) =>
+      samplers.includes(panel.sampler);
   const hasGrid = (grid) => (panel) => panel.grid === grid;
   const canBeLimited = (panel) => panel.rule !== "conditional";
   const isLimited = (panel) => canBeLimited(panel) && panel.limited;
@@ -94,16 +105,19 @@ const Settings = (() => {
     ddim_eta: number("Noise η", 0, 0, 1, 0.05, { when: hasSampler("ddim") }),
     sde_eta: number("Noise η", 1, 0, 1, 0.05, { when: hasSampler("dpmpp_2m_sde") }),
     v: number("Variance v", 0, 0, 1, 0.05, { when: hasSampler("ancestral") }),
-    grid: choice("Grid", "edm", { edm: "EDM", schedule: "Cosine schedule", uniform: "Uniform in λ", flow: "Flow time" }),
+    grid: choice("Grid", "edm", {
+      edm: "EDM",
+      schedule: "Cosine schedule",
+      uniform: "Uniform in λ",
+      flow: "Flow time",
+    }),
     rho: number("ρ", 7, 1, 20, 0.5, { when: hasGrid("edm") }),
     shift: number("Shift", 1, 0.25, 8, 0.25, { when: hasGrid("flow") }),
-    steps: number("Levels", 16, 2, 128, 1),
+    steps: number("Levels", 32, 2, 128, 1),
   };
 
   const PANEL = { ...GUIDANCE, ...SAMPLING };
   const WITHOUT_EPS = ["ancestral", "heun"]; // samplers that do not renoise x̃ with ε̃, which CFG++ needs
-
-  const defaults = (fields) => Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, field.value]));
 
   const isUsed = (field, values) => !field.when || field.when(values);
 
@@ -166,7 +180,9 @@ const Settings = (() => {
   function decode(fragment) {
     const params = new URLSearchParams(fragment.replace(/^#/, ""));
     const read = (prefix, fields) =>
-      Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, parsed(field, params.get(prefix + name))]));
+      Object.fromEntries(
+        Object.entries(fields).map(([name, field]) => [name, parsed(field, params.get(prefix + name))]),
+      );
     const prefixes = params.get("compare") === "true" ? PREFIXES : PREFIXES.slice(0, 1);
     return consistent({ shared: read("", SHARED), panels: prefixes.map((prefix) => read(prefix, PANEL)) });
   }
@@ -230,12 +246,12 @@ const Settings = (() => {
 
   return {
     MIXTURES,
-    SHARED,
+    DATA,
+    PICTURE,
     GUIDANCE,
     SAMPLING,
     WITHOUT_EPS,
     formulas,
-    defaults,
     isUsed,
     clamped,
     consistent,
