@@ -1,29 +1,39 @@
-"""The playground, docs/playground/index.html: its numbers are those of cfgjax, and it is one page that needs nothing else.
+"""The playground, docs/playground/index.html: its numbers are those of cfgjax, and it needs nothing from elsewhere.
 
-Chromium loads the page once, with a script that adds its results to the document.
+Chromium loads the page once, with the script tests/playground.js, which adds its results to the document.
 """
 
+import contextlib
 import html
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.grids import GRIDS
 from cfgjax.diffusion.guidance import RULES, at_zero, autoguidance, bind_rule, evaluations, mapped, on_grid, on_labels
 from cfgjax.diffusion.levels import Continuous
 from cfgjax.diffusion.mixture import GaussianMixture
 from cfgjax.diffusion.samplers import SAMPLERS, evaluated_levels, initial_noise, noise_at, sample
 from cfgjax.diffusion.specs import parse
+from cfgjax.models.binding import check_together
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "playground"
+PROBE = Path(__file__).parent / "playground.js"
 MAX_BYTES = 150_000
+FLAGS = (
+    *("--headless", "--no-sandbox", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+    "--allow-file-access-from-files",  # without it, errors have no message
+)
 COUNT, LEVELS = 16, Continuous("cosine", -12.0, 12.0)
 TOLERANCE = 1e-6
 
@@ -50,98 +60,8 @@ POINTS = np.random.default_rng(0).normal(0, 2, (7, 2))
 
 COLLECT_ERRORS = """
 const errors = [];
-addEventListener("error", (event) => errors.push(`${event.message} ${event.filename}:${event.lineno} ${event.error?.stack}`), true);
+addEventListener("error", (event) => errors.push(event.error?.stack ?? `not loaded: ${event.target.src}`), true);
 addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
-"""
-COMPUTE = """
-const componentsOf = (mixture) => Settings.MIXTURES[mixture].components;
-
-function sampled({ fragment, noise }) {
-  const { shared, panels } = Settings.decode(fragment);
-  const guidance = Settings.guidanceOf(panels[0]);
-  const sampler = Settings.samplerOf(panels[0]);
-  const logsnrs = Diffusion.gridLevels(Settings.gridOf(panels[0]), panels[0].steps);
-  const denoise = Diffusion.denoiser(componentsOf(shared.mixture), shared.label, guidance, logsnrs);
-  const path = Diffusion.sample(sampler, denoise, logsnrs, (step) => Float64Array.from(noise[step].flat()));
-  return {
-    shared, w: guidance.w, blur: guidance.blur, logsnrs,
-    rule: Settings.ruleText(panels[0]), sampler: Settings.samplerText(panels[0]), grid: Settings.gridText(panels[0]),
-    python: Settings.pythonText({ shared }, panels[0]),
-    samples: Array.from(path.at(-1)), evaluations: Diffusion.evaluations(guidance, sampler, logsnrs),
-    encoded: Settings.encode({ shared, panels }),
-    between: [-20, given.between, 11.9, Infinity].map((logsnr) => Array.from(Diffusion.positionsAt(path, logsnrs, logsnr))),
-  };
-}
-
-function predicted([logsnr, label]) {
-  const points = Float64Array.from(given.points.flat());
-  const { x, eps } = Diffusion.predict(componentsOf("three"), points, logsnr, label);
-  return [Array.from(x), Array.from(eps)];
-}
-
-const moved = (id, value, type) => {
-  const control = document.getElementById(id);
-  if (control.type === "checkbox") control.checked = value;
-  else control.value = value;
-  control.dispatchEvent(new Event(type, { bubbles: true }));
-};
-const frame = () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
-const shown = () => document.getElementById("permalink").textContent.split("#")[1] ?? "";
-
-async function visited(fragment) {
-  const arrived = new Promise((resolve) => addEventListener("hashchange", resolve, { once: true }));
-  location.hash = fragment;
-  await arrived;
-  return shown();
-}
-
-function unnamed() {
-  const controls = [...document.querySelectorAll("button, input, select")];
-  const isNamed = (control) => control.labels?.length || control.ariaLabel || control.textContent.trim();
-  return controls.filter((control) => !isNamed(control)).map((control) => control.outerHTML);
-}
-
-const outcome = async () => ({
-  initial: shown(),
-  mixtures: Object.fromEntries(Object.keys(Settings.MIXTURES).map((name) => [name, componentsOf(name)])),
-  choices: Object.fromEntries(
-    Object.entries({ ...Settings.DATA, ...Settings.GUIDANCE, ...Settings.SAMPLING })
-      .filter(([, field]) => field.kind === "choice")
-      .map(([name, field]) => [name, Object.keys(field.options)]),
-  ),
-  samples: given.settings.map(sampled),
-  predictions: given.predictions.map(predicted),
-  tilted: given.tilted.map(([mixture, label, w]) =>
-    Diffusion.tilted(Diffusion.quadrature(componentsOf(mixture), label), w, given.masses)),
-  noise: [[0, 0, 5000], [0, 0, 7], [0, 1, 5000], [1, 0, 5000]].map((args) => Array.from(Diffusion.noise(...args))),
-  links: [...document.querySelectorAll('a[href*="="]')].map((link) => link.hash.slice(1))
-    .map((fragment) => [fragment, Settings.encode(Settings.decode(fragment))]),
-  visited: await (async () => {
-    const found = [];
-    for (const { fragment } of given.settings.toReversed()) found.unshift(await visited(fragment));
-    return found;
-  })(),
-  repaired: await visited("w=1e9&steps=abc&rule=none&label=7&sampler=constructor&unknown=1"),
-  moved: await (async () => {
-    await visited("seed=3");
-    moved("w", 2.5, "input");
-    moved("sampler", "heun", "change");
-    moved("compare", true, "change");
-    await frame();
-    moved("rule", "apg", "change");
-    await frame();
-    return shown();
-  })(),
-  unnamed: unnamed(),
-  errors,
-});
-
-outcome().catch((error) => ({ errors: [String(error)] })).then((found) => {
-  const place = document.createElement("pre");
-  place.id = "outcome";
-  place.textContent = JSON.stringify(found);
-  document.body.append(place);
-});
 """
 
 
@@ -174,10 +94,16 @@ def found(tmp_path_factory):
     }
     page = (FOLDER / "index.html").read_text()
     page = page.replace("<head>", f"<head><script>{COLLECT_ERRORS}</script>", 1)
-    page = page.replace("</body>", f"<script>const given = {json.dumps(given)};{COMPUTE}</script></body>", 1)
+    page = page.replace("</body>", f"<script>const given = {json.dumps(given)};{PROBE.read_text()}</script></body>", 1)
     (folder / "page" / "test.html").write_text(page)
     off = ("gpu", "quic", "background-networking", "component-update", "sync")
-    flags = ["--headless", "--no-sandbox", "--allow-file-access-from-files", "--no-first-run", *(f"--disable-{name}" for name in off)]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--allow-file-access-from-files",
+        "--no-first-run",
+        *(f"--disable-{name}" for name in off),
+    ]
     command = [chromium, *flags, f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=60000", "--dump-dom"]
     address = (folder / "page" / "test.html").as_uri()
     done = subprocess.run([*command, f"{address}#{SETTINGS[1]}"], capture_output=True, text=True, timeout=120)
@@ -235,8 +161,17 @@ def test_the_line_of_python_states_the_setting(found):
         "model.sample([2], 2.5, rule=\"interval(ramp(shape='cosine'), low=0.2, high=5)\", "
         'sampler="unipc()", grid="flow(shift=3)", num_steps=12)'
     )
-    assert "rule=interval(autoguidance(weak=weak_model), low=0.1, high=9)" in found["samples"][9]["python"]
+    assert "rule=interval(autoguidance(weak=weak), low=0.1, high=9)" in found["samples"][9]["python"]
     assert 'model.sample([1], -0.7, rule="cfg_plus_plus()"' in found["samples"][5]["python"]
+
+
+@pytest.mark.e2e
+def test_the_page_offers_the_samplers_that_cfgjax_accepts_with_a_rule(found):
+    model = SimpleNamespace(num_classes=3, has_null_label=True, is_image=False, learned_variance=False)
+    for rule, sampler, is_offered in found["pairs"]:
+        given = parse(rule, RULES), parse(sampler, SAMPLERS, "sampler"), model
+        with contextlib.nullcontext() if is_offered else pytest.raises(UsageError, match="renoise"):
+            check_together(*given)
 
 
 @pytest.mark.e2e
@@ -320,6 +255,15 @@ def test_wrong_values_of_a_permalink_are_replaced(found):
 @pytest.mark.e2e
 def test_moving_a_control_changes_the_permalink_and_comparing_copies_the_setting(found):
     assert found["moved"] == "seed=3&compare=true&w=2.5&sampler=heun&b.rule=apg&b.w=2.5&b.sampler=heun"
+
+
+@pytest.mark.e2e
+def test_buttons_step_through_the_levels_and_play(found):
+    stepped, played = found["played"][:3], found["played"][3:]
+    last_but_one = GRIDS["edm"]()(LEVELS, 32)[-2]  # of the page's own grid
+    level = f"λ = {last_but_one:.1f}, ς = {np.exp(-last_but_one / 2):.2g}"
+    assert stepped == [["Play", "samples"], ["Play", level], ["Play", "samples"]]
+    assert [text for text, _ in played] == ["Pause", "Play"]
 
 
 @pytest.mark.e2e

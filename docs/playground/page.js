@@ -288,13 +288,13 @@
       const title = `${compares ? `${"AB"[i]}: ` : ""}${rule}, ${Settings.samplerText(panel)}, ${numbers}`;
       figures[i].querySelector("figcaption").textContent = title;
       const [, mean, std, inside] = rows[2 * i];
-      const words = `mean ${mean}; standard deviations ${std}; ${inside} inside the lines of the tilted density`;
+      const words = `mean ${mean}; standard deviations ${std}; ${inside} % inside the lines of the tilted density`;
       canvases[i].setAttribute("aria-label", `Samples of class ${settings.shared.label}, ${title}: ${words}`);
     });
   }
 
   const percent = (share) => `${Math.round(100 * share)} %`;
-  const percents = (shares) => `${shares.map((share) => Math.round(100 * share)).join(", ")} %`;
+  const percents = (shares) => shares.map((share) => Math.round(100 * share)).join(", ");
 
   function permalink() {
     const fragment = Settings.encode(settings);
@@ -438,7 +438,8 @@
 
   // Playback
 
-  const stops = () => [...runs[active].logsnrs, Infinity];
+  /** Returns the levels at which the step buttons stop: the last one looks like the samples, which replace it. */
+  const stops = () => [...runs[active].logsnrs.slice(0, -1), Infinity];
   const noisiest = () => Math.min(...runs.map(({ logsnrs }) => logsnrs[0]));
 
   function pause() {

@@ -30,7 +30,7 @@ const Settings = (() => {
         { mean: [-0.3, -0.2], std: 0.9, weight: 0.95 },
         { mean: [0.9, 0.8], std: 0.35, weight: 0.05 },
       ],
-      view: { centre: [0, 0.1], reach: 2.7 },
+      view: { centre: [-0.1, 0], reach: 2.4 },
     },
     ring: { components: ring, view: { centre: [0, 0], reach: 3.3 } },
   };
@@ -75,14 +75,14 @@ const Settings = (() => {
       cfg: "Classifier-free guidance",
       conditional: "No guidance",
       ramp: "Ramp of the weight",
-      apg: "Adaptive projected guidance (APG)",
+      apg: "Adaptive projected (APG)",
       cfg_plus_plus: "CFG++",
       cfg_zero: "CFG-Zero*",
       negative: "Negative class",
       autoguidance: "Autoguidance",
     }),
     w: number("Weight w", 1.5, -1, 6, 0.05, { note: "s = 1 + w is the guidance scale. w = 0 is the class itself." }),
-    g: number("Scale g", 0.25, 0, 1, 0.01, { when: hasRule("cfg_plus_plus"), note: "g = 1 + w of the Python line." }),
+    g: number("Scale g", 0.25, 0, 1, 0.01, { when: hasRule("cfg_plus_plus"), note: "In Python, w = g − 1." }),
     shape: choice("Shape", "cosine", { linear: "Linear", cosine: "Cosine" }, { when: hasRule("ramp") }),
     apg_eta: number("Parallel part η", 0, 0, 1, 0.05, { when: hasRule("apg") }),
     zero_steps: number("Steps at rest", 1, 0, 8, 1, { when: hasRule("cfg_zero") }),
@@ -191,7 +191,7 @@ const Settings = (() => {
 
   const guidanceOf = (panel) => ({
     rule: panel.rule,
-    w: panel.rule === "cfg_plus_plus" ? panel.g - 1 : panel.w,
+    w: { conditional: 0, cfg_plus_plus: panel.g - 1 }[panel.rule] ?? panel.w,
     low: isLimited(panel) ? panel.low : null,
     high: isLimited(panel) ? panel.high : null,
     shape: panel.shape,
@@ -236,7 +236,7 @@ const Settings = (() => {
   /** Returns the call of cfgjax that samples with these settings. */
   function pythonText({ shared }, panel) {
     const needsWeak = panel.rule === "autoguidance"; // a model has no text
-    const rule = needsWeak ? ruleText(panel, "weak=weak_model") : `"${ruleText(panel)}"`;
+    const rule = needsWeak ? ruleText(panel, "weak=weak") : `"${ruleText(panel)}"`;
     const w = Number(guidanceOf(panel).w.toFixed(4));
     return (
       `model.sample([${shared.label}], ${w}, rule=${rule}, sampler="${samplerText(panel)}", ` +
