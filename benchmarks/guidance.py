@@ -7,6 +7,7 @@ python benchmarks/guidance.py                    # docs/guidance.md, from docs/g
 
 import csv
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from absl import flags
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance"
 
+GRID_LINES = {"schedule()": "solid", "edm()": "dashed"}  # grids in figures, and their lines
 FD, COST = "FD-classifier", "network_evaluations"  # columns of the stored tables
 
 MEANS, STDS, WEIGHTS = [(0.0, 0.0), (1.6, 0.5), (-0.4, 1.5)], [0.5, 0.6, 0.6], [0.4, 0.3, 0.3]
@@ -165,35 +167,43 @@ def steps_table(name):
     Distances that are as good as the baseline's, see `matches`, are bold.
     """
     rows = stored(name)
-    costs = sorted({int(row[COST]) for row in rows})
+    costs = sorted({column(row) for row in rows})
     table = [("sampler", "grid", "w", *(f"{cost}" for cost in costs))]
     line = lambda row: (row["sampler"], row["grid"], row["guidance_weight"])
     for sampler, grid, w in dict.fromkeys(line(row) for row in rows):
-        own = {int(row[COST]): row for row in rows if line(row) == (sampler, grid, w)}
+        own = {column(row): row for row in rows if line(row) == (sampler, grid, w)}
         cells = [distance_or_match(own[cost]) if cost in own else "" for cost in costs]
         table.append((f"`{sampler}`", f"`{grid}`", f"{w:g}", *cells))
     return markdown(table)
 
 
+def column(row):
+    """Returns the power of two that is nearest to the network evaluations of a row."""
+    return 2 ** round(math.log2(row[COST]))
+
+
 def draw_steps(name):
-    """Writes a figure of distance and accuracy against network evaluations, with a curve for each sampler."""
+    """Writes a figure of distance and accuracy against network evaluations at the baseline's w, for two grids."""
     import matplotlib.pyplot as plt
 
-    rows = [row for row in stored(name) if row["grid"] == "schedule()"]
+    base = baseline(stored(name))
+    rows = [row for row in stored(name) if row["guidance_weight"] == base["guidance_weight"]]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    curves = dict.fromkeys((row["sampler"], row["guidance_weight"]) for row in rows)
-    for i, (sampler, w) in enumerate(curves):
-        own = sorted((r for r in rows if (r["sampler"], r["guidance_weight"]) == (sampler, w)), key=lambda r: r[COST])
-        style = {"label": f"{sampler}, w = {w:g}", "marker": "o", "markersize": 4, "linewidth": 1, "capsize": 2}
+    colors = {sampler: f"C{i}" for i, sampler in enumerate(dict.fromkeys(row["sampler"] for row in rows))}
+    for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
+        own = sorted((row for row in rows if (row["sampler"], row["grid"]) == (sampler, grid)), key=lambda r: r[COST])
+        if grid not in GRID_LINES or (shown := [row for row in own if row[FD] < 3 * base[FD]]) == []:
+            continue
+        style = {"marker": "o", "markersize": 4, "linewidth": 1, "capsize": 2, "color": colors[sampler]}
+        style |= {"label": f"{sampler}, {grid}", "linestyle": GRID_LINES[grid]}
         for axis, key in zip(axes, (FD, "accuracy"), strict=True):
-            y, width = ([row[column] for row in own] for column in (key, f"{key}_interval"))
-            axis.errorbar([row[COST] for row in own], y, yerr=width, color=f"C{i}", **style)
-    base = baseline(rows)
+            y, width = ([row[column] for row in shown] for column in (key, f"{key}_interval"))
+            axis.errorbar([row[COST] for row in shown], y, yerr=width, **style)
     for axis, key, title in zip(axes, (FD, "accuracy"), (FD, "share with the requested class"), strict=True):
-        axis.axhline(base[key], color="0.5", linestyle="dashed", linewidth=1)
+        axis.axhline(base[key], color="0.5", linestyle="dotted", linewidth=1)
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set(xlabel="network evaluations per sample", title=title)
+        axis.set(xlabel="network evaluations per sample", title=f"{title}, w = {base['guidance_weight']:g}")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(FOLDER / f"{name}.png", dpi=130, metadata={"Software": None})
@@ -206,9 +216,10 @@ def baseline(rows):
 
 
 def distance_or_match(row):
-    """Returns the Fréchet distance of a row, bold if it matches its baseline, and the accuracy."""
-    text = f"{row[FD]:.3f}"
-    return f"**{text}**, {100 * row['accuracy']:.1f} %" if matches(row) else f"{text}, {100 * row['accuracy']:.1f} %"
+    """Returns a row's distance, bold if it matches the baseline, its accuracy, and its cost if not the column's."""
+    text = f"**{row[FD]:.3f}**" if matches(row) else f"{row[FD]:.3f}"
+    other = "" if row[COST] == column(row) else f" ({row[COST]:.0f})"
+    return f"{text}, {100 * row['accuracy']:.1f} %{other}"
 
 
 def matches(row):
@@ -231,12 +242,18 @@ def fewest(name):
 
 
 def rules_table(name):
-    """Returns a table of the metrics of each rule and weight, with the paired difference of the distance."""
+    """Returns a table of the metrics of each rule and weight, with the paired difference of the distance.
+
+    At w = 0 all rules are the conditional model, which has one line.
+    """
     table = [("rule", "w", "evaluations", "FD", "difference", "precision", "recall", "coverage", "accuracy")]
-    for row in stored(name):
+    rows = stored(name)
+    unguided = next(row for row in rows if row["guidance_weight"] == 0)
+    for row in [unguided, *(row for row in rows if row["guidance_weight"])]:
         change = f"{row[f'{FD}_change']:+.3f} ± {row[f'{FD}_change_interval']:.3f}"
         shares = [f"{row[key]:.3f}" for key in ("precision", "recall", "coverage", "accuracy")]
-        rule = row["rule"] if row[f"{FD}_change_interval"] else f"{row['rule']}, the baseline"
+        rule = row["rule"] if row["guidance_weight"] else "conditional()"
+        change = change if row[f"{FD}_change_interval"] else "the baseline"
         table.append((f"`{rule}`", f"{row['guidance_weight']:g}", f"{row[COST]:.0f}", distance(row), change, *shares))
     return markdown(table)
 

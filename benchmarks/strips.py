@@ -15,7 +15,7 @@ from absl import flags
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance" / "strips"
 ABOUT = (
     "The strips have a sample of each class of Fashion-MNIST in two lines, by the network of "
-    "`experiments/fashion_mnist_small.py`; all strips start from the same noise."
+    "`experiments/fashion_mnist_small.py` after {step:,} steps; all strips start from the same noise."
 )
 CLASSES, LINES, ZOOM = 10, 2, 2
 GRID = "edm()"
@@ -75,7 +75,8 @@ def draw_strips(workdir, weak, names):
         )
         captions[name] = f"`{text}`, w = {w:g}, `{sampler}`, {levels} levels"
         print(f"{name}: {captions[name]}", flush=True)
-    (FOLDER / "strips.json").write_text(json.dumps({"about": ABOUT, "captions": captions}, indent=1) + "\n")
+    found = {"about": ABOUT.format(step=model.step), "captions": captions}
+    (FOLDER / "strips.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def load_weak(text):

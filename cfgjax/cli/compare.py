@@ -93,7 +93,8 @@ def write_changes(path, rows):
             head = dict.fromkeys(key for row in kept for key in row)
             writer = csv.DictWriter(file, list(head), lineterminator="\n")
             writer.writeheader()
-            writer.writerows(kept)
+            short = lambda value: f"{value:.6g}" if isinstance(value, float) else value
+            writer.writerows({key: short(value) for key, value in row.items()} for row in kept)
     print(f"wrote {path}")
 
 
