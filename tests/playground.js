@@ -26,6 +26,24 @@ function sampled({ fragment, noise }) {
   };
 }
 
+/** Returns moments and network evaluations of each panel of a permalink, with the page's own noise. */
+function measured(fragment) {
+  const { shared, panels } = Settings.decode(fragment);
+  const mixture = componentsOf(shared.mixture);
+  return panels.map((panel) => {
+    const [guidance, sampler] = [Settings.guidanceOf(panel), Settings.samplerOf(panel)];
+    const logsnrs = Diffusion.gridLevels(Settings.gridOf(panel), panel.steps);
+    const denoise = Diffusion.denoiser(mixture, shared.label, guidance, logsnrs);
+    const noiseAt = (step) => Diffusion.noise(shared.seed, step, shared.count);
+    return {
+      ...Diffusion.moments(Diffusion.sample(sampler, denoise, logsnrs, noiseAt).at(-1)),
+      tilted: Diffusion.tilted(Diffusion.quadrature(mixture, shared.label), panel.w, given.masses),
+      own: mixture[shared.label],
+      evaluations: Diffusion.evaluations(guidance, sampler, logsnrs),
+    };
+  });
+}
+
 function predicted([logsnr, label]) {
   const points = Float64Array.from(given.points.flat());
   const { x, eps } = Diffusion.predict(componentsOf("three"), points, logsnr, label);
@@ -82,7 +100,7 @@ const outcome = async () => ({
   ].map((args) => Array.from(Diffusion.noise(...args))),
   links: [...document.querySelectorAll('a[href*="="]')]
     .map((link) => link.hash.slice(1))
-    .map((fragment) => [fragment, Settings.encode(Settings.decode(fragment))]),
+    .map((fragment) => ({ fragment, encoded: Settings.encode(Settings.decode(fragment)), panels: measured(fragment) })),
   visited: await (async () => {
     const found = [];
     for (const { fragment } of given.settings.toReversed()) found.unshift(await visited(fragment));

@@ -26,6 +26,8 @@ from cfgjax.diffusion.samplers import SAMPLERS, evaluated_levels, initial_noise,
 from cfgjax.diffusion.specs import parse
 from cfgjax.models.binding import check_together
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "playground"
 PROBE = Path(__file__).parent / "playground.js"
 MAX_BYTES = 150_000
@@ -184,7 +186,7 @@ def test_predictions_are_those_of_python(found):
 
 @pytest.mark.e2e
 def test_moments_of_the_tilted_density_are_those_of_a_wider_and_finer_quadrature(found):
-    axis = np.linspace(-14, 14, 561)
+    axis = np.linspace(-10, 10, 301)
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     for (name, label, w), case in zip(TILTED, found["tilted"], strict=True):
         with jax.enable_x64(True):
@@ -243,8 +245,26 @@ def test_a_permalink_restores_the_page(found):
 @pytest.mark.e2e
 def test_links_of_the_page_have_only_names_and_values_that_it_knows(found):
     assert len(found["links"]) == 3
-    for fragment, encoded in found["links"]:
-        assert set(fragment.split("&")) == set(encoded.split("&"))
+    for link in found["links"]:
+        assert set(link["fragment"].split("&")) == set(link["encoded"].split("&"))
+
+
+@pytest.mark.e2e
+def test_what_the_page_says_about_its_links_is_so(found):
+    noise, interval, auto = (link["panels"] for link in found["links"])
+    for a, b in (noise, interval):  # B is nearer to the tilted density, in its mean and in its spread
+        assert distance(b, b["tilted"]) < 0.7 * distance(a, a["tilted"])
+        assert np.all(np.abs(np.subtract(b["std"], b["tilted"]["std"])) < np.subtract(a["tilted"]["std"], a["std"]))
+    text = (FOLDER / "index.html").read_text()
+    assert f"{interval[1]['evaluations']} evaluations instead of {interval[0]['evaluations']}" in " ".join(text.split())
+    assert distance(auto[0], auto[0]["own"]) > 0.3
+    assert distance(auto[1], auto[1]["own"]) < 0.03
+    assert max(auto[1]["std"]) < 0.5 * auto[1]["own"]["std"]
+
+
+def distance(one, other):
+    """The distance of the means."""
+    return float(np.linalg.norm(np.subtract(one["mean"], other["mean"])))
 
 
 @pytest.mark.e2e
