@@ -266,18 +266,23 @@ def crossed_table(name, key, title):
     rows = stored(name)
     weights = sorted({row["guidance_weight"] for row in rows})
     table = [(title, *(f"w = {w:g}" for w in weights))]
-    for value in sorted({key(row) for row in rows}):
+    for value in dict.fromkeys(key(row) for row in rows):
         cells = []
         for w in weights:
             same = [row for row in rows if key(row) == value and row["guidance_weight"] == w]
             cells.append(distance(same[0]) if len(same) == 1 else spread([row[FD] for row in same]))
-        table.append((f"{value:g}", *cells))
+        table.append((f"{value:g}" if isinstance(value, float) else value, *cells))
     return markdown(table)
 
 
 def spread(values):
     """Returns the mean and the standard deviation of values."""
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+
+
+def sampler_and_grid(row):
+    """Returns the sampler and the grid of a row as text."""
+    return f"`{row['sampler']}`, `{row['grid']}`"
 
 
 def p_uncond(row):
@@ -299,6 +304,7 @@ TABLES = {
     "digits_steps": steps_table,
     "digits_fewest": lambda _: fewest("digits_steps"),
     "digits_rules": rules_table,
+    "digits_noise": lambda name: crossed_table(name, sampler_and_grid, "sampler, grid"),
     "digits_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
     "digits_p_uncond": lambda name: crossed_table(name, p_uncond, "p_uncond"),
     "fashion_mnist_rules": rules_table,

@@ -125,7 +125,7 @@ def reference():
             guidance=(0.0, 1.0, 3.0),  # weights w, the columns of the grids
             per_cell=4,  # samples per label and w
             rule="cfg()",  # guidance rule
-            sampler="dpmpp_2m()",  # a sampler; "ancestral()" takes the learned variance
+            sampler="dpmpp_2m_sde()",  # a sampler; "ancestral()" takes the learned variance
             num_steps=16,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
             grid="edm()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
             clip="consistent",  # of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"

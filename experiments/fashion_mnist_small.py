@@ -37,7 +37,7 @@ def get_config():
         ema=dict(rates=(0.999,), widths=(0.05, 0.1), snapshot_every_steps=250),
         train=dict(batch_size=64, num_steps=3000, steps_per_dispatch=10),
         checkpoint=dict(every_steps=500, keep_every_steps=500),
-        sample=dict(every_steps=1000),
+        sample=dict(every_steps=3000),
         evaluate=dict(
             guidance=(0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0),
             num_samples=2000,

@@ -120,7 +120,7 @@ class SampleOptions:
     )
     rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rules, such as 'cfg()'.", is_spec=True))
     sampler: Any = field(
-        default="dpmpp_2m()",
+        default="dpmpp_2m_sde()",
         metadata=option(TEXT, str, "Samplers, such as 'dpmpp_2m()' or 'ancestral(v=0.3)'.", is_spec=True),
     )
     num_steps: int | str = field(

@@ -12,6 +12,7 @@ from cfgjax.diffusion.guidance import (
     apg,
     cfg,
     cfg_plus_plus,
+    cfg_zero,
     classifier,
     conditional,
     evaluations,
@@ -311,6 +312,12 @@ def test_at_zero_no_wrapper_computes_the_null_branch():
     guided = classifier(cfg())
     assert rescale(guided).at_zero == rescale(guided) and rescale(guided).off == classifier(conditional())
     assert interval(cfg_plus_plus()).off == conditional()
+
+
+@pytest.mark.parametrize("rule", [cfg_plus_plus(), cfg_zero(zero_steps=1), rescale(cfg_plus_plus())])
+def test_an_interval_of_a_rule_that_guides_at_w_zero_stays_one(rule):
+    bounded = interval(rule, low=0.3, high=2.0)
+    assert bounded.at_zero == bounded
 
 
 # Errors

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance.attributes import evaluations, off
+from cfgjax.diffusion.guidance.attributes import at_zero, evaluations, off, parts
 from cfgjax.diffusion.guidance.cfg import Weight, cfg
 from cfgjax.diffusion.guidance.denoiser import Branches, Denoiser, bind_pair, bind_rule, from_branches
 from cfgjax.diffusion.guidance.wrapper import Modulator
@@ -66,6 +66,11 @@ class interval(Modulator):
                 object.__setattr__(self, name, number(name, given, *LEVEL_UNITS[self.unit]))
         if isinstance(self.low, Real) and isinstance(self.high, Real) and self.low > self.high:
             raise UsageError(f"low is {self.low:g} and high is {self.high:g}; need low ≤ high")
+
+    @property
+    def at_zero(self) -> Any:
+        zero = at_zero(self.rule)  # of CFG++ and of `cfg_zero` it still guides, which it may not do outside
+        return zero if rule_kinds(zero) == rule_kinds(off(self.rule)) else replace(self, rule=zero)
 
     def on_grid(self, logsnrs: Float[Array | np.ndarray, " t"]) -> "interval":
         """Returns the interval in λ if it is given in steps of the grid."""
@@ -139,6 +144,11 @@ class interval(Modulator):
             return jax.lax.cond(some_inside, with_guidance, without, memory)
 
         return from_branches(branches, lambda z: (guided.init(z), unguided.init(z)), guided.shift)
+
+
+def rule_kinds(rule: Any) -> list[type]:
+    """Returns the types of a rule and of the rules in it."""
+    return [type(part) for part in parts(rule)]
 
 
 def to_logsnr(value: Shaped[RealLike, ""], unit: str, xp: Any = jnp) -> Shaped[RealLike, ""]:
