@@ -89,7 +89,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     everything else, with the nearest known name for an unknown flag or config key.
     """
     if HELP & set(argv):
-        raise HelpAsked(flag_help(flag_values))
+        raise HelpAsked(flag_help(flag_values), flag_values)
     argv, path = [underscored(arg) for arg in argv], None
     nones: dict[str, None] = {}
     if "config" in flag_values:
