@@ -35,7 +35,7 @@ html_theme_options = {
     "use_repository_button": True,
     "use_download_button": False,
     "use_fullscreen_button": False,
-    "home_page_in_toc": False,
+    "navbar_persistent": [],  # its search field is in the sidebar
     "show_navbar_depth": 1,
     "show_toc_level": 2,
 }
