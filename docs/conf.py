@@ -7,7 +7,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the reference is read from the modules, which import jax
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
-import cfgjax  # noqa: E402
+import cfgjax
 
 project = "cfgjax"
 author = "The cfgjax authors"

@@ -12,7 +12,7 @@ class UsageError(ValueError):
 
 
 class HelpAsked(Exception):
-    """--help or -h among the flags of a command. Its text describes them. flags: their definitions, if there are any."""
+    """--help or -h among the flags of a command. Its text describes them. flags: absl's definitions of them."""
 
     def __init__(self, text, flags=None):
         super().__init__(text)

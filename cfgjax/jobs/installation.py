@@ -32,6 +32,7 @@ PURPOSES = {  # extras of the package: what a user can do with them
     "notebooks": "the notebooks",
     "tfds": "preparing data sets of TensorFlow Datasets",
     "prepare": "preparing those that need TensorFlow itself",
+    "docs": "building the documentation",
     "wandb": "metrics to Weights & Biases",
     "mlflow": "metrics to MLflow",
     "cuda12": "NVIDIA GPUs, CUDA 12",

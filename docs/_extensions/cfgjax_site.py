@@ -1,4 +1,4 @@
-"""The Sphinx extension of this site: generated parts, links to files of the repository, and files copied as they are."""
+"""The Sphinx extension of this site: generated parts, links to files of the repository, and copied files."""
 
 import re
 import shutil
@@ -57,9 +57,13 @@ def outdated(app, env, added, changed, removed):
 
 
 def copy_playground(app, error):
-    """Copies the playground, which is a page of its own, into the site."""
-    if error is None:
-        shutil.copytree(Path(app.srcdir, "playground"), Path(app.outdir, "playground"), dirs_exist_ok=True)
+    """Copies the playground, which is a page of its own, into the site. Its links to pages then lead to their HTML."""
+    if error is not None:
+        return
+    folder = Path(app.outdir, "playground")
+    shutil.copytree(Path(app.srcdir, "playground"), folder, dirs_exist_ok=True)
+    page = folder / "index.html"
+    page.write_text(re.sub(r'href="(\.\./[^":]*)\.md', r'href="\1.html', page.read_text()))
 
 
 def setup(app):

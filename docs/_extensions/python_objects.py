@@ -35,6 +35,16 @@ def markdown(docstring):
     return "\n\n".join(blocks)
 
 
+def naming(docstring, names):
+    """Returns a docstring in which `name:` or `name, name:` at the beginning of a sentence is code, for these names."""
+    if not names or not docstring:
+        return docstring
+    one = "|".join(map(re.escape, names))
+    pattern = rf"(^\s*|(?<=[.;)] ))((?:{one})(?:, (?:{one}))*)(?=: )"
+    coded = lambda found: found[1] + ", ".join(f"`{name}`" for name in found[2].split(", "))
+    return re.sub(pattern, coded, docstring, flags=re.MULTILINE)
+
+
 def first_paragraph(docstring):
     """Returns the first paragraph of a docstring on one line, as Markdown."""
     return escape(" ".join(inspect.cleandoc(docstring or "").partition("\n\n")[0].split()))
@@ -111,6 +121,19 @@ def public_methods(cls):
     return {name: value for name, value in own.items() if inspect.isfunction(value)}
 
 
+def parameters(value):
+    """Returns the names of the parameters of a function or a class."""
+    try:
+        return [name for name in inspect.signature(value).parameters if name not in ("self", "cls")]
+    except ValueError:  # of a class written in C
+        return []
+
+
+def described(value):
+    """Returns the docstring of a function or a class as Markdown, with its parameters as code."""
+    return markdown(naming(value.__doc__, parameters(value)))
+
+
 def directive(kind, text, module, body, *, ticks="```"):
     """Returns a MyST directive of Sphinx's Python domain."""
     return f"{ticks}{{py:{kind}}} {text}\n:module: {module}\n\n{body}\n{ticks}"
@@ -120,8 +143,8 @@ def entry(value, module, name=None, *, methods=False):
     """Returns the entry of a function or a class of a module. methods: whether those of a class are described too."""
     text = signature(value, name)
     if not inspect.isclass(value):
-        return directive("function", text, module, markdown(value.__doc__))
-    body = [markdown(value.__doc__)]
+        return directive("function", text, module, described(value))
+    body = [described(value)]
     for method, function in public_methods(value).items() if methods else ():
-        body.append(directive("method", signature(function, method), module, markdown(function.__doc__)))
+        body.append(directive("method", signature(function, method), module, described(function)))
     return directive("class", text, module, "\n\n".join(body), ticks="````")

@@ -22,6 +22,10 @@ from cfgjax.jobs.launch import LAUNCHERS
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "experiments" / "base.py"
 FILES = "https://github.com/cfgjax/cfgjax/blob/main"
+KINDS = {
+    "string": "text",
+    "comma separated list of strings": "list",
+}  # absl's name of a type: ours
 REGISTRIES = {  # part: its registries as (title, module, name)
     "rules": [("Rules", "cfgjax.diffusion.guidance", "RULES")],
     "samplers": [("Samplers", "cfgjax.diffusion.samplers", "SAMPLERS"), ("Grids", "cfgjax.diffusion.grids", "GRIDS")],
@@ -50,7 +54,12 @@ CLASSES = {  # whose methods are described, and the values that they return
 def table(header, rows):
     """Returns a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines)
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(text):
+    """Returns the text of a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def code(text):
@@ -74,14 +83,9 @@ def flags_of(name, words=()):
 
 def flag_row(flag):
     """Returns the table's row of a flag."""
-    value = flag.flag_type()
-    if flag.boolean:
-        name = f"--[no]{flag.name}"
-    else:
-        name = f"--{flag.name}"
-    kind = {"string enum": "one of", "comma separated list of strings": "list", "ConfigDict": "experiment"}.get(value, value)
-    choices = getattr(flag.parser, "enum_values", None)
-    if choices:
+    name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+    kind = KINDS.get(flag.flag_type(), flag.flag_type())
+    if choices := getattr(flag.parser, "enum_values", None):
         kind = ", ".join(map(code, choices))
     default = "" if flag.default in (None, []) else code(flag.default_as_str.strip("'"))
     return [code(name), kind, default, escape(" ".join((flag.help or "").split()))]
