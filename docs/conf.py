@@ -26,6 +26,8 @@ python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 
 html_title = "cfgjax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme = "sphinx_book_theme"
 html_copy_source = False
 html_show_sourcelink = False

@@ -115,6 +115,7 @@ def test_signatures_have_the_annotations_of_the_source(extension):
     [
         ("Returns x_1 * y.", r"Returns x\_1 \* y."),
         ("With --ema=0.5 it has `a_b`.", "With `--ema=0.5` it has `a_b`."),
+        ("With --a=1 --b: c.", "With `--a=1 --b`: c."),
         ("Written to <workdir>.", r"Written to \<workdir>."),
         (">>> f(1)\n2", "```python\nf(1)\n2\n```"),
     ],

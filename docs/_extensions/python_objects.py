@@ -11,7 +11,8 @@ import re
 import textwrap
 
 CODE = re.compile(r"(`+[^`]*`+)")
-FLAG = re.compile(r"(?<![\w-])(--\w+(?:\.\w+)*(?:=[^\s;,]*[^\s;,.:)])?)")
+ONE_FLAG = r"--\w+(?:\.\w+)*(?:=[^\s;,]*[^\s;,.:)])?"
+FLAG = re.compile(rf"(?<![\w-])({ONE_FLAG}(?: {ONE_FLAG})*)")
 
 
 def escape(text):
