@@ -82,6 +82,11 @@ def test_every_command_is_listed_with_every_flag(pages):
                 assert flag.help, f"--{flag.name} of cfgjax {name}"
 
 
+def test_no_docstring_of_another_package_is_shown(pages):
+    for make in pages.PARTS.values():
+        assert not re.search(r":(func|class|meth):|^Args:", make(), re.MULTILINE)
+
+
 @pytest.mark.parametrize("part", REGISTRIES)
 def test_every_registered_name_is_described(pages, part):
     text = pages.registry(part)
@@ -106,6 +111,7 @@ def test_every_experiment_is_listed(pages):
 
 def test_signatures_have_the_annotations_of_the_source(extension):
     assert extension.signature(Model.eps).endswith("-> Float[Array, 'b ...']")
+    assert extension.signature(WEIGHTINGS["eps"]) == "eps_weight(logsnr: Float[Array, 'b']) -> Float[Array, 'b']"
     assert extension.signature(Model.on) == "on(mesh: Mesh) -> Callable"
     assert extension.signature(RULES["rescale"]).startswith("rescale(rule=cfg()")
 

@@ -56,9 +56,20 @@ def definition(value):
     return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(value)))).body[0]
 
 
+def unpadded(node):
+    """Returns a syntax tree whose strings have no leading spaces. Changes the tree."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            part.value = part.value.lstrip()
+    return node
+
+
 def annotation(node):
-    """Returns an annotation as text, or "" for none and for Any, which says nothing."""
-    text = "" if node is None else ast.unparse(node)
+    """Returns an annotation as text, or "" for none and for Any, which says nothing.
+
+    A shape of one axis begins with a space in the source, so that linters do not take it for a name.
+    """
+    text = "" if node is None else ast.unparse(unpadded(node))
     return "" if text == "Any" else text
 
 
@@ -75,7 +86,7 @@ def arguments(node, *, bound):
     """Returns the arguments of a function's syntax tree as text, without the first one if it is bound."""
     given = node.args
     for argument in [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]:
-        if argument is not None and not annotation(argument.annotation):
+        if argument is not None and not annotation(argument.annotation):  # which removes the spaces too
             argument.annotation = None
     text = ast.unparse(given)
     return re.sub(r"^(self|cls)(, )?", "", text) if bound else text
