@@ -8,6 +8,7 @@ python benchmarks/guidance.py                    # docs/guidance.md, from docs/g
 import csv
 import json
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -292,11 +293,12 @@ def p_uncond(row):
 
 def with_strips(text):
     """Returns text with the pictures of `strips.py` in their places."""
-    drawn = json.loads((FOLDER / "strips" / "strips.json").read_text())
-    text = text.replace("{{strips}}", f" {drawn['about']}")
+    path = FOLDER / "strips" / "strips.json"
+    drawn = json.loads(path.read_text()) if path.exists() else {"about": "", "captions": {}}
+    text = text.replace("{{strips}}", f" {drawn['about']}".rstrip())
     for name, caption in drawn["captions"].items():
         text = text.replace(f"{{{{strip {name}}}}}", f"![{caption}](guidance/strips/{name}.png)\n{caption}\n")
-    return text
+    return re.sub(r"(\{\{strip \w+\}\}\n)+\n?", "", text)
 
 
 STEPS = ("digits_steps",)  # stored tables of samplers against network evaluations

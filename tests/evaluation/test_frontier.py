@@ -203,7 +203,7 @@ def test_the_files_record_the_measurement_and_its_inputs(straight, model, networ
     assert found["reference"]["count"] == model.settings.data.options["num_examples"]
     assert found["config"]["diffusion"] == model.settings.given["diffusion"]
     first = found["rows"][0]
-    recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "dpmpp_2m_sde()", "num_steps": 4}
+    recorded = {"num_samples": NUM, "label_policy": "balanced", "sampler": "ancestral(v=0.3)", "num_steps": 4}
     recorded |= {"guidance_weight": 0, "ema": 0.5, "seed": 0, "rule": "cfg()", "classifier_scale": None}
     assert {name: first[name] for name in recorded} == recorded
 
