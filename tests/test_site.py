@@ -130,8 +130,10 @@ def test_docstrings_are_shown_as_they_are_written(extension, docstring, expected
     assert extension.markdown(docstring) == expected
 
 
-def test_parameters_are_code_where_they_are_described(extension):
-    assert extension.naming("Returns y.\n\nx, y: numbers. z: none.", ["x", "y"]).endswith("`x`, `y`: numbers. z: none.")
+def test_names_of_parameters_are_code_where_they_are_described(extension):
+    text = "Returns y, as follows: z.\n\nx_1, y: numbers. other: none; A: no\nname: not one"
+    expected = "Returns y, as follows: z.\n\n`x_1`, `y`: numbers. `other`: none; A: no\nname: not one"
+    assert extension.markdown(text) == expected
 
 
 def test_every_page_is_in_the_contents():

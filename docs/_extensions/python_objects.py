@@ -14,6 +14,14 @@ CODE = re.compile(r"(`+[^`]*`+)")
 ONE_FLAG = r"--\w+(?:\.\w+)*(?:=[^\s;,]*[^\s;,.:)])?"
 FLAG = re.compile(rf"(?<![\w-])({ONE_FLAG}(?: {ONE_FLAG})*)")
 
+NAME = "[a-z][a-z0-9_]*"
+DESCRIBED = re.compile(rf"(?:\A|(?<=[.;]\s)){NAME}(?:,\s{NAME})*(?=:\s)")  # "x, y: numbers." at the start of a sentence
+
+
+def name_as_code(found):
+    """Returns the names of parameters as code."""
+    return ", ".join(f"`{name}`" for name in re.split(r",\s", found[0]))
+
 
 def escape(text):
     """Returns the text of a docstring as Markdown: flags are code, and outside of code no character is markup."""
@@ -23,7 +31,7 @@ def escape(text):
 
 
 def markdown(docstring):
-    """Returns a docstring as Markdown. Its examples (>>>) and its indented blocks become code."""
+    """Returns a docstring as Markdown. Examples (>>>), indented blocks and names of parameters become code."""
     blocks = []
     for block in re.split(r"\n\s*\n", inspect.cleandoc(docstring or "")):
         lines = block.splitlines()
@@ -32,18 +40,8 @@ def markdown(docstring):
         elif lines and all(line.startswith("    ") for line in lines):
             blocks.append("```text\n" + textwrap.dedent(block) + "\n```")
         else:
-            blocks.append("\n".join(escape(line) for line in lines))
+            blocks.append(escape(DESCRIBED.sub(name_as_code, block)))
     return "\n\n".join(blocks)
-
-
-def naming(docstring, names):
-    """Returns a docstring in which `name:` or `name, name:` at the beginning of a sentence is code, for these names."""
-    if not names or not docstring:
-        return docstring
-    one = "|".join(map(re.escape, names))
-    pattern = rf"(^\s*|(?<=[.;)] ))((?:{one})(?:, (?:{one}))*)(?=: )"
-    coded = lambda found: found[1] + ", ".join(f"`{name}`" for name in found[2].split(", "))
-    return re.sub(pattern, coded, docstring, flags=re.MULTILINE)
 
 
 def first_paragraph(docstring):
@@ -103,8 +101,9 @@ def signature(value, name=None):
     if dataclasses.is_dataclass(value):
         return f"{name}({', '.join(map(field_text, *fields_of(value)))})"
     if issubclass(value, tuple):
-        types = field_annotations(value)
-        return f"{name}({', '.join(f'{field}: {types[field]}' for field in value._fields)})"
+        types, defaults = field_annotations(value), value._field_defaults
+        default = lambda field: f" = {defaults[field]!r}" if field in defaults else ""
+        return f"{name}({', '.join(f'{field}: {types[field]}{default(field)}' for field in value._fields)})"
     if "__init__" in vars(value):
         return f"{name}({arguments(definition(value.__init__), bound=True)})"
     return name
@@ -133,19 +132,6 @@ def public_methods(cls):
     return {name: value for name, value in own.items() if inspect.isfunction(value)}
 
 
-def parameters(value):
-    """Returns the names of the parameters of a function or a class."""
-    try:
-        return [name for name in inspect.signature(value).parameters if name not in ("self", "cls")]
-    except ValueError:  # of a class written in C
-        return []
-
-
-def described(value):
-    """Returns the docstring of a function or a class as Markdown, with its parameters as code."""
-    return markdown(naming(value.__doc__, parameters(value)))
-
-
 def directive(kind, text, module, body, *, ticks="```"):
     """Returns a MyST directive of Sphinx's Python domain."""
     return f"{ticks}{{py:{kind}}} {text}\n:module: {module}\n\n{body}\n{ticks}"
@@ -155,8 +141,8 @@ def entry(value, module, name=None, *, methods=False):
     """Returns the entry of a function or a class of a module. methods: whether those of a class are described too."""
     text = signature(value, name)
     if not inspect.isclass(value):
-        return directive("function", text, module, described(value))
-    body = [described(value)]
+        return directive("function", text, module, markdown(value.__doc__))
+    body = [markdown(value.__doc__)]
     for method, function in public_methods(value).items() if methods else ():
-        body.append(directive("method", signature(function, method), module, described(function)))
+        body.append(directive("method", signature(function, method), module, markdown(function.__doc__)))
     return directive("class", text, module, "\n\n".join(body), ticks="````")
