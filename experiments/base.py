@@ -23,7 +23,7 @@ from cfgjax.runs.sample_options import defaults
 def reference():
     """Returns every key of every section with its default."""
     return dict(
-        seed=0,  # of initial parameters, batches and their noise, 0 to 2³² − 1
+        seed=0,  # seed of the initial parameters, the batches and their noise, 0 to 2³² − 1
         data=dict(
             source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
             path="data/images",  # file or folder of the data; for "tfds" also the name of a data set
@@ -35,7 +35,7 @@ def reference():
             random_crop=1.0,  # smallest crop in training, as a share of the side, in (0, 1]; 1 crops nothing
             low_res_size=placeholder(int),  # height in pixels of an upsampler's input; None for other networks
             crop=FieldReference("adm"),  # "adm", "lanczos", "area" or "pad"; None accepts any prepared data set
-            class_order="name",  # of a folder's classes: "name" sorts them as text, "numeric" as numbers
+            class_order="name",  # order of a folder's classes: sorted as text ("name") or as numbers ("numeric")
             data_dir=placeholder(str),  # where TFDS keeps its data sets; None for its own default
             tfds_split="train",  # split of the TFDS data set, of which `split` selects a part
             num_workers=16,  # processes that decode images; 0 decodes in the training process
@@ -44,7 +44,7 @@ def reference():
             stds=(1.0,),  # standard deviation of each Gaussian, above 0
             weights=(1.0,),  # probability of each Gaussian; they sum to 1
             num_examples=30000,  # points drawn from the mixture
-            seed=0,  # of the mixture's points
+            seed=0,  # seed of the mixture's points
         ),
         model=dict(
             name="unet",  # "unet" or "mlp"; for classifiers "convnet" or "noisy_classifier"
@@ -64,18 +64,18 @@ def reference():
             null_label=True,  # whether it has the label "no condition", which classifier-free guidance needs
             low_res=False,  # whether it takes a smaller image, as an upsampler does
             low_res_noise=False,  # whether that image may have noise; needs diffusion.low_res_logsnr_min
-            dtype="bfloat16",  # of convolutions and matrix products: "float32" or "bfloat16"
+            dtype="bfloat16",  # dtype of convolutions and matrix products: "float32" or "bfloat16"
             fused_attention=True,  # whether attention is one operation, cuDNN's on GPUs in bfloat16
             remat="none",  # what the backward pass recomputes to save memory: "none", "convolutions" or "blocks"
-            pool="attention",  # of a noisy classifier: "attention", "adaptive", "spatial" or "spatial_v2"
-            num_features=128,  # of a convnet: size of the feature layer before the logits
-            width=128,  # of an MLP: units per layer
+            pool="attention",  # pooling of a noisy classifier: "attention", "adaptive", "spatial" or "spatial_v2"
+            num_features=128,  # size of the feature layer of a convnet, before the logits
+            width=128,  # units per layer of an MLP
         ),
         diffusion=dict(
-            schedule="cosine",  # of continuous λ = log(α²/σ²): "cosine", "uniform", "normal(…)" or "logit_normal(…)"
+            schedule="cosine",  # continuous λ = log(α²/σ²): "cosine", "uniform", "normal(…)" or "logit_normal(…)"
             logsnr_min=-20.0,  # smallest λ, the noisiest level
             logsnr_max=20.0,  # largest λ, the cleanest level
-            betas="linear",  # of discrete time, instead of the three keys above: "linear" or "cosine"
+            betas="linear",  # betas of discrete time, instead of the three keys above: "linear" or "cosine"
             num_timesteps=1000,  # number of discrete timesteps, at least 2
             p_uncond=0.1,  # probability in [0, 1] of training on an example without its label
             parametrisation="eps",  # what the network predicts: "eps", "x", "v", "flow" or "edm(data_std=…)"
@@ -83,17 +83,17 @@ def reference():
             learned_variance=False,  # whether the network also predicts the reverse variance (hybrid loss)
             bound_weight=0.001,  # weight of the variational bound in the hybrid loss
             bound_steps=1000,  # levels of that bound in continuous λ, at least 2
-            time_sampler="uniform",  # of training levels: "uniform" or "second_moment" (by the loss at each level)
+            time_sampler="uniform",  # training levels: "uniform" or "second_moment" (by the loss at each level)
             low_res_logsnr_min=placeholder(float),  # noisiest λ of an upsampler's input; None without low_res_noise
         ),
         optimizer=dict(
             name="adamw",  # "adamw" or "adam"
-            learning_rate=1e-4,  # after the warm-up
+            learning_rate=1e-4,  # learning rate after the warm-up
             b1=0.9,  # decay of Adam's first moment, in [0, 1)
             b2=0.999,  # decay of Adam's second moment, in [0, 1)
             eps=1e-8,  # added to the root of the second moment
-            weight_decay=0.0,  # decoupled, of adamw only
-            schedule="constant",  # of the learning rate after the warm-up: "constant", "linear" or "cosine"
+            weight_decay=0.0,  # decoupled weight decay, of adamw only
+            schedule="constant",  # learning rate after the warm-up: "constant", "linear" or "cosine"
             warmup_steps=0,  # steps in which the learning rate rises from 0
             decay_steps=placeholder(int),  # step at which "linear" and "cosine" reach 0; None for "constant"
             clip_norm=placeholder(float),  # largest norm of the gradient; None does not clip
@@ -128,8 +128,8 @@ def reference():
             sampler="dpmpp_2m_sde()",  # a sampler; "ancestral()" takes the learned variance
             num_steps=16,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
             grid="edm()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
-            clip="consistent",  # of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
-            seed=0,  # of the noise, 0 to 2³² − 1
+            clip="consistent",  # clipping of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
+            seed=0,  # seed of the noise, 0 to 2³² − 1
         ),
         evaluate=dict(
             defaults("evaluate"),  # the same options; None takes the value of config.sample
@@ -139,7 +139,7 @@ def reference():
             num_steps=16,  # number of levels T
             grid=placeholder(str),  # spacing of the levels; None takes that of config.sample
             clip=placeholder(str),  # clipping of x̃; None takes that of config.sample
-            seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
+            seed=placeholder(int),  # seed of the noise and the labels; None takes that of config.sample
             ema=placeholder(
                 float
             ),  # one of ema.rates, a width if there are ema.widths, or 0 for no averaging; None takes the first
@@ -164,7 +164,7 @@ def reference():
         ),
         log=dict(
             writers=("tensorboard",),  # besides metrics.jsonl: "tensorboard", "wandb", "mlflow"
-            project="cfgjax",  # of Weights & Biases, the experiment of MLflow
+            project="cfgjax",  # project of Weights & Biases; experiment of MLflow
         ),
     )
 
