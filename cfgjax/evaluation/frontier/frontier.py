@@ -143,17 +143,16 @@ class Frontier:
         ungrouped = ungrouped_metrics([setting.options.sampler for setting in self.settings])
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
+            path, identity = self._influences_file(store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics, influences = self._measure(store, reference, check)
                 metrics = with_intervals(metrics | store.group_metrics(), influences, self._design(setting))
                 if jax.process_index() == 0:
-                    path, identity = self._influences_file(store, reference)
                     write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            path, _ = self._influences_file(store, reference)
             file = {INFLUENCES: str(path.relative_to(self._folder))} if self.neighbours else {}
             yield {**self.row(setting), **file, **ungrouped, **metrics}
 
