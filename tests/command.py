@@ -29,7 +29,7 @@ def start_several(command, count, **environ):
 
 
 def free_port():
-    """A port that is free, as is the next one, which jax takes. Outgoing connections, whose ports are higher, take neither."""
+    """A port that is free, as is the next one, which jax takes. Outgoing connections have higher ports."""
     while True:
         port = random.randrange(20000, 30000)
         with contextlib.suppress(OSError), socket.create_server(("", port)), socket.create_server(("", port + 1)):

@@ -21,6 +21,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import (
+    influences_file,
     is_intact,
     read_arrays,
     read_hashed_metrics,
@@ -228,7 +229,7 @@ class Frontier:
     def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the influences of a store's samples on its metrics."""
         path, identity = self._metrics_file(store, reference)
-        return path.with_name(path.name.replace("metrics", "influences")).with_suffix(".npz"), identity
+        return influences_file(path), identity
 
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
         """Returns the cached metrics of a store's samples, or None. Called in the first process only.
