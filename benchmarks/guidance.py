@@ -139,8 +139,7 @@ def pairs(row):
 
 def markdown(rows):
     """Returns rows of cells as a Markdown table, whose first row is its header."""
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+    return "\n".join(harness.markdown_table(rows[0], rows[1:]))
 
 
 def stored(name):
@@ -187,8 +186,9 @@ def draw_steps(name):
     """Writes a figure of distance and accuracy against network evaluations at the baseline's w, for two grids."""
     import matplotlib.pyplot as plt
 
-    base = baseline(stored(name))
-    rows = [row for row in stored(name) if row["guidance_weight"] == base["guidance_weight"]]
+    rows = stored(name)
+    base = baseline(rows)
+    rows = [row for row in rows if row["guidance_weight"] == base["guidance_weight"]]
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     colors = {sampler: f"C{i}" for i, sampler in enumerate(dict.fromkeys(row["sampler"] for row in rows))}
     for sampler, grid in dict.fromkeys((row["sampler"], row["grid"]) for row in rows):
@@ -198,7 +198,7 @@ def draw_steps(name):
         style = {"marker": "o", "markersize": 4, "linewidth": 1, "capsize": 2, "color": colors[sampler]}
         style |= {"label": f"{sampler}, {grid}", "linestyle": GRID_LINES[grid]}
         for axis, key in zip(axes, (FD, "accuracy"), strict=True):
-            y, width = ([row[column] for row in shown] for column in (key, f"{key}_interval"))
+            y, width = ([row[part] for row in shown] for part in (key, f"{key}_interval"))
             axis.errorbar([row[COST] for row in shown], y, yerr=width, **style)
     for axis, key, title in zip(axes, (FD, "accuracy"), (FD, "share with the requested class"), strict=True):
         axis.axhline(base[key], color="0.5", linestyle="dotted", linewidth=1)

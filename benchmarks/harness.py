@@ -310,3 +310,9 @@ COLUMNS = {
     "device MB": lambda f: megabytes(f["device_bytes"]),
     "resident MB": lambda f: megabytes(f["resident_bytes"]),
 }
+
+
+def markdown_table(headings, rows):
+    """Returns the lines of a table in Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]

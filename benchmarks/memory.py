@@ -18,7 +18,7 @@ from pathlib import Path
 import harness
 import numpy as np
 from absl import flags
-from scaling import DOCS, span, table
+from scaling import DOCS, span
 
 from cfgjax.base.errors import choose
 from cfgjax.jobs.preflight.advice import passes_needed
@@ -152,9 +152,12 @@ def section(measured):
     headings = ["experiment", "10⁶ parameters", "dtype", "batch", "devices", "peak", "XLA's for CPU",
                 "passes in 80 GB", "compile s", "compiling, GB"]  # fmt: skip
     sources = ["source", "images N", "bytes of one", "MB with N", "MB with 10 N", "bytes for each more"]
-    experiments = table(headings, map(experiment_row, measured["experiments"]))
+    experiments = harness.markdown_table(headings, map(experiment_row, measured["experiments"]))
     text = (Path(__file__).parent / "memory.template.md").read_text()
-    values = {"experiments": experiments, "growth": table(sources, map(growth_row, measured["growth"]))}
+    values = {
+        "experiments": experiments,
+        "growth": harness.markdown_table(sources, map(growth_row, measured["growth"])),
+    }
     values["jax"] = [measured["experiments"][0]["jax"]]
     for name, lines in values.items():
         text = text.replace("{{" + name + "}}", "\n".join(lines))

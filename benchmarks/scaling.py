@@ -150,12 +150,6 @@ def sent(found):
     return sum(sums["wire_bytes"] for sums in found["collectives"].values())
 
 
-def table(headings, rows):
-    """Returns the lines of a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def span(least, most):
     """Returns two byte counts as text, or only one if their texts are equal."""
     return " – ".join(dict.fromkeys([bytes_text(least), bytes_text(most)]))
@@ -211,11 +205,11 @@ def document(measured):
     apart, strips = spatial["apart"], spatial["strips"]
     extra = (sent(strips) - sent(apart)) / spatial["devices"]
     values = {
-        "memory": table(headings, map(memory_row, cases)),
-        "time": table([*headings[:3], *itertools.chain(*per_chip)], map(time_row, cases)),
-        "kept": table(["experiment", "`model.remat`", "at least", "as JAX names them"], remat),
-        "flops": table(["experiment", "forward", "step", "ratio"], counted),
-        "making": table([*headings[:3], "s", "GB", "complaints"], making),
+        "memory": harness.markdown_table(headings, map(memory_row, cases)),
+        "time": harness.markdown_table([*headings[:3], *itertools.chain(*per_chip)], map(time_row, cases)),
+        "kept": harness.markdown_table(["experiment", "`model.remat`", "at least", "as JAX names them"], remat),
+        "flops": harness.markdown_table(["experiment", "forward", "step", "ratio"], counted),
+        "making": harness.markdown_table([*headings[:3], "s", "GB", "complaints"], making),
         "extra": [bytes_text(extra)],
         "strips": [bytes_text(strips["program_bytes"]["temporaries"])],
         "apart": [bytes_text(apart["program_bytes"]["temporaries"])],

@@ -54,8 +54,10 @@ def draw_strips(workdir, weak, names):
 
     import cfgjax
     from cfgjax.diffusion.guidance import autoguidance
+    from cfgjax.models.loading import load_weak
 
-    model, weaker = cfgjax.load(workdir), load_weak(weak)
+    model = cfgjax.load(workdir)
+    weaker = load_weak(weak, model.settings, model.mesh).model
     labels = np.tile(np.arange(CLASSES), LINES)
     strips = {name: (rule, w, SAMPLER, LEVELS) for name, (rule, w) in RULES.items()}
     strips |= {name: ("cfg()", 1.0, sampler, levels) for name, (sampler, levels) in SAMPLERS.items()}
@@ -79,23 +81,15 @@ def draw_strips(workdir, weak, names):
     (FOLDER / "strips.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def load_weak(text):
-    """Returns the model of --weak, WORKDIR[@STEP]."""
-    import cfgjax
-
-    workdir, _, step = text.partition("@")
-    return cfgjax.load(workdir, step=int(step) if step else None)
-
-
 def main(argv):
     """Runs `strips.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_string("workdir", "runs/fashion_mnist_small", "Folder of the run.", flag_values=given)
-    flags.DEFINE_string("weak", "runs/fashion_mnist_small@1000", "Run of the weak model.", flag_values=given)
-    flags.DEFINE_list("only", [], "Strips to draw; by default all.", flag_values=given)
-    return harness.command(
-        argv, __doc__, given, lambda: draw_strips(given["workdir"].value, given["weak"].value, given.only)
+    flags.DEFINE_string(
+        "weak", "runs/fashion_mnist_small@1000", "Run of the weak model: WORKDIR[@STEP][,ema=RATE].", flag_values=given
     )
+    flags.DEFINE_list("only", [], "Strips to draw; by default all.", flag_values=given)
+    return harness.command(argv, __doc__, given, lambda: draw_strips(given.workdir, given.weak, given.only))
 
 
 if __name__ == "__main__":

@@ -32,8 +32,6 @@ def measure(config, given):
 
     from cfgjax.jobs.preflight.step_figures import flops_per_image
 
-    predicted = given.parametrisations[0]
-    config.update_from_flattened_dict({"diffusion.parametrisation": predicted} if predicted != "eps" else {})
     k = given.steps_per_dispatch or config.train.steps_per_dispatch
     steps = given.steps_per_repeat or -(-10 // k) * k
     if steps % k:
@@ -51,7 +49,7 @@ def measure(config, given):
     flops = flops_per_image(config)["step"]
     shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops)
     return {
-        "parametrisation": predicted,
+        "parametrisation": config.diffusion.parametrisation,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_per_dispatch": k,
         "steps_per_repeat": steps,
@@ -87,6 +85,12 @@ def make_data_random(config, num_examples, path):
     config.data = type(data)({"source": "npz", "path": path, **kept})
 
 
+def measure_prediction(config, given):
+    """Returns the figures of config with the parametrisation of the flags."""
+    config.diffusion.parametrisation = given.parametrisations[0]
+    return measure(config, given)
+
+
 def main(argv):
     """Runs `train_step.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
@@ -102,7 +106,7 @@ def main(argv):
         lower_bound=1,
     )
     flags.DEFINE_list("parametrisations", ["eps"], "Predictions of the network, such as eps,v,edm.", flag_values=given)
-    table = harness.per_config(("parametrisations",), COLUMNS, measure)
+    table = harness.per_config(("parametrisations",), COLUMNS, measure_prediction)
     return harness.main(argv, __doc__, given, {"training": table})
 
 

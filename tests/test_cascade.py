@@ -181,7 +181,7 @@ def test_a_frontier_of_a_cascade_has_the_metrics_of_its_images(stages):
     assert found["rows"][0]["FD-classifier"] == expected["FD-classifier"]
     assert found["config"]["data"]["image_shape"] == [8, 8, 1]
     assert found["upsampler"]["options"]["num_steps"] == 3
-    assert found["protocol"]["upsampler"].endswith("step 1, ema 0.99, num_steps=3")
+    assert found["protocol"]["upsampler"].endswith("step 1, ema 0.99, num_steps=3, grid=edm()")
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def compare(argv):
     from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
-    from cfgjax.evaluation.report.by_row import changes_table, rows_table
+    from cfgjax.evaluation.report.by_row import changes_table, rows_csv, rows_table, written_rows
     from cfgjax.evaluation.report.gather import gather
     from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
@@ -64,38 +64,18 @@ def compare(argv):
     if changed:
         tables = changes_table(changed)
     print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
-    if given.out is not None and changed:
-        write_changes(given.out, changed)
-    elif given.out is not None:
-        record = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
-        record["rows"] = side_by_side.joined_columns(groups)
+    if given.out is not None:
+        about = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
+        rows = written_rows(changed) if changed else side_by_side.joined_columns(groups)
+        record = {"rows": rows} if changed else {**about, "rows": rows}
         csv = Path(given.out).suffix.lower() == ".csv"
+        table = rows_csv(rows, ".6g" if changed else "") if csv else json.dumps(record, indent=1) + "\n"
         with writing(given.out) as new:
-            new.write_text(side_by_side.comparison_csv(groups) if csv else json.dumps(record, indent=1) + "\n")
+            new.write_text(table)
         print(f"wrote {given.out}")
     if given.plot is not None:
         plot(given.plot, figure_of(given.against, records, runs, published))
     return DONE
-
-
-def write_changes(path, rows):
-    """Writes the rows of `rows_with_changes`."""
-    import csv
-
-    from cfgjax.base.files import writing
-    from cfgjax.evaluation.report.frontier_rows import INFLUENCES
-
-    kept = [{k: v for k, v in row.items() if k != INFLUENCES and not isinstance(v, list)} for row in rows]
-    with writing(path) as new, open(new, "w", newline="") as file:
-        if Path(path).suffix.lower() == ".json":
-            file.write(json.dumps({"rows": kept}, indent=1) + "\n")
-        else:
-            head = dict.fromkeys(key for row in kept for key in row)
-            writer = csv.DictWriter(file, list(head), lineterminator="\n")
-            writer.writeheader()
-            short = lambda value: f"{value:.6g}" if isinstance(value, float) else value
-            writer.writerows({key: short(value) for key, value in row.items()} for row in kept)
-    print(f"wrote {path}")
 
 
 def figure_of(against, records, runs, published):

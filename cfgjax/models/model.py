@@ -106,7 +106,7 @@ class Model:
         self.params = place_parameters(self.mesh, params)
 
     def on(self, mesh: Mesh) -> Callable:
-        """Returns predict(z, logsnr [B], cond) with the parameters as its tree, the `weak` of `autoguidance`."""
+        """Returns this model as the `weak` of `autoguidance`: predict(z, logsnr [B], cond), a pytree."""
         return weak.predictor(self.bind, self.params, self.mesh, mesh)
 
     def check(self, settings: Settings) -> None:
@@ -232,8 +232,8 @@ class Model:
 
         The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
         seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), the latter two at every level, [B, T, …]. A function `save` of the driver
-        in its place: the latter are what it returns.
+        trajectory: draw returns (x̃, (z, x̃)), where z and x̃ are of every level, [B, T, …]. If it is a function, the
+        `save` of `samplers.driver.sample`, draw returns (x̃, what save returned at every level).
 
         options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
         is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.

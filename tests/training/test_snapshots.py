@@ -177,7 +177,7 @@ def test_two_processes_write_the_snapshots_of_one(tmp_path):
     finally:
         end_all()
     ends.append(finish(start(command.replace("fsdp=2", "fsdp=1").format(workdir=tmp_path / "one"))))
-    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    assert [code for code, _, _ in ends] == [0, 0, 0], "\n".join(err for _, _, err in ends)
     two, one = averages(tmp_path / "two"), averages(tmp_path / "one")
     assert two.keys() == one.keys()
     close = lambda a, b: np.allclose(a, b, rtol=0, atol=1e-6)

@@ -78,8 +78,8 @@ def row_percentile(sizes: Float[Array, "b n"], percentile: Float[RealLike, ""]) 
     integers = jnp.int64 if sizes.dtype == jnp.float64 else jnp.int32
     order = jax.lax.bitcast_convert_type(sizes, integers)
 
-    def with_bit(i: Int[Array, ""], found: Int[Array, " b"]) -> Int[Array, " b"]:
-        larger = found | (jnp.ones((), integers) << (jnp.iinfo(integers).bits - 2 - i).astype(integers))
+    def with_bit(i: Int[Array, ""] | int, found: Int[Array, " b"]) -> Int[Array, " b"]:
+        larger = found | (jnp.ones((), integers) << jnp.asarray(jnp.iinfo(integers).bits - 2 - i, integers))
         return jnp.where(jnp.sum(order < larger[:, None], axis=1) <= count, larger, found)
 
     lower = jax.lax.fori_loop(0, jnp.iinfo(integers).bits - 1, with_bit, jnp.zeros(len(sizes), integers))

@@ -46,8 +46,8 @@ class dpmpp_2m(Spec):
     """DPM-Solver++(2M) of order 2, algorithm 2: z' = (σ'/σ) z − α' (e^{−h} − 1) D, h = (λ'−λ)/2, D of `extrapolated`.
 
     The first step is DDIM's, and so is one more than twice as long as the one before: those at the ends of the cosine
-    schedule. T evaluations; x̃ of the level before is the state. z is taken to be α x̃ + σ ε̃, which it is
-    unless a rule (CFG++) or clipping ("x_only") says otherwise; then the step starts from those, as that of DDIM.
+    schedule. T evaluations; x̃ of the level before is the state. If a rule (CFG++) or clipping ("x_only") makes x̃ and
+    ε̃ that do not add up to z, the step starts from α x̃ + σ ε̃ in place of z, as that of DDIM does.
     """
 
     draws_noise = False

@@ -25,8 +25,8 @@ class heun(OptionalNoise):
     """Heun's method of order 2 on dy/dς = ε̃, y = z/α, ς = σ/α, EDM algorithm 1, with the churn of algorithm 2.
 
     A step is that of DDIM (Euler) to λ', corrected by a second evaluation there; the last one is x̃: 2T − 1 evaluations.
-    The method needs steps that are short in ς. The cosine schedule begins with one from ς = 22026 to about 0.6 T; take
-    grid="edm()", which EDM chose for it, or the result is far off.
+    The method needs steps that are short in ς. The cosine schedule begins with one from ς = 22026 to about 0.6 T, so
+    that the result is far off; take grid="edm()", which EDM chose for this method.
     Churn adds noise before a step: ς̂ = ς (1 + γ), ŷ = y + √(ς̂² − ς²) s_noise n, with γ = min(s_churn/T, √2 − 1) if
     s_min ≤ ς ≤ s_max, and the step starts there. ς̂ is at most ς of the first level, the noisiest that is asked for, so
     that the first level, whose z is noise alone, is not churned. A trajectory has z before and x̃ after the churn.

@@ -56,11 +56,17 @@ def is_intact(path: Path, identity: str) -> bool:
         return False
 
 
-def read_beside_metrics(path: str | Path, metrics: str | Path) -> dict[str, np.ndarray]:
-    """Returns the {name: array} of a file that was written with the identity of the `write_hashed_metrics` file.
+def influences_file(metrics: Path) -> Path:
+    """Returns the file of the samples' influences on the metrics in a file metrics-….json."""
+    return metrics.with_name(metrics.name.replace("metrics-", "influences-")).with_suffix(".npz")
+
+
+def read_influences(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the {name: array} of an `influences_file`, with the identity of its file of metrics.
 
     Raises UsageError for a file that is missing or damaged, or of another identity.
     """
+    metrics = Path(path).with_name(Path(path).name.replace("influences-", "metrics-")).with_suffix(".json")
     try:
         identity = read_json(metrics, keys={"identity": str, "metrics": dict}, hashed=True)["identity"]
     except FileNotFoundError:

@@ -2,18 +2,16 @@
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cfgjax.base.errors import UsageError
-from cfgjax.evaluation.features.hashed import read_beside_metrics
-from cfgjax.evaluation.frontier.paired import Design, SampleInfluences, baselines, design, with_changes
+from cfgjax.evaluation.features.hashed import read_influences
+from cfgjax.evaluation.frontier.paired import Design, SampleInfluences, design, with_changes
 from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
 from cfgjax.runs.sample_options import SampleOptions
 
 RUN = "run"  # key of a row: the label of its evaluation
 ALIKE = ("features", "judge", "reference")  # of evaluations whose samples can be paired
-OF_PAIRS = ("num_samples", "label_policy")  # of their settings
 
 
 def rows_with_changes(records: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,12 +30,7 @@ def rows_with_changes(records: Mapping[str, Mapping[str, Any]], wanted: Mapping[
                 raise UsageError(f"--baseline: {label}, w = {row['guidance_weight']:g} {what}; evaluate it again")
             rows.append({RUN: label, **row})
             designs.append(row_design(row, record))
-    for row, base in zip(rows, baselines(rows, wanted), strict=True):
-        for key in OF_PAIRS:
-            if row[key] != base[key]:
-                what = f"{base[RUN]} has {key} {base[key]} and {row[RUN]} has {row[key]}"
-                raise UsageError(f"--baseline: {what}; pairs need the same samples")
-    read = functools.lru_cache(maxsize=2)(lambda i: read_influences(rows[i][INFLUENCES]))
+    read = functools.lru_cache(maxsize=2)(lambda i: stored_influences(rows[i][INFLUENCES]))
     return with_changes(rows, read, designs.__getitem__, wanted, (RUN, *setting_keys()))
 
 
@@ -57,10 +50,9 @@ def row_design(row: Mapping[str, Any], record: Mapping[str, Any]) -> Design:
     return design(options, row["num_samples"], record["config"]["data"]["num_classes"])
 
 
-def read_influences(path: str | Path) -> SampleInfluences:
+def stored_influences(path: str) -> SampleInfluences:
     """Returns the influences that `Frontier` stored. Raises UsageError for a file that is missing or damaged."""
-    metrics = Path(path).name.replace("influences", "metrics")
     try:
-        return read_beside_metrics(path, Path(path).with_name(metrics).with_suffix(".json"))
+        return read_influences(path)
     except UsageError as e:
         raise UsageError(f"--baseline: {e}; evaluate it again") from e

@@ -21,6 +21,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import (
+    influences_file,
     is_intact,
     read_arrays,
     read_hashed_metrics,
@@ -143,17 +144,16 @@ class Frontier:
         ungrouped = ungrouped_metrics([setting.options.sampler for setting in self.settings])
         for setting, store in zip(self.settings, self._stores, strict=True):
             cached = functools.partial(self._cached_metrics, store, reference)
+            path, identity = self._influences_file(store, reference)
             if (metrics := collectives.decided(cached, "a setting's metrics")) is None:
                 self._draw(setting, store, advance, check)
                 metrics, influences = self._measure(store, reference, check)
                 metrics = with_intervals(metrics | store.group_metrics(), influences, self._design(setting))
                 if jax.process_index() == 0:
-                    path, identity = self._influences_file(store, reference)
                     write_arrays(path, {name: values.astype("f4") for name, values in influences.items()}, identity)
                     write_hashed_metrics(*self._metrics_file(store, reference), metrics)
                 collectives.barrier("a setting is measured")
                 metrics = collectives.decided(cached, "a setting's metrics")
-            path, _ = self._influences_file(store, reference)
             file = {INFLUENCES: str(path.relative_to(self._folder))} if self.neighbours else {}
             yield {**self.row(setting), **file, **ungrouped, **metrics}
 
@@ -229,7 +229,7 @@ class Frontier:
     def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
         """Returns (path, identity) of the influences of a store's samples on its metrics."""
         path, identity = self._metrics_file(store, reference)
-        return path.with_name(path.name.replace("metrics", "influences")).with_suffix(".npz"), identity
+        return influences_file(path), identity
 
     def _cached_metrics(self, store: SampleStore, reference: Reference) -> dict[str, Any] | None:
         """Returns the cached metrics of a store's samples, or None. Called in the first process only.

@@ -112,10 +112,11 @@ def with_changes(
     """Returns the rows with the differences from their baseline, as pairs of samples with the same noise and label.
 
     influences, designs: of the row of an index. wanted: see `baselines`. keys: of the settings, for the text of the
-    baseline.
+    baseline. Raises UsageError for a baseline with other samples.
     """
     result, keys = [], [key for key in keys if key not in GROUPED]
     for i, (row, base) in enumerate(zip(rows, baselines(rows, wanted), strict=True)):
+        check_pairs(row, base)
         at = next(j for j, other in enumerate(rows) if other is base)
         own, theirs = influences(i), influences(at)
         pairs = paired_design(designs(i), designs(at))
@@ -128,3 +129,11 @@ def with_changes(
             {**row, "baseline": setting_text(base, rows, keys), **{n: changes[n] for n in ordered if n in changes}}
         )
     return result
+
+
+def check_pairs(row: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """Raises UsageError unless the samples of two settings have the same number and labels."""
+    for key in ("num_samples", "label_policy"):
+        if row.get(key) != base.get(key):
+            what = f"the baseline has {key} {base.get(key)} and w = {row['guidance_weight']:g} has {row.get(key)}"
+            raise UsageError(f"--baseline: {what}; pairs need the same samples")

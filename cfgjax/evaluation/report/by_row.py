@@ -1,5 +1,7 @@
 """A table of the settings of several runs, with a line and the cost of each."""
 
+import csv
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report import frontier_rows as report
 from cfgjax.evaluation.report.differences import change_text, differences_title
-from cfgjax.evaluation.report.frontier_rows import COST, Row
+from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES, Row
 
 
 def rows_table(records: dict[str, dict[str, Any]]) -> list[str]:
@@ -47,6 +49,24 @@ def changes_table(rows: Sequence[Row]) -> list[str]:
         changes = [change_text(same, name) for name in names]
         lines.append([*setting, text(calls(row, bool(row.get("classifier_scale")))[0]), *changes])
     return [differences_title(rows), *aligned(lines, right=True)]
+
+
+def written_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows without paths and without lists, for a file."""
+    return [{k: v for k, v in row.items() if k != INFLUENCES and not isinstance(v, list)} for row in rows]
+
+
+def rows_csv(rows: Sequence[Row], form: str = "") -> str:
+    """Returns rows as CSV, with a column for each of their keys and empty cells for missing values.
+
+    form: format of the numbers that are floats.
+    """
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    cell = lambda value: format(value, form) if isinstance(value, float) else value
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+    return out.getvalue()
 
 
 def by_setting(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:

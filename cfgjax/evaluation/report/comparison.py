@@ -1,8 +1,6 @@
 """Frontiers of several runs next to each other and to published rows, with differences where all settings agree."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -288,12 +286,3 @@ def joined_columns(groups: Sequence[Group]) -> list[dict[str, float | None]]:
                     row[f"{group.label} {name} {'std' if several else 'interval'}"] = std
         rows.append(row)
     return rows
-
-
-def comparison_csv(groups: Sequence[Group]) -> str:
-    """Returns the rows of `joined_columns` as CSV, with empty cells for missing values."""
-    rows, out = joined_columns(groups), io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()

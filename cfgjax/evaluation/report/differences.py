@@ -32,10 +32,15 @@ def change_text(rows: Sequence[Row], name: str) -> str:
     return f"{change:+.4g} ± {width:.2g}"
 
 
+def baseline_text(rows: Sequence[Row]) -> str:
+    """Returns the baselines of rows as text, usually one."""
+    return " or ".join(dict.fromkeys(row["baseline"] for row in rows))
+
+
 def differences_title(rows: Sequence[Row]) -> str:
     """Returns the line above a table of differences."""
-    base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
-    return f"difference from {base}, ± half of the 95 % interval (pairs of samples with the same noise and label):"
+    pairs = "± half of the 95 % interval (pairs of samples with the same noise and label)"
+    return f"difference from {baseline_text(rows)}, {pairs}:"
 
 
 def difference_table(rows: Sequence[Row]) -> list[str]:
@@ -84,6 +89,5 @@ def difference_figure(rows: Sequence[Row], card: Mapping[str, str] | None = None
     drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     if any(curves(rows)):
         drawn.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
-    base = " or ".join(dict.fromkeys(row["baseline"] for row in rows))
-    drawn.suptitle(f"difference from {base}, with 95 % intervals over pairs of samples", fontsize=10)
+    drawn.suptitle(f"difference from {baseline_text(rows)}, with 95 % intervals over pairs of samples", fontsize=10)
     return drawn
