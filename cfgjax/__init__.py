@@ -2,8 +2,9 @@
 
 >>> model = cfgjax.load("runs/digits")
 >>> images = model.sample(labels=[3, 3, 8], guidance=1.0)
->>> config = cfgjax.load_config("experiments/digits.py", **{"train.num_steps": 200})
->>> metrics = cfgjax.train(config, "runs/short")
+>>> run = cfgjax.train(cfgjax.config("digits", train=dict(num_steps=200)), "runs/short")
+>>> run.model.sample([3, 8], guidance=2.0)
+>>> cfgjax.evaluate("runs/digits", guidance=(0, 0.5, 1))
 """
 
 import importlib
@@ -13,7 +14,10 @@ PUBLIC = {  # name: the module that defines it, imported when the name is first 
     "load": "cfgjax.models.loading",
     "load_guide": "cfgjax.models.loading",
     "load_config": "cfgjax.runs.config",
-    "train": "cfgjax.training.loop",
+    "config": "cfgjax.api.configs",
+    "experiments": "cfgjax.base.experiments",
+    "train": "cfgjax.api.training_runs",
+    "evaluate": "cfgjax.api.evaluations",
 }
 MODULES = {"guidance": "cfgjax.diffusion.guidance", "samplers": "cfgjax.diffusion.samplers"}
 __all__ = ["__version__", *MODULES, *PUBLIC]

@@ -13,9 +13,9 @@ from command import ROOT, finish, start, wait_until
 from PIL import Image
 from tiny import mixture_config
 
+from cfgjax.api.training_runs import train
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
-from cfgjax.training.loop import train
 
 TINY = (
     "--config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 --config.model.depth=1 "

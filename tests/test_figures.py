@@ -9,7 +9,7 @@ from tiny import mixture_config, settings
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
 from cfgjax.cli import sample
-from cfgjax.evaluation.report.sample_figures import HEADER, image_grid, scatter, weight_name
+from cfgjax.models.sample_figures import HEADER, image_grid, scatter, weight_name
 
 
 def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
@@ -23,7 +23,7 @@ def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
     monkeypatch.setattr("cfgjax.runs.workdir.read_settings", lambda workdir: model.settings)
     monkeypatch.setattr("cfgjax.cli.sample.load_model", lambda given, ema: model)
     monkeypatch.setattr("cfgjax.evaluation.frontier.frontier_settings.resolved_combinations", lambda *given: [])
-    monkeypatch.setattr("cfgjax.evaluation.report.sample_figures.sample_figure", lambda *args, **kwargs: Picture())
+    monkeypatch.setattr("cfgjax.models.sample_figures.sample_figure", lambda *args, **kwargs: Picture())
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
         cli.run_command(["sample", f"--workdir={tmp_path}", f"--out={tmp_path}/grid.png"])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]

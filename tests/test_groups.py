@@ -16,7 +16,6 @@ from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples, policy_labels
 from cfgjax.evaluation.frontier.paired import design
 from cfgjax.evaluation.metrics.influence import half_width
-from cfgjax.evaluation.report.sample_figures import sample_figure
 from cfgjax.models.groups import (
     batch_rows,
     check_divisible,
@@ -26,6 +25,7 @@ from cfgjax.models.groups import (
     ungrouped_metrics,
 )
 from cfgjax.models.model import Model
+from cfgjax.models.sample_figures import sample_figure
 from cfgjax.runs.sample_options import SampleOptions
 
 CONFIG = mixture_config()

@@ -11,10 +11,9 @@ from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.process import diffuse
 from cfgjax.diffusion.samplers import ddim
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.evaluation.report.sample_figures import exact_model, picture_columns, sample_figure
 from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
-from cfgjax.training.loop import train
+from cfgjax.models.sample_figures import exact_model, picture_columns, sample_figure
 
 pytestmark = pytest.mark.slow
 
@@ -260,7 +259,7 @@ def test_the_exact_model_draws_the_mixture():
 
 def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_path, quick_compilation):
     config = digits_config(**{"ema.rates": (0.05, 0.9)})
-    assert train(config, tmp_path)["step"] == 4
+    assert cfgjax.train(config, tmp_path).metrics["step"] == 4
     first, second, raw = (cfgjax.load(tmp_path, ema=rate) for rate in (None, 0.9, 0))
     assert first.step == 4
     assert first.image_shape == (8, 8, 1)

@@ -1,5 +1,6 @@
 """The experiment and sweep files that are installed with cfgjax, found by their names from any folder."""
 
+import ast
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,17 @@ def experiments_folder():
 def names(folder):
     """Returns the names of the files in a folder of experiments or sweeps."""
     return sorted(path.stem for path in folder.glob("*.py") if path.stem not in NOT_EXPERIMENTS)
+
+
+def experiments():
+    """Returns {name: first line of its description} of the experiments that are installed with cfgjax."""
+    folder = experiments_folder()
+    return {name: first_line(folder / f"{name}.py") for name in names(folder)}
+
+
+def first_line(path):
+    """Returns the first line of the docstring of a Python file, without running it."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 def file_of(text, what, folder):

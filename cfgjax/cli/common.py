@@ -90,13 +90,6 @@ def sampling_axes(given, command):
     return axes
 
 
-def rule_of_weak(given, options):
-    """Returns {option: values}, with the rule autoguidance if --weak is given and no rule by flag or config."""
-    if given.weak is None or given.rule is not None or options["rule"] != (sample_options.SampleOptions().rule,):
-        return options
-    return options | {"rule": ("autoguidance()",)}
-
-
 def check_diagnostics(given, model):
     """Raises UsageError if --diagnostics is given for a model that has only one prediction, and for no weak model."""
     if given.diagnostics and given.weak is None and not model.has_null_label:

@@ -44,13 +44,13 @@ def compare(argv):
         raise UsageError("--against has no effect without --plot")
 
     from cfgjax.base.files import writing
+    from cfgjax.base.plots_extra import require_matplotlib
     from cfgjax.evaluation.frontier.across import RUN, rows_with_changes
     from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
     from cfgjax.evaluation.report.by_row import changes_table, rows_csv, rows_table, written_rows
     from cfgjax.evaluation.report.gather import gather
-    from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     if given.plot is not None:
         require_matplotlib("--plot needs")

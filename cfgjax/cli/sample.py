@@ -16,9 +16,7 @@ from cfgjax.cli.common import (
     class_list,
     define_sampling,
     no_arguments,
-    numbers,
     place_flags,
-    rule_of_weak,
     sampling_axes,
     shared_facts,
 )
@@ -37,31 +35,37 @@ def sample(argv):
     no_arguments(parse_flags(given, argv))
     check_stages(given)
     check_picture(given.out)
-    labels = None if given.labels is None else numbers("labels", given.labels, int)
     axes = sampling_axes(given, "sample")
     upsampling_options(given)  # raises errors before anything is read
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
 
+    from cfgjax.data.sources.registry import check_labels
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
+    from cfgjax.models.class_names import known_classes, label_of
     from cfgjax.runs.workdir import read_settings
 
-    settings = read_settings(given.workdir or given.base)
+    workdir = given.workdir or given.base
+    settings = read_settings(workdir)
+    num_classes, classes = settings.data.num_classes, known_classes(workdir, settings)
+    labels = range(num_classes) if given.labels is None else [label_of(word, classes) for word in given.labels]
+    check_labels(labels, num_classes)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw_picture(given, labels, axes)
+        draw_picture(given, labels, classes, axes)
     return DONE
 
 
-def draw_picture(given, labels, axes):
+def draw_picture(given, labels, classes, axes):
     """Draws the image. The first process writes it."""
     import jax
     import numpy as np
 
-    from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
-    from cfgjax.evaluation.report.sample_figures import sample_figure
+    from cfgjax.evaluation.frontier.plan import with_rule_of_weak
     from cfgjax.models.loading import load_guide, load_weak, use_average
+    from cfgjax.models.resolving import resolved_combinations
+    from cfgjax.models.sample_figures import sample_figure
     from cfgjax.runs.averages import find_average
 
     model = load_model(given, axes.get("ema", (None,))[0])
@@ -69,10 +73,8 @@ def draw_picture(given, labels, axes):
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
     check_diagnostics(given, source)
-    options = rule_of_weak(given, axes_of(defaults.options, given=axes))
+    options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
-    labels = range(model.num_classes) if labels is None else labels
-    names = rows(given.workdir or given.base, labels, model.num_classes)
     shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
     workdir = given.workdir or given.base
     for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):
@@ -84,7 +86,7 @@ def draw_picture(given, labels, axes):
             picture.save(new)
         source = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-        print(f"rows: {names}")
+        print(f"rows: {class_list(labels, classes)}")
     if given.diagnostics:
         labels = np.repeat(np.asarray(labels), shown["per_cell"])
         write_diagnosis(given, model, columns, labels, use, guide=guide, weak=weak)
@@ -97,7 +99,7 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
     from cfgjax.evaluation.frontier.diagnose import diagnose_settings
     from cfgjax.evaluation.frontier.frontier_settings import Setting
     from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
-    from cfgjax.evaluation.report.sample_figures import with_networks
+    from cfgjax.models.sample_figures import with_networks
 
     settings = [Setting(options) for options in columns]
 
@@ -111,15 +113,6 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
         record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
         files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
         print(f"wrote {', '.join(files)} in {path.absolute().parent}")
-
-
-def rows(workdir, labels, num_classes):
-    """Returns the labels of the image's rows as text, with class names if the run in workdir recorded them."""
-    from cfgjax.runs.workdir import read_classes
-
-    classes = read_classes(workdir)
-    known = classes is not None and len(classes) == num_classes and all(0 <= label < num_classes for label in labels)
-    return class_list(labels, classes if known else None)
 
 
 def define_flags(argv):

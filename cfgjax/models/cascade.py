@@ -55,7 +55,7 @@ class Cascade:
             raise UsageError(f"the base has {base.num_classes} classes, the upsampler {upsampler.num_classes}")
         self.base, self.upsampler, self.upsampling = base, upsampler, dict(upsampling or {})
         self.settings, self.step, self.is_image = base.settings, base.step, True
-        self.check_guidance = base.check_guidance
+        self.check_guidance, self.classes = base.check_guidance, base.classes
         self.num_classes, self.image_shape = upsampler.num_classes, upsampler.image_shape
 
     @property

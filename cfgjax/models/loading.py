@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh, place_parameters
+from cfgjax.models.class_names import known_classes
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_params
@@ -19,7 +20,7 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
     """Returns the `Model` of a run's newest complete checkpoint, or of that of `step`.
 
     ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. Another number up to
-    0.28 is the relative width σ_rel of a power-function average, for a run with config.ema.widths: it is synthesised
+    0.2887 is the relative width σ_rel of a power-function average, for a run with config.ema.widths: it is synthesised
     from the run's snapshots, and `step` may be that of a snapshot. mesh: see `sharding.make_mesh`; by default all
     devices. Raises UsageError if there is no such run, step or average.
     """
@@ -29,7 +30,15 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
     mesh, average = make_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
     params = average.read()
     check_params(workdir, settings, params)
-    return Model(settings, place_parameters(mesh, params), step=average.step, ema=average.ema, mesh=mesh)
+    return Model(
+        settings,
+        place_parameters(mesh, params),
+        step=average.step,
+        ema=average.ema,
+        mesh=mesh,
+        workdir=workdir,
+        classes=known_classes(workdir, settings),
+    )
 
 
 def use_average(model: Model, workdir: str | Path, ema: float) -> None:

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
@@ -18,15 +19,12 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
-from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
-from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
+from cfgjax.distributed.sharding import make_mesh, place_global, place_parameters
 from cfgjax.models import arguments, groups, weak
 from cfgjax.models.binding import (
-    Argument,
     Trajectory,
     as_argument,
     check_together,
@@ -35,12 +33,10 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
     sampling_grid,
-    translated,
     with_checked_rows,
-    z_and_x,
 )
 from cfgjax.models.description import describe_model
-from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
+from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network
 from cfgjax.models.network_inputs import (
     CLEAN_LOGSNR,
     check_low_res,
@@ -49,19 +45,19 @@ from cfgjax.models.network_inputs import (
     check_upsamples,
     own_inputs,
 )
+from cfgjax.models.sampler_program import run_program
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
 PerSample = Shaped[np.ndarray, " b"]
-
-LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
 
 
 class Model:
     """A network with its parameters, and the samplers compiled for it.
 
     params: of the network; with a mesh, already in their places on it. mesh: the devices that share each batch; by
-    default all. bind_params: params → predict(z, logsnr, cond), a predictor in place of the config's network.
+    default all. bind_params: params → predict(z, logsnr, cond), a predictor in place of the config's network. workdir:
+    of its run. classes: names by label. Both are None if unknown.
 
     .settings, .num_classes, .image_shape, .levels (the process) are as trained; .step and .ema are those of the
     checkpoint; .options are the defaults of `sample`. Replacing .params does not recompile anything. .bind(params)
@@ -77,8 +73,11 @@ class Model:
         ema: float | None = None,
         mesh: Mesh | None = None,
         bind_params: Callable | None = None,
+        workdir: str | Path | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.settings, self.step, self.ema = Settings.from_config(config), step, ema
+        self.workdir, self.classes = workdir, classes
         data, diffusion = self.settings.data, self.settings.diffusion
         if diffusion is None or self.settings.sample is None:
             raise UsageError(f"a {self.settings.model.name} is a classifier, which draws no samples")
@@ -96,7 +95,7 @@ class Model:
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
-        self._sample = jax.jit(self._run, static_argnames=("trajectory", "clip"))
+        self._sample = jax.jit(functools.partial(run_program, self), static_argnames=("trajectory", "clip"))
 
     def __repr__(self) -> str:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
@@ -152,13 +151,26 @@ class Model:
     def sample(self, labels: Any, guidance: Any = None, *, return_trajectory: bool = False, **options: Any) -> Any:
         """Returns guided samples, sample i for labels[i]: uint8 [N, H, W, C], or float32 [N, …] if they are no images.
 
-        labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
-        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options:
-        see `sample_float`.
+        labels: [N] ints in [0, num_classes), or names of classes. guidance: w, a number or one per label; 0, the
+        default, is the conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`.
+        options: see `sample_float`.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
         return (images, trajectory) if return_trajectory else images
+
+    def grid_image(self, labels: Any = None, *, per_cell: int | None = None, **options: Any) -> Any:
+        """Returns a PIL picture: a row for each label and a column for each combination of the options.
+
+        labels: as in `sample`; by default those of config.sample, as are per_cell and options that are not given.
+        options: of `SampleOptions`, one value or several each, such as guidance=(0, 1, 3). Samples of a row start from
+        the same noise in every column.
+        """
+        from cfgjax.models.sample_figures import picture_columns, sample_figure  # which import this module
+
+        rows = arguments.label_array(self.defaults.labels if labels is None else labels, self.classes)
+        columns = picture_columns(self, **options)
+        return sample_figure(self, columns, labels=rows.tolist(), per_cell=per_cell or self.defaults.per_cell)
 
     def sample_float(self, labels: Any, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
         """Returns x̃ of guided samples before rounding, images in [−1, 1].
@@ -191,7 +203,7 @@ class Model:
     ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
         """Returns (x̃, their `Trajectory` or None)."""
         seen: Any  # what is recorded at each level
-        labels = arguments.label_array(labels)
+        labels = arguments.label_array(labels, self.classes)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
@@ -267,32 +279,3 @@ class Model:
     def grid(self, num_steps: int | str | None = None, grid: Any = None) -> Float[np.ndarray, " t"]:
         """Returns λ of the levels of a sampler, increasing. num_steps, grid: by default those of config.sample."""
         return sampling_grid(self.levels, self.options.with_changes("Model", num_steps=num_steps, grid=grid))
-
-    def _run(
-        self,
-        params: PyTree,
-        key: PRNGKeyArray,
-        batch: dict[str, Array],
-        logsnrs: Float[Array, " t"],
-        rule: Argument,
-        sampler: Argument,
-        low_res_logsnr: Float[Array, ""] | None,
-        *,
-        trajectory: bool | Callable,
-        clip: str,
-    ) -> Any:
-        """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
-        z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
-        cond = {name: batch[name] for name in ("label", "low_res", *self.own_inputs) if name in batch}
-        if low_res_logsnr is not None:
-            cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
-            fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
-            cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
-        null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(translated(rule.value, logsnrs, cond), self.bind(params), cond, null, batch["weight"])
-        run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
-        if not trajectory:
-            return run()
-        x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
-        return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)

@@ -136,7 +136,7 @@ class SampleOptions:
         metadata=option(
             BELOW_ONE,
             real_number,
-            "EMA rates; 0 for no averaging; other numbers up to 0.28 are widths σ_rel, for a run with ema.widths.",
+            "EMA rates; 0 for no averaging; other numbers up to 0.2887 are widths σ_rel, for a run with ema.widths.",
             noun="numbers",
             places=("sample", "evaluate", "config.evaluate"),
             may_be_none=True,

@@ -41,19 +41,6 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]
 
 
-def train(
-    config: ConfigDict | Settings, workdir: str | Path, hooks: Iterable[Any] = (), writers: Iterable[Any] = ()
-) -> dict[str, float]:
-    """Returns the final metrics, {"step": …, "loss": …, …}, of config's run in workdir, which resumes where it stopped.
-
-    hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
-    steps and at the last step. writers: see `writers.Writer`. If one of them raises, the run is saved and
-    ExtensionError has its name. SIGINT and SIGTERM save and return the metrics so far; the same call resumes. Raises
-    what `train_until_stopped` raises.
-    """
-    return train_until_stopped(config, workdir, hooks=hooks, writers=writers).metrics
-
-
 def train_until_stopped(
     config: ConfigDict | Settings,
     workdir: str | Path,

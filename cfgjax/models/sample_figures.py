@@ -9,16 +9,17 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
+from cfgjax.base.plots_extra import require_matplotlib
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.specs import spec
-from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
-from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.binding import rule_value, sampler_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
+from cfgjax.models.class_names import short_name
 from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.resolving import resolved_combinations
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes, fields
 
@@ -67,7 +68,7 @@ def sample_figure(
             rows = {"exact": [draw(oracle, options) for options in columns], **rows}
         return scatter(rows, repeated, names)
     images = np.stack(drawn, axis=1).reshape(len(labels), per_cell, len(columns), *model.image_shape)
-    return image_grid(images.swapaxes(1, 2), [str(label) for label in labels], names)
+    return image_grid(images.swapaxes(1, 2), [short_name(label, model.classes) for label in labels], names)
 
 
 def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:

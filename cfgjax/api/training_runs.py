@@ -1,0 +1,83 @@
+"""Training from Python: `cfgjax.train(config, workdir)`."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cfgjax.models.loading import load
+from cfgjax.models.model import Model
+from cfgjax.runs.config import load_file
+from cfgjax.runs.metrics_file import read_metrics
+from cfgjax.runs.settings import Settings
+from cfgjax.training.interrupt import StopFlag
+from cfgjax.training.loop import train_until_stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run after `train`.
+
+    workdir: its folder. metrics: the newest that were logged, {"step": …, "loss": …, …}. done: whether all steps are
+    trained; otherwise the run was stopped and saved, and the same call resumes it.
+    """
+
+    workdir: Path
+    metrics: dict[str, float]
+    done: bool
+
+    @functools.cached_property
+    def model(self) -> Model:
+        """The `Model` of the newest checkpoint, as `cfgjax.load` returns it."""
+        return load(self.workdir)
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """All metrics that were logged, in the order of their steps."""
+        return read_metrics(self.workdir, int(self.metrics["step"]))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items() if name in ("step", "loss"))
+        return f"TrainedRun({self.workdir}, {values}{'' if self.done else ', stopped'})"
+
+
+class LogFunction:
+    """A `writers.Writer` that calls a function of the step and the metrics."""
+
+    def __init__(self, function: Callable[[int, Mapping[str, float]], object]) -> None:
+        self._function = function
+
+    def __repr__(self) -> str:
+        return f"on_log={getattr(self._function, '__name__', self._function)}"
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Calls the function."""
+        self._function(step, metrics)
+
+
+def train(
+    config: str | Path | ConfigDict | Settings,
+    workdir: str | Path,
+    *,
+    hooks: Iterable[Any] = (),
+    writers: Iterable[Any] = (),
+    on_log: Callable[[int, Mapping[str, float]], object] | None = None,
+    stop: StopFlag | None = None,
+) -> TrainedRun:
+    """Trains config's run in workdir, or resumes it where it stopped. Returns the `TrainedRun`.
+
+    config: the name or path of an experiment, or what `cfgjax.config` or `cfgjax.load_config` returned. hooks: called
+    as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps` steps and at the
+    last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics are logged. stop:
+    an object whose attribute `signal` ends the run, saved, once it is not None.
+
+    In the main thread Ctrl-C, SIGTERM and SIGUSR1 save the run and return; in another thread use `stop`. If a hook, a
+    writer or on_log raises, the run is saved and ExtensionError names it. Raises what `train_until_stopped` raises.
+    """
+    config = load_file(config) if isinstance(config, str | Path) else config
+    listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
+    outcome = train_until_stopped(config, workdir, stop, hooks=hooks, writers=listeners)
+    return TrainedRun(Path(workdir), outcome.metrics, outcome.done)
