@@ -1,18 +1,16 @@
 """`cfgjax sample`."""
 
-import io
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.base.files import writing
 from cfgjax.base.paths import define_path
+from cfgjax.cli import sample_outputs as outputs
 from cfgjax.cli.common import (
     begin_command,
     check_diagnostics,
-    check_writable,
     class_list,
     define_sampling,
     no_arguments,
@@ -25,16 +23,18 @@ from cfgjax.runs.config import parse_flags
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
+MAX_DRAWN = 10**6
+
 
 def sample(argv):
-    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid of labels by weights.
+    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid, an animation, or single images.
 
     With --base=DIR --upsampler=DIR it samples from a cascade.
     """
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     check_stages(given)
-    check_picture(given.out)
+    kind = outputs.kind_of_output(given.out)
     axes = sampling_axes(given, "sample")
     upsampling_options(given)  # raises errors before anything is read
 
@@ -53,19 +53,19 @@ def sample(argv):
     check_labels(labels, num_classes)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw_picture(given, labels, classes, axes)
+        draw_output(given, kind, labels, classes, axes)
     return DONE
 
 
-def draw_picture(given, labels, classes, axes):
-    """Draws the image. The first process writes it."""
+def draw_output(given, kind, labels, classes, axes):
+    """Draws the samples. The first process writes them."""
     import jax
     import numpy as np
 
     from cfgjax.evaluation.frontier.plan import with_rule_of_weak
     from cfgjax.models.loading import load_guide, load_weak, use_average
     from cfgjax.models.resolving import resolved_combinations
-    from cfgjax.models.sample_figures import sample_figure
+    from cfgjax.models.sample_figures import column_names, draw_columns, sample_figure, sample_frames
     from cfgjax.runs.averages import find_average
 
     model = load_model(given, axes.get("ema", (None,))[0])
@@ -75,21 +75,32 @@ def draw_picture(given, labels, classes, axes):
     check_diagnostics(given, source)
     options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
-    shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
+    outputs.check_output(kind, given, len(columns))
     workdir = given.workdir or given.base
     for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
-    shown["before"] = use = lambda options: use_average(source, workdir, options.ema)
-    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak)
+    use = lambda options: use_average(source, workdir, options.ema)
+    per_cell = given.per_cell or defaults.per_cell
+    drawing: dict[str, Any] = {"guide": guide, "weak": weak, "before": use}
+    samples = np.repeat(np.asarray(labels), per_cell)
+    if given.num_samples is not None:
+        samples = np.resize(np.asarray(labels), given.num_samples)
+    if kind == "picture":
+        picture = sample_figure(model, columns, labels=labels, per_cell=per_cell, **drawing)
+        write = lambda: outputs.write_picture(given.out, picture)
+    elif kind == "animation":
+        frames = sample_frames(model, columns, labels=labels, per_cell=per_cell, **drawing)
+        write = lambda: outputs.write_animation(given.out, frames)
+    else:
+        drawn = draw_columns(model, columns, samples, **drawing)
+        names = column_names(columns, "w={:g}".format, "_")
+        write = lambda: outputs.WRITERS_OF_SAMPLES[kind](given.out, drawn, samples, names)
     if jax.process_index() == 0:
-        with writing(given.out) as new:
-            picture.save(new)
-        source = given.workdir or f"{given.base} and {given.upsampler}"
-        print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
+        origin = given.workdir or f"{given.base} and {given.upsampler}"
+        print(f"wrote {write()} from step {model.step} of {origin}")
         print(f"rows: {class_list(labels, classes)}")
     if given.diagnostics:
-        labels = np.repeat(np.asarray(labels), shown["per_cell"])
-        write_diagnosis(given, model, columns, labels, use, guide=guide, weak=weak)
+        write_diagnosis(given, model, columns, samples, use, guide=guide, weak=weak)
 
 
 def write_diagnosis(given, model, columns, labels, use, **networks):
@@ -119,23 +130,14 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "sample")
-    define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
+    what = "What to write: .png (a grid), .gif (its levels, animated), .npz (arr_0, arr_1), or a folder of images."
+    define_path("out", "grid.png", what, flag_values=given)
+    flags.DEFINE_list("labels", None, "Classes, by number or name, one row each; by default all.", flag_values=given)
+    what = "Number of samples in an .npz or a folder, over --labels in turn; by default --per_cell of each."
+    flags.DEFINE_integer("num_samples", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DRAWN)
     what = "Also write what guidance does at each level, to OUT_diagnostics.json and .png."
     flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
     what = "Number of samples for each label and weight."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
     define_stages(given)
     return given
-
-
-def check_picture(path):
-    """Raises UsageError if no image can be written to path."""
-    from PIL import Image
-
-    kind = Image.registered_extensions().get(Path(path).suffix.lower())
-    try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
-    except Exception as e:  # KeyError: an unknown format; ValueError or OSError: no colour or no writer
-        raise UsageError(f"--out={path}: the ending must be that of a colour image format, such as .png") from e
-    check_writable("out", path)
