@@ -21,6 +21,7 @@ from cfgjax.cli.convert import convert
 from cfgjax.cli.doctor import doctor
 from cfgjax.cli.download import download
 from cfgjax.cli.evaluate import evaluate
+from cfgjax.cli.export import export
 from cfgjax.cli.launch import launch
 from cfgjax.cli.preflight import preflight
 from cfgjax.cli.prepare import prepare
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "download": download,
     "convert": convert,
+    "export": export,
     "preflight": preflight,
     "doctor": doctor,
 }

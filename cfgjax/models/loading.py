@@ -24,9 +24,7 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
     from the run's snapshots, and `step` may be that of a snapshot. mesh: see `sharding.make_mesh`; by default all
     devices. Raises UsageError if there is no such run, step or average.
     """
-    settings = read_settings(workdir)
-    if settings.is_classifier:
-        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    settings = check_draws(workdir)
     mesh, average = make_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
     params = average.read()
     check_params(workdir, settings, params)
@@ -39,6 +37,14 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
         workdir=workdir,
         classes=known_classes(workdir, settings),
     )
+
+
+def check_draws(workdir: str | Path) -> Settings:
+    """Returns the settings of the run in workdir. Raises UsageError if it is that of a classifier."""
+    settings = read_settings(workdir)
+    if settings.is_classifier:
+        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    return settings
 
 
 def use_average(model: Model, workdir: str | Path, ema: float) -> None:
