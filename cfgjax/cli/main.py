@@ -18,6 +18,7 @@ from cfgjax.base.failures import expected_failure
 from cfgjax.base.progress import show_progress
 from cfgjax.cli.compare import compare
 from cfgjax.cli.convert import convert
+from cfgjax.cli.demo import demo
 from cfgjax.cli.doctor import doctor
 from cfgjax.cli.download import download
 from cfgjax.cli.evaluate import evaluate
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "download": download,
     "convert": convert,
     "export": export,
+    "demo": demo,
     "preflight": preflight,
     "doctor": doctor,
 }

@@ -24,7 +24,7 @@ from cfgjax.models.resolving import resolved_combinations
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes, fields
 
-CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
+CELL_PIXELS = 32  # of the smallest images in a picture
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
 
 
@@ -160,10 +160,14 @@ def image_grid(
     images: UInt8[np.ndarray, "rows columns per_cell height width channels"],
     row_names: Sequence[str],
     column_names: Sequence[str],
+    cell_pixels: int = CELL_PIXELS,
 ) -> Image.Image:
-    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns, of one or more lines."""
+    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns, of one or more lines.
+
+    Smaller images are enlarged to about cell_pixels without interpolation.
+    """
     rows, columns, per_cell, height, width, channels = images.shape
-    zoom = max(1, round(CELL_PIXELS / max(height, width)))
+    zoom = max(1, round(cell_pixels / max(height, width)))
     images = images.repeat(zoom, axis=3).repeat(zoom, axis=4)
     if channels == 1:
         images = images.repeat(3, axis=-1)

@@ -1,0 +1,78 @@
+"""`cfgjax demo`: a local page with sliders."""
+
+import importlib.util
+import os
+import socket
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.exits import DONE
+from cfgjax.base.paths import define_path
+from cfgjax.cli.common import begin_command, no_arguments, required
+from cfgjax.distributed.cores import MOST, use_cores
+from cfgjax.runs.config import parse_flags
+
+PORT = 7860
+
+
+def demo(argv):
+    """--workdir=DIR [--port=N]: opens a page on which sliders change guidance, sampler and seed."""
+    given = define_flags(argv)
+    no_arguments(parse_flags(given, argv))
+    required(given, "workdir")
+    if importlib.util.find_spec("gradio") is None:
+        raise UsageError("cfgjax demo needs gradio: pip install 'cfgjax[demo]'")
+    check_port(given.host, given.port)
+    begin_command(given, f"demo of {given.workdir}")
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+    from cfgjax.distributed.devices import open_devices
+
+    use_cores(MOST)
+    open_devices()
+
+    import gradio as gr
+
+    from cfgjax.api.demo_page import FONT, make_page
+    from cfgjax.models.loading import load
+
+    page = make_page(load(given.workdir, given.step, given.ema), given.workdir)
+    page.launch(
+        server_name=given.host,
+        server_port=given.port,
+        share=given.share,
+        inbrowser=given.browser,
+        theme=gr.themes.Default(font=FONT, font_mono=["monospace"]),
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    print(f"the demo is at {page.share_url or page.local_url}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+    return DONE
+
+
+def check_port(host, port):
+    """Raises UsageError if the port cannot be opened."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as e:
+        raise UsageError(f"--port={port}: {e.strerror or e}; give another port") from None
+
+
+def define_flags(argv):
+    """Returns the flags of the command."""
+    given = flags.FlagValues()
+    define_path("workdir", None, "Folder of the run, or an exported model.", flag_values=given)
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+    flags.DEFINE_float("ema", None, "EMA rate or width; by default the run's first.", flag_values=given)
+    what = "Port of the page."
+    flags.DEFINE_integer("port", PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
+    what = "Address on which the page is served; 0.0.0.0 for all of this machine."
+    flags.DEFINE_string("host", "127.0.0.1", what, flag_values=given)
+    flags.DEFINE_bool(
+        "share", False, "Make a public link, as Colab needs, through gradio's servers.", flag_values=given
+    )
+    flags.DEFINE_bool("browser", False, "Open the page in a browser.", flag_values=given)
+    return given
