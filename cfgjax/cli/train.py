@@ -13,6 +13,7 @@ from cfgjax.cli.common import (
     required,
     shared_facts,
 )
+from cfgjax.cli.own_data import define_own_data, with_own_data
 from cfgjax.distributed.cores import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.settings import Settings
@@ -20,10 +21,11 @@ from cfgjax.runs.training_settings import MeshSettings
 
 
 def train(argv):
-    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
+    """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
 
-    --config=FILE --print_config only prints the config.
+    --config=NAME --print_config only prints the config.
     """
+    argv = with_own_data(argv)
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
@@ -57,5 +59,6 @@ def define_flags(argv):
     given = flags.FlagValues()
     define_flag(given, argv)
     define_path("workdir", None, "Folder of the run.", flag_values=given)
+    define_own_data(given)
     define_place(given)
     return given

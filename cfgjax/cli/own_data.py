@@ -1,0 +1,75 @@
+"""`cfgjax train --data=…`: prepares images of the user's own, and chooses a config for them."""
+
+import functools
+import os
+from pathlib import Path
+
+from absl import flags
+
+from cfgjax.base.errors import UsageError, one_line, printable
+from cfgjax.base.paths import define_path
+from cfgjax.base.progress import log
+from cfgjax.runs.config import underscored
+
+OWN_FLAGS = ("data", "size", "labels_from", "network")
+
+
+def define_own_data(given):
+    """Adds the flags of images of the user's own."""
+    what = "Your own images, in place of --config: a folder, an .npz, or what cfgjax prepare wrote."
+    define_path("data", None, what, flag_values=given)
+    what = "Of --data: height and width, 8, 16, 32, 64, 128 or 256; by default what fits the images, at most 64."
+    flags.DEFINE_integer("size", None, what, flag_values=given)
+    what = "Of --data: where labels are: folders, csv (labels.csv), edm (dataset.json), prefixes of names, or none."
+    flags.DEFINE_string("labels_from", None, what, flag_values=given)
+    what = "Of --data: a small network for CPUs, or a large one for an accelerator."
+    flags.DEFINE_enum("network", "small", ["small", "large"], what, flag_values=given)
+
+
+def with_own_data(argv):
+    """Returns argv with the --config of the images in --data, which are prepared first; argv itself without --data."""
+    given = flags.FlagValues()
+    define_own_data(given)
+    define_path("workdir", None, "", flag_values=given)
+    try:
+        given([underscored(word) for word in argv], known_only=True)
+    except flags.Error as e:
+        raise UsageError(printable(one_line(e))) from e
+    if given.data is None:
+        if unused := [name for name in OWN_FLAGS[1:] if given[name].present]:
+            raise UsageError(f"--{unused[0]} is of --data; with --config, override its values")
+        return argv
+    if any(word == "--config" or word.startswith("--config=") for word in argv):
+        raise UsageError("--data and --config are both given; --data chooses a config, whose values can be overridden")
+    if given.workdir is None:
+        raise UsageError("--workdir must be given")
+    folder = prepare_own(given.data, f"{os.path.normpath(given.workdir)}_data", given.size, given.labels_from)
+    return [argv[0], f"--config=own_images:{folder}{',large' * (given.network == 'large')}", *argv[1:]]
+
+
+def prepare_own(data, out, size=None, labels_from=None, say=print):
+    """Returns the folder of the prepared images: `data` itself if it is one, else `out`, which is made or completed."""
+    from cfgjax.base.progress import Progress
+    from cfgjax.data.prepare import Request, prepare
+    from cfgjax.data.sources.own_images import choose_shape, find_own_images
+    from cfgjax.data.sources.prepared import REQUEST
+
+    if (Path(data) / REQUEST).exists():
+        return data
+    log.info("looking at %s …", data)
+    found = find_own_images(data, labels_from)
+    listing = found.listing
+    size, channels, why = choose_shape(listing, size)
+    for note in getattr(listing, "notes", ()):
+        say(note)
+    kind = "grey" if channels == 1 else "colour"
+    say(f"{data}: {len(listing):,} images, {len(listing.classes)} classes; labels: {found.how}")
+    say(f"size {size}×{size}, {kind} ({why}); --size and --labels_from change this")
+    request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
+    workers = len(os.sched_getaffinity(0))
+    bar = functools.partial(Progress, "preparing", "image")
+    about = prepare(listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar)
+    for error in about["errors"]:
+        say(f"left out (cannot be decoded): {printable(error['name'])}: {printable(error['reason'])}")
+    say(f"prepared {about['num_examples']:,} images in {out}")
+    return out
