@@ -9,6 +9,7 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_classes
 
 SHOWN_LENGTH = 16  # characters of a name in a picture
+MOST_NAMES = 20  # names in a message
 
 
 def known_classes(workdir: str | Path, settings: Settings) -> list[str] | None:
@@ -42,4 +43,8 @@ def label_of(word: str, classes: Sequence[str] | None) -> int:
         return whole_number(word)
     if not known:
         raise UsageError(f"label {printable(word)!r} is no number, and the run recorded no class names")
-    raise UsageError(f"there is no class {printable(word)!r}{nearest(word, [printable(other) for other in known])}")
+    synonyms = [printable(part.strip()) for other in known for part in other.split(",")]
+    hint = nearest(word, synonyms)
+    if hint.startswith(";") and len(synonyms) > MOST_NAMES:
+        hint = f"; the classes are {', '.join(synonyms[:3])}, … {synonyms[-1]}"
+    raise UsageError(f"there is no class {printable(word)!r}{hint}")
