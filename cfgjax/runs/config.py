@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,11 +24,13 @@ from cfgjax.base.python_files import (
     load_module,
     split_argument,
 )
+from cfgjax.runs.config_reference import WIDTH, key_like
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.sections import fields_of
 from cfgjax.runs.settings import SECTIONS, Settings, check_kinds
 
 T = TypeVar("T")
+OWN_OF_ABSL, QUOTE = ("flagfile", "undefok"), "'"
 
 # Keys that may change when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways
 # of computing the same values.
@@ -100,6 +103,9 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         argv, nones = split_overrides(argv, config)
     try:
         rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as e:
+        key = key_like(e.flagname) if "config" in flag_values and path is not None else None
+        raise UsageError(f"{printable(one_line(e))}{f', did you mean --config.{key}?' if key else ''}") from e
     except flags.Error as e:
         raise UsageError(printable(one_line(e))) from e
     check_numbers(flag_values, argv)
@@ -132,9 +138,22 @@ def check_numbers(flag_values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def flag_help(flag_values: flags.FlagValues) -> str:
-    """Returns absl's help for the flags, without its own flags and without names of modules."""
-    own = flag_values.get_help().partition("\nabsl.flags:")[0]
-    return "\n".join(line for line in own.splitlines() if line.startswith(" "))
+    """Returns a paragraph for each flag in the order of their definition, without absl's own."""
+    paragraphs = []
+    for name in flag_values:
+        flag = flag_values[name]
+        if name in OWN_OF_ABSL or name.startswith("config.") or not flag.help:
+            continue
+        choices = getattr(flag.parser, "enum_values", None)
+        head = f"--[no]{name}" if flag.boolean else f"--{name}" + (f"={'|'.join(choices)}" if choices else "")
+        default = (
+            ""
+            if flag.boolean or flag.default in (None, [])
+            else f" Default: {(flag.default_as_str or '').strip(QUOTE)}."
+        )
+        text = f"{head}  {' '.join(flag.help.split())}{default}"
+        paragraphs += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(paragraphs)
 
 
 def underscored(arg: str) -> str:

@@ -6,8 +6,6 @@ Each is a function of PARTS, whose result replaces the line `<!-- generated: NAM
 import ast
 import importlib
 import inspect
-import io
-import tokenize
 from pathlib import Path
 
 from python_objects import entry, escape, first_paragraph, markdown
@@ -18,6 +16,7 @@ from cfgjax.base.python_files import load_module
 from cfgjax.cli.convert import CONVERSIONS
 from cfgjax.cli.main import COMMANDS
 from cfgjax.jobs.launch import LAUNCHERS
+from cfgjax.runs.config_reference import config_keys
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "experiments" / "base.py"
@@ -128,40 +127,6 @@ def about_variant(name, word):
     if name == "convert":
         return synopsis([name, word], CONVERSIONS[word].__doc__)
     return markdown(LAUNCHERS[word].__doc__)
-
-
-def comments(text):
-    """Returns {line number: comment} of Python code."""
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-
-
-def config_keys(path=BASE):
-    """Returns {section, "" for the top level: {key: (default as written, comment)}} of the reference of the config.
-
-    Raises ValueError for a key without a comment.
-    """
-    text = path.read_text()
-    (function,) = [node for node in ast.parse(text).body if getattr(node, "name", "") == "reference"]
-    (returned,) = [node.value for node in function.body if isinstance(node, ast.Return)]
-    said, found = comments(text), {"": {}}
-    for section in returned.keywords:
-        is_section = isinstance(section.value, ast.Call) and ast.unparse(section.value.func) == "dict"
-        name = section.arg if is_section else ""
-        for key in section.value.keywords if is_section else [section]:
-            if key.end_lineno not in said:
-                raise ValueError(f"{path.name}: the key {name}.{key.arg} has no comment on line {key.end_lineno}")
-            found.setdefault(name, {})[key.arg] = (default_text(key.value), said[key.end_lineno])
-    return found
-
-
-def default_text(node):
-    """Returns a default as the user sees it: a placeholder is None, a reference is its value."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "placeholder":
-        return "None"
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "FieldReference":
-        return ast.unparse(node.args[0])
-    return ast.unparse(node)
 
 
 def config():
