@@ -104,7 +104,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     try:
         rest = flag_values(argv)
     except flags.UnrecognizedFlagError as e:
-        key = key_like(e.flagname) if "config" in flag_values and path is not None else None
+        key = key_like(e.flagname) if "config" in flag_values else None
         raise UsageError(f"{printable(one_line(e))}{f', did you mean --config.{key}?' if key else ''}") from e
     except flags.Error as e:
         raise UsageError(printable(one_line(e))) from e
@@ -146,12 +146,9 @@ def flag_help(flag_values: flags.FlagValues) -> str:
             continue
         choices = getattr(flag.parser, "enum_values", None)
         head = f"--[no]{name}" if flag.boolean else f"--{name}" + (f"={'|'.join(choices)}" if choices else "")
-        default = (
-            ""
-            if flag.boolean or flag.default in (None, [])
-            else f" Default: {(flag.default_as_str or '').strip(QUOTE)}."
-        )
-        text = f"{head}  {' '.join(flag.help.split())}{default}"
+        known = not flag.boolean and flag.default not in (None, [])
+        default = f" Default: {str(flag.default_as_str).strip(QUOTE)}." if known else ""
+        text = f"{head}  {' '.join(flag.help.split()).rpartition('>: ')[2]}{default}"
         paragraphs += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(paragraphs)
 
