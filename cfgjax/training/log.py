@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from cfgjax.base.progress import BAR, clock
+from cfgjax.base.progress import BAR, clock, make_bar
 from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
 from cfgjax.runs.settings import Settings
@@ -84,15 +84,7 @@ class RunLog:
             return
         self._own = open_writers(workdir, start_step, settings)
         self._added = tuple(writers)
-        self._bar = tqdm.tqdm(
-            total=num_steps,
-            initial=start_step,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            bar_format=BAR,
-        )
+        self._bar = make_bar(total=num_steps, initial=start_step, unit="step", bar_format=BAR)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to a step."""
