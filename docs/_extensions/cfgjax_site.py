@@ -13,13 +13,18 @@ REPOSITORY = "https://github.com/cfgjax/cfgjax"
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 LINK = re.compile(r"\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
 BADGE = re.compile(r"\[!\[(.*?)\]\(.*?\)\]\((.*?)\)")  # a picture that is a link; the picture is on another server
-NOTEBOOKS = {"notebooks/sampling.ipynb": "tutorials/sampling.ipynb"}  # file of the repository: page
+OTHER_NOTEBOOK = re.compile(r"\]\((\w+)\.ipynb\)")  # a link from one notebook to another
+NOTEBOOKS = {  # file of the repository: page
+    f"notebooks/{name}.ipynb": f"tutorials/notebook_{name}.ipynb"
+    for name in ("sampling_and_guidance", "training", "measuring", "your_own_rule")
+}
 
 
 def copy_notebooks(app, config):
     """Copies the notebooks, whose place in the repository is outside of docs/, without badges from other servers."""
     for source, page in NOTEBOOKS.items():
         text = BADGE.sub(r"[\1](\2)", (ROOT / source).read_text())
+        text = OTHER_NOTEBOOK.sub(r"](notebook_\1.ipynb)", text)
         copy = Path(app.srcdir, page)
         if not copy.exists() or copy.read_text() != text:
             copy.write_text(text)
