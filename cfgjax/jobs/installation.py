@@ -30,6 +30,8 @@ PURPOSES = {  # extras of the package: what a user can do with them
     "data": "prepared data sets",
     "plots": "figures",
     "notebooks": "the notebooks",
+    "demo": "cfgjax demo, a page with sliders",
+    "export": "cfgjax export",
     "tfds": "preparing data sets of TensorFlow Datasets",
     "prepare": "preparing those that need TensorFlow itself",
     "docs": "building the documentation",
