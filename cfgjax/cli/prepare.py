@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shlex
+from pathlib import Path
 
 from absl import flags
 
@@ -152,6 +154,8 @@ def verify_folder(out):
 
 def prepared_lines(out, about):
     """Returns lines that describe a prepared data set."""
+    from cfgjax.data.sources.own_images import SIZES
+
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
     lines = [f"left out (cannot be decoded): {error}" for error in left_out]
@@ -161,4 +165,8 @@ def prepared_lines(out, about):
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
     lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
-    return [*lines, f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}"]
+    lines.append(f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}")
+    if request["size"] in SIZES:
+        config, workdir = shlex.quote(f"--config=own_images:{out}"), f"--workdir=runs/{Path(out).name}"
+        lines.append(f"to train on it: cfgjax train {config} {shlex.quote(workdir)}")
+    return lines
