@@ -25,7 +25,7 @@ CHOICE = DemoChoice((1, 2), 3, 2.0, "cfg()", "dpmpp_2m()", 4, "edm()", 5)
 def workdir(tmp_path_factory):
     """A run on digits, trained for four steps."""
     workdir = tmp_path_factory.mktemp("digits") / "run"
-    cfgjax.train(digits_config(**{"mesh.data": 1}), workdir)
+    cfgjax.train(digits_config(), workdir)
     return workdir
 
 

@@ -27,7 +27,7 @@ GUIDE = ROOT / "docs" / "how_to" / "exporting.md"
 def workdir(tmp_path_factory):
     """A run on digits, trained for four steps and evaluated."""
     workdir = tmp_path_factory.mktemp("digits") / "run"
-    cfgjax.train(digits_config(**{"ema.rates": (0.5, 0.9), "mesh.data": 1}), workdir)
+    cfgjax.train(digits_config(**{"ema.rates": (0.5, 0.9)}), workdir)
     return workdir
 
 
@@ -99,7 +99,7 @@ def test_the_card_says_what_the_model_is(exported):
 
 def test_a_card_has_the_frontier_of_the_run(tmp_path):
     workdir = tmp_path / "run"
-    cfgjax.train(mixture_config(**{"mesh.data": 1}), workdir)
+    cfgjax.train(mixture_config(), workdir)
     cfgjax.evaluate(workdir, guidance=(0, 1), num_samples=60, num_steps=4)
     assert run_command(["export", f"--workdir={workdir}", f"--out={tmp_path / 'out'}"]) == 0
     card = (tmp_path / "out" / "README.md").read_text()

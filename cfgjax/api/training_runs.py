@@ -49,9 +49,7 @@ class LogFunction:
 
     def __init__(self, function: Callable[[int, Mapping[str, float]], object]) -> None:
         self._function = function
-
-    def __repr__(self) -> str:
-        return f"on_log={getattr(self._function, '__name__', self._function)}"
+        self.name = f"on_log={getattr(function, '__name__', function)}"
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Calls the function."""

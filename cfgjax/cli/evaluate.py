@@ -31,8 +31,8 @@ from cfgjax.cli.stages import check_stages, define_stages, load_model, upsamplin
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.sample_options import axes, fields
+from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES
 
-MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 MODE_FLAGS = {  # flags that each mode uses

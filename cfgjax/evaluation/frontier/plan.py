@@ -10,13 +10,14 @@ from cfgjax.evaluation.features.networks import load_networks
 from cfgjax.evaluation.frontier.frontier import Frontier
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.frontier.paired import baselines
+from cfgjax.models.arguments import check_whole_number
 from cfgjax.models.cascade import Cascade, first_stage
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.data_settings import DataSettings
 from cfgjax.runs.sample_options import SampleOptions, axes
-from cfgjax.runs.sampling_settings import EvaluateSettings
+from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES, EvaluateSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ def plan_frontier(
         guide.check(base.settings)
     given = {name: value for name, value in (changes or {}).items() if value is not None}
     evaluation = dataclasses.replace(getattr(model, "upsampler", model).settings.evaluate, **given)
+    check_whole_number("num_samples", evaluation.num_samples, 2, MAX_SAMPLES)
+    check_whole_number("batch_size", evaluation.batch_size, 1, MAX_BATCH_SIZE)
     options = axes(base.defaults.options, base.settings.evaluate.options, requested)
     settings = make_settings(with_rule_of_weak(options, requested, weak), base, guide, weak)
     baselines([setting.row for setting in settings], baseline or {})  # raises errors early
