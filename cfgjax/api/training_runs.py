@@ -8,9 +8,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cfgjax.base.errors import UsageError
+from cfgjax.data.prepare_own import own_experiment
 from cfgjax.models.loading import load
 from cfgjax.models.model import Model
-from cfgjax.runs.config import load_file
+from cfgjax.runs.config import flatten, load_config
 from cfgjax.runs.metrics_file import read_metrics
 from cfgjax.runs.settings import Settings
 from cfgjax.training.interrupt import StopFlag
@@ -57,25 +59,42 @@ class LogFunction:
 
 
 def train(
-    config: str | Path | ConfigDict | Settings,
-    workdir: str | Path,
+    config: str | Path | ConfigDict | Settings | None = None,
+    workdir: str | Path | None = None,
     *,
+    data: str | Path | None = None,
+    size: int | None = None,
+    labels_from: str | None = None,
+    network: str = "small",
     hooks: Iterable[Any] = (),
     writers: Iterable[Any] = (),
     on_log: Callable[[int, Mapping[str, float]], object] | None = None,
     stop: StopFlag | None = None,
+    **changes: Any,
 ) -> TrainedRun:
-    """Trains config's run in workdir, or resumes it where it stopped. Returns the `TrainedRun`.
+    """Trains a run in workdir, or resumes it where it stopped. Returns the `TrainedRun`.
 
-    config: the name or path of an experiment, or what `cfgjax.config` or `cfgjax.load_config` returned. hooks: called
-    as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps` steps and at the
-    last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics are logged. stop:
-    an object whose attribute `signal` ends the run, saved, once it is not None.
+    config: the name or path of an experiment, or what `cfgjax.config` or `cfgjax.load_config` returned. data: in its
+    place, images of your own, for which a config is chosen; size, labels_from, network: see `own_experiment`. changes:
+    values of an experiment by section, as in `cfgjax.config`.
+
+    hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
+    steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
+    are logged. stop: an object whose attribute `signal` ends the run, saved, once it is not None.
 
     In the main thread Ctrl-C, SIGTERM and SIGUSR1 save the run and return; in another thread use `stop`. If a hook, a
     writer or on_log raises, the run is saved and ExtensionError names it. Raises what `train_until_stopped` raises.
     """
-    config = load_file(config) if isinstance(config, str | Path) else config
+    if workdir is None:
+        raise UsageError("workdir must be given, the folder of the run")
+    if (config is None) == (data is None):
+        raise UsageError("give either a config or data, images of your own")
+    if data is not None:
+        config = own_experiment(data, workdir, size=size, labels_from=labels_from, network=network)
+    if isinstance(config, str | Path):
+        config = load_config(config, **flatten(changes))
+    elif changes:
+        raise UsageError(f"{next(iter(changes))}: changes are for the name of an experiment; use cfgjax.config")
     listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
     outcome = train_until_stopped(config, workdir, stop, hooks=hooks, writers=listeners)
     return TrainedRun(Path(workdir), outcome.metrics, outcome.done)

@@ -1,14 +1,9 @@
 """`cfgjax train --data=…`: prepares images of the user's own, and chooses a config for them."""
 
-import functools
-import os
-from pathlib import Path
-
 from absl import flags
 
 from cfgjax.base.errors import UsageError, one_line, printable
 from cfgjax.base.paths import define_path
-from cfgjax.base.progress import log
 from cfgjax.runs.config import underscored
 
 OWN_FLAGS = ("data", "size", "labels_from", "network")
@@ -43,33 +38,8 @@ def with_own_data(argv):
         raise UsageError("--data and --config are both given; --data chooses a config, whose values can be overridden")
     if given.workdir is None:
         raise UsageError("--workdir must be given")
-    folder = prepare_own(given.data, f"{os.path.normpath(given.workdir)}_data", given.size, given.labels_from)
-    return [argv[0], f"--config=own_images:{folder}{',large' * (given.network == 'large')}", *argv[1:]]
 
+    from cfgjax.data.prepare_own import own_experiment
 
-def prepare_own(data, out, size=None, labels_from=None, say=print):
-    """Returns the folder of the prepared images: `data` itself if it is one, else `out`, which is made or completed."""
-    from cfgjax.base.progress import Progress
-    from cfgjax.data.prepare import Request, prepare
-    from cfgjax.data.sources.own_images import choose_shape, find_own_images
-    from cfgjax.data.sources.prepared import REQUEST
-
-    if (Path(data) / REQUEST).exists():
-        return data
-    log.info("looking at %s …", data)
-    found = find_own_images(data, labels_from)
-    listing = found.listing
-    size, channels, why = choose_shape(listing, size)
-    for note in getattr(listing, "notes", ()):
-        say(note)
-    kind = "grey" if channels == 1 else "colour"
-    say(f"{data}: {len(listing):,} images, {len(listing.classes)} classes; labels: {found.how}")
-    say(f"size {size}×{size}, {kind} ({why}); --size and --labels_from change this")
-    request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
-    workers = len(os.sched_getaffinity(0))
-    bar = functools.partial(Progress, "preparing", "image")
-    about = prepare(listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar)
-    for error in about["errors"]:
-        say(f"left out (cannot be decoded): {printable(error['name'])}: {printable(error['reason'])}")
-    say(f"prepared {about['num_examples']:,} images in {out}")
-    return out
+    options = {"size": given.size, "labels_from": given.labels_from, "network": given.network}
+    return [argv[0], f"--config={own_experiment(given.data, given.workdir, **options)}", *argv[1:]]
