@@ -8,13 +8,13 @@ from cfgjax.base.errors import UsageError, one_line
 from cfgjax.models.class_names import short_name
 from cfgjax.models.model import Model
 
-RULES = (
+OFFERED_RULES = (
     *("cfg()", "interval(low=0.3, high=3)", "ramp(shape='cosine')", "apg(eta=0)", "cfg_zero(zero_steps=1)"),
     *("rescale(phi=0.7)", "threshold(percentile=95)", "conditional()"),
 )
-SAMPLERS = ("dpmpp_2m_sde()", "dpmpp_2m()", "unipc()", "ddim()", "ancestral(v=0.3)", "heun()")
-GRIDS = ("edm()", "schedule()", "uniform(logsnr_min=-10, logsnr_max=10)", "flow()")
-MAX_W, MAX_STEPS, MAX_PER_LABEL = 8, 64, 8
+OFFERED_SAMPLERS = ("dpmpp_2m_sde()", "dpmpp_2m()", "unipc()", "ddim()", "ancestral(v=0.3)", "heun()")
+OFFERED_GRIDS = ("edm()", "schedule()", "uniform(logsnr_min=-10, logsnr_max=10)", "flow()")
+MAX_W, MOST_LEVELS, MAX_PER_LABEL = 8, 64, 8
 FIRST_LABELS = 5
 FONT = ["system-ui", "sans-serif"]  # of the system: others are loaded from the network
 
@@ -92,23 +92,23 @@ def setting_inputs(model: Model, prefix: str, weight: float) -> list[Any]:
         info=why or "−1 is unconditional, 0 conditional; more is more typical and less diverse",
         interactive=model.has_null_label,
     )
-    rules = RULES if model.has_null_label else ("conditional()",)
+    rules = OFFERED_RULES if model.has_null_label else ("conditional()",)
     choose = lambda known, value, label: gr.Dropdown(
         list(dict.fromkeys([value, *known])), value=value, allow_custom_value=True, label=f"{prefix}{label}"
     )
     return [
         w,
         choose(rules, rules[0], "rule"),
-        choose(SAMPLERS, str(options.sampler), "sampler"),
-        gr.Slider(2, MAX_STEPS, default_steps(model), step=1, label=f"{prefix}levels T"),
-        choose(GRIDS, str(options.grid), "grid"),
+        choose(OFFERED_SAMPLERS, str(options.sampler), "sampler"),
+        gr.Slider(2, MOST_LEVELS, default_steps(model), step=1, label=f"{prefix}levels T"),
+        choose(OFFERED_GRIDS, str(options.grid), "grid"),
     ]
 
 
 def default_steps(model: Model) -> int:
     """Returns the number of levels at the start: that of the run, if the slider has it."""
     steps = model.options.num_steps
-    return steps if isinstance(steps, int) and steps <= MAX_STEPS else MAX_STEPS
+    return steps if isinstance(steps, int) and steps <= MOST_LEVELS else MOST_LEVELS
 
 
 def as_choice(

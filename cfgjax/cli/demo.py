@@ -13,7 +13,7 @@ from cfgjax.cli.common import begin_command, no_arguments, required
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import parse_flags
 
-PORT = 7860
+DEMO_PORT = 7860
 
 
 def demo(argv):
@@ -68,7 +68,7 @@ def define_flags(argv):
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
     flags.DEFINE_float("ema", None, "EMA rate or width; by default the run's first.", flag_values=given)
     what = "Port of the page."
-    flags.DEFINE_integer("port", PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
+    flags.DEFINE_integer("port", DEMO_PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
     what = "Address on which the page is served; 0.0.0.0 for all of this machine."
     flags.DEFINE_string("host", "127.0.0.1", what, flag_values=given)
     flags.DEFINE_bool(

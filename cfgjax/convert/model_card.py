@@ -9,7 +9,7 @@ from cfgjax.evaluation.report.protocol import protocol, protocol_lines
 from cfgjax.models.description import size_text
 from cfgjax.runs.settings import Settings
 
-MAX_CLASSES = 20  # named in a card
+CLASSES_NAMED = 20  # named in a card
 
 
 def model_card(
@@ -28,10 +28,10 @@ def model_card(
     blocks = [
         header,
         [f"# {name}"],
-        [about(settings)],
-        table(["", ""], facts(settings, step, ema, parameters, classes)),
+        [introduction(settings)],
+        markdown_lines(["", ""], facts(settings, step, ema, parameters, classes)),
         ["## Use"],
-        usage(settings, name),
+        python_lines(settings, name),
         ["## Evaluation"],
         *evaluation(frontier),
         ["## Licence"],
@@ -40,7 +40,7 @@ def model_card(
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def about(settings: Settings) -> str:
+def introduction(settings: Settings) -> str:
     """Returns the sentence that says what the model is."""
     data, diffusion = settings.data, settings.diffusion
     kind = "upsampler" if data.low_res_shape is not None else "diffusion model"
@@ -59,7 +59,9 @@ def facts(
     """Returns the lines of the table of facts."""
     data, given = settings.data, settings.given
     trained, optimizer, diffusion = given["train"], given["optimizer"], given["diffusion"]
-    names = ", ".join(classes[:MAX_CLASSES]) + (", …" if len(classes) > MAX_CLASSES else "") if classes else "not named"
+    names = "not named"
+    if classes:
+        names = ", ".join([*classes[:CLASSES_NAMED], *(["…"] if len(classes) > CLASSES_NAMED else [])])
     return [
         ("data", f"{data.source} {data.options.get('path') or ''}".strip()),
         ("shape of a sample", size_text(data.image_shape)),
@@ -73,7 +75,7 @@ def facts(
     ]
 
 
-def usage(settings: Settings, name: str) -> list[str]:
+def python_lines(settings: Settings, name: str) -> list[str]:
     """Returns the lines that load the model and draw samples."""
     guided = settings.diffusion is not None and settings.diffusion.p_uncond
     return [
@@ -94,10 +96,10 @@ def evaluation(frontier: Mapping[str, Any] | None) -> list[list[str]]:
     head, *lines = frontier_cells(rows)
     wide = [(line[0], *[""] * (len(head) - 1)) if len(line) == 1 else line for line in lines]
     card = ["```text", *protocol_lines(protocol(frontier, rows)), "```"]
-    return [table(head, wide), ["![The frontier](evaluation/frontier.png)"], card]
+    return [markdown_lines(head, wide), ["![The frontier](evaluation/frontier.png)"], card]
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def markdown_lines(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """Returns a Markdown table."""
     row = lambda cells: f"| {' | '.join(cells)} |"
     return [row(head), row(["---"] * len(head)), *map(row, lines)]

@@ -24,7 +24,7 @@ from cfgjax.base.python_files import (
     load_module,
     split_argument,
 )
-from cfgjax.runs.config_reference import WIDTH, key_like
+from cfgjax.runs.config_reference import HELP_WIDTH, key_like
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.sections import fields_of
 from cfgjax.runs.settings import SECTIONS, Settings, check_kinds
@@ -149,7 +149,7 @@ def flag_help(flag_values: flags.FlagValues) -> str:
         known = not flag.boolean and flag.default not in (None, [])
         default = f" Default: {str(flag.default_as_str).strip(QUOTE)}." if known else ""
         text = f"{head}  {' '.join(flag.help.split()).rpartition('>: ')[2]}{default}"
-        paragraphs += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
+        paragraphs += textwrap.wrap(text, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(paragraphs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cfgjax.base.experiments import experiments_folder
 
-WIDTH = 100  # of help
+HELP_WIDTH = 100  # of help
 
 
 def comments(text: str) -> dict[int, str]:
@@ -59,7 +59,7 @@ def config_help() -> str:
         for key, (default, meaning) in keys.items():
             name = f"{section}.{key}" if section else key
             text = f"{name} = {default}: {meaning}"
-            lines += textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="      ")
+            lines += textwrap.wrap(text, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.weights import read_state_dict
 
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"
-REMEDY = "export the model again"
+EXPORT_AGAIN = "export the model again"
 
 
 class ExportedParameters(NamedTuple):
@@ -27,7 +27,7 @@ class ExportedParameters(NamedTuple):
     def read(self) -> PyTree:
         """Returns the parameters as numpy arrays. Raises UsageError if the file is missing or damaged."""
         if file_digest(Path(self.path)) != self.digest:
-            raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {REMEDY}")
+            raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {EXPORT_AGAIN}")
         return nested(read_state_dict(self.path))
 
 
@@ -39,7 +39,7 @@ def is_exported(workdir: str | Path) -> bool:
 def exported_parameters(workdir: str | Path, step: int | None = None, ema: float | None = None) -> ExportedParameters:
     """Returns the `ExportedParameters` of a folder. Raises UsageError if it has another step or average than asked."""
     path = Path(workdir).absolute()
-    found = read_json(path / EXPORT_FILE, keys={"step": int, "ema": float, "digest": str}, remedy=REMEDY)
+    found = read_json(path / EXPORT_FILE, keys={"step": int, "ema": float, "digest": str}, remedy=EXPORT_AGAIN)
     for name, value in (("step", step), ("ema", ema)):
         if value is not None and value != found[name]:
             raise UsageError(f"{workdir} is an exported model of {name} {found[name]:g}; it has no {name} {value:g}")
@@ -50,17 +50,18 @@ def write_exported(folder: Path, params: PyTree, step: int, ema: float, about: d
     """Writes the parameters of an average, and `about` beside its step and digest. Needs the library safetensors."""
     from safetensors.numpy import save_file
 
-    save_file(flat(params), folder / WEIGHTS_FILE, metadata={"format": "flax"})
+    save_file(by_path(params), folder / WEIGHTS_FILE, metadata={"format": "flax"})
     (folder / WEIGHTS_FILE).chmod(stat.S_IMODE(folder.stat().st_mode) & 0o666)  # the library makes it private
     digest = file_digest(folder / WEIGHTS_FILE)
     write_json(folder / EXPORT_FILE, {"step": step, "ema": ema, "digest": digest, **about}, indent=1)
 
 
-def flat(params: PyTree, prefix: str = "") -> dict[str, np.ndarray]:
+def by_path(params: PyTree, prefix: str = "") -> dict[str, np.ndarray]:
     """Returns {"block/kernel": array} of nested dicts."""
     found: dict[str, np.ndarray] = {}
     for name, value in params.items():
-        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": contiguous(value)}
+        path = f"{prefix}{name}"
+        found |= by_path(value, f"{path}/") if isinstance(value, dict) else {path: contiguous(value)}
     return found
 
 
@@ -87,4 +88,4 @@ def file_digest(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror}; {REMEDY}") from None
+        raise UsageError(f"cannot read {path}: {e.strerror}; {EXPORT_AGAIN}") from None
