@@ -245,12 +245,12 @@ def fewest(name):
 def rules_table(name):
     """Returns a table of the metrics of each rule and weight, with the paired difference of the distance.
 
-    At w = 0 all rules are the conditional model, which has one line.
+    At w = 0 all rules are the conditional model, which has one line for each number of evaluations.
     """
     table = [("rule", "w", "evaluations", "FD", "difference", "precision", "recall", "coverage", "accuracy")]
     rows = stored(name)
-    unguided = next(row for row in rows if row["guidance_weight"] == 0)
-    for row in [unguided, *(row for row in rows if row["guidance_weight"])]:
+    unguided = {row[COST]: row for row in rows if row["guidance_weight"] == 0}
+    for row in [*unguided.values(), *(row for row in rows if row["guidance_weight"])]:
         change = f"{row[f'{FD}_change']:+.3f} ± {row[f'{FD}_change_interval']:.3f}"
         shares = [f"{row[key]:.3f}" for key in ("precision", "recall", "coverage", "accuracy")]
         rule = row["rule"] if row["guidance_weight"] else "conditional()"
@@ -301,7 +301,7 @@ def with_strips(text):
     return re.sub(r"(\{\{strip \w+\}\}\n)+\n?", "", text)
 
 
-STEPS = ("digits_steps",)  # stored tables of samplers against network evaluations
+STEPS = ("digits_steps", "fashion_mnist_steps")  # stored tables of samplers against network evaluations
 TABLES = {
     "digits_steps": steps_table,
     "digits_fewest": lambda _: fewest("digits_steps"),
@@ -309,6 +309,7 @@ TABLES = {
     "digits_noise": lambda name: crossed_table(name, sampler_and_grid, "sampler, grid"),
     "digits_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
     "digits_p_uncond": lambda name: crossed_table(name, p_uncond, "p_uncond"),
+    "fashion_mnist_frontier": rules_table,
     "fashion_mnist_rules": rules_table,
     "fashion_mnist_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
     "fashion_mnist_steps": steps_table,

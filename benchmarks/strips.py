@@ -1,6 +1,6 @@
 """Draws docs/guidance/strips/: what each rule and each sampler draws from the same noise, of a run on images.
 
-python benchmarks/strips.py --workdir=runs/fashion_mnist_small --weak=runs/fashion_mnist_small@1000     # 10 minutes
+python benchmarks/strips.py --workdir=runs/fashion_mnist_small --weak=runs/fashion_mnist_small@500     # 10 minutes
 
 A strip has an image for each of the first ten classes, in two lines with different noise.
 """
@@ -86,7 +86,7 @@ def main(argv):
     given = flags.FlagValues()
     flags.DEFINE_string("workdir", "runs/fashion_mnist_small", "Folder of the run.", flag_values=given)
     flags.DEFINE_string(
-        "weak", "runs/fashion_mnist_small@1000", "Run of the weak model: WORKDIR[@STEP][,ema=RATE].", flag_values=given
+        "weak", "runs/fashion_mnist_small@500", "Run of the weak model: WORKDIR[@STEP][,ema=RATE].", flag_values=given
     )
     flags.DEFINE_list("only", [], "Strips to draw; by default all.", flag_values=given)
     return harness.command(argv, __doc__, given, lambda: draw_strips(given.workdir, given.weak, given.only))

@@ -16,7 +16,7 @@ COMMANDS = ("train", "evaluate")
 
 def get_sweep():
     """Returns [(name, {"config.key": value})], with an entry for each run."""
-    same = {"config.evaluate.guidance": (0.0, 0.25, 0.5, 1.0)}
+    same = {"config.evaluate.guidance": (0.0, 0.25, 0.5, 1.0), "config.evaluate.num_samples": 1000}
     return [
         (f"p_uncond={p_uncond},seed={seed}", {"config.diffusion.p_uncond": p_uncond, "config.seed": seed, **same})
         for p_uncond, seed in itertools.product((0.1, 0.2, 0.5), (0, 1, 2))
