@@ -109,11 +109,11 @@ class Checkpoints:
 
         If a write fails in one process, Orbax leaves the processes waiting at different barriers.
         """
-        before: dict[Path, int] | None = None
+        before: dict[str, int] | None = None
         since = time.monotonic()
         while self._manager.is_saving_in_progress():
             self.check()
-            written = sizes(self.directory.glob(f"{self._saving}*/**/*"))
+            written = sizes(self.directory, str(self._saving))
             if written != before:
                 before, since = written, time.monotonic()
             elif time.monotonic() - since > patience:

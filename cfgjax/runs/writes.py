@@ -1,8 +1,9 @@
 """Writes of a checkpoint in progress: their sizes, and their failures as soon as they happen."""
 
 import contextlib
+import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,10 +64,15 @@ def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handl
     return handler
 
 
-def sizes(paths: Iterable[Path]) -> dict[Path, int]:
-    """Returns {path: size in bytes} of those paths that exist."""
+def sizes(directory: Path, beginning: str) -> dict[str, int]:
+    """Returns {path: size in bytes} of the files below those folders in a directory whose names begin with this.
+
+    A temporary folder may be renamed meanwhile: what is no longer there is left out.
+    """
     result = {}
-    for path in paths:
-        with contextlib.suppress(OSError):  # a temporary folder may be renamed meanwhile
-            result[path] = path.stat().st_size
+    for top in directory.glob(f"{beginning}*"):
+        for folder, _, files in os.walk(top):  # unlike glob, it passes over folders that vanish
+            for name in files:
+                with contextlib.suppress(OSError):
+                    result[os.path.join(folder, name)] = os.path.getsize(os.path.join(folder, name))
     return result

@@ -1,5 +1,6 @@
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from cfgjax.distributed.sharding import make_mesh
 from cfgjax.runs.checkpoint import Checkpoints, restore_params
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.training_settings import CheckpointSettings
-from cfgjax.runs.writes import SaveError
+from cfgjax.runs.writes import SaveError, sizes
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
 
@@ -195,3 +196,23 @@ def test_parameters_and_averages_are_read_without_the_rest_of_the_state(saved):
         restore_params(saved, "0.5")
     with pytest.raises(UsageError, match="no step 7 in .* it has 30, 20, 10"):
         restore_params(saved, "0.9", step=7)
+
+
+def test_the_progress_of_a_save_is_seen_while_its_folder_is_renamed(tmp_path):
+    (tmp_path / "90.tmp" / "state" / "parts").mkdir(parents=True)
+    (tmp_path / "90.tmp" / "state" / "parts" / "0").write_bytes(b"0" * 7)
+    ended = threading.Event()
+
+    def rename():
+        for _ in range(3000):
+            (tmp_path / "90.tmp").rename(tmp_path / "90")
+            (tmp_path / "90").rename(tmp_path / "90.tmp")
+        ended.set()
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    while not ended.is_set():
+        assert set(sizes(tmp_path, "90").values()) <= {7}
+    thread.join()
+    assert sizes(tmp_path, "90") == {str(tmp_path / "90.tmp" / "state" / "parts" / "0"): 7}
+    assert sizes(tmp_path, "8") == {}
