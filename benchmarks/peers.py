@@ -1,6 +1,10 @@
-"""Compares the training speed of cfgjax, an ADM U-Net in eager PyTorch and diffusers' UNet2DModel in one run.
+"""Compares the speed of cfgjax, an ADM U-Net in PyTorch and diffusers' UNet2DModel, in training or in sampling.
 
 python benchmarks/peers.py --configs=small8,small32 --repeats=15 --json=peers.json
+python benchmarks/peers.py --configs=small32 --task=sample --contestants=eager,eager_tuned,eager_compiled,cfgjax
+
+A training step is an optimizer step on one batch. A sampling step is a DDIM step with guidance, two evaluations of the
+network for each image.
 
 Every contestant runs in its own process, so that its memory and compile time are measured separately. All processes
 exist at once. In each round they take their steps in turn, while the others sleep.
@@ -36,11 +40,12 @@ CONTESTANTS = {
     "cfgjax_8": ("jax", (8,)),
 }
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
-ROUND_STEPS = 8  # optimizer steps of a contestant in each round
+ROUND_STEPS = 8  # steps of a contestant in each round
 REFERENCE = "eager"
-PASSED = ("batch_size", "dtype", "cores", "clock")
+PASSED = ("batch_size", "dtype", "cores", "clock", "task")
 COLUMNS = {
     "configuration": lambda f: f["config"],
+    "task": lambda f: f["task"],
     "        contestant": lambda f: f["contestant"],
     "parameters": lambda f: f"{f['parameters']:,}",
     "batch": lambda f: str(f["batch_size"]),
@@ -53,6 +58,11 @@ COLUMNS = {
 }
 
 
+def chosen(given):
+    """Returns the contestants that can take part. In sampling there are no steps per dispatch."""
+    return [name for name in given.contestants if not missing(name) and (given.task, name) != ("sample", "cfgjax_8")]
+
+
 def missing(name):
     """Returns the missing library that a contestant needs, or None."""
     kind, (network, *_) = CONTESTANTS[name]
@@ -60,19 +70,28 @@ def missing(name):
     return next((library for library in needed if importlib.util.find_spec(library) is None), None)
 
 
-def make_torch(config, network, mode):
+def make_torch(task, config, network, mode):
     """Returns (function that takes ROUND_STEPS steps, number of parameters) of a peer."""
     import torch_peers
 
+    if task == "sample":
+        draw = torch_peers.Sampler(config, network, mode, ROUND_STEPS)
+        return draw, draw.parameters
     step = torch_peers.Step(config, network, mode)
     return lambda: [step() for _ in range(ROUND_STEPS)], step.parameters
 
 
-def make_jax(config, steps_per_dispatch):
-    """Returns (function that takes ROUND_STEPS steps, number of parameters) for the step of `cfgjax train`."""
+def make_jax(task, config, steps_per_dispatch):
+    """Returns (function that takes ROUND_STEPS steps, number of parameters) of `cfgjax train` or of `Model.sample`."""
     import jax
+    import numpy as np
 
     jax.config.update("jax_enable_compilation_cache", False)
+    if task == "sample":
+        model, index = harness.fresh_model(config), np.arange(config.train.batch_size)
+        draw = model.sampler(sampler="ddim()", num_steps=ROUND_STEPS)
+        run = lambda: jax.block_until_ready(draw(index, index % model.num_classes, np.ones(len(index))))
+        return run, sum(leaf.size for leaf in jax.tree.leaves(model.params))
     run, state, batches = open_step(config, steps_per_dispatch)
     dispatch = run.dispatch.lower(state, batches, run.step_key).compile()
     kept = [state]
@@ -94,7 +113,7 @@ def contestant(given):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
     start = clock()
-    take, parameters = (make_torch if kind == "torch" else make_jax)(config, *arguments)
+    take, parameters = (make_torch if kind == "torch" else make_jax)(given.task, config, *arguments)
     take()
     ready, told = clock() - start, functools.partial(print, flush=True)
     start = clock()
@@ -111,7 +130,7 @@ def contestant(given):
 def measure(given):
     """Returns a row for each contestant, whose time in each round is compared with eager's in the same round."""
     config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
-    names = [name for name in given.contestants if not missing(name)]
+    names = chosen(given)
     told, seconds, rows = {}, {name: [] for name in names}, []
     with contextlib.ExitStack() as stack:
         start = functools.partial(start_contestant, given, stack)
@@ -132,7 +151,8 @@ def measure(given):
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
         rates = harness.rate_figures(ROUND_STEPS * config.train.batch_size, seconds[name])
         rows.append(
-            {"config": given.configs[0], "batch_size": config.train.batch_size, "contestant": name, **told[name]}
+            {"config": given.configs[0], "task": given.task, "batch_size": config.train.batch_size}
+            | {"contestant": name, **told[name]}
             | {"ms_per_step": 1000 * config.train.batch_size / rates["images_per_second"], **rates}
             | {"times_eager": statistics.median(ratios) if ratios else None}
             | {"times_eager_quartiles": quartiles[::2]}
@@ -164,6 +184,7 @@ def cases(given):
 def main(argv):
     """Runs `peers.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
+    flags.DEFINE_enum("task", "train", ["train", "sample"], "What a step is.", flag_values=given)
     flags.DEFINE_list("contestants", list(CONTESTANTS), "Which take part.", flag_values=given)
     flags.DEFINE_integer(
         "cores", None, "Number of cores that each contestant may use; by default all.", flag_values=given, lower_bound=1

@@ -1,4 +1,4 @@
-"""The PyTorch peers: ADM's U-Net in plain modules, diffusers' U-Net of the same shape, and a training step of each."""
+"""The PyTorch peers: the U-Net of ADM in plain modules and that of diffusers; how they train and sample."""
 
 import functools
 import math
@@ -147,17 +147,15 @@ def diffusers_unet(model, image_shape, num_classes):
     return net
 
 
-class Step:
-    """A training step on one batch of random images: noise, forward, loss, backward, AdamW, EMA; on a GPU if present.
+class Peer:
+    """A network with random parameters, on a GPU if present. In bfloat16 it runs under autocast.
 
-    In bfloat16 the network runs under autocast, with float32 parameters.
-
-    network: "adm" or "diffusers". mode: "eager"; "channels_last", which also fuses AdamW and EMA over all parameters;
-    or "compile", which adds torch.compile. parameters: their number.
+    network: "adm" or "diffusers". mode: "eager"; "channels_last", which also lets cuDNN choose its algorithms by trial
+    and fuses updates over all parameters; or "compile", which adds torch.compile. parameters: their number.
     """
 
     def __init__(self, config, network, mode):
-        model, optimizer, batch = config.model, config.optimizer, config.train.batch_size
+        model = config.model
         if not (model.scale_shift and model.resblock_resample and model.conditional):
             raise UsageError("the peers have AdaGN, resampling in residual blocks and labels")
         if model.head_channels is None or not model.null_label:
@@ -168,21 +166,61 @@ class Step:
         make = {"adm": UNet, "diffusers": diffusers_unet}[network]
         self.together = mode != "eager"
         torch.backends.cudnn.benchmark = self.together
-        layout = torch.channels_last if self.together else torch.contiguous_format
-        self.net = make(model, config.data.image_shape, config.data.num_classes).to(self.device, memory_format=layout)
+        self.layout = torch.channels_last if self.together else torch.contiguous_format
+        net = make(model, config.data.image_shape, config.data.num_classes)
+        self.net = net.to(self.device, memory_format=self.layout)
+        self.parameters = sum(parameter.numel() for parameter in self.net.parameters())
+        call = torch.compile(self.net) if mode == "compile" else self.net
+        self.call = lambda z, time, label: getattr(out := call(z, time, label), "sample", out)
+        height, width, colours = config.data.image_shape
+        self.shape, self.num_classes = (config.train.batch_size, colours, height, width), config.data.num_classes
+
+
+class Sampler(Peer):
+    """Draws a batch of images by DDIM of num_steps steps with guidance, w = 1, as a loop in Python."""
+
+    def __init__(self, config, network, mode, num_steps):
+        super().__init__(config, network, mode)
+        self.net.eval()
+        self.label = torch.arange(self.shape[0], device=self.device) % self.num_classes
+        self.u = torch.linspace(0.99, 0.01, num_steps + 1, device=self.device)
+
+    @torch.no_grad()
+    def __call__(self, w=1.0):
+        """Returns the images, [B, C, H, W] in float32, which are complete on return."""
+        z = torch.randn(self.shape, device=self.device).to(memory_format=self.layout)
+        labels = torch.cat([self.label, torch.full_like(self.label, self.num_classes)])
+        alphas, sigmas = torch.cos(self.u * math.pi / 2), torch.sin(self.u * math.pi / 2)
+        with self.cast:  # around all steps: it keeps the weights that it casts
+            for u, alpha, sigma, next_alpha, next_sigma in zip(
+                self.u, alphas, sigmas, alphas[1:], sigmas[1:], strict=False
+            ):
+                out = self.call(torch.cat([z, z]), (1000 * u).expand(len(labels)), labels)
+                conditional, unconditional = out.float().chunk(2)
+                eps = (1 + w) * conditional - w * unconditional
+                x = ((z - sigma * eps) / alpha).clamp(-1, 1)
+                z = next_alpha * x + next_sigma * (z - alpha * x) / sigma
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return x
+
+
+class Step(Peer):
+    """A training step on one batch of random images: noise, forward, loss, backward, AdamW, EMA; weights in float32."""
+
+    def __init__(self, config, network, mode):
+        super().__init__(config, network, mode)
+        optimizer = config.optimizer
         self.net.train()
         self.params = list(self.net.parameters())
-        self.parameters = sum(parameter.numel() for parameter in self.params)
         self.ema = [parameter.detach().clone() for parameter in self.params]
-        self.rate, self.clip_norm, self.num_classes = config.ema.rates[0], optimizer.clip_norm, config.data.num_classes
+        self.rate, self.clip_norm = config.ema.rates[0], optimizer.clip_norm
         rates = dict(lr=optimizer.learning_rate, betas=(optimizer.b1, optimizer.b2), eps=optimizer.eps)
         self.optimizer = torch.optim.AdamW(
             self.params, **rates, weight_decay=optimizer.weight_decay, fused=self.together or None
         )
-        self.call = torch.compile(self.net) if mode == "compile" else self.net
-        height, width, colours = config.data.image_shape
-        self.image = (torch.rand(batch, colours, height, width) * 2 - 1).to(self.device, memory_format=layout)
-        self.label = torch.randint(0, self.num_classes, (batch,), device=self.device)
+        self.image = (torch.rand(self.shape) * 2 - 1).to(self.device, memory_format=self.layout)
+        self.label = torch.randint(0, self.num_classes, self.shape[:1], device=self.device)
 
     def __call__(self):
         """Takes one step, which is complete on return. Returns the loss."""
@@ -193,7 +231,7 @@ class Step:
         label = torch.where(torch.rand(batch, device=self.device) < 0.1, self.num_classes, self.label)
         with self.cast:
             out = self.call(z, 1000 * u, label)
-        loss = functional.mse_loss(getattr(out, "sample", out).float(), eps)
+        loss = functional.mse_loss(out.float(), eps)
         self.optimizer.zero_grad()
         loss.backward()
         if self.clip_norm is not None:

@@ -4,6 +4,7 @@ Parameters are float32. Convolutions, matrix products and the residual stream ar
 softmax and the time embedding always in float32. Submodule names are the checkpoint format.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -176,10 +177,12 @@ def plain_attention(q: Heads, k: Heads, v: Heads) -> Heads:
 def fused_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     """Returns `plain_attention` as one operation: cuDNN's on GPUs in 16 bits, otherwise XLA's.
 
-    cuDNN never stores all N² weights; it needs C to be a multiple of 8, up to 128. Softmax is float32 in both.
+    The backward pass keeps no N² weights: cuDNN never stores all of them, and XLA's form recomputes them. cuDNN needs C
+    to be a multiple of 8, up to 128. Softmax is float32 in both.
     """
-    cudnn = traced_platform() == "gpu" and q.dtype.itemsize == 2
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn else "xla")
+    if traced_platform() == "gpu" and q.dtype.itemsize == 2:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return jax.checkpoint(functools.partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v)
 
 
 class Attention(nn.Module):

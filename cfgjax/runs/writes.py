@@ -73,6 +73,7 @@ def sizes(directory: Path, beginning: str) -> dict[str, int]:
     for top in directory.glob(f"{beginning}*"):
         for folder, _, files in os.walk(top):  # unlike glob, it passes over folders that vanish
             for name in files:
+                path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):
-                    result[os.path.join(folder, name)] = os.path.getsize(os.path.join(folder, name))
+                    result[path] = os.path.getsize(path)
     return result

@@ -284,7 +284,7 @@ def test_evaluations_that_cannot_be_paired_are_refused(straight, tmp_path):
     for given, told in [
         (records, "influences-"),
         (changed(features={"digest": "x"}), "first and second differ in features"),
-        (changed(rows=[row | {"num_samples": 7}]), "the baseline has num_samples 90 and w = 1 has 7"),
+        (changed(rows=[row | {"num_samples": 7}]), "first has num_samples 90 and second has 7"),
         (changed(rows=[row | {"seed": 7}]), "no setting has run=first"),
         (changed(rows=[without]), "second, w = 1 was measured without influences"),
     ]:

@@ -79,7 +79,7 @@ def paired_rows(count=200, noise=0.1):
         row(w, **with_intervals({"m": v.mean()}, i, Design()))
         for w, v, i in zip((0.0, 1.0), values, influences, strict=True)
     ]
-    return with_changes(rows, influences.__getitem__, lambda i: Design(), {}, KEYS), values
+    return with_changes(rows, influences.__getitem__, lambda i: Design(), baselines(rows, {}), KEYS), values
 
 
 def test_the_paired_interval_is_that_of_the_mean_difference():

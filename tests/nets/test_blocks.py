@@ -42,10 +42,12 @@ def test_group_norm_equals_the_formula_in_float64(dtype, offset):
     batch = tuple(jnp.stack([a, -a]) for a in ada)
     plain, adapted = GroupNorm().apply(params, x), GroupNorm().apply(params, x, batch)
     assert (plain.dtype, adapted.dtype) == (jnp.float32, jnp.float32)
+    # in bfloat16 the variance is E[x²] − μ²; the rounding of x itself changes results by 2⁻⁹ offset
     tolerance = 1e-5 * max(1, offset)
-    np.testing.assert_allclose(plain, group_norm(x, gamma, beta), atol=tolerance)
+    relative = 1e-7 * offset**2 if dtype == jnp.bfloat16 else 0
+    np.testing.assert_allclose(plain, group_norm(x, gamma, beta), rtol=relative, atol=tolerance)
     expected = group_norm(x, gamma, beta, *(np.asarray(a)[:, None, None] for a in batch))
-    np.testing.assert_allclose(adapted, expected, atol=5 * tolerance)
+    np.testing.assert_allclose(adapted, expected, rtol=relative, atol=5 * tolerance)
 
 
 @pytest.mark.parametrize(("channels", "use"), [(40, "use 32 or 64"), (100, "use 96 or 128"), (16, "use 32")])

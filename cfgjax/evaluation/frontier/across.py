@@ -6,7 +6,7 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.evaluation.features.hashed import read_influences
-from cfgjax.evaluation.frontier.paired import Design, SampleInfluences, design, with_changes
+from cfgjax.evaluation.frontier.paired import Design, SampleInfluences, baselines, design, with_changes
 from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
 from cfgjax.runs.sample_options import SampleOptions
 
@@ -30,8 +30,11 @@ def rows_with_changes(records: Mapping[str, Mapping[str, Any]], wanted: Mapping[
                 raise UsageError(f"--baseline: {label}, w = {row['guidance_weight']:g} {what}; evaluate it again")
             rows.append({RUN: label, **row})
             designs.append(row_design(row, record))
+    bases = baselines(rows, wanted)
+    for row, base in zip(rows, bases, strict=True):
+        check_pairs(row, base)
     read = functools.lru_cache(maxsize=2)(lambda i: stored_influences(rows[i][INFLUENCES]))
-    return with_changes(rows, read, designs.__getitem__, wanted, (RUN, *setting_keys()))
+    return with_changes(rows, read, designs.__getitem__, bases, (RUN, *setting_keys()))
 
 
 def check_shared(records: Mapping[str, Mapping[str, Any]]) -> None:
@@ -42,6 +45,14 @@ def check_shared(records: Mapping[str, Mapping[str, Any]]) -> None:
         for label in others:
             if digest(label) != digest(first):
                 raise UsageError(f"--baseline: {first} and {label} differ in {key}; pairs need the same")
+
+
+def check_pairs(row: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """Raises UsageError unless the samples of two settings have the same number and labels."""
+    for key in ("num_samples", "label_policy"):
+        if row[key] != base[key]:
+            what = f"{base[RUN]} has {key} {base[key]} and {row[RUN]} has {row[key]}"
+            raise UsageError(f"--baseline: {what}; pairs need the same samples")
 
 
 def row_design(row: Mapping[str, Any], record: Mapping[str, Any]) -> Design:

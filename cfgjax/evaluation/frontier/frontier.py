@@ -35,7 +35,7 @@ from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
 from cfgjax.evaluation.frontier.measure import measure_with_influences
-from cfgjax.evaluation.frontier.paired import Design, design, with_changes, with_intervals
+from cfgjax.evaluation.frontier.paired import Design, baselines, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
@@ -176,7 +176,7 @@ class Frontier:
         paths = [self._influences_file(store, reference) for store in self._stores]
         read = functools.lru_cache(maxsize=2)(lambda i: read_arrays(*paths[i]))
         designs = [self._design(setting) for setting in self.settings]
-        return with_changes(rows, read, designs.__getitem__, baseline, setting_keys())
+        return with_changes(rows, read, designs.__getitem__, baselines(rows, baseline), setting_keys())
 
     def _design(self, setting: Setting) -> Design:
         return design(setting.options, self.num_samples, self.model.num_classes)

@@ -106,17 +106,16 @@ def with_changes(
     rows: Rows,
     influences: Callable[[int], SampleInfluences],
     designs: Callable[[int], Design],
-    wanted: Mapping[str, Any],
+    bases: Rows,
     keys: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Returns the rows with the differences from their baseline, as pairs of samples with the same noise and label.
 
-    influences, designs: of the row of an index. wanted: see `baselines`. keys: of the settings, for the text of the
-    baseline. Raises UsageError for a baseline with other samples.
+    influences, designs: of the row of an index. bases: of the rows, see `baselines`. keys: of the settings, for the
+    text of the baseline.
     """
     result, keys = [], [key for key in keys if key not in GROUPED]
-    for i, (row, base) in enumerate(zip(rows, baselines(rows, wanted), strict=True)):
-        check_pairs(row, base)
+    for i, (row, base) in enumerate(zip(rows, bases, strict=True)):
         at = next(j for j, other in enumerate(rows) if other is base)
         own, theirs = influences(i), influences(at)
         pairs = paired_design(designs(i), designs(at))
@@ -129,11 +128,3 @@ def with_changes(
             {**row, "baseline": setting_text(base, rows, keys), **{n: changes[n] for n in ordered if n in changes}}
         )
     return result
-
-
-def check_pairs(row: Mapping[str, Any], base: Mapping[str, Any]) -> None:
-    """Raises UsageError unless the samples of two settings have the same number and labels."""
-    for key in ("num_samples", "label_policy"):
-        if row.get(key) != base.get(key):
-            what = f"the baseline has {key} {base.get(key)} and w = {row['guidance_weight']:g} has {row.get(key)}"
-            raise UsageError(f"--baseline: {what}; pairs need the same samples")

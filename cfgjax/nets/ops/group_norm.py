@@ -14,7 +14,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 PerChannel = Float[Array, "batch channels"]
-Saved = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel]
+Moments = tuple[Float[Array, "batch 1 channels"], Float[Array, "batch 1 channels"]]
+Saved = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel, Moments]
+Gradients = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
@@ -35,17 +37,23 @@ def group_norm(
     return _forward(x, gain, bias, groups, epsilon, silu, dtype)[0]
 
 
-def moments(
-    x: Float[Array, "batch positions channels"], groups: int, epsilon: float
-) -> tuple[Float[Array, "batch positions channels"], Float[Array, "batch 1 channels"]]:
-    """Returns ((x − μ) / σ, σ) with σ = √(var + epsilon), which is equal for all channels of a group. x: float32."""
+def moments(x: Float[Array, "batch positions channels"], groups: int, epsilon: float) -> Moments:
+    """Returns (μ, 1 / √(var + epsilon)), float32 and equal for all channels of a group.
+
+    In bfloat16, var = E[x²] − μ² takes a single pass over x. Its error, about 10⁻⁷ μ², is smaller than that from the
+    rounding of x, about 10⁻⁶ μ². In float32 a second pass computes E[(x − μ)²].
+    """
 
     def mean(values: Float[Array, "batch positions channels"]) -> Float[Array, "batch 1 channels"]:
         return _over_groups(values.mean(axis=1, keepdims=True), groups)
 
-    centred = x - mean(x)
-    inverse = jax.lax.rsqrt(mean(jnp.square(centred)) + epsilon)
-    return centred * inverse, 1 / inverse
+    wide = x.astype(jnp.float32)
+    μ = mean(wide)
+    if x.dtype == jnp.bfloat16:
+        variance = jnp.maximum(mean(jnp.square(wide)) - jnp.square(μ), 0)
+    else:
+        variance = mean(jnp.square(wide - μ))
+    return μ, jax.lax.rsqrt(variance + epsilon)
 
 
 def _over_groups(values: Float[Array, "batch 1 channels"], groups: int) -> Float[Array, "batch 1 channels"]:
@@ -56,8 +64,8 @@ def _over_groups(values: Float[Array, "batch 1 channels"], groups: int) -> Float
 
 
 def _flat(x: Float[Array, "batch *positions channels"]) -> Float[Array, "batch flat_positions channels"]:
-    """Returns x as float32 with one axis of positions."""
-    return x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+    """Returns x with one axis of positions."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def _forward(
@@ -69,10 +77,11 @@ def _forward(
     silu: bool,
     dtype: DTypeLike,
 ) -> tuple[Float[Array, "batch *positions channels"], Saved]:
-    normal, _ = moments(_flat(x), groups, epsilon)
-    y = normal * gain[:, None] + bias[:, None]
+    flat = _flat(x)
+    μ, inverse = moments(flat, groups, epsilon)
+    y = (flat - μ) * inverse * gain[:, None] + bias[:, None]
     y = y / (1 + jnp.exp(-y)) if silu else y
-    return y.astype(dtype).reshape(x.shape), (x, gain, bias)
+    return y.astype(dtype).reshape(x.shape), (x, gain, bias, (μ, inverse))
 
 
 def _backward(
@@ -82,19 +91,19 @@ def _backward(
     dtype: DTypeLike,
     saved: Saved,
     grad: Float[Array, "batch *positions channels"],
-) -> Saved:
+) -> Gradients:
     """Returns the gradients. One pass sums over positions, one computes that of x; both recompute y and its SiLU."""
-    x, gain, bias = saved
+    x, gain, bias, (μ, inverse) = saved
     x, grad = jax.lax.optimization_barrier((x, grad))  # otherwise XLA saves `normal` from the forward pass
-    normal, sigma = moments(_flat(x), groups, epsilon)
-    gain, grad = gain[:, None], _flat(grad)
+    normal = (_flat(x) - μ) * inverse
+    gain, grad = gain[:, None], _flat(grad).astype(jnp.float32)
     if silu:
         y = normal * gain + bias[:, None]
         gate = 1 / (1 + jnp.exp(-y))
         grad = grad * gate * (1 + y * (1 - gate))
     grad_bias, grad_gain = (total.sum(axis=1, keepdims=True) for total in (grad, grad * normal))
     shift, slope = (_over_groups(gain * total / normal.shape[1], groups) for total in (grad_bias, grad_gain))
-    grad_x = (grad * gain - shift - normal * slope) / sigma
+    grad_x = (grad * gain - shift - normal * slope) / (1 / inverse)
     return grad_x.astype(x.dtype).reshape(x.shape), grad_gain[:, 0], grad_bias[:, 0]
 
 
