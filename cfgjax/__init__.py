@@ -1,10 +1,9 @@
 """cfgjax: classifier-free guidance in JAX.
 
+>>> run = cfgjax.train(cfgjax.config("digits", train=dict(num_steps=200)), "runs/digits")
 >>> model = cfgjax.load("runs/digits")
->>> images = model.sample(labels=[3, 3, 8], guidance=1.0)
->>> run = cfgjax.train(cfgjax.config("digits", train=dict(num_steps=200)), "runs/short")
->>> run.model.sample([3, 8], guidance=2.0)
->>> cfgjax.evaluate("runs/digits", guidance=(0, 0.5, 1))
+>>> images = model.sample(labels=[3, 3, 8], guidance=1.0)  # uint8 [3, 8, 8, 1]
+>>> cfgjax.evaluate("runs/digits", guidance=(0, 0.5, 1), classifier="runs/digits_classifier")
 """
 
 import importlib

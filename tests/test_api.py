@@ -134,7 +134,7 @@ def test_bad_options_of_an_evaluation_are_one_line(workdir, tmp_path, options, t
 def test_a_model_of_no_run_cannot_be_evaluated():
     from cfgjax.models.model import Model
 
-    with pytest.raises(UsageError, match="the model is of no run"):
+    with pytest.raises(UsageError, match="the model does not belong to a run"):
         cfgjax.evaluate(Model(mixture_config(), {}, bind_params=lambda params: None))
 
 

@@ -23,7 +23,7 @@ def test_a_name_a_synonym_or_a_number_is_a_label(word, label):
         ("tensh", CLASSES, "there is no class 'tensh', did you mean 'tench'?"),
         ("zebra", CLASSES[:1], "there is no class 'zebra'; known: tench, Tinca tinca"),
         ("zebra", [f"n{i}" for i in range(99)], "there is no class 'zebra'; the classes are n0, n1, n2, … n98"),
-        ("cat", None, "label 'cat' is no number, and the run recorded no class names"),
+        ("cat", None, "label 'cat' is not a number, and the run recorded no class names: give a number"),
     ],
 )
 def test_names_that_are_ambiguous_or_unknown_are_one_line(word, classes, told):

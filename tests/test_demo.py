@@ -10,7 +10,6 @@ import socket
 import numpy as np
 import pytest
 from command import end_all, finish, free_port, start
-from PIL import Image
 from tiny import digits_config, mixture_config
 
 import cfgjax
@@ -42,10 +41,14 @@ def test_the_command_and_the_python_lines_draw_the_picture(workdir, tmp_path):
 
 
 def test_the_pictures_have_a_row_for_each_class_and_a_column_for_each_level(workdir):
-    picture, levels = CHOICE.pictures(cfgjax.load(workdir))
-    assert isinstance(picture, Image.Image) and levels.width > picture.width
+    model = cfgjax.load(workdir)
+    picture, levels = CHOICE.pictures(model)
+    more_classes, their_levels = dataclasses.replace(CHOICE, labels=(1, 2, 7)).pictures(model)
+    assert more_classes.height > picture.height and their_levels.height > levels.height
+    _, fewer_levels = dataclasses.replace(CHOICE, num_steps=2).pictures(model)
+    assert fewer_levels.width < levels.width
     with pytest.raises(UsageError, match="choose at least one class"):
-        dataclasses.replace(CHOICE, labels=()).pictures(cfgjax.load(workdir))
+        dataclasses.replace(CHOICE, labels=()).pictures(model)
 
 
 def refused(*words):

@@ -9,10 +9,10 @@ from cfgjax.runs.config import flatten, load_config
 
 
 def config(experiment: str | Path, **changes: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment with changes to its sections.
+    """Returns the locked ConfigDict of an experiment with changes to its values.
 
-    experiment: the name of an installed experiment, see `cfgjax.experiments`, or a path. changes: values of keys, by
-    section, config("digits", train=dict(num_steps=100), seed=1). Raises UsageError for a file that fails in any way,
-    and for an unknown key or a wrong value.
+    experiment: the name of an installed experiment, see `cfgjax.experiments`, or the path of a config file. changes:
+    the new values of keys by section, such as config("digits", train=dict(num_steps=100), seed=1). Raises UsageError
+    for a file that cannot be loaded, and for an unknown key or an invalid value.
     """
     return load_config(experiment, **flatten(changes))

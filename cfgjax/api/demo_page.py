@@ -20,13 +20,17 @@ FONT = ["system-ui", "sans-serif"]  # of the system: others are loaded from the 
 
 
 def make_page(model: Model, workdir: str | Path) -> Any:
-    """Returns the page as gradio's Blocks. Raises UsageError for a model whose samples are no images."""
+    """Returns the page as gradio's Blocks. Raises UsageError for a model whose samples are not images."""
     import gradio as gr
 
     if not model.is_image:
-        raise UsageError("the demo shows images; the samples of this run are points or latents")
+        raise UsageError(
+            "the demo shows images; the samples of this run are points or latents: use cfgjax sample, or Model.sample"
+        )
     if model.low_res_shape is not None or model.own_inputs:
-        raise UsageError("the demo draws from labels alone; this network takes more")
+        raise UsageError(
+            "the demo needs a network whose only condition is the label; this one takes others: use Model.sample"
+        )
     names = [short_name(label, model.classes) for label in range(model.num_classes)]
     labels = list(zip(names, range(model.num_classes), strict=True))
 

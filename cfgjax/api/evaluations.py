@@ -34,18 +34,24 @@ def evaluate(
 ) -> FrontierResult:
     """Measures a run in every combination of the options, and writes the files of `cfgjax evaluate`.
 
-    model: a workdir, or a `Model` that `cfgjax.load` returned. options: of `SampleOptions`, one value or several each,
-    such as guidance=(0, 1), rule=["cfg()", "apg(eta=0)"]; by default those of config.evaluate. num_samples, features,
-    classifier, reference, batch_size: in place of those of config.evaluate. inception: file of Inception's weights.
-    baseline: the setting with which the others are compared, such as "guidance=1,rule=cfg()"; by default the first
-    w = 0. neighbours: whether precision, recall and the intervals are measured. guide, weak: as `cfgjax.load_guide` and
-    `load_weak` return them. out: the folder; by default <workdir>/evaluation. A stopped evaluation is resumed.
+    Returns the `FrontierResult`, whose rows have the metrics of each combination. An evaluation that was stopped
+    resumes with the samples that it had drawn.
 
-    Raises UsageError for invalid values.
+    model: a workdir, or a `Model` that `cfgjax.load` returned. num_samples: samples per combination. features:
+    "inception", "classifier" or "mixture". classifier: workdir of a classifier, for features or accuracy. reference:
+    .npz file of reference statistics. batch_size: samples per call on each device. These five are by default those of
+    config.evaluate. inception: file of Inception's weights; by default the one that `cfgjax download inception` wrote.
+    baseline: the setting with which the others are compared, such as "guidance=1,rule=cfg()"; by default the first with
+    w = 0. neighbours: whether precision, recall and the intervals are measured, which keeps all features in memory.
+    guide, weak: networks that `cfgjax.load_guide` and `cfgjax.models.loading.load_weak` returned. out: the folder to
+    write; by default <workdir>/evaluation. options: fields of `SampleOptions`, each one value or a list of values, such
+    as guidance=(0, 1) or rule=["cfg()", "apg(eta=0)"]; by default those of config.evaluate.
+
+    Raises UsageError for invalid values, and if several processes run: use the command `cfgjax evaluate` then.
     """
     model = load(model) if isinstance(model, str | Path) else model
     if model.workdir is None:
-        raise UsageError("the model is of no run; pass a workdir, or what cfgjax.load returned")
+        raise UsageError("the model does not belong to a run; pass a workdir, or a model that cfgjax.load returned")
     known = fields("evaluate")
     if unknown := [name for name in options if name not in known]:
         raise UsageError(f"unknown option {unknown[0]!r}{nearest(unknown[0], known)}")

@@ -21,10 +21,10 @@ from cfgjax.training.loop import train_until_stopped
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A run after `train`.
+    """A run that `train` returned.
 
-    workdir: its folder. metrics: the newest that were logged, {"step": …, "loss": …, …}. done: whether all steps are
-    trained; otherwise the run was stopped and saved, and the same call resumes it.
+    workdir: its folder. metrics: those that were logged last, {"step": …, "loss": …, …}. done: whether all steps are
+    trained; otherwise the run was stopped and saved, and the same call of `train` resumes it.
     """
 
     workdir: Path
@@ -74,27 +74,32 @@ def train(
 ) -> TrainedRun:
     """Trains a run in workdir, or resumes it where it stopped. Returns the `TrainedRun`.
 
-    config: the name or path of an experiment, or what `cfgjax.config` or `cfgjax.load_config` returned. data: in its
-    place, images of your own, for which a config is chosen; size, labels_from, network: see `own_experiment`. changes:
-    values of an experiment by section, as in `cfgjax.config`.
+    config: the name or path of an experiment, or a config that `cfgjax.config` or `cfgjax.load_config` returned.
+    workdir: the folder of the run, which is created if it does not exist. data: instead of config, your own images: a
+    folder, an .npz file or a prepared data set. A config is chosen for them; with size (height and width in pixels),
+    labels_from ("folders", "csv", "edm", "prefixes" or "none") and network ("small" or "large") you can change it.
+    changes: new values of an experiment by section, as in `cfgjax.config`.
 
     hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
     steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
-    are logged. stop: an object whose attribute `signal` ends the run, saved, once it is not None.
+    are logged. stop: an object with the attribute `signal`, None at first; set it to a text to save and stop the run.
 
-    In the main thread Ctrl-C, SIGTERM and SIGUSR1 save the run and return; in another thread use `stop`. If a hook, a
-    writer or on_log raises, the run is saved and ExtensionError names it. Raises what `train_until_stopped` raises.
+    In the main thread Ctrl-C, SIGTERM and SIGUSR1 save the run, and `train` returns; in another thread use `stop`. If a
+    hook, a writer or on_log raises an error, the run is saved and ExtensionError names the function. Raises UsageError
+    for bad input, Diverged if the loss is not finite in too many steps in a row, and OSError for failed writes.
     """
     if workdir is None:
-        raise UsageError("workdir must be given, the folder of the run")
+        raise UsageError("workdir, the folder of the run, must be given")
     if (config is None) == (data is None):
-        raise UsageError("give either a config or data, images of your own")
+        which = "neither config nor data is given" if config is None else "config and data are both given"
+        raise UsageError(f"{which}; give a config, or data, which are images of your own")
     if data is not None:
         config = own_experiment(data, workdir, size=size, labels_from=labels_from, network=network)
     if isinstance(config, str | Path):
         config = load_config(config, **flatten(changes))
     elif changes:
-        raise UsageError(f"{next(iter(changes))}: changes are for the name of an experiment; use cfgjax.config")
+        what = f"{next(iter(changes))} is given with a config that is already loaded"
+        raise UsageError(f"{what}; give it to cfgjax.config, or name the experiment, such as 'digits'")
     listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
     outcome = train_until_stopped(config, workdir, stop, hooks=hooks, writers=listeners)
     return TrainedRun(Path(workdir), outcome.metrics, outcome.done)

@@ -24,7 +24,7 @@ def names(folder):
 
 
 def experiments():
-    """Returns {name: first line of its description} of the experiments that are installed with cfgjax."""
+    """Returns {name: first line of its description} of the experiments that come with cfgjax, sorted by name."""
     folder = experiments_folder()
     return {name: first_line(folder / f"{name}.py") for name in names(folder)}
 

@@ -66,13 +66,16 @@ def define_flags(argv):
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run, or an exported model.", flag_values=given)
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
-    flags.DEFINE_float("ema", None, "EMA rate or width; by default the run's first.", flag_values=given)
-    what = "Port of the page."
-    flags.DEFINE_integer("port", DEMO_PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
-    what = "Address on which the page is served; 0.0.0.0 for all of this machine."
-    flags.DEFINE_string("host", "127.0.0.1", what, flag_values=given)
-    flags.DEFINE_bool(
-        "share", False, "Make a public link, as Colab needs, through gradio's servers.", flag_values=given
+    flags.DEFINE_float(
+        "ema",
+        None,
+        "EMA rate or width of the weights; 0 for no averaging; by default the run's first.",
+        flag_values=given,
     )
-    flags.DEFINE_bool("browser", False, "Open the page in a browser.", flag_values=given)
+    what = "Port on which the page is served."
+    flags.DEFINE_integer("port", DEMO_PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
+    what = "Address on which the page is served; 0.0.0.0 for all network interfaces of this machine."
+    flags.DEFINE_string("host", "127.0.0.1", what, flag_values=given)
+    flags.DEFINE_bool("share", False, "Make a public link through gradio's servers, as Colab needs.", flag_values=given)
+    flags.DEFINE_bool("browser", False, "Also open the page in a browser.", flag_values=given)
     return given

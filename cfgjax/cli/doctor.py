@@ -8,7 +8,7 @@ from cfgjax.runs.config import parse_flags
 
 
 def doctor(argv):
-    """Says what is installed, which devices there are, and what is missing for what."""
+    """Reports what is installed, which devices JAX finds, and which packages are missing for which command."""
     no_arguments(parse_flags(flags.FlagValues(), argv))
 
     from cfgjax.jobs.installation import installation_report

@@ -34,9 +34,10 @@ from cfgjax.runs.sample_options import axes, fields
 from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES
 
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
+FRONTIER = "a frontier"  # what is measured unless a flag selects something else
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 MODE_FLAGS = {  # flags that each mode uses
-    "a frontier": NETWORK_FLAGS
+    FRONTIER: NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
     | {"baseline", "diagnostics"}
@@ -50,7 +51,7 @@ MODE_FLAGS = {  # flags that each mode uses
 
 
 def evaluate(argv):
-    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures metrics for every w; writes table and plot."""
+    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures samples of every w; writes a table and a plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
@@ -58,12 +59,14 @@ def evaluate(argv):
     switched = [name for name in ("make_reference", "bits_per_dim", "samples") if given[name].value]
     if len(switched) > 1:
         raise UsageError(f"--{switched[0]} and --{switched[1]} are both given; give one")
-    mode = f"--{switched[0]}" if switched else "a frontier"
+    mode = f"--{switched[0]}" if switched else FRONTIER
     for name in given:
-        if given[name].present and any(name in used for used in MODE_FLAGS.values()) and name not in MODE_FLAGS[mode]:
-            raise UsageError(f"--{name} has no effect on {mode}")
+        users = [user for user, used in MODE_FLAGS.items() if name in used]
+        if given[name].present and users and mode not in users:
+            need = f"without {' or '.join(users)}" if mode == FRONTIER else f"with {mode}"
+            raise UsageError(f"--{name} has no effect {need}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
-    if mode == "a frontier":
+    if mode == FRONTIER:
         check_stages(given)
         upsampling_options(given)
         if given.base is not None:
@@ -74,7 +77,7 @@ def evaluate(argv):
         "--make_reference": write_reference,
         "--bits_per_dim": evaluate_bits,
         "--samples": evaluate_samples,
-        "a frontier": frontier,
+        FRONTIER: frontier,
     }[mode](given)
 
 
@@ -86,31 +89,75 @@ def define_flags(argv):
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, path = define(flags.DEFINE_string), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
-    count("num_samples", None, "Number of samples N for each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
-    count("batch_size", None, "Samples per call and device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
-    text("features", None, "Feature network: classifier, inception or mixture.")
-    path("classifier", None, "Workdir of a classifier run, for features or class accuracy.")
-    path("inception", None, "Weight file of the Inception network.")
-    flags.DEFINE_enum(
-        "resize", "tf1", ["tf1", "half_pixel"], "How images are resized for Inception.", flag_values=given
+    count(
+        "num_samples",
+        None,
+        "Number of samples for each setting; by default config.evaluate.num_samples.",
+        lower_bound=2,
+        upper_bound=MAX_SAMPLES,
     )
-    path("reference", None, "Reference statistics, .npz; by default those of the training data.")
-    path("out", None, "Output folder; by default <workdir>/evaluation.")
+    count(
+        "batch_size",
+        None,
+        "Samples per call on each device; by default config.evaluate.batch_size.",
+        lower_bound=1,
+        upper_bound=MAX_BATCH_SIZE,
+    )
+    text("features", None, "Feature network: classifier, inception or mixture; by default config.evaluate.features.")
+    path(
+        "classifier", None, "Workdir of a classifier, for features or accuracy; by default config.evaluate.classifier."
+    )
+    path("inception", None, "Weight file of Inception; by default the one that cfgjax download inception wrote.")
+    flags.DEFINE_enum(
+        "resize",
+        "tf1",
+        ["tf1", "half_pixel"],
+        "How images are resized for Inception: as TensorFlow 1 does (tf1), or PyTorch (half_pixel).",
+        flag_values=given,
+    )
+    path(
+        "reference",
+        None,
+        "Reference statistics, .npz; by default config.evaluate.reference, or else those of the training data.",
+    )
+    path(
+        "out", None, "Folder to write, by default <workdir>/evaluation; with --make_reference, the .npz file to write."
+    )
     switch("neighbours", True, "Measure precision, recall and all intervals, which keeps all features in memory.")
     text(
-        "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
+        "baseline",
+        None,
+        "Setting with which the others are compared, such as guidance=0; by default the first with w = 0.",
     )
-    switch("diagnostics", False, "Also write what guidance does at each level, of the first 256 samples.")
-    switch("keep_samples", True, "Keep the samples after measuring.")
-    switch("make_reference", False, "Write the reference statistics of the data to --out.")
-    switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
-    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
+    switch(
+        "diagnostics",
+        False,
+        "Also measure what guidance does at each level, for the first 256 samples; writes diagnostics.json and .png.",
+    )
+    switch("keep_samples", True, "Keep the samples in --out after measuring them.")
+    switch("make_reference", False, "Instead of the frontier: write the reference statistics of the data to --out.")
+    switch(
+        "bits_per_dim",
+        False,
+        "Instead of the frontier: measure the likelihood of held-out data, in bits per dimension.",
+    )
+    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the holdout split of the run's data.")
     text(
         "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
     )
-    real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
-    path("samples", None, "Images that something else made, .npz (arr_0, arr_1) or a folder, to measure without a run.")
-    text("split", None, "With --make_reference: split of the data: train, holdout or all.")
+    real(
+        "logsnr_max",
+        None,
+        "With --bits_per_dim: largest λ, at which the decoder applies; by default that of config.diffusion.",
+    )
+    path(
+        "samples",
+        None,
+        "Instead of samples of a run: images of another program, a folder or an .npz (arr_0 images, arr_1 labels).",
+    )
+    text(
+        "split", None, "With --make_reference: split of the data, train, holdout or all; by default config.data.split."
+    )
     define_flag(given, argv)
     return given
 

@@ -19,7 +19,7 @@ CARD_FLAGS = ("name", "license")
 
 
 def export(argv):
-    """--workdir=DIR --out=DIR [--license=NAME]: writes a model with its card, to be handed on.
+    """--workdir=DIR --out=DIR [--license=NAME]: writes a model and its model card to a folder, to share it.
 
     `cfgjax.load` reads the folder like a workdir. With --format=stablehlo --out=FILE.npz it writes the compiled
     sampler, which runs with jax alone. With --base=DIR --upsampler=DIR it writes both models of a cascade.
@@ -43,7 +43,7 @@ def check_flags(given, as_program):
         raise UsageError("give either --workdir (one model) or --base and --upsampler (a cascade)")
     unused = CARD_FLAGS if as_program else (*PROGRAM_OPTIONS, "platforms")
     if present := [name for name in unused if given[name].present]:
-        raise UsageError(f"--{present[0]} has no effect on --format={given.format}")
+        raise UsageError(f"--{present[0]} has no effect with --format={given.format}")
     if as_program:
         if given.base is not None:
             raise UsageError("--format=stablehlo is for one model, --workdir; export a cascade as folders")
@@ -107,21 +107,36 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
-    define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
+    define_path(
+        "base",
+        None,
+        "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it.",
+        flag_values=given,
+    )
     define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    define_path("out", None, "Folder to write, or .npz file of a program.", flag_values=given)
-    what = "What to write: a folder with the weights, or a compiled sampler."
+    define_path(
+        "out",
+        None,
+        "Folder to write, new or empty; with --format=stablehlo, the .npz file to write.",
+        flag_values=given,
+    )
+    what = "What to write: folder (the weights and a card) or stablehlo (the compiled sampler as one file)."
     flags.DEFINE_enum("format", "folder", ["folder", "stablehlo"], what, flag_values=given)
     flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
-    flags.DEFINE_float("ema", None, "EMA rate or width of the weights; by default the run's first.", flag_values=given)
-    flags.DEFINE_string(
-        "name", None, "Name of the model in its card; by default that of the folder.", flag_values=given
+    flags.DEFINE_float(
+        "ema",
+        None,
+        "EMA rate or width of the weights; 0 for no averaging; by default the run's first.",
+        flag_values=given,
     )
-    flags.DEFINE_string("license", None, "Licence in the card, such as cc-by-4.0.", flag_values=given)
-    what = "Of a program: the platforms that can run it."
+    flags.DEFINE_string(
+        "name", None, "Name of the model in its card; by default the name of the folder --out.", flag_values=given
+    )
+    flags.DEFINE_string("license", None, "Licence in the card, such as cc-by-4.0; by default none.", flag_values=given)
+    what = "With --format=stablehlo: platforms that can run the sampler, separated by commas."
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], what, flag_values=given)
     known = sample_options.fields("sample")
     for name in PROGRAM_OPTIONS:
-        what = f"Of a program: {known[name].help[0].lower()}{known[name].help[1:]} One."
+        what = f"With --format=stablehlo: {known[name].help} By default config.sample.{name} of the run."
         flags.DEFINE_string(name, None, what, flag_values=given)
     return given

@@ -11,13 +11,16 @@ OWN_FLAGS = ("data", "size", "labels_from", "network")
 
 def define_own_data(given):
     """Adds the flags of images of the user's own."""
-    what = "Your own images, in place of --config: a folder, an .npz, or what cfgjax prepare wrote."
+    what = "Your own images, instead of --config: a folder, an .npz file, or a folder that cfgjax prepare wrote."
     define_path("data", None, what, flag_values=given)
-    what = "Of --data: height and width, 8, 16, 32, 64, 128 or 256; by default what fits the images, at most 64."
+    what = "With --data: height and width in pixels, 8, 16, 32, 64, 128 or 256; by default what fits, at most 64."
     flags.DEFINE_integer("size", None, what, flag_values=given)
-    what = "Of --data: where labels are: folders, csv (labels.csv), edm (dataset.json), prefixes of names, or none."
+    what = (
+        "With --data: where labels are: folders, csv (labels.csv), edm (dataset.json), prefixes (of names), or none; "
+    )
+    what += "by default the first that is found."
     flags.DEFINE_string("labels_from", None, what, flag_values=given)
-    what = "Of --data: a small network for CPUs, or a large one for an accelerator."
+    what = "With --data: a small network for CPUs, or a large one for an accelerator."
     flags.DEFINE_enum("network", "small", ["small", "large"], what, flag_values=given)
 
 
@@ -32,10 +35,12 @@ def with_own_data(argv):
         raise UsageError(printable(one_line(e))) from e
     if given.data is None:
         if unused := [name for name in OWN_FLAGS[1:] if given[name].present]:
-            raise UsageError(f"--{unused[0]} is of --data; with --config, override its values")
+            raise UsageError(f"--{unused[0]} has no effect without --data; with --config, use --config.KEY=VALUE")
         return argv
     if any(word == "--config" or word.startswith("--config=") for word in argv):
-        raise UsageError("--data and --config are both given; --data chooses a config, whose values can be overridden")
+        raise UsageError(
+            "--data and --config are both given; --data chooses a config, to be changed by --config.KEY=VALUE"
+        )
     if given.workdir is None:
         raise UsageError("--workdir must be given")
 

@@ -130,14 +130,20 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "sample")
-    what = "What to write: .png (a grid), .gif (its levels, animated), .npz (arr_0, arr_1), or a folder of images."
+    what = "File to write: .png (a grid), .gif (an animation from noise to image), .npz (arr_0 samples, arr_1 labels); "
+    what += "without an ending, a folder of single images."
     define_path("out", "grid.png", what, flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, by number or name, one row each; by default all.", flag_values=given)
-    what = "Number of samples in an .npz or a folder, over --labels in turn; by default --per_cell of each."
+    flags.DEFINE_list(
+        "labels",
+        None,
+        "Classes by number or name, separated by commas, a row for each; by default all.",
+        flag_values=given,
+    )
+    what = "Number of samples in an .npz or a folder, of each of --labels in turn; by default --per_cell of each label."
     flags.DEFINE_integer("num_samples", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DRAWN)
-    what = "Also write what guidance does at each level, to OUT_diagnostics.json and .png."
+    what = "Also measure what guidance does at each level; writes OUT_diagnostics.json and .png."
     flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
-    what = "Number of samples for each label and weight."
+    what = "Number of samples for each label and setting; by default config.sample.per_cell of the run."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
     define_stages(given)
     return given

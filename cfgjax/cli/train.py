@@ -23,9 +23,9 @@ from cfgjax.runs.training_settings import MeshSettings
 
 
 def train(argv):
-    """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
+    """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains a run in DIR, or resumes it.
 
-    --config=NAME --print_config only prints the config.
+    Repeating the command resumes a stopped run. --config=NAME --print_config only prints the config.
     """
     if HELP & set(argv):
         given = define_flags(argv[:1])
@@ -63,7 +63,7 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
-    define_path("workdir", None, "Folder of the run; a new one, or one to resume.", flag_values=given)
+    define_path("workdir", None, "Folder of the run: a new one, or one to resume.", flag_values=given)
     define_own_data(given)
     define_place(given)
     return given

@@ -9,6 +9,7 @@ from cfgjax.base.progress import Progress, log
 from cfgjax.data.prepare import Request, prepare
 from cfgjax.data.sources.own_images import choose_shape, find_own_images
 from cfgjax.data.sources.prepared import REQUEST
+from cfgjax.distributed.cores import usable_cores
 
 
 def own_experiment(
@@ -42,7 +43,7 @@ def prepare_own(data: str | Path, out: str, size: int | None = None, labels_from
     print(f"{data}: {len(listing):,} images, {len(listing.classes)} classes; labels: {found.how}")
     print(f"size {size}×{size}, {kind} ({why}); --size and --labels_from change this")
     request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cores()
     bar = functools.partial(Progress, "preparing", "image")
     about = prepare(listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar)
     for error in about["errors"]:

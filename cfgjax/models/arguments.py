@@ -53,11 +53,11 @@ def per_label(name: str, value: Any, length: int) -> Float[np.ndarray, " length"
     except ValueError:  # lists of different lengths
         values = np.asarray(None)
     if values.dtype.kind not in "iuf":
-        raise UsageError(f"{name} {value!r}: need a number or one per label")
+        raise UsageError(f"{name} is {value!r}; need a number or one per label")
     if values.ndim and values.shape != (length,):
         raise UsageError(f"{name} has shape {values.shape} for {length} labels; give a number or one per label")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise UsageError(f"{name} {value} is not finite in float32")
+        raise UsageError(f"{name} is {value}; need numbers that are finite in float32")
     return np.broadcast_to(values, (length,)).astype(np.float32)

@@ -42,7 +42,9 @@ def label_of(word: str, classes: Sequence[str] | None) -> int:
     if is_whole_number(word):
         return whole_number(word)
     if not known:
-        raise UsageError(f"label {printable(word)!r} is no number, and the run recorded no class names")
+        raise UsageError(
+            f"label {printable(word)!r} is not a number, and the run recorded no class names: give a number"
+        )
     synonyms = [printable(part.strip()) for other in known for part in other.split(",")]
     hint = nearest(word, synonyms)
     if hint.startswith(";") and len(synonyms) > MOST_NAMES:

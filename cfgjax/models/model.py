@@ -55,11 +55,13 @@ PerSample = Shaped[np.ndarray, " b"]
 class Model:
     """A network with its parameters, and the samplers compiled for it.
 
-    params: of the network; with a mesh, already in their places on it. mesh: the devices that share each batch; by
-    default all. bind_params: params → predict(z, logsnr, cond), a predictor in place of the config's network. workdir:
-    of its run. classes: names by label. Both are None if unknown.
+    `cfgjax.load` returns the model of a run. config: of the run. params: parameters of the network; if mesh is given,
+    they must already be placed on it. step, ema: of the checkpoint. mesh: the devices that share each batch; by default
+    all. bind_params: a function params → predict(z, logsnr, cond), which is used instead of the config's network.
+    workdir: the folder of the run. classes: the names of the classes in the order of the labels. step, ema, workdir and
+    classes are None if they are not known. Raises UsageError for the config of a classifier.
 
-    .settings, .num_classes, .image_shape, .levels (the process) are as trained; .step and .ema are those of the
+    .settings, .num_classes, .image_shape and .levels (the process) are those of the run; .step and .ema those of the
     checkpoint; .options are the defaults of `sample`. Replacing .params does not recompile anything. .bind(params)
     returns the predictor, for use in other programs.
     """
@@ -80,7 +82,9 @@ class Model:
         self.workdir, self.classes = workdir, classes
         data, diffusion = self.settings.data, self.settings.diffusion
         if diffusion is None or self.settings.sample is None:
-            raise UsageError(f"a {self.settings.model.name} is a classifier, which draws no samples")
+            raise UsageError(
+                f"a {self.settings.model.name} is a classifier, which draws no samples; need a diffusion model"
+            )
         self.num_classes, self.image_shape, self.is_image = data.num_classes, data.image_shape, data.is_image
         self.diffusion, self.defaults = diffusion, self.settings.sample
         self.options = self.defaults.sample_options
@@ -101,7 +105,7 @@ class Model:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
 
     def put(self, params: PyTree) -> None:
-        """Replaces the parameters by numpy arrays, placed on the mesh, without recompiling anything."""
+        """Replaces the parameters by these numpy arrays, placed on the mesh. Nothing is recompiled."""
         self.params = place_parameters(self.mesh, params)
 
     def on(self, mesh: Mesh) -> Callable:
@@ -119,7 +123,7 @@ class Model:
             raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
     def eps(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike, **options: Any) -> Float[Array, "b ..."]:
-        """Returns ε̂(z, label) at λ = logsnr. The arguments are those of `predict`."""
+        """Returns ε̂ [B, …], the predicted noise in z at λ = logsnr. The arguments are those of `predict`."""
         return self.predict(z, logsnr, label, **options).eps
 
     def predict(
@@ -131,11 +135,11 @@ class Model:
         low_res: ArrayLike | None = None,
         conditions: Mapping[str, ArrayLike] | None = None,
     ) -> Prediction:
-        """Returns the `Prediction` (x̂, ε̂) at λ = logsnr.
+        """Returns the `Prediction` (x̂, ε̂), each float32 [B, …], for noisy examples z at λ = logsnr.
 
-        z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "no condition".
-        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]} of a network
-        that takes more than the label.
+        z: [B, …]. logsnr: log(α²/σ²), a number or [B]. label: an int or [B]; num_classes is "no condition". low_res:
+        the input of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]}, the further
+        inputs of a network that takes more than the label. Raises UsageError for inputs that do not fit.
         """
         z = jnp.asarray(z, jnp.float32)
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.float32), z.shape[:1])
@@ -149,22 +153,22 @@ class Model:
         return self._predict(self.params, z, logsnr, cond)
 
     def sample(self, labels: Any, guidance: Any = None, *, return_trajectory: bool = False, **options: Any) -> Any:
-        """Returns guided samples, sample i for labels[i]: uint8 [N, H, W, C], or float32 [N, …] if they are no images.
+        """Returns guided samples, one for each label: images uint8 [N, H, W, C], other data float32 [N, …].
 
-        labels: [N] ints in [0, num_classes), or names of classes. guidance: w, a number or one per label; 0, the
-        default, is the conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`.
-        options: see `sample_float`.
+        labels: N ints in [0, num_classes), or names of classes. guidance: the weight w, a number or one per label; 0,
+        the default, is the conditional model, −1 the unconditional one. return_trajectory: whether to return (samples,
+        `Trajectory`). options, and errors: see `sample_float`.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
         return (images, trajectory) if return_trajectory else images
 
     def grid_image(self, labels: Any = None, *, per_cell: int | None = None, **options: Any) -> Any:
-        """Returns a PIL picture: a row for each label and a column for each combination of the options.
+        """Returns a PIL image with a row for each label and a column for each combination of the options.
 
-        labels: as in `sample`; by default those of config.sample, as are per_cell and options that are not given.
-        options: of `SampleOptions`, one value or several each, such as guidance=(0, 1, 3). Samples of a row start from
-        the same noise in every column.
+        labels: as in `sample`. per_cell: number of samples per label and combination. options: fields of
+        `SampleOptions`, each one value or several, such as guidance=(0, 1, 3). What is not given is that of
+        config.sample. The samples of a row start from the same noise in every column.
         """
         from cfgjax.models.sample_figures import picture_columns, sample_figure  # which import this module
 
@@ -173,18 +177,26 @@ class Model:
         return sample_figure(self, columns, labels=rows.tolist(), per_cell=per_cell or self.defaults.per_cell)
 
     def sample_float(self, labels: Any, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
-        """Returns x̃ of guided samples before rounding, images in [−1, 1].
+        """Returns guided samples x̃ before rounding to 8 bits, float32 [N, …]; clipped images are in [−1, 1].
 
-        scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
-        most 256. low_res: of an upsampler, images uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the
-        noise to add to them, if the network was trained with it; none by default. conditions: {name: [N, …]} of a
-        network that takes more than the label.
-        options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
-        "cfg()", used as it is; that of config.sample lacks its null branch if every weight is 0. sampler, a sampler or
-        its text, such as "ddim(eta=0.5)"; num_steps, see `sampler`; grid, such as "edm(rho=7)"; clip; seed. The
-        noise of sample i depends only on seed and i.
+        labels, guidance: as in `sample`. The options are:
 
-        Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
+        - `scale`: s = 1 + w, instead of guidance.
+        - `batch_size`: samples per call of the compiled sampler; by default all, at most 256.
+        - `low_res`: the images that an upsampler enlarges, uint8 [N, h, w, C], or float32 in [−1, 1].
+        - `low_res_logsnr`: λ of the noise to add to them, for a network that was trained with it; by default none.
+        - `conditions`: {name: [N, …]}, the further inputs of a network that takes more than the label.
+        - `rule`: a guidance rule, or its text such as "cfg()". By default that of config.sample; if then every weight
+          is 0, the network is not evaluated without the label.
+        - `sampler`: a sampler, or its text such as "ddim(eta=0.5)".
+        - `num_steps`: number of levels T, or a spacing, see `Model.sampler`.
+        - `grid`: a grid of levels, or its text such as "edm(rho=7)".
+        - `clip`: "consistent", "x_only" or "none".
+        - `seed`: an int. The noise of sample i depends only on seed and i.
+
+        By default, sampler, num_steps, grid, clip and seed are those of config.sample.
+
+        Raises UsageError for labels, weights or options that do not fit, and ArithmeticError if a sample is not finite.
         """
         return self._sample_all(labels, guidance, trajectory=False, **options)[0]
 
@@ -242,16 +254,17 @@ class Model:
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
-        The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
-        seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), where z and x̃ are of every level, [B, T, …]. If it is a function, the
-        `save` of `samplers.driver.sample`, draw returns (x̃, what save returned at every level).
+        The results are on the mesh, whose size must divide B. index: numbers of the samples, whose noise depends only
+        on these and the seed. extra: {name: [B, …]}, the inputs besides the label, such as an upsampler's "low_res" in
+        [−1, 1]. With several processes, each passes the same complete arrays.
 
-        options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
-        is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
+        low_res_logsnr: as in `sample_float`. trajectory: if True, draw returns (x̃, (z, x̃)), where the last two are of
+        every level, [B, T, …]. If it is a function, the `save` of `samplers.driver.sample`, draw returns (x̃, what save
+        returned at every level). options: fields of `SampleOptions`, by default those of config.sample. rule is used
+        unchanged, even if every weight is 0. num_steps is T, or in discrete time a spacing, see `levels.Discrete.grid`.
 
-        Compiles once per (B, number of steps, rule, sampler, clip), whatever the numbers in rule, sampler and grid.
-        Every process passes the same complete arrays.
+        Compiles once for each B, number of steps, rule, sampler and clip. Other numbers in the rule, sampler or grid do
+        not recompile anything. Raises UsageError for options that do not fit each other or the model.
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
@@ -277,5 +290,8 @@ class Model:
         return draw
 
     def grid(self, num_steps: int | str | None = None, grid: Any = None) -> Float[np.ndarray, " t"]:
-        """Returns λ of the levels of a sampler, increasing. num_steps, grid: by default those of config.sample."""
+        """Returns λ [T] of the levels of a sampler, increasing, float32.
+
+        num_steps, grid: as in `sample_float`, by default those of config.sample.
+        """
         return sampling_grid(self.levels, self.options.with_changes("Model", num_steps=num_steps, grid=grid))

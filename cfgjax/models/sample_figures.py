@@ -95,7 +95,7 @@ def sample_frames(
 def check_drawable(model: Model | Cascade, columns: Sequence[SampleOptions], per_cell: int) -> None:
     """Raises UsageError if the samples of a model are no pictures, or per_cell does not fit a sampler."""
     if not model.is_image and len(model.image_shape) == 3:
-        raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
+        raise UsageError("data.kind is 'latent': the samples are not images and cannot be drawn; use Model.sample")
     for options in columns:
         check_divisible(f"per_cell {per_cell} is", per_cell, sampler_value(options.sampler))
 

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -74,13 +75,13 @@ class ConfigParser(flags.ArgumentParser):
 
 def define_flag(flag_values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config, its overrides --config.key=value and --print_config to flag_values, to be parsed from argv."""
-    what = "Experiment: a name such as digits, FILE or FILE:ARGUMENT; override a value with --config.key=value."
+    what = "Experiment: a name such as digits, or a file, FILE or FILE:ARGUMENT; --config.KEY=VALUE overrides a value."
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # a --flagfile that cannot be read
         raise UsageError(one_line(e)) from e
     flag_values["config"].parser = ConfigParser(loaded={})
-    what = "Print the config with its overrides, as the run's config.json has it, and do nothing else."
+    what = "Only print the config with its overrides, in the format of the run's config.json."
     flags.DEFINE_bool("print_config", False, what, flag_values=flag_values)
 
 
@@ -146,9 +147,10 @@ def flag_help(flag_values: flags.FlagValues) -> str:
             continue
         choices = getattr(flag.parser, "enum_values", None)
         head = f"--[no]{name}" if flag.boolean else f"--{name}" + (f"={'|'.join(choices)}" if choices else "")
-        known = not flag.boolean and flag.default not in (None, [])
+        known = not flag.boolean and flag.default not in (None, [], sys.executable)
         default = f" Default: {str(flag.default_as_str).strip(QUOTE)}." if known else ""
-        text = f"{head}  {' '.join(flag.help.split()).rpartition('>: ')[2]}{default}"
+        default = " On by default." if flag.boolean and flag.default else default
+        text = f"{head}: {' '.join(flag.help.split()).rpartition('>: ')[2]}{default}"
         paragraphs += textwrap.wrap(text, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(paragraphs)
 
@@ -210,9 +212,10 @@ def variants(path: str | Path) -> list[str]:
 
 
 def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment, see `load_file`, with overrides `**{"train.num_steps": 9}`.
+    """Returns the locked ConfigDict of an experiment with overrides, such as `**{"train.num_steps": 9}`.
 
-    Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
+    path: the name of an installed experiment, or a config file, FILE or FILE:ARGUMENT. Raises UsageError for a file
+    that cannot be loaded, and for an unknown key or an invalid value.
     """
     config = load_file(path)
     known = flatten(config)
@@ -285,4 +288,4 @@ def check_resumable(saved: Settings, given: Settings) -> None:
         if old.get(key, default_of(key)) != new.get(key, default_of(key)) and not key.startswith(RESUMABLE)
     ]
     if differing:
-        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")
+        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}; use another workdir")

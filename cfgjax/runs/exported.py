@@ -37,7 +37,7 @@ def is_exported(workdir: str | Path) -> bool:
 
 
 def exported_parameters(workdir: str | Path, step: int | None = None, ema: float | None = None) -> ExportedParameters:
-    """Returns the `ExportedParameters` of a folder. Raises UsageError if it has another step or average than asked."""
+    """Returns the `ExportedParameters` of a folder. Raises UsageError if they are of another step or average."""
     path = Path(workdir).absolute()
     found = read_json(path / EXPORT_FILE, keys={"step": int, "ema": float, "digest": str}, remedy=EXPORT_AGAIN)
     for name, value in (("step", step), ("ema", ema)):
@@ -47,7 +47,7 @@ def exported_parameters(workdir: str | Path, step: int | None = None, ema: float
 
 
 def write_exported(folder: Path, params: PyTree, step: int, ema: float, about: dict[str, Any]) -> None:
-    """Writes the parameters of an average, and `about` beside its step and digest. Needs the library safetensors."""
+    """Writes the parameters of an average, and `about` next to its step and digest. Needs the library safetensors."""
     from safetensors.numpy import save_file
 
     save_file(by_path(params), folder / WEIGHTS_FILE, metadata={"format": "flax"})

@@ -167,4 +167,4 @@ def check_keys_of_classifier(given: Mapping[str, Any], network: Any) -> None:
     if others := [key for key in given.get("evaluate", {}) if key != "every_steps"]:
         raise UsageError(f"unknown config key 'evaluate.{others[0]}'{nearest(others[0], ['every_steps'])}")
     if others := sorted({*given.get("diffusion", {})} - {*CONTINUOUS, *DISCRETE}):
-        raise UsageError(f"config.diffusion has {', '.join(others)}, without meaning for a classifier")
+        raise UsageError(f"config.diffusion has {', '.join(others)}, which a classifier does not use: remove it")

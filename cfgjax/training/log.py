@@ -76,6 +76,7 @@ class RunLog:
         num_steps = self._num_steps = settings.train.num_steps
         self._write, self._batch_size = jax.process_index() == 0, settings.train.batch_size
         self._since = time.monotonic(), start_step
+        self._start, self._dispatches = start_step, 0
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
         self._kept = collectives.decided(read, "the metrics so far")
         first: dict[str, float] = {"step": start_step}
@@ -87,9 +88,18 @@ class RunLog:
         self._bar = make_bar(total=num_steps, initial=start_step, unit="step", bar_format=BAR)
 
     def advance(self, step: int) -> None:
-        """Moves the progress bar to a step."""
-        if self._write:
-            self._bar.update(step - self._bar.n)
+        """Moves the progress bar to a step, of which the last dispatch may still be running. Tells the pace once."""
+        if not self._write:
+            return
+        self._bar.update(step - self._bar.n)
+        self._dispatches += 1
+        since, first = self._since
+        if (
+            self._dispatches == 3 and first == self._start and step < self._num_steps
+        ):  # two are complete, none is logged
+            seconds, left = (time.monotonic() - since) / ((step - first) * 2 / 3), self._num_steps - step
+            text = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+            self.say(f"a step takes {text}; the remaining {left:,} steps take about {clock(seconds * left)}")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes metrics at a step to all writers and the terminal, with images/s since the previous call."""

@@ -6,6 +6,7 @@ Each is a function of PARTS, whose result replaces the line `<!-- generated: NAM
 import ast
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 from python_objects import entry, escape, first_paragraph, markdown
@@ -86,7 +87,7 @@ def flag_row(flag):
     kind = KINDS.get(flag.flag_type(), flag.flag_type())
     if choices := getattr(flag.parser, "enum_values", None):
         kind = ", ".join(map(code, choices))
-    default = "" if flag.default in (None, []) else code(flag.default_as_str.strip("'"))
+    default = "" if flag.default in (None, [], sys.executable) else code(flag.default_as_str.strip("'"))
     return [code(name), kind, default, escape(" ".join((flag.help or "").split()))]
 
 
@@ -100,7 +101,7 @@ def synopsis(words, docstring):
     """Returns the usage of a command and what it does, from its docstring `USAGE: what it does`."""
     first, _, rest = inspect.cleandoc(docstring).partition("\n")
     usage, _, what = first.rpartition(": ")
-    return f"```text\ncfgjax {' '.join(words)} {usage}\n```\n\n{sentence(what)}\n\n{markdown(rest)}"
+    return f"```text\n{' '.join(['cfgjax', *words, usage]).rstrip()}\n```\n\n{sentence(what)}\n\n{markdown(rest)}"
 
 
 def sentence(text):

@@ -120,7 +120,7 @@ def test_bad_data_is_refused_before_anything_is_written(folders, tmp_path):
     assert "has no images" in refused(f"--data={tmp_path / 'empty'}", workdir)
     assert "--workdir must be given" in refused(f"--data={folders['csv']}")
     assert "--data and --config are both given" in refused(f"--data={folders['csv']}", workdir, "--config=digits")
-    assert "--size is of --data" in refused("--config=digits", workdir, "--size=8")
+    assert "--size has no effect without --data" in refused("--config=digits", workdir, "--size=8")
     assert "--size=9; need one of 8, 16" in refused(f"--data={folders['csv']}", workdir, "--size=9")
     assert "did you mean 'prefixes'" in refused(f"--data={folders['csv']}", workdir, "--labels_from=prefix")
     assert "cat/0.png" in refused(f"--data={folders['folders']}", workdir, "--labels_from=prefixes")

@@ -1,4 +1,4 @@
-"""Images of the user's own, whose labels are found in their folders, in a file beside them, or in their names."""
+"""Images of the user's own, whose labels are found in their folders, in a file next to them, or in their names."""
 
 import collections
 import csv
@@ -18,7 +18,7 @@ from cfgjax.data.sources.arrays import list_arrays
 from cfgjax.data.sources.folder import Folder, list_folder, passed_over_lines
 
 EDM_FILE, CSV_FILE = "dataset.json", "labels.csv"
-MIN_PER_PREFIX = 5  # images on average, below which prefixes of names are no classes
+MIN_PER_PREFIX = 5  # images on average, below which prefixes of names are not taken as classes
 NO_CLASS = "images"  # the class of images without labels
 SIZES = (8, 16, 32, 64, 128, 256)
 PEEKED = 200  # images whose size and colours are looked at
@@ -46,7 +46,7 @@ def find_own_images(path: str | Path, labels_from: str | None = None) -> OwnImag
     if not path.is_dir():
         raise UsageError(f"--data={path}: need a folder of images, an .npz file or a prepared set")
     if labels_from is not None:
-        return choose("place of labels", labels_from, LABELS_FROM)(path)
+        return choose("value of labels_from", labels_from, LABELS_FROM)(path)
     if (path / EDM_FILE).exists():
         return from_edm(path)
     if (path / CSV_FILE).exists():
@@ -133,7 +133,7 @@ def list_images(path: Path) -> tuple[list[str], list[str]]:
 
 
 def has_class_folders(path: Path) -> bool:
-    """Returns whether a folder has folders, and no images beside them."""
+    """Returns whether a folder has folders, and no images next to them."""
     with os.scandir(path) as entries:
         kinds = [entry.is_dir() for entry in entries if not entry.name.startswith(".")]
     return any(kinds) and all(kinds)
