@@ -14,8 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 PerChannel = Float[Array, "batch channels"]
-Moments = tuple[Float[Array, "batch 1 channels"], Float[Array, "batch 1 channels"]]
-Saved = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel, Moments]
+GroupMoments = tuple[Float[Array, "batch 1 channels"], Float[Array, "batch 1 channels"]]
+Saved = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel, GroupMoments]
 Gradients = tuple[Float[Array, "batch *positions channels"], PerChannel, PerChannel]
 
 
@@ -37,7 +37,7 @@ def group_norm(
     return _forward(x, gain, bias, groups, epsilon, silu, dtype)[0]
 
 
-def moments(x: Float[Array, "batch positions channels"], groups: int, epsilon: float) -> Moments:
+def moments(x: Float[Array, "batch positions channels"], groups: int, epsilon: float) -> GroupMoments:
     """Returns (μ, 1 / √(var + epsilon)), float32 and equal for all channels of a group.
 
     In bfloat16, var = E[x²] − μ² takes a single pass over x. Its error, about 10⁻⁷ μ², is smaller than that from the
