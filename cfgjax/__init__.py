@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 PUBLIC = {  # name: the module that defines it, imported when the name is first used; `import cfgjax` imports no jax
     "load": "cfgjax.models.loading",
     "load_guide": "cfgjax.models.loading",
+    "load_weak": "cfgjax.models.loading",
     "load_config": "cfgjax.runs.config",
     "config": "cfgjax.api.configs",
     "experiments": "cfgjax.base.experiments",

@@ -43,7 +43,7 @@ def evaluate(
     config.evaluate. inception: file of Inception's weights; by default the one that `cfgjax download inception` wrote.
     baseline: the setting with which the others are compared, such as "guidance=1,rule=cfg()"; by default the first with
     w = 0. neighbours: whether precision, recall and the intervals are measured, which keeps all features in memory.
-    guide, weak: networks that `cfgjax.load_guide` and `cfgjax.models.loading.load_weak` returned. out: the folder to
+    guide, weak: networks that `cfgjax.load_guide` and `cfgjax.load_weak` returned. out: the folder to
     write; by default <workdir>/evaluation. options: fields of `SampleOptions`, each one value or a list of values, such
     as guidance=(0, 1) or rule=["cfg()", "apg(eta=0)"]; by default those of config.evaluate.
 

@@ -163,8 +163,10 @@ def single(axes, name, why):
 
 def check_writable(flag, path):
     """Raises UsageError if path, the value of a flag, is not writable as a file."""
+    if Path(path).is_dir():
+        raise UsageError(f"--{flag}={path} is a folder; give a file")
     folder = Path(path).absolute().parent
-    if not os.access(folder, os.W_OK) or Path(path).is_dir():
+    if not os.access(folder, os.W_OK):
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 
 
