@@ -103,7 +103,7 @@ def test_evaluating_gives_what_the_command_writes(workdir, tmp_path):
     written = [json.loads((tmp_path / name / "frontier.json").read_text()) for name in ("command", "python")]
     assert written[0]["rows"] == written[1]["rows"] == json.loads(json.dumps(found.rows))
     assert found.to_dict()["protocol"] == written[0]["protocol"]
-    assert len(found.figure().axes) == 2
+    assert len(found.figure().axes) == 2 and found.figure()._repr_png_().startswith(b"\x89PNG")
     assert found.differences.startswith("difference from w=0")
 
 

@@ -43,7 +43,7 @@ class TrainedRun:
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items() if name in ("step", "loss"))
-        return f"TrainedRun({self.workdir}, {values}{'' if self.done else ', stopped'})"
+        return f"TrainedRun({self.workdir}, {values if self.done else f'stopped; logged last: {values}'})"
 
 
 class LogFunction:

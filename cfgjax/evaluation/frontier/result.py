@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from cfgjax.base.plots_extra import Figure
+from cfgjax.base.plots_extra import Figure, drawn_in_notebooks
 from cfgjax.base.progress import Progress
 from cfgjax.data.sources.registry import mixture_of, open_source
 from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
@@ -52,7 +52,7 @@ class FrontierResult:
 
     def figure(self) -> Figure:
         """Returns the curves as a matplotlib Figure."""
-        return frontier_figure(self.rows, self.network, self.tilted, self.protocol)
+        return drawn_in_notebooks(frontier_figure(self.rows, self.network, self.tilted, self.protocol))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns what frontier.json has."""
