@@ -71,8 +71,8 @@ def make_page(model: Model, workdir: str | Path) -> Any:
                     levels = [gr.Image(format="png", interactive=False, show_label=False) for _ in range(2)]
                 with gr.Accordion("the same from the command line and from Python", open=True):
                     code = [
-                        gr.Code(language=language, label=name, wrap_lines=True, interactive=False)
-                        for language, name in (("shell", "command"), ("python", "Python"))
+                        gr.Code(language="shell", label="command", wrap_lines=True, interactive=False),
+                        gr.Code(language="python", label="Python", wrap_lines=True, interactive=False),
                     ]
         inputs, outputs = [shown, per_label, seed, two, *one, *other], [*pictures, *levels, *code]
         two.change(lambda on: gr.update(visible=on), two, group, show_progress="hidden")
