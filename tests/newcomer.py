@@ -135,6 +135,7 @@ def living_in(folder, monkeypatch):
     """Changes to `folder`; nothing is downloaded, submitted or written elsewhere."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("cfgjax.base.experiments.PACKAGE", folder / "cfgjax")  # --config=digits is the small experiment
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, own in {name: getattr(jax, name) for name in ("devices", "local_devices")}.items():
             patch.setattr(jax, name, lambda *which, own=own: own(*which)[:1])  # compiling for one is quicker

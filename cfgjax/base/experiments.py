@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfgjax.base.errors import UsageError, nearest
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).absolute().parents[1]
 SWEEPS = "sweeps"  # folder within that of the experiments
 NOT_EXPERIMENTS = ("base",)
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import socket
+import sys
 
 from absl import flags
 
@@ -49,7 +50,8 @@ def demo(argv):
     )
     print(f"the demo is at {page.share_url or page.local_url}; Ctrl-C ends it", flush=True)
     page.block_thread()
-    return DONE
+    sys.stdout.flush()
+    os._exit(DONE)  # a thread of the page that is inside XLA would abort the process if the interpreter ended first
 
 
 def check_port(host, port):
