@@ -83,10 +83,22 @@ def define_sampling(given, command):
     define_path("guide", None, "Workdir of a noise-aware classifier, for classifier guidance.", flag_values=given)
     what = "Weak model for the rule autoguidance: WORKDIR[@STEP][,ema=RATE]."
     define_path("weak", None, what, flag_values=given)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+    define_step(given)
     what = "Device mesh, such as data=-1,fsdp=8: parameters are split over fsdp; -1 means all other devices."
     flags.DEFINE_list("mesh", None, what, flag_values=given)
     define_place(given)
+
+
+def define_step(given):
+    """Adds the flag of the checkpoint."""
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+
+
+def define_checkpoint(given):
+    """Adds the flags of one checkpoint and of one average of its weights."""
+    define_step(given)
+    what = "EMA rate or width of the weights; 0 for no averaging; by default the run's first."
+    flags.DEFINE_float("ema", None, what, flag_values=given)
 
 
 def sampling_axes(given, command):

@@ -11,7 +11,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.cli.common import begin_command, check_writable, no_arguments, required
+from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
 
@@ -166,7 +166,7 @@ def to_openai_adm(argv):
     flags.DEFINE_float(
         "ema", None, "EMA rate; 0 for the parameters without averaging; by default the run's first.", flag_values=given
     )
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+    define_step(given)
     no_arguments(parse_flags(given, argv))
     required(given, "workdir", "out")
     ending = Path(given.out).suffix

@@ -10,7 +10,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import begin_command, no_arguments, required
+from cfgjax.cli.common import begin_command, define_checkpoint, no_arguments, required
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import parse_flags
 
@@ -67,13 +67,7 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run, or an exported model.", flag_values=given)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
-    flags.DEFINE_float(
-        "ema",
-        None,
-        "EMA rate or width of the weights; 0 for no averaging; by default the run's first.",
-        flag_values=given,
-    )
+    define_checkpoint(given)
     what = "Port on which the page is served."
     flags.DEFINE_integer("port", DEMO_PORT, what, flag_values=given, lower_bound=1, upper_bound=65535)
     what = "Address on which the page is served; 0.0.0.0 for all network interfaces of this machine."

@@ -10,7 +10,8 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder, writing, writing_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.cli.common import begin_command, check_writable, no_arguments, required
+from cfgjax.cli.common import begin_command, check_writable, define_checkpoint, no_arguments, required
+from cfgjax.cli.stages import define_stage_folders
 from cfgjax.runs import sample_options
 from cfgjax.runs.config import parse_flags
 
@@ -107,13 +108,7 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
-    define_path(
-        "base",
-        None,
-        "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it.",
-        flag_values=given,
-    )
-    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    define_stage_folders(given)
     define_path(
         "out",
         None,
@@ -122,13 +117,7 @@ def define_flags(argv):
     )
     what = "What to write: folder (the weights and a card) or stablehlo (the compiled sampler as one file)."
     flags.DEFINE_enum("format", "folder", ["folder", "stablehlo"], what, flag_values=given)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
-    flags.DEFINE_float(
-        "ema",
-        None,
-        "EMA rate or width of the weights; 0 for no averaging; by default the run's first.",
-        flag_values=given,
-    )
+    define_checkpoint(given)
     flags.DEFINE_string(
         "name", None, "Name of the model in its card; by default the name of the folder --out.", flag_values=given
     )

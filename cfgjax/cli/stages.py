@@ -8,15 +8,16 @@ from cfgjax.cli.common import mesh_of, required, single
 from cfgjax.runs.sample_options import read_values
 
 
+def define_stage_folders(given):
+    """Adds the flags of the two runs of a cascade."""
+    what = "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it."
+    define_path("base", None, what, flag_values=given)
+    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+
+
 def define_stages(given):
     """Adds the flags of a cascade."""
-    define_path(
-        "base",
-        None,
-        "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it.",
-        flag_values=given,
-    )
-    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+    define_stage_folders(given)
     what = "--num_steps of the upsampler; by default config.sample.num_steps of its run."
     flags.DEFINE_string("upsampler_num_steps", None, what, flag_values=given)
     flags.DEFINE_float(

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cfgjax.base.errors import UsageError, choose, printable
 from cfgjax.data.dataset import Listing
-from cfgjax.data.images.tree import PassedOver, image_files
+from cfgjax.data.images.tree import PassedOver, existing_images
 from cfgjax.data.sources.arrays import list_arrays
 from cfgjax.data.sources.folder import Folder, list_folder, passed_over_lines
 
@@ -123,12 +123,7 @@ def labelled(path: Path, label_of_file: Callable[[str], str | None], where: str,
 def list_images(path: Path) -> tuple[list[str], list[str]]:
     """Returns the paths of the images below a folder, and lines about other files. Raises UsageError for none."""
     passed_over: PassedOver = []
-    try:
-        files = list(image_files(path, passed_over))
-    except OSError as e:
-        raise UsageError(f"cannot read {printable(e.filename or path)}: {e.strerror}") from e
-    if not files:
-        raise UsageError(f"{path} has no images (.png, .jpg, .webp, …)")
+    files = existing_images(path, passed_over)
     return files, passed_over_lines([(why, name) for why, name in passed_over if name not in (EDM_FILE, CSV_FILE)])
 
 
