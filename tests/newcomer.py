@@ -215,4 +215,4 @@ def follow(step):
 
 def runnable(step):
     """Whether `follow` does this step."""
-    return isinstance(step, Snippet) or step.words[0] == "cfgjax"
+    return isinstance(step, Snippet) or (step.words[0] == "cfgjax" and step.words[1] != "demo")
