@@ -55,7 +55,9 @@ DEFAULT = ["digits", "small8", "small32"]
 
 def experiments():
     """Returns {"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
-    files = [path for path in EXPERIMENTS.glob("*.py") if path.stem != "base"]
+    files = [
+        path for path in EXPERIMENTS.glob("*.py") if path.stem not in ("base", "own_images")
+    ]  # own_images needs a prepared set
     return {Path(text).name.replace(".py", ""): text for path in files for text in variants(path)}
 
 

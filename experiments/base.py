@@ -23,11 +23,11 @@ from cfgjax.runs.sample_options import defaults
 def reference():
     """Returns every key of every section with its default."""
     return dict(
-        seed=0,  # of initial parameters, batches and their noise, 0 to 2³² − 1
+        seed=0,  # seed of the initial parameters, the batches and their noise, 0 to 2³² − 1
         data=dict(
             source="prepared",  # "prepared" (cfgjax prepare), "folder", "tfds", "npz", "digits" or "mixture"
             path="data/images",  # file or folder of the data; for "tfds" also the name of a data set
-            kind="image",  # "image", or "latent" for unbounded arrays (height, width, channels) that are not drawn
+            kind="image",  # "image", or "latent" for unbounded arrays (height, width, channels), not shown as images
             split="all",  # "all", "train" or "holdout" (every sixth example)
             num_classes=1000,  # number K of labels 0 … K − 1
             image_shape=(64, 64, 3),  # (height, width, channels) in pixels, or (dimensions,) of points
@@ -35,16 +35,16 @@ def reference():
             random_crop=1.0,  # smallest crop in training, as a share of the side, in (0, 1]; 1 crops nothing
             low_res_size=placeholder(int),  # height in pixels of an upsampler's input; None for other networks
             crop=FieldReference("adm"),  # "adm", "lanczos", "area" or "pad"; None accepts any prepared data set
-            class_order="name",  # of a folder's classes: "name" sorts them as text, "numeric" as numbers
+            class_order="name",  # order of a folder's classes: sorted as text ("name") or as numbers ("numeric")
             data_dir=placeholder(str),  # where TFDS keeps its data sets; None for its own default
-            tfds_split="train",  # split of the TFDS data set, of which `split` selects a part
+            tfds_split="train",  # split of the TFDS data set; data.split selects a part of it
             num_workers=16,  # processes that decode images; 0 decodes in the training process
-            worker_timeout_seconds=600.0,  # training fails after so many seconds without a batch, at least 1
+            worker_timeout_seconds=600.0,  # training fails after this many seconds without a batch, at least 1
             means=((0.0, 0.0),),  # mean of each Gaussian of a mixture, one per class
             stds=(1.0,),  # standard deviation of each Gaussian, above 0
             weights=(1.0,),  # probability of each Gaussian; they sum to 1
             num_examples=30000,  # points drawn from the mixture
-            seed=0,  # of the mixture's points
+            seed=0,  # seed of the mixture's points
         ),
         model=dict(
             name="unet",  # "unet" or "mlp"; for classifiers "convnet" or "noisy_classifier"
@@ -61,39 +61,39 @@ def reference():
             rescale=False,  # whether residual sums are divided by √2
             dropout=0.0,  # probability in [0, 1)
             conditional=True,  # whether the network takes the label
-            null_label=True,  # whether it has the label "no condition", which classifier-free guidance needs
-            low_res=False,  # whether it takes a smaller image, as an upsampler does
-            low_res_noise=False,  # whether that image may have noise; needs diffusion.low_res_logsnr_min
-            dtype="bfloat16",  # of convolutions and matrix products: "float32" or "bfloat16"
+            null_label=True,  # whether it also takes "no condition", which classifier-free guidance needs
+            low_res=False,  # whether the network also takes a smaller image, as an upsampler does
+            low_res_noise=False,  # whether noise is added to that image; needs diffusion.low_res_logsnr_min
+            dtype="bfloat16",  # dtype of convolutions and matrix products: "float32" or "bfloat16"
             fused_attention=True,  # whether attention is one operation, cuDNN's on GPUs in bfloat16
             remat="none",  # what the backward pass recomputes to save memory: "none", "convolutions" or "blocks"
-            pool="attention",  # of a noisy classifier: "attention", "adaptive", "spatial" or "spatial_v2"
-            num_features=128,  # of a convnet: size of the feature layer before the logits
-            width=128,  # of an MLP: units per layer
+            pool="attention",  # pooling of a noisy classifier: "attention", "adaptive", "spatial" or "spatial_v2"
+            num_features=128,  # size of the feature layer of a convnet, before the logits
+            width=128,  # units per layer of an MLP
         ),
         diffusion=dict(
-            schedule="cosine",  # of continuous λ = log(α²/σ²): "cosine", "uniform", "normal(…)" or "logit_normal(…)"
+            schedule="cosine",  # continuous λ = log(α²/σ²): "cosine", "uniform", "normal(…)" or "logit_normal(…)"
             logsnr_min=-20.0,  # smallest λ, the noisiest level
             logsnr_max=20.0,  # largest λ, the cleanest level
-            betas="linear",  # of discrete time, instead of the three keys above: "linear" or "cosine"
+            betas="linear",  # betas of discrete time, instead of the three keys above: "linear" or "cosine"
             num_timesteps=1000,  # number of discrete timesteps, at least 2
             p_uncond=0.1,  # probability in [0, 1] of training on an example without its label
             parametrisation="eps",  # what the network predicts: "eps", "x", "v", "flow" or "edm(data_std=…)"
-            weighting="eps",  # unweighted loss in one of these, or "min_snr(gamma=…)" or "sigmoid(b=…)"
+            weighting="eps",  # loss: unweighted in "eps", "x", "v" or "flow"; or "edm(…)", "min_snr(…)" or "sigmoid(…)"
             learned_variance=False,  # whether the network also predicts the reverse variance (hybrid loss)
             bound_weight=0.001,  # weight of the variational bound in the hybrid loss
-            bound_steps=1000,  # levels of that bound in continuous λ, at least 2
-            time_sampler="uniform",  # of training levels: "uniform" or "second_moment" (by the loss at each level)
-            low_res_logsnr_min=placeholder(float),  # noisiest λ of an upsampler's input; None without low_res_noise
+            bound_steps=1000,  # number of levels of that bound in continuous λ, at least 2
+            time_sampler="uniform",  # how training levels are drawn: "uniform" or "second_moment" (by their loss)
+            low_res_logsnr_min=placeholder(float),  # smallest λ of an upsampler's input; None without low_res_noise
         ),
         optimizer=dict(
             name="adamw",  # "adamw" or "adam"
-            learning_rate=1e-4,  # after the warm-up
+            learning_rate=1e-4,  # learning rate after the warm-up
             b1=0.9,  # decay of Adam's first moment, in [0, 1)
             b2=0.999,  # decay of Adam's second moment, in [0, 1)
             eps=1e-8,  # added to the root of the second moment
-            weight_decay=0.0,  # decoupled, of adamw only
-            schedule="constant",  # of the learning rate after the warm-up: "constant", "linear" or "cosine"
+            weight_decay=0.0,  # decoupled weight decay, of adamw only
+            schedule="constant",  # learning rate after the warm-up: "constant", "linear" or "cosine"
             warmup_steps=0,  # steps in which the learning rate rises from 0
             decay_steps=placeholder(int),  # step at which "linear" and "cosine" reach 0; None for "constant"
             clip_norm=placeholder(float),  # largest norm of the gradient; None does not clip
@@ -101,49 +101,47 @@ def reference():
         ema=dict(
             rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first, () keeps none
             warmup=True,  # whether the rates start lower, at (1 + n) / (10 + n) after n steps
-            widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), from which others are made afterwards
-            snapshot_every_steps=placeholder(int),  # steps between their snapshots; None takes checkpoint.every_steps
+            widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), from which others can be made later
+            snapshot_every_steps=placeholder(int),  # steps between their snapshots; None: checkpoint.every_steps
         ),
         train=dict(
             batch_size=256,  # examples per step over all devices
             num_steps=500000,  # optimizer steps
             log_every_steps=100,  # steps between logged metrics
             steps_per_dispatch=1,  # steps per call of the compiled program; more hides its overhead for small networks
-            accumulate_steps=1,  # parts into which a batch is split to save memory
+            accumulate_steps=1,  # number of parts in which a batch is computed, to save memory
             max_skipped_in_row=10,  # training fails after so many consecutive steps with a non-finite loss or gradient
             init_from=placeholder(str),  # workdir whose averaged parameters training starts from; None for random ones
         ),
         checkpoint=dict(
             every_steps=5000,  # steps between checkpoints
             keep_last=3,  # number of newest checkpoints that are retained
-            keep_every_steps=placeholder(int),  # retains checkpoints at multiples of this too; None retains no others
+            keep_every_steps=placeholder(int),  # also retains checkpoints at multiples of this; None: no others
         ),
         sample=dict(
             defaults("sample"),  # a key for every option of `SampleOptions`, those below and later ones
             every_steps=10000,  # steps between sample grids during training
-            labels=tuple(range(10)),  # rows of the grids; in a mixture's figure, its classes
-            guidance=(0.0, 1.0, 3.0),  # weights w, the columns of the grids
+            labels=tuple(range(10)),  # labels, the rows of the grids; in a mixture's figure, its classes
+            guidance=(-1.0, 0.0, 1.0, 3.0),  # weights w, the columns of the grids; at -1 the label has no effect
             per_cell=4,  # samples per label and w
             rule="cfg()",  # guidance rule
-            sampler="dpmpp_2m_sde()",  # a sampler; "ancestral()" takes the learned variance
-            num_steps=16,  # number of levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
+            sampler="dpmpp_2m_sde()",  # sampler, such as "ddim()"; "ancestral()" uses a learned variance
+            num_steps=16,  # number of sampling levels T; in discrete time also a spacing such as "ddim25" or "10+15+20"
             grid="edm()",  # spacing of the levels: "schedule()" as in training, "edm()", "uniform()" or "flow()"
-            clip="consistent",  # of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
-            seed=0,  # of the noise, 0 to 2³² − 1
+            clip="consistent",  # clipping of x̃ of images to [−1, 1]: "consistent" (ε̃ follows x̃), "x_only" or "none"
+            seed=0,  # seed of the noise, 0 to 2³² − 1
         ),
         evaluate=dict(
             defaults("evaluate"),  # the same options; None takes the value of config.sample
             guidance=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0),  # weights w to measure
             rule=placeholder(str),  # guidance rule; None takes that of config.sample
             sampler=placeholder(str),  # sampler; None takes that of config.sample
-            num_steps=16,  # number of levels T
+            num_steps=16,  # number of sampling levels T
             grid=placeholder(str),  # spacing of the levels; None takes that of config.sample
             clip=placeholder(str),  # clipping of x̃; None takes that of config.sample
-            seed=placeholder(int),  # of the noise and the labels; None takes that of config.sample
-            ema=placeholder(
-                float
-            ),  # one of ema.rates, a width if there are ema.widths, or 0 for no averaging; None takes the first
-            label_policy="balanced",  # labels of the samples: "balanced" or "random"
+            seed=placeholder(int),  # seed of the noise and the labels; None takes that of config.sample
+            ema=placeholder(float),  # one of ema.rates, a width σ_rel, or 0 for no averaging; None takes the first
+            label_policy="balanced",  # labels of the samples: "balanced" (each equally often) or "random"
             num_samples=50000,  # samples per w
             batch_size=250,  # samples per call on each device
             features="inception",  # feature network: "inception", "classifier" or "mixture" (the exact density)
@@ -156,11 +154,15 @@ def reference():
         mesh=dict(
             data=-1,  # devices over which the batch is split; -1 for all remaining devices
             fsdp=1,  # devices over which parameters are split too; -1 for all remaining devices
-            slices=1,  # TPU slices or groups of hosts, connected by a slower network
+            slices=1,  # number of TPU slices or groups of hosts, connected by a slower network
         ),
         cluster=dict(
             timeout_seconds=60.0,  # time within which a failed or frozen process is detected, at least 2
             start_timeout_seconds=300.0,  # seconds that processes wait for one another at the start, at least 1
+        ),
+        log=dict(
+            writers=("tensorboard",),  # besides metrics.jsonl: "tensorboard", "wandb", "mlflow"
+            project="cfgjax",  # project of Weights & Biases; experiment of MLflow
         ),
     )
 

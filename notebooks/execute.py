@@ -1,6 +1,6 @@
 """Executes notebooks from top to bottom and stores them with their outputs, in a form with small diffs.
 
-    python notebooks/execute.py notebooks/sampling.ipynb
+    python notebooks/execute.py notebooks/sampling_and_guidance.ipynb
 
 Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train for a few steps only.
 """

@@ -20,7 +20,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 # Every call of a function in these packages checks its types and shapes, unless JAXTYPING_DISABLE is 1.
 # Must come before anything imports them.
 install_import_hook(
-    [f"cfgjax.{name}" for name in ("data", "diffusion", "evaluation", "models", "nets", "runs", "training")],
+    [f"cfgjax.{name}" for name in ("api", "data", "diffusion", "evaluation", "models", "nets", "runs", "training")],
     "type_checker.checked",
 )
 

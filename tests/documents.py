@@ -1,7 +1,8 @@
 """The commands and the Python snippets of documents, in their order.
 
-Blocks are fenced with backticks or tildes, or indented by four spaces. Fences marked `python` are snippets, and those
-marked as data are neither. Bash reads every other block and records the words of each command.
+Blocks are fenced with backticks or tildes, or indented by four spaces. Fences marked `python` are snippets. Those
+marked as data and the directives of the site, such as `{toctree}`, are neither. Bash reads every other block and
+records the words of each command.
 """
 
 import ast
@@ -66,7 +67,7 @@ def steps(document):
     for mark, block in blocks(text):
         if mark == "python":
             listed.append(Snippet(document, block))
-        elif mark not in DATA:
+        elif mark not in DATA and not mark.startswith("{"):
             listed += commands(document, block)
     return listed
 
@@ -85,7 +86,7 @@ def blocks(text):
             fence, block = None, []
         elif fence:
             block.append(line)
-        elif not block and (fence := re.match(r"\s*(`{3,}|~{3,})\s*(\w*)", line)):
+        elif not block and (fence := re.match(r"\s*(`{3,}|~{3,})\s*(\{?\w*)", line)):
             pass
         elif line.startswith("    ") and (block or not before.strip()):
             block.append(line)

@@ -112,6 +112,7 @@ def make(folder):
         there.write_text(stand_in(path))
     write_folder(folder / "ILSVRC2012" / "train", SYNSETS, count=8)
     write_folder(folder / "imagenette2" / "train", SYNSETS, count=8)
+    write_folder(folder / "my_images", SYNSETS, count=8)
     for name in ("images", "cifar10", "tfds"):
         write_npz(folder / f"{name}.npz", count=24, shape=(6, 6, 3), classes=len(SYNSETS))
     for preset, name in PUBLISHED.values():
@@ -124,10 +125,11 @@ def stand_in(path):
     """The text of a config file for `small_experiment` of the experiment file at path."""
     code = f"import sys\n\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom newcomer import small_experiment\n\n\n"
     arguments = [text.rpartition(":")[2] for text in variants(path) if text != str(path)]
-    if not arguments:
+    if not arguments and path.stem != "own_images":  # whose argument is a folder
         return f"{code}def get_config():\n    return small_experiment({str(path)!r})\n"
     body = f'    return small_experiment({str(path)!r} + ":" + argument)\n'
-    return f"{code}ARGUMENTS = {arguments}\n\n\ndef get_config(argument):\n{body}"
+    known = f"ARGUMENTS = {arguments}\n\n\n" if arguments else ""
+    return f"{code}{known}def get_config(argument):\n{body}"
 
 
 @contextlib.contextmanager
@@ -135,6 +137,7 @@ def living_in(folder, monkeypatch):
     """Changes to `folder`; nothing is downloaded, submitted or written elsewhere."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("cfgjax.base.experiments.PACKAGE", folder / "cfgjax")  # --config=digits is the small experiment
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, own in {name: getattr(jax, name) for name in ("devices", "local_devices")}.items():
             patch.setattr(jax, name, lambda *which, own=own: own(*which)[:1])  # compiling for one is quicker
@@ -212,4 +215,4 @@ def follow(step):
 
 def runnable(step):
     """Whether `follow` does this step."""
-    return isinstance(step, Snippet) or step.words[0] == "cfgjax"
+    return isinstance(step, Snippet) or (step.words[0] == "cfgjax" and step.words[1] != "demo")

@@ -203,7 +203,7 @@ def test_samples_of_a_cascade_depend_on_both_networks_and_on_the_options_of_both
         ("--base=base --upsampler=up --workdir=run", "give either --workdir"),
         ("--workdir=run --upsampler_num_steps=3", "--upsampler_num_steps needs --base and --upsampler"),
         ("--base=base --upsampler=up --out=out --diagnostics", "--diagnostics is for one model"),
-        ("--base=base --bits_per_dim --workdir=run", "--base has no effect on --bits_per_dim"),
+        ("--base=base --bits_per_dim --workdir=run", "--base has no effect with --bits_per_dim"),
     ],
 )
 def test_bad_flags_of_an_evaluation_are_a_one_line_error(flags, told):
@@ -237,7 +237,7 @@ def test_noise_is_added_to_small_images_only_if_requested():
     ("call", "told"),
     [
         (lambda: upsampler().sample(LABELS), r"low_res is not given; the model is an upsampler"),
-        (lambda: base().sample(LABELS, low_res=images()), "low_res is given; the model is no upsampler"),
+        (lambda: base().sample(LABELS, low_res=images()), "low_res is given; the model is not an upsampler"),
         (lambda: upsampler().sample(LABELS, low_res=images(5)), "low_res has 5 images for 6 labels"),
         (lambda: upsampler().sample(LABELS, low_res=doubled(images())), r"asks for \('N', 4, 4, 1\)"),
         (lambda: upsampler().sample(LABELS, low_res=images(), low_res_logsnr=0.0), "was not trained with noise"),

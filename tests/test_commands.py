@@ -5,17 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import runs
 from command import ROOT, finish, start, wait_until
 from PIL import Image
-from tiny import mixture_config
+from tiny import digits_config, mixture_config
 
+import cfgjax
+from cfgjax.api.training_runs import train
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
-from cfgjax.training.loop import train
 
 TINY = (
     "--config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 --config.model.depth=1 "
@@ -112,7 +114,7 @@ def test_a_workdir_that_cannot_be_created_is_named(tmp_path):
 
 
 def test_a_different_config_is_refused_with_the_key_and_both_values(workdir):
-    with pytest.raises(UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1\Z"):
+    with pytest.raises(UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1; use another workdir\Z"):
         train(mixture_config(**{"diffusion.p_uncond": 0.2}), workdir)
 
 
@@ -137,11 +139,56 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
     assert not np.array_equal(a, c)
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A run on digits, trained for four steps."""
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train(digits_config(), workdir)
+    return workdir
+
+
+def drawn(digits, out, more=""):
+    words = f"sample --workdir={digits} --labels=1,7 --per_cell=2 --num_steps=3 --guidance=2 --out={out} {more}"
+    assert cli.run_command(words.split()) == 0
+    return Path(out)
+
+
+def test_sample_writes_arrays_that_other_evaluators_read(digits, tmp_path):
+    with np.load(drawn(digits, tmp_path / "a.npz")) as stored:
+        images, labels = stored["arr_0"], stored["arr_1"]
+    assert labels.tolist() == [1, 1, 7, 7]
+    assert np.array_equal(images, cfgjax.load(digits).sample(labels, 2.0, num_steps=3))
+    with np.load(drawn(digits, tmp_path / "b.npz", "--num_samples=5")) as stored:
+        assert stored["arr_1"].tolist() == [1, 7, 1, 7, 1] and len(stored["arr_0"]) == 5
+
+
+def test_sample_writes_single_images_named_by_label_and_setting(digits, tmp_path):
+    folder = drawn(digits, tmp_path / "one")
+    images = np.load(drawn(digits, tmp_path / "a.npz"))["arr_0"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"{i:06d}_label_{label}.png" for i, label in enumerate((1, 1, 7, 7))
+    ]
+    assert np.array_equal(np.asarray(Image.open(folder / "000002_label_7.png")), images[2, ..., 0])
+    several = drawn(digits, tmp_path / "two", "--guidance=0,2")
+    assert (several / "000000_label_1_w=0.png").exists() and len(list(several.iterdir())) == 8
+
+
+def test_sample_writes_an_animation_of_the_levels_that_ends_with_the_samples(digits, tmp_path):
+    with Image.open(drawn(digits, tmp_path / "a.png")) as picture:
+        last = picture.convert("RGB")
+    with Image.open(drawn(digits, tmp_path / "a.gif")) as animation:
+        assert 2 <= animation.n_frames <= 4 and animation.size == last.size  # frames that are equal become one
+        animation.seek(animation.n_frames - 1)
+        assert np.abs(np.asarray(animation.convert("RGB"), int) - np.asarray(last, int)).mean() < 2
+
+
 @pytest.mark.parametrize(
     ("flags", "key"),
     [
         ("--labels=0,7", "label 1 is 7; need 0 … 2"),
-        ("--labels=a", "--labels=a: need integers"),
+        ("--labels=a", "label 'a' is not a number, and the run recorded no class names"),
+        ("--labels=", "label has shape (0,): there are none"),
+        ("--num_samples=5", "--num_samples is for an .npz or a folder"),
         ("--guidance=1 --scale=2", "--guidance (w) and --scale (s = 1 + w) are both given"),
         ("--guidance=", "--guidance=: need numbers"),
         ("--seed=-1", "seed is -1; need an integer"),
@@ -151,7 +198,8 @@ def test_sample_draws_a_picture_that_depends_on_the_seed_alone(workdir, tmp_path
         ("--rule=cgf", "unknown rule 'cgf', did you mean 'cfg'?"),
         ("--rule=classifier", "rule classifier() needs a classifier; give its run with --guide"),
         ("--ema=0,0.5", "ema 0.5 is neither a rate of the run (0.999, 0) nor a width"),
-        ("--out=grid.txt", "--out=grid.txt"),
+        ("--out=grid.txt", "the ending must be .png or another image format (a grid), .gif"),
+        ("--out=x.npz --guidance=0,1", "an .npz has the samples of one setting; these flags give 2"),
         ("--step=7", "there is no step 7"),
         ("grid.png", "takes only flags"),
     ],
@@ -172,7 +220,7 @@ def test_a_folder_without_a_run_and_an_unknown_command_are_named(tmp_path):
         ("train --help", "--workdir"),
         ("sample -h", "--guidance"),
         ("launch slurm --help", "--gpus_per_node"),
-        ("convert diffusers --help", "--betas"),
+        ("convert diffusers --help", "--betas=linear|cosine"),
     ],
 )
 def test_help_of_a_command_lists_its_flags(words, flag, capsys):

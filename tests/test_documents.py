@@ -26,6 +26,7 @@ NOT_RUN = {
     "pip install": "installs packages; .ci/run installs those of the tests",
     "pytest": "is what runs this test",
     "pre-commit install": "changes the hooks of the repository",
+    "cfgjax demo": "serves a page until it is ended; tests/test_demo.py opens it",
     "python benchmarks/": "takes minutes; tests/test_benchmarks.py runs them at a small size",
     "python notebooks/": "takes minutes; tests/test_notebooks.py executes the notebooks",
 }

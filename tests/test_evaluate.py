@@ -158,7 +158,7 @@ def test_a_reference_can_be_made_and_used(workdir, tmp_path):
         ("--bits_per_dim", "--bits_per_dim needs 8-bit images"),
         ("--bits_per_dim --guidance=1", "guidance (w = 1) defines no likelihood"),
         ("--make_reference --bits_per_dim", "are both given"),
-        ("--config=experiments/mixture.py", "--config has no effect on a frontier"),
+        ("--config=experiments/mixture.py", "--config has no effect without --make_reference or --samples"),
         ("--num-smaples=7", "Unknown command line flag 'num_smaples'. Did you mean: num_samples"),
         ("now", "takes only flags"),
     ],

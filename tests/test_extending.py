@@ -67,7 +67,7 @@ def lines(workdir):
 @pytest.mark.slow
 def test_a_custom_writer_receives_the_metrics_of_metrics_jsonl_and_the_pictures(tmp_path):
     memory = Memory()
-    final = cfgjax.train(mixture_config(), tmp_path / "run", writers=[memory])
+    final = cfgjax.train(mixture_config(), tmp_path / "run", writers=[memory]).metrics
     written = [{"step": step, **metrics} for step, metrics in memory.lines]
     assert lines(tmp_path / "run") == written
     assert memory.closed and {name for _, name, _ in memory.pictures} == {"samples"}
@@ -89,7 +89,7 @@ def test_a_hook_receives_the_state_at_its_steps_and_at_the_last_one(tmp_path):
 @pytest.mark.parametrize(("kind", "step"), [("hook", 20), ("writer", 10)])
 def test_a_run_whose_extension_fails_is_saved_and_resumes_to_the_same_result(kind, step, tmp_path):
     config = mixture_config()
-    straight = cfgjax.train(config, tmp_path / "straight")
+    straight = cfgjax.train(config, tmp_path / "straight").metrics
     broken = Every(20, fails)
     broken.write = fails
     added = {"hook": {"hooks": [broken]}, "writer": {"writers": [broken]}}[kind]
@@ -98,7 +98,7 @@ def test_a_run_whose_extension_fails_is_saved_and_resumes_to_the_same_result(kin
         cfgjax.train(config, tmp_path / "run", **added)
     steps = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()}
     assert max(steps) == step
-    final = cfgjax.train(config, tmp_path / "run")
+    final = cfgjax.train(config, tmp_path / "run").metrics
     without_rate = lambda metrics: {name: value for name, value in metrics.items() if name != "images_per_second"}
     assert without_rate(final) == without_rate(straight)
 
@@ -132,7 +132,7 @@ def test_a_custom_data_source_can_be_trained_on(tmp_path, monkeypatch):
     config = mixture_config(**{"sample.labels": (0, 1)})
     with config.unlocked():
         config.data = {"source": "circle", "split": "all", "num_classes": 2, "image_shape": (2,), "num_examples": 256}
-    assert np.isfinite(cfgjax.train(config, tmp_path / "run")["loss"])
+    assert np.isfinite(cfgjax.train(config, tmp_path / "run").metrics["loss"])
 
 
 def test_a_config_is_loaded_with_overrides_and_checked(tmp_path):
@@ -294,7 +294,7 @@ def test_evaluations_refuse_a_vector(vector_config, tmp_path):
 def test_a_custom_weighting_is_a_factor_on_the_loss(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTINGS, "none", lambda logsnr: 0 * logsnr)
     config = two_steps(mixture_config(), diffusion={"weighting": "none"})
-    assert cfgjax.train(config, tmp_path / "run")["loss"] == 0
+    assert cfgjax.train(config, tmp_path / "run").metrics["loss"] == 0
 
 
 @pytest.mark.parametrize("key", ["parametrisation", "weighting", "schedule"])

@@ -16,7 +16,6 @@ from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples, policy_labels
 from cfgjax.evaluation.frontier.paired import design
 from cfgjax.evaluation.metrics.influence import half_width
-from cfgjax.evaluation.report.sample_figures import sample_figure
 from cfgjax.models.groups import (
     batch_rows,
     check_divisible,
@@ -26,6 +25,7 @@ from cfgjax.models.groups import (
     ungrouped_metrics,
 )
 from cfgjax.models.model import Model
+from cfgjax.models.sample_figures import sample_figure
 from cfgjax.runs.sample_options import SampleOptions
 
 CONFIG = mixture_config()
@@ -117,7 +117,7 @@ def test_bad_groups_are_one_line_errors(model):
         (lambda: model.sample(np.arange(8) % 3, 2.0, sampler=FOUR), "samples 0 … 3 are a group .* need equal labels"),
         (lambda: model.sample(LABELS, np.arange(16) * 1.0, sampler=FOUR), "need equal guidance; repeat each 4 times"),
         (lambda: draw(model, rule="conditional()"), "needs a rule that combines two predictions"),
-        (lambda: draw(model, rule="apg()"), "with one w at all levels, which apg changes; take a rule such as cfg"),
+        (lambda: draw(model, rule="apg()"), "with one w at all levels, which apg changes; use a rule such as cfg"),
         (lambda: draw(model, rule="interval(low=1)"), "which interval changes"),
         (lambda: check_divisible("num_samples 90 is", 90, FOUR), "num_samples 90 is not divisible .* use 88 or 92"),
         (lambda: check_groups(FOUR, labels=np.zeros(3)), "3 samples are not divisible by the 4 particles .* use 4"),

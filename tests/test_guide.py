@@ -111,8 +111,11 @@ def test_a_classifier_of_other_data_or_another_process_is_refused(changed, told)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(rule=classifier()), r"the rule classifier\(\) has no guide"),
-        (dict(rule=classifier(scale=np.float32(np.inf), guide=Exact())), "scale inf is not finite"),
+        (dict(rule=classifier()), r"rule classifier\(\) has no guide"),
+        (
+            dict(rule=classifier(scale=np.float32(np.inf), guide=Exact())),
+            "scale is inf; need numbers that are finite",
+        ),
         (dict(rule=classifier(scale=np.array([1.0, 2.0]), guide=Exact())), r"scale has shape \(2,\) for 24 labels"),
         (dict(rule=classifier(form="z", guide=Exact()), sampler="ddim()"), "is for sampler ancestral"),
     ],

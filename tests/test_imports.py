@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cfgjax"
 LAYERS = (  # a folder imports itself and those before it
     *("base", "diffusion", "nets", "distributed", "runs", "data", "models", "evaluation", "training", "convert"),
-    *("jobs", "cli"),
+    *("jobs", "api", "cli"),
 )
 OUTSIDE = {"diffusion": {"jax", "numpy", "jaxtyping"}, "nets": {"jax", "flax", "numpy", "jaxtyping"}}
 
@@ -22,7 +22,8 @@ CONTRACTS = {  # name: the contract that it implements in each of its modules
     "main": "the main function of a program",
     "define_flags": "the flags of a command or a launcher",
     "launch": "starts a job: the command, and each of its launchers",
-    "train": "the command, and the function that it calls",
+    "train": "the command, and the public function",
+    "evaluate": "the command, and the public function",
     "sample": "the command, and sampling",
     "prepare": "the command, and the function that it calls",
     "download": "the command, and the download of a data set",

@@ -22,7 +22,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 pictures = []
 for w in (-1, 0, 0.25, 3):
-    slider.value = w
+    controls["w"].value = w
     pictures.append(picture.value)
 assert not compiled, compiled
 assert len(set(pictures)) == len(pictures)
@@ -87,19 +87,29 @@ def test_the_outputs_of_the_notebook_are_of_one_complete_run_without_warnings(pa
 
 def test_all_documents_have_the_same_project_url():
     colab = re.compile(r"https://colab\.research\.google\.com/github/(.*?)/blob/main/(notebooks/\w+\.ipynb)")
-    linked = colab.findall((ROOT / "README.md").read_text())
+    owner = REPOSITORY.removeprefix("https://github.com/")
+    assert colab.findall((ROOT / "README.md").read_text()) == [(owner, "notebooks/sampling_and_guidance.ipynb")]
     for path in NOTEBOOKS:
-        name = str(path.relative_to(ROOT))
         text = "".join("".join(cell["source"]) for kind in ("code", "markdown") for cell in cells(path, kind))
-        assert (f"https://github.com/{linked[0][0]}", name) == (REPOSITORY, linked[0][1])
-        assert colab.findall(text) == linked
+        assert colab.findall(text) == [(owner, str(path.relative_to(ROOT)))]
         assert set(re.findall(r"https://github\.com/[\w-]+/[\w-]+", text)) == {REPOSITORY}
+
+
+def test_all_notebooks_install_in_the_same_way():
+    assert len({cell(path, "install") for path in NOTEBOOKS}) == 1
+
+
+def test_links_between_notebooks_lead_to_notebooks():
+    for path in NOTEBOOKS:
+        text = "".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+        for name in re.findall(r"\]\((\w+\.ipynb)\)", text):
+            assert (path.parent / name).exists(), name
 
 
 @pytest.fixture(scope="module")
 def installer():
     """The functions of the install cell; its statements are not executed."""
-    tree = ast.parse(cell(ROOT / "notebooks" / "sampling.ipynb", "install"))
+    tree = ast.parse(cell(ROOT / "notebooks" / "sampling_and_guidance.ipynb", "install"))
     defined = (ast.Import, ast.ImportFrom, ast.FunctionDef)
     constant = lambda node: isinstance(node, ast.Assign) and node.targets[0].id.isupper()
     tree.body = [node for node in tree.body if isinstance(node, defined) or constant(node)]
@@ -161,7 +171,7 @@ def test_the_notebook_runs_from_top_to_bottom_and_its_slider_compiles_nothing(pa
     monkeypatch.setenv("CFGJAX_NOTEBOOK_QUICK", "1")
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     notebook = nbformat.read(path, as_version=4)
-    if any("slider = " in cell.source for cell in notebook.cells):
+    if any("controls = " in cell.source for cell in notebook.cells):
         notebook.cells.append(nbformat.v4.new_code_cell(SLIDES, id="slides"))
     execute.execute(notebook, tmp_path)
     printed = [output for cell in notebook.cells if cell.id == "install" for output in cell.outputs]

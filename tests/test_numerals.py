@@ -14,7 +14,6 @@ COMMANDS = {
     "sample --workdir=none --out=x.png": {
         "whole": ("seed", "per_cell", "step", "num_processes", "process_id"),
         "real": ("ema", "low_res_logsnr"),
-        "whole list": ("labels",),
         "real list": ("guidance", "scale", "classifier_scale"),
         "steps": ("num_steps", "upsampler_num_steps"),
     },

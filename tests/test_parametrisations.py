@@ -119,7 +119,7 @@ def test_networks_train_and_sample(parametrisation, weighting, tmp_path):
     config.update({"sample": {"every_steps": 10}})
     config.diffusion.update({"parametrisation": parametrisation, "weighting": weighting})
     config.diffusion.time_sampler = "second_moment" if weighting == "min_snr" else "uniform"
-    assert np.isfinite(cfgjax.train(config, tmp_path / "run")["loss"])
+    assert np.isfinite(cfgjax.train(config, tmp_path / "run").metrics["loss"])
     assert np.isfinite(cfgjax.load(tmp_path / "run").sample([0, 1, 2], 1.0, num_steps=4)).all()
 
 

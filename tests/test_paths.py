@@ -6,6 +6,7 @@ import pytest
 from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
+from cfgjax.api.training_runs import train as train_run
 from cfgjax.base import inception_weights
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
@@ -13,7 +14,6 @@ from cfgjax.cli import train
 from cfgjax.models.cascade import load_cascade
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.workdir import Claim
-from cfgjax.training.loop import train as train_run
 from cfgjax.training.run import Program
 
 FOLLOWING = "--seed=1"

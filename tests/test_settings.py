@@ -82,7 +82,7 @@ LISTED_WORDS = "evaluate.rule evaluate.sampler evaluate.num_steps evaluate.grid"
 WORDS = {  # keys that are text; the registries know which words there are
     "data.source data.split data.path data.crop data.class_order data.data_dir data.tfds_split model.name model.remat",
     "model.pool diffusion.schedule diffusion.betas diffusion.time_sampler diffusion.parametrisation",
-    "diffusion.weighting optimizer.name optimizer.schedule",
+    "diffusion.weighting optimizer.name optimizer.schedule log.project",
     "train.init_from sample.rule sample.sampler sample.num_steps sample.grid evaluate.classifier evaluate.reference",
     LISTED_WORDS,
 }
@@ -107,7 +107,7 @@ SHARES = {"diffusion.p_uncond"}
 FROM_0 = {"seed data.seed sample.seed evaluate.seed data.num_workers optimizer.warmup_steps"}
 DURATIONS = {"data.worker_timeout_seconds cluster.start_timeout_seconds"}
 REAL_TUPLES = {"sample.guidance evaluate.guidance evaluate.every_guidance"}
-MAY_BE_EMPTY = {"model.attention_resolutions ema.rates ema.widths"}
+MAY_BE_EMPTY = {"model.attention_resolutions ema.rates ema.widths log.writers"}
 
 UNBOUNDED = REAL | AT_LEAST_0 | ABOVE_0
 FRACTIONS = UNBOUNDED | BELOW_1 | SHARES | {"data.random_crop"}
@@ -136,7 +136,7 @@ ADMITTED = {  # name of a value: the keys for which it is of the right kind; for
     "empty list": MAY_BE_EMPTY,
     "negative tuple": REAL_TUPLES,
     "tuple of halves": HALVES,
-    "tuple of words": {LISTED_WORDS},
+    "tuple of words": {LISTED_WORDS, "log.writers"},
     "tuple of tuples": {"data.means"},
 }
 

@@ -136,7 +136,7 @@ def test_an_upsampler_is_no_weak_model_of_a_network_without_its_input():
 
 
 def test_bad_input_is_a_one_line_error(strong):
-    with pytest.raises(UsageError, match=r"the rule autoguidance\(\) has no weak"):
+    with pytest.raises(UsageError, match=r"rule autoguidance\(\) has no weak"):
         draw(strong, None)
     with pytest.raises(UsageError, match="on different meshes"):
         draw(strong, make(0.5, devices=2))

@@ -14,7 +14,8 @@ from cfgjax.runs.sections import read_section
 from cfgjax.runs.settings import Settings
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem != "base")
+WITHOUT = {"base", "own_images"}  # own_images needs a prepared set
+FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if path.stem not in WITHOUT)
 CONFIGS = {Path(text).name.replace(".py", ""): text for path in FILES for text in variants(path)}
 """{"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
 

@@ -12,7 +12,11 @@ class UsageError(ValueError):
 
 
 class HelpAsked(Exception):
-    """--help or -h among the flags of a command. Its text describes them."""
+    """--help or -h among the flags of a command. Its text describes them. flags: absl's definitions of them."""
+
+    def __init__(self, text, flags=None):
+        super().__init__(text)
+        self.flags = flags
 
 
 def nearest(name, known):

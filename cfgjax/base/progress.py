@@ -1,6 +1,7 @@
 """Progress of a command: a line before long work begins, then a bar on a terminal and lines otherwise."""
 
 import contextlib
+import importlib.util
 import logging
 import sys
 import time
@@ -32,6 +33,20 @@ def show_progress(file):
     log.handlers[:] = [] if file is None else [LineHandler(file)]
     log.setLevel(logging.WARNING if file is None else logging.INFO)
     log.propagate = False
+
+
+def make_bar(**options):
+    """Returns a bar of tqdm: a widget in a notebook, text on a terminal, and disabled elsewhere.
+
+    options: of tqdm, without file; disable=True in processes that show nothing.
+    """
+    options = {"disable": None, "dynamic_ncols": True, **options}
+    if "ipykernel" not in sys.modules or importlib.util.find_spec("ipywidgets") is None:
+        return tqdm.tqdm(file=sys.stderr, **options)
+
+    from tqdm.notebook import tqdm_notebook
+
+    return tqdm_notebook(**options | {"disable": bool(options["disable"])})
 
 
 @contextlib.contextmanager
@@ -66,8 +81,8 @@ class Progress:
         self._write, self._total, self._seen, self._since = write, total, 0, time.monotonic()
         self._what, self._unit, self._last_line = what, unit, self._since
         form = None if total is None else f"{{desc}}: {BAR}"
-        shown = {"disable": None if write else True, "dynamic_ncols": True, "leave": False, "file": sys.stderr}
-        self._bar = tqdm.tqdm(desc=what, unit=unit, total=total, bar_format=form, **shown)
+        shown = {"disable": None if write else True, "leave": False}
+        self._bar = make_bar(desc=what, unit=unit, total=total, bar_format=form, **shown)
         if write and self._bar.disable:
             log.info("%s%s …", what, "" if total is None else f": {total:,} {unit}s")
 

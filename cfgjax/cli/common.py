@@ -20,10 +20,22 @@ PLACE = ("coordinator", "num_processes", "process_id")
 
 def define_place(given):
     """Adds the flags for the rank and the number of processes. By default these come from the environment."""
-    what = "HOST:PORT of process 0, if there are several processes."
+    what = "HOST:PORT of process 0, if there are several processes; by default from Slurm, Open MPI or a TPU pod."
     flags.DEFINE_string("coordinator", None, what, flag_values=given)
-    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Number of this process, starting at 0.", flag_values=given, lower_bound=0)
+    flags.DEFINE_integer(
+        "num_processes",
+        None,
+        "Number of processes; must be given with --coordinator.",
+        flag_values=given,
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Number of this process, from 0; must be given with --coordinator.",
+        flag_values=given,
+        lower_bound=0,
+    )
 
 
 def place_flags(given):
@@ -63,15 +75,30 @@ def define_sampling(given, command):
     """Adds the flags common to sample and evaluate, with one for each option of sampling of this command."""
     define_path("workdir", None, "Folder of the run.", flag_values=given)
     for name, option in sample_options.fields(command).items():
-        flags.DEFINE_string(name, None, f"{option.help} One or several.", flag_values=given)
-    flags.DEFINE_list("scale", None, "Scales s = 1 + w, instead of --guidance.", flag_values=given)
-    define_path("guide", None, "Workdir of a noise-aware classifier for classifier guidance.", flag_values=given)
-    what = "Run of the weak model for the rule autoguidance: WORKDIR[@STEP][,ema=RATE]."
+        default = f"config.{command}.{name}" if f"config.{command}" in option.places else option.otherwise
+        what = f"{option.help} One or several, separated by commas; by default {default}."
+        flags.DEFINE_string(name, None, what, flag_values=given)
+    what = "Guidance as s = 1 + w, instead of --guidance. One or several, separated by commas."
+    flags.DEFINE_list("scale", None, what, flag_values=given)
+    define_path("guide", None, "Workdir of a noise-aware classifier, for classifier guidance.", flag_values=given)
+    what = "Weak model for the rule autoguidance: WORKDIR[@STEP][,ema=RATE]."
     define_path("weak", None, what, flag_values=given)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
-    what = "Device mesh, such as data=-1,fsdp=8; parameters are split over fsdp."
+    define_step(given)
+    what = "Device mesh, such as data=-1,fsdp=8: parameters are split over fsdp; -1 means all other devices."
     flags.DEFINE_list("mesh", None, what, flag_values=given)
     define_place(given)
+
+
+def define_step(given):
+    """Adds the flag of the checkpoint."""
+    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+
+
+def define_checkpoint(given):
+    """Adds the flags of one checkpoint and of one average of its weights."""
+    define_step(given)
+    what = "EMA rate or width of the weights; 0 for no averaging; by default the run's first."
+    flags.DEFINE_float("ema", None, what, flag_values=given)
 
 
 def sampling_axes(given, command):
@@ -88,13 +115,6 @@ def sampling_axes(given, command):
     if given.scale is not None:
         axes["guidance"] = tuple(float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float))
     return axes
-
-
-def rule_of_weak(given, options):
-    """Returns {option: values}, with the rule autoguidance if --weak is given and no rule by flag or config."""
-    if given.weak is None or given.rule is not None or options["rule"] != (sample_options.SampleOptions().rule,):
-        return options
-    return options | {"rule": ("autoguidance()",)}
 
 
 def check_diagnostics(given, model):
@@ -155,8 +175,10 @@ def single(axes, name, why):
 
 def check_writable(flag, path):
     """Raises UsageError if path, the value of a flag, is not writable as a file."""
+    if Path(path).is_dir():
+        raise UsageError(f"--{flag}={path} is a folder; give a file")
     folder = Path(path).absolute().parent
-    if not os.access(folder, os.W_OK) or Path(path).is_dir():
+    if not os.access(folder, os.W_OK):
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 
 

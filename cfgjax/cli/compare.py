@@ -16,18 +16,24 @@ PLOT_ENDINGS = (".png", ".pdf", ".svg")
 
 
 def compare(argv):
-    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: compares frontiers with published results."""
+    """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: compares frontiers and published results."""
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
     flags.DEFINE_bool(
-        "rows", False, "Print a row for each setting, with its number of network calls.", flag_values=given
+        "rows",
+        False,
+        "Print a row for each setting, with its number of network evaluations per sample.",
+        flag_values=given,
     )
     flags.DEFINE_string(
-        "targets", None, "Published results: a name, or a .json file of the same form.", flag_values=given
+        "targets",
+        None,
+        "Published results to compare with: a name such as cfg_imagenet64, or a .json file of the same form.",
+        flag_values=given,
     )
     define_path("out", None, "File for the table, .json or .csv.", flag_values=given)
-    define_path("plot", None, "File for a plot of all curves, .png, .pdf or .svg.", flag_values=given)
-    what = "What --plot draws metrics against: each other, or the network evaluations of a sample."
+    define_path("plot", None, "File for a plot of the metrics, .png, .pdf or .svg.", flag_values=given)
+    what = "What --plot draws the metrics against: each other (metrics), or the network evaluations per sample."
     flags.DEFINE_enum("against", "metrics", ["metrics", "evaluations"], what, flag_values=given)
     what = "Setting with which all others are compared, such as run=ddim,guidance=1,num_steps=64."
     flags.DEFINE_string("baseline", None, what, flag_values=given)
@@ -44,13 +50,13 @@ def compare(argv):
         raise UsageError("--against has no effect without --plot")
 
     from cfgjax.base.files import writing
+    from cfgjax.base.plots_extra import require_matplotlib
     from cfgjax.evaluation.frontier.across import RUN, rows_with_changes
     from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
     from cfgjax.evaluation.report.by_row import changes_table, rows_csv, rows_table, written_rows
     from cfgjax.evaluation.report.gather import gather
-    from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     if given.plot is not None:
         require_matplotlib("--plot needs")

@@ -11,7 +11,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.cli.common import begin_command, check_writable, no_arguments, required
+from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
 
@@ -38,7 +38,12 @@ def openai_adm(argv):
 
     given = flags.FlagValues()
     flags.DEFINE_string("preset", None, "Name of a published model.", flag_values=given)
-    define_path("model_flags", None, "JSON file with guided-diffusion's flags, {name: value}.", flag_values=given)
+    define_path(
+        "model_flags",
+        None,
+        "JSON file with guided-diffusion's flags, {name: value}; flags on the command line override it.",
+        flag_values=given,
+    )
     for name, (_, default, what) in FLAGS.items():
         flags.DEFINE_string(name, None, f"{what} Default of guided-diffusion: {default}.", flag_values=given)
     for name, flag in ALIASES.items():
@@ -124,7 +129,7 @@ def diffusers(argv):
     in a variant such as fp16.
     """
     given = flags.FlagValues()
-    what = "Noise schedule with 1000 timesteps; by default that of ../scheduler, or linear if there is none."
+    what = "Noise schedule, with 1000 timesteps; by default that of the pipeline's scheduler/, or linear without one."
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
     check_import(given)
@@ -158,8 +163,10 @@ def to_openai_adm(argv):
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
     define_path("out", None, "File to write, .npz, or .pt if torch is installed.", flag_values=given)
-    flags.DEFINE_float("ema", None, "EMA rate; 0 for the parameters without averaging.", flag_values=given)
-    flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.", flag_values=given)
+    flags.DEFINE_float(
+        "ema", None, "EMA rate; 0 for the parameters without averaging; by default the run's first.", flag_values=given
+    )
+    define_step(given)
     no_arguments(parse_flags(given, argv))
     required(given, "workdir", "out")
     ending = Path(given.out).suffix
@@ -190,9 +197,9 @@ def to_openai_adm(argv):
 
 def parse_import(given, argv):
     """Adds the flags of an import and parses all flags."""
-    define_path("checkpoint", None, "File or folder to convert.", flag_values=given)
-    define_path("out", None, "Workdir to create; must be new or empty.", flag_values=given)
-    what = "Add a row for the null label, the mean of the others, for fine-tuning with label dropout."
+    define_path("checkpoint", None, "File or folder with the weights to convert.", flag_values=given)
+    define_path("out", None, "Workdir to create, a new or an empty folder.", flag_values=given)
+    what = 'Add the label "no condition", the mean of the others, for fine-tuning with dropped labels.'
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
 
@@ -204,7 +211,7 @@ def check_import(given):
     for folder in (out, out.parent):  # the complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")
     if out.exists() and any(out.iterdir()):
-        raise UsageError(f"--out={given.out} is not empty; nothing was overwritten")
+        raise UsageError(f"--out={given.out} is not empty; nothing was overwritten: give a new folder")
 
 
 def begin_import(given):

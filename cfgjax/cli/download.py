@@ -12,10 +12,15 @@ from cfgjax.runs.config import parse_flags
 def download(argv):
     """inception [--out=FILE]: downloads the weights of FID's Inception network (91 MB) and checks their hash."""
     given = flags.FlagValues()
-    define_path("out", None, "File to write; by default the one read by `evaluate`.", flag_values=given)
+    define_path(
+        "out",
+        None,
+        "File to write; by default the one that `evaluate` reads, in the user's cache folder.",
+        flag_values=given,
+    )
     words = parse_flags(given, argv)[1:]
     if words != ["inception"]:
-        raise UsageError(f"cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
+        raise UsageError(f"need cfgjax download inception [--out=FILE]; given {' '.join(words) or 'nothing'}")
 
     from cfgjax.base.inception_weights import download_inception
 

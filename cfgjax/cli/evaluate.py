@@ -10,8 +10,11 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
+from cfgjax.base.progress import log
 from cfgjax.cli.common import (
+    PLAN_FLAGS,
     begin_command,
+    check_diagnostics,
     check_writable,
     config_printed,
     define_sampling,
@@ -24,17 +27,17 @@ from cfgjax.cli.common import (
 )
 from cfgjax.cli.evaluate_bits import evaluate_bits
 from cfgjax.cli.evaluate_samples import evaluate_samples
-from cfgjax.cli.frontier_plan import measured_data, plan_frontier
-from cfgjax.cli.stages import check_stages, define_stages, upsampling_options
+from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
 from cfgjax.distributed.cores import MOST, use_cores
 from cfgjax.runs.config import define_flag, parse_flags
-from cfgjax.runs.sample_options import fields
+from cfgjax.runs.sample_options import axes, fields
+from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES
 
-MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
+FRONTIER = "a frontier"  # what is measured unless a flag selects something else
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
 MODE_FLAGS = {  # flags that each mode uses
-    "a frontier": NETWORK_FLAGS
+    FRONTIER: NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
     | {"baseline", "diagnostics"}
@@ -48,7 +51,7 @@ MODE_FLAGS = {  # flags that each mode uses
 
 
 def evaluate(argv):
-    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures metrics for every w; writes table and plot."""
+    """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures samples of every w; writes a table and a plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
@@ -56,12 +59,14 @@ def evaluate(argv):
     switched = [name for name in ("make_reference", "bits_per_dim", "samples") if given[name].value]
     if len(switched) > 1:
         raise UsageError(f"--{switched[0]} and --{switched[1]} are both given; give one")
-    mode = f"--{switched[0]}" if switched else "a frontier"
+    mode = f"--{switched[0]}" if switched else FRONTIER
     for name in given:
-        if given[name].present and any(name in used for used in MODE_FLAGS.values()) and name not in MODE_FLAGS[mode]:
-            raise UsageError(f"--{name} has no effect on {mode}")
+        users = [user for user, used in MODE_FLAGS.items() if name in used]
+        if given[name].present and users and mode not in users:
+            need = f"without {' or '.join(users)}" if mode == FRONTIER else f"with {mode}"
+            raise UsageError(f"--{name} has no effect {need}")
     sampling_axes(given, "evaluate")  # raises errors before anything is read
-    if mode == "a frontier":
+    if mode == FRONTIER:
         check_stages(given)
         upsampling_options(given)
         if given.base is not None:
@@ -72,7 +77,7 @@ def evaluate(argv):
         "--make_reference": write_reference,
         "--bits_per_dim": evaluate_bits,
         "--samples": evaluate_samples,
-        "a frontier": frontier,
+        FRONTIER: frontier,
     }[mode](given)
 
 
@@ -84,31 +89,75 @@ def define_flags(argv):
     define = lambda kind, **bounds: functools.partial(kind, flag_values=given, **bounds)
     text, path = define(flags.DEFINE_string), define(define_path)
     switch, count, real = map(define, (flags.DEFINE_bool, flags.DEFINE_integer, flags.DEFINE_float))
-    count("num_samples", None, "Number of samples N for each setting.", lower_bound=2, upper_bound=MAX_SAMPLES)
-    count("batch_size", None, "Samples per call and device.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
-    text("features", None, "Feature network: classifier, inception or mixture.")
-    path("classifier", None, "Workdir of a classifier run, for features or class accuracy.")
-    path("inception", None, "Weight file of the Inception network.")
-    flags.DEFINE_enum(
-        "resize", "tf1", ["tf1", "half_pixel"], "How images are resized for Inception.", flag_values=given
+    count(
+        "num_samples",
+        None,
+        "Number of samples for each setting; by default config.evaluate.num_samples.",
+        lower_bound=2,
+        upper_bound=MAX_SAMPLES,
     )
-    path("reference", None, "Reference statistics, .npz; by default those of the training data.")
-    path("out", None, "Output folder; by default <workdir>/evaluation.")
+    count(
+        "batch_size",
+        None,
+        "Samples per call on each device; by default config.evaluate.batch_size.",
+        lower_bound=1,
+        upper_bound=MAX_BATCH_SIZE,
+    )
+    text("features", None, "Feature network: classifier, inception or mixture; by default config.evaluate.features.")
+    path(
+        "classifier", None, "Workdir of a classifier, for features or accuracy; by default config.evaluate.classifier."
+    )
+    path("inception", None, "Weight file of Inception; by default the one that cfgjax download inception wrote.")
+    flags.DEFINE_enum(
+        "resize",
+        "tf1",
+        ["tf1", "half_pixel"],
+        "How images are resized for Inception: as TensorFlow 1 does (tf1), or PyTorch (half_pixel).",
+        flag_values=given,
+    )
+    path(
+        "reference",
+        None,
+        "Reference statistics, .npz; by default config.evaluate.reference, or else those of the training data.",
+    )
+    path(
+        "out", None, "Folder to write, by default <workdir>/evaluation; with --make_reference, the .npz file to write."
+    )
     switch("neighbours", True, "Measure precision, recall and all intervals, which keeps all features in memory.")
     text(
-        "baseline", None, "Setting with which the others are compared, such as guidance=0; by default the first w = 0."
+        "baseline",
+        None,
+        "Setting with which the others are compared, such as guidance=0; by default the first with w = 0.",
     )
-    switch("diagnostics", False, "Also write what guidance does at each level, of the first 256 samples.")
-    switch("keep_samples", True, "Keep the samples after measuring.")
-    switch("make_reference", False, "Write the reference statistics of the data to --out.")
-    switch("bits_per_dim", False, "Measure the likelihood of held-out data instead of the frontier.")
-    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the run's holdout split.")
+    switch(
+        "diagnostics",
+        False,
+        "Also measure what guidance does at each level, for the first 256 samples; writes diagnostics.json and .png.",
+    )
+    switch("keep_samples", True, "Keep the samples in --out after measuring them.")
+    switch("make_reference", False, "Instead of the frontier: write the reference statistics of the data to --out.")
+    switch(
+        "bits_per_dim",
+        False,
+        "Instead of the frontier: measure the likelihood of held-out data, in bits per dimension.",
+    )
+    path("images", None, "With --bits_per_dim: held-out data, .npz; by default the holdout split of the run's data.")
     text(
         "spacing", "uniform", "With --bits_per_dim: spacing of the levels λ: a schedule such as uniform, or timesteps."
     )
-    real("logsnr_max", None, "With --bits_per_dim: largest λ, at which the decoder applies.")
-    path("samples", None, "Images that something else made, .npz (arr_0, arr_1) or a folder, to measure without a run.")
-    text("split", None, "With --make_reference: split of the data: train, holdout or all.")
+    real(
+        "logsnr_max",
+        None,
+        "With --bits_per_dim: largest λ, at which the decoder applies; by default that of config.diffusion.",
+    )
+    path(
+        "samples",
+        None,
+        "Instead of samples of a run: images of another program, a folder or an .npz (arr_0 images, arr_1 labels).",
+    )
+    text(
+        "split", None, "With --make_reference: split of the data, train, holdout or all; by default config.data.split."
+    )
     define_flag(given, argv)
     return given
 
@@ -133,93 +182,77 @@ def frontier(given):
 
 def measured(given, stop):
     """Measures the frontier until it is done or `stop`, a `StopRequest`, has a signal. Returns the exit code."""
-    import jax
-
-    from cfgjax.base.progress import Progress
-    from cfgjax.data.sources.registry import open_source
+    from cfgjax.base.plots_extra import require_matplotlib
     from cfgjax.distributed import collectives
     from cfgjax.evaluation.frontier.diagnose import diagnose_settings, first_labels
-    from cfgjax.evaluation.frontier.frontier import Stopped, find_reference
-    from cfgjax.evaluation.frontier.measure import warn_of_few
+    from cfgjax.evaluation.frontier.frontier import Stopped
+    from cfgjax.evaluation.frontier.result import measure_frontier
     from cfgjax.evaluation.report.frontier_table import line
-    from cfgjax.evaluation.report.plots_extra import require_matplotlib
 
     require_matplotlib("frontier.png needs")
-    work, plan, folder = plan_frontier(given)
-    network, model, first = work.network, work.model, jax.process_index() == 0
+    plan = frontier_plan(given)
+    work = plan.work
     with contextlib.closing(work):
 
         def check():
             if collectives.anywhere(stop.signal):
                 raise Stopped
 
-        def seen(images):
-            check()
-            progress.advance(images)
-
         try:
-            with Progress("reference", "image", write=first) as progress:
-                dataset = lambda: open_source(measured_data(model))
-                reference = find_reference(plan.reference, dataset, network, model.image_shape, folder, seen)
-            warn_of_few(work.num_samples, network, reference)
-            rows = []
-            with Progress("samples", "sample", work.num_missing(reference), write=first) as progress:
-                for row in work.rows(reference, progress.advance, check):
-                    rows.append(row)
-                    progress.say(line(rows))
+            found = measure_frontier(plan, check, lambda progress, rows: progress.say(line(rows)))
             diagnosed = {}
             if given.diagnostics:
-                labels = lambda setting: first_labels(setting, work.num_samples, model.num_classes)
-                diagnosed = diagnose_settings(work.settings, work.prepared, labels, plan.batch_size, check)
+                labels = lambda setting: first_labels(setting, work.num_samples, work.model.num_classes)
+                diagnosed = diagnose_settings(work.settings, work.prepared, labels, plan.evaluation.batch_size, check)
         except Stopped:
             cause = stop.signal or "another process was stopped"
-            progress.say(f"{cause}: the samples drawn so far are saved in {folder}; the same command resumes")
+            log.info("%s: the samples drawn so far are saved in %s; the same command resumes", cause, plan.folder)
             return PREEMPTED
-        if first:
-            finish_frontier(given, work, reference, rows, closed_form(work), folder, diagnosed)
+        if found is not None:
+            finish_frontier(given, plan, found, diagnosed)
     return DONE
 
 
-def finish_frontier(given, work, reference, rows, tilted, folder, diagnosed):
-    """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
+def frontier_plan(given):
+    """Returns the `FrontierPlan` of the flags. Raises UsageError for invalid values."""
     from cfgjax.evaluation.frontier.paired import read_baseline
-    from cfgjax.evaluation.report import frontier_table as tables
+    from cfgjax.evaluation.frontier.plan import plan_frontier
+    from cfgjax.models.cascade import first_stage
+    from cfgjax.models.loading import load_guide, load_weak
+    from cfgjax.runs.workdir import read_settings
+
+    workdir, requested = given.workdir or given.base, sampling_axes(given, "evaluate")
+    model = load_model(given, axes({}, read_settings(workdir).evaluate.options, requested)["ema"][0])
+    base = first_stage(model)
+    weak = None if given.weak is None else load_weak(given.weak, base.settings, base.mesh)
+    check_diagnostics(given, base)
+    return plan_frontier(
+        model,
+        requested,
+        workdir=workdir,
+        folder=given.out,
+        changes={name: given[name].value for name in PLAN_FLAGS},
+        guide=None if given.guide is None else load_guide(given.guide),
+        weak=weak,
+        upsampler=None if given.base is None else model.upsampler_identity(given.upsampler),
+        inception=given.inception,
+        resize=given.resize,
+        baseline=read_baseline(given.baseline),
+        neighbours=given.neighbours,
+    )
+
+
+def finish_frontier(given, plan, found, diagnosed):
+    """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
     from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
-    from cfgjax.evaluation.report.differences import difference_table
-    from cfgjax.evaluation.report.frontier_files import write
-    from cfgjax.evaluation.report.frontier_rows import spread_note
-    from cfgjax.evaluation.report.protocol import protocol, protocol_lines
 
-    rows = work.with_changes(rows, reference, read_baseline(given.baseline))
-    record = work.record(reference)
-    written = write(folder, rows, record, work.network, tilted)
+    written = found.write(plan)
     if diagnosed:
-        written += write_diagnostics(folder / "diagnostics", diagnosed, {"protocol": protocol(record, rows)})
+        written += write_diagnostics(plan.folder / "diagnostics", diagnosed, {"protocol": found.protocol})
     if not given.keep_samples:
-        work.remove_samples()
-    blocks = [
-        [*tables.frontier_table(rows), spread_note(rows)],
-        difference_table(rows),
-        [*tables.tilted_lines(tilted), *tables.per_class_lines(rows)],
-        tables.findings(rows, work.network),
-        protocol_lines(protocol(record, rows)),
-    ]
-    for block in blocks:
-        if lines := [line for line in block if line]:
-            print("\n".join(["", *lines]))
-    print(f"wrote {', '.join(written)} in {folder}")
-
-
-def closed_form(work):
-    """Returns `tilted_frontier` for a run on a mixture of one or two dimensions, otherwise ()."""
-    from cfgjax.data.sources.registry import mixture_of
-    from cfgjax.evaluation.features.tilted import MAX_DIMENSIONS, tilted_frontier
-
-    data = work.model.settings.data
-    if not work.network.points or data.image_shape[0] > MAX_DIMENSIONS:
-        return ()
-    guidance = dict.fromkeys(setting.options.guidance for setting in work.settings)
-    return tilted_frontier(mixture_of(data), tuple(guidance))
+        plan.work.remove_samples()
+    print("\n".join(found.lines()))
+    print(f"wrote {', '.join(written)} in {plan.folder}")
 
 
 def write_reference(given):

@@ -4,7 +4,7 @@ import os
 
 from absl import flags
 
-from cfgjax.base.errors import UsageError, choose, printable
+from cfgjax.base.errors import HelpAsked, UsageError, choose, printable
 from cfgjax.cli import evaluate, sample, train
 from cfgjax.cli.common import no_arguments, required
 from cfgjax.jobs.launch import LAUNCHERS
@@ -17,7 +17,15 @@ EXAMPLE = "train --config=FILE --workdir=DIR"
 
 
 def launch(argv):
-    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts a command with a launcher."""
+    """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts a command here or on a cluster.
+
+    The command after -- is train, evaluate or sample, with its own flags. `cfgjax launch LAUNCHER --help` lists those
+    of a launcher.
+    """
+    if HELP & set(argv[1:2]):
+        raise HelpAsked(
+            "\n".join(f"  {name}: {(known.__doc__ or '').splitlines()[0]}" for name, known in LAUNCHERS.items())
+        )
     if len(argv) < 2 or argv[1].startswith("-"):
         raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(LAUNCHERS)}")
     launcher = choose("launcher", argv[1], LAUNCHERS)

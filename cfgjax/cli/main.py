@@ -18,8 +18,11 @@ from cfgjax.base.failures import expected_failure
 from cfgjax.base.progress import show_progress
 from cfgjax.cli.compare import compare
 from cfgjax.cli.convert import convert
+from cfgjax.cli.demo import demo
+from cfgjax.cli.doctor import doctor
 from cfgjax.cli.download import download
 from cfgjax.cli.evaluate import evaluate
+from cfgjax.cli.export import export
 from cfgjax.cli.launch import launch
 from cfgjax.cli.preflight import preflight
 from cfgjax.cli.prepare import prepare
@@ -41,7 +44,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "prepare": prepare,
     "download": download,
     "convert": convert,
+    "export": export,
+    "demo": demo,
     "preflight": preflight,
+    "doctor": doctor,
 }
 
 
@@ -88,13 +94,20 @@ def run_command(arguments):
             check_environment()
         return command([f"cfgjax {arguments[0]}", *arguments[1:]])
     except HelpAsked as asked:
-        print(f"cfgjax {arguments[0]} {inspect.getdoc(command)}\n\n{asked}")
+        print(f"{description_of(arguments[0], inspect.getdoc(command))}\n\n{asked}".rstrip())
         return DONE
+
+
+def description_of(name, docstring):
+    """Returns `cfgjax NAME FLAGS: what it does`. docstring: `FLAGS: What it does`, or `What it does` without flags."""
+    return (
+        f"cfgjax {name} {docstring}" if ": " in docstring else f"cfgjax {name}: {docstring[:1].lower()}{docstring[1:]}"
+    )
 
 
 def usage():
     """Returns the list of commands with the first line of each docstring."""
-    lines = [f"  cfgjax {name} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {description_of(name, (command.__doc__ or '').splitlines()[0])}" for name, command in COMMANDS.items()]
     return "\n".join(
         ["cfgjax: classifier-free guidance in JAX", "", *lines, "", "cfgjax COMMAND --help: lists its flags"]
     )

@@ -26,20 +26,30 @@ def preflight(argv):
     """
     given = flags.FlagValues()
     define_flag(given, argv)
-    what = "Number of devices."
+    what = "Number of devices of the planned run."
     flags.DEFINE_integer("devices", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DEVICES)
-    flags.DEFINE_list("mesh", [], "Mesh instead of config.mesh, such as data=8,fsdp=8.", flag_values=given)
-    flags.DEFINE_string("hbm", None, "Memory of a device, such as 16GiB or 80GB.", flag_values=given)
+    flags.DEFINE_list("mesh", [], "Device mesh, such as data=8,fsdp=8; by default config.mesh.", flag_values=given)
+    flags.DEFINE_string(
+        "hbm",
+        None,
+        "Memory of one device, such as 16GiB or 80GB, to report the largest batch that fits.",
+        flag_values=given,
+    )
     define_path(
         "json",
         None,
-        "File for the figures as JSON; - prints them to stdout, and the report to stderr.",
+        "File for the figures as JSON; - prints them to stdout and the report to stderr.",
         flag_values=given,
     )
     flags.DEFINE_bool(
-        "run", False, "Also run a real step, save and restore on the available devices.", flag_values=given
+        "run",
+        False,
+        "Also run one real step on the devices of this machine, and save and restore it.",
+        flag_values=given,
     )
-    define_path("scratch", None, "Folder in which --run saves; by default the temporary folder.", flag_values=given)
+    define_path(
+        "scratch", None, "Folder in which --run saves; by default the system's temporary folder.", flag_values=given
+    )
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
         return DONE

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import shlex
+from pathlib import Path
 
 from absl import flags
 
@@ -16,32 +18,42 @@ from cfgjax.runs.config import parse_flags
 def prepare(argv):
     """folder|tfds|npz|idx IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: makes a training data set.
 
-    --verify OUT compares a prepared data set with its hashes.
+    IN is a folder class/…/image, the name of a TFDS data set, an .npz with arrays image and label, or a folder with
+    MNIST's files. OUT is the folder to write. cfgjax prepare --verify OUT compares a prepared data set with its hashes.
     """
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
     whole = functools.partial(flags.DEFINE_integer, flag_values=given)
-    whole("size", None, "Height and width of the images.", lower_bound=1)
+    whole("size", None, "Height and width of the prepared images in pixels; must be given.", lower_bound=1)
     whole(
         "max_errors", 10, "Maximum number of images that may be left out because they cannot be decoded.", lower_bound=0
     )
-    what = (
-        "adm (guided-diffusion: short side to size, centre crop), lanczos or area (central square), pad (with black)."
-    )
+    what = "How images become squares: adm (short side to --size, then centre crop, as guided-diffusion does), "
+    what += "lanczos or area (central square, then resized), or pad (with black)."
     flags.DEFINE_string("crop", "adm", what, flag_values=given)
-    whole("channels", 3, "Channels: 3 (RGB) or 1 (grey).")
-    flags.DEFINE_string("encoding", "webp", "Encoding: webp, png (both lossless) or raw.", flag_values=given)
-    whole("workers", len(os.sched_getaffinity(0)), "Processes that decode, crop and encode.", lower_bound=1)
-    what = "Order of a folder's classes, which sets their labels: name, or numeric for folders 0, 1, 2, 10."
-    flags.DEFINE_string("class_order", "name", what, flag_values=given)
-    what = "Compare the data set with its hashes after preparing; with only OUT, compare an existing one."
-    flags.DEFINE_bool("verify", False, what, flag_values=given)
-    flags.DEFINE_string("split", "train", "Split of a TFDS data set; of IDX files, train or test.", flag_values=given)
-    flags.DEFINE_list(
-        "class_names", None, "Names of the classes of IDX files, in the order of labels.", flag_values=given
+    whole("channels", 3, "Channels of the prepared images: 3 (RGB) or 1 (grey).")
+    flags.DEFINE_string(
+        "encoding", "webp", "How images are stored: webp, png (both lossless) or raw.", flag_values=given
     )
-    define_path("data_dir", None, "Folder of TFDS data sets; by default ~/tensorflow_datasets.", flag_values=given)
-    define_path("manual_dir", None, "Folder with files that TFDS cannot download.", flag_values=given)
+    what = "Number of processes that decode, crop and encode; by default one for each CPU core."
+    whole("workers", None, what, lower_bound=1)
+    what = "With folder: order of the classes, which sets their labels: name (0, 1, 10, 2) or numeric (0, 1, 2, 10)."
+    flags.DEFINE_string("class_order", "name", what, flag_values=given)
+    what = "Compare the written files with their hashes; with only OUT, compare those of an existing data set."
+    flags.DEFINE_bool("verify", False, what, flag_values=given)
+    flags.DEFINE_string(
+        "split", "train", "With tfds: split of the data set; with idx: train or test.", flag_values=given
+    )
+    flags.DEFINE_list(
+        "class_names",
+        None,
+        "With idx: names of the classes in the order of their labels, separated by commas; by default the labels.",
+        flag_values=given,
+    )
+    define_path(
+        "data_dir", None, "With tfds: folder of TFDS data sets; by default ~/tensorflow_datasets.", flag_values=given
+    )
+    define_path("manual_dir", None, "With tfds: folder with files that TFDS cannot download.", flag_values=given)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(PREPARERS)}")
@@ -126,12 +138,14 @@ def prepare_listing(given, listing, source, out):
     """Prepares a listing into folder `out`. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.prepare import Request, prepare
+    from cfgjax.distributed.cores import usable_cores
 
+    workers = given.workers or usable_cores()
     request = Request(source, given.size, given.crop, given.channels, given.encoding)
     print(f"classes: {class_list(range(len(listing.classes)), listing.classes)}", flush=True)
     bar = functools.partial(Progress, "preparing", "image")
     try:
-        about = prepare(listing, out, request, workers=given.workers, max_errors=given.max_errors, progress=bar)
+        about = prepare(listing, out, request, workers=workers, max_errors=given.max_errors, progress=bar)
     except KeyboardInterrupt:
         print(f"stopped: finished shards are saved in {printable(out)}; the same command resumes")
         return PREEMPTED
@@ -152,6 +166,8 @@ def verify_folder(out):
 
 def prepared_lines(out, about):
     """Returns lines that describe a prepared data set."""
+    from cfgjax.data.sources.own_images import SIZES
+
     request, size = about["request"], sum(shard["bytes"] for shard in about["shards"])
     left_out = [f"{printable(error['name'])}: {printable(error['reason'])}" for error in about["errors"]]
     lines = [f"left out (cannot be decoded): {error}" for error in left_out]
@@ -161,4 +177,8 @@ def prepared_lines(out, about):
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
     lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
-    return [*lines, f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}"]
+    lines.append(f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}")
+    if request["size"] in SIZES:
+        config, workdir = f"--config=own_images:{out}", f"--workdir=runs/{Path(out).name}"
+        lines.append(printable(f"to train on it: cfgjax train {shlex.quote(config)} {shlex.quote(workdir)}"))
+    return lines

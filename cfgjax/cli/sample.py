@@ -1,24 +1,20 @@
 """`cfgjax sample`."""
 
-import io
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
-from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.base.files import writing
 from cfgjax.base.paths import define_path
+from cfgjax.cli import sample_outputs as outputs
 from cfgjax.cli.common import (
     begin_command,
     check_diagnostics,
-    check_writable,
     class_list,
     define_sampling,
     no_arguments,
-    numbers,
     place_flags,
-    rule_of_weak,
     sampling_axes,
     shared_facts,
 )
@@ -27,41 +23,49 @@ from cfgjax.runs.config import parse_flags
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
 
+MAX_DRAWN = 10**6
+
 
 def sample(argv):
-    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid of labels by weights.
+    """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid, an animation, or single images.
 
     With --base=DIR --upsampler=DIR it samples from a cascade.
     """
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     check_stages(given)
-    check_picture(given.out)
-    labels = None if given.labels is None else numbers("labels", given.labels, int)
+    kind = outputs.kind_of_output(given.out)
     axes = sampling_axes(given, "sample")
     upsampling_options(given)  # raises errors before anything is read
 
     begin_command(given, f"sampling from {given.workdir or given.base}")
 
+    from cfgjax.data.sources.registry import check_labels
     from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
+    from cfgjax.models.class_names import known_classes, label_of
     from cfgjax.runs.workdir import read_settings
 
-    settings = read_settings(given.workdir or given.base)
+    workdir = given.workdir or given.base
+    settings = read_settings(workdir)
+    num_classes, classes = settings.data.num_classes, known_classes(workdir, settings)
+    labels = range(num_classes) if given.labels is None else [label_of(word, classes) for word in given.labels]
+    check_labels(labels, num_classes)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
         open_devices()
-        draw_picture(given, labels, axes)
+        draw_output(given, kind, labels, classes, axes)
     return DONE
 
 
-def draw_picture(given, labels, axes):
-    """Draws the image. The first process writes it."""
+def draw_output(given, kind, labels, classes, axes):
+    """Draws the samples. The first process writes them."""
     import jax
     import numpy as np
 
-    from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
-    from cfgjax.evaluation.report.sample_figures import sample_figure
+    from cfgjax.evaluation.frontier.plan import with_rule_of_weak
     from cfgjax.models.loading import load_guide, load_weak, use_average
+    from cfgjax.models.resolving import resolved_combinations
+    from cfgjax.models.sample_figures import column_names, draw_columns, sample_figure, sample_frames
     from cfgjax.runs.averages import find_average
 
     model = load_model(given, axes.get("ema", (None,))[0])
@@ -69,25 +73,34 @@ def draw_picture(given, labels, axes):
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
     check_diagnostics(given, source)
-    options = rule_of_weak(given, axes_of(defaults.options, given=axes))
+    options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
-    labels = range(model.num_classes) if labels is None else labels
-    names = rows(given.workdir or given.base, labels, model.num_classes)
-    shown = dict(labels=labels, per_cell=given.per_cell or defaults.per_cell)
+    outputs.check_output(kind, given, len(columns))
     workdir = given.workdir or given.base
     for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
-    shown["before"] = use = lambda options: use_average(source, workdir, options.ema)
-    picture = sample_figure(model, columns, **shown, guide=guide, weak=weak)
+    use = lambda options: use_average(source, workdir, options.ema)
+    per_cell = given.per_cell or defaults.per_cell
+    drawing: dict[str, Any] = {"guide": guide, "weak": weak, "before": use}
+    samples = np.repeat(np.asarray(labels), per_cell)
+    if given.num_samples is not None:
+        samples = np.resize(np.asarray(labels), given.num_samples)
+    if kind == "picture":
+        picture = sample_figure(model, columns, labels=labels, per_cell=per_cell, **drawing)
+        write = lambda: outputs.write_picture(given.out, picture)
+    elif kind == "animation":
+        frames = sample_frames(model, columns, labels=labels, per_cell=per_cell, **drawing)
+        write = lambda: outputs.write_animation(given.out, frames)
+    else:
+        drawn = draw_columns(model, columns, samples, **drawing)
+        names = column_names(columns, "w={:g}".format, "_")
+        write = lambda: outputs.WRITERS_OF_SAMPLES[kind](given.out, drawn, samples, names)
     if jax.process_index() == 0:
-        with writing(given.out) as new:
-            picture.save(new)
-        source = given.workdir or f"{given.base} and {given.upsampler}"
-        print(f"wrote {given.out} ({picture.width}×{picture.height}) from step {model.step} of {source}")
-        print(f"rows: {names}")
+        origin = given.workdir or f"{given.base} and {given.upsampler}"
+        print(f"wrote {write()} from step {model.step} of {origin}")
+        print(f"rows: {class_list(labels, classes)}")
     if given.diagnostics:
-        labels = np.repeat(np.asarray(labels), shown["per_cell"])
-        write_diagnosis(given, model, columns, labels, use, guide=guide, weak=weak)
+        write_diagnosis(given, model, columns, samples, use, guide=guide, weak=weak)
 
 
 def write_diagnosis(given, model, columns, labels, use, **networks):
@@ -97,7 +110,7 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
     from cfgjax.evaluation.frontier.diagnose import diagnose_settings
     from cfgjax.evaluation.frontier.frontier_settings import Setting
     from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
-    from cfgjax.evaluation.report.sample_figures import with_networks
+    from cfgjax.models.sample_figures import with_networks
 
     settings = [Setting(options) for options in columns]
 
@@ -113,36 +126,24 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
         print(f"wrote {', '.join(files)} in {path.absolute().parent}")
 
 
-def rows(workdir, labels, num_classes):
-    """Returns the labels of the image's rows as text, with class names if the run in workdir recorded them."""
-    from cfgjax.runs.workdir import read_classes
-
-    classes = read_classes(workdir)
-    known = classes is not None and len(classes) == num_classes and all(0 <= label < num_classes for label in labels)
-    return class_list(labels, classes if known else None)
-
-
 def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "sample")
-    define_path("out", "grid.png", "Image file to write: .png, .jpg or .webp.", flag_values=given)
-    flags.DEFINE_list("labels", None, "Classes, one row each; by default all.", flag_values=given)
-    what = "Also write what guidance does at each level, to OUT_diagnostics.json and .png."
+    what = "File to write: .png (a grid), .gif (an animation from noise to image), .npz (arr_0 samples, arr_1 labels); "
+    what += "without an ending, a folder of single images."
+    define_path("out", "grid.png", what, flag_values=given)
+    flags.DEFINE_list(
+        "labels",
+        None,
+        "Classes by number or name, separated by commas, a row for each; by default all.",
+        flag_values=given,
+    )
+    what = "Number of samples in an .npz or a folder, of each of --labels in turn; by default --per_cell of each label."
+    flags.DEFINE_integer("num_samples", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DRAWN)
+    what = "Also measure what guidance does at each level; writes OUT_diagnostics.json and .png."
     flags.DEFINE_bool("diagnostics", False, what, flag_values=given)
-    what = "Number of samples for each label and weight."
+    what = "Number of samples for each label and setting; by default config.sample.per_cell of the run."
     flags.DEFINE_integer("per_cell", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_PER_CELL)
     define_stages(given)
     return given
-
-
-def check_picture(path):
-    """Raises UsageError if no image can be written to path."""
-    from PIL import Image
-
-    kind = Image.registered_extensions().get(Path(path).suffix.lower())
-    try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
-    except Exception as e:  # KeyError: an unknown format; ValueError or OSError: no colour or no writer
-        raise UsageError(f"--out={path}: the ending must be that of a colour image format, such as .png") from e
-    check_writable("out", path)

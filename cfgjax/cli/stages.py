@@ -8,13 +8,21 @@ from cfgjax.cli.common import mesh_of, required, single
 from cfgjax.runs.sample_options import read_values
 
 
+def define_stage_folders(given):
+    """Adds the flags of the two runs of a cascade."""
+    what = "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it."
+    define_path("base", None, what, flag_values=given)
+    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
+
+
 def define_stages(given):
     """Adds the flags of a cascade."""
-    define_path("base", None, "Workdir of a cascade's base model, to which --step and --ema apply.", flag_values=given)
-    define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
-    what = "Number of sampling steps of the upsampler, or timesteps."
+    define_stage_folders(given)
+    what = "--num_steps of the upsampler; by default config.sample.num_steps of its run."
     flags.DEFINE_string("upsampler_num_steps", None, what, flag_values=given)
-    flags.DEFINE_float("low_res_logsnr", None, "λ of the noise added to the upsampler's input.", flag_values=given)
+    flags.DEFINE_float(
+        "low_res_logsnr", None, "λ of the noise added to the upsampler's input; by default no noise.", flag_values=given
+    )
 
 
 def check_stages(given):

@@ -24,24 +24,34 @@ UNFINISHED = ("interrupted", "waiting", "elsewhere")
 def sweep(argv):
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: executes the unfinished runs of a sweep."""
     given = flags.FlagValues()
-    define_path("sweep", None, "Sweep file.", flag_values=given)
+    define_path("sweep", None, "Sweep: the name of an installed one, such as guidance, or a file.", flag_values=given)
     define_path("out", None, "Folder for the runs' folders, logs and records.", flag_values=given)
-    flags.DEFINE_enum("launcher", "local", ["local", "slurm"], "Where to run: local or slurm.", flag_values=given)
+    flags.DEFINE_enum(
+        "launcher",
+        "local",
+        ["local", "slurm"],
+        "Where to run: on this machine (local), or as an array of Slurm (slurm).",
+        flag_values=given,
+    )
     flags.DEFINE_integer(
         "parallel",
         None,
-        "Number of runs at a time; by default 1 locally, all with Slurm.",
+        "Number of runs at a time; by default 1 with local, all with slurm.",
         lower_bound=1,
         flag_values=given,
     )
-    define_path("base", None, "Experiment file instead of the sweep's BASE.", flag_values=given)
+    define_path("base", None, "Experiment, a name or a file, instead of the sweep's BASE.", flag_values=given)
     define_path("workdir", None, "Workdir of the trained run, for a sweep that only evaluates.", flag_values=given)
-    flags.DEFINE_string("only", None, "Names of the runs to execute, separated by commas.", flag_values=given)
+    flags.DEFINE_string(
+        "only", None, "Names of the runs to execute, separated by commas; by default all.", flag_values=given
+    )
     what = "Run failed runs again; otherwise they are only reported."
     flags.DEFINE_bool("retry_failed", False, what, flag_values=given)
     flags.DEFINE_bool("dry_run", False, "Only print the commands or Slurm's script.", flag_values=given)
     own = set(given)
     slurm.define_flags(given)  # append_flag_values would hide the flags from --help
+    for name in set(given) - own.union(SHARED):
+        given[name].help = f"With --launcher=slurm: {given[name].help}"
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
     check_lines(given)

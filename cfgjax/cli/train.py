@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from cfgjax.base.errors import HelpAsked
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
@@ -13,17 +14,23 @@ from cfgjax.cli.common import (
     required,
     shared_facts,
 )
+from cfgjax.cli.own_data import define_own_data, with_own_data
 from cfgjax.distributed.cores import use_cores
-from cfgjax.runs.config import define_flag, parse_flags
+from cfgjax.runs.config import HELP, define_flag, flag_help, parse_flags
+from cfgjax.runs.config_reference import config_help
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.training_settings import MeshSettings
 
 
 def train(argv):
-    """--config=FILE --workdir=DIR [--config.key=value …]: trains the run in DIR, or resumes it.
+    """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains a run in DIR, or resumes it.
 
-    --config=FILE --print_config only prints the config.
+    Repeating the command resumes a stopped run. --config=NAME --print_config only prints the config.
     """
+    if HELP & set(argv):
+        given = define_flags(argv[:1])
+        raise HelpAsked(f"{flag_help(given)}\n\n{config_help()}", given)
+    argv = with_own_data(argv)
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
@@ -56,6 +63,7 @@ def define_flags(argv):
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
-    define_path("workdir", None, "Folder of the run.", flag_values=given)
+    define_path("workdir", None, "Folder of the run: a new one, or one to resume.", flag_values=given)
+    define_own_data(given)
     define_place(given)
     return given

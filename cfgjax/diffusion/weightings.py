@@ -41,6 +41,11 @@ def x_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
     return jax.nn.sigmoid(-logsnr)
 
 
+def v_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Returns 1: the unweighted loss in v, ‖v − v̂‖² = (1 + e^{−λ}) ‖ε − ε̂‖²."""
+    return jnp.ones_like(logsnr)
+
+
 def flow_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
     """Returns (α + σ)²: for u = ε − x, ‖u − û‖² = (α + σ)² ‖v − v̂‖² = (1 + σ/α)² ‖ε − ε̂‖²."""
     alpha, sigma = alpha_sigma(logsnr)
@@ -100,7 +105,7 @@ class sigmoid(Spec):
 WEIGHTINGS: dict[str, Any] = {
     "eps": eps_weight,
     "x": WeightingOnV(x_weight),
-    "v": WeightingOnV(jnp.ones_like),
+    "v": WeightingOnV(v_weight),
     "flow": WeightingOnV(flow_weight),
     "edm": edm,
     "min_snr": min_snr,

@@ -1,5 +1,6 @@
 """Checks of what users pass to samplers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float, Shaped
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import scale_to_weight
 from cfgjax.diffusion.schedules import MAX_STEPS
+from cfgjax.models.class_names import label_of
 
 
 def check_whole_number(name: str, value: Any, least: int, most: int = 2**32 - 1) -> None:
@@ -26,12 +28,13 @@ def is_number(value: Any) -> bool:
     return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 
-def label_array(labels: Any) -> Shaped[np.ndarray, "..."]:
-    """Returns labels as an array. Its values are not checked."""
+def label_array(labels: Any, classes: Sequence[str] | None = None) -> Shaped[np.ndarray, "..."]:
+    """Returns labels, ints or names of classes, as an array. The values of ints are not checked."""
     try:
-        return np.array(labels, ndmin=1)
+        found = np.array(labels, ndmin=1)
     except ValueError:  # lists of different lengths
         raise UsageError("labels are lists of different lengths; need integers [N]") from None
+    return np.array([label_of(word, classes) for word in found]) if found.dtype.kind == "U" else found
 
 
 def guidance_weights(guidance: Any, scale: Any, length: int) -> Float[np.ndarray, " length"]:
@@ -50,11 +53,11 @@ def per_label(name: str, value: Any, length: int) -> Float[np.ndarray, " length"
     except ValueError:  # lists of different lengths
         values = np.asarray(None)
     if values.dtype.kind not in "iuf":
-        raise UsageError(f"{name} {value!r}: need a number or one per label")
+        raise UsageError(f"{name} is {value!r}; need a number or one per label")
     if values.ndim and values.shape != (length,):
         raise UsageError(f"{name} has shape {values.shape} for {length} labels; give a number or one per label")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
-        raise UsageError(f"{name} {value} is not finite in float32")
+        raise UsageError(f"{name} is {value}; need numbers that are finite in float32")
     return np.broadcast_to(values, (length,)).astype(np.float32)

@@ -81,7 +81,7 @@ def sampling_grid(levels: Continuous | Discrete, options: SampleOptions) -> Floa
     if len(logsnrs) < 2:
         raise UsageError(f"num_steps is {num_steps}; need at least 2 steps")
     if not np.all(np.diff(logsnrs) > 0):
-        raise UsageError(f"num_steps is {num_steps}; λ of the grid {grid!r} does not increase in float32")
+        raise UsageError(f"num_steps is {num_steps}; λ of the grid {grid!r} does not increase in float32: use fewer")
     return logsnrs
 
 
@@ -130,12 +130,12 @@ def check_together(rule: Any, sampler: Any, model: Any) -> None:
     if needs(rule, "needs_eps") and not getattr(sampler, "uses_eps", False):
         raise UsageError(f"rule {rule!r} is for samplers that renoise with ε̃, such as ddim(), not {sampler!r}")
     if needs(rule, "needs_images") and not model.is_image:
-        raise UsageError(f"rule {rule!r} is for images in [-1, 1], which the data of this model are not")
+        raise UsageError(f"rule {rule!r} is for images in [-1, 1]; the data of this model are points or latents")
     if getattr(sampler, "needs_branches", False):
         for part in parts(rule):
             if not keeps_pair(part) or isinstance(part, Modulator):
                 what = f"needs ε̃ = (1+w) ε_c − w ε_u with one w at all levels, which {type(part).__name__} changes"
-                raise UsageError(f"sampler {sampler!r} {what}; take a rule such as cfg()")
+                raise UsageError(f"sampler {sampler!r} {what}; use a rule such as cfg()")
     for part, field in label_fields(rule):
         given = np.ravel(np.asarray(getattr(part, field.name)))
         if given.size and getattr(part, field.name) is not None:
@@ -163,7 +163,7 @@ def on_mesh(rule: Any, settings: Settings, mesh: Mesh) -> Any:
 
     def place(field: dataclasses.Field, value: Any) -> Any:
         if value is None and not field.metadata.get("text", True):
-            raise UsageError(f"the rule {rule!r} has no {field.name}")
+            raise UsageError(f"rule {rule!r} has no {field.name}; give it one, {field.name}=…")
         if hasattr(value, "on") and hasattr(value, "check"):
             value.check(settings)
             return value.on(mesh)
@@ -213,9 +213,9 @@ def translated(rule: Any, logsnrs: Float[Array, " t"], cond: Condition) -> Any:
 
 
 class Trajectory(NamedTuple):
-    """What a sampler saw: λ [T] of its levels, and z and x̃ at each of them, [T, N, …].
+    """The path of samples from noise: λ [T] of the levels, and z and x̃ at each of them, [T, N, …].
 
-    ess: effective sample size [T, N] of each sample's group, of samplers that draw groups, such as `tilted`.
+    ess: effective sample size [T, N] of each sample's group, for samplers that draw groups (`tilted`); else None.
     """
 
     logsnr: np.ndarray

@@ -46,16 +46,20 @@ class Cascade:
 
     def __init__(self, base: Model, upsampler: Model, upsampling: dict[str, Any] | None = None) -> None:
         if upsampler.low_res_shape is None:
-            raise UsageError("the upsampler's network takes no low-resolution image")
+            raise UsageError(
+                "the upsampler's network takes no low-resolution image; need a run with model.low_res=True"
+            )
         if base.low_res_shape is not None:
-            raise UsageError("the base model is an upsampler itself")
+            raise UsageError("the base model is an upsampler itself; need a run with model.low_res=False")
         if base.image_shape != upsampler.low_res_shape:
-            raise UsageError(f"the base draws images {base.image_shape}, the upsampler takes {upsampler.low_res_shape}")
+            raise UsageError(f"the base draws images {base.image_shape}, the upsampler needs {upsampler.low_res_shape}")
         if base.num_classes != upsampler.num_classes:
-            raise UsageError(f"the base has {base.num_classes} classes, the upsampler {upsampler.num_classes}")
+            raise UsageError(
+                f"the base has {base.num_classes} classes, the upsampler {upsampler.num_classes}; need the same"
+            )
         self.base, self.upsampler, self.upsampling = base, upsampler, dict(upsampling or {})
         self.settings, self.step, self.is_image = base.settings, base.step, True
-        self.check_guidance = base.check_guidance
+        self.check_guidance, self.classes = base.check_guidance, base.classes
         self.num_classes, self.image_shape = upsampler.num_classes, upsampler.image_shape
 
     @property

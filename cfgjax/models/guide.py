@@ -33,7 +33,9 @@ class Guide:
         self.params, self.step = params, step
         self.num_classes, self.image_shape = settings.data.num_classes, settings.data.image_shape
         if settings.diffusion is None:
-            raise UsageError(f"a {settings.model.name} takes no noise level, and cannot guide")
+            raise UsageError(
+                f"a {settings.model.name} takes no noise level and cannot guide; need a noise-aware classifier"
+            )
         self.levels = settings.diffusion.levels
         self.bind = functools.partial(bind_classifier, make_network(settings), levels=self.levels)
         self._placed: dict[Mesh, PyTree] = {}
@@ -54,7 +56,7 @@ class Guide:
         }
         for what, (classifiers, models) in pairs.items():
             if classifiers != models:
-                raise UsageError(f"the classifier's {what} is {classifiers}, the model's {models}")
+                raise UsageError(f"the classifier's {what} is {classifiers}, the model's {models}; need the same")
 
     def on(self, mesh: Mesh) -> Callable:
         """Returns guide(z, logsnr [B], cond) → log p(cond["label"] | z) [B], with the parameters on the mesh."""
@@ -73,7 +75,7 @@ class Guide:
         return self._placed[mesh]
 
     def log_prob(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike) -> Float[Array, " b"]:
-        """Returns log p(label | z) at λ = logsnr. z: [B, …]; logsnr, label: a scalar or [B]."""
+        """Returns log p(label | z) [B] at λ = logsnr. z: [B, …]; logsnr, label: a number or [B]."""
         z = jnp.asarray(z, jnp.float32)
         label = np.broadcast_to(np.asarray(label), z.shape[:1])
         check_labels(label, self.num_classes)

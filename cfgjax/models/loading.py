@@ -6,6 +6,7 @@ from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh, place_parameters
+from cfgjax.models.class_names import known_classes
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_params
@@ -16,20 +17,38 @@ from cfgjax.runs.workdir import read_settings
 
 
 def load(workdir: str | Path, step: int | None = None, ema: float | None = None, mesh: Mesh | None = None) -> Model:
-    """Returns the `Model` of a run's newest complete checkpoint, or of that of `step`.
+    """Returns the `Model` of a run, with the parameters of a checkpoint.
 
-    ema: a rate of config.ema.rates; by default the first; 0 for the parameters without averaging. Another number up to
-    0.28 is the relative width σ_rel of a power-function average, for a run with config.ema.widths: it is synthesised
-    from the run's snapshots, and `step` may be that of a snapshot. mesh: see `sharding.make_mesh`; by default all
-    devices. Raises UsageError if there is no such run, step or average.
+    workdir: the folder of the run, or of an exported model. step: that of the checkpoint; by default the newest that is
+    complete. ema: the average of the parameters: a rate of config.ema.rates, by default the first, or 0 for the
+    parameters without averaging. Another number up to 0.2887 is the relative width σ_rel of a power-function average,
+    for a run with config.ema.widths: it is computed from the run's snapshots, and `step` may be that of a snapshot.
+    mesh: the devices, see `sharding.make_mesh`; by default all. Raises UsageError if there is no such run, step or
+    average, or if it is a run of a classifier.
     """
-    settings = read_settings(workdir)
-    if settings.is_classifier:
-        raise UsageError(f"{workdir} holds a classifier ({settings.model.name}), which draws no samples")
+    settings = check_draws(workdir)
     mesh, average = make_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
     params = average.read()
     check_params(workdir, settings, params)
-    return Model(settings, place_parameters(mesh, params), step=average.step, ema=average.ema, mesh=mesh)
+    return Model(
+        settings,
+        place_parameters(mesh, params),
+        step=average.step,
+        ema=average.ema,
+        mesh=mesh,
+        workdir=workdir,
+        classes=known_classes(workdir, settings),
+    )
+
+
+def check_draws(workdir: str | Path) -> Settings:
+    """Returns the settings of the run in workdir. Raises UsageError if it is that of a classifier."""
+    settings = read_settings(workdir)
+    if settings.is_classifier:
+        raise UsageError(
+            f"{workdir} holds a classifier ({settings.model.name}), which draws no samples; need a diffusion model"
+        )
+    return settings
 
 
 def use_average(model: Model, workdir: str | Path, ema: float) -> None:
@@ -40,10 +59,14 @@ def use_average(model: Model, workdir: str | Path, ema: float) -> None:
 
 
 def load_guide(workdir: str | Path, step: int | None = None, ema: float | None = None) -> Guide:
-    """Returns the `Guide` of a noise-aware classifier's run. step, ema: see `cfgjax.load`."""
+    """Returns the `Guide` of a noise-aware classifier's run, for the rule `classifier(guide=…)`.
+
+    workdir, step, ema: see `cfgjax.load`. Raises UsageError if there is no such run, step or average, or if the run is
+    not that of a noise-aware classifier.
+    """
     settings = read_settings(workdir)
     if not settings.is_noisy_classifier:
-        raise UsageError(f"{workdir} holds a {settings.model.name}, not a noise-aware classifier")
+        raise UsageError(f"{workdir} holds a {settings.model.name}, not a noise-aware classifier (noisy_classifier)")
     params, step = load_params(workdir, settings, step, ema)
     check_params(workdir, settings, params)
     return Guide(settings, params, step=step)

@@ -2,13 +2,14 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 from ml_collections import ConfigDict
 from numpy.typing import ArrayLike
 
@@ -18,15 +19,12 @@ from cfgjax.base.progress import compiling
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import bind_rule, rules_without_null, uses_null
+from cfgjax.diffusion.guidance import rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
-from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
 from cfgjax.distributed.collectives import gather_rows
-from cfgjax.distributed.sharding import batch_sharding, make_mesh, place_global, place_parameters
+from cfgjax.distributed.sharding import make_mesh, place_global, place_parameters
 from cfgjax.models import arguments, groups, weak
 from cfgjax.models.binding import (
-    Argument,
     Trajectory,
     as_argument,
     check_together,
@@ -35,12 +33,10 @@ from cfgjax.models.binding import (
     rule_value,
     sampler_value,
     sampling_grid,
-    translated,
     with_checked_rows,
-    z_and_x,
 )
 from cfgjax.models.description import describe_model
-from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network, null_condition
+from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network
 from cfgjax.models.network_inputs import (
     CLEAN_LOGSNR,
     check_low_res,
@@ -49,21 +45,23 @@ from cfgjax.models.network_inputs import (
     check_upsamples,
     own_inputs,
 )
+from cfgjax.models.sampler_program import run_program
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
 PerSample = Shaped[np.ndarray, " b"]
 
-LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
-
 
 class Model:
     """A network with its parameters, and the samplers compiled for it.
 
-    params: of the network; with a mesh, already in their places on it. mesh: the devices that share each batch; by
-    default all. bind_params: params → predict(z, logsnr, cond), a predictor in place of the config's network.
+    `cfgjax.load` returns the model of a run. config: of the run. params: parameters of the network; if mesh is given,
+    they must already be placed on it. step, ema: of the checkpoint. mesh: the devices that share each batch; by default
+    all. bind_params: a function params → predict(z, logsnr, cond), which is used instead of the config's network.
+    workdir: the folder of the run. classes: the names of the classes in the order of the labels. step, ema, workdir and
+    classes are None if they are not known. Raises UsageError for the config of a classifier.
 
-    .settings, .num_classes, .image_shape, .levels (the process) are as trained; .step and .ema are those of the
+    .settings, .num_classes, .image_shape and .levels (the process) are those of the run; .step and .ema those of the
     checkpoint; .options are the defaults of `sample`. Replacing .params does not recompile anything. .bind(params)
     returns the predictor, for use in other programs.
     """
@@ -77,11 +75,16 @@ class Model:
         ema: float | None = None,
         mesh: Mesh | None = None,
         bind_params: Callable | None = None,
+        workdir: str | Path | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         self.settings, self.step, self.ema = Settings.from_config(config), step, ema
+        self.workdir, self.classes = workdir, classes
         data, diffusion = self.settings.data, self.settings.diffusion
         if diffusion is None or self.settings.sample is None:
-            raise UsageError(f"a {self.settings.model.name} is a classifier, which draws no samples")
+            raise UsageError(
+                f"a {self.settings.model.name} is a classifier, which draws no samples; need a diffusion model"
+            )
         self.num_classes, self.image_shape, self.is_image = data.num_classes, data.image_shape, data.is_image
         self.diffusion, self.defaults = diffusion, self.settings.sample
         self.options = self.defaults.sample_options
@@ -96,13 +99,13 @@ class Model:
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = place_parameters(self.mesh, params) if mesh is None else params
         self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
-        self._sample = jax.jit(self._run, static_argnames=("trajectory", "clip"))
+        self._sample = jax.jit(functools.partial(run_program, self), static_argnames=("trajectory", "clip"))
 
     def __repr__(self) -> str:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
 
     def put(self, params: PyTree) -> None:
-        """Replaces the parameters by numpy arrays, placed on the mesh, without recompiling anything."""
+        """Replaces the parameters by these numpy arrays, placed on the mesh. Nothing is recompiled."""
         self.params = place_parameters(self.mesh, params)
 
     def on(self, mesh: Mesh) -> Callable:
@@ -120,7 +123,7 @@ class Model:
             raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
 
     def eps(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike, **options: Any) -> Float[Array, "b ..."]:
-        """Returns ε̂(z, label) at λ = logsnr. The arguments are those of `predict`."""
+        """Returns ε̂ [B, …], the predicted noise in z at λ = logsnr. The arguments are those of `predict`."""
         return self.predict(z, logsnr, label, **options).eps
 
     def predict(
@@ -132,11 +135,11 @@ class Model:
         low_res: ArrayLike | None = None,
         conditions: Mapping[str, ArrayLike] | None = None,
     ) -> Prediction:
-        """Returns the `Prediction` (x̂, ε̂) at λ = logsnr.
+        """Returns the `Prediction` (x̂, ε̂), each float32 [B, …], for noisy examples z at λ = logsnr.
 
-        z: [B, …]; logsnr, label: a scalar or [B]; label num_classes is "no condition".
-        low_res: of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]} of a network
-        that takes more than the label.
+        z: [B, …]. logsnr: log(α²/σ²), a number or [B]. label: an int or [B]; num_classes is "no condition". low_res:
+        the input of an upsampler, float [B, h, w, C] in [−1, 1], without noise. conditions: {name: [B, …]}, the further
+        inputs of a network that takes more than the label. Raises UsageError for inputs that do not fit.
         """
         z = jnp.asarray(z, jnp.float32)
         logsnr = jnp.broadcast_to(jnp.asarray(logsnr, jnp.float32), z.shape[:1])
@@ -150,29 +153,50 @@ class Model:
         return self._predict(self.params, z, logsnr, cond)
 
     def sample(self, labels: Any, guidance: Any = None, *, return_trajectory: bool = False, **options: Any) -> Any:
-        """Returns guided samples, sample i for labels[i]: uint8 [N, H, W, C], or float32 [N, …] if they are no images.
+        """Returns guided samples, one for each label: images uint8 [N, H, W, C], other data float32 [N, …].
 
-        labels: [N] ints in [0, num_classes). guidance: w, a number or one per label; 0, the default, is the
-        conditional model, −1 the unconditional one. return_trajectory: also returns a `Trajectory`. options:
-        see `sample_float`.
+        labels: N ints in [0, num_classes), or names of classes. guidance: the weight w, a number or one per label; 0,
+        the default, is the conditional model, −1 the unconditional one. return_trajectory: whether to return (samples,
+        `Trajectory`). options, and errors: see `sample_float`.
         """
         x, trajectory = self._sample_all(labels, guidance, trajectory=return_trajectory, **options)
         images = to_uint8(x) if self.is_image else x
         return (images, trajectory) if return_trajectory else images
 
+    def grid_image(self, labels: Any = None, *, per_cell: int | None = None, **options: Any) -> Any:
+        """Returns a PIL image with a row for each label and a column for each combination of the options.
+
+        labels: as in `sample`. per_cell: number of samples per label and combination. options: fields of
+        `SampleOptions`, each one value or several, such as guidance=(0, 1, 3). What is not given is that of
+        config.sample. The samples of a row start from the same noise in every column.
+        """
+        from cfgjax.models.sample_figures import picture_columns, sample_figure  # which import this module
+
+        rows = arguments.label_array(self.defaults.labels if labels is None else labels, self.classes)
+        columns = picture_columns(self, **options)
+        return sample_figure(self, columns, labels=rows.tolist(), per_cell=per_cell or self.defaults.per_cell)
+
     def sample_float(self, labels: Any, guidance: Any = None, **options: Any) -> Float[np.ndarray, "n ..."]:
-        """Returns x̃ of guided samples before rounding, images in [−1, 1].
+        """Returns guided samples x̃ before rounding to 8 bits, float32 [N, …]; clipped images are in [−1, 1].
 
-        scale: s = 1 + w in place of guidance. batch_size: samples per call of the compiled sampler; by default all, at
-        most 256. low_res: of an upsampler, images uint8 [N, h, w, C], or float32 in [−1, 1]; low_res_logsnr: λ of the
-        noise to add to them, if the network was trained with it; none by default. conditions: {name: [N, …]} of a
-        network that takes more than the label.
-        options: of `SampleOptions`, by default those of config.sample: rule, a guidance rule or its text, such as
-        "cfg()", used as it is; that of config.sample lacks its null branch if every weight is 0. sampler, a sampler or
-        its text, such as "ddim(eta=0.5)"; num_steps, see `sampler`; grid, such as "edm(rho=7)"; clip; seed. The
-        noise of sample i depends only on seed and i.
+        labels, guidance: as in `sample`. The options are:
 
-        Raises UsageError for labels, weights or options that do not fit, ArithmeticError if a sample is not finite.
+        - `scale`: s = 1 + w, instead of guidance.
+        - `batch_size`: samples per call of the compiled sampler; by default all, at most 256.
+        - `low_res`: the images that an upsampler enlarges, uint8 [N, h, w, C], or float32 in [−1, 1].
+        - `low_res_logsnr`: λ of the noise to add to them, for a network that was trained with it; by default none.
+        - `conditions`: {name: [N, …]}, the further inputs of a network that takes more than the label.
+        - `rule`: a guidance rule, or its text such as "cfg()". By default that of config.sample; if then every weight
+          is 0, the network is not evaluated without the label.
+        - `sampler`: a sampler, or its text such as "ddim(eta=0.5)".
+        - `num_steps`: number of levels T, or a spacing, see `Model.sampler`.
+        - `grid`: a grid of levels, or its text such as "edm(rho=7)".
+        - `clip`: "consistent", "x_only" or "none".
+        - `seed`: an int. The noise of sample i depends only on seed and i.
+
+        By default, sampler, num_steps, grid, clip and seed are those of config.sample.
+
+        Raises UsageError for labels, weights or options that do not fit, and ArithmeticError if a sample is not finite.
         """
         return self._sample_all(labels, guidance, trajectory=False, **options)[0]
 
@@ -191,7 +215,7 @@ class Model:
     ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
         """Returns (x̃, their `Trajectory` or None)."""
         seen: Any  # what is recorded at each level
-        labels = arguments.label_array(labels)
+        labels = arguments.label_array(labels, self.classes)
         check_labels(labels, self.num_classes)
         weights = arguments.guidance_weights(guidance, scale, len(labels))
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
@@ -230,16 +254,17 @@ class Model:
     def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
-        The results are on the mesh, whose size divides B. index: of the samples; their noise depends only on it and the
-        seed. extra: {name: [B, …]} of the inputs besides the label; "low_res" in [−1, 1], of an upsampler.
-        trajectory: draw returns (x̃, (z, x̃)), where z and x̃ are of every level, [B, T, …]. If it is a function, the
-        `save` of `samplers.driver.sample`, draw returns (x̃, what save returned at every level).
+        The results are on the mesh, whose size must divide B. index: numbers of the samples, whose noise depends only
+        on these and the seed. extra: {name: [B, …]}, the inputs besides the label, such as an upsampler's "low_res" in
+        [−1, 1]. With several processes, each passes the same complete arrays.
 
-        options: of `SampleOptions`, by default those of config.sample. rule is used unchanged, even if every weight
-        is 0; num_steps is T, or what `levels.Discrete.grid` takes. low_res_logsnr: as in `sample_float`.
+        low_res_logsnr: as in `sample_float`. trajectory: if True, draw returns (x̃, (z, x̃)), where the last two are of
+        every level, [B, T, …]. If it is a function, the `save` of `samplers.driver.sample`, draw returns (x̃, what save
+        returned at every level). options: fields of `SampleOptions`, by default those of config.sample. rule is used
+        unchanged, even if every weight is 0. num_steps is T, or in discrete time a spacing, see `levels.Discrete.grid`.
 
-        Compiles once per (B, number of steps, rule, sampler, clip), whatever the numbers in rule, sampler and grid.
-        Every process passes the same complete arrays.
+        Compiles once for each B, number of steps, rule, sampler and clip. Other numbers in the rule, sampler or grid do
+        not recompile anything. Raises UsageError for options that do not fit each other or the model.
         """
         chosen: SampleOptions = self.options.with_changes("Model", **options)
         rule, sampler = rule_value(chosen.rule), sampler_value(chosen.sampler)
@@ -265,34 +290,8 @@ class Model:
         return draw
 
     def grid(self, num_steps: int | str | None = None, grid: Any = None) -> Float[np.ndarray, " t"]:
-        """Returns λ of the levels of a sampler, increasing. num_steps, grid: by default those of config.sample."""
-        return sampling_grid(self.levels, self.options.with_changes("Model", num_steps=num_steps, grid=grid))
+        """Returns λ [T] of the levels of a sampler, increasing, float32.
 
-    def _run(
-        self,
-        params: PyTree,
-        key: PRNGKeyArray,
-        batch: dict[str, Array],
-        logsnrs: Float[Array, " t"],
-        rule: Argument,
-        sampler: Argument,
-        low_res_logsnr: Float[Array, ""] | None,
-        *,
-        trajectory: bool | Callable,
-        clip: str,
-    ) -> Any:
-        """Returns what `draw` of `sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
-        z = jax.lax.with_sharding_constraint(initial_noise(keys, self.image_shape), batch_sharding(self.mesh))
-        cond = {name: batch[name] for name in ("label", "low_res", *self.own_inputs) if name in batch}
-        if low_res_logsnr is not None:
-            cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
-            fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
-            cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
-        null = null_condition(self.network, cond, self.num_classes)
-        denoise = bind_rule(translated(rule.value, logsnrs, cond), self.bind(params), cond, null, batch["weight"])
-        run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
-        if not trajectory:
-            return run()
-        x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
-        return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)
+        num_steps, grid: as in `sample_float`, by default those of config.sample.
+        """
+        return sampling_grid(self.levels, self.options.with_changes("Model", num_steps=num_steps, grid=grid))

@@ -106,7 +106,9 @@ def check_network(net: Network, image_shape: Sequence[int]) -> PyTree:
     except (TypeError, ValueError) as e:
         raise UsageError(f"config.model: {one_line(e)}") from e
     if hasattr(net, "out_channels") and out.shape != (3, *image_shape[:-1], net.out_channels):
-        raise UsageError(f"config.model: takes images of shape {tuple(image_shape)} to {out.shape[1:]}")
+        need = (*image_shape[:-1], net.out_channels)
+        what = f"images of shape {tuple(image_shape)} become {out.shape[1:]}; need {need}"
+        raise UsageError(f"config.model: {what}")
     return params
 
 

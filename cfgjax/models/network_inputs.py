@@ -56,7 +56,9 @@ def check_low_res_logsnr(logsnr: float | None, least: float | None) -> np.float3
     """
     if least is None:
         if logsnr is not None:
-            raise UsageError(f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res")
+            raise UsageError(
+                f"low_res_logsnr is {logsnr}; the network was not trained with noise in low_res: leave it out"
+            )
         return None
     logsnr = CLEAN_LOGSNR if logsnr is None else logsnr
     if not is_number(logsnr) or not least <= logsnr <= CLEAN_LOGSNR:
@@ -71,9 +73,10 @@ def check_upsamples(given: bool, low_res_shape: tuple[int, ...] | None) -> None:
     """
     if given == (low_res_shape is not None):
         return
-    needs = f"low_res, images of shape {low_res_shape} (a cascade's --base draws them)"
-    kind = "no upsampler" if low_res_shape is None else f"an upsampler and needs {needs}"
-    raise UsageError(f"low_res is {'' if given else 'not '}given; the model is {kind}")
+    if given:
+        raise UsageError("low_res is given; the model is not an upsampler and takes none")
+    needs = f"images of shape {low_res_shape} (a cascade's --base draws them)"
+    raise UsageError(f"low_res is not given; the model is an upsampler and needs low_res, {needs}")
 
 
 def check_low_res(low_res: Any, low_res_shape: tuple[int, ...] | None, length: int) -> ConditionArrays:
@@ -87,5 +90,5 @@ def check_low_res(low_res: Any, low_res_shape: tuple[int, ...] | None, length: i
     low_res = np.asarray(low_res)
     check_images(low_res, low_res_shape)
     if len(low_res) != length:
-        raise UsageError(f"low_res has {len(low_res)} images for {length} labels")
+        raise UsageError(f"low_res has {len(low_res)} images for {length} labels; need an image per label")
     return {"low_res": to_float(low_res)}

@@ -48,7 +48,7 @@ def check_weak(weak: Settings, model: Settings) -> None:
     }
     for what, (weaks, models) in pairs.items():
         if weaks != models:
-            raise UsageError(f"the weak model's {what} is {weaks}, the model's {models}")
+            raise UsageError(f"the weak model's {what} is {weaks}, the model's {models}; need the same")
 
 
 def low_res_description(settings: Settings) -> str:

@@ -1,6 +1,7 @@
 """Base of the ADM networks: their fields, the embedding of time, and the downward path through the levels."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,7 +86,7 @@ class Backbone(nn.Module, kw_only=True):
         h = self._attention(h, "middle_1")
         return self._resblock(h, emb, train, widths[-1], "middle_2"), maps
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self, shape: tuple[Any, ...]) -> None:
         if len(shape) != 4:
             raise ValueError(f"the network takes images [B, H, W, C], not an array of shape {shape}")
         factor = 2 ** (len(self.multipliers) - 1)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from cfgjax.nets.ops.conv import conv_general
 from cfgjax.nets.ops.group_norm import group_norm
+from cfgjax.nets.ops.platform import traced_platform
 
 # torch's default for convolutions and linear layers, U(−1/√fan_in, 1/√fan_in), which ADM trains from.
 torch_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -66,7 +67,7 @@ class GroupNorm(nn.Module):
         if scale_shift is not None:
             scale, shift = (s.astype(jnp.float32) for s in scale_shift)
             gain, bias = gain * (1 + scale), bias * (1 + scale) + shift
-        gain, bias = (jnp.broadcast_to(a, (len(x), channels)) for a in (gain, bias))
+        gain, bias = (jnp.broadcast_to(a, (x.shape[0], channels)) for a in (gain, bias))
         return group_norm(x, gain, bias, self.groups, self.epsilon, self.silu, jnp.dtype(self.dtype))
 
 
@@ -179,7 +180,7 @@ def fused_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     The backward pass keeps no N² weights: cuDNN never stores all of them, and XLA's form recomputes them. cuDNN needs C
     to be a multiple of 8, up to 128. Softmax is float32 in both.
     """
-    if jax.default_backend() == "gpu" and q.dtype.itemsize == 2:
+    if traced_platform() == "gpu" and q.dtype.itemsize == 2:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     return jax.checkpoint(functools.partial(jax.nn.dot_product_attention, implementation="xla"))(q, k, v)
 
@@ -222,7 +223,7 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch features"]:
         channels = x.shape[-1]
-        h = x.reshape(len(x), -1, channels)
+        h = x.reshape(x.shape[0], -1, channels)
         h = jnp.concatenate([h.mean(axis=1, keepdims=True), h], axis=1)
         h = h + self.param("position", nn.initializers.normal(channels**-0.5), h.shape[1:], jnp.float32)
         h = attend(nn.Dense(3 * channels, kernel_init=torch_init, name="qkv")(h), channels // self.head_channels, False)

@@ -48,7 +48,7 @@ class UNet(Backbone, kw_only=True):
             raise ValueError(f"the network was called with {names}; {fields}")
         emb = self._embedding(time, label, low_res_time)
         if low_res is not None:
-            resized = jax.image.resize(low_res, (len(z), *z.shape[1:3], low_res.shape[-1]), "bilinear")
+            resized = jax.image.resize(low_res, (z.shape[0], *z.shape[1:3], low_res.shape[-1]), "bilinear")
             z = jnp.concatenate([z, resized.astype(z.dtype)], axis=-1)
         h, skips = self._down(z, emb, train)
 

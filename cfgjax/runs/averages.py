@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_weights
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import find_step, newest_complete, read_params
+from cfgjax.runs.exported import ExportedParameters, exported_parameters, is_exported
 from cfgjax.runs.manifest import MANIFEST, damage, manifest_digest, step_directories
 from cfgjax.runs.power_averages import MAX_PROFILE_ERROR, combination, supported_widths
 from cfgjax.runs.settings import Settings
@@ -43,6 +44,11 @@ class Part(NamedTuple):
         """Returns the stored parameters as numpy arrays."""
         return read_params(Path(self.directory), self.step, self.name)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest."""
+        return manifest_digest(self.directory, self.step)
+
 
 @dataclasses.dataclass(frozen=True)
 class Average:
@@ -53,7 +59,7 @@ class Average:
 
     ema: float
     step: int
-    parts: tuple[Part, ...]
+    parts: tuple[Part | ExportedParameters, ...]
 
     def read(self) -> PyTree:
         """Returns the parameters as numpy arrays. Raises UsageError if they are not finite.
@@ -61,22 +67,24 @@ class Average:
         A single part is returned bit for bit. Several are read one at a time and added in float64, which takes 12 bytes
         of memory per parameter.
         """
-        params = self.parts[0].read() if len(self.parts) == 1 else weighted_sum(self.parts)
-        check_weights(params, f"checkpoint step {self.step} of {Path(self.parts[0].directory).parent}")
+        first, *others = self.parts
+        params = weighted_sum(self.parts) if others else first.read()
+        where = first.path if isinstance(first, ExportedParameters) else Path(first.directory).parent
+        check_weights(params, f"checkpoint step {self.step} of {where}")
         return params
 
     @property
     def digest(self) -> str:
         """SHA-256 of the files that the parameters are read from; of a single one, that of its manifest."""
         if len(self.parts) == 1:
-            return manifest_digest(self.parts[0].directory, self.parts[0].step)
-        found = [(part.name, manifest_digest(part.directory, part.step)) for part in self.parts]
+            return self.parts[0].digest
+        found = [(part.name, part.digest) for part in self.parts if isinstance(part, Part)]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def stored_digest(workdir: str | Path, settings: Settings, step: int, ema: float) -> str:
     """Returns the `Average.digest` of an average of the run in workdir. Raises UsageError as `find_average` does."""
-    if settings.ema.is_width(ema):
+    if settings.ema.is_width(ema) or is_exported(workdir):
         return find_average(workdir, settings, step, ema).digest
     directory = Path(workdir) / "checkpoints"
     if not (directory / str(step)).is_dir():
@@ -86,11 +94,13 @@ def stored_digest(workdir: str | Path, settings: Settings, step: int, ema: float
 
 def step_digest(workdir: str | Path, step: int) -> str:
     """Returns the digest of the checkpoint of a step, or of its snapshot if there is no checkpoint."""
+    if is_exported(workdir):
+        return exported_parameters(workdir, step).digest
     folders = [Path(workdir) / name for name in ("checkpoints", "snapshots")]
     return manifest_digest(next(folder for folder in folders if (folder / str(step)).is_dir()), step)
 
 
-def weighted_sum(parts: Sequence[Part]) -> PyTree:
+def weighted_sum(parts: Sequence[Any]) -> PyTree:
     """Returns Σ weight · parameters, in the dtypes of the parameters."""
     total, dtypes = None, None
     for part in parts:
@@ -115,9 +125,12 @@ def find_average(workdir: str | Path, settings: Settings, step: int | None = Non
 
     ema: a value in config.ema.rates; 0 for the parameters without averaging; otherwise a width σ_rel, which needs
     config.ema.widths. By default the first rate. step: by default that of the newest complete checkpoint; for a width
-    also that of a snapshot. Raises UsageError if there is no such step or average. Logs a warning if a width is made
-    from few snapshots.
+    also that of a snapshot. workdir may be an exported model, which has one average. Raises UsageError if there is no
+    such step or average. Logs a warning if a width is made from few snapshots.
     """
+    if is_exported(workdir):
+        stored = exported_parameters(workdir, step, ema)
+        return Average(stored.ema, stored.step, (stored,))
     ema = settings.ema.default if ema is None else float(ema)
     settings.ema.check(ema)
     directory = str(Path(workdir).absolute() / "checkpoints")

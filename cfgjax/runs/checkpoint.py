@@ -202,7 +202,7 @@ def newest_complete(directory: str | Path, steps: Sequence[int]) -> int:
         if not problem:
             return step
         problems.append(f"step {step}: {problem}")
-        log.warning("checkpoint step %d is damaged (%s); looking for one before it", step, problem)
+        log.warning("checkpoint step %d is damaged (%s); looking for an older one", step, problem)
     reasons = f" ({'; '.join(problems)})" if problems else ""
     raise UsageError(f"no checkpoint in {directory} is complete; nothing was overwritten{reasons}")
 

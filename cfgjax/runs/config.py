@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cfgjax.base.errors import HelpAsked, UsageError, nearest, one_line, printable
+from cfgjax.base.experiments import experiments_folder, file_of
 from cfgjax.base.numerals import check_ascii, real_number
 from cfgjax.base.paths import check_path
 from cfgjax.base.python_files import (
@@ -22,11 +25,13 @@ from cfgjax.base.python_files import (
     load_module,
     split_argument,
 )
+from cfgjax.runs.config_reference import HELP_WIDTH, key_like
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.sections import fields_of
 from cfgjax.runs.settings import SECTIONS, Settings, check_kinds
 
 T = TypeVar("T")
+OWN_OF_ABSL, QUOTE = ("flagfile", "undefok"), "'"
 
 # Keys that may change when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways
 # of computing the same values.
@@ -37,7 +42,16 @@ RESUMABLE: tuple[str, ...] = (
     "data.num_workers",
     "data.worker_timeout_seconds",
 )
-RESUMABLE += ("checkpoint.", "sample.", "evaluate.", "mesh.", "cluster.", "model.remat", "model.fused_attention")
+RESUMABLE += (
+    "checkpoint.",
+    "sample.",
+    "evaluate.",
+    "mesh.",
+    "cluster.",
+    "log.",
+    "model.remat",
+    "model.fused_attention",
+)
 
 WHAT = "config file"
 HELP = {"--help", "-h"}  # flags of every command
@@ -61,13 +75,13 @@ class ConfigParser(flags.ArgumentParser):
 
 def define_flag(flag_values: flags.FlagValues, argv: list[str]) -> None:
     """Adds --config, its overrides --config.key=value and --print_config to flag_values, to be parsed from argv."""
-    what = "Experiment file, FILE or FILE:ARGUMENT; override a value with --config.key=value."
+    what = "Experiment: a name such as digits, or a file, FILE or FILE:ARGUMENT; --config.KEY=VALUE overrides a value."
     try:
         config_flags.DEFINE_config_file("config", None, what, flag_values=flag_values, sys_argv=argv)
     except flags.Error as e:  # a --flagfile that cannot be read
         raise UsageError(one_line(e)) from e
     flag_values["config"].parser = ConfigParser(loaded={})
-    what = "Print the config with its overrides, as the run's config.json has it, and do nothing else."
+    what = "Only print the config with its overrides, in the format of the run's config.json."
     flags.DEFINE_bool("print_config", False, what, flag_values=flag_values)
 
 
@@ -79,7 +93,7 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
     everything else, with the nearest known name for an unknown flag or config key.
     """
     if HELP & set(argv):
-        raise HelpAsked(flag_help(flag_values))
+        raise HelpAsked(flag_help(flag_values), flag_values)
     argv, path = [underscored(arg) for arg in argv], None
     nones: dict[str, None] = {}
     if "config" in flag_values:
@@ -90,6 +104,9 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> list[str]:
         argv, nones = split_overrides(argv, config)
     try:
         rest = flag_values(argv)
+    except flags.UnrecognizedFlagError as e:
+        key = key_like(e.flagname) if "config" in flag_values else None
+        raise UsageError(f"{printable(one_line(e))}{f', did you mean --config.{key}?' if key else ''}") from e
     except flags.Error as e:
         raise UsageError(printable(one_line(e))) from e
     check_numbers(flag_values, argv)
@@ -122,9 +139,20 @@ def check_numbers(flag_values: flags.FlagValues, argv: list[str]) -> None:
 
 
 def flag_help(flag_values: flags.FlagValues) -> str:
-    """Returns absl's help for the flags, without its own flags and without names of modules."""
-    own = flag_values.get_help().partition("\nabsl.flags:")[0]
-    return "\n".join(line for line in own.splitlines() if line.startswith(" "))
+    """Returns a paragraph for each flag in the order of their definition, without absl's own."""
+    paragraphs = []
+    for name in flag_values:
+        flag = flag_values[name]
+        if name in OWN_OF_ABSL or name.startswith("config.") or not flag.help:
+            continue
+        choices = getattr(flag.parser, "enum_values", None)
+        head = f"--[no]{name}" if flag.boolean else f"--{name}" + (f"={'|'.join(choices)}" if choices else "")
+        known = not flag.boolean and flag.default not in (None, [], sys.executable)
+        default = f" Default: {str(flag.default_as_str).strip(QUOTE)}." if known else ""
+        default = " On by default." if flag.boolean and flag.default else default
+        text = f"{head}: {' '.join(flag.help.split()).rpartition('>: ')[2]}{default}"
+        paragraphs += textwrap.wrap(text, HELP_WIDTH, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(paragraphs)
 
 
 def underscored(arg: str) -> str:
@@ -163,9 +191,10 @@ def config_path(argv: list[str]) -> str | None:
 def load_file(text: str | Path) -> ConfigDict:
     """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
-    Raises UsageError for a file that fails in any way, and for an argument that it does not take.
+    The name of an installed experiment, such as "digits", is as good as its path. Raises UsageError for a file that
+    fails in any way, and for an argument that it does not take.
     """
-    path, argument = split_argument(text)
+    path, argument = split_argument(file_of(text, WHAT, experiments_folder()))
     module = load_module(path, WHAT)
     config = call_function(module, "get_config", WHAT, *check_argument(module, "get_config", argument, WHAT))
     if not isinstance(config, ConfigDict):
@@ -183,9 +212,10 @@ def variants(path: str | Path) -> list[str]:
 
 
 def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
-    """Returns the locked ConfigDict of an experiment, FILE or FILE:ARGUMENT, with overrides `**{"train.num_steps": 9}`.
+    """Returns the locked ConfigDict of an experiment with overrides, such as `**{"train.num_steps": 9}`.
 
-    Raises UsageError for a file that fails in any way, and for an unknown key or a wrong value.
+    path: the name of an installed experiment, or a config file, FILE or FILE:ARGUMENT. Raises UsageError for a file
+    that cannot be loaded, and for an unknown key or an invalid value.
     """
     config = load_file(path)
     known = flatten(config)
@@ -258,4 +288,4 @@ def check_resumable(saved: Settings, given: Settings) -> None:
         if old.get(key, default_of(key)) != new.get(key, default_of(key)) and not key.startswith(RESUMABLE)
     ]
     if differing:
-        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}")
+        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}; use another workdir")

@@ -69,7 +69,8 @@ class DataSettings:
         if augmented and not self.is_image:
             what = "data.random_flip, random_crop and low_res_size are for images"
             points = f"data.image_shape {self.image_shape} is that of points"
-            raise UsageError(f"{what}; {f'data.kind is {self.kind!r}' if len(self.image_shape) == 3 else points}")
+            given = f"data.kind is {self.kind!r}" if len(self.image_shape) == 3 else points
+            raise UsageError(f"{what}; {given}: set them to False, 1 and None")
         if self.low_res_size is None:
             return
         height, width = self.image_shape[:2]

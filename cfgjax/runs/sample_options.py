@@ -30,7 +30,8 @@ class Option:
 
     kind: its values in configs. read: text of a flag → value; raises ValueError. help: of its flag. noun: what a flag
     that lists several values needs. places: a subset of PLACES. is_spec: whether Python may give an object instead of
-    its text. may_be_none: whether None is a value.
+    its text. may_be_none: whether None is a value. otherwise: what applies if the flag is not given and its command's
+    config section does not have the option, in words.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Option:
     places: tuple[str, ...] = PLACES
     is_spec: bool = False
     may_be_none: bool = False
+    otherwise: str = ""
 
     def check(self, name: str, value: Any) -> None:
         """Raises UsageError unless the value is valid. name: of the option, for the message."""
@@ -92,43 +94,55 @@ class SampleOptions:
 
     guidance: float = field(
         default=0.0,
-        metadata=option(NUMBER, real_number, "Weights w of (1+w) ε(z,c) − w ε(z).", noun="numbers", places=PLACES[1:]),
+        metadata=option(
+            NUMBER,
+            real_number,
+            "Guidance weight w of ε̃ = (1+w) ε(z,c) − w ε(z); at 0 there is no guidance.",
+            noun="numbers",
+            places=PLACES[1:],
+        ),
     )
     classifier_scale: float | None = field(
         default=None,
         metadata=option(
             NUMBER,
             real_number,
-            "Scales of the classifier's gradient, with --guide; by default that of the rule.",
+            "Scale of the classifier's gradient, with --guide.",
             noun="numbers",
             places=("sample", "evaluate"),
+            otherwise="that of the rule",
             may_be_none=True,
         ),
     )
     seed: int = field(
         default=0,
-        metadata=option(integer(0, 2**32 - 1), whole_number, "Seeds of the noise and the labels.", noun="integers"),
+        metadata=option(
+            integer(0, 2**32 - 1),
+            whole_number,
+            "Seed of the noise and of random labels, 0 to 2³² − 1.",
+            noun="integers",
+        ),
     )
     label_policy: str = field(
         default="balanced",
         metadata=option(
             one_of(*LABEL_POLICIES),
             str,
-            "How labels are chosen: balanced or random.",
+            "How labels are chosen: balanced (each class equally often) or random.",
             places=("evaluate", "config.evaluate"),
         ),
     )
-    rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rules, such as 'cfg()'.", is_spec=True))
+    rule: Any = field(default="cfg()", metadata=option(TEXT, str, "Guidance rule, such as 'cfg()'.", is_spec=True))
     sampler: Any = field(
         default="dpmpp_2m_sde()",
-        metadata=option(TEXT, str, "Samplers, such as 'dpmpp_2m()' or 'ancestral(v=0.3)'.", is_spec=True),
+        metadata=option(TEXT, str, "Sampler, such as 'dpmpp_2m()' or 'ancestral(v=0.3)'.", is_spec=True),
     )
     num_steps: int | str = field(
         default=16,
         metadata=option(
             integer(2, MAX_LEVELS) | TEXT,
             read_num_steps,
-            "Numbers of sampling steps T, or timesteps such as ddim25 or 10+15+20.",
+            "Number of sampling levels T; in discrete time also a spacing such as ddim25 or 10+15+20.",
         ),
     )
     ema: float | None = field(
@@ -136,22 +150,23 @@ class SampleOptions:
         metadata=option(
             BELOW_ONE,
             real_number,
-            "EMA rates; 0 for no averaging; other numbers up to 0.28 are widths σ_rel, for a run with ema.widths.",
+            "EMA rate, or 0 for no averaging; for a run with ema.widths also a width σ_rel up to 0.2887.",
             noun="numbers",
             places=("sample", "evaluate", "config.evaluate"),
+            otherwise="the run's first rate or width",
             may_be_none=True,
         ),
     )
     grid: Any = field(
         default="schedule()",
-        metadata=option(TEXT, str, "Grids of levels, such as 'edm(rho=7)' or 'flow(shift=3)'.", is_spec=True),
+        metadata=option(TEXT, str, "Grid of levels, such as 'edm(rho=7)' or 'flow(shift=3)'.", is_spec=True),
     )
     clip: str = field(
         default="consistent",
         metadata=option(
             one_of(*CLIPPINGS),
             str,
-            "How x of images is clipped: consistent (ε is changed too), x_only or none.",
+            "How x̃ of images is clipped to [−1, 1]: consistent (ε̃ follows x̃), x_only or none.",
         ),
     )
 

@@ -9,6 +9,7 @@ from cfgjax.runs import sample_options
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.values import Count, Kind, Numbers, Text, integer, one_of, several
 
+MAX_SAMPLES, MAX_BATCH_SIZE = 10**7, 2**16  # of an evaluation
 MAX_PER_CELL = 10_000  # samples in a cell of a picture
 
 

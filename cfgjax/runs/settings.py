@@ -19,6 +19,7 @@ from cfgjax.runs.training_settings import (
     CheckpointSettings,
     ClusterSettings,
     EMASettings,
+    LogSettings,
     MeshSettings,
     OptimizerSettings,
     TrainSettings,
@@ -37,10 +38,11 @@ SECTIONS: dict[str, type] = {
     "evaluate": EvaluateSettings,
     "mesh": MeshSettings,
     "cluster": ClusterSettings,
+    "log": LogSettings,
 }
 KIND_OF_KEY: dict[str, Kind] = {"seed": kind_of(Seed)}
 KIND_OF_KEY |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
-LATER_SECTIONS = ("evaluate", "cluster")  # absent from the config.json of older versions
+LATER_SECTIONS = ("evaluate", "cluster", "log")  # absent from the config.json of older versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Settings:
     evaluate: EvaluateSettings
     mesh: MeshSettings
     cluster: ClusterSettings
+    log: LogSettings
     given: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod
@@ -164,4 +167,4 @@ def check_keys_of_classifier(given: Mapping[str, Any], network: Any) -> None:
     if others := [key for key in given.get("evaluate", {}) if key != "every_steps"]:
         raise UsageError(f"unknown config key 'evaluate.{others[0]}'{nearest(others[0], ['every_steps'])}")
     if others := sorted({*given.get("diffusion", {})} - {*CONTINUOUS, *DISCRETE}):
-        raise UsageError(f"config.diffusion has {', '.join(others)}, without meaning for a classifier")
+        raise UsageError(f"config.diffusion has {', '.join(others)}, which a classifier does not use: remove it")

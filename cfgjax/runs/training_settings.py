@@ -8,6 +8,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.runs.values import (
     BELOW_ONE,
     COUNT,
+    TEXT,
     BelowOne,
     Count,
     Kind,
@@ -147,3 +148,14 @@ class ClusterSettings:
 
     timeout_seconds: Annotated[float, real("a number of seconds in [2, 10⁹]", lambda v: 2 <= v <= 1e9)] = 60.0
     start_timeout_seconds: Seconds = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSettings:
+    """config.log: where metrics go besides metrics.jsonl.
+
+    writers: names of `training.writers.WRITERS`. project: of Weights & Biases, the experiment of MLflow.
+    """
+
+    writers: Annotated[tuple[str, ...], several(TEXT, "a tuple of names of writers", least=0)] = ("tensorboard",)
+    project: Text = "cfgjax"

@@ -152,7 +152,8 @@ class Claim:
         steps = [path for path in checkpoints.glob("*") if path.name.isdecimal()]
         if not (self.path / "config.json").exists():
             if steps:
-                raise UsageError(f"workdir {self.path} has checkpoints but no config.json; nothing was overwritten")
+                raise UsageError(f"workdir {self.path} has checkpoints but no config.json; nothing was overwritten. "
+                                 "Restore it, or use another workdir")  # fmt: skip
             return
         saved = read_settings(self.path)
         check_resumable(saved, self._settings)

@@ -1,6 +1,7 @@
 """Stop signals: SIGTERM, SIGINT and SIGUSR1 set a flag that training checks between steps."""
 
 import signal
+import threading
 from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,14 +22,15 @@ class StopRequest:
     """A `StopFlag` and a context. Within it, stop signals only set `.signal` to their name.
 
     A second SIGINT has its previous effect, so that pressing Ctrl-C again ends the process. Schedulers may send the
-    others more than once.
+    others more than once. Python delivers signals to the main thread only; in others, nothing sets `.signal`.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        main = threading.current_thread() is threading.main_thread()
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS if main}
         return self
 
     def __exit__(self, *error: object) -> None:

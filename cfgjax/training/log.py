@@ -14,12 +14,13 @@ import jax
 import numpy as np
 import tqdm
 
-from cfgjax.base.progress import BAR, clock
+from cfgjax.base.progress import BAR, clock, make_bar
 from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
+from cfgjax.runs.settings import Settings
 from cfgjax.training.extensions import naming
 from cfgjax.training.objective import SHARE
-from cfgjax.training.writers import WRITERS
+from cfgjax.training.writers import open_writers
 
 # Metrics that are averaged over some examples of a step, and the share of these. Other metrics have their share in a
 # metric with the suffix SHARE, or a share of 1.
@@ -71,33 +72,34 @@ class RunLog:
     step. With several processes only the first writes; in the others, only `has` and `last` have an effect.
     """
 
-    def __init__(
-        self, workdir: Path, start_step: int, num_steps: int, batch_size: int, writers: Sequence[Any] = ()
-    ) -> None:
-        self._write, self._batch_size, self._num_steps = jax.process_index() == 0, batch_size, num_steps
+    def __init__(self, workdir: Path, start_step: int, settings: Settings, writers: Sequence[Any] = ()) -> None:
+        num_steps = self._num_steps = settings.train.num_steps
+        self._write, self._batch_size = jax.process_index() == 0, settings.train.batch_size
         self._since = time.monotonic(), start_step
+        self._start, self._dispatches = start_step, 0
         read = functools.partial(metrics_file.read_metrics, workdir, start_step)
         self._kept = collectives.decided(read, "the metrics so far")
         first: dict[str, float] = {"step": start_step}
         self.last = next((line for line in reversed(self._kept) if "loss" in line), first)
         if not self._write:
             return
-        self._own = [open_writer(workdir, start_step) for open_writer in WRITERS.values()]
+        self._own = open_writers(workdir, start_step, settings)
         self._added = tuple(writers)
-        self._bar = tqdm.tqdm(
-            total=num_steps,
-            initial=start_step,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            bar_format=BAR,
-        )
+        self._bar = make_bar(total=num_steps, initial=start_step, unit="step", bar_format=BAR)
 
     def advance(self, step: int) -> None:
-        """Moves the progress bar to a step."""
-        if self._write:
-            self._bar.update(step - self._bar.n)
+        """Moves the progress bar to a step, of which the last dispatch may still be running. Tells the pace once."""
+        if not self._write:
+            return
+        self._bar.update(step - self._bar.n)
+        self._dispatches += 1
+        since, first = self._since
+        if (
+            self._dispatches == 3 and first == self._start and step < self._num_steps
+        ):  # two are complete, none is logged
+            seconds, left = (time.monotonic() - since) / ((step - first) * 2 / 3), self._num_steps - step
+            text = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+            self.say(f"a step takes {text}; the remaining {left:,} steps take about {clock(seconds * left)}")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Writes metrics at a step to all writers and the terminal, with images/s since the previous call."""

@@ -41,19 +41,6 @@ class Outcome(NamedTuple):
     metrics: dict[str, float]
 
 
-def train(
-    config: ConfigDict | Settings, workdir: str | Path, hooks: Iterable[Any] = (), writers: Iterable[Any] = ()
-) -> dict[str, float]:
-    """Returns the final metrics, {"step": …, "loss": …, …}, of config's run in workdir, which resumes where it stopped.
-
-    hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
-    steps and at the last step. writers: see `writers.Writer`. If one of them raises, the run is saved and
-    ExtensionError has its name. SIGINT and SIGTERM save and return the metrics so far; the same call resumes. Raises
-    what `train_until_stopped` raises.
-    """
-    return train_until_stopped(config, workdir, hooks=hooks, writers=writers).metrics
-
-
 def train_until_stopped(
     config: ConfigDict | Settings,
     workdir: str | Path,
@@ -96,8 +83,8 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             claim.write_config()
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
-            size, step = (pace.num_steps, pace.batch_size), int(jax.device_get(state.step))
-            with contextlib.closing(RunLog(claim.path, step, *size, run.writers)) as runlog:
+            step = int(jax.device_get(state.step))
+            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)

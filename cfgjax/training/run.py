@@ -37,6 +37,7 @@ from cfgjax.training.optim import make_optimizer
 from cfgjax.training.snapshots import Snapshots
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
+from cfgjax.training.writers import check_named
 
 # keys of config.model in which a run may differ from its init_from
 FREE = {"dropout", "dtype", "fused_attention", "remat", "null_label"}
@@ -157,6 +158,7 @@ class Run(Program):
         writers: Iterable[Any] = (),
     ) -> None:
         self.hooks, self.writers = check_hooks(hooks), check_writers(writers)
+        check_named(Settings.from_config(config).log.writers)
         super().__init__(config, devices)
         train = self.settings.train
         self.dataset = with_conditions(open_source(self.settings.data), own_inputs(self.net))

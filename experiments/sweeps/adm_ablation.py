@@ -8,7 +8,7 @@ are those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also af
 order. The target adm_imagenet256 of `cfgjax compare` has the published results. Not measured here.
 """
 
-BASE = "experiments/adm.py:128"
+BASE = "adm:128"
 
 TABLE_1 = {
     "config.model.channels": 160,

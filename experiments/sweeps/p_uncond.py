@@ -10,7 +10,7 @@ paper, pass --base=experiments/imagenet64.py to `cfgjax sweep` and --targets=cfg
 measured here.
 """
 
-BASE = "experiments/digits.py"
+BASE = "digits"
 COMMANDS = ("train", "evaluate")
 
 

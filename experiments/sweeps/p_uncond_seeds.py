@@ -10,7 +10,7 @@ same noise.
 
 import itertools
 
-BASE = "experiments/digits.py"
+BASE = "digits"
 COMMANDS = ("train", "evaluate")
 
 

@@ -58,8 +58,8 @@ def damage(folder, name, change):
     [
         (lambda content: content[:-1], "values for the shape"),
         (lambda content: content + b"x", "values for the shape"),
-        (lambda content: b"\x00\x00\x0d\x03" + content[4:], "no IDX file"),
-        (lambda content: b"", "no IDX file"),
+        (lambda content: b"\x00\x00\x0d\x03" + content[4:], "is not an IDX file of bytes"),
+        (lambda content: b"", "is not an IDX file of bytes"),
         (lambda content: content[:4] + b"\xff" * 12 + content[16:], "values for the shape"),
     ],
 )

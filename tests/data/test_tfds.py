@@ -141,11 +141,11 @@ def test_sets_without_labels_are_reported_with_the_alternatives(tmp_path):
 
 
 def test_folders_without_a_tfds_set_are_reported(toy, tmp_path):
-    with pytest.raises(UsageError, match="is no TFDS set"):
+    with pytest.raises(UsageError, match="is not a TFDS data set"):
         list_tfds(str(tmp_path))
     with pytest.raises(UsageError, match="has no split 'tset'; it has train"):
         list_tfds(toy, "tset")
-    with pytest.raises(UsageError, match="TFDS has no set 'cifar11', did you mean 'cifar10"):
+    with pytest.raises(UsageError, match="TFDS has no data set 'cifar11', did you mean 'cifar10"):
         run_command(["prepare", "tfds", "cifar11", f"{tmp_path}/out", "--size=8", f"--data_dir={tmp_path}"])
     with pytest.raises(UsageError, match="has 3 classes; data.num_classes, .* is 10"):
         open_source(source="tfds", path=toy, num_classes=10, image_shape=(8, 8, 3))

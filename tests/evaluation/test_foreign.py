@@ -149,8 +149,8 @@ def test_a_folder_that_cannot_be_measured_is_a_one_line_error(tmp_path, kind):
             "--features=classifier --config={experiments}/fashion_mnist.py",
             r"have shape \(8, 8, 1\), the data \(32, 32, 1\)",
         ),
-        ("--workdir=run", "--workdir has no effect on --samples"),
-        ("--guidance=1", "--guidance has no effect on --samples"),
+        ("--workdir=run", "--workdir has no effect with --samples"),
+        ("--guidance=1", "--guidance has no effect with --samples"),
         ("--make_reference", "--make_reference and --samples are both given"),
     ],
 )

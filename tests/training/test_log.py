@@ -5,12 +5,16 @@ import signal
 import jax
 import numpy as np
 import pytest
+from tiny import mixture_config
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import clock
+from cfgjax.runs.settings import Settings
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.loop import Diverged, check_finite
+
+SETTINGS = Settings.from_config(mixture_config(**{"train.num_steps": 30}))
 
 
 def step(loss, cond, uncond, drop_rate, skipped=0.0, in_row=0.0):
@@ -40,9 +44,9 @@ def test_lines_after_the_restored_step_and_incomplete_lines_are_removed(tmp_path
     path.write_text("".join(json.dumps({"step": n}) + "\n" for n in (10, 20, 30)) + '{"step": 2')
     with monkeypatch.context() as other:
         other.setattr(jax, "process_index", lambda: 1)
-        RunLog(tmp_path, 20, 30, 1).close()
+        RunLog(tmp_path, 20, SETTINGS).close()
     assert len(path.read_text().splitlines()) == 4
-    log = RunLog(tmp_path, 20, 30, 1)
+    log = RunLog(tmp_path, 20, SETTINGS)
     log.close()
     assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
     assert log.has(20, "step")
@@ -91,7 +95,7 @@ def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, ki
         return  # the last line is that of a later step
     aside.write_bytes(b"earlier\n")
     for _ in range(2):
-        log = RunLog(tmp_path, 20, 30, 1)
+        log = RunLog(tmp_path, 20, SETTINGS)
         log.close()
         assert path.read_bytes() == "".join(f"{line}\n" for line in LINES[:3]).encode()
         assert aside.read_bytes() == b"earlier\n" + DAMAGED[kind] + b"\n"
@@ -104,13 +108,13 @@ def test_a_damaged_line_is_moved_aside_and_no_other_is_lost(tmp_path, caplog, ki
 def test_metrics_that_are_not_a_regular_file_are_reported(tmp_path, make):
     make(tmp_path / "metrics.jsonl")
     with pytest.raises(UsageError, match="metrics.jsonl"):
-        RunLog(tmp_path, 20, 30, 1)
+        RunLog(tmp_path, 20, SETTINGS)
 
 
 def test_many_damaged_lines_are_counted_in_one_warning(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"".join(line + b"\n" for line in DAMAGED.values()) + LINES[0].encode() + b"\n")
-    RunLog(tmp_path, 20, 30, 1).close()
+    RunLog(tmp_path, 20, SETTINGS).close()
     (record,) = caplog.records
     assert f"{len(DAMAGED)} damaged lines" in record.getMessage()
     assert path.read_text() == LINES[0] + "\n"

@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from cfgjax.base.errors import UsageError, printable
+
 PassedOver = list[tuple[str, str]]  # [(reason, path)] of files that are not listed
 
 ENDINGS = (".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".avif")
@@ -33,6 +35,19 @@ def image_files(top: str | Path, passed_over: PassedOver) -> dict[str, str]:
     while walk.links:  # files without links are already listed
         walk.link(*walk.links.pop())
     return dict(sorted(walk.files.items()))
+
+
+def existing_images(top: str | Path, passed_over: PassedOver) -> list[str]:
+    """Returns the paths of `image_files`. Raises UsageError if there are none, or if a folder cannot be read."""
+    try:
+        files = list(image_files(top, passed_over))
+    except OSError as e:
+        raise UsageError(f"cannot read {printable(e.filename or top)}: {e.strerror}") from e
+    if not files:
+        raise UsageError(
+            f"{printable(top)} has no images (.png, .jpg, .webp, …); it has {len(passed_over)} other entries"
+        )
+    return files
 
 
 class Walk:

@@ -51,8 +51,9 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         raise UsageError(f"{path}: {e}") from None
     header = 4 * (1 + ndim)
     if len(content) < header or content[:4] != bytes([0, 0, UINT8, ndim]):
-        raise UsageError(f"{path} is no IDX file of bytes in {ndim} dimensions")
+        raise UsageError(f"{path} is not an IDX file of bytes with {ndim} dimensions")
     shape = tuple(int(size) for size in np.frombuffer(content[4:header], ">u4"))
     if not all(shape) or len(content) - header != np.prod(shape, dtype=object):
-        raise UsageError(f"{path} has {len(content) - header} bytes of values for the shape {shape}")
+        what = f"{len(content) - header} bytes of values for the shape {shape}"
+        raise UsageError(f"{path} is damaged or empty: it has {what}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -94,10 +94,11 @@ def open_source(data: DataSettings) -> Dataset:
     image, label, *more = call(function, "data", data.options, **fixed)
     conditions = more[0] if more else {}
     if data.num_workers and not isinstance(image, Stored):
-        why = f"the images of source {data.source!r} are in memory, and each worker would hold a copy"
-        raise UsageError(f"data.num_workers is {data.num_workers}, but {why}: need 0, or cfgjax prepare")
+        why = f"the images of source {data.source!r} are in memory, and each worker would hold a copy of them"
+        raise UsageError(f"data.num_workers is {data.num_workers}, but {why}: use 0, or cfgjax prepare")
     if image.shape[:1] != label.shape[:1]:
-        raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} differ in number")
+        what = f"images of shape {image.shape} and labels of shape {label.shape}"
+        raise UsageError(f"{what} differ in number; need a label for each image")
     if data.kind == "latent" and image.dtype != np.float32:
         raise UsageError(f"image has dtype {image.dtype}; data.kind 'latent' needs float32")
     check_images(image, data.image_shape, bounded=data.is_image)
@@ -140,7 +141,7 @@ def check_images(
     if not isinstance(image, Stored) and image.dtype == np.float32:
         flat = image.reshape(len(image), -1)
         if (bad := ~np.isfinite(flat).all(axis=1)).any():
-            raise UsageError(f"image {first_index(bad)} has a value that is not finite")
+            raise UsageError(f"image {first_index(bad)} has a value that is not finite; need finite values")
         if bounded and (bad := (np.abs(flat) > 1).any(axis=1)).any():
             worst = flat[first_index(bad)][np.abs(flat[first_index(bad)]).argmax()]
             raise UsageError(f"image {first_index(bad)} has the value {worst:g}, outside [-1, 1]")
@@ -150,7 +151,7 @@ def check_labels(label: ArrayLike | Sequence[int], num_classes: int, what: str =
     """Raises UsageError unless label is integer [N], all in [0, num_classes)."""
     label = np.asarray(label)
     if not label.size:
-        raise UsageError(f"{what} has shape {label.shape}: there are none")
+        raise UsageError(f"{what} has shape {label.shape}: there are none; need at least one")
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise UsageError(f"{what} has dtype {label.dtype} and shape {label.shape}; need integers [N]")
     if (bad := (label < 0) | (label >= num_classes)).any():

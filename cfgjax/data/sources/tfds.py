@@ -122,7 +122,7 @@ def list_tfds(path: str | Path, split: str = "train") -> Tfds:
     try:
         builder = tfds.builder_from_directory(path)
     except Exception as e:  # what it raises is not documented
-        raise UsageError(f"{path} is no TFDS set: {one_line(e, 200)}") from e
+        raise UsageError(f"{path} is not a TFDS data set: {one_line(e, 200)}") from e
     info = builder.info
     if info.file_format is None or info.file_format.value != "array_record":
         form = getattr(info.file_format, "value", None)
@@ -170,7 +170,7 @@ def builder_of(name: str, data_dir: str | None) -> Any:
         raise UsageError(f"{needs_tensorflow(name)} ({one_line(e)})") from e
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-        raise UsageError(f"TFDS has no set {name!r}{nearest(name.partition('/')[0], known)}") from None
+        raise UsageError(f"TFDS has no data set {name!r}{nearest(name.partition('/')[0], known)}") from None
     except Exception as e:  # what else it raises is not documented
         raise UsageError(f"TFDS cannot make {name!r}: {one_line(e, 200)}") from e
 

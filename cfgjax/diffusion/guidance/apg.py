@@ -83,4 +83,4 @@ def accumulator(dtype: DTypeLike) -> DTypeLike:
 
 def inner_product(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Returns ⟨a, b⟩ of each sample over all of its axes."""
-    return jnp.sum((a * b).reshape(len(a), -1), axis=1)
+    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)

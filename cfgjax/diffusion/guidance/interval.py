@@ -137,7 +137,7 @@ class interval(Modulator):
 
             def without(memory: tuple) -> tuple[Branches, tuple]:
                 found, after = unguided(z, logsnr, memory[1])
-                return Branches(found, found, found, jnp.zeros(len(z), z.dtype)), (memory[0], after)
+                return Branches(found, found, found, jnp.zeros(z.shape[0], z.dtype)), (memory[0], after)
 
             # any(inside) of equal levels; of a sharded batch, XLA would compute that by communication at every level
             some_inside = (first <= jnp.max(logsnr)) & (jnp.min(logsnr) < end)

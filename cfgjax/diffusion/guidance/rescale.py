@@ -42,4 +42,4 @@ class rescale(Wrapper):
 
 def deviations(x: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Returns the standard deviation of each sample over all of its axes, float32 or wider."""
-    return jnp.std(x.reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32)), axis=1)
+    return jnp.std(x.reshape(x.shape[0], -1).astype(jnp.promote_types(x.dtype, jnp.float32)), axis=1)

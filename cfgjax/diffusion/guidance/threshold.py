@@ -59,7 +59,7 @@ class threshold(Wrapper):
 def thresholded(prediction: Prediction, logsnr: Float[RealLike, "..."], percentile: Float[RealLike, ""]) -> Prediction:
     """Returns the prediction with x̃ clipped to ±τ and divided by τ, and ε̃ changed to agree with it."""
     x = prediction.x
-    sizes = jnp.abs(x).reshape(len(x), -1).astype(jnp.promote_types(x.dtype, jnp.float32))
+    sizes = jnp.abs(x).reshape(x.shape[0], -1).astype(jnp.promote_types(x.dtype, jnp.float32))
     bound = broadcast_left(jnp.maximum(1, row_percentile(sizes, percentile)).astype(x.dtype), x)
     # clip alone would turn an overflow into a white pixel
     return replace_x(prediction, jnp.where(jnp.isfinite(x), jnp.clip(x, -bound, bound) / bound, jnp.nan), logsnr)

@@ -19,7 +19,7 @@ from PIL import Image
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.files import read_npz, sha256
 from cfgjax.data.images.pixels import decode_image, reason_of
-from cfgjax.data.images.tree import PassedOver, image_files
+from cfgjax.data.images.tree import PassedOver, existing_images
 from cfgjax.data.sources.registry import check_labels
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B"}
@@ -74,12 +74,7 @@ def of_npz(path: Path) -> ForeignSamples:
 def of_folder(path: Path) -> ForeignSamples:
     """Returns the samples in a folder of images, whose sizes are checked by their headers first."""
     passed_over: PassedOver = []
-    try:
-        files = list(image_files(path, passed_over))
-    except OSError as e:
-        raise UsageError(f"cannot read {printable(e.filename or path)}: {e.strerror}") from e
-    if not files:
-        raise UsageError(f"{path} has no images (.png, .jpg, …); it has {len(passed_over)} other entries")
+    files = existing_images(path, passed_over)
     shapes = [header_shape(path / name) for name in files]
     if other := [i for i, shape in enumerate(shapes) if shape != shapes[0]]:
         sizes = [f"{printable(files[i])} is {'×'.join(map(str, shapes[i]))}" for i in (0, other[0])]

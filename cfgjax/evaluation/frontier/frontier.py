@@ -39,13 +39,13 @@ from cfgjax.evaluation.frontier.paired import Design, baselines, design, with_ch
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
 from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
-from cfgjax.evaluation.report.sample_figures import exact_model
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
 from cfgjax.models.groups import check_count, rule_at_zero, ungrouped_metrics
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
+from cfgjax.models.sample_figures import exact_model
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.averages import step_digest, stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from cfgjax.base.cells import text
+from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.comparison import ComparedRun, Group
-from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets
 
 Axes = Any

@@ -7,9 +7,9 @@ import numpy as np
 
 from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError
+from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.by_row import by_setting, calls
 from cfgjax.evaluation.report.frontier_rows import Row, setting_keys, shown_names, spread, varying_keys
-from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
 
 CostCurves = dict[str, list[tuple[int, list[Row]]]]  # {label: [(network evaluations, rows of all seeds)]}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import write_json
-from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
+from cfgjax.base.plots_extra import Figure, require_matplotlib
 
 TITLES = {
     "difference": "‖ε_c − ε_u‖ / √d",

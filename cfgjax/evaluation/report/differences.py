@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cfgjax.base.cells import aligned
+from cfgjax.base.plots_extra import Figure
 from cfgjax.evaluation.report.frontier_rows import Row, curves, shown_names, strength, strength_name
-from cfgjax.evaluation.report.plots_extra import Figure
 from cfgjax.evaluation.report.protocol import caption
 
 MAX_PANELS, PANELS_PER_ROW = 9, 3

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.frontier_rows import Row, curves, spread, spread_note, strength, strength_name
 from cfgjax.evaluation.report.frontier_table import MetricNames
-from cfgjax.evaluation.report.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.protocol import caption
 
 LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap

@@ -32,8 +32,8 @@ def line(rows: Sequence[Row]) -> str:
     return f"{where}: " + "  ".join(f"{name} {row[name]:.4g}" for name in names)
 
 
-def frontier_table(rows: Sequence[Row]) -> list[str]:
-    """Returns a table with a line for each w of each curve: mean ± standard deviation if there are several seeds."""
+def frontier_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Returns the cells of `frontier_table`: a header, lines of as many cells, and titles of curves, of one cell."""
     names = shown_names(rows)
     by_w = strength(rows) == "guidance_weight"
     lines = [[*(("w", "s") if by_w else ("scale",)), *names]]
@@ -43,6 +43,12 @@ def frontier_table(rows: Sequence[Row]) -> list[str]:
         for w, same in by_weight.items():
             cells = [cell_text((*spread(same, name), len(same)), ".4g") for name in names]
             lines.append([*((f"{w:g}", f"{1 + w:g}") if by_w else (f"{w:g}",)), *cells])
+    return lines
+
+
+def frontier_table(rows: Sequence[Row]) -> list[str]:
+    """Returns a table with a line for each w of each curve: mean ± standard deviation if there are several seeds."""
+    lines = frontier_cells(rows)
     columns = len(lines[0])
     widths = [max(len(line[i]) for line in lines if len(line) == columns) for i in range(columns)]
     row = lambda line: "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

@@ -26,10 +26,17 @@ def define_flags(given):
     """Adds the flags of this launcher."""
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
     integer("num_processes", 1, "Number of processes.", lower_bound=1)
-    integer("devices_per_process", None, "Virtual CPU devices per process.", lower_bound=1)
-    integer("port", None, "Port of process 0; by default a free port.", lower_bound=1, upper_bound=65534)
-    integer("grace_seconds", 60, "Seconds that the other processes have to end after one fails.", lower_bound=0)
-    define_path("python", sys.executable, "Python interpreter.", flag_values=given)
+    integer(
+        "devices_per_process",
+        None,
+        "Virtual CPU devices per process, for tests; by default the devices that JAX finds.",
+        lower_bound=1,
+    )
+    integer("port", None, "Port of process 0; by default a free one.", lower_bound=1, upper_bound=65534)
+    integer("grace_seconds", 60, "Seconds that the other processes get to end after one has failed.", lower_bound=0)
+    define_path(
+        "python", sys.executable, "Python interpreter; by default the one that runs this command.", flag_values=given
+    )
 
 
 def launch(given, job):

@@ -29,9 +29,13 @@ def define_flags(given):
     path = functools.partial(define_path, flag_values=given)
     integer("nodes", 1, "Number of nodes.", lower_bound=1)
     integer("tasks_per_node", 1, "Processes per node, which share its devices.", lower_bound=1)
-    integer("gpus_per_node", None, "GPUs per node.", lower_bound=1)
-    integer("cpus_per_task", None, "CPU cores per process.", lower_bound=1)
-    text("time", None, "Time limit, HH:MM:SS or DAYS-HH:MM:SS; the job is requeued and resumes automatically.")
+    integer("gpus_per_node", None, "GPUs per node; by default none are requested.", lower_bound=1)
+    integer("cpus_per_task", None, "CPU cores per process; by default Slurm's.", lower_bound=1)
+    text(
+        "time",
+        None,
+        "Time limit, HH:MM:SS or DAYS-HH:MM:SS, which must be given; the job is then requeued and resumes.",
+    )
     integer(
         "grace_seconds",
         300,
@@ -39,14 +43,16 @@ def define_flags(given):
         lower_bound=1,
     )
     for name in SBATCH_OPTIONS:
-        text(name, None, f"Slurm's --{name}.")
-    text("job_name", None, "Name of the job; by default that of the folder.")
-    flags.DEFINE_multi_string(
-        "sbatch", [], "Any other option of sbatch, such as --sbatch=--mem=64G.", flag_values=given
-    )
+        text(name, None, f"Slurm's --{name}; by default the cluster's.")
+    text("job_name", None, "Name of the job; by default the last folder of the workdir, or of a sweep's --out.")
+    flags.DEFINE_multi_string("sbatch", [], "Any other option of sbatch, such as --sbatch=--mem=64G", flag_values=given)
     text("setup", None, "A shell line to run first, such as 'module load cuda'.")
     path("logs", None, "Folder of the job's output; by default <workdir>/slurm.")
-    path("python", sys.executable, "Python interpreter on the nodes.")
+    path(
+        "python",
+        sys.executable,
+        "Python interpreter on the nodes; by default the path of the one that runs this command.",
+    )
 
 
 def launch(given, job):

@@ -24,13 +24,13 @@ GRACE_SECONDS = 30  # of a spot VM
 def define_flags(given):
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
-    text("action", "run", f"Action: {', '.join(ACTIONS)}.")
+    text("action", "run", f"What to do: {', '.join(ACTIONS)}.")
     text("name", None, "Name of the queued resource; by default derived from the workdir.")
-    text("zone", None, "Zone.")
-    text("project", None, "Project; by default gcloud's.")
+    text("zone", None, "Google Cloud zone, such as us-central1-a; must be given.")
+    text("project", None, "Google Cloud project; by default gcloud's.")
     text("accelerator_type", None, "For create: TPU type, such as v5litepod-64.")
     text("runtime_version", None, "For create: TPU software, such as v2-alpha-tpuv5-lite.")
-    what = "Number of slices, connected by the data-centre network."
+    what = "Number of TPU slices, connected by the data-centre network."
     flags.DEFINE_integer("node_count", 1, what, lower_bound=1, flag_values=given)
     flags.DEFINE_bool(
         "spot", False, "For create: a spot VM, which is cheaper and may be preempted at any time.", flag_values=given

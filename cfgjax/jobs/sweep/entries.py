@@ -1,6 +1,6 @@
 """Reads the names and commands of the runs in a sweep file.
 
-A sweep file defines BASE, the path of an experiment file, and `get_sweep()`, which returns a list of overrides
+A sweep file defines BASE, the name or path of an experiment, and `get_sweep()`, which returns a list of overrides
 {"config.key": value} or of pairs (name, overrides). COMMANDS is ("train",) by default; it may also be
 ("train", "evaluate") or ("evaluate",). The last needs no BASE. Keys that do not begin with "config." are flags of
 evaluate.
@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.experiments import SWEEPS, experiments_folder, file_of
 from cfgjax.base.python_files import call_function, guarded, load_module
 
 SWEEP_FILE = "sweep file"
@@ -53,7 +54,7 @@ def read_sweep(path, out, *, base=None, workdir=None):
 
 def load_sweep(path):
     """Returns the module of a sweep file."""
-    return load_module(path, SWEEP_FILE)
+    return load_module(file_of(path, SWEEP_FILE, experiments_folder() / SWEEPS), SWEEP_FILE)
 
 
 def listed(module, path):

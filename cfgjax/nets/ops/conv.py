@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from cfgjax.nets.ops import winograd
+from cfgjax.nets.ops.platform import traced_platform
 
 CONVOLUTION = "convolution"  # name of the results in rematerialisation policies
 THIN = 16  # with fewer channels, Winograd's transformations cost more than they save
@@ -79,6 +80,6 @@ def conv_general(
     unusual = [options.get("feature_group_count", 1) != 1, options.get("precision") is not None]
     unusual += [set(options.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation")]
     padded = kernel.shape[:2] == (3, 3) and [*map(tuple, padding)] == [(1, 1), (1, 1)]
-    if padded and tuple(strides) == (1, 1) and not any(unusual) and jax.default_backend() == "cpu":
+    if padded and tuple(strides) == (1, 1) and not any(unusual) and traced_platform() == "cpu":
         return checkpoint_name(conv_cpu(x, kernel), CONVOLUTION)
     return checkpoint_name(jax.lax.conv_general_dilated(x, kernel, strides, padding, **options), CONVOLUTION)

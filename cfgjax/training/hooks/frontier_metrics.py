@@ -15,9 +15,9 @@ from cfgjax.evaluation.frontier.frontier import find_reference
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.evaluation.frontier.measure import measure
-from cfgjax.evaluation.report.sample_figures import column_names
 from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.model import Model
+from cfgjax.models.sample_figures import column_names
 from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog

@@ -9,15 +9,15 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from cfgjax.base.files import writing
+from cfgjax.base.plots_extra import require_matplotlib
 from cfgjax.data.batches import squares_averaged, to_float
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.distributed import collectives
-from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
-from cfgjax.evaluation.report.plots_extra import require_matplotlib
-from cfgjax.evaluation.report.sample_figures import sample_figure
 from cfgjax.models.groups import check_divisible
 from cfgjax.models.model import Model
+from cfgjax.models.resolving import resolved_combinations
+from cfgjax.models.sample_figures import sample_figure
 from cfgjax.runs.sample_options import axes
 from cfgjax.runs.settings import Settings
 from cfgjax.training.log import RunLog

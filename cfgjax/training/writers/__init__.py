@@ -1,13 +1,17 @@
 """Writers: where the metrics and pictures of a run go. Only the first of several processes writes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.runs.settings import Settings
 from cfgjax.training.writers.json_lines import MetricsFile
+from cfgjax.training.writers.mlflow_runs import MLflowRun
 from cfgjax.training.writers.tensorboard import TensorBoard
+from cfgjax.training.writers.weights_and_biases import WeightsAndBiases
 
 
 class Writer(Protocol):
@@ -24,5 +28,25 @@ class PictureWriter(Writer, Protocol):
         """Writes a picture, uint8 [H, W, C]."""
 
 
-# name: (workdir, the step at which the run starts or resumes) → an open writer of every run
-WRITERS: dict[str, Callable[[Path, int], Writer]] = {"metrics_file": MetricsFile, "tensorboard": TensorBoard}
+# name in config.log.writers: (workdir, the step at which the run starts or resumes, its settings) → an open writer
+WRITERS: dict[str, Callable[[Path, int, Settings], Writer]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflowRun,
+}
+
+
+def check_named(names: Sequence[str]) -> None:
+    """Raises UsageError for an unknown writer, one that is named twice, or one that cannot be used on this machine."""
+    for name in names:
+        check = getattr(choose("writer", name, WRITERS), "check", None)
+        if names.count(name) > 1:
+            raise UsageError(f"config.log.writers names {name!r} twice")
+        if check is not None:
+            check()
+
+
+def open_writers(workdir: Path, start_step: int, settings: Settings) -> list[Any]:
+    """Returns the writers of a run: that of metrics.jsonl, and those of config.log."""
+    named = [WRITERS[name](workdir, start_step, settings) for name in settings.log.writers]
+    return [MetricsFile(workdir, start_step), *named]

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from cfgjax.runs.settings import Settings
+
 
 class TensorBoard:
     """Writes events into workdir. When a run is resumed, its events after start_step are purged."""
 
-    def __init__(self, workdir: Path, start_step: int) -> None:
+    def __init__(self, workdir: Path, start_step: int, settings: Settings) -> None:
         self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -9,21 +9,47 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from cfgjax.base.errors import UsageError, nearest
+from cfgjax.base.plots_extra import require_matplotlib
+from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels, mixture_of
 from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.specs import spec
-from cfgjax.evaluation.frontier.frontier_settings import resolved_combinations
-from cfgjax.evaluation.report.plots_extra import require_matplotlib
 from cfgjax.models.binding import rule_value, sampler_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
+from cfgjax.models.class_names import short_name
 from cfgjax.models.groups import check_divisible, rule_at_zero
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
+from cfgjax.models.resolving import resolved_combinations
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes, fields
 
-CELL_PIXELS = 32  # smaller images are enlarged to about this size without interpolation
+CELL_PIXELS = 32  # of the smallest images in a picture
 MARGIN, HEADER, FONT_PIXELS = 8, 20, 14
+
+
+def draw_columns(
+    model: Model | Cascade,
+    columns: Sequence[SampleOptions],
+    labels: Sequence[int] | Int[np.ndarray, " n"],
+    *,
+    guide: Guide | None = None,
+    weak: WeakRun | None = None,
+    before: Callable[[SampleOptions], object] = lambda options: None,
+    **sampling: Any,
+) -> list[Any]:
+    """Returns what `Model.sample` returns for each column's options, sample i with the same noise in all of them.
+
+    labels: of the samples. guide, weak: the `Guide` and the weak model of the rules. before: called with the options of
+    each column before it is drawn, such as to load its average. sampling: further options of `Model.sample`.
+    """
+    check_labels(labels, model.num_classes)
+    model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
+    drawn = []
+    for options in columns:
+        before(options)
+        drawn.append(model.sample(labels, options.guidance, **model_options(options, guide, weak), **sampling))
+    return drawn
 
 
 def sample_figure(
@@ -32,42 +58,58 @@ def sample_figure(
     *,
     labels: Sequence[int],
     per_cell: int,
-    guide: Guide | None = None,
     weak: WeakRun | None = None,
-    before: Callable[[SampleOptions], object] = lambda options: None,
-    **sampling: Any,
+    **drawing: Any,
 ) -> Image.Image:
     """Returns an RGB picture of samples: rows are labels, columns are options, with per_cell samples in each cell.
 
-    Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. guide,
-    weak: the `Guide` and the weak model of the rules. before: called with the options of each column before it is
-    drawn, such as to load its average. sampling: further options of `Model.sample`; low_res has per_cell images for
-    each label.
+    Sample j of a label has the same noise in every column of the same seed, so that a row shows the effect of w. weak,
+    drawing: options of `draw_columns`; low_res has per_cell images for each label.
     For point data the columns are scatter plots of all labels; for source "mixture", a row of exact scores precedes the
     learned ones, unless there is a weak model.
     """
-    if not model.is_image and len(model.image_shape) == 3:
-        raise UsageError("data.kind is 'latent': the samples are no images and cannot be drawn; use Model.sample")
-    check_labels(labels, model.num_classes)
-    model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
-    for options in columns:
-        check_divisible(f"per_cell {per_cell} is", per_cell, sampler_value(options.sampler))
+    check_drawable(model, columns, per_cell)
     repeated, names = np.repeat(np.asarray(labels), per_cell), column_names(columns)
-    draw = lambda source, options: source.sample(
-        repeated, options.guidance, **model_options(options, guide, weak), **sampling
-    )
-    drawn = []
-    for options in columns:
-        before(options)
-        drawn.append(draw(model, options))
+    drawn = draw_columns(model, columns, repeated, weak=weak, **drawing)
     if not model.is_image:
         rows = {"learned": drawn}
         if model.settings.data.source == "mixture" and weak is None:
-            oracle = exact_model(model)
-            rows = {"exact": [draw(oracle, options) for options in columns], **rows}
+            rows = {"exact": draw_columns(exact_model(model), columns, repeated, **drawing), **rows}
         return scatter(rows, repeated, names)
-    images = np.stack(drawn, axis=1).reshape(len(labels), per_cell, len(columns), *model.image_shape)
-    return image_grid(images.swapaxes(1, 2), [str(label) for label in labels], names)
+    return cells_figure(drawn, labels, model.classes, names)
+
+
+def sample_frames(
+    model: Model, columns: Sequence[SampleOptions], *, labels: Sequence[int], per_cell: int, **drawing: Any
+) -> list[Image.Image]:
+    """Returns the pictures of `sample_figure` with x̃ at each level, and at the end the samples. Columns with fewer
+    levels than others wait at their samples."""
+    check_drawable(model, columns, per_cell)
+    drawn = draw_columns(model, columns, np.repeat(np.asarray(labels), per_cell), return_trajectory=True, **drawing)
+    seen = [[*(to_uint8(x) for x in trajectory.x), images] for images, trajectory in drawn]
+    names, last = column_names(columns), max(map(len, seen))
+    frames = [[column[min(t, len(column) - 1)] for column in seen] for t in range(last)]
+    return [cells_figure(frame, labels, model.classes, names) for frame in frames]
+
+
+def check_drawable(model: Model | Cascade, columns: Sequence[SampleOptions], per_cell: int) -> None:
+    """Raises UsageError if the samples of a model are no pictures, or per_cell does not fit a sampler."""
+    if not model.is_image and len(model.image_shape) == 3:
+        raise UsageError("data.kind is 'latent': the samples are not images and cannot be drawn; use Model.sample")
+    for options in columns:
+        check_divisible(f"per_cell {per_cell} is", per_cell, sampler_value(options.sampler))
+
+
+def cells_figure(
+    drawn: Sequence[UInt8[np.ndarray, "..."]],
+    labels: Sequence[int],
+    classes: Sequence[str] | None,
+    names: Sequence[str],
+) -> Image.Image:
+    """Returns the `image_grid` of the images of each column, which are in the order of their labels."""
+    images = np.stack(drawn, axis=1)
+    images = images.reshape(len(labels), -1, len(drawn), *images.shape[2:])
+    return image_grid(images.swapaxes(1, 2), [short_name(label, classes) for label in labels], names)
 
 
 def picture_columns(model: Model, **values: Any) -> list[SampleOptions]:
@@ -118,10 +160,14 @@ def image_grid(
     images: UInt8[np.ndarray, "rows columns per_cell height width channels"],
     row_names: Sequence[str],
     column_names: Sequence[str],
+    cell_pixels: int = CELL_PIXELS,
 ) -> Image.Image:
-    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns, of one or more lines."""
+    """Returns an RGB picture of images with 1 or 3 channels, with names of rows and columns, of one or more lines.
+
+    Smaller images are enlarged to about cell_pixels without interpolation.
+    """
     rows, columns, per_cell, height, width, channels = images.shape
-    zoom = max(1, round(CELL_PIXELS / max(height, width)))
+    zoom = max(1, round(cell_pixels / max(height, width)))
     images = images.repeat(zoom, axis=3).repeat(zoom, axis=4)
     if channels == 1:
         images = images.repeat(3, axis=-1)

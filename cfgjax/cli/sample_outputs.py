@@ -1,0 +1,91 @@
+"""What `cfgjax sample` writes: a picture, an animation, the arrays of an .npz, or a folder of single images."""
+
+import io
+from pathlib import Path
+
+from cfgjax.base.errors import UsageError
+from cfgjax.base.files import check_folder, writing, writing_folder
+from cfgjax.cli.common import check_writable
+
+FRAME_MS, LAST_FRAME_MS = 120, 1500
+
+
+def kind_of_output(path):
+    """Returns "picture", "animation", "arrays" or "images" by the ending of --out, checked to be writable."""
+    from PIL import Image
+
+    ending = Path(path).suffix.lower()
+    if not ending or str(path).endswith("/"):
+        check_new_folder(path)
+        return "images"
+    check_writable("out", path)
+    if ending == ".npz":
+        return "arrays"
+    if ending == ".gif":
+        return "animation"
+    kind = Image.registered_extensions().get(ending)
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind or "none")
+    except Exception as e:  # KeyError: an unknown format; ValueError or OSError: no colour or no writer
+        known = ".png or another image format (a grid), .gif (an animation), .npz (arrays), or none (a folder)"
+        raise UsageError(f"--out={path}: the ending must be {known}") from e
+    return "picture"
+
+
+def check_new_folder(path):
+    """Raises UsageError unless path is a folder that can be made, or an empty one."""
+    check_folder(path, f"--out={path}")
+    if Path(path).exists() and any(Path(path).iterdir()):
+        raise UsageError(f"--out={path}: the folder is not empty; give a new one")
+
+
+def check_output(kind, given, num_settings):
+    """Raises UsageError if flags do not fit the kind of output."""
+    if given.num_samples is not None and kind in ("picture", "animation"):
+        raise UsageError(f"--num_samples is for an .npz or a folder; the cells of {given.out} have --per_cell")
+    if kind == "arrays" and num_settings > 1:
+        raise UsageError(f"--out={given.out}: an .npz has the samples of one setting; these flags give {num_settings}")
+    if given.base is not None and kind == "animation":
+        raise UsageError(f"--out={given.out}: animations show one model, --workdir, not a cascade")
+
+
+def write_picture(path, picture):
+    """Writes a picture. Returns what was written as text."""
+    with writing(path) as new:
+        picture.save(new)
+    return f"{path} ({picture.width}×{picture.height})"
+
+
+def write_animation(path, frames):
+    """Writes pictures as an animation that repeats. Returns what was written as text."""
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    with writing(path) as new:
+        frames[0].save(new, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return f"{path} ({frames[0].width}×{frames[0].height}, {len(frames)} frames)"
+
+
+def write_npz(path, drawn, labels, names):
+    """Writes samples as arr_0 and their labels as arr_1, as other evaluators read them. Returns a text."""
+    import numpy as np
+
+    (samples,) = drawn
+
+    with writing(path) as new, open(new, "wb") as file:
+        np.savez(file, arr_0=samples, arr_1=np.asarray(labels, np.int32))
+    return f"{path} (arr_0 {samples.dtype} [{', '.join(map(str, samples.shape))}], arr_1 labels)"
+
+
+def write_images(path, drawn, labels, names):
+    """Writes a .png of each sample, named by its number, label and, of several, setting. Returns a text."""
+    from PIL import Image
+
+    with writing_folder(path) as folder:
+        for images, name in zip(drawn, names, strict=True):
+            for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+                setting = "" if len(names) == 1 else f"_{name}"
+                shown = image[..., 0] if image.shape[-1] == 1 else image
+                Image.fromarray(shown).save(folder / f"{i:06d}_label_{label}{setting}.png")
+    return f"{len(labels) * len(names):,} images in {path}"
+
+
+WRITERS_OF_SAMPLES = {"arrays": write_npz, "images": write_images}

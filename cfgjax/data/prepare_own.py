@@ -1,0 +1,52 @@
+"""Prepares images of the user's own, and names the experiment that trains on them."""
+
+import functools
+import os
+from pathlib import Path
+
+from cfgjax.base.errors import printable
+from cfgjax.base.progress import Progress, log
+from cfgjax.data.prepare import Request, prepare
+from cfgjax.data.sources.own_images import choose_shape, find_own_images
+from cfgjax.data.sources.prepared import REQUEST
+from cfgjax.distributed.cores import usable_cores
+
+
+def own_experiment(
+    data: str | Path,
+    workdir: str | Path,
+    *,
+    size: int | None = None,
+    labels_from: str | None = None,
+    network: str = "small",
+) -> str:
+    """Returns the name of the experiment for images of the user's own, which are prepared first, in <workdir>_data.
+
+    data: a folder, an .npz, or a prepared set. size, labels_from: see `choose_shape` and `find_own_images`. network:
+    "small" or "large". Raises UsageError if there are no images, or they have no labels where these should be.
+    """
+    folder = prepare_own(data, f"{os.path.normpath(workdir)}_data", size, labels_from)
+    return f"own_images:{folder}{',large' if network == 'large' else ''}"
+
+
+def prepare_own(data: str | Path, out: str, size: int | None = None, labels_from: str | None = None) -> str | Path:
+    """Returns the folder of the prepared images: `data` itself if it is one, else `out`, which is made or completed."""
+    if (Path(data) / REQUEST).exists():
+        return data
+    log.info("looking at %s …", data)
+    found = find_own_images(data, labels_from)
+    listing = found.listing
+    size, channels, why = choose_shape(listing, size)
+    for note in getattr(listing, "notes", ()):
+        print(note)
+    kind = "grey" if channels == 1 else "colour"
+    print(f"{data}: {len(listing):,} images, {len(listing.classes)} classes; labels: {found.how}")
+    print(f"size {size}×{size}, {kind} ({why}); --size and --labels_from change this")
+    request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
+    workers = usable_cores()
+    bar = functools.partial(Progress, "preparing", "image")
+    about = prepare(listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar)
+    for error in about["errors"]:
+        print(f"left out (cannot be decoded): {printable(error['name'])}: {printable(error['reason'])}")
+    print(f"prepared {about['num_examples']:,} images in {out}")
+    return out

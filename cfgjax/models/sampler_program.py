@@ -1,0 +1,48 @@
+"""The program of a model's sampler: the noise of each sample, its conditions, the rule, and all levels in one scan."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from cfgjax.diffusion.guidance import bind_rule
+from cfgjax.diffusion.process import diffuse
+from cfgjax.diffusion.samplers import initial_noise, noise_at, sample
+from cfgjax.distributed.sharding import batch_sharding
+from cfgjax.models.binding import Argument, translated, z_and_x
+from cfgjax.models.network import null_condition
+
+LOW_RES_STEP = 2**32 - 2  # of the noise in low-resolution images, where samplers have their step
+
+
+def run_program(
+    model: Any,
+    params: PyTree,
+    key: PRNGKeyArray,
+    batch: dict[str, Array],
+    logsnrs: Float[Array, " t"],
+    rule: Argument,
+    sampler: Argument,
+    low_res_logsnr: Float[Array, ""] | None,
+    *,
+    trajectory: bool | Callable,
+    clip: str,
+) -> Any:
+    """Returns what `draw` of `Model.sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
+    z = jax.lax.with_sharding_constraint(initial_noise(keys, model.image_shape), batch_sharding(model.mesh))
+    cond = {name: batch[name] for name in ("label", "low_res", *model.own_inputs) if name in batch}
+    if low_res_logsnr is not None:
+        cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)
+        fresh = noise_at(keys, LOW_RES_STEP, batch["low_res"].shape[1:])
+        cond["low_res"] = diffuse(batch["low_res"], fresh, cond["low_res_logsnr"])
+    null = null_condition(model.network, cond, model.num_classes)
+    denoise = bind_rule(translated(rule.value, logsnrs, cond), model.bind(params), cond, null, batch["weight"])
+    run = functools.partial(sample, sampler.value, denoise, keys, z, logsnrs, clip=clip)
+    if not trajectory:
+        return run()
+    x, seen = run(save=trajectory if callable(trajectory) else z_and_x)
+    return x, jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), seen)
