@@ -137,6 +137,7 @@ def living_in(folder, monkeypatch):
     """Changes to `folder`; nothing is downloaded, submitted or written elsewhere."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(sys, "argv", list(sys.argv))
         patch.setattr("cfgjax.base.experiments.PACKAGE", folder / "cfgjax")  # --config=digits is the small experiment
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, own in {name: getattr(jax, name) for name in ("devices", "local_devices")}.items():
@@ -203,6 +204,7 @@ def numbered(documents):
 def follow(step):
     """Does one step of a document, a `cfgjax` command or a snippet, in the working folder. Raises if the step fails."""
     if isinstance(step, Snippet):
+        sys.argv = ["script", "sampler.npz"]  # of the script that the guide to exporting has
         exec(step.text, {})
         return
     words = smaller(step.words)

@@ -11,8 +11,9 @@ from tiny import EXPERIMENTS, mixture_config, settings
 import cfgjax
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.cli import main as cli
-from cfgjax.cli.sample import rows
+from cfgjax.cli.common import class_list
 from cfgjax.distributed import collectives
+from cfgjax.models.class_names import known_classes
 from cfgjax.models.network import check_params, init_params, make_network
 from cfgjax.runs.config import check_resumable, from_json, load_file, to_json
 from cfgjax.runs.metrics_file import last_logged_step, metrics_line
@@ -50,6 +51,14 @@ def test_a_process_with_another_data_set_is_reported(tmp_path, monkeypatch):
         Claim(tmp_path, settings(load_file(EXPERIMENTS / "cifar10.py")), "a" * 64)
 
 
+def rows(workdir, labels, num_classes):
+    """The rows of a grid as `cfgjax sample` names them, for a run with this number of classes."""
+    config = mixture_config()
+    config.data.update(means=[(float(k), 0.0) for k in range(num_classes)], num_classes=num_classes)
+    config.data.update(stds=[1.0] * num_classes, weights=[1 / num_classes] * num_classes)
+    return class_list(labels, known_classes(workdir, settings(config)))
+
+
 @pytest.mark.parametrize("names", [("0", "1", "10", "2"), ("caf\udce9", "new\nline", "kafé", "a")])
 def test_a_run_records_its_class_names_and_sample_grids_show_them(tmp_path, names):
     config = load_file(EXPERIMENTS / "cifar10.py")
@@ -69,7 +78,7 @@ def test_rows_of_runs_without_class_names_only_have_labels(tmp_path, content):
 
 
 CONFIG = mixture_config()
-SECTIONS = [name for name in CONFIG if name not in ("evaluate", "cluster")]
+SECTIONS = [name for name in CONFIG if name not in ("evaluate", "cluster", "log")]
 CONFIG_DAMAGE = {
     "empty": b"",
     "a list": b"[]",

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 from tiny import EXPERIMENTS
 
+# these take load_networks from its module, so they are imported before a test replaces it there
+import cfgjax.evaluation.frontier.plan
+import cfgjax.training.hooks.frontier_metrics  # noqa: F401
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command
 from cfgjax.evaluation.features import networks
