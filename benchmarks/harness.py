@@ -22,6 +22,7 @@ from cfgjax.runs.config import load_file, parse_flags, variants
 from cfgjax.runs.settings import Settings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+WITHOUT = ("base", "own_images")  # own_images needs a prepared set
 CELL_WIDTH = 9
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of getrusage
 
@@ -55,9 +56,7 @@ DEFAULT = ["digits", "small8", "small32"]
 
 def experiments():
     """Returns {"digits": FILE, "adm:64": FILE:ARGUMENT, …} of all experiments."""
-    files = [
-        path for path in EXPERIMENTS.glob("*.py") if path.stem not in ("base", "own_images")
-    ]  # own_images needs a prepared set
+    files = [path for path in EXPERIMENTS.glob("*.py") if path.stem not in WITHOUT]
     return {Path(text).name.replace(".py", ""): text for path in files for text in variants(path)}
 
 

@@ -139,7 +139,7 @@ def define_flags(argv):
         "Classes by number or name, separated by commas, a row for each; by default all.",
         flag_values=given,
     )
-    what = "Number of samples in an .npz or a folder, of each of --labels in turn; by default --per_cell of each label."
+    what = "Number of samples in an .npz or a folder. The --labels take turns. By default, --per_cell for each label."
     flags.DEFINE_integer("num_samples", None, what, flag_values=given, lower_bound=1, upper_bound=MAX_DRAWN)
     what = "Also measure what guidance does at each level; writes OUT_diagnostics.json and .png."
     flags.DEFINE_bool("diagnostics", False, what, flag_values=given)

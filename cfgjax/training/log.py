@@ -94,9 +94,8 @@ class RunLog:
         self._bar.update(step - self._bar.n)
         self._dispatches += 1
         since, first = self._since
-        if (
-            self._dispatches == 3 and first == self._start and step < self._num_steps
-        ):  # two are complete, none is logged
+        two_are_complete, none_is_logged = self._dispatches == 3, first == self._start
+        if two_are_complete and none_is_logged and step < self._num_steps:
             seconds, left = (time.monotonic() - since) / ((step - first) * 2 / 3), self._num_steps - step
             text = f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
             self.say(f"a step takes {text}; the remaining {left:,} steps take about {clock(seconds * left)}")
