@@ -18,9 +18,9 @@ from cfgjax.diffusion.prediction import Prediction
 from cfgjax.diffusion.process import eps_from_x
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import make_mesh
-from cfgjax.evaluation.features import networks
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import of_dataset
+from cfgjax.evaluation.frontier import plan
 from cfgjax.evaluation.frontier.measure import measure
 from cfgjax.models import cascade as cascade_module
 from cfgjax.models.cascade import Cascade
@@ -152,7 +152,7 @@ def stages(tmp_path, monkeypatch):
         save(stage, 1.0)
     network = FeatureNetwork("classifier", "digest", halves, {}, judges=True)
     monkeypatch.setattr(cascade_module, "load", load)
-    monkeypatch.setattr(networks, "load_networks", lambda plan, data, **options: (network, None))
+    monkeypatch.setattr(plan, "load_networks", lambda *given, **options: (network, None))
     return tmp_path, save
 
 
