@@ -9,6 +9,8 @@ An experiment gives only the values that differ. It may be in any folder with a 
     def get_config():
         return denoiser(data=dict(source="npz", path="mine.npz", num_classes=3, image_shape=(32, 32, 3)))
 
+When a run resumes, some values may change: cfgjax.runs.changes has the rule of every key.
+
 The config has the keys that its data source, network and process take, and every other key that is given a value.
 `placeholder(int)` is None and accepts an integer. `FieldReference(64)` is 64 and accepts None.
 """

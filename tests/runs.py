@@ -21,7 +21,7 @@ class StopAfter:
         return "SIGTERM" if self._times < 1 else None
 
 
-def train(config, workdir, stops=(), *, ends=True, devices=1):
+def train(config, workdir, stops=(), *, ends=True, devices=1, allow_changes=()):
     """`loop.train` without pictures; stopped after so many dispatches, for each of stops, and resumed.
 
     ends: whether it goes on to its end after the last of stops.
@@ -29,7 +29,7 @@ def train(config, workdir, stops=(), *, ends=True, devices=1):
     run = Run(config, devices=jax.devices()[:devices])
     run.config_hooks = [hook for hook in run.config_hooks if hook.section == "evaluate"]
     for times in (*stops, 1000) if ends else stops:
-        claim = Claim(workdir, run.settings, run.dataset.hash, run.dataset.classes)
+        claim = Claim(workdir, run.settings, run.data_hash, run.dataset.classes, allow_changes)
         try:
             assert fit(run, claim, StopAfter(times)).done == (times == 1000)
         finally:

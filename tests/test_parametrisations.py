@@ -13,7 +13,7 @@ from cfgjax.diffusion.process import alpha_sigma, broadcast_left
 from cfgjax.evaluation.held_out_bits import held_out_bits
 from cfgjax.models.model import Model
 from cfgjax.nets import NETS
-from cfgjax.runs.config import check_resumable
+from cfgjax.runs.changes import check_resumable
 from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.training.run import Program, check_init_from
 

@@ -70,6 +70,7 @@ def train(
     writers: Iterable[Any] = (),
     on_log: Callable[[int, Mapping[str, float]], object] | None = None,
     stop: StopFlag | None = None,
+    allow_changes: str | Iterable[str] = (),
     **changes: Any,
 ) -> TrainedRun:
     """Trains a run in workdir, or resumes it where it stopped. Returns the `TrainedRun`.
@@ -84,9 +85,13 @@ def train(
     steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
     are logged. stop: an object with the attribute `signal`, None at first; set it to a text to save and stop the run.
 
-    In the main thread Ctrl-C, SIGTERM and SIGUSR1 save the run, and `train` returns; in another thread use `stop`. If a
-    hook, a writer or on_log raises an error, the run is saved and ExtensionError names the function. Raises UsageError
-    for bad input, Diverged if the loss is not finite in too many steps in a row, and OSError for failed writes.
+    allow_changes: keys of the config, such as "optimizer.learning_rate", in which a run may resume with other values.
+    They are recorded in <workdir>/changes.json.
+
+    In the main thread Ctrl-C and the stop signals SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save the run, and `train`
+    returns; in another thread use `stop`. If a hook, a writer or on_log raises an error, the run is saved and
+    ExtensionError names the function. Raises UsageError for bad input, Diverged if the loss is not finite in too many
+    steps in a row, and OSError for failed writes.
     """
     if workdir is None:
         raise UsageError("workdir, the folder of the run, must be given")
@@ -101,5 +106,5 @@ def train(
         what = f"{next(iter(changes))} is given with a config that is already loaded"
         raise UsageError(f"{what}; give it to cfgjax.config, or name the experiment, such as 'digits'")
     listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
-    outcome = train_until_stopped(config, workdir, stop, hooks=hooks, writers=listeners)
+    outcome = train_until_stopped(config, workdir, stop, hooks, listeners, allow_changes)
     return TrainedRun(Path(workdir), outcome.metrics, outcome.done)

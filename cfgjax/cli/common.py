@@ -38,6 +38,11 @@ def define_place(given):
     )
 
 
+def define_allow_changes(given, what):
+    """Adds the flag of the keys that may change when a run resumes. what: its help."""
+    flags.DEFINE_list("allow_changes", [], what, flag_values=given)
+
+
 def place_flags(given):
     """Returns {name: value} of the flags of `define_place`."""
     return {name: given[name].value for name in PLACE}

@@ -10,6 +10,7 @@ from cfgjax.cli.common import no_arguments, required
 from cfgjax.jobs.launch import LAUNCHERS
 from cfgjax.jobs.launch.job import Job
 from cfgjax.jobs.launch.quoting import check_line, check_word
+from cfgjax.runs.changes import check_allowed
 from cfgjax.runs.config import HELP, parse_flags
 
 COMMAND_FLAGS = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
@@ -56,6 +57,8 @@ def check_command(words):
         check_word(word)
     given = choose("command to launch", words[0], COMMAND_FLAGS)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
+    if words[0] == "train" and given.config is not None:
+        check_allowed(given.allow_changes, given.config)
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
     if os.path.isfile(given.workdir):  # False for names that are too long; Path raises for them
         raise UsageError(f"--workdir={printable(given.workdir)} is a file")

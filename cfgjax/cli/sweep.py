@@ -9,7 +9,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, FAILED, PREEMPTED
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
-from cfgjax.cli.common import no_arguments, required
+from cfgjax.cli.common import define_allow_changes, no_arguments, required
 from cfgjax.cli.launch import check_command, check_lines
 from cfgjax.jobs.launch import slurm
 from cfgjax.jobs.launch.job import argv_of, check_python, shell_lines
@@ -42,6 +42,8 @@ def sweep(argv):
     )
     define_path("base", None, "Experiment, a name or a file, instead of the sweep's BASE.", flag_values=given)
     define_path("workdir", None, "Workdir of the trained run, for a sweep that only evaluates.", flag_values=given)
+    what = "Keys of the config, separated by commas, in which the runs may resume with other values."
+    define_allow_changes(given, what)
     flags.DEFINE_string(
         "only", None, "Names of the runs to execute, separated by commas; by default all.", flag_values=given
     )
@@ -63,7 +65,8 @@ def sweep(argv):
     else:
         check_python(given.python)
 
-    entries = read_sweep(given.sweep, given.out, base=given.base, workdir=given.workdir)
+    options = dict(base=given.base, workdir=given.workdir, allow_changes=given.allow_changes)
+    entries = read_sweep(given.sweep, given.out, **options)
     for entry in entries:
         try:
             for words in entry.commands:

@@ -8,6 +8,7 @@ from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
     config_printed,
+    define_allow_changes,
     define_place,
     no_arguments,
     place_flags,
@@ -16,6 +17,7 @@ from cfgjax.cli.common import (
 )
 from cfgjax.cli.own_data import define_own_data, with_own_data
 from cfgjax.distributed.cores import use_cores
+from cfgjax.runs.changes import check_allowed
 from cfgjax.runs.config import HELP, define_flag, flag_help, parse_flags
 from cfgjax.runs.config_reference import config_help
 from cfgjax.runs.settings import Settings
@@ -25,7 +27,8 @@ from cfgjax.runs.training_settings import MeshSettings
 def train(argv):
     """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains a run in DIR, or resumes it.
 
-    Repeating the command resumes a stopped run. --config=NAME --print_config only prints the config.
+    Repeating the command resumes a stopped run; values that change it need --allow_changes=KEY. --config=NAME
+    --print_config only prints the config.
     """
     if HELP & set(argv):
         given = define_flags(argv[:1])
@@ -36,6 +39,7 @@ def train(argv):
     if config_printed(given):
         return DONE
     required(given, "config", "workdir")
+    check_allowed(given.allow_changes, given.config)
     begin_command(given, f"training in {given.workdir}")
 
     from cfgjax.distributed.devices import open_devices
@@ -51,7 +55,8 @@ def train(argv):
 
         from cfgjax.training import loop
 
-        return DONE if loop.train_until_stopped(settings, given.workdir, stop).done else PREEMPTED
+        outcome = loop.train_until_stopped(settings, given.workdir, stop, allow_changes=given.allow_changes)
+        return DONE if outcome.done else PREEMPTED
 
 
 def batch_parts(settings):
@@ -65,5 +70,6 @@ def define_flags(argv):
     define_flag(given, argv)
     define_path("workdir", None, "Folder of the run: a new one, or one to resume.", flag_values=given)
     define_own_data(given)
+    define_allow_changes(given, "Keys of the config, separated by commas, in which a run may resume with other values.")
     define_place(given)
     return given

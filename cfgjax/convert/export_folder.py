@@ -12,6 +12,7 @@ from cfgjax.evaluation.report.gather import find_frontier
 from cfgjax.evaluation.report.gather import read as read_frontier
 from cfgjax.models.class_names import known_classes
 from cfgjax.runs.averages import find_average
+from cfgjax.runs.changes import CHANGES
 from cfgjax.runs.config import to_json
 from cfgjax.runs.exported import write_exported
 from cfgjax.runs.workdir import DATA, read_data_hash, read_settings
@@ -42,6 +43,8 @@ def export_model(
     classes = known_classes(workdir, settings)
     known = {"hash": read_data_hash(workdir), "classes": classes}
     write_json(folder / DATA, {key: value for key, value in known.items() if value is not None}, indent=1)
+    if (Path(workdir) / CHANGES).exists():
+        shutil.copy(Path(workdir) / CHANGES, folder)
     found = find_frontier(Path(workdir))
     if found is not None:
         (folder / "evaluation").mkdir()

@@ -33,26 +33,6 @@ from cfgjax.runs.settings import SECTIONS, Settings, check_kinds
 T = TypeVar("T")
 OWN_OF_ABSL, QUOTE = ("flagfile", "undefok"), "'"
 
-# Keys that may change when a run resumes: its length, cadences, the placement of arrays, timeouts, and equivalent ways
-# of computing the same values.
-RESUMABLE: tuple[str, ...] = (
-    "train.num_steps",
-    "train.log_every_steps",
-    "ema.snapshot_every_steps",
-    "data.num_workers",
-    "data.worker_timeout_seconds",
-)
-RESUMABLE += (
-    "checkpoint.",
-    "sample.",
-    "evaluate.",
-    "mesh.",
-    "cluster.",
-    "log.",
-    "model.remat",
-    "model.fused_attention",
-)
-
 WHAT = "config file"
 HELP = {"--help", "-h"}  # flags of every command
 
@@ -274,18 +254,3 @@ def default_of(key: str) -> Any:
     section, _, name = key.partition(".")
     field = fields_of(SECTIONS[section]).get(name) if section in SECTIONS else None
     return "absent" if field is None or field.default is dataclasses.MISSING else field.default
-
-
-def check_resumable(saved: Settings, given: Settings) -> None:
-    """Raises UsageError naming the keys, except RESUMABLE ones, in which the config of a run differs from `given`.
-
-    An absent key equals its default, since runs of older versions lack later keys.
-    """
-    old, new = flatten(saved.given), flatten(from_json(to_json(given)))
-    differing = [
-        f"{key} is {new.get(key, 'absent')!r}, the run has {old.get(key, 'absent')!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, default_of(key)) != new.get(key, default_of(key)) and not key.startswith(RESUMABLE)
-    ]
-    if differing:
-        raise UsageError(f"the workdir holds a run of another config: {'; '.join(differing)}; use another workdir")

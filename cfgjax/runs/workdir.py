@@ -3,7 +3,7 @@
 import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,14 +15,14 @@ from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.paths import check_path
 from cfgjax.distributed import collectives
-from cfgjax.runs.config import check_resumable, to_json, tuples
+from cfgjax.runs.changes import SHOWN, Hashes, RunChanges, check_resumable
+from cfgjax.runs.config import to_json, tuples
 from cfgjax.runs.metrics_file import last_logged_step
 from cfgjax.runs.sample_options import earlier_sampler
 from cfgjax.runs.settings import LATER_SECTIONS, Settings
 
 DATA = "data.json"  # `hash`, `source`, `path` and class names `classes` of a data set that has a hash
 CONFIG_REMEDY = "restore it from a copy, or use another workdir"
-SHOWN = 16  # characters of a hash in messages
 
 
 def read_settings(workdir: str | Path) -> Settings:
@@ -77,9 +77,10 @@ class Claim:
     """Exclusive lock on the workdir (created if missing), released on close or process exit.
 
     data_hash: hash of the data set as this process sees it, or None. classes: class names by label, None if unknown.
-    Raises UsageError, and leaves the run unchanged, if the workdir cannot be written, is in use, or holds a run that
-    lost its checkpoints, was trained on another data set, or has a config that differs in keys other than RESUMABLE;
-    also if this process sees another workdir or other data than the first.
+    allowed: keys of the config that may change, see `changes`. Raises UsageError, and leaves the run unchanged, if the
+    workdir cannot be written, is in use, or holds a run that lost its checkpoints, was trained on another data set, or
+    has a config that differs in a way that is not allowed; also if this process sees another workdir or other data than
+    the first.
     """
 
     def __init__(
@@ -88,12 +89,15 @@ class Claim:
         settings: Settings,
         data_hash: str | None = None,
         classes: Sequence[str] | None = None,
+        allowed: Collection[str] = (),
     ) -> None:
         check_path("workdir", workdir)
         self.path = Path(workdir)
         self._settings = settings
         self._data_hash = data_hash
         self._classes = classes
+        self._allowed = allowed
+        self._changes: RunChanges | None = None  # of a run that resumes, in the first process only
         self._lock: TextIO | None = None  # open in the first process only
         token = collectives.decided(self._take, f"the claim of {workdir}")
         try:
@@ -156,8 +160,9 @@ class Claim:
                                  "Restore it, or use another workdir")  # fmt: skip
             return
         saved = read_settings(self.path)
-        check_resumable(saved, self._settings)
-        self._check_data()
+        hashes = Hashes(read_data_hash(self.path), self._data_hash)
+        new = check_resumable(saved, self._settings, hashes, self._allowed)
+        self._changes = RunChanges(self.path, saved, hashes, new)
         logged = last_logged_step(self.path)
         # a save waits for the previous one, so after two cadences at least one checkpoint was complete
         expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
@@ -167,23 +172,16 @@ class Claim:
                 "Restore its checkpoints, or use another workdir"
             )
 
-    def _check_data(self) -> None:
-        """Raises UsageError if the run was trained on another data set."""
-        saved, given = read_data_hash(self.path), self._data_hash
-        if saved is not None and given is not None and saved != given:
-            raise UsageError(
-                f"the run in workdir {self.path} was trained on the data set with hash {saved[:SHOWN]}, but "
-                f"{self._settings.data.options.get('path')} now holds the one with hash {given[:SHOWN]}; nothing "
-                "was overwritten. Restore the first data set, or use another workdir"
-            )
-
-    def write_config(self) -> None:
+    def write_config(self, step: int = 0) -> list[dict[str, Any]]:
         """Writes config.json and, if the data set has a hash, data.json, in the first process. Each write is atomic.
 
-        A run of an older version, which did not record its data set, gets its data.json here.
+        step: at which the run resumes. Returns the changes of its config from there on, which are recorded first. A run
+        of an older version, which did not record its data set, gets its data.json here.
         """
         if jax.process_index() != 0:
-            return
+            return []
+        if self._changes is not None:
+            self._changes.write(step)
         if self._data_hash is not None:
             data = {name: self._settings.given["data"].get(name) for name in ("source", "path")} | {
                 "hash": self._data_hash
@@ -191,8 +189,11 @@ class Claim:
             if self._classes is not None:
                 data["classes"] = list(self._classes)
             write_json(self.path / DATA, data)
+        else:
+            (self.path / DATA).unlink(missing_ok=True)  # of another data set, which had a hash
         with writing(self.path / "config.json") as new:
             new.write_text(to_json(self._settings))
+        return [] if self._changes is None else self._changes.at(step)
 
     def close(self) -> None:
         """Releases the lock."""

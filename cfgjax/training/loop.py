@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
 from cfgjax.distributed import collectives
+from cfgjax.runs.changes import changes_text, check_allowed
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.settings import Settings
@@ -47,16 +48,19 @@ def train_until_stopped(
     stop: StopFlag | None = None,
     hooks: Iterable[Any] = (),
     writers: Iterable[Any] = (),
+    allow_changes: str | Iterable[str] = (),
 ) -> Outcome:
     """Returns the `Outcome` of training config's run in workdir, which resumes where it stopped.
 
-    stop: by default a new `StopRequest`. Every process calls this, and all stop if one receives a stop signal.
+    stop: by default a new `StopRequest`. allow_changes: keys of the config in which the run may differ from its
+    config.json, see `runs.changes`. Every process calls this, and all stop if one receives a stop signal.
     The run is a function of the config alone: if it is stopped and started again at any point, it goes through the same
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
     ExtensionError, and OSError if something cannot be written.
     """
     check_path("workdir", workdir)
     settings = Settings.from_config(config)
+    allowed = check_allowed(allow_changes, settings)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(settings, hooks=hooks, writers=writers)) as run,
@@ -64,7 +68,7 @@ def train_until_stopped(
         if jax.process_count() == 1 and (name := stop.signal):
             log.info("%s: stopped before anything was written to %s; the same command starts again", name, workdir)
             return Outcome(False, {"step": 0})
-        with contextlib.closing(Claim(workdir, settings, run.dataset.hash, run.dataset.classes)) as claim:
+        with contextlib.closing(Claim(workdir, settings, run.data_hash, run.dataset.classes, allowed)) as claim:
             return fit(run, claim, stop)
 
 
@@ -79,14 +83,17 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
-            run.snapshots.discard_later(claim.path, int(jax.device_get(state.step)))
-            claim.write_config()
+            step = int(jax.device_get(state.step))
+            run.check_step(step)
+            run.snapshots.discard_later(claim.path, step)
+            changes = claim.write_config(step)
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
-            step = int(jax.device_get(state.step))
             with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
+                for change in changes:
+                    runlog.say(f"changed: {changes_text([change])}")
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
                 return Outcome(done, runlog.last)
     except OSError as e:
@@ -247,6 +254,6 @@ def check_finite(history: list[dict[str, float]], most: int, step: int) -> None:
     if count >= most:
         raise Diverged(
             f"{count} steps in a row before step {step} had a loss or gradient that is not finite and were skipped; "
-            f"train.max_skipped_in_row is {most}. In a new workdir, "
-            "lower optimizer.learning_rate or set optimizer.clip_norm"
+            f"train.max_skipped_in_row is {most}. Resume with a lower optimizer.learning_rate and "
+            "--allow_changes=optimizer.learning_rate, or set optimizer.clip_norm in a new workdir"
         )

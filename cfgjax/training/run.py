@@ -1,6 +1,8 @@
 """A training run, built from its config and checked before any long work."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.pipeline import Batches
-from cfgjax.data.sources.registry import open_source
+from cfgjax.data.sources.registry import data_hash, open_source
 from cfgjax.distributed.sharding import (
     batch_sharding,
     check_batch_size,
@@ -170,6 +172,18 @@ class Run(Program):
             self.dataset, self.settings.seed, train.batch_size, self._rows, train.steps_per_dispatch
         )
         self._ahead: tuple[int, PyTree] | None = None  # a step, and the batches from there on
+
+    @functools.cached_property
+    def data_hash(self) -> str | None:
+        """The hash of the data set, see `registry.data_hash`."""
+        return data_hash(self.settings.data, self.dataset)
+
+    def check_step(self, step: int) -> None:
+        """Raises UsageError if the run cannot continue from a step, which is no multiple of steps_per_dispatch."""
+        k = self.settings.train.steps_per_dispatch
+        if step % k:
+            what = f"the run was saved at step {step}, which is not a multiple of train.steps_per_dispatch {k}"
+            raise UsageError(f"{what}; use {math.gcd(step, k)}")
 
     def new_state(self) -> TrainState:
         """Returns the state at step 0, with fresh parameters or those of train.init_from."""

@@ -17,6 +17,7 @@ from cfgjax.base.python_files import load_module
 from cfgjax.cli.convert import CONVERSIONS
 from cfgjax.cli.main import COMMANDS
 from cfgjax.jobs.launch import LAUNCHERS
+from cfgjax.runs.changes import rule_of
 from cfgjax.runs.config_reference import config_keys
 
 ROOT = Path(__file__).parents[2]
@@ -137,8 +138,9 @@ def config():
         if section:
             parts.append(f"## {section}")
         prefix = f"{section}." if section else ""
-        rows = [[code(prefix + key), code(default), sentence(said)] for key, (default, said) in keys.items()]
-        parts.append(table(["key", "default", "meaning"], rows))
+        row = lambda key, default, said: [code(key), code(default), sentence(said), rule_of(key)]
+        rows = [row(prefix + key, default, said) for key, (default, said) in keys.items()]
+        parts.append(table(["key", "default", "meaning", "may change"], rows))
     base = load_module(BASE, "config file")
     parts += ["## Keys of each data source", key_table("source", "data", base.SOURCES)]
     parts += ["## Keys of each network", key_table("network", "model", base.NETWORKS)]

@@ -24,7 +24,8 @@ from cfgjax.data.batches import batch_at
 from cfgjax.data.pipeline import Batches
 from cfgjax.evaluation.features.networks import load_features
 from cfgjax.evaluation.features.reference import of_dataset
-from cfgjax.runs.config import check_resumable, load_file
+from cfgjax.runs.changes import check_resumable
+from cfgjax.runs.config import load_file
 from cfgjax.training.run import Run
 
 pytest.importorskip("grain")

@@ -1,5 +1,6 @@
 """The data sources, functions that return images and labels, and the checks of their results."""
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Shaped
 from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.files import sha256
+from cfgjax.base.progress import timed
 from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.data.sources.arrays import labelled_arrays
 from cfgjax.data.sources.folder import folder
@@ -24,6 +27,7 @@ from cfgjax.runs.data_settings import DataSettings
 
 Examples = tuple[np.ndarray, np.ndarray]  # (image, label); a third entry may have conditions, {name: [N, …]}
 
+SLOW_TO_HASH_BYTES = 2**30  # of a file whose hash takes seconds
 HOLDOUT_EVERY = 6  # every sixth example by index is held out
 
 
@@ -110,6 +114,18 @@ def open_source(data: DataSettings) -> Dataset:
     label, augmentation = label[keep].astype(np.int32), (data.random_flip, data.random_crop, data.low_res_size)
     conditions = {name: array[keep] for name, array in conditions.items()}
     return Dataset(image, label, *augmentation, data.num_workers, data.worker_timeout_seconds, conditions)
+
+
+def data_hash(data: DataSettings, dataset: Dataset) -> str | None:
+    """Returns the hash of a data set: that of its stored images, or of the file at data.path; None without either.
+
+    dataset: `open_source(data)`.
+    """
+    path = data.options.get("path")
+    if dataset.hash is not None or path is None or not Path(path).is_file():
+        return dataset.hash
+    with timed(f"hashing {path}") if Path(path).stat().st_size > SLOW_TO_HASH_BYTES else contextlib.nullcontext():
+        return sha256(path)
 
 
 def npz_in_place_of(data: DataSettings, path: str | Path) -> DataSettings:

@@ -48,6 +48,7 @@ from cfgjax.models.model import Model
 from cfgjax.models.sample_figures import exact_model
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.averages import step_digest, stored_digest
+from cfgjax.runs.changes import changes_before
 from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.sample_options import SampleOptions
 
@@ -243,6 +244,7 @@ class Frontier:
         """Returns what a result records besides its rows, as JSON values."""
         named = lambda network: network and {"name": network.name, "digest": network.digest}
         config = self.model.settings.to_dict()
+        changes = changes_before(self._workdir, int(self.model.step or 0))
         upsampler = {} if self._upsampler is None else {"upsampler": self._upsampler}
         if self._upsampler is not None:
             config["data"] = self._upsampler["data"]  # the images that are measured
@@ -256,6 +258,7 @@ class Frontier:
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
             **upsampler,
+            **({"changes": changes} if changes else {}),
             "config": config,
         }
 

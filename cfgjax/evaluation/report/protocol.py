@@ -8,6 +8,7 @@ from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
 from cfgjax.evaluation.report.frontier_rows import COST, Row
+from cfgjax.runs.changes import changes_text
 
 SHORT = 12  # digits of a digest
 CHARACTERS_PER_INCH = 19  # of a figure's width, in the caption's size
@@ -41,6 +42,7 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "EMA": every("ema"),
         "step": text(checkpoint.get("step")),
         "checkpoint": digest_text(checkpoint),
+        "changes in training": changes_text(record.get("changes", [])) or "none",
         "upsampler": upsampler_text(record.get("upsampler")),
         "data": " ".join(filter(None, [data.get("source"), text(tuple(data.get("image_shape", ())))])),
         "scores": every("scores"),

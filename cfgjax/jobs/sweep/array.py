@@ -53,7 +53,7 @@ def case(given, i, entry):
     return [
         f"{i})",
         f"    name={shell_word(entry.name)}",
-        f"    commands={shell_word(json.dumps(entry.commands))}",
+        f"    commands={shell_word(json.dumps(entry.identity))}",
         "    run() {",
         *(f"        {step}{' &&' if n < len(steps) else ''}" for n, step in enumerate(steps, start=1)),
         "    }",

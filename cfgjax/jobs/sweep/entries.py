@@ -19,6 +19,7 @@ from cfgjax.base.python_files import call_function, guarded, load_module
 SWEEP_FILE = "sweep file"
 COMMAND_SEQUENCES = (("train",), ("train", "evaluate"), ("evaluate",))
 OWN = ("workdir", "out")  # flags that the sweep sets
+ALLOW = "--allow_changes="
 LONGEST_NAME = 150
 MAX_RUNS = 10_000
 
@@ -30,11 +31,22 @@ class Entry:
     name: str
     commands: tuple
 
+    def allowing(self, keys):
+        """Returns the entry whose run may resume with other values of these keys of the config."""
+        added = {"train": (f"{ALLOW}{','.join(keys)}",)}
+        return dataclasses.replace(self, commands=tuple((*words, *added.get(words[0], ())) for words in self.commands))
 
-def read_sweep(path, out, *, base=None, workdir=None):
+    @property
+    def identity(self):
+        """The commands as a record has them: what the run is, not how it may resume."""
+        return [[word for word in words if not word.startswith(ALLOW)] for words in self.commands]
+
+
+def read_sweep(path, out, *, base=None, workdir=None, allow_changes=()):
     """Returns the list of `Entry`s of the sweep file at path. The runs' folders are in out.
 
     base: an experiment file in place of BASE. workdir: the trained run, if the sweep only evaluates.
+    allow_changes: keys of the config in which the runs may resume with other values.
     """
     module = load_sweep(path)
     commands, base = getattr(module, "COMMANDS", ("train",)), base or getattr(module, "BASE", None)
@@ -46,10 +58,13 @@ def read_sweep(path, out, *, base=None, workdir=None):
         raise UsageError(f"sweep file {path}: COMMANDS is {commands!r}: the sweep {what}")
     if base is None and "train" in commands:
         raise UsageError(f"sweep file {path} has no BASE, and no --base=FILE is given")
+    if allow_changes and "train" not in commands:
+        raise UsageError(f"--allow_changes has no effect: COMMANDS of sweep file {path} is {commands!r}")
     found = named(listed(module, path), path)
     for name, overrides in found:
         check_override_keys(name, overrides, commands)
-    return [Entry(name, words(commands, o, Path(out) / name, base, workdir)) for name, o in found]
+    entries = [Entry(name, words(commands, o, Path(out) / name, base, workdir)) for name, o in found]
+    return [entry.allowing(allow_changes) for entry in entries] if allow_changes else entries
 
 
 def load_sweep(path):

@@ -42,7 +42,7 @@ def record_path(out, name):
 
 def write_record(out, entry, code, seconds):
     """Writes an entry's record, atomically."""
-    record = {"commands": entry.commands, "exit_code": code, "seconds": round(seconds, 1)}
+    record = {"commands": entry.identity, "exit_code": code, "seconds": round(seconds, 1)}
     write_json(record_path(out, entry.name), record, indent=None)
 
 
@@ -59,7 +59,7 @@ def read_record(out, entry):
     except UsageError as e:
         log.warning("%s; the run is restarted", e)
         return None
-    return record if record["commands"] == json.loads(json.dumps(entry.commands)) else None
+    return record if record["commands"] == json.loads(json.dumps(entry.identity)) else None
 
 
 def outcome(out, entry, record):
