@@ -83,6 +83,11 @@ def test_flax_is_in_the_networks_only():
             assert not any(name.startswith("flax") for name in imports(path)), path
 
 
+def test_orbax_is_in_one_module():
+    users = {path.stem for path in PACKAGE.rglob("*.py") if any(name.startswith("orbax") for name in imports(path))}
+    assert users == {"checkpoint"}
+
+
 def test_importing_the_package_does_no_work():
     code = "import sys, cfgjax; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

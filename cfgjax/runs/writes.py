@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-Handler = TypeVar("Handler", bound=ocp.AsyncCheckpointHandler)
+Handler = TypeVar("Handler")
 
 
 class SaveError(OSError):
@@ -55,7 +54,7 @@ def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handl
 
     Orbax itself raises the exception only after a barrier that the other processes never reach.
     """
-    save = handler.async_save
+    save = getattr(handler, "async_save")  # noqa: B009  a type of Orbax, which only `checkpoint` knows
 
     async def async_save(*args: Any, **kwargs: Any) -> list[Noticed]:
         return [Noticed(future, notice) for future in await save(*args, **kwargs) or []]

@@ -4,6 +4,7 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 from command import wait_until
 from tiny import same_trees
@@ -87,6 +88,17 @@ def test_a_restored_state_equals_the_saved_one(saved):
     state, history = restore(saved)
     assert same_trees(state, state_at(30))
     assert history == [{"loss": 30.1}]
+
+
+def test_version_1_of_orbax_reads_what_this_version_writes(saved):
+    """A step's state, all its items, and the newest step of the directory."""
+    assert same_trees(orbax_v1.load(saved / "20", like(), checkpointable_name="state"), state_at(20))
+    items = orbax_v1.load_checkpointables(saved / "20", {"state": like(), "history": None})
+    assert same_trees(items["state"], state_at(20)) and items["history"] == [{"loss": 20.1}]
+    with orbax_v1.training.Checkpointer(saved) as checkpointer:
+        assert checkpointer.latest.step == 30
+        restored = checkpointer.load_checkpointables(30, {"state": like(), "history": None})
+    assert same_trees(restored["state"], state_at(30))
 
 
 def test_a_directory_without_steps_restores_nothing(tmp_path):
