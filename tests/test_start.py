@@ -90,6 +90,8 @@ def test_only_the_first_process_prints(monkeypatch, capsys):
         (signal.SIGTERM, "cfgjax.cli.main"),
         (signal.SIGINT, "cfgjax.cli.train"),
         (signal.SIGUSR1, "cfgjax.runs.config"),
+        (signal.SIGHUP, "cfgjax.runs.settings"),
+        (signal.SIGUSR2, "jax"),
         (signal.SIGINT, "cfgjax.distributed.devices"),
         (signal.SIGTERM, "jax.numpy"),
         (signal.SIGTERM, "cfgjax.training.run"),
@@ -120,8 +122,15 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_no_workdir(tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("command", ["sample --workdir=x", "prepare folder x y"])
-def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(command, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("sample --workdir=x", signal.SIGTERM),
+        ("prepare folder x y", signal.SIGHUP),
+        ("evaluate --workdir=x", signal.SIGUSR2),
+    ],
+)
+def test_a_stop_signal_ends_a_command_as_preempted_and_removes_temporary_files(command, number, tmp_path):
     program = f"""
 import os, signal, sys, tempfile
 from cfgjax import __main__
@@ -130,7 +139,7 @@ from cfgjax.base.files import writing
 def stopped(argv):
     with writing({str(tmp_path / "file")!r}) as new:
         new.write_text("half")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), {int(number)})
         for _ in range(1000):
             pass
 cli.COMMANDS[{command.split()[0]!r}] = stopped
@@ -139,7 +148,7 @@ __main__.main()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (exits.PREEMPTED, 1)
-    assert "SIGTERM" in done.stderr
+    assert number.name in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -8,7 +8,8 @@ import threading
 import time
 
 DONE, FAILED, BAD_USAGE, PREEMPTED = 0, 1, 2, 75
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # schedulers can be set to send SIGUSR1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # SIGHUP: a terminal
+# was closed; schedulers can be set to send SIGUSR1 or SIGUSR2
 STUCK_SECONDS = 5
 
 
@@ -16,10 +17,18 @@ class StopSignal(KeyboardInterrupt):
     """A stop signal reached a command that has no handler of its own. Its text is the signal's name."""
 
 
+def install(handler):
+    """Installs a handler of the stop signals. Returns {signal: handler before}.
+
+    SIGHUP remains ignored where it is, as in a command that nohup started.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return {n: signal.signal(n, handler) for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored}
+
+
 def stop_at_once():
     """Installs handlers that end the process with PREEMPTED at once. For use before there is anything to save."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda number, frame: end_stopped(number))
+    install(lambda number, frame: end_stopped(number))
 
 
 def stop_by_exception():
@@ -28,8 +37,7 @@ def stop_by_exception():
     Code outside Python, such as a compilation, can delay the handler; the process ends after STUCK_SECONDS at the
     latest. Commands that save when they are stopped install their own handlers.
     """
-    for number in STOP_SIGNALS:
-        signal.signal(number, handle_stop)
+    install(handle_stop)
     sys.unraisablehook = raise_again
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -39,18 +47,35 @@ def stop_by_exception():
 
 def handle_stop(number, frame):
     """Handler of `stop_by_exception`. Ends the process at once while it imports modules."""
-    for other in STOP_SIGNALS:  # only a second Ctrl-C may interrupt the removal of temporary files
-        signal.signal(other, signal.SIG_DFL if other == signal.SIGINT else signal.SIG_IGN)
+    ignore_stops()
     if is_importing(frame):  # an exception might be swallowed or become an ImportError
         end_stopped(number)
     raise StopSignal(signal.Signals(number).name)
 
 
+def ignore_stops():
+    """Ignores stop signals: only a second Ctrl-C may interrupt what a command does before it ends.
+
+    Without this, a repeated signal would end the process while Python shuts down, with another exit code.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+
+
+def leave(code):
+    """Ends the command with an exit code, which later stop signals do not change."""
+    ignore_stops()
+    sys.exit(code)
+
+
 def raise_again(unraisable):
     """Hook for exceptions that Python drops: sends the signal of a dropped `StopSignal` again.
 
-    Python drops exceptions raised in `__del__` and in callbacks of weak references and the garbage collector.
+    Python drops exceptions raised in `__del__` and in callbacks of weak references and the garbage collector. It also
+    reports here a signal that arrived just before it was ignored.
     """
+    if isinstance(unraisable.exc_value, OSError) and "ignored due to race condition" in str(unraisable.exc_value):
+        return
     if not isinstance(unraisable.exc_value, StopSignal):
         sys.__unraisablehook__(unraisable)
         return

@@ -15,6 +15,16 @@ BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 LINE_SECONDS = 30  # between progress lines without a terminal
 
 
+def write_line(text, file=None):
+    """Writes a line above the progress bars to an open text file, by default sys.stdout.
+
+    A line that cannot be written is dropped: nobody may read the output, or the disk may be full.
+    """
+    with contextlib.suppress(OSError):
+        tqdm.tqdm.write(text, file=file)
+        (file or sys.stdout).flush()
+
+
 class LineHandler(logging.Handler):
     """Writes records as plain lines above the progress bars."""
 
@@ -24,8 +34,7 @@ class LineHandler(logging.Handler):
 
     def emit(self, record):
         """Writes the record's message."""
-        tqdm.tqdm.write(record.getMessage(), file=self._file)
-        self._file.flush()
+        write_line(record.getMessage(), self._file)
 
 
 def show_progress(file):
@@ -107,8 +116,7 @@ class Progress:
         if self._bar.disable and self._total and 0 < self._seen < self._total:
             left = (time.monotonic() - self._since) * (self._total - self._seen) / self._seen
             text = f"{text}  ETA {clock(left)}"
-        tqdm.tqdm.write(text)
-        sys.stdout.flush()
+        write_line(text)
 
 
 def clock(seconds):

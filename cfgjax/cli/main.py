@@ -1,6 +1,5 @@
 """The command line: `cfgjax COMMAND --flag=value …`."""
 
-import contextlib
 import gc
 import inspect
 import logging
@@ -13,9 +12,10 @@ import cfgjax
 from cfgjax.base.compilation import keep_programs
 from cfgjax.base.environment_variables import check_environment
 from cfgjax.base.errors import HelpAsked, UsageError, choose
-from cfgjax.base.exits import BAD_USAGE, DONE, PREEMPTED, end_process, stop_by_exception, stopped_line
+from cfgjax.base.exits import BAD_USAGE, DONE, PREEMPTED, end_process, leave, stop_by_exception, stopped_line
 from cfgjax.base.failures import expected_failure
 from cfgjax.base.progress import show_progress
+from cfgjax.base.streams import keep_going, lost_output
 from cfgjax.cli.compare import compare
 from cfgjax.cli.convert import convert
 from cfgjax.cli.demo import demo
@@ -51,12 +51,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+PRINT_ONLY = {"help", "h", "print_config", "dry_run"}  # flags with which a command only prints
+WRITE_FILES = set(COMMANDS) - {"compare", "preflight", "doctor"}
+
+
 def main():
     """Runs the command line and exits with 0 (done), 2 (bad usage), 75 (preempted and saved) or 1 (failed)."""
-    streams: tuple = (sys.stdout, sys.stderr)
-    for stream in streams:
-        with contextlib.suppress(AttributeError):  # the stream has been replaced
-            stream.reconfigure(errors="backslashreplace")  # file names may be invalid UTF-8
+    keep_going()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax logs errors that it also raises
@@ -68,16 +69,25 @@ def main():
     try:
         stop_by_exception()
         keep_programs()
-        sys.exit(run_command(sys.argv[1:]))
+        code = run_command(sys.argv[1:])
+        if prints_its_result(sys.argv[1:]) and (lost := lost_output()) is not None:
+            raise OSError(f"the output cannot be written: {lost.strerror}")
+        leave(code)
     except UsageError as e:
         print(expected_failure(e).line, file=sys.stderr)
-        sys.exit(BAD_USAGE)
+        leave(BAD_USAGE)
     except KeyboardInterrupt as e:
         end_process(stopped_line(str(e) or "SIGINT"), PREEMPTED)
     except Exception as e:
         if (failure := expected_failure(e)) is None:
             raise
         end_process(failure.line, failure.code)
+
+
+def prints_its_result(arguments):
+    """Returns whether the result of `cfgjax ARGUMENTS` is what it prints; otherwise that is a log of its work."""
+    flags = {argument.partition("=")[0].replace("-", "_").lstrip("_") for argument in arguments if argument[:1] == "-"}
+    return not arguments or arguments[0] not in WRITE_FILES or bool(flags & PRINT_ONLY)
 
 
 def run_command(arguments):

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tqdm
 from jaxtyping import Int
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.progress import write_line
 from cfgjax.data.batches import drawn, finished_batch
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.workers import STOPPED, before_workers, enter_worker, state_of
@@ -172,7 +172,7 @@ class Ahead:
             for process in self._workers:
                 process.kill()
             raise OSError(f"{what}; data.worker_timeout_seconds is {self._timeout_seconds:g}")
-        tqdm.tqdm.write(f"warning: {what}", file=sys.stderr)
+        write_line(f"warning: {what}", sys.stderr)
         return True
 
     def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""Stop signals: SIGTERM, SIGINT and SIGUSR1 set a flag that training checks between steps."""
+"""Stop signals, such as SIGTERM, set a flag that training checks between steps."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from cfgjax.base.exits import STOP_SIGNALS
+from cfgjax.base.exits import install
 
 
 @runtime_checkable
@@ -30,7 +30,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         main = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS if main}
+        self._before = install(self._handle) if main else {}
         return self
 
     def __exit__(self, *error: object) -> None:

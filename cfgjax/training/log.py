@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from cfgjax.base.progress import BAR, clock, make_bar
+from cfgjax.base.progress import BAR, clock, make_bar, write_line
 from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
 from cfgjax.runs.settings import Settings
@@ -156,8 +154,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
         if self._write:
-            tqdm.tqdm.write(text)
-            sys.stdout.flush()
+            write_line(text)
 
     def image(self, step: int, name: str, picture: Any) -> None:
         """Passes a picture, uint8 [H, W, C], to the writers that show pictures."""

@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 
-from cfgjax.base.exits import PREEMPTED, STOP_SIGNALS
+from cfgjax.base.exits import PREEMPTED, install
 from cfgjax.jobs.launch import gate
 
 PIPE = subprocess.PIPE
 
 
 class Received:
-    """Context that stores the signals STOP_SIGNALS in a list instead of handling them.
+    """Context that stores the stop signals in a list instead of handling them.
 
     The first SIGINT is stored as SIGTERM: a Python process that is still starting prints a traceback for SIGINT.
     """
@@ -23,7 +23,7 @@ class Received:
         self._interrupted = False
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        self._before = install(self._handle)
         return self
 
     def _handle(self, number, frame):

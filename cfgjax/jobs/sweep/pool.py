@@ -68,7 +68,7 @@ class RunningEntry:
 def run_all(entries, out, *, parallel, python, retry_failed):
     """Runs the entries, `parallel` at a time, and returns their list of `EntryOutcome`s.
 
-    SIGTERM, SIGINT and SIGUSR1 are forwarded to the runs; entries that have not started are then "waiting". If this
+    Stop signals are forwarded to the runs; entries that have not started are then "waiting". If this
     process is killed, the runs get SIGTERM. "elsewhere" is a run that a process of another sweep is executing.
     """
     waiting, outcomes, stopped = list(entries), {}, False

@@ -7,13 +7,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cfgjax.runs.settings import Settings
+from cfgjax.training.writers.event_file import SCHEME
 
 
 class TensorBoard:
-    """Writes events into workdir. When a run is resumed, its events after start_step are purged."""
+    """Writes events into workdir, see `EventFile`. When a run is resumed, its events after start_step are purged."""
 
     def __init__(self, workdir: Path, start_step: int, settings: Settings) -> None:
-        self._events = SummaryWriter(str(workdir), purge_step=start_step + 1 if start_step else None)
+        self._events = SummaryWriter(f"{SCHEME}:{workdir}", purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a scalar for each metric."""
