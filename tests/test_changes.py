@@ -1,6 +1,7 @@
 """Which values of a config may change when a run resumes, and the record of those that did."""
 
 import contextlib
+import dataclasses
 import json
 import re
 
@@ -14,6 +15,7 @@ from tiny import digits_config, mixture_config, same_trees, settings
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
+from cfgjax.data.sources.registry import data_hash, open_source
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs import changes
 from cfgjax.runs.changes import Hashes, check_allowed, check_resumable, read_changes
@@ -162,6 +164,22 @@ def test_a_key_that_cannot_be_allowed_is_a_one_line_error_before_any_work(keys, 
 def test_allowed_keys_may_stay_as_they_are():
     assert check_allowed(("seed", " train.num_steps"), SAVED) == {"seed", "train.num_steps"}
     assert changed(allowed=("seed",)) == {}
+
+
+def test_the_hash_of_arrays_in_memory_is_that_of_their_file(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        np.savez(tmp_path / name, image=rng.integers(0, 256, (6, 4, 4, 1), np.uint8), label=np.arange(6))
+    (tmp_path / "moved.npz").write_bytes((tmp_path / "a.npz").read_bytes())
+    found = {}
+    for name in ("a", "b", "moved"):
+        data = settings(digits_config()).data
+        options = {"path": str(tmp_path / f"{name}.npz")}
+        data = dataclasses.replace(data, source="npz", image_shape=(4, 4, 1), options=options)
+        found[name] = data_hash(data, open_source(data))
+    assert found["a"] == found["moved"] != found["b"]
+    digits = settings(digits_config()).data
+    assert data_hash(digits, open_source(digits)) is None
 
 
 def recorded(workdir, config, step, allowed=()):

@@ -260,6 +260,24 @@ def test_keys_of_a_sweep_go_to_the_command_that_has_them(tmp_path):
     assert entry.commands == (("evaluate", "--workdir=run", "--out=out/guidance=0.3", "--guidance=0.3"),)
 
 
+def test_allowed_changes_go_to_training_and_do_not_repeat_a_finished_run(fakes, tmp_path, capsys):
+    words = fakes({"a": "exit 0", "b": "exit 75"}, ("train", "evaluate"))
+    sweep(*words)
+    calls(tmp_path)
+    allowed = "--allow_changes=optimizer.learning_rate,seed"
+    capsys.readouterr()
+    assert sweep(*words, allowed, "--dry_run") == 0
+    made = capsys.readouterr().out.replace("\\\n", "").splitlines()
+    assert [allowed in shlex.split(line) for line in made if "cfgjax" in line] == [True, False]  # train, evaluate of b
+    sweep(*words, allowed)
+    assert calls(tmp_path) == ["train b"]
+    with pytest.raises(UsageError, match="unknown config key 'optimizer.rate'"):
+        sweep(*words, "--allow_changes=optimizer.rate")
+    path = sweep_file(tmp_path, "COMMANDS = ('evaluate',)\ndef get_sweep():\n    return [{'guidance': 0.3}]\n")
+    with pytest.raises(UsageError, match="--allow_changes has no effect"):
+        read_sweep(path, "out", workdir="run", allow_changes=["seed"])
+
+
 def test_the_last_line_of_a_log_is_that_of_the_run(tmp_path):
     (tmp_path / "a.log").write_text("one\nbar 1\rbar 2\n\nslurmstepd-n: error: x\nsrun: error: n: task 0: Exited\n")
     assert last_line(tmp_path, "a") == "bar 2"

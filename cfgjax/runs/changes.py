@@ -134,11 +134,8 @@ def check_resumable(
     that is impossible.
     """
     hashes = hashes or Hashes()
-    differing = {
-        key: values
-        for key, values in changed_values(saved, given).items()
-        if not (is_free(key) and not changes_draws(key, given)) and not (key in PLACE_KEYS and hashes.same)
-    }
+    free = lambda key: (is_free(key) and not changes_draws(key, given)) or (key in PLACE_KEYS and hashes.same)
+    differing = {key: values for key, values in changed_values(saved, given).items() if not free(key)}
     refused = {key: values for key, values in differing.items() if key not in allowed or why_not(key, values)}
     if refused:
         raise UsageError(refusal(refused, hashes))
@@ -160,16 +157,18 @@ def why_not(key: str, values: tuple[Any, Any]) -> str | None:
 
 def refusal(refused: Mapping[str, tuple[Any, Any]], hashes: Hashes) -> str:
     """Returns the message that names keys that may not change, both values of each, and the flag that allows them."""
-    parts = [f"{key} is {new!r}, the run has {old!r}{data_note(key, hashes)}" for key, (old, new) in refused.items()]
-    text = f"the workdir holds a run of another config: {'; '.join(parts)}; "
+    parts = [f"{key} is {new!r}, the run has {old!r}{key_note(key, hashes)}" for key, (old, new) in refused.items()]
+    message = f"the workdir holds a run of another config: {'; '.join(parts)}; "
     for key, values in refused.items():
         if why := why_not(key, values):
-            return f"{text}{key} cannot change in a run ({why}): use another workdir"
-    return f"{text}--allow_changes={','.join(refused)} resumes the run with this; otherwise use another workdir"
+            return f"{message}{key} cannot change in a run ({why}): use another workdir"
+    return f"{message}--allow_changes={','.join(refused)} resumes the run with this; otherwise use another workdir"
 
 
-def data_note(key: str, hashes: Hashes) -> str:
-    """Returns what is known of the data sets in two places, for a message, or "" for other keys."""
+def key_note(key: str, hashes: Hashes) -> str:
+    """Returns what a message adds about a key, or ""."""
+    if key == "train.accumulate_steps":
+        return " (each part of a batch draws its own dropout)"
     if key not in PLACE_KEYS:
         return ""
     if hashes.same is None:
