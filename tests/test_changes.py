@@ -256,46 +256,51 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5)
 
 
+def points_config(path, **values):
+    """The config of a run on the points in an .npz file."""
+    given = mixture_config(**{"train.num_steps": 8, "train.log_every_steps": 2, "mesh.data": 1, **values}).to_dict()
+    given["data"] = {"source": "npz", "path": str(path), "num_classes": 3, "image_shape": (2,)}
+    return settings(given)
+
+
 @pytest.mark.slow
 def test_resumed_runs_are_the_same_whatever_does_not_change_them(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("here.npz", "there.npz"):
-        np.savez(tmp_path / name, image=rng.integers(0, 256, (64, 8, 8, 1), np.uint8), label=np.arange(64) % 10)
-    moved = tmp_path / "moved.npz"
-    moved.write_bytes((tmp_path / "here.npz").read_bytes())
-
-    def config(path, **values):
-        given = digits_config(
-            **{"train.num_steps": 8, "train.steps_per_dispatch": 1, "mesh.data": 1, **values}
-        ).to_dict()
-        given["data"] |= {"source": "npz", "path": str(path)}
-        return settings(given)
-
-    here = tmp_path / "here.npz"
-    train(config(here), tmp_path / "straight")
-    expected = final_state(tmp_path / "straight", config(here))
+    rng, here, there, moved = np.random.default_rng(0), *(tmp_path / f"{name}.npz" for name in ("a", "b", "moved"))
+    for path in (here, there):
+        np.savez(path, image=rng.normal(size=(64, 2)).astype(np.float32), label=np.arange(64) % 3)
+    moved.write_bytes(here.read_bytes())
+    train(points_config(here), tmp_path / "straight")
+    expected = final_state(tmp_path / "straight", points_config(here))
 
     def resumed(name, then, allow_changes=()):
-        train(config(here), tmp_path / name, [4], ends=False)
+        train(points_config(here, **{"train.num_steps": 4}), tmp_path / name)
         train(then, tmp_path / name, allow_changes=allow_changes)
         return final_state(tmp_path / name, then)
 
-    assert same_trees(resumed("same", config(here)), expected)
-    assert same_trees(resumed("moved", config(moved)), expected)
+    assert same_trees(resumed("same", points_config(here)), expected)
+    assert same_trees(resumed("moved", points_config(moved)), expected)
     assert metrics(tmp_path / "moved") == metrics(tmp_path / "straight")
     assert read_settings(tmp_path / "moved").data.options["path"] == str(moved)
     assert not read_changes(tmp_path / "moved")
-    assert_close(resumed("parts", config(here, **{"train.accumulate_steps": 4})), expected)
-    assert_close(resumed("dispatch", config(here, **{"train.steps_per_dispatch": 2})), expected)
+    assert_close(resumed("parts", points_config(here, **{"train.accumulate_steps": 4})), expected)
+    assert_close(resumed("dispatch", points_config(here, **{"train.steps_per_dispatch": 2})), expected)
 
-    with pytest.raises(UsageError, match="--allow_changes=data.path"):
-        resumed("other", config(tmp_path / "there.npz"))
-    lower = config(here, **{RATE: 1e-5})
+    with pytest.raises(UsageError, match=r"--allow_changes=data\.path"):
+        resumed("other", points_config(there))
+    lower = points_config(here, **{RATE: 1e-5})
     with pytest.raises(UsageError, match=f"--allow_changes={RATE}"):
         resumed("lower", lower)
     state = resumed("lower", lower, (RATE,))
     assert int(state.step) == 8 and not same_trees(state.params, expected.params)
     assert [(c["step"], c["key"], c["to"]) for c in read_changes(tmp_path / "lower")] == [(4, RATE, 1e-5)]
     assert json.loads((tmp_path / "lower" / "config.json").read_text())["optimizer"]["learning_rate"] == 1e-5
-    half = resumed("half", config(here, **{"model.dtype": "bfloat16"}), ("model.dtype",))
-    assert int(half.step) == 8
+
+
+@pytest.mark.slow
+def test_a_run_resumes_in_another_compute_dtype_and_with_other_parts_of_a_batch(tmp_path, capsys):
+    given = {"mesh.data": 1, "sample.every_steps": 2}
+    train(digits_config(**given, **{"train.num_steps": 2}), tmp_path)
+    other = digits_config(**given, **{"train.accumulate_steps": 2, "model.dtype": "bfloat16"})
+    train(other, tmp_path, allow_changes=("model.dtype",))
+    assert "changed: model.dtype float32 → bfloat16 from step 2\n" in capsys.readouterr().out
+    assert [change["key"] for change in read_changes(tmp_path)] == ["model.dtype"]
