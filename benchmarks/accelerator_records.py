@@ -79,8 +79,7 @@ def run(measurement, records, seconds, whole):
     """Makes a measurement within `seconds` and stores its record. whole: the seconds of a complete part."""
     before = records.find(measurement)
     attempts = before["attempts"] if before else []
-    report = records.folder / "report.json"
-    report.unlink(missing_ok=True)
+    report = records.folder / f"report_{os.getpid()}.json"
     words = [*measurement.words, *measurement.places]
     if measurement.resumes:
         words.append(f"--limit_minutes={max(0, seconds - STOPPING_SECONDS) / 60:.3f}")
@@ -105,7 +104,7 @@ def run(measurement, records, seconds, whole):
 def call(measurement, words, records, seconds):
     """Runs the command of a measurement. Returns (exit code, or None after `seconds`; its output).
 
-    Its processes are ended whatever happens.
+    Its processes, which are a group, are ended whatever happens.
     """
     logs = records.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ def call(measurement, words, records, seconds):
     command = [sys.executable, str(FOLDER / f"{measurement.script}.py"), *words]
     environ = environment(measurement, records)
     with open(path, "w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, start_new_session=True)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environ, process_group=0)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
