@@ -110,8 +110,7 @@ def networks(given):
         network(images)
         return time.perf_counter() - start
 
-    warm = lambda size: {"first_seconds": seconds(size, images[:size]), "resident_bytes": harness.resident_bytes()}
-    first = {size: warm(size) for size in sizes}
+    first = {n: {"first_seconds": seconds(n, images[:n]), "resident_bytes": harness.resident_bytes()} for n in sizes}
     rounds = [{size: seconds(size, images) for size in sizes} for _ in range(given.repeats)]
     rates = {size: harness.rate_figures(num_images, [one[size] for one in rounds]) for size in sizes}
     best = max(rate["images_per_second"] for rate in rates.values())
@@ -235,9 +234,8 @@ def metrics(given):
     run = (METRICS | POINT_METRICS)[name](draw, given.num_samples, size)
     seconds = harness.time_repeats(run, given.repeats)
     about = {"metric": name, "num_samples": given.num_samples, "num_features": size}
-    about["num_logits"] = num_logits(size) if name == "inception_score" else None
-    timed = {"seconds": statistics.median(seconds), "repeat_seconds": seconds}
-    return [about | timed | {"resident_bytes": harness.resident_bytes()}]
+    about |= {"num_logits": num_logits(size) if name == "inception_score" else None, "repeat_seconds": seconds}
+    return [about | {"seconds": statistics.median(seconds), "resident_bytes": harness.resident_bytes()}]
 
 
 def metric_cases(given):
@@ -283,9 +281,7 @@ def main(argv):
     """Runs `evaluation.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     listed = lambda name, default, about: flags.DEFINE_list(name, default, about, flag_values=given)
-    count = lambda name, default, about, least=1: flags.DEFINE_integer(
-        name, default, about, flag_values=given, lower_bound=least
-    )
+    count = lambda name, default, what, least=1: flags.DEFINE_integer(name, default, what, least, flag_values=given)
     listed("parts", list(TABLES), f"Parts to measure: {', '.join(TABLES)}.")
     listed("guidance", ["0", "1"], "Weights w of generation; at 0 the unconditional branch is left out.")
     count("num_steps", 8, "Number of network calls T of generation.", 2)
