@@ -164,7 +164,7 @@ def main(argv):
     define_path("out", "accelerator", "Folder for results, logs, caches and runs.", flag_values=given)
     what = "Minutes for each part; measurements that do not fit are left for the next call."
     flags.DEFINE_float("minutes", 9.0, what, flag_values=given, lower_bound=0)
-    flags.DEFINE_bool("tiny", False, "Measure everything at toy sizes, also on a CPU.", flag_values=given)
+    flags.DEFINE_bool("tiny", False, "Make a measurement of each kind at toy sizes, also on a CPU.", flag_values=given)
     flags.DEFINE_bool("again", False, "Make also the measurements that are done.", flag_values=given)
     define_path("cifar", None, "CIFAR-10 for part f: an .npz with `image` and `label`.", flag_values=given)
     what = "Minutes of training for each p_uncond of part f, over all calls."

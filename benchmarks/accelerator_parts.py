@@ -51,8 +51,9 @@ class Sizes:
     """What is measured at which size.
 
     config: of harness.CONFIGS. product_size: rows of the matrices of the ceilings. batches: training batch sizes, in
-    ascending order; batch: that of variants, profiles, peers and sampling. remat_batches: of the policies. samplings:
-    (sampler, rule, number of levels). networks: {feature network: its flags}. cifar: further flags of cifar.py.
+    ascending order; batch: that of variants and profiles; peer_batch: of peers and sampling. profiles: variants of
+    device.py. variants: {name: flags of device.py}. remat_batches: of the policies. samplings: (sampler, rule, number
+    of levels). networks: {feature network: its flags}. cifar: further flags of cifar.py.
     seconds: {kind: longest time expected of one measurement}. environ: further environment variables.
     """
 
@@ -63,6 +64,7 @@ class Sizes:
     batch: int
     peer_batch: int
     profiles: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
     remat_batches: tuple[int, ...]
     xla_flags: tuple[str, ...]
     peers: tuple[str, ...]
@@ -75,7 +77,7 @@ class Sizes:
     environ: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-# The seconds are upper bounds from runs on one H100, where the step compiles in 62 to 133 s and torch.compile takes
+# The seconds are estimates on the safe side: on one H100 the step compiles in 62 to 133 s, and torch.compile takes
 # 100 to 230 s.
 FULL = Sizes(
     config="imagenet64",
@@ -85,6 +87,10 @@ FULL = Sizes(
     batch=128,
     peer_batch=64,
     profiles=("fused_attention", "plain"),
+    variants={
+        "plain attention": ("--variants=plain",),
+        "8 steps per dispatch": ("--variants=fused_attention", "--steps_per_dispatch=8"),
+    },
     remat_batches=(128, 512),
     xla_flags=(
         "--xla_gpu_enable_latency_hiding_scheduler=true",
@@ -129,6 +135,7 @@ TINY = Sizes(
     batch=4,
     peer_batch=4,
     profiles=("fused_attention",),
+    variants={},
     remat_batches=(),
     xla_flags=("--xla_gpu_enable_triton_gemm=false",),
     peers=("cfgjax", "eager_tuned"),
@@ -182,10 +189,8 @@ def training(sizes):
     for variant in sizes.profiles:
         name = f"profile, {variant.replace('_', ' ')}, batch {sizes.batch}"
         made.append(of_device(sizes, "b", name, "kernels", sizes.batch, f"--variants={variant}"))
-    name = f"plain attention, batch {sizes.batch}"
-    made.append(of_device(sizes, "b", name, "step", sizes.batch, "--variants=plain"))
-    name = f"8 steps per dispatch, batch {sizes.batch}"
-    made.append(of_device(sizes, "b", name, "step", sizes.batch, fused, "--steps_per_dispatch=8"))
+    for name, words in sizes.variants.items():
+        made.append(of_device(sizes, "b", f"{name}, batch {sizes.batch}", "step", sizes.batch, *words))
     for policy in ("convolutions", "blocks"):
         for size in sizes.remat_batches:
             name, words = f"remat {policy}, batch {size}", f"--variants=remat_{policy}"

@@ -313,13 +313,15 @@ def test_without_data_part_f_says_so_in_one_line(bench, tmp_path):
 
 @pytest.mark.e2e
 def test_everything_runs_at_toy_sizes_and_a_second_call_measures_nothing(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "accelerator.py"), "--tiny", f"--out={tmp_path}"]
+    command = [sys.executable, str(BENCHMARKS / "accelerator.py"), "--tiny", "--minutes=60", f"--out={tmp_path}"]
     first = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert first.returncode == 0, first.stdout + first.stderr
     parts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("part_*.json"))]
     assert [part["part"] for part in parts] == list("abcdefg")
     states = {(p["part"], name): found["state"] for p in parts for name, found in p["measurements"].items()}
     assert set(states.values()) == {"done"}, first.stdout
+    left = [line for line in first.stdout.splitlines() if line.startswith("- left: ")]
+    assert all(line.endswith("torch is not installed") for line in left)
     assert {name for letter, name in states if letter == "f"} >= {"classifier", "frontier, p_uncond 0.1"}
     text = (tmp_path / "accelerator.md").read_text()
     assert text in first.stdout and all(f"## {letter}: " in text for letter in "abcdefg")
