@@ -61,17 +61,6 @@ CEILING_COLUMNS = {
 }
 
 
-def perturbed_params(settings):
-    """Returns fresh parameters, all of which are changed a little, since the last layers start at 0."""
-    import jax
-
-    import cfgjax.models.network as networks
-
-    params = networks.init_params(networks.make_network(settings), jax.random.key(0), settings.data.image_shape)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    return jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)
-
-
 def agreement(given):
     """Returns the largest difference between a network's ε here and on the CPU, relative to the largest value."""
     import jax
@@ -86,7 +75,10 @@ def agreement(given):
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(4, *shape)), np.linspace(-5, 5, 4), np.arange(4)]
     inputs = [array.astype(kind) for array, kind in zip(inputs, ("f4", "f4", "i4"), strict=True)]
-    params = jax.jit(lambda: perturbed_params(settings))()
+    network = networks.make_network(settings)
+    params = jax.jit(lambda: networks.init_params(network, jax.random.key(0), shape))()
+    # the last layers start at 0
+    params = jax.tree.map(lambda a: np.asarray(a) + 0.02 * rng.normal(size=a.shape).astype(a.dtype), params)
     cpu = jax.devices("cpu")[0]
     predict_eps = lambda predict, z, logsnr, label: predict(z, logsnr, {"label": label}).eps
 

@@ -1,5 +1,6 @@
 """Shared by the benchmarks: named configurations, a process for each case, and the figures of a compiled program."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -154,24 +155,24 @@ def child(given, table):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    programs = cached_programs()
+    counts = count_programs()
     rows = table.measure(given)
     device = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
-    print(json.dumps({"machine": device, "rows": [row | {"cached_programs": len(programs)} for row in rows]}))
+    print(json.dumps({"machine": device, "rows": [dict(counts) | row for row in rows]}))
     return DONE
 
 
-def cached_programs():
+def count_programs():
     """Disables the cache of compiled programs unless JAX_COMPILATION_CACHE_DIR is set.
 
-    Returns a list that has an item for each program that was read from the cache instead of compiled.
+    Returns a Counter of "cache_hits", programs read from it, and "cache_misses", programs compiled for it, from now on.
     """
     import jax
 
     jax.config.update("jax_enable_compilation_cache", bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")))
-    read: list = []
-    jax.monitoring.register_event_listener(lambda event, **about: event.endswith("/cache_hits") and read.append(event))
-    return read
+    counts, names = collections.Counter(), ("cache_hits", "cache_misses")
+    jax.monitoring.register_event_listener(lambda event, **_: counts.update(n for n in names if event.endswith(n)))
+    return counts
 
 
 def parent(argv, given, tables):

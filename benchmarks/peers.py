@@ -103,7 +103,6 @@ def make_jax(given, config, steps_per_dispatch):
     import jax
     import numpy as np
 
-    harness.cached_programs()
     if given.task == "sample":
         model, index = sampling.fresh_model(config), np.arange(config.train.batch_size)
         draw = model.sampler(sampler=given.sampler, num_steps=given.num_steps, rule=given.rule, grid="schedule()")
@@ -129,13 +128,14 @@ def contestant(given):
         # before libraries count the cores to choose their number of threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
+    counts = harness.count_programs() if kind == "jax" else {}
     start = clock()
     take, parameters = (make_torch if kind == "torch" else make_jax)(given, config, *arguments)
     take()
     ready, told = clock() - start, functools.partial(print, flush=True)
     start = clock()
     take()
-    told(json.dumps({"parameters": parameters, "compile_seconds": ready - (clock() - start)}))
+    told(json.dumps({"parameters": parameters, "compile_seconds": ready - (clock() - start), **counts}))
     for _ in sys.stdin:
         start = clock()
         take()

@@ -258,7 +258,7 @@ def test_tables_have_ratios_only_within_a_device(bench):
     step, peers = plan["b"][0], {m.name: m for m in plan["c"]}
     product = {"what": "product", "rate": 500.0, "unit": "TFLOP/s", "dtype": "bfloat16"}
     figures = {"batch_size": 64, "dtype": "bfloat16", "ms_per_step": 1.0, "images_per_second": 100.0}
-    figures |= {"forward_flops_per_image": 1e12, "device_bytes": 2e9, "compile_seconds": 3.0, "cached_programs": 1}
+    figures |= {"forward_flops_per_image": 1e12, "device_bytes": 2e9, "compile_seconds": 3.0, "cache_hits": 1}
     peer = {"task": "train", "config": "imagenet64", "batch_size": 64, "parameters": 1000, "ms_per_step": 2.0}
     peer |= {"compile_seconds": 1.0}
     records.store(plan["a"][0], record(plan["a"][0], "one", product))
