@@ -124,9 +124,10 @@ def report(plan, records, left):
     if len({name for name, _ in machines}) > 1:
         lines.append("These are results of several devices; ratios are only of rows of the same one.")
     for letter, made in plan.items():
-        lines += ["", f"## {letter}: {accelerator_parts.TITLES[letter]}"]
-        lines += part_lines(letter, made, rows, records)
-        lines += [f"- left: {name}: {why}" for name, why in left.get(letter, [])]
+        found = part_lines(letter, made, rows, records)
+        waiting = [f"- left: {name}: {why}" for name, why in left.get(letter, [])]
+        if found or waiting:
+            lines += ["", f"## {letter}: {accelerator_parts.TITLES[letter]}", *found, *([""] * bool(waiting)), *waiting]
     return lines
 
 
