@@ -1,227 +1,179 @@
-"""Measures an accelerator: its ceilings, its agreement with the CPU, and the speed of training and sampling.
+"""Measures everything about one accelerator, in calls of a few minutes that continue one another.
 
-python benchmarks/accelerator.py --json=accelerator.json
-python benchmarks/accelerator.py --only=step --only=kernels --variants=plain,fused_attention --batch_size=64
+python benchmarks/accelerator.py --parts=a,b --out=accelerator
+python benchmarks/accelerator.py --parts=f --cifar=cifar10.npz --train_minutes=30 --out=accelerator
+python benchmarks/accelerator.py --tiny --out=tiny
 
-Prints a table for each part. Every row is measured in its own process. To try it on a CPU, use --configs=tiny.
+Parts: a ceilings, b training, c training compared with PyTorch, d guided sampling compared with PyTorch, e feature
+networks, f CIFAR-10, g memory. A part takes at most --minutes; the same command makes the measurements that are left.
+Each measurement is a command of another benchmark in its own process. Results are in <out>/part_a.json …, written
+after each measurement, and the tables in <out>/accelerator.md.
 """
 
-import dataclasses
-import gzip
-import json
-import re
-import statistics
 import sys
-import tempfile
 import time
-from collections import Counter
+import zipfile
 from pathlib import Path
 
+import accelerator_parts
+import accelerator_records
+import accelerator_report
 import harness
-import sampling
-import train_step
+import peers
 from absl import flags
 
-from cfgjax.base.errors import choose
+from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.exits import DONE, FAILED, PREEMPTED, StopSignal, stop_by_exception, stopped_line
+from cfgjax.base.files import check_folder, writing
+from cfgjax.base.paths import define_path
 
-# name: what differs from the configuration
-VARIANTS = {
-    "plain": {"model.fused_attention": False},
-    "fused_attention": {"model.fused_attention": True},
-    "remat_convolutions": {"model.remat": "convolutions"},
-    "remat_blocks": {"model.remat": "blocks"},
-}
-PARTS = ["ceilings", "agreement", "step", "kernels", "sampling"]
-TRACED_STEPS = 3
-KERNELS = 12  # number of kernels listed, the slowest first
+LETTERS = list(accelerator_parts.TITLES)
+PATIENCE, PATIENT_SECONDS = 3, 240  # a measurement is ended after so many times its estimate, or seconds
+NO_DATA = "give --cifar=FILE.npz, with uint8 images `image` and labels `label`"
+TOY_IMAGES = 120  # of part f with --tiny and without --cifar
 
 
-def ceilings(given):
-    """Returns rates that no program exceeds: of products of square matrices, and of copies (reads plus writes)."""
-    import jax
-    import jax.numpy as jnp
-
-    n = given.ceiling_size
-    rows = []
-    for dtype in ("bfloat16", "float32"):
-        a = jax.random.normal(jax.random.key(0), (n, n), dtype)
-        chain = jax.jit(lambda a: jax.lax.fori_loop(0, 10, lambda _, x: (a @ x) / n**0.5, a))
-        seconds = harness.time_repeats(lambda: chain(a), given.repeats)  # noqa: B023
-        rows.append({"what": f"{n}³ product, {dtype}", "rate": 20 * n**3 / statistics.median(seconds) / 1e12})
-        rows[-1]["unit"] = "TFLOP/s"
-    x = jnp.ones(n * n * 8, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    seconds = harness.time_repeats(lambda: copy(x), given.repeats)
-    rows.append({"what": f"copy of {x.nbytes / 1e9:.2g} GB", "unit": "GB/s"})
-    rows[-1]["rate"] = 2 * x.nbytes / statistics.median(seconds) / 1e9
-    return rows
+def check(given):
+    """Raises UsageError for unknown parts, a folder that cannot be written, and a missing or unsuitable --cifar."""
+    for letter in given.parts:
+        choose("part", letter, accelerator_parts.TITLES)
+    check_folder(given.out, f"--out={given.out}")
+    if given.cifar is None:
+        return
+    need = "need an .npz with uint8 images `image` [N, H, W, 3] and `label` [N]"
+    if not Path(given.cifar).is_file():
+        raise UsageError(f"--cifar={given.cifar}: there is no such file; {need}")
+    try:
+        names = {Path(name).stem for name in zipfile.ZipFile(given.cifar).namelist()}
+    except (OSError, zipfile.BadZipFile) as e:
+        raise UsageError(f"--cifar={given.cifar} is not an .npz; {need}") from e
+    if missing := {"image", "label"} - names:
+        raise UsageError(f"--cifar={given.cifar} lacks {', '.join(sorted(missing))}; {need}")
 
 
-CEILING_COLUMNS = {
-    f"{'ceiling':>30}": lambda f: f["what"],
-    "rate": lambda f: f"{f['rate']:,.0f}",
-    "unit": lambda f: f["unit"],
-}
+def plan_of(given, sizes):
+    """Returns {letter: [`Measurement`, …]} of all parts."""
+    out, images = Path(given.out).absolute(), given.cifar
+    if given.tiny and images is None:
+        images = out / "toy.npz"
+    runs = out / ("tiny_runs" if given.tiny else "runs")
+    cifar = None if images is None else Path(images).absolute()
+    return accelerator_parts.plan(sizes, cifar, runs, 0.01 if given.tiny else given.train_minutes)
 
 
-def agreement(given):
-    """Returns the largest difference between a network's ε here and on the CPU, relative to the largest value."""
-    import jax
+def write_toy_images(path):
+    """Writes random images of ten classes, for a trial of part f without data."""
     import numpy as np
 
-    import cfgjax.models.network as networks
-    from cfgjax.runs.settings import Settings
-
-    config = harness.load_config(given.configs[0], batch_size=4, dtype="float32")
-    settings = Settings.from_config(config)
-    shape, levels = settings.data.image_shape, settings.diffusion.levels
     rng = np.random.default_rng(0)
-    inputs = [rng.normal(size=(4, *shape)), np.linspace(-5, 5, 4), np.arange(4)]
-    inputs = [array.astype(kind) for array, kind in zip(inputs, ("f4", "f4", "i4"), strict=True)]
-    params = networks.init_params(networks.make_network(settings), jax.random.key(0), shape)
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(params))))
-    # the last layers start at 0
-    params = jax.tree.map(lambda a: a + 0.02 * jax.random.normal(next(keys), a.shape), params)
-    cpu = jax.devices("cpu")[0]
-    predict_eps = lambda predict, z, logsnr, label: predict(z, logsnr, {"label": label}).eps
-
-    def eps(device, dtype="float32", precision=None, fused=False):
-        config.model.dtype = dtype
-        if "fused_attention" in config.model:
-            config.model.fused_attention = fused
-        network = networks.make_network(Settings.from_config(config))
-        with jax.default_device(device), jax.default_matmul_precision(precision):
-            placed = jax.device_put((params, inputs), device)
-            run = jax.jit(lambda params, inputs: predict_eps(networks.bind(network, params, levels=levels), *inputs))
-            return np.asarray(run(*placed), np.float64)
-
-    exact, here = eps(cpu, precision="highest"), jax.devices()[0]
-    cases = {
-        "float32, highest precision": dict(precision="highest"),
-        "float32, default precision": {},
-        "bfloat16": dict(dtype="bfloat16"),
-        "bfloat16, fused attention": dict(dtype="bfloat16", fused=True),
-    }
-    rows = []
-    for name, options in cases.items():
-        found = eps(here, **options)
-        difference = np.abs(found - exact)
-        rows.append({"config": given.configs[0], "case": name, "largest": difference.max() / np.abs(exact).max()})
-        rows[-1]["mean"] = difference.mean() / np.abs(exact).mean()
-    return rows
+    image = rng.integers(0, 256, (TOY_IMAGES, 8, 8, 3), np.uint8)
+    with writing(path) as new:
+        np.savez(new, image=image, label=np.arange(TOY_IMAGES, dtype=np.int32) % 10)
 
 
-AGREEMENT_COLUMNS = {
-    "configuration": lambda f: f["config"],
-    f"{'arithmetic':>28}": lambda f: f["case"],
-    "largest difference": lambda f: f"{f['largest']:.1e}",
-    "mean difference": lambda f: f"{f['mean']:.1e}",
-}
+def obstacle(measurement, records, made):
+    """Returns (state to record or None, why a measurement cannot be made), or None if it can."""
+    by_name = {other.name: other for other in made}
+    if measurement.contestant and (library := peers.missing(measurement.contestant)):
+        return None, f"{library} is not installed"
+    if measurement.after and records.state(by_name[measurement.after]) == accelerator_records.NO_MEMORY:
+        return accelerator_records.NO_MEMORY, f"as {measurement.after} is"
+    for name in measurement.needs:
+        if records.state(by_name[name]) != accelerator_records.DONE:
+            return None, f"{name} is not complete"
+    return None
 
 
-def varied(config, given):
-    """Changes config to a variant. Returns {"variant": its name}."""
-    config.update_from_flattened_dict(VARIANTS[given.variants[0]])
-    return {"variant": given.variants[0]}
+def run_part(letter, made, records, given):
+    """Makes the measurements of a part that are not done, within --minutes. Returns [(name, why it is left), …]."""
+    whole = 60 * given.minutes
+    end, left = time.monotonic() + whole, []
+    if not all(measurement.places for measurement in made if measurement.script == "cifar"):
+        return [("all", NO_DATA)] if letter in unfinished({letter: made}, records) else []
+    for place, measurement in enumerate(made, 1):
+        if records.state(measurement) in accelerator_records.SETTLED and not given.again:
+            continue
+        if found := obstacle(measurement, records, made):
+            state, why = found
+            if state:
+                records.store(measurement, unmade(measurement, state, why))
+            else:
+                left.append((measurement.name, why))
+            continue
+        rest, expected = end - time.monotonic(), records.estimate(measurement, whole)
+        if expected > rest:
+            what = f"needs about {expected:.0f} s, {max(0, rest):.0f} s of --minutes={given.minutes:g} remain"
+            left.append((measurement.name, what))
+            continue
+        tell(f"{letter} {place}/{len(made)}: {measurement.name} (about {expected:.0f} s)")
+        limit = rest if measurement.resumes else min(rest, max(PATIENT_SECONDS, PATIENCE * expected))
+        record = accelerator_records.run(measurement, records, limit, whole)
+        tell(f"  {record['state']} after {record['seconds']:.0f} s{f': {why}' if (why := record['reason']) else ''}")
+        if record["state"] not in accelerator_records.SETTLED:
+            left.append((measurement.name, record["reason"] or "it continues in the next call"))
+    return left
 
 
-def step(config, given):
-    """Returns the figures of the training step, as train_step.py measures them."""
-    return varied(config, given) | train_step.measure(config, given)
+def unmade(measurement, state, why):
+    """Returns the record of a measurement whose result follows from another one."""
+    record = {"command": measurement.command, "kind": measurement.kind, "state": state, "reason": why}
+    return record | {"seconds": 0.0, "attempts": [], "results": [], "machine": dict.fromkeys(("device", "jax"))}
 
 
-def kernels(given):
-    """Returns the milliseconds per training step that the device spends in each kind of kernel."""
-    import jax
-
-    config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
-    about = {"config": given.configs[0], "batch_size": config.train.batch_size} | varied(config, given)
-    run, state, batches = train_step.open_step(config, 1)
-    dispatch, about["compile_seconds"] = harness.compile_timed(run.dispatch, state, batches, run.step_key)
-    for _ in range(3):
-        state, metrics = dispatch(state, batches, run.step_key)
-    jax.block_until_ready(metrics)
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            start = time.perf_counter()
-            for _ in range(TRACED_STEPS):
-                state, metrics = dispatch(state, batches, run.step_key)
-            jax.block_until_ready((state, metrics))
-            wall = (time.perf_counter() - start) / TRACED_STEPS
-        [path] = Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    spent, count = by_kernel(events)
-    rows = [
-        about | {"kernel": name, "ms": ms / TRACED_STEPS, "count": count[name] / TRACED_STEPS} for name, ms in spent
-    ]
-    total = {"kernel": "all of them", "ms": sum(row["ms"] for row in rows), "count": sum(row["count"] for row in rows)}
-    return [about | {"kernel": "the step", "ms": 1000 * wall, "count": 1}, about | total, *rows[:KERNELS]]
+def tell(line):
+    """Prints a line about the progress."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def by_kernel(events):
-    """Returns ([(kind of kernel, milliseconds), …], slowest first, {kind: launches}) of the events of a trace."""
-    devices = {e["pid"] for e in events if e.get("name") == "process_name" and "/device:" in e["args"]["name"]}
-    threads = {
-        (e["pid"], e["tid"])
-        for e in events
-        if e.get("name") == "thread_name" and e["pid"] in devices and "Stream" in e["args"]["name"]
-    }
-    spent, count = Counter(), Counter()
-    for event in events:
-        if event.get("ph") == "X" and (event["pid"], event["tid"]) in threads:
-            kind = re.sub(r"[._]?\d+", "", event["name"])[:60]
-            spent[kind] += event["dur"] / 1000
-            count[kind] += 1
-    return spent.most_common(), count
+def unfinished(plan, records):
+    """Returns the letters of the parts that have a measurement to be made."""
+    settled = lambda m: records.state(m) in accelerator_records.SETTLED
+    return [letter for letter, made in plan.items() if not all(map(settled, made))]
 
 
-KERNEL_COLUMNS = {
-    "configuration": lambda f: f["config"],
-    f"{'variant':>18}": lambda f: f["variant"],
-    f"{'kernel':>60}": lambda f: f["kernel"],
-    "ms/step": lambda f: f"{f['ms']:.2f}",
-    "launches": lambda f: f"{f['count']:.0f}",
-    "compile s": lambda f: f"{f['compile_seconds']:.0f}",
-}
+def run(given):
+    """Makes the requested parts and prints the report. Returns FAILED if a measurement fails in this call."""
+    check(given)
+    sizes = accelerator_parts.TINY if given.tiny else accelerator_parts.FULL
+    plan, records = plan_of(given, sizes), accelerator_records.Records(given.out, LETTERS, sizes.environ)
+    letters = given.parts or (LETTERS if given.again else unfinished(plan, records))
+    stop_by_exception()
+    if given.tiny and "f" in letters and given.cifar is None:
+        Path(given.out).mkdir(parents=True, exist_ok=True)
+        write_toy_images(Path(given.out) / "toy.npz")
+    before = failures(plan, records)
+    left = {letter: run_part(letter, plan[letter], records, given) for letter in letters}
+    lines = accelerator_report.report(plan, records, left)
+    Path(given.out).mkdir(parents=True, exist_ok=True)
+    with writing(Path(given.out) / "accelerator.md") as new:
+        new.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(*lines, "", *accelerator_report.summary(plan, records), sep="\n")
+    return FAILED if failures(plan, records) - before else DONE
 
 
-def cases(axes):
-    """Returns the cases of every combination of --configs and the values of other list flags."""
-    return lambda given: harness.product(given, "configs", *axes)
-
-
-def part(name, table):
-    """Returns the table, without cases if --only excludes it. Raises UsageError for unknown variants."""
-
-    def chosen(given):
-        for variant in given.variants:
-            choose("variant", variant, VARIANTS)
-        return table.cases(given) if name in given.only else []
-
-    return dataclasses.replace(table, cases=chosen)
+def failures(plan, records):
+    """Returns the set of measurements that failed for another reason than memory."""
+    return {m for made in plan.values() for m in made if records.state(m) == accelerator_records.FAILED}
 
 
 def main(argv):
     """Runs `accelerator.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
-    flags.DEFINE_multi_enum("only", PARTS, PARTS, "A part to run; repeatable. All by default.", flag_values=given)
-    flags.DEFINE_list("variants", ["plain"], f"Variants of the step: {', '.join(VARIANTS)}.", flag_values=given)
-    flags.DEFINE_list("samplers", ["ancestral(v=0.3)"], "Samplers to measure.", flag_values=given)
-    flags.DEFINE_integer("ceiling_size", 8192, "Number of rows of the matrices in the ceilings.", flag_values=given)
-    flags.DEFINE_integer("num_steps", 16, "Number of network calls T of the sampler.", flag_values=given, lower_bound=2)
-    flags.DEFINE_integer("steps_per_repeat", None, "As of train_step.py.", flag_values=given, lower_bound=1)
-    flags.DEFINE_integer("steps_per_dispatch", None, "As of train_step.py.", flag_values=given, lower_bound=1)
-    variant = {f"{'variant':>18}": lambda f: f["variant"]}
-    columns = {"configuration": train_step.COLUMNS["configuration"]} | variant | train_step.COLUMNS
-    tables = {
-        "ceilings": harness.Table(lambda given: [[]], ceilings, CEILING_COLUMNS),
-        "agreement": harness.Table(cases([]), agreement, AGREEMENT_COLUMNS),
-        "step": harness.per_config(("variants",), columns, step),
-        "kernels": harness.Table(cases(["variants"]), kernels, KERNEL_COLUMNS),
-        "sampling": harness.per_config(("samplers",), sampling.COLUMNS, sampling.measure),
-    }
-    tables = {name: part(name, table) for name, table in tables.items()}
-    return harness.main(argv, __doc__, given, tables, configs=["imagenet64"])
+    what = f"Parts to measure: {', '.join(LETTERS)}; by default all that are not done."
+    flags.DEFINE_list("parts", [], what, flag_values=given)
+    define_path("out", "accelerator", "Folder for results, logs, caches and runs.", flag_values=given)
+    what = "Minutes for each part; measurements that do not fit are left for the next call."
+    flags.DEFINE_float("minutes", 9.0, what, flag_values=given, lower_bound=0)
+    flags.DEFINE_bool("tiny", False, "Make a measurement of each kind at toy sizes, also on a CPU.", flag_values=given)
+    flags.DEFINE_bool("again", False, "Make also the measurements that are done.", flag_values=given)
+    define_path("cifar", None, "CIFAR-10 for part f: an .npz with `image` and `label`.", flag_values=given)
+    what = "Minutes of training for each p_uncond of part f, over all calls."
+    flags.DEFINE_float("train_minutes", 20.0, what, flag_values=given, lower_bound=0)
+    try:
+        return harness.command(argv, __doc__, given, lambda: run(given))
+    except StopSignal as stopped:
+        tell(stopped_line(str(stopped)))
+        return PREEMPTED
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tempfile
 import time
 
 import harness
+import sampling
 from absl import flags
 
 from cfgjax.base.errors import UsageError, choose
@@ -30,19 +31,19 @@ def generation(given):
 
     config = harness.load_config(given.configs[0], dtype=given.dtype)
     (weight,) = numbers("guidance", given.guidance, float)
-    model = harness.fresh_model(config)
+    model = sampling.fresh_model(config)
     batch = given.batch_size or config.evaluate.batch_size
     batch += -batch % model.mesh.size
     chosen = dict(num_steps=given.num_steps, rule=cfg() if weight else conditional())
-    program, compile_seconds, flops = harness.compile_sampler(model, batch, **chosen)
+    program, compile_seconds, flops = sampling.compile_sampler(model, batch, **chosen)
     options = dataclasses.replace(model.options, guidance=weight, **chosen)
     index = np.arange(batch * given.num_batches)
     draw = lambda: [samples for _, _, samples in draw_samples(model, options, index, batch)]
     seconds = harness.time_repeats(draw, given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, len(index), flops)
     about = {"config": given.configs[0], "guidance_weight": weight, "batch_size": batch, "dtype": config.model.dtype}
-    calls = {"num_steps": given.num_steps, "image_calls_per_second": given.num_steps * shared["images_per_second"]}
-    return [about | calls | shared]
+    calls = given.num_steps * shared["images_per_second"]
+    return [about | {"num_steps": given.num_steps, "image_calls_per_second": calls} | shared]
 
 
 GENERATION_COLUMNS = {
@@ -56,8 +57,8 @@ GENERATION_COLUMNS = {
 }
 
 
-def make_classifier():
-    """Returns the feature network of experiments/digits_classifier.py with fresh parameters."""
+def make_classifier(experiment):
+    """Returns the feature network of a classifier's experiment with fresh parameters, and its image shape."""
     import jax
 
     from cfgjax.evaluation.features.networks import classifier_features
@@ -65,10 +66,9 @@ def make_classifier():
     from cfgjax.runs.config import load_file
     from cfgjax.runs.settings import Settings
 
-    settings = Settings.from_config(load_file(harness.EXPERIMENTS / "digits_classifier.py"))
-    image_shape = settings.data.image_shape
-    params = init_params(make_network(settings), jax.random.key(0), image_shape)
-    return classifier_features(settings, params), image_shape
+    settings = Settings.from_config(load_file(harness.EXPERIMENTS / f"{experiment}.py"))
+    shape = settings.data.image_shape
+    return classifier_features(settings, init_params(make_network(settings), jax.random.key(0), shape)), shape
 
 
 def make_inception():
@@ -88,7 +88,11 @@ def make_inception():
 
 
 # name: (function that returns (network, image shape), default of --num_images)
-NETWORKS = {"classifier": (make_classifier, 2048), "inception": (make_inception, 128)}
+NETWORKS = {
+    "classifier": (lambda: make_classifier("digits_classifier"), 2048),
+    "inception": (make_inception, 128),
+    "cifar10_classifier": (lambda: make_classifier("cifar10_classifier"), 2048),
+}
 
 
 def networks(given):
@@ -106,12 +110,11 @@ def networks(given):
         network(images)
         return time.perf_counter() - start
 
-    warm = lambda size: {"first_seconds": seconds(size, images[:size]), "resident_bytes": harness.resident_bytes()}
-    first = {size: warm(size) for size in sizes}
+    first = {n: {"first_seconds": seconds(n, images[:n]), "resident_bytes": harness.resident_bytes()} for n in sizes}
     rounds = [{size: seconds(size, images) for size in sizes} for _ in range(given.repeats)]
     rates = {size: harness.rate_figures(num_images, [one[size] for one in rounds]) for size in sizes}
     best = max(rate["images_per_second"] for rate in rates.values())
-    about = {"network": network.name, "image_shape": image_shape, "num_images": num_images}
+    about = {"network": given.networks[0], "image_shape": image_shape, "num_images": num_images}
     share = lambda size: {"batch_size": size, "share_of_best": rates[size]["images_per_second"] / best}
     return [about | share(size) | rates[size] | first[size] for size in sizes]
 
@@ -231,9 +234,8 @@ def metrics(given):
     run = (METRICS | POINT_METRICS)[name](draw, given.num_samples, size)
     seconds = harness.time_repeats(run, given.repeats)
     about = {"metric": name, "num_samples": given.num_samples, "num_features": size}
-    about["num_logits"] = num_logits(size) if name == "inception_score" else None
-    timed = {"seconds": statistics.median(seconds), "repeat_seconds": seconds}
-    return [about | timed | {"resident_bytes": harness.resident_bytes()}]
+    about |= {"num_logits": num_logits(size) if name == "inception_score" else None, "repeat_seconds": seconds}
+    return [about | {"seconds": statistics.median(seconds), "resident_bytes": harness.resident_bytes()}]
 
 
 def metric_cases(given):
@@ -279,14 +281,12 @@ def main(argv):
     """Runs `evaluation.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     listed = lambda name, default, about: flags.DEFINE_list(name, default, about, flag_values=given)
-    count = lambda name, default, about, least=1: flags.DEFINE_integer(
-        name, default, about, flag_values=given, lower_bound=least
-    )
+    count = lambda name, default, what, least=1: flags.DEFINE_integer(name, default, what, least, flag_values=given)
     listed("parts", list(TABLES), f"Parts to measure: {', '.join(TABLES)}.")
     listed("guidance", ["0", "1"], "Weights w of generation; at 0 the unconditional branch is left out.")
     count("num_steps", 8, "Number of network calls T of generation.", 2)
     count("num_batches", 2, "Number of batches in a repeat of generation.")
-    listed("networks", list(NETWORKS), f"Feature networks to measure: {', '.join(NETWORKS)}.")
+    listed("networks", ["classifier", "inception"], f"Feature networks to measure: {', '.join(NETWORKS)}.")
     listed("network_batch_sizes", ["16", "32", "64", "128"], "Batch sizes of the feature networks.")
     count("num_images", None, "Number of images in a repeat of a feature network; by default 2048, for Inception 128.")
     listed("metrics", list(METRICS | POINT_METRICS), f"Metrics to measure: {', '.join(METRICS | POINT_METRICS)}.")

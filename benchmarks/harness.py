@@ -1,5 +1,6 @@
 """Shared by the benchmarks: named configurations, a process for each case, and the figures of a compiled program."""
 
+import collections
 import dataclasses
 import itertools
 import json
@@ -19,7 +20,6 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
 from cfgjax.cli.common import no_arguments
 from cfgjax.runs.config import load_file, parse_flags, variants
-from cfgjax.runs.settings import Settings
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 WITHOUT = ("base", "own_images")  # own_images needs a prepared set
@@ -155,11 +155,24 @@ def child(given, table):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)
+    counts = count_programs()
     rows = table.measure(given)
     device = {"device": jax.devices()[0].device_kind, "num_devices": jax.device_count(), "jax": jax.__version__}
-    print(json.dumps({"machine": device, "rows": rows}))
+    print(json.dumps({"machine": device, "rows": [dict(counts) | row for row in rows]}))
     return DONE
+
+
+def count_programs():
+    """Disables the cache of compiled programs unless JAX_COMPILATION_CACHE_DIR is set.
+
+    Returns a Counter of "cache_hits", programs read from it, and "cache_misses", programs compiled for it, from now on.
+    """
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", bool(os.environ.get("JAX_COMPILATION_CACHE_DIR")))
+    counts, names = collections.Counter(), ("cache_hits", "cache_misses")
+    jax.monitoring.register_event_listener(lambda event, **_: counts.update(n for n in names if event.endswith(n)))
+    return counts
 
 
 def parent(argv, given, tables):
@@ -196,46 +209,6 @@ def print_row(columns, cells, file):
     """Prints cells below the headings that are the keys of columns."""
     widths = [max(len(heading), CELL_WIDTH) for heading in columns]
     print(*map(str.rjust, cells, widths), sep=" | ", file=file, flush=True)
-
-
-def fresh_model(config):
-    """Returns the `Model` of config on the config's mesh, with fresh parameters."""
-    import jax
-
-    from cfgjax.distributed.sharding import make_mesh, replicated
-    from cfgjax.models.model import Model
-    from cfgjax.models.network import init_params, make_network
-
-    settings = Settings.from_config(config)
-    mesh = make_mesh(**dataclasses.asdict(settings.mesh))
-    init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)
-    return Model(settings, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
-
-
-def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
-    """Returns (program, compile seconds, network FLOPs per image) of `Model.sampler`, which then runs this program.
-
-    Uses a private name, because the sampler that `Model` returns reports neither its compile time nor its memory.
-    """
-    import jax
-    import numpy as np
-
-    from cfgjax.diffusion.guidance import conditional
-
-    index, jitted = np.arange(batch_size), model._sample
-    draw = model.sampler(num_steps=num_steps, rule=rule, **options)
-    model._sample = lambda *arguments, **static: (arguments, static)  # records the call instead of running it
-    arguments, static = draw(index, index % model.num_classes, np.ones(batch_size))
-    program, compile_seconds = compile_timed(jitted, *arguments, **static)
-    model._sample = lambda *arguments, **static: program(*arguments)
-
-    evaluated = (1 if rule == conditional() else 2) * batch_size
-    inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
-    forward = jax.jit(lambda params, z, logsnr, label: model.bind(params)(z, logsnr, {"label": label}))
-    params = jax.eval_shape(lambda: model.params)
-    with jax.default_device(jax.devices("cpu")[0]):  # clients of accelerators do not count FLOPs
-        lowered = forward.lower(params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
-    return program, compile_seconds, num_steps * lowered.cost_analysis()["flops"] / batch_size
 
 
 def compile_timed(jitted, *arguments, **static):
@@ -281,15 +254,22 @@ def figures(program, compile_seconds, repeat_seconds, images, flops_per_image):
     program_bytes: arguments, results and temporaries on each device. device_bytes: peak reported by the device, None
     if it has no count (CPU). resident_bytes: peak of the process, including compilation.
     """
-    import jax
-
-    memory = program.memory_analysis()
-    peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
     rates = rate_figures(images, repeat_seconds)
     return rates | {
         "compile_seconds": compile_seconds,
         "flops_per_image": flops_per_image,
         "flops_per_second": rates["images_per_second"] * flops_per_image,
+        **memory_figures(program),
+    }
+
+
+def memory_figures(program):
+    """Returns the memory of a compiled program, of the devices and of this process, as in `figures`."""
+    import jax
+
+    memory = program.memory_analysis()
+    peaks = [stats["peak_bytes_in_use"] for device in jax.local_devices() if (stats := device.memory_stats())]
+    return {
         "program_bytes": memory.argument_size_in_bytes + memory.output_size_in_bytes
         + memory.temp_size_in_bytes - memory.alias_size_in_bytes,
         "device_bytes": max(peaks, default=None),

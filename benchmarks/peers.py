@@ -3,8 +3,8 @@
 python benchmarks/peers.py --configs=small8,small32 --repeats=15 --json=peers.json
 python benchmarks/peers.py --configs=small32 --task=sample --contestants=eager,eager_tuned,eager_compiled,cfgjax
 
-A training step is an optimizer step on one batch. A sampling step is a DDIM step with guidance, two evaluations of the
-network for each image.
+A training step is an optimizer step on one batch. A sampling step is a level of --sampler with guidance, two
+evaluations of the network for each image, or as many as --rule needs.
 
 Every contestant runs in its own process, so that its memory and compile time are measured separately. All processes
 exist at once. In each round they take their steps in turn, while the others sleep.
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import harness
+import sampling
 from absl import flags
 from train_step import open_step
 
@@ -33,6 +34,7 @@ CONTESTANTS = {
     "eager": ("torch", ("adm", "eager")),
     "eager_tuned": ("torch", ("adm", "channels_last")),
     "eager_compiled": ("torch", ("adm", "compile")),
+    "fused_compiled": ("torch", ("adm_fused", "compile")),
     "diffusers": ("torch", ("diffusers", "eager")),
     "diffusers_tuned": ("torch", ("diffusers", "channels_last")),
     "diffusers_compiled": ("torch", ("diffusers", "compile")),
@@ -40,9 +42,10 @@ CONTESTANTS = {
     "cfgjax_8": ("jax", (8,)),
 }
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
-ROUND_STEPS = 8  # steps of a contestant in each round
+ROUND_STEPS = 8  # steps of a contestant in each round, unless sampling has --num_steps
 REFERENCE = "eager"
-PASSED = ("batch_size", "dtype", "cores", "clock", "task")
+PASSED = ("batch_size", "dtype", "cores", "clock", "task", "sampler", "rule", "num_steps")
+SAMPLING = ("sampler", "rule", "num_steps")
 COLUMNS = {
     "configuration": lambda f: f["config"],
     "task": lambda f: f["task"],
@@ -70,26 +73,39 @@ def missing(name):
     return next((library for library in needed if importlib.util.find_spec(library) is None), None)
 
 
-def make_torch(task, config, network, mode):
-    """Returns (function that takes ROUND_STEPS steps, number of parameters) of a peer."""
+def make_torch(given, config, network, mode):
+    """Returns (function that takes the steps of a round, number of parameters) of a peer."""
     import torch_peers
 
-    if task == "sample":
-        draw = torch_peers.Sampler(config, network, mode, ROUND_STEPS)
+    if given.task == "sample":
+        draw = torch_peers.Sampler(config, network, mode, given.sampler.partition("(")[0], evaluations(given))
         return draw, draw.parameters
     step = torch_peers.Step(config, network, mode)
     return lambda: [step() for _ in range(ROUND_STEPS)], step.parameters
 
 
-def make_jax(task, config, steps_per_dispatch):
-    """Returns (function that takes ROUND_STEPS steps, number of parameters) of `cfgjax train` or of `Model.sample`."""
+def evaluations(given):
+    """Returns the number of network evaluations per image at each level: 2 with guidance, 1 without."""
     import jax
     import numpy as np
 
-    jax.config.update("jax_enable_compilation_cache", False)
-    if task == "sample":
-        model, index = harness.fresh_model(config), np.arange(config.train.batch_size)
-        draw = model.sampler(sampler="ddim()", num_steps=ROUND_STEPS)
+    from cfgjax.diffusion import guidance
+    from cfgjax.diffusion.schedules import logsnr_grid
+    from cfgjax.diffusion.specs import parse
+
+    jax.config.update("jax_platforms", "cpu")  # leaves the memory of a GPU to torch
+    grid = np.asarray(logsnr_grid(given.num_steps))
+    return guidance.evaluations(guidance.on_grid(parse(given.rule, guidance.RULES), grid), grid).tolist()
+
+
+def make_jax(given, config, steps_per_dispatch):
+    """Returns (function that takes the steps of a round, number of parameters) of `cfgjax train` or `Model.sample`."""
+    import jax
+    import numpy as np
+
+    if given.task == "sample":
+        model, index = sampling.fresh_model(config), np.arange(config.train.batch_size)
+        draw = model.sampler(sampler=given.sampler, num_steps=given.num_steps, rule=given.rule, grid="schedule()")
         run = lambda: jax.block_until_ready(draw(index, index % model.num_classes, np.ones(len(index))))
         return run, sum(leaf.size for leaf in jax.tree.leaves(model.params))
     run, state, batches = open_step(config, steps_per_dispatch)
@@ -112,13 +128,14 @@ def contestant(given):
         # before libraries count the cores to choose their number of threads
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     clock = time.process_time if given.clock == "cpu" else time.perf_counter
+    counts = harness.count_programs() if kind == "jax" else {}
     start = clock()
-    take, parameters = (make_torch if kind == "torch" else make_jax)(given.task, config, *arguments)
+    take, parameters = (make_torch if kind == "torch" else make_jax)(given, config, *arguments)
     take()
     ready, told = clock() - start, functools.partial(print, flush=True)
     start = clock()
     take()
-    told(json.dumps({"parameters": parameters, "compile_seconds": ready - (clock() - start)}))
+    told(json.dumps({"parameters": parameters, "compile_seconds": ready - (clock() - start), **counts}))
     for _ in sys.stdin:
         start = clock()
         take()
@@ -149,9 +166,11 @@ def measure(given):
     for name in names:
         ratios = [r / s for r, s in zip(seconds.get(REFERENCE, []), seconds[name], strict=False)]
         quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        rates = harness.rate_figures(ROUND_STEPS * config.train.batch_size, seconds[name])
+        steps = given.num_steps if given.task == "sample" else ROUND_STEPS
+        rates = harness.rate_figures(steps * config.train.batch_size, seconds[name])
         rows.append(
             {"config": given.configs[0], "task": given.task, "batch_size": config.train.batch_size}
+            | ({name: given[name].value for name in SAMPLING} if given.task == "sample" else {})
             | {"contestant": name, **told[name]}
             | {"ms_per_step": 1000 * config.train.batch_size / rates["images_per_second"], **rates}
             | {"times_eager": statistics.median(ratios) if ratios else None}
@@ -185,6 +204,9 @@ def main(argv):
     """Runs `peers.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_enum("task", "train", ["train", "sample"], "What a step is.", flag_values=given)
+    flags.DEFINE_string("sampler", "ddim()", "Sampler: ddim() or dpmpp_2m().", flag_values=given)
+    flags.DEFINE_string("rule", "cfg()", "Guidance rule: cfg(), or interval(…) of it.", flag_values=given)
+    flags.DEFINE_integer("num_steps", ROUND_STEPS, "Levels T of the sampler.", flag_values=given, lower_bound=2)
     flags.DEFINE_list("contestants", list(CONTESTANTS), "Which take part.", flag_values=given)
     flags.DEFINE_integer(
         "cores", None, "Number of cores that each contestant may use; by default all.", flag_values=given, lower_bound=1

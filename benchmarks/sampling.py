@@ -5,12 +5,15 @@ python benchmarks/sampling.py --configs=digits,small8 --samplers=ddim --num_step
 Then measures the overhead of guidance over the network evaluations that it needs, with networks of a fixed cost.
 """
 
+import dataclasses
 import functools
 import statistics
 import sys
 
 import harness
 from absl import flags
+
+from cfgjax.runs.settings import Settings
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -22,6 +25,46 @@ COLUMNS = {
 }
 
 
+def fresh_model(config):
+    """Returns the `Model` of config on the config's mesh, with fresh parameters."""
+    import jax
+
+    from cfgjax.distributed.sharding import make_mesh, replicated
+    from cfgjax.models.model import Model
+    from cfgjax.models.network import init_params, make_network
+
+    settings = Settings.from_config(config)
+    mesh = make_mesh(**dataclasses.asdict(settings.mesh))
+    init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)
+    return Model(settings, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
+
+
+def compile_sampler(model, batch_size, *, num_steps, rule=None, **options):
+    """Returns (program, compile seconds, network FLOPs per image) of `Model.sampler`, which then runs this program.
+
+    Uses a private name, because the sampler that `Model` returns reports neither its compile time nor its memory.
+    """
+    import jax
+    import numpy as np
+
+    from cfgjax.diffusion.guidance import conditional
+
+    index, jitted = np.arange(batch_size), model._sample
+    draw = model.sampler(num_steps=num_steps, rule=rule, **options)
+    model._sample = lambda *arguments, **static: (arguments, static)  # records the call instead of running it
+    arguments, static = draw(index, index % model.num_classes, np.ones(batch_size))
+    program, compile_seconds = harness.compile_timed(jitted, *arguments, **static)
+    model._sample = lambda *arguments, **static: program(*arguments)
+
+    evaluated = (1 if rule == conditional() else 2) * batch_size
+    inputs = [((evaluated, *model.image_shape), np.float32), ((evaluated,), np.float32), ((evaluated,), np.int32)]
+    forward = jax.jit(lambda params, z, logsnr, label: model.bind(params)(z, logsnr, {"label": label}))
+    params = jax.eval_shape(lambda: model.params)
+    with jax.default_device(jax.devices("cpu")[0]):  # clients of accelerators do not count FLOPs
+        lowered = forward.lower(params, *[jax.ShapeDtypeStruct(*of) for of in inputs])
+    return program, compile_seconds, num_steps * lowered.cost_analysis()["flops"] / batch_size
+
+
 def measure(config, given):
     """Returns the figures of the sampler that `Model.sample` compiles for config, with fresh parameters and w = 1."""
     import jax
@@ -31,9 +74,9 @@ def measure(config, given):
     from cfgjax.models.binding import sampler_value
 
     options = {"sampler": given.samplers[0], "num_steps": given.num_steps or config.sample.num_steps}
-    batch, model = config.train.batch_size, harness.fresh_model(config)
+    batch, model = config.train.batch_size, fresh_model(config)
     check_batch_size(batch, model.mesh)
-    program, compile_seconds, flops = harness.compile_sampler(model, batch, **options)
+    program, compile_seconds, flops = compile_sampler(model, batch, **options)
     evaluations = sampler_value(given.samplers[0]).evaluations(options["num_steps"])
     draw, index = model.sampler(**options), np.arange(batch)
     seconds = harness.time_repeats(lambda: draw(index, index % model.num_classes, np.ones(batch)), given.repeats)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cfgjax.base.errors import UsageError
+from cfgjax.base.errors import UsageError, choose
+
+SAMPLERS = ("ddim", "dpmpp_2m")
 
 
 class GroupNorm(nn.GroupNorm):
@@ -51,11 +53,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over positions by two einsums, softmax in float32, plus x."""
+    """Self-attention over positions, plus x: two einsums and a softmax in float32, or PyTorch's operation (fused)."""
 
-    def __init__(self, channels, head_channels):
+    def __init__(self, channels, head_channels, fused):
         super().__init__()
-        self.head_channels = head_channels
+        self.head_channels, self.fused = head_channels, fused
         self.norm, self.qkv = GroupNorm(channels), nn.Conv1d(channels, 3 * channels, 1)
         self.proj = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -63,6 +65,10 @@ class Attention(nn.Module):
         flat = x.flatten(2)
         qkv = self.qkv(self.norm(flat))
         q, k, v = qkv.reshape(-1, 3 * self.head_channels, qkv.shape[-1]).split(self.head_channels, dim=1)
+        if self.fused:
+            heads = [part.transpose(1, 2).unflatten(0, (len(x), -1)) for part in (q, k, v)]  # [B, heads, N, C]
+            h = functional.scaled_dot_product_attention(*heads).transpose(2, 3).reshape(flat.shape)
+            return (flat + self.proj(h)).reshape(x.shape)
         scale = self.head_channels**-0.25
         weight = torch.einsum("bct,bcs->bts", q * scale, k * scale).float().softmax(dim=-1).type(v.dtype)
         h = torch.einsum("bts,bcs->bct", weight, v).reshape(flat.shape)
@@ -72,7 +78,7 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """ε_θ(z [B, C, H, W], time [B], label [B]) of a config.model with AdaGN and resampling in residual blocks."""
 
-    def __init__(self, model, image_shape, num_classes):
+    def __init__(self, model, image_shape, num_classes, fused=False):
         super().__init__()
         size, _, colours = image_shape
         first, embedded = model.channels, 4 * model.channels
@@ -82,11 +88,12 @@ class UNet(nn.Module):
         self.label = nn.Embedding(num_classes + 1, embedded)
 
         residual = functools.partial(ResBlock, embedded=embedded, dropout=model.dropout)
+        attention = functools.partial(Attention, head_channels=model.head_channels, fused=fused)
 
         def block(channels, width, height):
             made = [residual(channels, width)]
             attended = height in model.attention_resolutions
-            return nn.ModuleList(made + [Attention(width, model.head_channels)] * attended)
+            return nn.ModuleList(made + [attention(width)] * attended)
 
         self.in_conv = nn.Conv2d(colours, first, 3, padding=1)
         self.down, self.up, kept, channels = nn.ModuleList(), nn.ModuleList(), [first], first
@@ -98,7 +105,7 @@ class UNet(nn.Module):
                 self.down.append(nn.ModuleList([residual(channels, channels, resample="down")]))
                 kept.append(channels)
         middle = [residual(channels, channels) for _ in range(2)]
-        self.middle = nn.ModuleList([middle[0], Attention(channels, model.head_channels), middle[1]])
+        self.middle = nn.ModuleList([middle[0], attention(channels), middle[1]])
         for level, width in reversed(list(enumerate(widths))):
             for i in range(model.depth + 1):
                 made = block(channels + kept.pop(), width, size >> level)
@@ -150,8 +157,9 @@ def diffusers_unet(model, image_shape, num_classes):
 class Peer:
     """A network with random parameters, on a GPU if present. In bfloat16 it runs under autocast.
 
-    network: "adm" or "diffusers". mode: "eager"; "channels_last", which also lets cuDNN choose its algorithms by trial
-    and fuses updates over all parameters; or "compile", which adds torch.compile. parameters: their number.
+    network: "adm", "adm_fused" with PyTorch's own attention, or "diffusers". mode: "eager"; "channels_last", which also
+    lets cuDNN choose its algorithms by trial and fuses updates over all parameters; or "compile", which adds
+    torch.compile. parameters: their number.
     """
 
     def __init__(self, config, network, mode):
@@ -163,7 +171,7 @@ class Peer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cast = torch.autocast(self.device.type, torch.bfloat16, enabled=model.dtype == "bfloat16")
         torch.manual_seed(0)
-        make = {"adm": UNet, "diffusers": diffusers_unet}[network]
+        make = {"adm": UNet, "adm_fused": functools.partial(UNet, fused=True), "diffusers": diffusers_unet}[network]
         self.together = mode != "eager"
         torch.backends.cudnn.benchmark = self.together
         self.layout = torch.channels_last if self.together else torch.contiguous_format
@@ -177,32 +185,46 @@ class Peer:
 
 
 class Sampler(Peer):
-    """Draws a batch of images by DDIM of num_steps steps with guidance, w = 1, as a loop in Python."""
+    """Draws a batch of images with guidance, w = 1, as a loop in Python.
 
-    def __init__(self, config, network, mode, num_steps):
+    sampler: "ddim" or "dpmpp_2m". evaluations: of each level, 2 with guidance and 1 without.
+    """
+
+    def __init__(self, config, network, mode, sampler, evaluations):
         super().__init__(config, network, mode)
         self.net.eval()
+        self.sampler, self.evaluations = choose("sampler of a peer", sampler, {s: s for s in SAMPLERS}), evaluations
         self.label = torch.arange(self.shape[0], device=self.device) % self.num_classes
-        self.u = torch.linspace(0.99, 0.01, num_steps + 1, device=self.device)
+        self.null = torch.full_like(self.label, self.num_classes)
+        self.u = torch.linspace(0.99, 0.01, len(evaluations) + 1, device=self.device)
 
     @torch.no_grad()
-    def __call__(self, w=1.0):
+    def __call__(self):
         """Returns the images, [B, C, H, W] in float32, which are complete on return."""
         z = torch.randn(self.shape, device=self.device).to(memory_format=self.layout)
-        labels = torch.cat([self.label, torch.full_like(self.label, self.num_classes)])
         alphas, sigmas = torch.cos(self.u * math.pi / 2), torch.sin(self.u * math.pi / 2)
+        steps = torch.log(alphas[1:] / sigmas[1:]) - torch.log(alphas[:-1] / sigmas[:-1])  # h, half of those in λ
+        before = None
         with self.cast:  # around all steps: it keeps the weights that it casts
-            for u, alpha, sigma, next_alpha, next_sigma in zip(
-                self.u, alphas, sigmas, alphas[1:], sigmas[1:], strict=False
-            ):
-                out = self.call(torch.cat([z, z]), (1000 * u).expand(len(labels)), labels)
-                conditional, unconditional = out.float().chunk(2)
-                eps = (1 + w) * conditional - w * unconditional
-                x = ((z - sigma * eps) / alpha).clamp(-1, 1)
-                z = next_alpha * x + next_sigma * (z - alpha * x) / sigma
+            for i, evaluations in enumerate(self.evaluations):
+                x = ((z - sigmas[i] * self.eps(z, self.u[i], evaluations)) / alphas[i]).clamp(-1, 1)
+                z = alphas[i + 1] * x + sigmas[i + 1] * (z - alphas[i] * x) / sigmas[i]
+                if self.sampler == "dpmpp_2m" and i:
+                    ratio = 0.5 * steps[i] / steps[i - 1]
+                    z = z - alphas[i + 1] * torch.expm1(-steps[i]) * ratio * (x - before)
+                before = x
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return x
+
+    def eps(self, z, u, evaluations, w=1.0):
+        """Returns the guided ε̃ = (1+w) ε(z,c) − w ε(z), or ε(z,c) for one evaluation."""
+        if evaluations == 1:
+            return self.call(z, (1000 * u).expand(len(z)), self.label).float()
+        labels = torch.cat([self.label, self.null])
+        out = self.call(torch.cat([z, z]), (1000 * u).expand(len(labels)), labels)
+        conditional, unconditional = out.float().chunk(2)
+        return (1 + w) * conditional - w * unconditional
 
 
 class Step(Peer):

@@ -46,13 +46,14 @@ def measure(config, given):
         return state, metrics
 
     seconds = harness.time_repeats(repeat, given.repeats)
-    flops = flops_per_image(config)["step"]
-    shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops)
+    flops = flops_per_image(config)
+    shared = harness.figures(dispatch, compile_seconds, seconds, steps * config.train.batch_size, flops["step"])
     return {
         "parametrisation": config.diffusion.parametrisation,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "steps_per_dispatch": k,
         "steps_per_repeat": steps,
+        "forward_flops_per_image": flops["forward"],
         "ms_per_step": 1000 * config.train.batch_size / shared["images_per_second"],
         **shared,
     }

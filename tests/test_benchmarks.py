@@ -62,7 +62,7 @@ def test_prepared_sets_and_preparing_are_timed():
 
 @pytest.mark.e2e
 def test_the_accelerators_benchmark_runs_on_a_cpu_and_agrees_with_it():
-    ran = run("accelerator", "--configs=tiny", "--ceiling_size=64", "--repeats=1", "--num_steps=4", "--json=-")
+    ran = run("device", "--configs=tiny", "--ceiling_size=64", "--repeats=1", "--num_steps=4", "--json=-")
     assert ran.returncode == 0, ran.stderr
     results = json.loads(ran.stdout)["results"]
     by_table = {name: [r for r in results if r["table"] == name] for name in ("ceilings", "agreement", "kernels")}
@@ -201,7 +201,7 @@ def test_every_part_of_evaluation_is_timed():
 @pytest.mark.slow
 def test_the_sampler_compiled_separately_draws_the_same_samples_and_guidance_doubles_flops(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import harness
+    import sampling
 
     config, index = mixture_config(), np.arange(8)
     mixture = toy_mixture(config.data.means, config.data.stds, config.data.weights)
@@ -210,7 +210,7 @@ def test_the_sampler_compiled_separately_draws_the_same_samples_and_guidance_dou
         model = Model(config, {}, bind_params=of_mixture(mixture))
         draw = lambda: np.asarray(model.sampler(**options)(index, index % model.num_classes, np.ones(8)))
         before = draw()
-        program, _, flops_per_image = harness.compile_sampler(model, 8, **options)
+        program, _, flops_per_image = sampling.compile_sampler(model, 8, **options)
         assert np.array_equal(draw(), before)
         assert program.memory_analysis().output_size_in_bytes == before.nbytes // model.mesh.size
         return flops_per_image

@@ -57,12 +57,13 @@ def make_train_step(
         draw_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
         drawn = objective.draw(draw_key, batch, state.level_losses)
         (loss, terms), grads = gradients(state.params, drawn, dropout_key)
-        norm = optax.tree.norm(grads)  # not finite if squares overflow, which Adam stores
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
-        params = optax.apply_updates(state.params, updates)
-        averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
-        averages = optax.tree.where(finite, averages, state.ema)
+        with jax.named_scope("optimizer"):  # as profiles call these operations
+            norm = optax.tree.norm(grads)  # not finite if squares overflow, which Adam stores
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, finite=finite)
+            params = optax.apply_updates(state.params, updates)
+            averages = ema.update(state.ema, params, state.step, warmup=ema_warmup)
+            averages = optax.tree.where(finite, averages, state.ema)
         kept = objective.observe(state.level_losses, terms, drawn)
         kept = optax.tree.where(finite, kept, state.level_losses)
         metrics = {
