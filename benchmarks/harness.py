@@ -17,7 +17,10 @@ from absl import flags
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
+from cfgjax.base.freed_memory import keep_freed_memory, return_freed_memory
 from cfgjax.cli.common import no_arguments
+from cfgjax.distributed.cpu_devices import devices_of_batch, use_cores
+from cfgjax.distributed.devices import visible_accelerator
 from cfgjax.runs.config import load_file, parse_flags, variants
 from cfgjax.runs.settings import Settings
 
@@ -198,6 +201,13 @@ def print_row(columns, cells, file):
     print(*map(str.rjust, cells, widths), sep=" | ", file=file, flush=True)
 
 
+def start_as_commands():
+    """Prepares this process as `cfgjax train` and `cfgjax sample` do. jax must not have been used."""
+    if visible_accelerator() is None:
+        keep_freed_memory()
+    use_cores()
+
+
 def fresh_model(config):
     """Returns the `Model` of config on the config's mesh, with fresh parameters."""
     import jax
@@ -206,8 +216,9 @@ def fresh_model(config):
     from cfgjax.models.model import Model
     from cfgjax.models.network import init_params, make_network
 
+    start_as_commands()
     settings = Settings.from_config(config)
-    mesh = make_mesh(**dataclasses.asdict(settings.mesh))
+    mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices_of_batch(settings.train.batch_size))
     init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)
     return Model(settings, jax.jit(init, out_shardings=replicated(mesh))(), mesh=mesh)
 
@@ -242,7 +253,9 @@ def compile_timed(jitted, *arguments, **static):
     """Returns (compiled program, seconds of tracing, lowering and compilation)."""
     start = time.perf_counter()
     program = jitted.lower(*arguments, **static).compile()
-    return program, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    return_freed_memory()
+    return program, seconds
 
 
 def time_repeats(run, repeats):

@@ -38,6 +38,7 @@ CONTESTANTS = {
     "diffusers_compiled": ("torch", ("diffusers", "compile")),
     "cfgjax": ("jax", (1,)),
     "cfgjax_8": ("jax", (8,)),
+    "cfgjax_one_device": ("jax", (1, 1)),
 }
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
 ROUND_STEPS = 8  # steps of a contestant in each round
@@ -81,19 +82,24 @@ def make_torch(task, config, network, mode):
     return lambda: [step() for _ in range(ROUND_STEPS)], step.parameters
 
 
-def make_jax(task, config, steps_per_dispatch):
-    """Returns (function that takes ROUND_STEPS steps, number of parameters) of `cfgjax train` or of `Model.sample`."""
+def make_jax(task, config, steps_per_dispatch, num_devices=None):
+    """Returns (function that takes ROUND_STEPS steps, number of parameters) of `cfgjax train` or of `cfgjax sample`.
+
+    num_devices: of a CPU, by default as in the commands.
+    """
     import jax
     import numpy as np
 
     jax.config.update("jax_enable_compilation_cache", False)
+    if num_devices is not None:
+        jax.config.update("jax_num_cpu_devices", num_devices)
     if task == "sample":
         model, index = harness.fresh_model(config), np.arange(config.train.batch_size)
         draw = model.sampler(sampler="ddim()", num_steps=ROUND_STEPS)
         run = lambda: jax.block_until_ready(draw(index, index % model.num_classes, np.ones(len(index))))
         return run, sum(leaf.size for leaf in jax.tree.leaves(model.params))
     run, state, batches = open_step(config, steps_per_dispatch)
-    dispatch = run.dispatch.lower(state, batches, run.step_key).compile()
+    dispatch, _ = harness.compile_timed(run.dispatch, state, batches, run.step_key)
     kept = [state]
 
     def take():
