@@ -40,6 +40,7 @@ CONTESTANTS = {
     "diffusers_compiled": ("torch", ("diffusers", "compile")),
     "cfgjax": ("jax", (1,)),
     "cfgjax_8": ("jax", (8,)),
+    "cfgjax_one_device": ("jax", (1, 1)),
 }
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
 ROUND_STEPS = 8  # steps of a contestant in each round, unless sampling has --num_steps
@@ -98,18 +99,23 @@ def evaluations(given):
     return guidance.evaluations(guidance.on_grid(parse(given.rule, guidance.RULES), grid), grid).tolist()
 
 
-def make_jax(given, config, steps_per_dispatch):
-    """Returns (function that takes the steps of a round, number of parameters) of `cfgjax train` or `Model.sample`."""
+def make_jax(given, config, steps_per_dispatch, num_devices=None):
+    """Returns (function that takes the steps of a round, number of parameters) of `cfgjax train` or `cfgjax sample`.
+
+    num_devices: of a CPU, by default as in the commands.
+    """
     import jax
     import numpy as np
 
+    if num_devices is not None:
+        jax.config.update("jax_num_cpu_devices", num_devices)
     if given.task == "sample":
         model, index = sampling.fresh_model(config), np.arange(config.train.batch_size)
         draw = model.sampler(sampler=given.sampler, num_steps=given.num_steps, rule=given.rule, grid="schedule()")
         run = lambda: jax.block_until_ready(draw(index, index % model.num_classes, np.ones(len(index))))
         return run, sum(leaf.size for leaf in jax.tree.leaves(model.params))
     run, state, batches = open_step(config, steps_per_dispatch)
-    dispatch = run.dispatch.lower(state, batches, run.step_key).compile()
+    dispatch, _ = harness.compile_timed(run.dispatch, state, batches, run.step_key)
     kept = [state]
 
     def take():

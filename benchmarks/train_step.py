@@ -11,9 +11,6 @@ import harness
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.cli.train import batch_parts
-from cfgjax.distributed.cores import use_cores
-from cfgjax.runs.settings import Settings
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -64,7 +61,7 @@ def open_step(config, steps_per_dispatch):
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
-    use_cores(batch_parts(Settings.from_config(config)))
+    harness.start_as_commands()
     k = steps_per_dispatch
     cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
     config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))

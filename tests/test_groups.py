@@ -17,6 +17,7 @@ from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples, polic
 from cfgjax.evaluation.frontier.paired import design
 from cfgjax.evaluation.metrics.influence import half_width
 from cfgjax.models.groups import (
+    batch_mesh,
     batch_rows,
     check_divisible,
     check_groups,
@@ -108,6 +109,25 @@ def test_batches_and_requests_consist_of_complete_groups():
     np.testing.assert_array_equal(complete_groups(np.array([1, 9]), ancestral(0.0)), [1, 9])
     assert [batch_rows(5, sampler, 3) for sampler in (FOUR, ancestral(0.0))] == [12, 6]
     assert repr(rule_at_zero("cfg()", FOUR)) == "'cfg()'"
+
+
+@pytest.mark.parametrize(
+    ("samples", "sampler", "devices", "rows"),
+    [
+        (1, ancestral(0.0), 1, 1),
+        (3, ancestral(0.0), 3, 3),
+        (9, ancestral(0.0), 5, 10),
+        (64, ancestral(0.0), 8, 64),
+        (4, FOUR, 4, 4),
+        (20, FOUR, 8, 24),
+    ],
+)
+def test_a_batch_is_split_over_no_more_devices_than_it_needs(samples, sampler, devices, rows):
+    mesh, found = batch_mesh(samples, sampler, make_mesh())
+    assert (mesh.size, found) == (devices, rows)
+    assert list(mesh.devices.flat) == jax.devices()[:devices]
+    split = make_mesh(data=4, fsdp=2)
+    assert batch_mesh(samples, ancestral(0.0), split)[0] == split
 
 
 def test_bad_groups_are_one_line_errors(model):

@@ -99,6 +99,15 @@ def test_predictions_are_pairs_that_add_up_to_z(model):
     np.testing.assert_array_equal(found.eps, model.eps(z, 0.5, [1, 2, model.num_classes]))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_predictions_are_the_same_on_any_number_of_devices(model, params, rows):
+    other = Model(digits_config(), params, mesh=make_mesh(devices=jax.devices()[:4]))
+    z = jax.random.normal(jax.random.key(0), (rows, 8, 8, 1))
+    found = other.predict(z, 0.5, LABELS[:rows])
+    assert found.eps.sharding.device_set == set(jax.devices()[:4])
+    np.testing.assert_allclose(found.eps, model.predict(z, 0.5, LABELS[:rows]).eps, atol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [2, 5])
 def test_a_trajectory_has_all_levels_and_samples(model, batch_size):
     options = dict(num_steps=4, seed=3, sampler="ddim()")

@@ -7,9 +7,11 @@ from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import (
     AXES,
     make_mesh,
+    on_part,
     own_rows,
     parameter_sharding,
     parse_mesh,
+    part_of_mesh,
     place_batch,
     place_parameters,
     whole,
@@ -73,6 +75,28 @@ def test_parameters_are_split_and_restored_completely():
     assert placed["a"].addressable_shards[0].data.size == 128 * 256 // 4
     back = whole(mesh, placed)
     assert all(np.array_equal(back[name], params[name]) for name in params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
+def test_the_devices_of_a_cpu_share_one_copy_of_the_parameters(dtype):
+    array = np.arange(1003).astype(dtype)
+    placed = place_parameters(make_mesh(), {"a": array, "b": np.float32(2)})
+    assert len({shard.data.unsafe_buffer_pointer() for shard in placed["a"].addressable_shards}) == 1
+    np.testing.assert_array_equal(placed["a"], array)
+    array[:] = 0
+    assert placed["a"].dtype == dtype and placed["a"][1002] != 0 and placed["b"] == 2
+
+
+def test_arrays_on_a_part_of_their_devices_are_the_same_memory():
+    mesh, other = make_mesh(), jax.device_put(np.ones(3), jax.devices()[7])
+    part = part_of_mesh(mesh, 3)
+    tree = {"a": place_parameters(mesh, np.arange(100.0)), "other": other, "numpy": np.ones(2)}
+    found = on_part(part, tree)
+    assert found["a"].sharding.device_set == set(jax.devices()[:3])
+    pointers = lambda array: {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+    assert pointers(found["a"]) <= pointers(tree["a"])
+    assert found["other"] is other and found["numpy"] is tree["numpy"]
+    assert on_part(mesh, tree)["a"] is tree["a"] and part_of_mesh(mesh, 8) is mesh
 
 
 def test_a_mesh_flag_names_axes():

@@ -58,6 +58,7 @@ def test_samples_are_the_same_on_any_number_of_devices_and_with_any_batch_size(s
     one, two = draw(strong, make(0.5)), draw(make(1.0, 2), make(0.5, 2))
     np.testing.assert_allclose(one, two, atol=1e-4)
     np.testing.assert_allclose(one, draw(strong, make(0.5), batch_size=5), atol=1e-4)
+    np.testing.assert_allclose(one, draw(make(1.0, 8), make(0.5, 8), batch_size=1), atol=1e-4)
 
 
 def test_another_weak_model_of_the_same_network_and_another_weight_compile_nothing(strong):
@@ -139,7 +140,7 @@ def test_bad_input_is_a_one_line_error(strong):
     with pytest.raises(UsageError, match=r"rule autoguidance\(\) has no weak"):
         draw(strong, None)
     with pytest.raises(UsageError, match="on different meshes"):
-        draw(strong, make(0.5, devices=2))
+        draw(make(1.0, 2), make(0.5))
     rules = {"rule": ("autoguidance()",), "guidance": (1.0,)}
     with pytest.raises(UsageError, match=r"rule autoguidance\(\) needs a weak model; give its run with --weak"):
         make_settings(axes({}, given=rules), strong)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.prepare_own import own_experiment
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.models.loading import load
 from cfgjax.models.model import Model
 from cfgjax.runs.config import flatten, load_config
@@ -79,7 +80,8 @@ def train(
     workdir: the folder of the run, which is created if it does not exist. data: instead of config, your own images: a
     folder, an .npz file or a prepared data set. A config is chosen for them; with size (height and width in pixels),
     labels_from ("folders", "csv", "edm", "prefixes" or "none") and network ("small" or "large") you can change it.
-    changes: new values of an experiment by section, as in `cfgjax.config`.
+    changes: new values of an experiment by section, as in `cfgjax.config`. On CPU the cores
+    become devices, unless their number was chosen or jax has been used before.
 
     hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
     steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
@@ -106,5 +108,6 @@ def train(
         what = f"{next(iter(changes))} is given with a config that is already loaded"
         raise UsageError(f"{what}; give it to cfgjax.config, or name the experiment, such as 'digits'")
     listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
+    use_cores()
     outcome = train_until_stopped(config, workdir, stop, hooks, listeners, allow_changes)
     return TrainedRun(Path(workdir), outcome.metrics, outcome.done)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from cfgjax.base.caches import user_cache
+from cfgjax.base.cores import visible_cores
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
@@ -67,13 +68,12 @@ def cache_folder(environ):
 
 
 def processor():
-    """Returns a hash of the processor model and the number of available cores; XLA:CPU's code depends on both."""
+    """Returns a hash of the processor model and the number of visible cores; XLA:CPU's code depends on both."""
     facts = {platform.processor()}
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         facts |= {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return hashlib.sha256("\n".join([*sorted(facts), str(cores)]).encode()).hexdigest()[:12]
+    return hashlib.sha256("\n".join([*sorted(facts), str(visible_cores())]).encode()).hexdigest()[:12]
 
 
 def prune(folder, most=MOST_BYTES, left=LEFT_BYTES):

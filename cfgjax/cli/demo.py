@@ -11,7 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import begin_command, define_checkpoint, no_arguments, required
-from cfgjax.distributed.cores import MOST, use_cores
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.config import parse_flags
 
 DEMO_PORT = 7860
@@ -30,7 +30,7 @@ def demo(argv):
 
     from cfgjax.distributed.devices import open_devices
 
-    use_cores(MOST)
+    use_cores()
     open_devices()
 
     import gradio as gr

@@ -28,7 +28,7 @@ from cfgjax.cli.common import (
 from cfgjax.cli.evaluate_bits import evaluate_bits
 from cfgjax.cli.evaluate_samples import evaluate_samples
 from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
-from cfgjax.distributed.cores import MOST, use_cores
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.sample_options import axes, fields
 from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES
@@ -173,9 +173,9 @@ def frontier(given):
 
     settings = read_settings(given.workdir or given.base)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
-    with StopRequest() as stop, taking_part(*own) as several:
-        if given.mesh is None and not several:
-            use_cores(MOST)
+    with StopRequest() as stop, taking_part(*own):
+        if given.mesh is None:
+            use_cores()
         open_devices()
         return measured(given, stop)
 
@@ -277,6 +277,7 @@ def write_reference(given):
     plan, data = plan_of(given, settings), settings.data
     if given.split is not None:
         data = dataclasses.replace(data, split=given.split)
+    use_cores()
     open_devices()
     network, _ = load_networks(plan, data, inception=given.inception, resize=given.resize)
     dataset = open_source(data)

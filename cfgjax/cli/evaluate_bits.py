@@ -7,6 +7,7 @@ from typing import cast
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sample_options import combinations
 
@@ -31,6 +32,7 @@ def evaluate_bits(given):
     from cfgjax.runs.workdir import read_settings
 
     check_guidance(axes.get("guidance", 0.0))
+    use_cores()
     open_devices()
     plan = plan_of(given, read_settings(given.workdir))
     model = cfgjax.load(given.workdir, step=given.step, ema=axes_of({}, plan.options, axes)["ema"][0])

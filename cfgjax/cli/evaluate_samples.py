@@ -26,6 +26,7 @@ def evaluate_samples(given):
 
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.registry import open_source
+    from cfgjax.distributed.cpu_devices import use_cores
     from cfgjax.distributed.devices import open_devices
     from cfgjax.evaluation.features.foreign import check_requested, open_samples
     from cfgjax.evaluation.features.networks import load_networks
@@ -38,6 +39,7 @@ def evaluate_samples(given):
     plan, data = plan_and_data(given, samples.shape[1:])
     if samples.shape[1:] != data.image_shape:
         raise UsageError(f"the images in {given.samples} have shape {samples.shape[1:]}, the data {data.image_shape}")
+    use_cores()
     open_devices()
     network, judge = load_networks(plan, data, inception=given.inception, resize=given.resize)
     judging = judge or (network if network.judges else None)

@@ -136,9 +136,9 @@ PREPARERS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz, "idx": f
 
 def prepare_listing(given, listing, source, out):
     """Prepares a listing into folder `out`. Returns the exit code."""
+    from cfgjax.base.cores import usable_cores
     from cfgjax.base.progress import Progress
     from cfgjax.data.prepare import Request, prepare
-    from cfgjax.distributed.cores import usable_cores
 
     workers = given.workers or usable_cores()
     request = Request(source, given.size, given.crop, given.channels, given.encoding)

@@ -19,6 +19,7 @@ from cfgjax.cli.common import (
     shared_facts,
 )
 from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.config import parse_flags
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
@@ -52,6 +53,8 @@ def sample(argv):
     labels = range(num_classes) if given.labels is None else [label_of(word, classes) for word in given.labels]
     check_labels(labels, num_classes)
     with taking_part(place_flags(given), shared_facts(given, settings), settings.cluster):
+        if given.mesh is None:
+            use_cores()
         open_devices()
         draw_output(given, kind, labels, classes, axes)
     return DONE

@@ -16,12 +16,11 @@ from cfgjax.cli.common import (
     shared_facts,
 )
 from cfgjax.cli.own_data import define_own_data, with_own_data
-from cfgjax.distributed.cores import use_cores
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.changes import check_allowed
 from cfgjax.runs.config import HELP, define_flag, flag_help, parse_flags
 from cfgjax.runs.config_reference import config_help
 from cfgjax.runs.settings import Settings
-from cfgjax.runs.training_settings import MeshSettings
 
 
 def train(argv):
@@ -48,20 +47,14 @@ def train(argv):
 
     settings = Settings.from_config(given.config)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
-    with StopRequest() as stop, taking_part(*own) as several:
-        if not several:
-            use_cores(batch_parts(settings))
+    with StopRequest() as stop, taking_part(*own):
+        use_cores()
         open_devices()
 
         from cfgjax.training import loop
 
         outcome = loop.train_until_stopped(settings, given.workdir, stop, allow_changes=given.allow_changes)
         return DONE if outcome.done else PREEMPTED
-
-
-def batch_parts(settings):
-    """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
-    return settings.train.batch_size // settings.train.accumulate_steps if settings.mesh == MeshSettings() else 1
 
 
 def define_flags(argv):

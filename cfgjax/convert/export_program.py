@@ -49,7 +49,8 @@ def export_program(model: Model, platforms: Sequence[str] = PLATFORMS, **options
     def program(leaves: list[Array], labels: Array, weights: Array, seed: Array) -> Array:
         batch = {"index": jnp.arange(labels.shape[0]), "label": labels, "weight": weights}
         params, key = jax.tree.unflatten(tree, leaves), jax.random.key(seed)
-        x = run_program(model, params, key, batch, grid, placed, values, None, trajectory=False, clip=clip)
+        given = model, params, key, batch, grid, placed, values, None
+        x = run_program(*given, trajectory=False, clip=clip, mesh=model.mesh)
         return as_uint8(x) if model.is_image else x
 
     (size,) = jax.export.symbolic_shape("b")

@@ -4,12 +4,12 @@ import functools
 import os
 from pathlib import Path
 
+from cfgjax.base.cores import usable_cores
 from cfgjax.base.errors import printable
 from cfgjax.base.progress import Progress, log
 from cfgjax.data.prepare import Request, prepare
 from cfgjax.data.sources.own_images import choose_shape, find_own_images
 from cfgjax.data.sources.prepared import REQUEST
-from cfgjax.distributed.cores import usable_cores
 
 
 def own_experiment(

@@ -8,6 +8,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import is_whole_number
 
 AXES = ("data", "fsdp")
+BUFFER_ALIGNMENT = 64  # bytes, of XLA:CPU
 FSDP_MIN_SIZE = 2**14  # elements; smaller arrays are replicated, since gathering them costs more than it saves
 
 
@@ -116,9 +117,46 @@ def place_batch(mesh, batch, rows, batch_size, leading=0):
 
 
 def place_parameters(mesh, params):
-    """Returns a tree of numpy arrays, complete on every process, as global arrays sharded like parameters."""
-    place = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-    return jax.tree.map(place, jax.tree.map(np.asarray, params), parameter_sharding(mesh, params))
+    """Returns a tree of numpy arrays, complete on every process, as global arrays sharded like parameters.
+
+    The devices of a CPU share one copy of an array that is not split.
+    """
+    shareable = aligned_copy if mesh.devices.flat[0].platform == "cpu" else np.asarray
+
+    def place(array, sharding):
+        array = shareable(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(place, params, parameter_sharding(mesh, params))
+
+
+def aligned_copy(array):
+    """Returns a copy of a numpy array at an address that lets jax use its memory as the buffer of a CPU device."""
+    array = np.asarray(array)
+    memory = np.empty(array.nbytes + BUFFER_ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % BUFFER_ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def part_of_mesh(mesh, count):
+    """Returns a mesh of the first `count` devices of a mesh of one process whose parameters are not split."""
+    return mesh if count >= mesh.size else Mesh(mesh.devices[:count], mesh.axis_names, axis_types=mesh.axis_types)
+
+
+def on_part(mesh, tree):
+    """Returns the arrays of a tree with only their copies on the mesh, if it is a part of their devices."""
+    devices = set(mesh.devices.flat)
+
+    def take(array):
+        if not (isinstance(array, jax.Array) and devices < array.sharding.device_set):
+            return array
+        copies = {shard.device: shard.data for shard in array.addressable_shards}
+        parts = [copies[device] for device in mesh.devices.flat]
+        return jax.make_array_from_single_device_arrays(array.shape, replicated(mesh), parts)
+
+    return jax.tree.map(take, tree)
 
 
 def whole(mesh, tree):

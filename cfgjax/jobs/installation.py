@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 import cfgjax
 from cfgjax.base.caches import user_cache
 from cfgjax.base.cells import aligned
+from cfgjax.base.cores import usable_cores
 from cfgjax.base.errors import one_line
 from cfgjax.base.experiments import experiments_folder, names
 
@@ -162,7 +163,7 @@ def installation_report() -> list[Finding]:
         Finding(shown),
         *plugin_findings(versions),
         *device_findings(),
-        Finding(f"CPU cores: {os.cpu_count()}"),
+        Finding(f"CPU cores: {usable_cores()} of {os.cpu_count()} may be used"),
         space("working folder", Path.cwd()),
         space("cache", user_cache()),
         Finding(f"compiled programs: {cached}"),

@@ -14,9 +14,8 @@ from cfgjax.base.finite import check_finite_samples
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.diffusion.guidance import at_zero, conditional
 from cfgjax.distributed.collectives import gather_rows
-from cfgjax.distributed.sharding import make_mesh
 from cfgjax.models.binding import rule_value
-from cfgjax.models.loading import load
+from cfgjax.models.loading import default_mesh, load
 from cfgjax.models.model import Model
 from cfgjax.runs.averages import stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
@@ -33,7 +32,7 @@ def load_cascade(
     **options: Any,
 ) -> "Cascade":
     """Returns the `Cascade` of two runs. mesh: see `cfgjax.load`. options: step and ema of the base."""
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = default_mesh() if mesh is None else mesh
     return Cascade(load(base, mesh=mesh, **options), load(upsampler, mesh=mesh), upsampling)
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.samplers import Evaluation
+from cfgjax.distributed.sharding import part_of_mesh
 from cfgjax.models.binding import z_and_x
 
 log = logging.getLogger("cfgjax")
@@ -63,6 +65,18 @@ def batch_rows(wanted: int, sampler: Any, devices: int) -> int:
     """Returns the smallest batch of at least `wanted` samples that devices and groups divide."""
     multiple = math.lcm(devices, group_size(sampler))
     return wanted + -wanted % multiple
+
+
+def batch_mesh(wanted: int, sampler: Any, mesh: Mesh) -> tuple[Mesh, int]:
+    """Returns (mesh, number of rows) of the smallest batch of at least `wanted` samples.
+
+    The mesh has the fewest devices with which no device has more rows than if all took part: one device for one
+    sample, where other devices would only draw samples that are dropped.
+    """
+    divisible = mesh.shape["fsdp"] == 1 and not mesh.is_multi_process
+    counts = range(1, mesh.size + 1) if divisible else [mesh.size]
+    count = min(counts, key=lambda devices: batch_rows(wanted, sampler, devices) // devices)
+    return part_of_mesh(mesh, count), batch_rows(wanted, sampler, count)
 
 
 def group_ess(evaluation: Evaluation) -> Float[jax.Array, " b"]:

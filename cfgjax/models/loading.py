@@ -5,6 +5,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
+from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.distributed.sharding import make_mesh, place_parameters
 from cfgjax.models.class_names import known_classes
 from cfgjax.models.guide import Guide
@@ -23,11 +24,12 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
     complete. ema: the average of the parameters: a rate of config.ema.rates, by default the first, or 0 for the
     parameters without averaging. Another number up to 0.2887 is the relative width σ_rel of a power-function average,
     for a run with config.ema.widths: it is computed from the run's snapshots, and `step` may be that of a snapshot.
-    mesh: the devices, see `sharding.make_mesh`; by default all. Raises UsageError if there is no such run, step or
+    mesh: the devices, see `sharding.make_mesh`; by default all. A CPU's cores are its devices then, unless their number
+    was chosen or jax has been used before. Raises UsageError if there is no such run, step or
     average, or if it is a run of a classifier.
     """
     settings = check_draws(workdir)
-    mesh, average = make_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
+    mesh, average = default_mesh() if mesh is None else mesh, find_average(workdir, settings, step, ema)
     params = average.read()
     check_params(workdir, settings, params)
     return Model(
@@ -39,6 +41,12 @@ def load(workdir: str | Path, step: int | None = None, ema: float | None = None,
         workdir=workdir,
         classes=known_classes(workdir, settings),
     )
+
+
+def default_mesh() -> Mesh:
+    """Returns the mesh of all devices. If jax has not been used, the cores of a CPU become devices."""
+    use_cores()
+    return make_mesh()
 
 
 def check_draws(workdir: str | Path) -> Settings:
@@ -67,6 +75,7 @@ def load_guide(workdir: str | Path, step: int | None = None, ema: float | None =
     settings = read_settings(workdir)
     if not settings.is_noisy_classifier:
         raise UsageError(f"{workdir} holds a {settings.model.name}, not a noise-aware classifier (noisy_classifier)")
+    use_cores()
     params, step = load_params(workdir, settings, step, ema)
     check_params(workdir, settings, params)
     return Guide(settings, params, step=step)

@@ -22,7 +22,7 @@ from cfgjax.diffusion.contracts import naming_values
 from cfgjax.diffusion.guidance import rules_without_null, uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.distributed.collectives import gather_rows
-from cfgjax.distributed.sharding import make_mesh, place_global, place_parameters
+from cfgjax.distributed.sharding import make_mesh, on_part, place_global, place_parameters
 from cfgjax.models import arguments, groups, weak
 from cfgjax.models.binding import (
     Trajectory,
@@ -45,7 +45,7 @@ from cfgjax.models.network_inputs import (
     check_upsamples,
     own_inputs,
 )
-from cfgjax.models.sampler_program import run_program
+from cfgjax.models.sampler_program import run_prediction, run_program
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -98,8 +98,8 @@ class Model:
         self.own_inputs = own_inputs(network)
         self.mesh = make_mesh() if mesh is None else mesh
         self.params = place_parameters(self.mesh, params) if mesh is None else params
-        self._predict = jax.jit(lambda params, z, logsnr, cond: self.bind(params)(z, logsnr, cond))
-        self._sample = jax.jit(functools.partial(run_program, self), static_argnames=("trajectory", "clip"))
+        self._predict = jax.jit(functools.partial(run_prediction, self))
+        self._sample = jax.jit(functools.partial(run_program, self), static_argnames=("trajectory", "clip", "mesh"))
 
     def __repr__(self) -> str:
         return f"Model({describe_model(self.settings, self.step, self.ema)})"
@@ -222,13 +222,12 @@ class Model:
         chosen = self.options.with_changes("Model", **options)
         sampler = sampler_value(chosen.sampler)
         rule = self._rule(options.get("rule"), weights, len(labels), sampler)
-        extra = check_own_inputs(conditions, self.own_inputs, len(labels)) | check_low_res(
-            low_res, self.low_res_shape, len(labels)
-        )
+        extra = check_own_inputs(conditions, self.own_inputs, len(labels))
+        extra |= check_low_res(low_res, self.low_res_shape, len(labels))
         groups.check_groups(sampler, labels=labels, guidance=weights, **extra)
-        size = groups.batch_rows(min(batch_size or 256, len(labels)), sampler, self.mesh.size)
+        mesh, size = groups.batch_mesh(min(batch_size or 256, len(labels)), sampler, self.mesh)
         kept = groups.recorded(sampler, trajectory)
-        draw = self.sampler(**options | {"rule": rule}, low_res_logsnr=low_res_logsnr, trajectory=kept)
+        draw = self.sampler(**options | {"rule": rule, "mesh": mesh}, low_res_logsnr=low_res_logsnr, trajectory=kept)
         parts = []
         for start in range(0, len(labels), size):
             index = np.arange(start, start + size) % len(labels)  # rows past the end are dropped
@@ -251,12 +250,14 @@ class Model:
             given = groups.rule_at_zero(given, sampler)
         return with_checked_rows(given, length)
 
-    def sampler(self, *, low_res_logsnr: float | None = None, trajectory: Any = False, **options: Any) -> Callable:
+    def sampler(
+        self, *, low_res_logsnr: float | None = None, trajectory: Any = False, mesh: Mesh | None = None, **options: Any
+    ) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
-        The results are on the mesh, whose size must divide B. index: numbers of the samples, whose noise depends only
-        on these and the seed. extra: {name: [B, …]}, the inputs besides the label, such as an upsampler's "low_res" in
-        [−1, 1]. With several processes, each passes the same complete arrays.
+        The results are on the mesh, the model's or a `part_of_mesh` it, whose size must divide B. index: numbers of the
+        samples, whose noise depends only on these and the seed. extra: {name: [B, …]}, the inputs besides the label,
+        such as an upsampler's "low_res" in [−1, 1]. With several processes, each passes the same complete arrays.
 
         low_res_logsnr: as in `sample_float`. trajectory: if True, draw returns (x̃, (z, x̃)), where the last two are of
         every level, [B, T, …]. If it is a function, the `save` of `samplers.driver.sample`, draw returns (x̃, what save
@@ -271,6 +272,7 @@ class Model:
         check_together(rule, sampler, self)
         grid = self.grid(chosen.num_steps, chosen.grid)
         self.check_guidance([uses_null(rule)])
+        devices, clip = self.mesh if mesh is None else mesh, chosen.clip if self.is_image else "none"
         on_mesh(rule, self.settings, self.mesh)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)
 
@@ -278,14 +280,15 @@ class Model:
             batch = {"index": index.astype(np.int32), "label": labels.astype(np.int32), "weight": weights.astype("f4")}
             batch |= extra or {}
             check_own_inputs({n: batch[n] for n in self.own_inputs if n in batch}, self.own_inputs, len(index))
-            placed = {name: place_global(self.mesh, array) for name, array in batch.items()}
-            placed_rule = as_argument(on_mesh(rule, self.settings, self.mesh))
+            placed = {name: place_global(devices, array) for name, array in batch.items()}
+            placed_rule = as_argument(on_mesh(rule, self.settings, devices))
             programs = {"rule": jax.tree.structure(placed_rule), "sampler": jax.tree.structure(values)}
             guided = "guided " * uses_null(rule)
             with compiling(self, f"the {guided}sampler ({len(grid)} steps, batch {len(index)})", programs):
-                given = self.params, jax.random.key(chosen.seed), placed, grid, placed_rule, values, noisy
+                params, key = on_part(devices, self.params), jax.random.key(chosen.seed)
+                given = params, key, placed, grid, placed_rule, values, noisy
                 with naming_values(rule=rule, sampler=sampler):
-                    return self._sample(*given, trajectory=trajectory, clip=chosen.clip if self.is_image else "none")
+                    return self._sample(*given, trajectory=trajectory, clip=clip, mesh=devices)
 
         return draw
 

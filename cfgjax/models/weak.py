@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import is_whole_number, real_number, whole_number
 from cfgjax.diffusion.prediction import Prediction
+from cfgjax.distributed.sharding import on_part, part_of_mesh
 from cfgjax.models.guide import process_description
 from cfgjax.runs.averages import stored_digest
 from cfgjax.runs.settings import Settings
@@ -30,11 +31,11 @@ class Bound:
 def predictor(bind: Callable, params: PyTree, own_mesh: Mesh, mesh: Mesh) -> Callable:
     """Returns predict(z, logsnr [B], cond) of a `Model` on own_mesh, a tree of its parameters.
 
-    Raises UsageError if mesh, that of the model to be guided, is another one.
+    Raises UsageError if mesh, that of the model to be guided or a `part_of_mesh` it, is another one.
     """
-    if own_mesh != mesh:
+    if mesh != part_of_mesh(own_mesh, mesh.size):
         raise UsageError("the weak model and the model are on different meshes; load both with the same mesh=")
-    return jax.tree_util.Partial(Bound(bind), params)
+    return jax.tree_util.Partial(Bound(bind), on_part(mesh, params))
 
 
 def check_weak(weak: Settings, model: Settings) -> None:

@@ -17,6 +17,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources.registry import data_hash, open_source
+from cfgjax.distributed.cpu_devices import devices_of_batch
 from cfgjax.distributed.sharding import (
     batch_sharding,
     check_batch_size,
@@ -30,6 +31,7 @@ from cfgjax.models.network import check_network, check_upsampler, has_null_label
 from cfgjax.models.network_inputs import check_own_inputs, own_inputs
 from cfgjax.runs.averages import load_params
 from cfgjax.runs.settings import Settings
+from cfgjax.runs.training_settings import MeshSettings
 from cfgjax.runs.workdir import read_settings
 from cfgjax.training.extensions import check_hooks, check_writers, name_of
 from cfgjax.training.hooks import make_hooks
@@ -103,15 +105,22 @@ def with_conditions(dataset: Dataset, taken: dict[str, jax.ShapeDtypeStruct]) ->
     return dataclasses.replace(dataset, conditions=check_own_inputs(given, taken, len(dataset)))
 
 
+def batch_parts(settings: Settings) -> int:
+    """Returns the number of parts into which a batch may be split; 1 if the config sets a mesh."""
+    return settings.train.batch_size // settings.train.accumulate_steps if settings.mesh == MeshSettings() else 1
+
+
 class Program:
     """The training step that a config describes, without its data, built and checked before any long work.
 
-    devices: for the mesh; by default all. like: the state's shapes, dtypes and shardings. dispatch: the jitted steps.
+    devices: for the mesh; by default all that `devices_of_batch` has. like: the state's shapes, dtypes and shardings.
+    dispatch: the jitted steps.
     """
 
     def __init__(self, config: ConfigDict | Settings, devices: Sequence[jax.Device] | None = None) -> None:
         self.settings = settings = Settings.from_config(config)
         train, image_shape = settings.train, settings.data.image_shape
+        devices = devices_of_batch(batch_parts(settings)) if devices is None else devices
         self.mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices)
         check_batch_size(train.batch_size, self.mesh, train.accumulate_steps)
         self.net = make_network(settings)
