@@ -4,12 +4,13 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+
+from cfgjax.base.storage import Place, is_url, objects
 
 Handler = TypeVar("Handler", bound=ocp.AsyncCheckpointHandler)
 
@@ -23,8 +24,10 @@ def save_error(step: int | None, error: BaseException) -> SaveError:
     return SaveError(f"saving step {step} failed: {' '.join(str(error).split()).rpartition(': ')[-1]}")
 
 
-def check_space(directory: Path, step: int, state: PyTree) -> None:
-    """Raises SaveError if the disk has less free space than the state needs."""
+def check_space(directory: Place, step: int, state: PyTree) -> None:
+    """Raises SaveError if the disk has less free space than the state needs. A bucket is taken to have enough."""
+    if is_url(directory):
+        return
     needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(directory).free
     if needed > free:
         space = f"step {step} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
@@ -64,11 +67,13 @@ def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handl
     return handler
 
 
-def sizes(directory: Path, beginning: str) -> dict[str, int]:
+def sizes(directory: Place, beginning: str) -> dict[str, int]:
     """Returns {path: size in bytes} of the files below those folders in a directory whose names begin with this.
 
     A temporary folder may be renamed meanwhile: what is no longer there is left out.
     """
+    if is_url(directory):
+        return {name: about["size"] for name, about in objects(directory).items() if name.startswith(beginning)}
     result = {}
     for top in directory.glob(f"{beginning}*"):
         for folder, _, files in os.walk(top):  # unlike glob, it passes over folders that vanish

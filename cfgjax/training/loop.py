@@ -4,7 +4,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import Place
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 def train_until_stopped(
     config: ConfigDict | Settings,
-    workdir: str | Path,
+    workdir: str | Place,
     stop: StopFlag | None = None,
     hooks: Iterable[Any] = (),
     writers: Iterable[Any] = (),
@@ -75,7 +75,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     """
     directory, pace = claim.path / "checkpoints", run.settings.train
     try:
-        with Checkpoints(directory, run.settings.checkpoint) as checkpoints:
+        with Checkpoints(directory, run.settings.checkpoint, guard=claim.check) as checkpoints:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
@@ -85,6 +85,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
             step = int(jax.device_get(state.step))
             with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
+                checkpoints.before_manifest = runlog.flush
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
@@ -109,7 +110,7 @@ def loop(
     history: list[dict[str, float]],
     checkpoints: Checkpoints,
     runlog: RunLog,
-    workdir: Path,
+    workdir: Place,
     stop: StopFlag,
 ) -> bool:
     """Trains from state to the end (returns True) or to a stop signal (False). history: metrics not yet logged."""
@@ -180,7 +181,7 @@ def saving_first(
 
 
 def take_snapshot(
-    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, workdir: Path, runlog: RunLog
+    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, workdir: Place, runlog: RunLog
 ) -> None:
     """Writes the snapshot of the averages if one is due, after the save in progress."""
     if run.snapshots.due(step):
@@ -197,7 +198,7 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
         runlog.say(f"warning: {told}: ask the launcher for more, --grace_seconds={2 * seconds:.0f}")
 
 
-def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
     """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
     for hook in filter(due, run.config_hooks):

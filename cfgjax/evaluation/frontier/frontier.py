@@ -18,6 +18,7 @@ import numpy as np
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, place
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import (
@@ -53,7 +54,7 @@ from cfgjax.runs.sample_options import SampleOptions
 
 log = logging.getLogger("cfgjax")
 
-PathLike = str | Path
+PathLike = str | Place
 
 CACHE_FORMAT = 1  # version of the cached files; increase it if the same settings give other samples or metrics
 
@@ -89,7 +90,7 @@ class Frontier:
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
-        self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
+        self._workdir, self._folder, self._batch_size = workdir, place(folder), batch_size
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak, self._upsampler = weak, upsampler
         self._models: dict[str, Model | Cascade] = {"learned": model}
@@ -288,7 +289,7 @@ def find_reference(
     digest = hashlib.sha256(f"{CACHE_FORMAT} {network.digest}".encode())
     for part in data.content():
         digest.update(part)
-    kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
+    kept = place(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
     if not collectives.decided(lambda: is_sound(kept), "whether the reference exists"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:
