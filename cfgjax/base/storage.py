@@ -5,6 +5,7 @@ are written elsewhere and sent as one object, which is whole or absent; locks ar
 """
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -158,6 +159,11 @@ def check_bucket(path, what):
 def bucket_of(path):
     """Returns scheme://bucket of a URL."""
     return "/".join(os.fspath(path).split("/")[:3])
+
+
+def free_bytes(path):
+    """Returns the free bytes of the disk of a folder, infinity for a bucket."""
+    return math.inf if is_url(path) else shutil.disk_usage(path).free
 
 
 def remove_tree(path):

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import Place, absolute, is_url, place
+from cfgjax.base.storage import Place, absolute, free_bytes, is_url, place
 from cfgjax.distributed import collectives
 from cfgjax.runs.manifest import (
     damage,
@@ -195,7 +195,7 @@ def step_folders(directory: Place, step: int | None) -> list[Place]:
 
 def free_space(directory: Place) -> str:
     """Returns what a message says of the free space of a disk, nothing for a bucket."""
-    return "" if is_url(directory) else f"; the disk has {shutil.disk_usage(directory).free / 1e9:.3g} GB free"
+    return "" if is_url(directory) else f"; the disk has {free_bytes(directory) / 1e9:.3g} GB free"
 
 
 def set_aside(directory: Place, steps: Sequence[int]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
-from cfgjax.base.storage import Place, is_url, objects
+from cfgjax.base.storage import Place, free_bytes, is_url, objects
 
 Handler = TypeVar("Handler", bound=ocp.AsyncCheckpointHandler)
 
@@ -26,9 +25,7 @@ def save_error(step: int | None, error: BaseException) -> SaveError:
 
 def check_space(directory: Place, step: int, state: PyTree) -> None:
     """Raises SaveError if the disk has less free space than the state needs. A bucket is taken to have enough."""
-    if is_url(directory):
-        return
-    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(directory).free
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), free_bytes(directory)
     if needed > free:
         space = f"step {step} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
         raise SaveError(f"saving step {step} failed: No space left on device: {space}")

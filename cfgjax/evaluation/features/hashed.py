@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ def is_intact(path: Place, identity: str) -> bool:
         return False
 
 
-def influences_file(metrics: Path) -> Place:
+def influences_file(metrics: Place) -> Place:
     """Returns the file of the samples' influences on the metrics in a file metrics-….json."""
     return metrics.with_name(metrics.name.replace("metrics-", "influences-")).with_suffix(".npz")
 

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 
 import cfgjax
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import Place, place
+from cfgjax.base.storage import Place, free_bytes, place
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import (
@@ -129,7 +128,7 @@ class Frontier:
         unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
         missing = sum(len(store.missing(self.num_samples)) for store in unknown)
         size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
-        needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
+        needed, free = missing * size / 1e9, free_bytes(self._folder) / 1e9
         if needed > free:
             raise UsageError(
                 f"{missing:,} samples need {needed:.3g} GB in {self._folder}, which has {free:.3g} GB free; "
