@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
-FAULTS = {"delay": 0.0, "fail": 0.0, "read_only": 0.0}
+FAULTS = {"delay": 0.0, "fail": 0.0, "read_only": 0.0, "refuse_arrays": 0.0}
 ONE_AT_A_TIME = threading.Lock()  # the emulator's store is not safe for threads
 COUNTS: dict[str, int] = {}
 
@@ -37,6 +37,8 @@ class Handler(RequestHandler):
         time.sleep(FAULTS["delay"])
         if FAULTS["fail"]:
             return self.reply(int(FAULTS["fail"]), {"error": {"message": "the server is failing", "errors": []}})
+        if FAULTS["refuse_arrays"] and self.command != "GET" and "%2Fd%2F" in self.path.replace("/d/", "%2Fd%2F"):
+            return self.reply(403, {"error": {"message": "the token has expired", "errors": []}})
         if FAULTS["read_only"] and self.command != "GET":
             return self.reply(403, {"error": {"message": "storage.objects.create denied", "errors": []}})
         with ONE_AT_A_TIME:
@@ -106,6 +108,9 @@ class Again:
 
     def read(self, size=-1):
         return self._content if size < 0 else self._content[:size]
+
+    def close(self):
+        pass
 
 
 def main():

@@ -21,6 +21,7 @@ LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryE
 
 retry_seconds = 600.0  # how long a server that has answered before is asked again; see `patience`
 _answered: set[str] = set()  # schemes whose server has answered
+_failing: dict[str, float] = {}  # scheme: since when its server does not answer, which has been reported
 
 
 def patience(seconds):
@@ -77,7 +78,7 @@ async def patiently(scheme, request):
     A refusal lasts if the server has never answered; afterwards, credentials may have expired and be renewed.
     Raises OSError with one line.
     """
-    since, wait, told = time.monotonic(), 0.5, False
+    since, wait = time.monotonic(), 0.5
     while True:
         try:
             answer = await request()
@@ -90,13 +91,13 @@ async def patiently(scheme, request):
             most = retry_seconds if known else 0.0 if lasting else FIRST_SECONDS
             if time.monotonic() - since + wait > most:
                 raise failure(e, time.monotonic() - since) from e
-            if not told:
-                told = True
+            if scheme not in _failing:
+                _failing[scheme] = since
                 log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, reason(e), most)
         else:
             _answered.add(scheme)
-            if told:
-                log.warning("%s:// answers again, after %.0f s", scheme, time.monotonic() - since)
+            if scheme in _failing:
+                log.warning("%s:// answers again, after %.0f s", scheme, time.monotonic() - _failing.pop(scheme))
             return answer
         await asyncio.sleep(wait)
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)

@@ -54,13 +54,17 @@ class Checkpoints:
         before_manifest: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory = absolute(directory)
-        self._guard, self.before_manifest = guard, before_manifest
-        policies = [LatestN(cadence.keep_last)]
-        if cadence.keep_every_steps:
-            policies.append(EveryNSteps(cadence.keep_every_steps))
+        self._guard, self.before_manifest, self._cadence = guard, before_manifest, cadence
         self._saving: int | None = None
         self._since = 0.0
         self.seconds = 0.0
+        self._open()
+
+    def _open(self) -> None:
+        """Opens Orbax's manager."""
+        policies = [LatestN(self._cadence.keep_last)]
+        if self._cadence.keep_every_steps:
+            policies.append(EveryNSteps(self._cadence.keep_every_steps))
         collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
@@ -115,6 +119,15 @@ class Checkpoints:
         if collectives.timeout_seconds() is not None:
             self._see_progress(2 * collectives.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
+
+    @property
+    def owing(self) -> bool:
+        """Whether a save has failed and is to be made again now."""
+        return False
+
+    def finish(self, step: int, state: PyTree, history: Json) -> None:
+        """Waits until the save of the last step is complete. Raises SaveError if it failed."""
+        self.wait()
 
     def check(self) -> None:
         """Raises SaveError if this process failed to write its part of the save in progress. Does not wait."""

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
-from cfgjax.base.storage import Place
+from cfgjax.base.storage import Place, is_url
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
+from cfgjax.runs.patient_checkpoint import PatientCheckpoints
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
@@ -75,7 +76,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     """
     directory, pace = claim.path / "checkpoints", run.settings.train
     try:
-        with Checkpoints(directory, run.settings.checkpoint, guard=claim.check) as checkpoints:
+        with open_checkpoints(run.settings, directory, claim) as checkpoints:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
@@ -94,6 +95,14 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
         whole = max(complete_steps(directory), default=None)
         kept = "no step is saved" if whole is None else f"step {whole} is complete"
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
+
+
+def open_checkpoints(settings: Settings, directory: Place, claim: Claim) -> Checkpoints:
+    """Returns the checkpoints of a claimed workdir."""
+    if is_url(directory) and jax.process_count() == 1:
+        patience = settings.storage.retry_seconds
+        return PatientCheckpoints(directory, settings.checkpoint, guard=claim.check, patience=patience)
+    return Checkpoints(directory, settings.checkpoint, guard=claim.check)
 
 
 def first_failure(error: BaseException) -> BaseException:
@@ -138,7 +147,9 @@ def loop(
         checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
-        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None
+        saving_now = (
+            step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None or checkpoints.owing
+        )
         if logging_now or saving_now:
             fetched, heard = fetch(running)
             history, running, signal = history + fetched, [], signal or heard
@@ -151,8 +162,9 @@ def loop(
                 runlog.write(step, summarise(logged))
         if saving_now:
             checkpoints.save(step, state, history)
+        if stopping or done:
+            checkpoints.finish(step, state, history)
         if stopping:
-            checkpoints.wait()
             warn_of_slow_save(checkpoints.seconds, runlog)
             runlog.say(f"{stopping}: saved step {step}; the same command resumes")
             return False
