@@ -84,19 +84,19 @@ class Handler(RequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def do_GET(self):
+    def do_GET(self):  # noqa: N802
         self.handle_method(super().do_GET)
 
-    def do_POST(self):
+    def do_POST(self):  # noqa: N802
         self.handle_method(super().do_POST)
 
-    def do_DELETE(self):
+    def do_DELETE(self):  # noqa: N802
         self.handle_method(super().do_DELETE)
 
-    def do_PUT(self):
+    def do_PUT(self):  # noqa: N802
         self.handle_method(super().do_PUT)
 
-    def do_PATCH(self):
+    def do_PATCH(self):  # noqa: N802
         self.handle_method(super().do_PATCH)
 
 

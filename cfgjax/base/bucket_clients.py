@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import time
+from typing import Any
 
 from cfgjax.base.errors import UsageError, one_line
 
@@ -16,7 +17,7 @@ log = logging.getLogger("cfgjax")
 
 CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme of a URL: the package, the extra that installs it
 FIRST_SECONDS = 10.0  # a server that has not answered yet is asked again for at most so long
-LONGEST_WAIT_SECONDS = 16.0
+LONGEST_PAUSE_SECONDS = 16.0
 LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, UsageError)
 
 retry_seconds = 600.0  # how long a server that has answered before is asked again; see `patience`
@@ -49,27 +50,25 @@ def connect(scheme):
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False  # other processes write too
 
 
-def patient_gcs(gcsfs):
+def patient_gcs(gcsfs: Any) -> type:
     """Returns gcsfs's file system, which asks again."""
-    whole = gcsfs.core.GCSFileSystem
+    whole: Any = gcsfs.core.GCSFileSystem
     once = getattr(whole._request, "__wrapped__", whole._request)  # without gcsfs's own six attempts
 
-    class PatientGCS(whole):
-        async def _request(self, method, path, *args, **kwargs):
-            return await patiently("gs", lambda: once(self, method, path, *args, **kwargs))
+    async def request(self, *args, **kwargs):
+        return await patiently("gs", lambda: once(self, *args, **kwargs))
 
-    return PatientGCS
+    return type("PatientGCS", (whole,), {"_request": request})
 
 
-def patient_s3(s3fs):
+def patient_s3(s3fs: Any) -> type:
     """Returns s3fs's file system, which asks again."""
+    whole: Any = s3fs.S3FileSystem
 
-    class PatientS3(s3fs.S3FileSystem):
-        async def _call_s3(self, method, *args, **kwargs):
-            call = super()._call_s3
-            return await patiently("s3", lambda: call(method, *args, **kwargs))
+    async def call(self, *args, **kwargs):
+        return await patiently("s3", lambda: whole._call_s3(self, *args, **kwargs))
 
-    return PatientS3
+    return type("PatientS3", (whole,), {"_call_s3": call})
 
 
 async def patiently(scheme, request):
@@ -93,14 +92,14 @@ async def patiently(scheme, request):
                 raise failure(e, time.monotonic() - since) from e
             if scheme not in _failing:
                 _failing[scheme] = since
-                log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, reason(e), most)
+                log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, why(e), most)
         else:
             _answered.add(scheme)
             if scheme in _failing:
                 log.warning("%s:// answers again, after %.0f s", scheme, time.monotonic() - _failing.pop(scheme))
             return answer
         await asyncio.sleep(wait)
-        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+        wait = min(2 * wait, LONGEST_PAUSE_SECONDS)
 
 
 def is_refusal(error):
@@ -113,9 +112,9 @@ def failure(error, seconds):
     """Returns the OSError with one line for the last of several failed requests."""
     kind = PermissionError if isinstance(error, PermissionError) or is_refusal(error) else OSError
     asked = f", after {seconds:.0f} s" if seconds > 1 else ""
-    return kind(f"{reason(error)}{asked}")
+    return kind(f"{why(error)}{asked}")
 
 
-def reason(error):
+def why(error):
     """Returns the reason of a failed request in one line."""
     return one_line(error, 200)

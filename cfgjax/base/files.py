@@ -61,7 +61,7 @@ def writing(path):
     if storage.is_url(path):
         with storage.temporary_folder() as folder:
             yield folder / path.name
-            storage.send(folder / path.name, path)
+            storage.send_file(folder / path.name, path)
         return
     temporary = temporary_beside(path)
     try:
@@ -85,7 +85,7 @@ def writing_folder(path):
             yield folder
             files = [file for file in folder.rglob("*") if file.is_file()]
             for file in sorted(files, key=lambda file: (-len(file.relative_to(folder).parts), file)):
-                storage.send(file, path / file.relative_to(folder).as_posix())
+                storage.send_file(file, path / file.relative_to(folder).as_posix())
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

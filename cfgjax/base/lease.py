@@ -22,14 +22,14 @@ from cfgjax.base.errors import UsageError
 log = logging.getLogger("cfgjax")
 
 FOLDER = ".lease"
-SECONDS = 30.0  # without a sign of life after which an owner is taken to be gone
+LEASE_SECONDS = 30.0  # without a sign of life after which an owner is taken to be gone
 
 
 class LeaseLost(OSError):
     """Another process has taken over the folder."""
 
 
-def lock(folder, busy, what=None, seconds=SECONDS):
+def lock(folder, busy, what=None, seconds=LEASE_SECONDS):
     """Returns the `Lock` or `Lease` of a folder, which is created if missing.
 
     busy: makes the text of the UsageError if the folder is in use, from the name of the process that uses it. what:
@@ -96,7 +96,7 @@ class Lease:
             self._wait_until_still(number, owner, busy)
         self._path = folder / FOLDER / f"{number + 1:08d}.json"
         try:
-            storage.create(self._path, self._content())
+            storage.create_object(self._path, self._content())
         except FileExistsError:
             raise UsageError(busy("a process that started at the same time")) from None
         self._renewed = now()

@@ -48,7 +48,7 @@ def wrong_url(text):
     return None
 
 
-def place(path):
+def place(path: "str | os.PathLike[str]") -> Place:
     """Returns the path of a local path (~ is the home directory) or of a URL.
 
     Raises UsageError if the URL is malformed, or the package for it is not installed.
@@ -67,7 +67,7 @@ def place(path):
     return epath.Path(text)
 
 
-def absolute(path):
+def absolute(path: "str | os.PathLike[str]") -> Place:
     """Returns the absolute path of a path; that of a URL is itself."""
     path = place(path)
     return path if is_url(path) else path.absolute()
@@ -81,7 +81,7 @@ def client(path):
     return fsspec.filesystem({"gs": "gcs"}.get(scheme := os.fspath(path).partition("://")[0], scheme))
 
 
-def create(path, content):
+def create_object(path, content):
     """Writes bytes to a URL unless there is an object. Raises FileExistsError if there is one."""
     client(path).pipe_file(os.fspath(path), content, mode="create")
 
@@ -109,12 +109,7 @@ def identity(about):
     return f"{about['size']} bytes, {next(known, 'no checksum')}"
 
 
-def size_of(path):
-    """Returns the bytes of a file."""
-    return place(path).stat().length if is_url(path) else os.stat(path).st_size
-
-
-def send(local, path):
+def send_file(local, path):
     """Copies a local file to a URL, as one object."""
     client(path).put_file(os.fspath(local), os.fspath(path))
 

@@ -34,7 +34,7 @@ def step_of(line: bytes) -> int | None:
 
 def last_logged_step(workdir: Place) -> int:
     """Returns the largest step in the metrics of a run, 0 without any; damaged lines are ignored."""
-    return max((step for step in map(step_of, lines_of(workdir)) if step is not None), default=0)
+    return max((step for step in map(step_of, all_lines(workdir)) if step is not None), default=0)
 
 
 def read_lines(path: Place) -> list[bytes]:
@@ -45,7 +45,7 @@ def read_lines(path: Place) -> list[bytes]:
         return [line for line in file.read().split(b"\n") if line.strip()]
 
 
-def lines_of(workdir: Place) -> list[bytes]:
+def all_lines(workdir: Place) -> list[bytes]:
     """Returns the lines of the metrics of a run as bytes, without blank ones."""
     if not is_url(workdir):
         return read_lines(workdir / METRICS_FILE)
@@ -63,7 +63,7 @@ def split_lines(workdir: Place, last_step: float) -> tuple[list[bytes], list[byt
 
     Steps never decrease, so a line of a later step is damaged if one of last_step or earlier follows.
     """
-    lines = lines_of(workdir)
+    lines = all_lines(workdir)
     steps = [step_of(line) for line in lines]
     kept = [step is not None and step <= last_step for step in steps]
     end = max((i for i, keep in enumerate(kept) if keep), default=-1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,13 +15,19 @@ from cfgjax.base.storage import Place, free_bytes, is_url, objects
 Handler = TypeVar("Handler", bound=ocp.AsyncCheckpointHandler)
 
 
+ANSWER = re.compile(r"http_response_code='(\d+)'")
+
+
 class SaveError(OSError):
     """A checkpoint could not be written."""
 
 
 def save_error(step: int | None, error: BaseException) -> SaveError:
     """Returns a SaveError with one line, the innermost reason of an error."""
-    return SaveError(f"saving step {step} failed: {' '.join(str(error).split()).rpartition(': ')[-1]}")
+    text = " ".join(str(error).split())
+    if answer := ANSWER.search(text):  # of tensorstore, about a bucket
+        return SaveError(f"saving step {step} failed: the server answered {answer[1]}")
+    return SaveError(f"saving step {step} failed: {text.rpartition(': ')[-1]}")
 
 
 def check_space(directory: Place, step: int, state: PyTree) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from cfgjax.base.storage import Place, send
+from cfgjax.base.storage import Place, send_file
 from cfgjax.runs.settings import Settings
 
 
@@ -65,7 +65,7 @@ class TensorBoardSegments:
                 self._events.close()
                 self._events = None
             for path in sorted(self._folder.iterdir()):
-                send(path, self._workdir / path.name)
+                send_file(path, self._workdir / path.name)
                 path.unlink()
 
     def close(self) -> None:
