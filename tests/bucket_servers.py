@@ -110,7 +110,7 @@ def forget(scheme):
         with contextlib.suppress(ValueError, ImportError):
             fsspec.get_filesystem_class(name).clear_instance_cache()
     storage._connected.discard(scheme)
-    bucket_clients._answered.discard(scheme)
+    bucket_clients._answered.clear()
     bucket_clients.patience(600)
 
 
@@ -152,7 +152,7 @@ def gcs(gcs_server, request):
     """A `Bucket` in Google Cloud Storage. Faults end with the test."""
     bucket = Bucket(f"gs://{NAME}/{folder_of(request)}", gcs_server)
     yield bucket
-    bucket.control(delay=0, fail=0, read_only=0)
+    bucket.control(delay=0, fail=0, read_only=0, refuse_arrays=0)
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_st
     ],
 )
 def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told):  # noqa: F811
-    code, _, err = run(train(url).replace("experiments/", ""), cwd=tmp_path)
+    code, _, err = run(train(url).replace("experiments/mixture.py", "mixture"), cwd=tmp_path)
     assert code == 2
     assert told in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())

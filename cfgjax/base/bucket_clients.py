@@ -21,7 +21,7 @@ LONGEST_PAUSE_SECONDS = 16.0
 LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, UsageError)
 
 retry_seconds = 600.0  # how long a server that has answered before is asked again; see `patience`
-_answered: set[str] = set()  # schemes whose server has answered
+_answered: set = set()  # schemes whose server has answered, and (scheme, reads) of what it has allowed
 _failing: dict[str, float] = {}  # scheme: since when its server does not answer, which has been reported
 
 
@@ -56,7 +56,7 @@ def patient_gcs(gcsfs: Any) -> type:
     once = getattr(whole._request, "__wrapped__", whole._request)  # without gcsfs's own six attempts
 
     async def request(self, *args, **kwargs):
-        return await patiently("gs", lambda: once(self, *args, **kwargs))
+        return await patiently("gs", str(args[0]) == "GET", lambda: once(self, *args, **kwargs))
 
     return type("PatientGCS", (whole,), {"_request": request})
 
@@ -66,35 +66,38 @@ def patient_s3(s3fs: Any) -> type:
     whole: Any = s3fs.S3FileSystem
 
     async def call(self, *args, **kwargs):
-        return await patiently("s3", lambda: whole._call_s3(self, *args, **kwargs))
+        reads = str(args[0]).startswith(("get", "head", "list"))
+        return await patiently("s3", reads, lambda: whole._call_s3(self, *args, **kwargs))
 
     return type("PatientS3", (whole,), {"_call_s3": call})
 
 
-async def patiently(scheme, request):
+async def patiently(scheme, reads, request):
     """Returns await request(), asked again with growing waits while the server fails or refuses.
 
-    A refusal lasts if the server has never answered; afterwards, credentials may have expired and be renewed.
-    Raises OSError with one line.
+    reads: whether the request changes nothing. A refusal lasts if nothing of the kind was ever allowed; afterwards,
+    credentials may have expired and be renewed. Raises OSError with one line.
     """
     since, wait = time.monotonic(), 0.5
     while True:
         try:
             answer = await request()
         except LASTING:
-            _answered.add(scheme)
+            _answered.update([scheme, (scheme, reads)])
             raise
         except Exception as e:
-            known = scheme in _answered
-            lasting = isinstance(e, PermissionError) or is_refusal(e) or isinstance(e, (ValueError, TypeError))
-            most = retry_seconds if known else 0.0 if lasting else FIRST_SECONDS
+            refused = isinstance(e, PermissionError) or is_refusal(e)
+            if isinstance(e, (ValueError, TypeError)) or (refused and (scheme, reads) not in _answered):
+                most = 0.0
+            else:
+                most = retry_seconds if scheme in _answered else FIRST_SECONDS
             if time.monotonic() - since + wait > most:
                 raise failure(e, time.monotonic() - since) from e
             if scheme not in _failing:
                 _failing[scheme] = since
                 log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, why(e), most)
         else:
-            _answered.add(scheme)
+            _answered.update([scheme, (scheme, reads)])
             if scheme in _failing:
                 log.warning("%s:// answers again, after %.0f s", scheme, time.monotonic() - _failing.pop(scheme))
             return answer
