@@ -166,6 +166,10 @@ def reference():
             writers=("tensorboard",),  # besides metrics.jsonl: "tensorboard", "wandb", "mlflow"
             project="cfgjax",  # project of Weights & Biases; experiment of MLflow
         ),
+        storage=dict(  # for workdirs in buckets
+            retry_seconds=600.0,  # seconds for which a server that does not answer is asked again, at least 1
+            lease_seconds=30.0,  # time without a sign of life after which another process may take over, at least 3
+        ),
     )
 
 

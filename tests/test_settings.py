@@ -105,7 +105,7 @@ ABOVE_0 = {"optimizer.eps optimizer.clip_norm"}
 BELOW_1 = {"model.dropout optimizer.b1 optimizer.b2 evaluate.ema"}
 SHARES = {"diffusion.p_uncond"}
 FROM_0 = {"seed data.seed sample.seed evaluate.seed data.num_workers optimizer.warmup_steps"}
-DURATIONS = {"data.worker_timeout_seconds cluster.start_timeout_seconds"}
+DURATIONS = {"data.worker_timeout_seconds cluster.start_timeout_seconds storage.retry_seconds"}
 REAL_TUPLES = {"sample.guidance evaluate.guidance evaluate.every_guidance"}
 MAY_BE_EMPTY = {"model.attention_resolutions ema.rates ema.widths log.writers"}
 

@@ -79,7 +79,7 @@ def test_rows_of_runs_without_class_names_only_have_labels(tmp_path, content):
 
 
 CONFIG = mixture_config()
-SECTIONS = [name for name in CONFIG if name not in ("evaluate", "cluster", "log")]
+SECTIONS = [name for name in CONFIG if name not in ("evaluate", "cluster", "log", "storage")]
 CONFIG_DAMAGE = {
     "empty": b"",
     "a list": b"[]",

@@ -1,14 +1,14 @@
 """Configs from Python: `cfgjax.config("digits", train=dict(num_steps=100))`."""
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from cfgjax.base.storage import Place
 from cfgjax.runs.config import flatten, load_config
 
 
-def config(experiment: str | Path, **changes: Any) -> ConfigDict:
+def config(experiment: str | Place, **changes: Any) -> ConfigDict:
     """Returns the locked ConfigDict of an experiment with changes to its values.
 
     experiment: the name of an installed experiment, see `cfgjax.experiments`, or the path of a config file. changes:

@@ -2,13 +2,13 @@
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_uint8
 from cfgjax.models.class_names import short_name
 from cfgjax.models.model import Model
@@ -50,7 +50,7 @@ class DemoChoice:
         picture = image_grid(rows, names, [f"w={self.guidance:g}, {self.rule}"], DEMO_PIXELS)
         return picture, image_grid(levels, names, heads)
 
-    def command(self, workdir: str | Path) -> str:
+    def command(self, workdir: str | Place) -> str:
         """Returns the command that draws the same samples."""
         flags = {
             "workdir": workdir,
@@ -65,7 +65,7 @@ class DemoChoice:
         }
         return " ".join(["cfgjax sample", *(shlex.quote(f"--{name}={value}") for name, value in flags.items())])
 
-    def python(self, workdir: str | Path) -> str:
+    def python(self, workdir: str | Place) -> str:
         """Returns the Python lines that draw the same samples."""
         labels = [label for label in self.labels for _ in range(self.per_label)]
         return "\n".join(

@@ -1,10 +1,10 @@
 """The page of `cfgjax demo`: sliders for guidance, two settings side by side, the trajectory, and the lines of code."""
 
-from pathlib import Path
 from typing import Any
 
 from cfgjax.api.demo_choice import DemoChoice
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.storage import Place
 from cfgjax.models.class_names import short_name
 from cfgjax.models.model import Model
 
@@ -19,7 +19,7 @@ FIRST_LABELS = 5
 FONT = ["system-ui", "sans-serif"]  # of the system: others are loaded from the network
 
 
-def make_page(model: Model, workdir: str | Path) -> Any:
+def make_page(model: Model, workdir: str | Place) -> Any:
     """Returns the page as gradio's Blocks. Raises UsageError for a model whose samples are not images."""
     import gradio as gr
 

@@ -2,10 +2,10 @@
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cfgjax.base.errors import UsageError, nearest
+from cfgjax.base.storage import Place
 from cfgjax.evaluation.frontier.paired import read_baseline
 from cfgjax.evaluation.frontier.plan import plan_frontier
 from cfgjax.evaluation.frontier.result import FrontierResult, measure_frontier
@@ -17,19 +17,19 @@ from cfgjax.runs.sample_options import fields
 
 
 def evaluate(
-    model: str | Path | Model,
+    model: str | Place | Model,
     *,
     num_samples: int | None = None,
     features: str | None = None,
-    classifier: str | Path | None = None,
-    inception: str | Path | None = None,
-    reference: str | Path | None = None,
+    classifier: str | Place | None = None,
+    inception: str | Place | None = None,
+    reference: str | Place | None = None,
     batch_size: int | None = None,
     baseline: str | None = None,
     neighbours: bool = True,
     guide: Guide | None = None,
     weak: WeakRun | None = None,
-    out: str | Path | None = None,
+    out: str | Place | None = None,
     **options: Any,
 ) -> FrontierResult:
     """Measures a run in every combination of the options, and writes the files of `cfgjax evaluate`.
@@ -49,7 +49,7 @@ def evaluate(
 
     Raises UsageError for invalid values, and if several processes run: use the command `cfgjax evaluate` then.
     """
-    model = load(model) if isinstance(model, str | Path) else model
+    model = load(model) if isinstance(model, str | Place) else model
     if model.workdir is None:
         raise UsageError("the model does not belong to a run; pass a workdir, or a model that cfgjax.load returned")
     known = fields("evaluate")

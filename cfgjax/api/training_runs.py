@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, place
 from cfgjax.data.prepare_own import own_experiment
 from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.models.loading import load
@@ -28,7 +28,7 @@ class TrainedRun:
     trained; otherwise the run was stopped and saved, and the same call of `train` resumes it.
     """
 
-    workdir: Path
+    workdir: Place
     metrics: dict[str, float]
     done: bool
 
@@ -60,10 +60,10 @@ class LogFunction:
 
 
 def train(
-    config: str | Path | ConfigDict | Settings | None = None,
-    workdir: str | Path | None = None,
+    config: str | Place | ConfigDict | Settings | None = None,
+    workdir: str | Place | None = None,
     *,
-    data: str | Path | None = None,
+    data: str | Place | None = None,
     size: int | None = None,
     labels_from: str | None = None,
     network: str = "small",
@@ -102,7 +102,7 @@ def train(
         raise UsageError(f"{which}; give a config, or data, which are images of your own")
     if data is not None:
         config = own_experiment(data, workdir, size=size, labels_from=labels_from, network=network)
-    if isinstance(config, str | Path):
+    if isinstance(config, str | Place):
         config = load_config(config, **flatten(changes))
     elif changes:
         what = f"{next(iter(changes))} is given with a config that is already loaded"
@@ -110,4 +110,4 @@ def train(
     listeners = (*writers, *(() if on_log is None else (LogFunction(on_log),)))
     use_cores()
     outcome = train_until_stopped(config, workdir, stop, hooks, listeners, allow_changes)
-    return TrainedRun(Path(workdir), outcome.metrics, outcome.done)
+    return TrainedRun(place(workdir), outcome.metrics, outcome.done)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cfgjax.base import storage
 from cfgjax.base.errors import UsageError, one_line
 
 MAGIC = np.lib.format.MAGIC_PREFIX
@@ -29,7 +30,7 @@ CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 def sha256(path):
     """Returns the hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with storage.place(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -53,9 +54,15 @@ def naming_full_disk(path):
 def writing(path):
     """Yields a temporary path next to path, with the same ending, and renames it to path when the block ends.
 
-    If the block raises, path is unchanged and the temporary file is removed.
+    If path is in a bucket, the temporary file is on the disk, and is sent as one object. If the block raises, path is
+    unchanged and the temporary file is removed.
     """
-    path = Path(path)
+    path = storage.place(path)
+    if storage.is_url(path):
+        with storage.temporary_folder() as folder:
+            yield folder / path.name
+            storage.send_file(folder / path.name, path)
+        return
     temporary = temporary_beside(path)
     try:
         with naming_full_disk(path):
@@ -69,9 +76,18 @@ def writing(path):
 def writing_folder(path):
     """Yields a temporary folder next to path and renames it to path when the block ends.
 
-    path must not exist or be an empty folder. If the block raises, the temporary folder is removed.
+    path must not exist or be an empty folder. If path is in a bucket, the files are sent one by one in the order of
+    their names, files of subfolders first. If the block raises, the temporary folder is removed.
     """
-    path = Path(path).resolve()
+    path = storage.place(path)
+    if storage.is_url(path):
+        with storage.temporary_folder() as folder:
+            yield folder
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: (-len(file.relative_to(folder).parts), file)):
+                storage.send_file(file, path / file.relative_to(folder).as_posix())
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     temporary.mkdir()
@@ -88,7 +104,10 @@ def check_folder(path, what):
 
     what: description of the folder for the error, with its flag.
     """
-    path = Path(path).absolute()
+    path = storage.absolute(path)
+    if storage.is_url(path):
+        storage.check_bucket(path, what)
+        return
     for folder in (path, *path.parents):
         try:
             mode = os.stat(folder).st_mode
@@ -133,11 +152,15 @@ def read_npy(path):
 
 @contextlib.contextmanager
 def reading(path):
-    """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name."""
+    """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name.
+
+    A file in a bucket is copied to the disk first.
+    """
     try:
-        check_regular(path)
-        with open(path, "rb") as file:
-            yield file
+        with storage.local_file(path) as local:
+            check_regular(local)
+            with open(local, "rb") as file:
+                yield file
     except UsageError:
         raise
     except OSError as e:

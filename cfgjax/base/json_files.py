@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from pathlib import Path
 
+from cfgjax.base import storage
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_regular, writing
 
@@ -31,9 +31,12 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
     """
     advice = f"; {remedy}" if remedy else ""
     try:
-        check_regular(path)
-        with open(path, "rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+        if storage.is_url(path):
+            data = storage.place(path).read_bytes()
+        else:
+            check_regular(path)
+            with open(path, "rb") as file:
+                data = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
@@ -75,7 +78,7 @@ def write_json(path, value, *, hashed=False, indent=2):
     if hashed:
         value = {**value, HASH: content_hash(value)}
     text = json.dumps(value, indent=indent) + "\n"
-    with writing(Path(path)) as new:
+    with writing(path) as new:
         new.write_text(text, encoding="utf-8")
 
 

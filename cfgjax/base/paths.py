@@ -5,6 +5,7 @@ import os
 from absl import flags
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import wrong_url
 
 
 class PathParser(flags.ArgumentParser):
@@ -39,6 +40,8 @@ def check_path(name, path):
 def wrong_path(path):
     """Returns the reason why a str or os.PathLike cannot be a path, or None."""
     text = os.fspath(path)
+    if reason := wrong_url(text):
+        return reason
     if not text.strip():
         return "the path is empty; name a file or folder (. is the current folder)"
     if "\0" in text:

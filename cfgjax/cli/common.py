@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -10,6 +9,7 @@ from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
+from cfgjax.base.storage import absolute, place
 from cfgjax.runs import sample_options
 from cfgjax.runs.config import flatten, to_json
 
@@ -180,9 +180,9 @@ def single(axes, name, why):
 
 def check_writable(flag, path):
     """Raises UsageError if path, the value of a flag, is not writable as a file."""
-    if Path(path).is_dir():
+    if place(path).is_dir():
         raise UsageError(f"--{flag}={path} is a folder; give a file")
-    folder = Path(path).absolute().parent
+    folder = absolute(path).parent
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 

@@ -8,6 +8,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import check_path, define_path
+from cfgjax.base.storage import place
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.config import parse_flags
 
@@ -74,7 +75,7 @@ def compare(argv):
         about = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
         rows = written_rows(changed) if changed else side_by_side.joined_columns(groups)
         record = {"rows": rows} if changed else {**about, "rows": rows}
-        csv = Path(given.out).suffix.lower() == ".csv"
+        csv = place(given.out).suffix.lower() == ".csv"
         table = rows_csv(rows, ".6g" if changed else "") if csv else json.dumps(record, indent=1) + "\n"
         with writing(given.out) as new:
             new.write_text(table)
@@ -103,7 +104,7 @@ def plot(path, figure):
 
 def check_out(flag, path, endings):
     """Raises UsageError unless path, the value of a flag, has one of the endings and is writable."""
-    if Path(path).suffix.lower() not in endings:
+    if place(path).suffix.lower() not in endings:
         raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
     check_writable(flag, path)
 
@@ -124,7 +125,7 @@ def labels(paths):
 
 def run_parts(path):
     """Returns the path parts of a frontier.json's run, or of its folder if that is not named evaluation."""
-    path = Path(path).resolve()
+    path = place(path).resolve()
     if path.name != "frontier.json":
         return path.with_suffix("").parts
     return (path.parent.parent if path.parent.name == "evaluation" else path.parent).parts

@@ -11,6 +11,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import absolute, place
 from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
@@ -169,7 +170,7 @@ def to_openai_adm(argv):
     define_step(given)
     no_arguments(parse_flags(given, argv))
     required(given, "workdir", "out")
-    ending = Path(given.out).suffix
+    ending = place(given.out).suffix
     if ending not in (".npz", ".pt"):
         raise UsageError(f"--out={given.out}: the ending must be .npz, or .pt if torch is installed")
     if ending == ".pt" and importlib.util.find_spec("torch") is None:
@@ -207,7 +208,7 @@ def parse_import(given, argv):
 def check_import(given):
     """Raises UsageError unless there are a checkpoint and a new or empty workdir."""
     required(given, "checkpoint", "out")
-    out = Path(given.out).absolute()
+    out = absolute(given.out)
     for folder in (out, out.parent):  # the complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")
     if out.exists() and any(out.iterdir()):

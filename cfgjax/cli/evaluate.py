@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-from pathlib import Path
 
 from absl import flags
 
@@ -11,6 +10,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import place
 from cfgjax.cli.common import (
     PLAN_FLAGS,
     begin_command,
@@ -260,7 +260,7 @@ def write_reference(given):
     required(given, "out")
     if (given.workdir is None) == (given.config is None):
         raise UsageError("--make_reference needs either --workdir or --config, for its data")
-    if Path(given.out).suffix != ".npz":
+    if place(given.out).suffix != ".npz":
         raise UsageError(f"--out={given.out}: the ending must be .npz")
     check_writable("out", given.out)
     begin_command(given, f"computing reference statistics of {given.workdir or 'the data of --config'}")

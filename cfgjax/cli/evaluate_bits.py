@@ -1,11 +1,11 @@
 """`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
 import dataclasses
-from pathlib import Path
 from typing import cast
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
+from cfgjax.base.storage import place
 from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
 from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.sample_options import axes as axes_of
@@ -63,7 +63,7 @@ def evaluate_bits(given):
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
-    folder, rate = Path(given.out or Path(given.workdir) / "evaluation"), float(model.ema)
+    folder, rate = place(given.out or place(given.workdir) / "evaluation"), float(model.ema)
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE

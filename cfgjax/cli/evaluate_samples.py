@@ -1,11 +1,11 @@
 """`cfgjax evaluate --samples`: measures images that something else made."""
 
 import dataclasses
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
+from cfgjax.base.storage import place
 from cfgjax.cli.common import begin_command, plan_of, required
 
 OF_LABELS = ("accuracy", "log_posterior", "accuracy_per_class")  # metrics that compare samples with their labels
@@ -45,7 +45,7 @@ def evaluate_samples(given):
     judging = judge or (network if network.judges else None)
     num_classes = None if judging is None else judging.sizes(samples.read(0, 1)[0])["logits"]
     count = check_requested(samples, given.num_samples, num_classes)
-    folder = Path(given.out)
+    folder = place(given.out)
     folder.mkdir(parents=True, exist_ok=True)
     with Progress("reference", "image") as progress:
         shape, dataset = data.image_shape, lambda: open_source(data)

@@ -1,7 +1,6 @@
 """`cfgjax export`: a trained model as a folder, or its sampler as one file."""
 
 import importlib.util
-from pathlib import Path
 
 from absl import flags
 
@@ -10,6 +9,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder, writing, writing_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import place
 from cfgjax.cli.common import begin_command, check_writable, define_checkpoint, no_arguments, required
 from cfgjax.cli.stages import define_stage_folders
 from cfgjax.runs import sample_options
@@ -48,13 +48,13 @@ def check_flags(given, as_program):
     if as_program:
         if given.base is not None:
             raise UsageError("--format=stablehlo is for one model, --workdir; export a cascade as folders")
-        if Path(given.out).suffix != ".npz":
+        if place(given.out).suffix != ".npz":
             raise UsageError(f"--out={given.out}: the ending must be .npz")
         return check_writable("out", given.out)
     if importlib.util.find_spec("safetensors") is None:
         raise UsageError("cfgjax export needs safetensors: pip install 'cfgjax[export]'")
     check_folder(given.out, f"--out={given.out}")
-    if Path(given.out).exists() and any(Path(given.out).iterdir()):
+    if place(given.out).exists() and any(place(given.out).iterdir()):
         raise UsageError(f"--out={given.out}: the folder is not empty; give a new one")
 
 
@@ -66,7 +66,7 @@ def write_folder(given):
     stages = {"": given.workdir} if given.base is None else {"base": given.base, "upsampler": given.upsampler}
     for workdir in stages.values():
         check_draws(workdir)
-    name = given.name or Path(given.out).resolve().name
+    name = given.name or place(given.out).resolve().name
     with writing_folder(given.out) as folder:
         for stage, workdir in stages.items():
             (folder / stage).mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def write_program(given):
     arrays = export_program(model, tuple(given.platforms), **options)
     with writing(given.out) as new, open(new, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    size = Path(given.out).stat().st_size / 1e6
+    size = place(given.out).stat().st_size / 1e6
     print(f"wrote {given.out} ({size:.3g} MB) for {', '.join(given.platforms)}")
     return DONE
 

@@ -3,7 +3,6 @@
 import functools
 import os
 import shlex
-from pathlib import Path
 
 from absl import flags
 
@@ -11,6 +10,7 @@ from cfgjax.base.errors import UsageError, choose, printable
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import check_path, define_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import place
 from cfgjax.cli.common import class_list, required
 from cfgjax.runs.config import parse_flags
 
@@ -179,6 +179,6 @@ def prepared_lines(out, about):
     lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")
     lines.append(f"data.source='prepared', data.path={str(out)!r}, data.crop={request['crop']!r}")
     if request["size"] in SIZES:
-        config, workdir = f"--config=own_images:{out}", f"--workdir=runs/{Path(out).name}"
+        config, workdir = f"--config=own_images:{out}", f"--workdir=runs/{place(out).name}"
         lines.append(printable(f"to train on it: cfgjax train {shlex.quote(config)} {shlex.quote(workdir)}"))
     return lines

@@ -1,10 +1,10 @@
 """What `cfgjax sample` writes: a picture, an animation, the arrays of an .npz, or a folder of single images."""
 
 import io
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_folder, writing, writing_folder
+from cfgjax.base.storage import place
 from cfgjax.cli.common import check_writable
 
 FRAME_MS, LAST_FRAME_MS = 120, 1500
@@ -14,7 +14,7 @@ def kind_of_output(path):
     """Returns "picture", "animation", "arrays" or "images" by the ending of --out, checked to be writable."""
     from PIL import Image
 
-    ending = Path(path).suffix.lower()
+    ending = place(path).suffix.lower()
     if not ending or str(path).endswith("/"):
         check_new_folder(path)
         return "images"
@@ -35,7 +35,7 @@ def kind_of_output(path):
 def check_new_folder(path):
     """Raises UsageError unless path is a folder that can be made, or an empty one."""
     check_folder(path, f"--out={path}")
-    if Path(path).exists() and any(Path(path).iterdir()):
+    if place(path).exists() and any(place(path).iterdir()):
         raise UsageError(f"--out={path}: the folder is not empty; give a new one")
 
 

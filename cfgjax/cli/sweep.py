@@ -1,7 +1,6 @@
 """`cfgjax sweep`."""
 
 import collections
-from pathlib import Path
 
 from absl import flags
 
@@ -9,6 +8,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, FAILED, PREEMPTED
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
+from cfgjax.base.storage import place
 from cfgjax.cli.common import define_allow_changes, no_arguments, required
 from cfgjax.cli.launch import check_command, check_lines
 from cfgjax.jobs.launch import slurm
@@ -116,7 +116,7 @@ def array(given, entries):
 def make_folder(out):
     """Creates the folder of the sweep. Raises UsageError if it cannot be created."""
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        place(out).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"--out={out} cannot be created: {e.strerror}") from e
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import UInt8
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_finite_samples
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_float, to_uint8
 from cfgjax.diffusion.guidance import at_zero, conditional
 from cfgjax.distributed.collectives import gather_rows
@@ -25,8 +25,8 @@ UPSAMPLER_SEED = 2**31  # added to the seed, so that the stages' noise is not th
 
 
 def load_cascade(
-    base: str | Path,
-    upsampler: str | Path,
+    base: str | Place,
+    upsampler: str | Place,
     mesh: Mesh | None = None,
     upsampling: dict[str, Any] | None = None,
     **options: Any,
@@ -104,7 +104,7 @@ class Cascade:
 
         return draw
 
-    def upsampler_identity(self, workdir: str | Path) -> dict[str, Any]:
+    def upsampler_identity(self, workdir: str | Place) -> dict[str, Any]:
         """Returns everything that the samples depend on besides the base's, as JSON values.
 
         workdir: of the upsampler, whose parameters are those of its step and average.

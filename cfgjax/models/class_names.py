@@ -1,10 +1,10 @@
 """Labels by the names of their classes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError, nearest, printable
 from cfgjax.base.numerals import is_whole_number, whole_number
+from cfgjax.base.storage import Place
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_classes
 
@@ -12,7 +12,7 @@ SHOWN_LENGTH = 16  # characters of a name in a picture
 MOST_NAMES = 20  # names in a message
 
 
-def known_classes(workdir: str | Path, settings: Settings) -> list[str] | None:
+def known_classes(workdir: str | Place, settings: Settings) -> list[str] | None:
     """Returns the names of the classes by label that the run in workdir recorded, or None if they do not fit."""
     classes = read_classes(workdir)
     return classes if classes is not None and len(classes) == settings.data.num_classes else None

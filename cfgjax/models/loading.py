@@ -1,10 +1,9 @@
 """Loads trained networks from workdirs."""
 
-from pathlib import Path
-
 from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place
 from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.distributed.sharding import make_mesh, place_parameters
 from cfgjax.models.class_names import known_classes
@@ -17,7 +16,7 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import read_settings
 
 
-def load(workdir: str | Path, step: int | None = None, ema: float | None = None, mesh: Mesh | None = None) -> Model:
+def load(workdir: str | Place, step: int | None = None, ema: float | None = None, mesh: Mesh | None = None) -> Model:
     """Returns the `Model` of a run, with the parameters of a checkpoint.
 
     workdir: the folder of the run, or of an exported model. step: that of the checkpoint; by default the newest that is
@@ -49,7 +48,7 @@ def default_mesh() -> Mesh:
     return make_mesh()
 
 
-def check_draws(workdir: str | Path) -> Settings:
+def check_draws(workdir: str | Place) -> Settings:
     """Returns the settings of the run in workdir. Raises UsageError if it is that of a classifier."""
     settings = read_settings(workdir)
     if settings.is_classifier:
@@ -59,14 +58,14 @@ def check_draws(workdir: str | Path) -> Settings:
     return settings
 
 
-def use_average(model: Model, workdir: str | Path, ema: float) -> None:
+def use_average(model: Model, workdir: str | Place, ema: float) -> None:
     """Replaces the parameters of a run's model by those of another average of the same step. See `load`."""
     if ema != model.ema:
         model.put(load_params(workdir, model.settings, model.step, ema)[0])
         model.ema = ema
 
 
-def load_guide(workdir: str | Path, step: int | None = None, ema: float | None = None) -> Guide:
+def load_guide(workdir: str | Place, step: int | None = None, ema: float | None = None) -> Guide:
     """Returns the `Guide` of a noise-aware classifier's run, for the rule `classifier(guide=…)`.
 
     workdir, step, ema: see `cfgjax.load`. Raises UsageError if there is no such run, step or average, or if the run is

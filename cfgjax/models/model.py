@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_finite_samples
 from cfgjax.base.progress import compiling
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
@@ -75,7 +75,7 @@ class Model:
         ema: float | None = None,
         mesh: Mesh | None = None,
         bind_params: Callable | None = None,
-        workdir: str | Path | None = None,
+        workdir: str | Place | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         self.settings, self.step, self.ema = Settings.from_config(config), step, ema

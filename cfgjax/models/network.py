@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from cfgjax.base.errors import UsageError, choose, one_line
+from cfgjax.base.storage import Place
 from cfgjax.diffusion.contracts import check_prediction
 from cfgjax.diffusion.levels import Continuous, Discrete
 from cfgjax.diffusion.prediction import PARAMETRISATIONS, Prediction
@@ -120,7 +120,7 @@ def check_attention(net: Network, image_shape: Sequence[int], layers: Any) -> No
     jax.eval_shape(run, params)
 
 
-def check_params(workdir: str | Path, settings: Settings, params: PyTree) -> None:
+def check_params(workdir: str | Place, settings: Settings, params: PyTree) -> None:
     """Raises UsageError unless the parameters of a checkpoint in workdir have the names and shapes of the network's."""
     what = f"{workdir}: config.json and the checkpoint do not fit each other"
     try:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.finite import check_weights
+from cfgjax.base.storage import Place, absolute, place, written_at
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import find_step, newest_complete, read_params
 from cfgjax.runs.exported import ExportedParameters, exported_parameters, is_exported
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
     def read(self) -> PyTree:
         """Returns the stored parameters as numpy arrays."""
-        return read_params(Path(self.directory), self.step, self.name)
+        return read_params(place(self.directory), self.step, self.name)
 
     @property
     def digest(self) -> str:
@@ -69,7 +69,7 @@ class Average:
         """
         first, *others = self.parts
         params = weighted_sum(self.parts) if others else first.read()
-        where = first.path if isinstance(first, ExportedParameters) else Path(first.directory).parent
+        where = first.path if isinstance(first, ExportedParameters) else place(first.directory).parent
         check_weights(params, f"checkpoint step {self.step} of {where}")
         return params
 
@@ -82,21 +82,21 @@ class Average:
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def stored_digest(workdir: str | Path, settings: Settings, step: int, ema: float) -> str:
+def stored_digest(workdir: str | Place, settings: Settings, step: int, ema: float) -> str:
     """Returns the `Average.digest` of an average of the run in workdir. Raises UsageError as `find_average` does."""
     if settings.ema.is_width(ema) or is_exported(workdir):
         return find_average(workdir, settings, step, ema).digest
-    directory = Path(workdir) / "checkpoints"
+    directory = place(workdir) / "checkpoints"
     if not (directory / str(step)).is_dir():
         find_step(directory, step)  # raises
     return manifest_digest(directory, step)
 
 
-def step_digest(workdir: str | Path, step: int) -> str:
+def step_digest(workdir: str | Place, step: int) -> str:
     """Returns the digest of the checkpoint of a step, or of its snapshot if there is no checkpoint."""
     if is_exported(workdir):
         return exported_parameters(workdir, step).digest
-    folders = [Path(workdir) / name for name in ("checkpoints", "snapshots")]
+    folders = [place(workdir) / name for name in ("checkpoints", "snapshots")]
     return manifest_digest(next(folder for folder in folders if (folder / str(step)).is_dir()), step)
 
 
@@ -113,14 +113,16 @@ def weighted_sum(parts: Sequence[Any]) -> PyTree:
 
 
 def load_params(
-    workdir: str | Path, settings: Settings, step: int | None = None, ema: float | None = None
+    workdir: str | Place, settings: Settings, step: int | None = None, ema: float | None = None
 ) -> tuple[PyTree, int]:
     """Returns (parameters, step) of the run in workdir, with the parameters as numpy arrays. See `find_average`."""
     average = find_average(workdir, settings, step, ema)
     return average.read(), average.step
 
 
-def find_average(workdir: str | Path, settings: Settings, step: int | None = None, ema: float | None = None) -> Average:
+def find_average(
+    workdir: str | Place, settings: Settings, step: int | None = None, ema: float | None = None
+) -> Average:
     """Returns the `Average` of the run in workdir.
 
     ema: a value in config.ema.rates; 0 for the parameters without averaging; otherwise a width σ_rel, which needs
@@ -133,16 +135,16 @@ def find_average(workdir: str | Path, settings: Settings, step: int | None = Non
         return Average(stored.ema, stored.step, (stored,))
     ema = settings.ema.default if ema is None else float(ema)
     settings.ema.check(ema)
-    directory = str(Path(workdir).absolute() / "checkpoints")
+    directory = str(absolute(workdir) / "checkpoints")
     if not settings.ema.is_width(ema):
         found = collectives.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
         return Average(ema, found, (Part(directory, found, settings.ema.name(ema)),))
-    decide = functools.partial(find_parts, Path(workdir).absolute(), settings.ema, step, ema)
+    decide = functools.partial(find_parts, absolute(workdir), settings.ema, step, ema)
     found, parts = collectives.decided(decide, f"the average of width {ema:g}")
     return Average(ema, found, tuple(Part(*part) for part in parts))
 
 
-def find_parts(workdir: Path, averages: EMASettings, step: int | None, width: float) -> tuple[int, list[Part]]:
+def find_parts(workdir: Place, averages: EMASettings, step: int | None, width: float) -> tuple[int, list[Part]]:
     """Returns (step, the stored averages and their weights of which an average of this width consists).
 
     Only what was stored up to the step is used, so that an average does not change when training continues.
@@ -173,7 +175,7 @@ def find_parts(workdir: Path, averages: EMASettings, step: int | None, width: fl
     return step, [part._replace(weight=float(x)) for part, x in zip(stored, weights[:, 0], strict=True)]
 
 
-def find_checkpoint(checkpoints: Path, step: int, times: Sequence[int]) -> Path:
+def find_checkpoint(checkpoints: Place, step: int, times: Sequence[int]) -> Place:
     """Returns the folder of checkpoints, which have the averages of `step` too. Raises UsageError if it does not.
 
     times: steps of complete snapshots up to there, for the message.
@@ -187,14 +189,13 @@ def find_checkpoint(checkpoints: Path, step: int, times: Sequence[int]) -> Path:
     return checkpoints
 
 
-def is_undamaged(snapshot: Path) -> bool:
+def is_undamaged(snapshot: Place) -> bool:
     """Whether a snapshot matches its manifest. Logs a warning if it does not."""
-    written = (snapshot / MANIFEST).stat().st_mtime_ns if (snapshot / MANIFEST).exists() else 0
-    return _matches_manifest(snapshot, written)
+    return _matches_manifest(snapshot, written_at(snapshot / MANIFEST))
 
 
 @functools.cache  # since averages of several widths read the same snapshots, each of gigabytes
-def _matches_manifest(snapshot: Path, written: int) -> bool:
+def _matches_manifest(snapshot: Place, written: int) -> bool:
     """Returns `is_undamaged` of a snapshot whose manifest was written at this time."""
     if problem := damage(snapshot):
         log.warning("%s is damaged (%s); averages are made without it", snapshot, problem)

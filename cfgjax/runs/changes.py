@@ -8,7 +8,6 @@ the step at which the run resumes, and may only change if the user allows it.
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ from ml_collections import ConfigDict
 from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.storage import Place, place
 from cfgjax.runs.config import default_of, flatten, from_json, to_json
 from cfgjax.runs.settings import KIND_OF_KEY, SECTIONS, Settings
 
@@ -35,7 +35,7 @@ FREE_KEYS: tuple[str, ...] = (
     "model.remat",
     "model.fused_attention",
 )
-FREE_SECTIONS = ("checkpoint", "sample", "evaluate", "mesh", "cluster", "log")
+FREE_SECTIONS = ("checkpoint", "sample", "evaluate", "mesh", "cluster", "log", "storage")
 PLACE_KEYS = ("data.source", "data.path", "data.data_dir", "data.crop", "data.class_order", "data.tfds_split")
 
 OF_DATA = "the network was made for it"
@@ -178,18 +178,18 @@ def key_note(key: str, hashes: Hashes) -> str:
 
 def other_data(given: Settings, hashes: Hashes, where: str) -> str:
     """Returns the message for another data set in the place where that of the run was."""
-    place = given.data.options.get("path", given.data.source)
+    where_now = given.data.options.get("path", given.data.source)
     saved, found = (str(value)[:SHOWN] for value in hashes)
     return (
-        f"the run was trained on the data set with hash {saved}, but {place} now holds the one with hash {found}; "
+        f"the run was trained on the data set with hash {saved}, but {where_now} now holds the one with hash {found}; "
         "nothing was overwritten. Restore the first data set, use another workdir, or continue on this one with "
         f"--allow_changes={where}"
     )
 
 
-def read_changes(workdir: str | Path) -> list[dict[str, Any]]:
+def read_changes(workdir: str | Place) -> list[dict[str, Any]]:
     """Returns the recorded changes of a run, [{"step", "key", "from", "to"}, …]: from this step on it has `to`."""
-    path, keys = Path(workdir) / CHANGES, {"step": int, "key": str}
+    path, keys = place(workdir) / CHANGES, {"step": int, "key": str}
     remedy = "restore it from a copy, or delete it: the run then has no record of its changes"
     try:
         found = read_json(path, kind=list, remedy=remedy)
@@ -202,7 +202,7 @@ def read_changes(workdir: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def changes_before(workdir: str | Path, step: int) -> list[dict[str, Any]]:
+def changes_before(workdir: str | Place, step: int) -> list[dict[str, Any]]:
     """Returns the changes of a run on which its checkpoint of this step depends."""
     return [change for change in read_changes(workdir) if change["step"] < step]
 
@@ -219,7 +219,7 @@ class RunChanges:
     saved: the settings that the workdir has. new: see `check_resumable`.
     """
 
-    def __init__(self, workdir: Path, saved: Settings, hashes: Hashes, new: Mapping[str, tuple[Any, Any]]) -> None:
+    def __init__(self, workdir: Place, saved: Settings, hashes: Hashes, new: Mapping[str, tuple[Any, Any]]) -> None:
         self._path = workdir / CHANGES
         self._stored = read_changes(workdir)
         current = json_value({**flatten(saved.given), HASH_KEY: hashes.saved})
@@ -259,8 +259,8 @@ def from_step(changes: Iterable[dict[str, Any]], step: int) -> list[dict[str, An
     merged: dict[tuple[int, str], dict[str, Any]] = {}
     for change in changes:
         change = {**change, "step": min(change["step"], step)}
-        place = change["step"], change["key"]
-        merged[place] = change | ({"from": merged[place]["from"]} if place in merged else {})
+        at = change["step"], change["key"]
+        merged[at] = change | ({"from": merged[at]["from"]} if at in merged else {})
     return [change for change in merged.values() if change["step"] and change["from"] != change["to"]]
 
 

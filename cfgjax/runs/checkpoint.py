@@ -9,7 +9,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -20,8 +19,15 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, absolute, free_bytes, is_url, place
 from cfgjax.distributed import collectives
-from cfgjax.runs.manifest import damage, move_damaged_metadata, step_directories, write_manifest
+from cfgjax.runs.manifest import (
+    damage,
+    move_damaged_metadata,
+    remove_unfinished,
+    step_directories,
+    write_manifest,
+)
 from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
 
@@ -35,18 +41,31 @@ class Checkpoints:
     """The checkpoints of a run in a directory. Saving is asynchronous; `close` waits for it.
 
     Each of several processes writes and reads its own part of the arrays; only the first decides which steps are
-    complete. cadence: which steps are retained. seconds: duration of the last finished save, in the first process.
+    complete. cadence: which steps are retained. guard: raises if this process may write no more. before_manifest: is
+    called, in another thread, when all but the manifest of a step is written. seconds: duration of the last finished
+    save, in the first process.
     """
 
-    def __init__(self, directory: str | Path, cadence: CheckpointSettings) -> None:
-        self.directory = Path(directory).absolute()
-        policies = [LatestN(cadence.keep_last)]
-        if cadence.keep_every_steps:
-            policies.append(EveryNSteps(cadence.keep_every_steps))
+    def __init__(
+        self,
+        directory: str | Place,
+        cadence: CheckpointSettings,
+        guard: Callable[[], None] = lambda: None,
+        before_manifest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.directory = absolute(directory)
+        self._guard, self.before_manifest, self._cadence = guard, before_manifest, cadence
         self._saving: int | None = None
         self._since = 0.0
         self.seconds = 0.0
-        collectives.decided(lambda: move_damaged_metadata(self.directory), "damaged metadata of checkpoints")
+        self._open()
+
+    def _open(self) -> None:
+        """Opens Orbax's manager."""
+        policies = [LatestN(self._cadence.keep_last)]
+        if self._cadence.keep_every_steps:
+            policies.append(EveryNSteps(self._cadence.keep_every_steps))
+        collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
@@ -59,6 +78,11 @@ class Checkpoints:
             ),
         )
 
+    def _clear(self) -> None:
+        """Removes what an interrupted save left, and puts damaged metadata aside."""
+        remove_unfinished(self.directory)
+        move_damaged_metadata(self.directory)
+
     def save(self, step: int, state: PyTree, history: Json) -> None:
         """Starts to save state and history (a JSON value) as `step`, unless it exists; waits for the previous save.
 
@@ -66,6 +90,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self._guard()
         self.wait()
         self._saving, self._since = step, time.monotonic()
         collectives.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
@@ -95,6 +120,15 @@ class Checkpoints:
             self._see_progress(2 * collectives.timeout_seconds())
         self._waited(self._manager.wait_until_finished)
 
+    @property
+    def owing(self) -> bool:
+        """Whether a save has failed and is to be made again now."""
+        return False
+
+    def finish(self, step: int, state: PyTree, history: Json) -> None:
+        """Waits until the save of the last step is complete. Raises SaveError if it failed."""
+        self.wait()
+
     def check(self) -> None:
         """Raises SaveError if this process failed to write its part of the save in progress. Does not wait."""
         if self._failure is not None:
@@ -117,10 +151,10 @@ class Checkpoints:
             if written != before:
                 before, since = written, time.monotonic()
             elif time.monotonic() - since > patience:
-                free = shutil.disk_usage(self.directory).free / 1e9
-                reason = f"nothing was written in {patience:g} s; the disk has {free:.3g} GB free"
+                reason = f"nothing was written in {patience:g} s{free_space(self.directory)}"
                 raise SaveError(f"saving step {self._saving} failed: {reason}")
-            time.sleep(0.05 if time.monotonic() - since < 1 else 0.5)
+            waited = time.monotonic() - since
+            time.sleep(0.05 if waited < 1 else 5 if waited > 5 and is_url(self.directory) else 0.5)
 
     def close(self) -> None:
         """Waits for the save in progress and releases Orbax's threads. Raises SaveError if the save failed.
@@ -154,35 +188,52 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         try:
-            for directory in self.directory.glob(f"{self._saving}*"):
-                if directory.name == str(self._saving) or ocp.utils.TMP_DIR_SUFFIX in directory.name:
-                    write_manifest(directory)
+            self.before_manifest()
+            self._guard()
+            for directory in step_folders(self.directory, self._saving):
+                write_manifest(directory)
         except OSError as e:
             self._notice(e)
             raise
         self.seconds = time.monotonic() - self._since
 
 
-def set_aside(directory: Path, steps: Sequence[int]) -> None:
+def step_folders(directory: Place, step: int | None) -> list[Place]:
+    """Returns the folders that the save of a step writes: its own, or on a disk one that is renamed at the end."""
+    if is_url(directory):
+        return [directory / str(step)]
+    own = directory.glob(f"{step}*")
+    return [path for path in own if path.name == str(step) or ocp.utils.TMP_DIR_SUFFIX in path.name]
+
+
+def free_space(directory: Place) -> str:
+    """Returns what a message says of the free space of a disk, nothing for a bucket."""
+    return "" if is_url(directory) else f"; the disk has {free_bytes(directory) / 1e9:.3g} GB free"
+
+
+def set_aside(directory: Place, steps: Sequence[int]) -> None:
     """Moves damaged steps to `damaged/`, so that they can be saved again."""
     for step in steps:
         aside = unused_path(directory.parent / "damaged" / str(step))
-        aside.parent.mkdir(exist_ok=True)
-        shutil.move(directory / str(step), aside)
+        if is_url(directory):
+            (directory / str(step)).rename(aside)
+        else:
+            aside.parent.mkdir(exist_ok=True)
+            shutil.move(directory / str(step), aside)
         log.warning("moved the damaged step %d to %s", step, aside)
 
 
-def restore_params(directory: str | Path, average: str | None, step: int | None = None) -> tuple[PyTree, int]:
+def restore_params(directory: str | Place, average: str | None, step: int | None = None) -> tuple[PyTree, int]:
     """Returns (parameters, step) of `step`, by default the newest complete one. Restores nothing else of the state.
 
     average: a key of TrainState.ema, or None for the parameters without averaging. Raises UsageError if there are none.
     """
-    directory = Path(directory).absolute()
+    directory = absolute(directory)
     step = collectives.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
     return read_params(directory, step, average), step
 
 
-def find_step(directory: str | Path, step: int | None = None) -> int:
+def find_step(directory: str | Place, step: int | None = None) -> int:
     """Returns `step`, by default the newest complete step. Raises UsageError if it is missing or damaged."""
     steps = step_directories(directory)
     if step is not None and step not in steps:
@@ -191,14 +242,14 @@ def find_step(directory: str | Path, step: int | None = None) -> int:
     return newest_complete(directory, steps if step is None else [step])
 
 
-def newest_complete(directory: str | Path, steps: Sequence[int]) -> int:
+def newest_complete(directory: str | Place, steps: Sequence[int]) -> int:
     """Returns the newest step whose files match their manifest, and logs a warning for each newer one.
 
     Raises UsageError if no step is complete. Changes nothing.
     """
     problems = []
     for step in sorted(steps, reverse=True):
-        problem = damage(Path(directory) / str(step))
+        problem = damage(place(directory) / str(step))
         if not problem:
             return step
         problems.append(f"step {step}: {problem}")
@@ -207,7 +258,7 @@ def newest_complete(directory: str | Path, steps: Sequence[int]) -> int:
     raise UsageError(f"no checkpoint in {directory} is complete; nothing was overwritten{reasons}")
 
 
-def read_params(directory: Path, step: int, average: str | None) -> PyTree:
+def read_params(directory: Place, step: int, average: str | None) -> PyTree:
     """Returns the parameters of a step as numpy arrays. average: see `restore_params`."""
     path, handler = directory / str(step) / "state", ocp.PyTreeCheckpointHandler()
     tree = handler.metadata(path).tree
@@ -221,7 +272,7 @@ def read_params(directory: Path, step: int, average: str | None) -> PyTree:
     return restored["params"] if average is None else restored["ema"][average]
 
 
-def unused_path(path: Path) -> Path:
+def unused_path(path: Place) -> Place:
     """Returns the first of path, path.1, path.2, … that does not exist."""
     candidates = [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, 1000))]
     return next(candidate for candidate in candidates if not candidate.exists())

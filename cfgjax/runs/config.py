@@ -6,7 +6,6 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ml_collections
@@ -25,6 +24,7 @@ from cfgjax.base.python_files import (
     load_module,
     split_argument,
 )
+from cfgjax.base.storage import Place
 from cfgjax.runs.config_reference import HELP_WIDTH, key_like
 from cfgjax.runs.overrides import key_of, split_overrides
 from cfgjax.runs.sections import fields_of
@@ -168,7 +168,7 @@ def config_path(argv: list[str]) -> str | None:
     return path
 
 
-def load_file(text: str | Path) -> ConfigDict:
+def load_file(text: str | Place) -> ConfigDict:
     """Returns the locked ConfigDict of a config file, FILE or FILE:ARGUMENT, from get_config() or get_config(ARGUMENT).
 
     The name of an installed experiment, such as "digits", is as good as its path. Raises UsageError for a file that
@@ -186,12 +186,12 @@ def load_file(text: str | Path) -> ConfigDict:
     return config
 
 
-def variants(path: str | Path) -> list[str]:
+def variants(path: str | Place) -> list[str]:
     """Returns [FILE], or [FILE:ARGUMENT, …] for a config file with ARGUMENTS."""
     return [f"{path}:{argument}" for argument in arguments_of(load_module(path, WHAT), WHAT)] or [str(path)]
 
 
-def load_config(path: str | Path, **overrides: Any) -> ConfigDict:
+def load_config(path: str | Place, **overrides: Any) -> ConfigDict:
     """Returns the locked ConfigDict of an experiment with overrides, such as `**{"train.num_steps": 9}`.
 
     path: the name of an installed experiment, or a config file, FILE or FILE:ARGUMENT. Raises UsageError for a file

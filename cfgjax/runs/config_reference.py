@@ -5,9 +5,9 @@ import difflib
 import io
 import textwrap
 import tokenize
-from pathlib import Path
 
 from cfgjax.base.experiments import experiments_folder
+from cfgjax.base.storage import Place, place
 
 HELP_WIDTH = 100  # of help
 
@@ -18,12 +18,12 @@ def comments(text: str) -> dict[int, str]:
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
-def config_keys(path: str | Path | None = None) -> dict[str, dict[str, tuple[str, str]]]:
+def config_keys(path: str | Place | None = None) -> dict[str, dict[str, tuple[str, str]]]:
     """Returns {section, "" for the top level: {key: (default as written, comment)}} of a reference of configs.
 
     path: by default experiments/base.py. Raises ValueError for a key without a comment.
     """
-    path = experiments_folder() / "base.py" if path is None else Path(path)
+    path = experiments_folder() / "base.py" if path is None else place(path)
     text = path.read_text()
     functions = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     (function,) = [node for node in functions if node.name == "reference"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import stat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.storage import Place, absolute, place
 from cfgjax.base.weights import read_state_dict
 
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"
@@ -26,19 +26,19 @@ class ExportedParameters(NamedTuple):
 
     def read(self) -> PyTree:
         """Returns the parameters as numpy arrays. Raises UsageError if the file is missing or damaged."""
-        if file_digest(Path(self.path)) != self.digest:
+        if file_digest(place(self.path)) != self.digest:
             raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {EXPORT_AGAIN}")
         return nested(read_state_dict(self.path))
 
 
-def is_exported(workdir: str | Path) -> bool:
+def is_exported(workdir: str | Place) -> bool:
     """Returns whether a folder holds an exported model."""
-    return (Path(workdir) / EXPORT_FILE).is_file()
+    return (place(workdir) / EXPORT_FILE).is_file()
 
 
-def exported_parameters(workdir: str | Path, step: int | None = None, ema: float | None = None) -> ExportedParameters:
+def exported_parameters(workdir: str | Place, step: int | None = None, ema: float | None = None) -> ExportedParameters:
     """Returns the `ExportedParameters` of a folder. Raises UsageError if they are of another step or average."""
-    path = Path(workdir).absolute()
+    path = absolute(workdir)
     found = read_json(path / EXPORT_FILE, keys={"step": int, "ema": float, "digest": str}, remedy=EXPORT_AGAIN)
     for name, value in (("step", step), ("ema", ema)):
         if value is not None and value != found[name]:
@@ -46,7 +46,7 @@ def exported_parameters(workdir: str | Path, step: int | None = None, ema: float
     return ExportedParameters(str(path / WEIGHTS_FILE), found["step"], float(found["ema"]), found["digest"])
 
 
-def write_exported(folder: Path, params: PyTree, step: int, ema: float, about: dict[str, Any]) -> None:
+def write_exported(folder: Place, params: PyTree, step: int, ema: float, about: dict[str, Any]) -> None:
     """Writes the parameters of an average, and `about` next to its step and digest. Needs the library safetensors."""
     from safetensors.numpy import save_file
 
@@ -82,7 +82,7 @@ def nested(arrays: dict[str, np.ndarray]) -> PyTree:
     return tree
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Place) -> str:
     """Returns the SHA-256 of a file. Raises UsageError if it cannot be read."""
     try:
         with open(path, "rb") as file:

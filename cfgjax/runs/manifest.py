@@ -8,10 +8,12 @@ from types import NoneType
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import sha256
 from cfgjax.base.json_files import read_json
+from cfgjax.base.storage import Place, identity, is_url, objects, place, remove_tree
 
 log = logging.getLogger("cfgjax")
 
 MANIFEST = "manifest.json"
+COMMITTED = "commit_success.txt"  # Orbax writes it last into a step in a bucket
 REWRITTEN = "_CHECKPOINT_METADATA"  # Orbax adds the commit time to it after the manifest is written
 ORBAX_KEYS: dict[str, tuple[type, ...]] = {  # of REWRITTEN
     "metrics": (dict, NoneType),
@@ -22,9 +24,33 @@ ORBAX_KEYS |= dict.fromkeys(("init_timestamp_nsecs", "commit_timestamp_nsecs"), 
 ORBAX_KEYS |= {"item_handlers": (dict, str, NoneType)}
 
 
-def step_directories(directory: str | Path) -> list[int]:
-    """Returns the steps that have a directory, complete or not."""
+def step_directories(directory: str | Place) -> list[int]:
+    """Returns the steps that have a directory, complete or not; in a bucket, those that have a manifest.
+
+    Orbax renames a finished step on a disk; in a bucket it writes the step where it stays.
+    """
+    if is_url(directory):
+        return [step for step, names in objects_by_step(directory).items() if MANIFEST in names]
     return [int(path.name) for path in Path(directory).glob("*") if path.is_dir() and is_step(path.name)]
+
+
+def objects_by_step(directory: str | Place) -> dict[int, dict[str, dict]]:
+    """Returns {step: {name: what the server knows of it}} of a directory in a bucket, by one request per thousand."""
+    found: dict[int, dict[str, dict]] = {}
+    for name, about in objects(directory).items():
+        step, _, rest = name.partition("/")
+        if rest and is_step(step):
+            found.setdefault(int(step), {})[rest] = about
+    return found
+
+
+def remove_unfinished(directory: str | Place) -> None:
+    """Removes what a process that ended during a save left in a bucket. On a disk, Orbax does."""
+    if is_url(directory):
+        for step, names in objects_by_step(directory).items():
+            if MANIFEST not in names or COMMITTED not in names:
+                log.warning("the save of step %d was not finished; removed", step)
+                remove_tree(place(directory) / str(step))
 
 
 def is_step(name: str) -> bool:
@@ -32,27 +58,29 @@ def is_step(name: str) -> bool:
     return name.isdecimal() and str(int(name)) == name
 
 
-def write_manifest(directory: Path) -> None:
-    """Writes the manifest of a step's directory."""
+def write_manifest(directory: Place) -> None:
+    """Writes the manifest of a step's directory. In a bucket it is the last object, without which there is no step."""
     (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
 
 
-def manifest_digest(directory: str | Path, step: int) -> str:
+def manifest_digest(directory: str | Place, step: int) -> str:
     """Returns the SHA-256 of a step's manifest, and thereby of all its files."""
-    return sha256(Path(directory) / str(step) / MANIFEST)
+    return sha256(place(directory) / str(step) / MANIFEST)
 
 
-def complete_steps(directory: str | Path) -> list[int]:
+def complete_steps(directory: str | Place) -> list[int]:
     """Returns the steps whose files match their manifest."""
-    return [step for step in step_directories(directory) if not damage(Path(directory) / str(step))]
+    return [step for step in step_directories(directory) if not damage(place(directory) / str(step))]
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Place) -> str | None:
     """Returns what is wrong with the step directory at path, or None if it is complete."""
     try:
         manifest = read_json(path / MANIFEST)
         if not manifest:
             return "its manifest is empty"
+        if is_url(path):
+            return missing_or_changed(manifest, path)
         for name, digest in manifest.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
@@ -65,10 +93,23 @@ def damage(path: Path) -> str | None:
     return None
 
 
-def move_damaged_metadata(directory: str | Path) -> None:
+def missing_or_changed(manifest: dict[str, str], path: Place) -> str | None:
+    """Returns what is wrong with a step in a bucket, or None if its objects are those of the manifest."""
+    found = objects(path)
+    if COMMITTED not in found:
+        return "its save was not finished"
+    for name, known in manifest.items():
+        if name not in found:
+            return f"{name} is missing"
+        if identity(found[name]) != known:
+            return f"{name} has changed since it was saved"
+    return None
+
+
+def move_damaged_metadata(directory: str | Place) -> None:
     """Renames damaged metadata files of Orbax, which it can do without."""
     for step in step_directories(directory):
-        path = Path(directory) / str(step) / REWRITTEN
+        path = place(directory) / str(step) / REWRITTEN
         try:
             present = read_json(path)
             read_json(path, keys={name: types for name, types in ORBAX_KEYS.items() if name in present})
@@ -79,7 +120,13 @@ def move_damaged_metadata(directory: str | Path) -> None:
             path.replace(path.with_name(f"{REWRITTEN}.damaged"))
 
 
-def hashes(directory: Path) -> dict[str, str]:
-    """Returns {relative path: SHA-256} of every file below directory, except the manifest and REWRITTEN."""
+def hashes(directory: Place) -> dict[str, str]:
+    """Returns {relative path: SHA-256} of every file below directory, except the manifest and REWRITTEN.
+
+    In a bucket, the size and the checksum that the server keeps and checks itself: nothing is read.
+    """
+    if is_url(directory):
+        known = {name: identity(about) for name, about in objects(directory).items()}
+        return {name: known[name] for name in sorted(known) if name not in (MANIFEST, REWRITTEN, COMMITTED)}
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, REWRITTEN))
     return {str(path.relative_to(directory)): sha256(path) for path in files}

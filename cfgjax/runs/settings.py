@@ -22,6 +22,7 @@ from cfgjax.runs.training_settings import (
     LogSettings,
     MeshSettings,
     OptimizerSettings,
+    StorageSettings,
     TrainSettings,
 )
 from cfgjax.runs.values import Kind, Seed, kind_of, shown
@@ -39,10 +40,11 @@ SECTIONS: dict[str, type] = {
     "mesh": MeshSettings,
     "cluster": ClusterSettings,
     "log": LogSettings,
+    "storage": StorageSettings,
 }
 KIND_OF_KEY: dict[str, Kind] = {"seed": kind_of(Seed)}
 KIND_OF_KEY |= {f"{name}.{key}": kind for name, section in SECTIONS.items() for key, kind in kinds_of(section).items()}
-LATER_SECTIONS = ("evaluate", "cluster", "log")  # absent from the config.json of older versions
+LATER_SECTIONS = ("evaluate", "cluster", "log", "storage")  # absent from the config.json of older versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Settings:
     mesh: MeshSettings
     cluster: ClusterSettings
     log: LogSettings
+    storage: StorageSettings
     given: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @classmethod

@@ -151,6 +151,18 @@ class ClusterSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class StorageSettings:
+    """config.storage: workdirs in buckets.
+
+    retry_seconds: how long a server that does not answer, or refuses what it allowed before, is asked again.
+    lease_seconds: time without a sign of life after which another process may take over the workdir.
+    """
+
+    retry_seconds: Seconds = 600.0
+    lease_seconds: Annotated[float, real("a number of seconds in [3, 10⁹]", lambda v: 3 <= v <= 1e9)] = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
 class LogSettings:
     """config.log: where metrics go besides metrics.jsonl.
 

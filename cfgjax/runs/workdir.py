@@ -1,22 +1,22 @@
 """The workdir of a run: reading its config, and locking it for one run."""
 
-import fcntl
-import os
-import secrets
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
 
+from cfgjax.base.bucket_clients import patience
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.lease import Lease, Lock, lock, token_in
 from cfgjax.base.paths import check_path
+from cfgjax.base.storage import Place, is_url, place
 from cfgjax.distributed import collectives
 from cfgjax.runs.changes import SHOWN, Hashes, RunChanges, check_resumable
 from cfgjax.runs.config import to_json, tuples
+from cfgjax.runs.manifest import step_directories
 from cfgjax.runs.metrics_file import last_logged_step
 from cfgjax.runs.sample_options import earlier_sampler
 from cfgjax.runs.settings import LATER_SECTIONS, Settings
@@ -25,13 +25,13 @@ DATA = "data.json"  # `hash`, `source`, `path` and class names `classes` of a da
 CONFIG_REMEDY = "restore it from a copy, or use another workdir"
 
 
-def read_settings(workdir: str | Path) -> Settings:
+def read_settings(workdir: str | Place) -> Settings:
     """Returns the settings of the run in workdir, with values of older versions in today's form.
 
     Raises UsageError if the file is damaged or lacks a section or a required value.
     """
     check_path("workdir", workdir)
-    path = Path(workdir) / "config.json"
+    path = place(workdir) / "config.json"
     try:
         values = tuples(read_json(path, keys={"model": dict}, remedy=CONFIG_REMEDY))
     except FileNotFoundError:
@@ -55,19 +55,19 @@ def upgraded_config(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"model": model}
 
 
-def read_data_hash(workdir: str | Path) -> str | None:
+def read_data_hash(workdir: str | Place) -> str | None:
     """Returns the hash of the data set of the run in workdir, or None if none was recorded."""
-    path = Path(workdir) / DATA
+    path = place(workdir) / DATA
     try:
         return read_json(path, keys={"hash": str}, remedy="delete it; a resumed run writes it again")["hash"]
     except FileNotFoundError:
         return None
 
 
-def read_classes(workdir: str | Path) -> list[str] | None:
+def read_classes(workdir: str | Place) -> list[str] | None:
     """Returns the class names, by label, of the data set of the run in workdir, or None if they were not recorded."""
     try:
-        classes = read_json(Path(workdir) / DATA).get("classes")
+        classes = read_json(place(workdir) / DATA).get("classes")
     except FileNotFoundError:
         return None
     return [str(name) for name in classes] if isinstance(classes, list) else None
@@ -85,20 +85,24 @@ class Claim:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | Place,
         settings: Settings,
         data_hash: str | None = None,
         classes: Sequence[str] | None = None,
         allowed: Collection[str] = (),
     ) -> None:
         check_path("workdir", workdir)
-        self.path = Path(workdir)
+        if str(workdir).startswith("s3://"):
+            raise UsageError(f"workdir={str(workdir)!r}: checkpoints cannot be kept in s3://, which Orbax does not "
+                             "write; use gs://, or a disk that all hosts share")  # fmt: skip
+        self.path = place(workdir)
+        patience(settings.storage.retry_seconds)
         self._settings = settings
         self._data_hash = data_hash
         self._classes = classes
         self._allowed = allowed
         self._changes: RunChanges | None = None  # of a run that resumes, in the first process only
-        self._lock: TextIO | None = None  # open in the first process only
+        self._lock: Lock | Lease | None = None  # in the first process only
         token = collectives.decided(self._take, f"the claim of {workdir}")
         try:
             self._check_others(token)
@@ -108,14 +112,13 @@ class Claim:
 
     def _check_others(self, token: str) -> None:
         """Raises UsageError if a process sees another workdir or other data than the first."""
-        lock = self.path / ".lock"
-        own = {"same": np.array(token in (lock.read_text() if lock.is_file() else ""))}
+        own = {"same": np.array(token == token_in(self.path))}
         own |= {"data": np.array(self._data_hash or "")}
         parts = collectives.allgather(own, "the workdir is seen")
         for i, part in enumerate(parts):
             if not part["same"]:
                 raise UsageError(f"process {i} does not see the workdir {self.path} of process 0; it must lie in a "
-                                 "file system that all hosts share")  # fmt: skip
+                                 "file system that all hosts share, or in a bucket")  # fmt: skip
             here, first = (str(p["data"])[:SHOWN] for p in (part, parts[0]))
             if part["data"] != parts[0]["data"]:
                 there = f"process {i} has the data set with hash {here} at {self._settings.data.options.get('path')}"
@@ -123,37 +126,19 @@ class Claim:
 
     def _take(self) -> str:
         """Locks the workdir and checks its run. Returns a random token, which is now in the lock file."""
+        busy = lambda holder: f"workdir {self.path} is in use by {holder}"
+        self._lock = lock(self.path, busy, f"workdir {self.path}", self._settings.storage.lease_seconds)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")
-        except OSError as e:
-            raise UsageError(f"workdir {self.path} cannot be written: {e.strerror}") from e
-        try:
-            token = self._take_lock(self._lock)
             self._check_run()
-            return token
+            return self._lock.token
         except BaseException:
             self.close()
             raise
 
-    def _take_lock(self, lock: TextIO) -> str:
-        """Locks an open lock file and writes the process id and a random token, which it returns."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().partition(" ")[0].strip()
-            raise UsageError(f"workdir {self.path} is in use by process {holder}") from None
-        token = secrets.token_hex(8)
-        lock.truncate(0)
-        lock.write(f"{os.getpid()} {token}\n")
-        lock.flush()
-        return token
-
     def _check_run(self) -> None:
         """Raises UsageError if the workdir holds a run that does not fit the config or has lost its checkpoints."""
         checkpoints = self.path / "checkpoints"
-        steps = [path for path in checkpoints.glob("*") if path.name.isdecimal()]
+        steps = step_directories(checkpoints)
         if not (self.path / "config.json").exists():
             if steps:
                 raise UsageError(f"workdir {self.path} has checkpoints but no config.json; nothing was overwritten. "
@@ -165,7 +150,8 @@ class Claim:
         self._changes = RunChanges(self.path, saved, hashes, new)
         logged = last_logged_step(self.path)
         # a save waits for the previous one, so after two cadences at least one checkpoint was complete
-        expected = logged > 2 * saved.checkpoint.every_steps or (logged and not checkpoints.is_dir())
+        expected = logged > 2 * saved.checkpoint.every_steps
+        expected |= bool(logged) and not is_url(checkpoints) and not checkpoints.is_dir()
         if expected and not steps:
             raise UsageError(
                 f"workdir {self.path} has metrics up to step {logged} but no checkpoint; nothing was overwritten. "
@@ -194,6 +180,11 @@ class Claim:
         with writing(self.path / "config.json") as new:
             new.write_text(to_json(self._settings))
         return [] if self._changes is None else self._changes.at(step)
+
+    def check(self) -> None:
+        """Raises OSError if this process has lost the workdir to another one, which only a bucket admits."""
+        if self._lock is not None:
+            self._lock.check()
 
     def close(self) -> None:
         """Releases the lock."""

@@ -2,15 +2,19 @@
 
 import contextlib
 import os
-import shutil
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from jaxtyping import PyTree
 
+from cfgjax.base.storage import Place, free_bytes, is_url, objects
+
 Handler = TypeVar("Handler")
+
+
+ANSWER = re.compile(r"http_response_code='(\d+)'")
 
 
 class SaveError(OSError):
@@ -19,12 +23,15 @@ class SaveError(OSError):
 
 def save_error(step: int | None, error: BaseException) -> SaveError:
     """Returns a SaveError with one line, the innermost reason of an error."""
-    return SaveError(f"saving step {step} failed: {' '.join(str(error).split()).rpartition(': ')[-1]}")
+    text = " ".join(str(error).split())
+    if answer := ANSWER.search(text):  # of tensorstore, about a bucket
+        return SaveError(f"saving step {step} failed: the server answered {answer[1]}")
+    return SaveError(f"saving step {step} failed: {text.rpartition(': ')[-1]}")
 
 
-def check_space(directory: Path, step: int, state: PyTree) -> None:
-    """Raises SaveError if the disk has less free space than the state needs."""
-    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(directory).free
+def check_space(directory: Place, step: int, state: PyTree) -> None:
+    """Raises SaveError if the disk has less free space than the state needs. A bucket is taken to have enough."""
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), free_bytes(directory)
     if needed > free:
         space = f"step {step} needs {needed / 1e9:.3g} GB, there are {free / 1e9:.3g} GB"
         raise SaveError(f"saving step {step} failed: No space left on device: {space}")
@@ -63,11 +70,13 @@ def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handl
     return handler
 
 
-def sizes(directory: Path, beginning: str) -> dict[str, int]:
+def sizes(directory: Place, beginning: str) -> dict[str, int]:
     """Returns {path: size in bytes} of the files below those folders in a directory whose names begin with this.
 
     A temporary folder may be renamed meanwhile: what is no longer there is left out.
     """
+    if is_url(directory):
+        return {name: about["size"] for name, about in objects(directory).items() if name.startswith(beginning)}
     result = {}
     for top in directory.glob(f"{beginning}*"):
         for folder, _, files in os.walk(top):  # unlike glob, it passes over folders that vanish

@@ -6,13 +6,13 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from cfgjax.base.progress import BAR, clock, make_bar, write_line
+from cfgjax.base.storage import Place
 from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
 from cfgjax.runs.settings import Settings
@@ -70,7 +70,7 @@ class RunLog:
     step. With several processes only the first writes; in the others, only `has` and `last` have an effect.
     """
 
-    def __init__(self, workdir: Path, start_step: int, settings: Settings, writers: Sequence[Any] = ()) -> None:
+    def __init__(self, workdir: Place, start_step: int, settings: Settings, writers: Sequence[Any] = ()) -> None:
         num_steps = self._num_steps = settings.train.num_steps
         self._write, self._batch_size = jax.process_index() == 0, settings.train.batch_size
         self._since = time.monotonic(), start_step
@@ -164,6 +164,13 @@ class RunLog:
                 if hasattr(writer, "image"):
                     writer.image(step, name, picture)
             self._extend(step, lambda writer: hasattr(writer, "image") and writer.image(step, name, picture))
+
+    def flush(self) -> None:
+        """Sends what the writers of every run hold back. Called in other threads too."""
+        if self._write:
+            for writer in self._own:
+                if hasattr(writer, "flush"):
+                    writer.flush()
 
     def close(self) -> None:
         """Flushes and closes the writers."""

@@ -4,7 +4,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,10 +13,12 @@ from ml_collections import ConfigDict
 from cfgjax.base.freed_memory import return_freed_memory
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
+from cfgjax.base.storage import Place, is_url
 from cfgjax.distributed import collectives
 from cfgjax.runs.changes import changes_text, check_allowed
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
+from cfgjax.runs.patient_checkpoint import PatientCheckpoints
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
@@ -45,7 +46,7 @@ class Outcome(NamedTuple):
 
 def train_until_stopped(
     config: ConfigDict | Settings,
-    workdir: str | Path,
+    workdir: str | Place,
     stop: StopFlag | None = None,
     hooks: Iterable[Any] = (),
     writers: Iterable[Any] = (),
@@ -80,7 +81,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     """
     directory, pace = claim.path / "checkpoints", run.settings.train
     try:
-        with Checkpoints(directory, run.settings.checkpoint) as checkpoints:
+        with open_checkpoints(run.settings, directory, claim) as checkpoints:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
@@ -91,6 +92,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
             with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
+                checkpoints.before_manifest = runlog.flush
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
                 for change in changes:
@@ -101,6 +103,14 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
         whole = max(complete_steps(directory), default=None)
         kept = "no step is saved" if whole is None else f"step {whole} is complete"
         raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
+
+
+def open_checkpoints(settings: Settings, directory: Place, claim: Claim) -> Checkpoints:
+    """Returns the checkpoints of a claimed workdir."""
+    if is_url(directory) and jax.process_count() == 1:
+        patience = settings.storage.retry_seconds
+        return PatientCheckpoints(directory, settings.checkpoint, guard=claim.check, patience=patience)
+    return Checkpoints(directory, settings.checkpoint, guard=claim.check)
 
 
 def first_failure(error: BaseException) -> BaseException:
@@ -117,7 +127,7 @@ def loop(
     history: list[dict[str, float]],
     checkpoints: Checkpoints,
     runlog: RunLog,
-    workdir: Path,
+    workdir: Place,
     stop: StopFlag,
 ) -> bool:
     """Trains from state to the end (returns True) or to a stop signal (False). history: metrics not yet logged."""
@@ -145,7 +155,9 @@ def loop(
         checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
-        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None
+        saving_now = (
+            step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None or checkpoints.owing
+        )
         if logging_now or saving_now:
             fetched, heard = fetch(running)
             history, running, signal = history + fetched, [], signal or heard
@@ -158,8 +170,9 @@ def loop(
                 runlog.write(step, summarise(logged))
         if saving_now:
             checkpoints.save(step, state, history)
+        if stopping or done:
+            checkpoints.finish(step, state, history)
         if stopping:
-            checkpoints.wait()
             warn_of_slow_save(checkpoints.seconds, runlog)
             runlog.say(f"{stopping}: saved step {step}; the same command resumes")
             return False
@@ -188,7 +201,7 @@ def saving_first(
 
 
 def take_snapshot(
-    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, workdir: Path, runlog: RunLog
+    run: Run, state: TrainState, step: int, checkpoints: Checkpoints, workdir: Place, runlog: RunLog
 ) -> None:
     """Writes the snapshot of the averages if one is due, after the save in progress."""
     if run.snapshots.due(step):
@@ -205,7 +218,7 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
         runlog.say(f"warning: {told}: ask the launcher for more, --grace_seconds={2 * seconds:.0f}")
 
 
-def call_hooks(run: Run, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
     """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
     for hook in filter(due, run.config_hooks):

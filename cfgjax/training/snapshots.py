@@ -1,9 +1,8 @@
 """Snapshots of power-function averages through a whole run, from which averages of other widths are made afterwards."""
 
 import logging
-import shutil
-from pathlib import Path
 
+from cfgjax.base.storage import Place, remove_tree
 from cfgjax.distributed import collectives
 from cfgjax.runs.checkpoint import Checkpoints, set_aside
 from cfgjax.runs.manifest import damage, step_directories
@@ -33,7 +32,7 @@ class Snapshots:
         """Whether a snapshot of this step is stored: at multiples of the interval and at the last step."""
         return bool(self._names and step) and (step % self._every_steps == 0 or step == self._last)
 
-    def save(self, state: TrainState, step: int, workdir: Path) -> None:
+    def save(self, state: TrainState, step: int, workdir: Place) -> None:
         """Writes the snapshot of a step, unless it is complete, and waits until it is. Raises SaveError.
 
         No other save may be in progress: Orbax tells the barriers of two saves apart by a global counter.
@@ -47,7 +46,7 @@ class Snapshots:
         except SaveError as e:
             raise SaveError(f"snapshot of the averages: {e}") from e
 
-    def discard_later(self, workdir: Path, step: int) -> None:
+    def discard_later(self, workdir: Place, step: int) -> None:
         """Deletes the snapshots of later steps than `step`, at which the run resumes: it writes them again.
 
         Otherwise a run that resumes from an older checkpoint would mix averages of two trajectories.
@@ -56,7 +55,7 @@ class Snapshots:
             collectives.decided(lambda: discard(workdir / "snapshots", step), "snapshots of later steps are deleted")
 
 
-def is_complete(directory: Path, step: int) -> bool:
+def is_complete(directory: Place, step: int) -> bool:
     """Whether the snapshot of a step is there and matches its manifest. A damaged one is set aside."""
     path = directory / str(step)
     problem = damage(path)
@@ -66,8 +65,8 @@ def is_complete(directory: Path, step: int) -> bool:
     return not problem
 
 
-def discard(directory: Path, step: int) -> None:
+def discard(directory: Place, step: int) -> None:
     """Deletes the steps of a directory that are later than `step`."""
     for later in step_directories(directory):
         if later > step:
-            shutil.rmtree(directory / str(later))
+            remove_tree(directory / str(later))

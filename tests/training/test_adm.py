@@ -20,7 +20,7 @@ DISCRETE = dict(betas="cosine", num_timesteps=100)
 def noisy_classifier_config(**overrides):
     """A noise-aware classifier of the digits, 4 steps."""
     config = digits_config(**{"mesh.data": 1, "data.split": "train"}).to_dict()
-    shared = ("seed", "data", "optimizer", "ema", "train", "log", "checkpoint", "mesh", "cluster")
+    shared = ("seed", "data", "optimizer", "ema", "train", "log", "storage", "checkpoint", "mesh", "cluster")
     network = dict(channels=32, multipliers=(1,), depth=1, attention_resolutions=(), head_channels=32, pool="attention")
     network["name"] = "noisy_classifier"
     sections = dict(model=network, diffusion=DISCRETE, evaluate=dict(every_steps=2))

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -18,6 +17,7 @@ from PIL import Image
 
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.files import read_npz, sha256
+from cfgjax.base.storage import Place, place
 from cfgjax.data.images.pixels import decode_image, reason_of
 from cfgjax.data.images.tree import PassedOver, existing_images
 from cfgjax.data.sources.registry import check_labels
@@ -44,15 +44,15 @@ class ForeignSamples:
         return self.read_images(start, stop), np.full(stop - start, -1) if known is None else known[start:stop]
 
 
-def open_samples(path: str | Path) -> ForeignSamples:
+def open_samples(path: str | Place) -> ForeignSamples:
     """Returns the `ForeignSamples` in an .npz or a folder. Raises UsageError if they cannot be measured."""
-    found = of_folder(Path(path)) if Path(path).is_dir() else of_npz(Path(path))
+    found = of_folder(place(path)) if place(path).is_dir() else of_npz(place(path))
     if found.shape[0] < 2:
         raise UsageError(f"{path} has {found.shape[0]} image; metrics need at least 2")
     return found
 
 
-def of_npz(path: Path) -> ForeignSamples:
+def of_npz(path: Place) -> ForeignSamples:
     """Returns the samples in an .npz with arr_0 and optionally arr_1."""
     arrays = read_npz(path)
     if "arr_0" not in arrays:
@@ -71,7 +71,7 @@ def of_npz(path: Path) -> ForeignSamples:
     return ForeignSamples(read, images.shape, labels, f"{path}", sha256(path))
 
 
-def of_folder(path: Path) -> ForeignSamples:
+def of_folder(path: Place) -> ForeignSamples:
     """Returns the samples in a folder of images, whose sizes are checked by their headers first."""
     passed_over: PassedOver = []
     files = existing_images(path, passed_over)
@@ -84,7 +84,7 @@ def of_folder(path: Path) -> ForeignSamples:
     return ForeignSamples(read, (len(files), *shapes[0]), None, f"{path}", digest)
 
 
-def header_shape(path: Path) -> tuple[int, int, int]:
+def header_shape(path: Place) -> tuple[int, int, int]:
     """Returns (height, width, channels) by an image's header."""
     try:
         with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def header_shape(path: Path) -> tuple[int, int, int]:
         raise UsageError(f"cannot read {printable(path)}: {reason_of(e)}") from e
 
 
-def decoded_file(path: Path, shape: Sequence[int]) -> UInt8[np.ndarray, "height width channels"]:
+def decoded_file(path: Place, shape: Sequence[int]) -> UInt8[np.ndarray, "height width channels"]:
     """Returns the image in a file. Raises UsageError if it has another shape or is damaged."""
     try:
         image = np.asarray(decode_image(path.read_bytes())[0])

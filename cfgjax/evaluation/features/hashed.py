@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz, writing
 from cfgjax.base.json_files import HASH, read_json, write_json
+from cfgjax.base.storage import Place, place
 
 log = logging.getLogger("cfgjax")
 
@@ -22,7 +22,7 @@ class NoHash(UsageError):
     """The file has no hash: an older version wrote it."""
 
 
-def write_arrays(path: Path, arrays: HashedArrays, identity: str = "") -> None:
+def write_arrays(path: Place, arrays: HashedArrays, identity: str = "") -> None:
     """Writes {name: array} to an .npz file, atomically, with their hash as the array HASH.
 
     identity: text that describes what the arrays depend on, and is hashed with them.
@@ -32,7 +32,7 @@ def write_arrays(path: Path, arrays: HashedArrays, identity: str = "") -> None:
         np.savez(file, **hashed)
 
 
-def read_arrays(path: str | Path, identity: str = "") -> dict[str, np.ndarray]:
+def read_arrays(path: str | Place, identity: str = "") -> dict[str, np.ndarray]:
     """Returns the {name: array} that `write_arrays` wrote.
 
     Raises NoHash for a file without a hash, UsageError for one that cannot be read or does not match its hash.
@@ -46,7 +46,7 @@ def read_arrays(path: str | Path, identity: str = "") -> dict[str, np.ndarray]:
     return arrays
 
 
-def is_intact(path: Path, identity: str) -> bool:
+def is_intact(path: Place, identity: str) -> bool:
     """Returns whether a file of `write_arrays` exists and matches its hash and identity; if not, it is reported."""
     try:
         read_arrays(path, identity)
@@ -56,17 +56,17 @@ def is_intact(path: Path, identity: str) -> bool:
         return False
 
 
-def influences_file(metrics: Path) -> Path:
+def influences_file(metrics: Place) -> Place:
     """Returns the file of the samples' influences on the metrics in a file metrics-….json."""
     return metrics.with_name(metrics.name.replace("metrics-", "influences-")).with_suffix(".npz")
 
 
-def read_influences(path: str | Path) -> dict[str, np.ndarray]:
+def read_influences(path: str | Place) -> dict[str, np.ndarray]:
     """Returns the {name: array} of an `influences_file`, with the identity of its file of metrics.
 
     Raises UsageError for a file that is missing or damaged, or of another identity.
     """
-    metrics = Path(path).with_name(Path(path).name.replace("influences-", "metrics-")).with_suffix(".json")
+    metrics = place(path).with_name(place(path).name.replace("influences-", "metrics-")).with_suffix(".json")
     try:
         identity = read_json(metrics, keys={"identity": str, "metrics": dict}, hashed=True)["identity"]
     except FileNotFoundError:
@@ -83,12 +83,12 @@ def arrays_hash(arrays: HashedArrays, identity: str = "") -> str:
     return digest.hexdigest()
 
 
-def write_hashed_metrics(path: Path, identity: str, metrics: Mapping[str, Any]) -> None:
+def write_hashed_metrics(path: Place, identity: str, metrics: Mapping[str, Any]) -> None:
     """Writes {name: value} to a JSON file, atomically, with a hash. identity: text on which the metrics depend."""
     write_json(path, {"identity": identity, "metrics": metrics}, hashed=True)
 
 
-def read_hashed_metrics(path: Path, identity: str) -> dict[str, Any] | None:
+def read_hashed_metrics(path: Place, identity: str) -> dict[str, Any] | None:
     """Returns the metrics that `write_hashed_metrics` wrote, or None if there is no such file.
 
     A file that is damaged, has another identity or has no hash is reported and renamed; None is returned too.

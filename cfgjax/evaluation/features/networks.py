@@ -4,7 +4,6 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ from jaxtyping import Float, PyTree, Shaped
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import sha256
 from cfgjax.base.inception_weights import find_inception
+from cfgjax.base.storage import Place, place
 from cfgjax.data.batches import to_float
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.distributed.sharding import batch_sharding, make_mesh, replicated
@@ -90,11 +90,11 @@ class FeatureNetwork:
         return {name: array[: len(images)] for name, array in joined.items()}
 
 
-def load_classifier(workdir: str | Path | None, data: DataSettings, hint: str) -> FeatureNetwork:
+def load_classifier(workdir: str | Place | None, data: DataSettings, hint: str) -> FeatureNetwork:
     """Returns the network of a classifier run for images of config.data `data`. hint: advice if there is none."""
     if workdir is None:
         raise UsageError(f"a classifier run is needed; {hint}")
-    if not (Path(workdir) / "config.json").exists():
+    if not (place(workdir) / "config.json").exists():
         raise UsageError(f"there is no classifier run in {workdir}; {hint}")
     settings = read_settings(workdir)
     if not settings.is_classifier or settings.is_noisy_classifier:
@@ -115,7 +115,7 @@ def classifier_features(settings: Settings, params: PyTree) -> FeatureNetwork:
     return FeatureNetwork("classifier", params_digest(settings, params), apply, params, judges=True)
 
 
-def load_inception(path: str | Path | None = None, resize: str = "tf1") -> FeatureNetwork:
+def load_inception(path: str | Place | None = None, resize: str = "tf1") -> FeatureNetwork:
     """Returns FID's Inception. path: by default $CFGJAX_INCEPTION or the file of `cfgjax download inception`."""
     choose("resize", resize, inception.RESIZES)
     path = find_inception(path)
@@ -142,8 +142,8 @@ def load_features(
     name: str,
     data: DataSettings,
     *,
-    classifier: str | Path | None = None,
-    inception: str | Path | None = None,
+    classifier: str | Place | None = None,
+    inception: str | Place | None = None,
     resize: str = "tf1",
 ) -> FeatureNetwork:
     """Returns the feature network called `name`, for samples of a run on config.data `data`.
@@ -163,7 +163,7 @@ def load_features(
 
 
 def load_networks(
-    plan: EvaluateSettings, data: DataSettings, *, inception: str | Path | None = None, resize: str = "tf1"
+    plan: EvaluateSettings, data: DataSettings, *, inception: str | Place | None = None, resize: str = "tf1"
 ) -> tuple[FeatureNetwork, FeatureNetwork | None]:
     """Returns (feature network, judge) of an evaluation. The judge is None if the network is one itself."""
     network = load_features(plan.features, data, classifier=plan.classifier, inception=inception, resize=resize)

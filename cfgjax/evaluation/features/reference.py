@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from jaxtyping import Float
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
 from cfgjax.base.json_files import HASH, parse_json
+from cfgjax.base.storage import Place, place
 from cfgjax.data.batches import quantised
 from cfgjax.data.dataset import Dataset
 from cfgjax.evaluation.features.hashed import arrays_hash, read_arrays, write_arrays
@@ -85,11 +85,11 @@ class Reference:
         """Returns the distance of each feature vector to its k-th nearest neighbour, k ≤ 5."""
         return self.neighbours[:, k - 1]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Place) -> None:
         """Writes a file of our layout, atomically."""
         about = json.dumps({"network": self.network, "origin": self.origin})
         arrays = {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
-        write_arrays(Path(path), {"count": self.count or 0, "about": about, **arrays})
+        write_arrays(place(path), {"count": self.count or 0, "about": about, **arrays})
 
 
 def make_reference(
@@ -137,7 +137,7 @@ def of_dataset(
 
 
 def load_reference(
-    path: str | Path,
+    path: str | Place,
     network: FeatureNetwork,
     image_shape: Sequence[int],
     advance: Advance = lambda images: None,
@@ -147,7 +147,7 @@ def load_reference(
     Statistics that do not name their network are assumed to be Inception's. Raises UsageError for files that cannot be
     read, or have an unknown layout, another network, or another size.
     """
-    if not Path(path).exists():
+    if not place(path).exists():
         how = f"cfgjax evaluate --make-reference --workdir=RUN --out={path} makes one of a run's data"
         raise UsageError(f"cannot read {path}: No such file; {how}")
     arrays = read_npz(path)
@@ -165,14 +165,14 @@ def load_reference(
     return reference
 
 
-def check_hash(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
+def check_hash(arrays: Mapping[str, np.ndarray], path: str | Place) -> None:
     """Raises UsageError if arrays of our layout do not match their hash. Files of older versions have none."""
     others = {name: array for name, array in arrays.items() if name != HASH}
     if HASH in arrays and str(arrays[HASH]) != arrays_hash(others):
         raise UsageError(f"cannot read {path}: its content does not match its hash; repeat --make_reference")
 
 
-def of_ours(arrays: Mapping[str, np.ndarray], path: str | Path) -> Reference:
+def of_ours(arrays: Mapping[str, np.ndarray], path: str | Place) -> Reference:
     """Returns the reference that `Reference.save` wrote."""
     try:
         about = parse_json(str(arrays["about"]).encode(), keys={"network": (str, type(None)), "origin": str})
@@ -187,7 +187,7 @@ def of_ours(arrays: Mapping[str, np.ndarray], path: str | Path) -> Reference:
 
 
 def of_published(
-    arrays: Mapping[str, np.ndarray], path: str | Path, network: FeatureNetwork, image_shape: Sequence[int]
+    arrays: Mapping[str, np.ndarray], path: str | Place, network: FeatureNetwork, image_shape: Sequence[int]
 ) -> Reference:
     """Returns the reference of a file with mu and sigma of Inception's features."""
     if network.name != "inception":
@@ -217,7 +217,7 @@ def of_images(
     images: np.ndarray,
     network: FeatureNetwork,
     image_shape: Sequence[int],
-    path: str | Path,
+    path: str | Place,
     advance: Advance = lambda images: None,
 ) -> Reference:
     """Returns the reference of uint8 images [N, H, W, C]."""
@@ -229,7 +229,7 @@ def of_images(
 
 
 def check_reference(
-    reference: Reference, network: FeatureNetwork, image_shape: Sequence[int], path: str | Path
+    reference: Reference, network: FeatureNetwork, image_shape: Sequence[int], path: str | Place
 ) -> None:
     """Raises UsageError unless the reference is finite, was made with this network and has its sizes."""
     if reference.network not in (None, network.digest):
@@ -257,7 +257,7 @@ def check_reference(
             raise UsageError(f"{path}: {e}") from e
 
 
-def is_sound(path: Path) -> bool:
+def is_sound(path: Place) -> bool:
     """Whether a cached reference exists at path and matches its hash. A damaged one is reported."""
     if not path.exists():
         return False

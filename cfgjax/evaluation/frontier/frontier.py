@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, free_bytes, place
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.hashed import (
@@ -54,7 +54,7 @@ from cfgjax.runs.sample_options import SampleOptions
 
 log = logging.getLogger("cfgjax")
 
-PathLike = str | Path
+PathLike = str | Place
 
 CACHE_FORMAT = 1  # version of the cached files; increase it if the same settings give other samples or metrics
 
@@ -90,7 +90,7 @@ class Frontier:
     ) -> None:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
-        self._workdir, self._folder, self._batch_size = workdir, Path(folder), batch_size
+        self._workdir, self._folder, self._batch_size = workdir, place(folder), batch_size
         self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
         self._weak, self._upsampler = weak, upsampler
         self._models: dict[str, Model | Cascade] = {"learned": model}
@@ -129,7 +129,7 @@ class Frontier:
         unknown = [store for store in self._stores if self._cached_metrics(store, reference) is None]
         missing = sum(len(store.missing(self.num_samples)) for store in unknown)
         size = int(np.prod(self.model.image_shape)) * (1 if self.model.is_image else 4)
-        needed, free = missing * size / 1e9, shutil.disk_usage(self._folder).free / 1e9
+        needed, free = missing * size / 1e9, free_bytes(self._folder) / 1e9
         if needed > free:
             raise UsageError(
                 f"{missing:,} samples need {needed:.3g} GB in {self._folder}, which has {free:.3g} GB free; "
@@ -291,7 +291,7 @@ def find_reference(
     digest = hashlib.sha256(f"{CACHE_FORMAT} {network.digest}".encode())
     for part in data.content():
         digest.update(part)
-    kept = Path(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
+    kept = place(folder) / f"reference-{digest.hexdigest()[:16]}.npz"
     if not collectives.decided(lambda: is_sound(kept), "whether the reference exists"):
         reference = of_dataset(data, network, f"the {len(data):,} training examples", advance)
         if jax.process_index() == 0:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
 from cfgjax.base.finite import check_finite_samples
+from cfgjax.base.storage import Place, place
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
@@ -121,10 +122,10 @@ class SampleStore:
     subfolder and is part of each shard's hash, so that samples of different models or settings are never mixed.
     """
 
-    def __init__(self, folder: str | Path, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: str | Place, identity: dict[str, Any]) -> None:
         text = json.dumps(identity, indent=2, sort_keys=True) + "\n"
         self.digest = hashlib.sha256(text.encode()).hexdigest()
-        self.folder = Path(folder) / self.digest[:16]
+        self.folder = place(folder) / self.digest[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0 and not (self.folder / "setting.json").exists():
             with writing(self.folder / "setting.json") as path:
@@ -150,7 +151,7 @@ class SampleStore:
             what = "shards in %s have no hash (older versions wrote none); their samples are drawn again"
             log.warning(f"%d {what}", without_hash, self.folder)
 
-    def _read(self, path: Path) -> dict[str, np.ndarray]:
+    def _read(self, path: Place) -> dict[str, np.ndarray]:
         """Returns the arrays of a shard. Raises UsageError if it is damaged."""
         shard = read_arrays(path, self.digest)
         lengths = [shard[name].shape[:1] if name in shard else None for name in ("index", "label", "image")]

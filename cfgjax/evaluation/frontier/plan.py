@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, place
 from cfgjax.evaluation.features.networks import load_networks
 from cfgjax.evaluation.frontier.frontier import Frontier
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
@@ -30,7 +30,7 @@ class FrontierPlan:
 
     work: Frontier
     evaluation: EvaluateSettings
-    folder: Path
+    folder: Place
     baseline: Mapping[str, Any]
 
     @property
@@ -43,13 +43,13 @@ def plan_frontier(
     model: Model | Cascade,
     requested: Mapping[str, Sequence[Any]],
     *,
-    workdir: str | Path,
-    folder: str | Path | None = None,
+    workdir: str | Place,
+    folder: str | Place | None = None,
     changes: Mapping[str, Any] | None = None,
     guide: Guide | None = None,
     weak: WeakRun | None = None,
     upsampler: Mapping[str, Any] | None = None,
-    inception: str | Path | None = None,
+    inception: str | Place | None = None,
     resize: str = "tf1",
     baseline: Mapping[str, Any] | None = None,
     neighbours: bool = True,
@@ -75,7 +75,7 @@ def plan_frontier(
     settings = make_settings(with_rule_of_weak(options, requested, weak), base, guide, weak)
     baselines([setting.row for setting in settings], baseline or {})  # raises errors early
     network, judge = load_networks(evaluation, measured_data(model), inception=inception, resize=resize)
-    folder = Path(workdir) / "evaluation" if folder is None else Path(folder)
+    folder = place(workdir) / "evaluation" if folder is None else place(folder)
     work = Frontier(
         model,
         settings,
@@ -102,7 +102,7 @@ def with_rule_of_weak(
     return {**options, "rule": ("autoguidance()",)}
 
 
-def check_measurable(workdir: str | Path, model: Model) -> None:
+def check_measurable(workdir: str | Place, model: Model) -> None:
     """Raises UsageError if the samples of a model need more than a label."""
     if model.low_res_shape is not None:
         what = f"{workdir} is an upsampler's run"

@@ -1,7 +1,6 @@
 """diagnostics.json and diagnostics.png: what guidance does at each level."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import write_json
 from cfgjax.base.plots_extra import Figure, require_matplotlib
+from cfgjax.base.storage import Place
 
 TITLES = {
     "difference": "‖ε_c − ε_u‖ / √d",
@@ -19,7 +19,7 @@ TITLES = {
 MAX_LEGEND = 12  # settings in a legend
 
 
-def write_diagnostics(path: Path, diagnosed: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
+def write_diagnostics(path: Place, diagnosed: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]) -> list[str]:
     """Writes {name of a setting: result of `diagnose`} to path.json, with a record, and draws path.png.
 
     Returns the names of the files.

@@ -3,11 +3,11 @@
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import HASH, content_hash, write_json
+from cfgjax.base.storage import Place
 from cfgjax.evaluation.report.differences import changed_names, difference_figure
 from cfgjax.evaluation.report.frontier_figure import frontier_figure
 from cfgjax.evaluation.report.frontier_rows import COST, Row, metric_names, setting_keys, varying_keys
@@ -41,7 +41,7 @@ def per_class_text(rows: Sequence[Row]) -> str:
 
 
 def write(
-    folder: Path,
+    folder: Place,
     rows: Sequence[Row],
     record: dict[str, Any],
     network: MetricNames,
@@ -79,7 +79,7 @@ def bits_lines(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_bits(folder: Path, found: dict[str, Any]) -> list[str]:
+def write_bits(folder: Place, found: dict[str, Any]) -> list[str]:
     """Writes bits_per_dim.json, and bits_per_dim.csv with the term of each λ. Returns their names."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -92,7 +92,7 @@ def write_bits(folder: Path, found: dict[str, Any]) -> list[str]:
     return ["bits_per_dim.json", "bits_per_dim.csv"]
 
 
-def write_texts(folder: Path, texts: dict[str, str]) -> None:
+def write_texts(folder: Place, texts: dict[str, str]) -> None:
     """Writes {name: text} into a folder, created if missing, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
+from cfgjax.base.storage import Place, place
 from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs.sample_options import earlier_sampler, fields
@@ -24,7 +25,7 @@ REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
 
-def gather(paths: Sequence[str | Path]) -> list[tuple[Path, dict[str, Any]]]:
+def gather(paths: Sequence[str | Place]) -> list[tuple[Path, dict[str, Any]]]:
     """Returns [(path, content)] of the frontiers in paths: files, workdirs, evaluation folders, or folders of these.
 
     In a folder with several frontiers, those of the same network and measurement, such as a sweep of `cfgjax evaluate`
@@ -38,14 +39,14 @@ def gather(paths: Sequence[str | Path]) -> list[tuple[Path, dict[str, Any]]]:
             parts.setdefault(sameness(content), []).append((file, content))
         for same in parts.values():
             result.append(
-                same[0] if len(same) == 1 else (Path(path) / "frontier.json", joined_frontier([c for _, c in same]))
+                same[0] if len(same) == 1 else (place(path) / "frontier.json", joined_frontier([c for _, c in same]))
             )
     return result
 
 
-def find(path: str | Path) -> list[Path]:
+def find(path: str | Place) -> list[Path]:
     """Returns path if it is a file, its frontier.json, or else those of the folders in it."""
-    folder = Path(path)
+    folder = place(path)
     if folder.is_file():
         return [folder]
     here = find_frontier(folder)
@@ -57,7 +58,7 @@ def find(path: str | Path) -> list[Path]:
     raise UsageError(unevaluated(folder))
 
 
-def unevaluated(folder: Path) -> str:
+def unevaluated(folder: Place) -> str:
     """Returns the reason why nothing can be compared in a folder, with the command to run."""
     if not folder.is_dir():
         return f"{folder} does not exist"
@@ -71,12 +72,12 @@ def unevaluated(folder: Path) -> str:
     return f"{folder} has no frontier.json; if it is a run, evaluate it first: {evaluate(folder)}"
 
 
-def find_frontier(folder: Path) -> Path | None:
+def find_frontier(folder: Place) -> Place | None:
     """Returns the frontier.json of a workdir or of an evaluation folder, or None."""
     return next((file for place in FRONTIER_PLACES if (file := folder.joinpath(*place)).is_file()), None)
 
 
-def natural(path: Path) -> list[tuple[str, float]]:
+def natural(path: Place) -> list[tuple[str, float]]:
     """Returns a key that sorts the numbers in names by their value."""
     parts = re.split(r"(\d+(?:\.\d+)?)", path.name)
     return [(part, 0.0) if i % 2 == 0 else ("", float(part)) for i, part in enumerate(parts)]
@@ -124,7 +125,7 @@ def upgraded_row(row: dict[str, Any]) -> dict[str, Any]:
     return kept | {"rule": rule, "sampler": earlier_sampler(row["sampler"], row)}
 
 
-def with_path(row: dict[str, Any], folder: Path) -> dict[str, Any]:
+def with_path(row: dict[str, Any], folder: Place) -> dict[str, Any]:
     """Returns a row with the path of its influences, which it has relative to its folder."""
     return row | ({INFLUENCES: str(folder / row[INFLUENCES])} if INFLUENCES in row else {})
 

@@ -3,12 +3,12 @@
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cfgjax
 from cfgjax.base.cells import cell_text
 from cfgjax.base.json_files import write_json
+from cfgjax.base.storage import Place
 from cfgjax.evaluation.report.frontier_files import write_texts
 from cfgjax.evaluation.report.frontier_rows import DETAIL
 
@@ -30,7 +30,7 @@ def is_shown(name: str, value: Any) -> bool:
     return isinstance(value, int | float) and not name.endswith(DETAIL)
 
 
-def write_samples(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
+def write_samples(folder: Place, record: dict[str, Any], metrics: dict[str, Any]) -> list[str]:
     """Writes samples.json, samples.csv and, if labels were judged, per_class.csv, atomically. Returns their names."""
     scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     texts = {"samples.csv": table_text([["num_samples", *scalars], [record["num_samples"], *scalars.values()]])}

@@ -1,12 +1,12 @@
 """Metrics of samples at a few guidance weights while training."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place
 from cfgjax.data.dataset import Dataset
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.networks import load_networks
@@ -49,7 +49,7 @@ class FrontierMetrics:
         if self._plan.reference is not None:
             self._reference = load_reference(self._plan.reference, self._network, self._model.image_shape)
 
-    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+    def __call__(self, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
         if self._reference is None:
             folder = workdir / "evaluation"
             folder.mkdir(exist_ok=True)

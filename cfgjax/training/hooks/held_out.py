@@ -1,12 +1,12 @@
 """The metrics of a classifier on held-out examples while training."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import quantised
 from cfgjax.data.sources.registry import open_source
 from cfgjax.distributed.sharding import whole
@@ -27,7 +27,7 @@ class HeldOut:
         self._data = open_source(dataclasses.replace(settings.data, split="holdout"))
         self._network: FeatureNetwork | None = None
 
-    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+    def __call__(self, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
         params = whole(self._mesh, averaged_params(state, self._settings.ema.default_name))

@@ -1,7 +1,6 @@
 """The metrics of a noise-aware classifier on held-out examples while training."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_float
 from cfgjax.data.sources.registry import open_source
 from cfgjax.diffusion.process import diffuse
@@ -52,7 +52,7 @@ class NoisyHeldOut:
 
         self._correct = jax.jit(correct)
 
-    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+    def __call__(self, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
         if runlog.has(step, "holdout_accuracy"):
             return
         params, data, found = averaged_params(state, self._average), self._data, {}

@@ -1,6 +1,5 @@
 """Pictures of samples while training."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from jaxtyping import Int
 
 from cfgjax.base.files import writing
 from cfgjax.base.plots_extra import require_matplotlib
+from cfgjax.base.storage import Place
 from cfgjax.data.batches import squares_averaged, to_float
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.sources.registry import check_labels
@@ -55,7 +55,7 @@ class SampleGrids:
             found.append(np.resize(index if len(index) else np.arange(len(dataset)), self.pictures.per_cell))
         return np.concatenate(found)
 
-    def __call__(self, state: TrainState, step: int, workdir: Path, runlog: RunLog) -> None:
+    def __call__(self, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
         path, pictures = workdir / "samples" / f"step_{step:08}.png", self.pictures
         if collectives.decided(path.exists, f"whether {path.name} is there"):
             return

@@ -1,21 +1,24 @@
 """Writers: where the metrics and pictures of a run go. Only the first of several processes writes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from cfgjax.base.errors import UsageError, choose
+from cfgjax.base.storage import Place, is_url
 from cfgjax.runs.settings import Settings
-from cfgjax.training.writers.json_lines import MetricsFile
+from cfgjax.training.writers.json_lines import MetricsFile, MetricsSegments
 from cfgjax.training.writers.mlflow_runs import MLflowRun
-from cfgjax.training.writers.tensorboard import TensorBoard
+from cfgjax.training.writers.tensorboard import TensorBoard, TensorBoardSegments
 from cfgjax.training.writers.weights_and_biases import WeightsAndBiases
 
 
 class Writer(Protocol):
-    """What a writer must have. It may also have `image(step, name, picture)` and `close()`."""
+    """What a writer must have. It may also have `image(step, name, picture)`, `flush()` and `close()`.
+
+    If the workdir is in a bucket, `flush` is called in another thread before the checkpoint of a step is complete.
+    """
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes the metrics of a step. Steps increase within a run; a resumed run continues after its last step."""
@@ -29,7 +32,7 @@ class PictureWriter(Writer, Protocol):
 
 
 # name in config.log.writers: (workdir, the step at which the run starts or resumes, its settings) → an open writer
-WRITERS: dict[str, Callable[[Path, int, Settings], Writer]] = {
+WRITERS: dict[str, Callable[[Place, int, Settings], Writer]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflowRun,
@@ -46,7 +49,11 @@ def check_named(names: Sequence[str]) -> None:
             check()
 
 
-def open_writers(workdir: Path, start_step: int, settings: Settings) -> list[Any]:
+IN_BUCKETS: dict[str, Callable[[Place, int, Settings], Writer]] = {"tensorboard": TensorBoardSegments}
+
+
+def open_writers(workdir: Place, start_step: int, settings: Settings) -> list[Any]:
     """Returns the writers of a run: that of metrics.jsonl, and those of config.log."""
-    named = [WRITERS[name](workdir, start_step, settings) for name in settings.log.writers]
-    return [MetricsFile(workdir, start_step), *named]
+    known = WRITERS | IN_BUCKETS if is_url(workdir) else WRITERS
+    lines = MetricsSegments if is_url(workdir) else MetricsFile
+    return [lines(workdir, start_step), *(known[name](workdir, start_step, settings) for name in settings.log.writers)]

@@ -3,10 +3,11 @@
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
+from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, absolute, is_url
 from cfgjax.runs.config import flatten
 from cfgjax.runs.settings import Settings
 from cfgjax.training.writers.remote import RemoteRun, need
@@ -20,12 +21,14 @@ class MLflowRun(RemoteRun):
 
     service = "mlflow"
 
-    def __init__(self, workdir: Path, start_step: int, settings: Settings) -> None:
+    def __init__(self, workdir: Place, start_step: int, settings: Settings) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         super().__init__(workdir)
         if not (address := os.environ.get("MLFLOW_TRACKING_URI")):
+            if is_url(workdir):
+                raise UsageError("config.log.writers: mlflow needs MLFLOW_TRACKING_URI for a workdir in a bucket")
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files need no database package
             address = (workdir.resolve() / "mlruns").as_uri()
         self._client = MlflowClient(address)
@@ -35,7 +38,7 @@ class MLflowRun(RemoteRun):
             return
         experiment = self._client.get_experiment_by_name(settings.log.project)
         name = experiment.experiment_id if experiment else self._client.create_experiment(settings.log.project)
-        self.set_identity(self._client.create_run(name, run_name=workdir.resolve().name).info.run_id)
+        self.set_identity(self._client.create_run(name, run_name=absolute(workdir).name).info.run_id)
         given = [Param(key, str(value)[:MOST_CHARACTERS]) for key, value in flatten(settings.to_dict()).items()]
         for start in range(0, len(given), MOST_PARAMETERS):
             self._client.log_batch(self.identity, params=given[start : start + MOST_PARAMETERS])

@@ -3,13 +3,13 @@
 import importlib
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.storage import Place
 
 log = logging.getLogger("cfgjax")
 
@@ -36,7 +36,7 @@ class RemoteRun:
 
     service: str
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Place) -> None:
         self._path, self._failed = workdir / f"{self.service}.json", False
         self._waiting: list[tuple[int, list[str], Callable[[], Any]]] = []
         try:

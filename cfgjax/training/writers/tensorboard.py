@@ -1,11 +1,15 @@
 """The writer of TensorBoard's events."""
 
+import shutil
+import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from cfgjax.base.storage import Place, send_file
 from cfgjax.runs.settings import Settings
 from cfgjax.training.writers.event_file import SCHEME
 
@@ -13,7 +17,7 @@ from cfgjax.training.writers.event_file import SCHEME
 class TensorBoard:
     """Writes events into workdir, see `EventFile`. When a run is resumed, its events after start_step are purged."""
 
-    def __init__(self, workdir: Path, start_step: int, settings: Settings) -> None:
+    def __init__(self, workdir: Place, start_step: int, settings: Settings) -> None:
         self._events = SummaryWriter(f"{SCHEME}:{workdir}", purge_step=start_step + 1 if start_step else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -28,3 +32,44 @@ class TensorBoard:
     def close(self) -> None:
         """Flushes and closes the events."""
         self._events.close()
+
+
+class TensorBoardSegments:
+    """Writes events on the disk and sends them to a bucket, one file for each checkpoint."""
+
+    def __init__(self, workdir: Place, start_step: int, settings: Settings) -> None:
+        self._workdir, self._folder = workdir, Path(tempfile.mkdtemp(prefix="cfgjax-events-"))
+        self._lock, self._purged = threading.Lock(), start_step + 1 if start_step else None
+        self._events: SummaryWriter | None = None
+
+    def _open(self) -> SummaryWriter:
+        if self._events is None:
+            self._events = SummaryWriter(str(self._folder), purge_step=self._purged)
+            self._purged = None
+        return self._events
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds a scalar for each metric."""
+        with self._lock:
+            for name, value in metrics.items():
+                self._open().add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture, uint8 [H, W, C]."""
+        with self._lock:
+            self._open().add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Sends the events so far. A file that cannot be sent is sent with the next."""
+        with self._lock:
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+            for path in sorted(self._folder.iterdir()):
+                send_file(path, self._workdir / path.name)
+                path.unlink()
+
+    def close(self) -> None:
+        """Sends the last events."""
+        self.flush()
+        shutil.rmtree(self._folder, ignore_errors=True)

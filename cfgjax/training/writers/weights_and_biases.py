@@ -1,13 +1,14 @@
 """The writer of Weights & Biases."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import Place, absolute, is_url
 from cfgjax.runs.settings import Settings
 from cfgjax.training.writers.remote import RemoteRun, need
 
@@ -17,7 +18,7 @@ class WeightsAndBiases(RemoteRun):
 
     service = "wandb"
 
-    def __init__(self, workdir: Path, start_step: int, settings: Settings) -> None:
+    def __init__(self, workdir: Place, start_step: int, settings: Settings) -> None:
         import wandb
 
         super().__init__(workdir)
@@ -26,9 +27,9 @@ class WeightsAndBiases(RemoteRun):
         self._run = wandb.init(
             project=settings.log.project,
             id=self.identity,
-            name=workdir.resolve().name,
+            name=absolute(workdir).name,
             config=settings.to_dict(),
-            dir=str(workdir),
+            dir=tempfile.mkdtemp(prefix="cfgjax-wandb-") if is_url(workdir) else str(workdir),
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )

@@ -1,0 +1,123 @@
+"""The clients of buckets: gcsfs and s3fs, asked again while a server does not answer.
+
+Every request of this process to a bucket passes through here, those of Orbax and of epath included; only the arrays of
+checkpoints are sent by tensorstore, which also asks again.
+"""
+
+import asyncio
+import importlib
+import logging
+import os
+import time
+from typing import Any
+
+from cfgjax.base.errors import UsageError, one_line
+
+log = logging.getLogger("cfgjax")
+
+CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # scheme of a URL: the package, the extra that installs it
+FIRST_SECONDS = 10.0  # a server that has not answered yet is asked again for at most so long
+LONGEST_PAUSE_SECONDS = 16.0
+LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, UsageError)
+
+retry_seconds = 600.0  # how long a server that has answered before is asked again; see `patience`
+_answered: set = set()  # schemes whose server has answered, and (scheme, reads) of what it has allowed
+_failing: dict[str, float] = {}  # scheme: since when its server does not answer, which has been reported
+
+
+def patience(seconds):
+    """Sets how long a server is asked again after it has answered once."""
+    global retry_seconds
+    retry_seconds = float(seconds)
+
+
+def connect(scheme):
+    """Registers the client for a scheme of `CLIENTS`. Raises UsageError if its package is not installed."""
+    package, extra = CLIENTS[scheme]
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # one more request for each
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise UsageError(
+            f"{scheme}:// needs {package}, which is not installed: pip install 'cfgjax[{extra}]'"
+        ) from None
+    import fsspec
+
+    names = ("gs", "gcs") if scheme == "gs" else ("s3",)
+    client = patient_gcs(module) if scheme == "gs" else patient_s3(module)
+    for name in names:
+        fsspec.register_implementation(name, client, clobber=True)
+        fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False  # other processes write too
+
+
+def patient_gcs(gcsfs: Any) -> type:
+    """Returns gcsfs's file system, which asks again."""
+    whole: Any = gcsfs.core.GCSFileSystem
+    once = getattr(whole._request, "__wrapped__", whole._request)  # without gcsfs's own six attempts
+
+    async def request(self, *args, **kwargs):
+        return await patiently("gs", str(args[0]) == "GET", lambda: once(self, *args, **kwargs))
+
+    return type("PatientGCS", (whole,), {"_request": request})
+
+
+def patient_s3(s3fs: Any) -> type:
+    """Returns s3fs's file system, which asks again."""
+    whole: Any = s3fs.S3FileSystem
+
+    async def call(self, *args, **kwargs):
+        reads = str(args[0]).startswith(("get", "head", "list"))
+        return await patiently("s3", reads, lambda: whole._call_s3(self, *args, **kwargs))
+
+    return type("PatientS3", (whole,), {"_call_s3": call})
+
+
+async def patiently(scheme, reads, request):
+    """Returns await request(), asked again with growing waits while the server fails or refuses.
+
+    reads: whether the request changes nothing. A refusal lasts if nothing of the kind was ever allowed; afterwards,
+    credentials may have expired and be renewed. Raises OSError with one line.
+    """
+    since, wait = time.monotonic(), 0.5
+    while True:
+        try:
+            answer = await request()
+        except LASTING:
+            _answered.update([scheme, (scheme, reads)])
+            raise
+        except Exception as e:
+            refused = isinstance(e, PermissionError) or is_refusal(e)
+            if isinstance(e, (ValueError, TypeError)) or (refused and (scheme, reads) not in _answered):
+                most = 0.0
+            else:
+                most = retry_seconds if scheme in _answered else FIRST_SECONDS
+            if time.monotonic() - since + wait > most:
+                raise failure(e, time.monotonic() - since) from e
+            if scheme not in _failing:
+                _failing[scheme] = since
+                log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, why(e), most)
+        else:
+            _answered.update([scheme, (scheme, reads)])
+            if scheme in _failing:
+                log.warning("%s:// answers again, after %.0f s", scheme, time.monotonic() - _failing.pop(scheme))
+            return answer
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, LONGEST_PAUSE_SECONDS)
+
+
+def is_refusal(error):
+    """Returns whether a server refused a request for lack of permission or credentials."""
+    text = str(error)
+    return getattr(error, "code", None) in (401, 403) or any(word in text for word in ("Forbidden", "credentials"))
+
+
+def failure(error, seconds):
+    """Returns the OSError with one line for the last of several failed requests."""
+    kind = PermissionError if isinstance(error, PermissionError) or is_refusal(error) else OSError
+    asked = f", after {seconds:.0f} s" if seconds > 1 else ""
+    return kind(f"{why(error)}{asked}")
+
+
+def why(error):
+    """Returns the reason of a failed request in one line."""
+    return one_line(error, 200)

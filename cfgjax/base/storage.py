@@ -1,0 +1,169 @@
+"""Where runs, data sets and results lie: on the disk, or in a bucket, as a URL gs://bucket/… or s3://bucket/….
+
+`place` makes a path of either, with the methods of pathlib. An object store has no rename, no lock and no append: files
+are written elsewhere and sent as one object, which is whole or absent; locks are in `lease`.
+"""
+
+import contextlib
+import math
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfgjax.base import bucket_clients
+from cfgjax.base.errors import UsageError
+
+if TYPE_CHECKING:
+    Place = Path
+else:
+    Place = os.PathLike  # a pathlib.Path or an epath.Path
+
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)  # one letter would be a drive
+BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_connected: set[str] = set()
+
+
+def is_url(path):
+    """Returns whether a path is in a bucket."""
+    return os.fspath(path).partition("://")[0] in bucket_clients.CLIENTS
+
+
+def wrong_url(text):
+    """Returns the reason why a path that looks like a URL is not one that can be used, or None."""
+    if not (match := URL.fullmatch(text)) or os.path.lexists(text):
+        return None
+    scheme, slashes, rest = match.groups()
+    known = " and ".join(f"{name}://" for name in bucket_clients.CLIENTS)
+    if scheme == "file":
+        return f"write a local path without file: ({'/' + rest})"
+    if scheme not in bucket_clients.CLIENTS:
+        return f"URLs of {known} can be used (write ./{text} for a local path of that name)"
+    bucket = rest.partition("/")[0]
+    if slashes != "//" or not BUCKET.fullmatch(bucket):
+        return f"a URL is {scheme}://BUCKET/PATH, with the name of a bucket, of 3 or more of a-z 0-9 . _ -"
+    return None
+
+
+def place(path: "str | os.PathLike[str]") -> Place:
+    """Returns the path of a local path (~ is the home directory) or of a URL.
+
+    Raises UsageError if the URL is malformed, or the package for it is not installed.
+    """
+    text = os.fspath(path)
+    if reason := wrong_url(text):
+        raise UsageError(f"{text!r}: {reason}")
+    if not is_url(text):
+        return Path(text).expanduser()
+    scheme = text.partition("://")[0]
+    if scheme not in _connected:
+        bucket_clients.connect(scheme)
+        _connected.add(scheme)
+    from etils import epath
+
+    return epath.Path(text)
+
+
+def absolute(path: "str | os.PathLike[str]") -> Place:
+    """Returns the absolute path of a path; that of a URL is itself."""
+    path = place(path)
+    return path if is_url(path) else path.absolute()
+
+
+def client(path):
+    """Returns fsspec's file system for a URL."""
+    import fsspec
+
+    place(path)
+    return fsspec.filesystem({"gs": "gcs"}.get(scheme := os.fspath(path).partition("://")[0], scheme))
+
+
+def create_object(path, content):
+    """Writes bytes to a URL unless there is an object. Raises FileExistsError if there is one."""
+    client(path).pipe_file(os.fspath(path), content, mode="create")
+
+
+def objects(path):
+    """Returns {relative name: what the server knows of it} of all objects below a URL, by one request per thousand."""
+    found = client(path).find(os.fspath(path), detail=True)
+    start = len(os.fspath(path).partition("://")[2].rstrip("/")) + 1
+    return {name[start:]: about for name, about in found.items() if len(name) > start}
+
+
+def written_at(path):
+    """Returns a number that changes when the file at path is written again, 0 if there is none."""
+    path = place(path)
+    if not path.exists():
+        return 0
+    if not is_url(path):
+        return path.stat().st_mtime_ns
+    return identity(client(path).info(os.fspath(path)))
+
+
+def identity(about):
+    """Returns the size and checksum that the server reports of an object, as text."""
+    known = (f"{key} {about[key]}" for key in ("crc32c", "md5Hash", "ETag") if about.get(key))
+    return f"{about['size']} bytes, {next(known, 'no checksum')}"
+
+
+def send_file(local, path):
+    """Copies a local file to a URL, as one object."""
+    client(path).put_file(os.fspath(local), os.fspath(path))
+
+
+@contextlib.contextmanager
+def local_file(path):
+    """Yields the path of a local file with the content of the file at path, which is that file if it is local.
+
+    Raises FileNotFoundError if there is none.
+    """
+    path = place(path)
+    if not is_url(path):
+        yield path
+        return
+    with temporary_folder() as folder:
+        client(path).get_file(os.fspath(path), os.fspath(folder / path.name))
+        yield folder / path.name
+
+
+@contextlib.contextmanager
+def temporary_folder():
+    """Yields a local folder for files on their way to or from a bucket, and removes it."""
+    folder = Path(tempfile.mkdtemp(prefix="cfgjax-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_bucket(path, what):
+    """Raises UsageError unless objects can be written below a URL. what: its description for the error."""
+    probe = place(path) / f".probe-{secrets.token_hex(4)}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+    except FileNotFoundError:
+        raise UsageError(f"{what} cannot be written: there is no bucket {bucket_of(path)}") from None
+    except OSError as e:
+        raise UsageError(f"{what} cannot be written: {e}") from e
+
+
+def bucket_of(path):
+    """Returns scheme://bucket of a URL."""
+    return "/".join(os.fspath(path).split("/")[:3])
+
+
+def free_bytes(path):
+    """Returns the free bytes of the disk of a folder, infinity for a bucket."""
+    return math.inf if is_url(path) else shutil.disk_usage(path).free
+
+
+def remove_tree(path):
+    """Removes a folder and all that is in it."""
+    if is_url(path):
+        client(path).rm(os.fspath(path), recursive=True)
+    else:
+        shutil.rmtree(path)

@@ -1,0 +1,263 @@
+"""Runs in a bucket, with real processes and a server on this machine."""
+
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from bucket_servers import gcs, gcs_server  # noqa: F401  fixtures
+from command import finish, finish_all, run, start, start_several
+from tiny import same_trees
+
+from cfgjax.base import lease, storage
+from cfgjax.base.errors import UsageError
+
+MIXTURE = (
+    "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 "
+    "--config.train.batch_size=16 --config.train.steps_per_dispatch=5 --config.train.num_steps={steps} "
+    "--config.train.log_every_steps=50 --config.checkpoint.every_steps={every} --config.checkpoint.keep_last=2 "
+    "--config.sample.every_steps=100000 --config.sample.per_cell=2 --config.sample.num_steps=4 --workdir={workdir} "
+    "--config.storage.lease_seconds=3"
+)
+STEPS = 1500
+pytestmark = pytest.mark.e2e
+
+
+def train(workdir, steps=STEPS, every=100):
+    return MIXTURE.format(workdir=workdir, steps=steps, every=every)
+
+
+def without_speed(text):
+    lines = map(json.loads, text.splitlines())
+    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+
+
+def metrics(bucket, name="run"):
+    """The metrics of a run in the bucket, without the one value that may differ."""
+    segments = [path for path in bucket.names() if path.startswith(f"{name}/metrics/")]
+    return without_speed("".join(bucket.get(path).decode() for path in segments))
+
+
+def state(workdir, step):
+    """Everything in a checkpoint, as numpy."""
+    import jax
+
+    path = storage.absolute(workdir) / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        like = checkpointer.metadata(path).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        return checkpointer.restore(path, restore_args=as_numpy)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The workdir on the disk of a run that was left alone."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    code, _, err = run(train(workdir))
+    assert code == 0, err
+    return workdir
+
+
+def is_that_of(bucket, straight):
+    """Whether the run in the bucket has the metrics and the state of the one on the disk."""
+    assert metrics(bucket) == without_speed((straight / "metrics.jsonl").read_text())
+    return same_trees(state(f"{bucket}/run", STEPS), state(straight, STEPS))
+
+
+def wait_for_line(process, pattern, seconds=200):
+    """Reads what a process prints until a line has the pattern; returns the line."""
+    end = time.monotonic() + seconds
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+        assert time.monotonic() < end
+    raise AssertionError(f"the process ended without {pattern}: {process.communicate()[1]}")
+
+
+def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):  # noqa: F811
+    rng, kills = np.random.default_rng(0), 0
+    for _ in range(3):
+        process = start(train(f"{gcs}/run"))
+        wait_for_line(process, "compiled")
+        time.sleep(rng.uniform(1, 5))
+        kills += process.poll() is None
+        process.kill()
+        finish(process)
+    code, out, err = run(train(f"{gcs}/run"))
+    assert code == 0, err
+    assert kills > 1
+    assert "resumed at step" in out
+    assert is_that_of(gcs, straight)
+    assert [name for name in gcs.names() if "events.out" in name]
+    code, _, err = run(f"evaluate --workdir={gcs}/run --features=mixture --num_samples=40 --guidance=0,1 --num_steps=4")
+    assert code == 0, err
+    assert json.loads(gcs.get("run/evaluation/frontier.json"))["rows"][0]["num_samples"] == 40
+
+
+def test_two_processes_write_what_they_write_on_a_disk(gcs, tmp_path):  # noqa: F811
+    for workdir in (tmp_path / "run", f"{gcs}/run"):
+        ended = finish_all(start_several(train(workdir, 200), 2))
+        assert [code for code, _, _ in ended] == [0, 0], ended
+    assert metrics(gcs) == without_speed((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert same_trees(state(f"{gcs}/run", 200), state(tmp_path / "run", 200))
+
+
+def test_a_workdir_in_use_is_refused_and_a_stopped_run_frees_it(gcs):  # noqa: F811
+    process = start(train(f"{gcs}/run", 10**6))
+    wait_for_line(process, "step 50/")
+    before = set(gcs.names())
+    code, _, err = run(train(f"{gcs}/run", 10**6))
+    assert code == 2
+    assert f"workdir {gcs}/run is in use by process {process.pid} on " in err.splitlines()[-1]
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = finish(process)
+    assert code == 75
+    assert "saved step" in out
+    assert before <= set(gcs.names())
+    code, out, err = run(train(f"{gcs}/run", 50))
+    assert code == 0, err
+    assert "nothing left to do" in out
+
+
+@pytest.mark.parametrize("fault", ["fail=503", "fail=403", "refuse_arrays=1"])
+def test_a_server_that_fails_during_saves_is_asked_again_and_nothing_is_lost(gcs, straight, fault):  # noqa: F811
+    process = start(train(f"{gcs}/run"))
+    wait_for_line(process, "step 150/")
+    name, value = fault.split("=")
+    gcs.control(**{name: value})
+    time.sleep(8)
+    gcs.control(**{name: 0})
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert "asking again" in err or "the newest state is saved in" in err
+    assert is_that_of(gcs, straight)
+
+
+@pytest.mark.parametrize("fault", ["fail=503", "refuse_arrays=1"])
+def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_step(gcs, fault):  # noqa: F811
+    process = start(train(f"{gcs}/run") + " --config.storage.retry_seconds=4")
+    wait_for_line(process, "step 350/")
+    name, value = fault.split("=")
+    gcs.control(**{name: value})
+    code, _, err = finish(process)
+    assert code == 1
+    told = err.splitlines()[-1]
+    assert told.startswith(f"cfgjax: failed: {gcs}/run: ")
+    gcs.control(**{name: 0})
+    complete = int(re.search(r"step (\d+) is complete", told)[1])
+    code, out, err = run(train(f"{gcs}/run"))
+    assert code == 0, err
+    assert f"resumed at step {complete}" in out
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("gs://nobucket/run", "there is no bucket gs://nobucket"),
+        ("gs:/bucket1/run", "a URL is gs://BUCKET/PATH"),
+        ("http://bucket1/run", "URLs of gs:// and s3:// can be used"),
+        ("s3://bucket1/run", "checkpoints cannot be kept in s3://"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told):  # noqa: F811
+    code, _, err = run(train(url).replace("experiments/mixture.py", "mixture"), cwd=tmp_path)
+    assert code == 2
+    assert told in err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):  # noqa: F811
+    gcs.control(read_only=1)
+    code, _, err = run(train(f"{gcs}/run"))
+    assert code == 2
+    assert re.search(r"workdir gs://\S+ cannot be written: Forbidden", err.splitlines()[-1])
+    assert not gcs.names()
+
+
+def test_requests_follow_the_saves_and_not_the_steps(gcs):  # noqa: F811
+    counts = []
+    for steps in (500, 2500):
+        before = sum(gcs.control()["requests"].values())
+        code, _, err = run(train(f"{gcs}/{steps}", steps, every=steps // 5))
+        assert code == 0, err
+        counts.append(sum(gcs.control()["requests"].values()) - before)
+    assert abs(counts[1] - counts[0]) < 0.2 * counts[0]
+    assert len([name for name in gcs.names() if name.startswith("2500/")]) < 60
+
+
+class Elsewhere(lease.Lease):
+    """A lease of a process on another machine."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._me["machine"] = "another"
+        self._renew_once()
+
+
+def busy(holder):
+    return f"in use by {holder}"
+
+
+def test_a_lease_is_held_renewed_and_released(gcs):  # noqa: F811
+    folder = storage.place(f"{gcs}/folder")
+    first = Elsewhere(folder, busy, 3)
+    with pytest.raises(UsageError, match="in use by process"):
+        lease.lock(folder, busy, seconds=3)
+    first.close()
+    second = lease.lock(folder, busy, seconds=3)
+    assert lease.token_in(folder) == second.token != first.token
+    second.close()
+
+
+def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):  # noqa: F811
+    folder = storage.place(f"{gcs}/folder")
+    first = Elsewhere(folder, busy, 3)
+    first._closed.set()  # as if the process were suspended
+    second = lease.lock(folder, busy, seconds=3)
+    first._closed.clear()
+    time.sleep(3)
+    with pytest.raises(lease.LeaseLost, match="another process has taken over"):
+        first.check()
+    second.check()
+    first.close()
+    assert lease.token_in(folder) == second.token
+    second.close()
+    third = lease.lock(folder, busy, seconds=60)  # at once
+    third.close()
+
+
+def test_of_several_that_want_a_free_folder_one_gets_it(gcs):  # noqa: F811
+    from concurrent.futures import ThreadPoolExecutor
+
+    def take(_):
+        try:
+            return lease.lock(storage.place(f"{gcs}/folder"), busy, seconds=3)
+        except UsageError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [found for found in pool.map(take, range(8)) if found]
+    assert len(taken) == 1
+    taken[0].close()
+
+
+@pytest.mark.soak
+def test_twenty_kills_of_two_processes_lose_no_step(gcs):  # noqa: F811
+    rng, words = np.random.default_rng(1), train(f"{gcs}/run", 4000)
+    ended = finish_all(start_several(train(f"{gcs}/straight", 4000), 2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    resumed = []
+    for _ in range(20):
+        processes = start_several(words, 2, CFGJAX_HEARTBEAT_SECONDS="10")
+        time.sleep(rng.uniform(5, 25))
+        processes[rng.integers(2)].kill()
+        ended = finish_all(processes)
+        resumed += [int(found[1]) for _, out, _ in ended if (found := re.search(r"resumed at step (\d+)", out))]
+    assert resumed == sorted(resumed)
+    ended = finish_all(start_several(words, 2))
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert metrics(gcs) == metrics(gcs, "straight")
+    assert same_trees(state(f"{gcs}/run", 4000), state(f"{gcs}/straight", 4000))
