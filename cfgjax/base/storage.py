@@ -114,6 +114,33 @@ def size_of(path):
     return place(path).stat().length if is_url(path) else os.stat(path).st_size
 
 
+def subfolders(path):
+    """Returns the folders in a folder, sorted by name."""
+    path = place(path)
+    if not is_url(path):
+        return sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+    try:
+        found = client(path).ls(os.fspath(path), detail=True)
+    except FileNotFoundError:
+        return []
+    return [path / name for name in sorted(os.path.basename(a["name"].rstrip("/")) for a in found if is_folder(a))]
+
+
+def is_folder(about):
+    """Returns whether what a server reports is a folder."""
+    return about["type"] == "directory"
+
+
+def rename(path, name):
+    """Gives a file another name in its folder. In a bucket the object is copied, then removed."""
+    path = place(path)
+    if not is_url(path):
+        path.replace(path.with_name(name))
+        return
+    client(path).cp_file(os.fspath(path), os.fspath(path.with_name(name)))
+    client(path).rm_file(os.fspath(path))
+
+
 def send(local, path):
     """Copies a local file to a URL, as one object."""
     client(path).put_file(os.fspath(local), os.fspath(path))

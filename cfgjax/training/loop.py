@@ -10,7 +10,7 @@ import jax
 from jax import Array
 from ml_collections import ConfigDict
 
-from cfgjax.base.paths import check_path
+from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
 from cfgjax.base.storage import Place
 from cfgjax.distributed import collectives
@@ -55,7 +55,7 @@ def train_until_stopped(
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
     ExtensionError, and OSError if something cannot be written.
     """
-    check_path("workdir", workdir)
+    check_trainable(workdir)
     settings = Settings.from_config(config)
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,

@@ -10,11 +10,11 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.experiments import SWEEPS, experiments_folder, file_of
 from cfgjax.base.python_files import call_function, guarded, load_module
+from cfgjax.base.storage import place
 
 SWEEP_FILE = "sweep file"
 COMMAND_SEQUENCES = (("train",), ("train", "evaluate"), ("evaluate",))
@@ -49,7 +49,7 @@ def read_sweep(path, out, *, base=None, workdir=None):
     found = named(listed(module, path), path)
     for name, overrides in found:
         check_override_keys(name, overrides, commands)
-    return [Entry(name, words(commands, o, Path(out) / name, base, workdir)) for name, o in found]
+    return [Entry(name, words(commands, o, place(out) / name, base, workdir)) for name, o in found]
 
 
 def load_sweep(path):
