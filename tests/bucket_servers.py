@@ -1,7 +1,6 @@
 """Buckets on this machine, as fixtures: `gcs` and `s3`, each a `Bucket` of a real server in a process of its own.
 
-A module with these fixtures imports them: `from bucket_servers import gcs, gcs_server` (or `s3, s3_server`). Processes
-that the tests start inherit the environment.
+A module gets them by `pytest_plugins = ["bucket_servers"]`. Processes that the tests start inherit the environment.
 """
 
 import contextlib
@@ -165,7 +164,7 @@ def s3(s3_server, request):
 
 @pytest.fixture(params=["gs", "s3"])
 def bucket(request):
-    """A `Bucket` of either kind: needs the fixtures of both in the module."""
+    """A `Bucket` of either kind."""
     return request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
 
 

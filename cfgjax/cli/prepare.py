@@ -133,10 +133,11 @@ def check_apart(path, out):
     """Raises UsageError if `out` is `path` or inside of it: the output would become part of the input."""
     from cfgjax.data.images.tree import contains
 
-    if is_url(path) != is_url(out):
-        return
-    real = (lambda path: str(place(path))) if is_url(path) else os.path.realpath
-    if contains(real(path), real(out)):
+    if is_url(path) or is_url(out):
+        inside = f"{place(out)}/".startswith(f"{place(path)}/")
+    else:
+        inside = contains(os.path.realpath(path), os.path.realpath(out))
+    if inside:
         raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
