@@ -16,7 +16,8 @@ value can be overridden with --config.key=value. The hyper-parameters are this p
 """
 
 import json
-from pathlib import Path
+
+from cfgjax.base.storage import place
 
 from .base import denoiser
 
@@ -46,7 +47,7 @@ KINDS = {
 def get_config(argument):
     """Returns the experiment of a prepared folder. argument: FOLDER, or FOLDER,large."""
     folder, _, kind = argument.partition(",")
-    about = json.loads((Path(folder) / "dataset.json").read_text())
+    about = json.loads((place(folder) / "dataset.json").read_text())
     size, channels, classes = about["request"]["size"], about["request"]["channels"], len(about["classes"])
     if size not in MULTIPLIERS:
         raise ValueError(f"the images are {size}×{size}; need one of {', '.join(map(str, MULTIPLIERS))}")

@@ -1,7 +1,6 @@
 """Buckets on this machine, as fixtures: `gcs` and `s3`, each a `Bucket` of a real server in a process of its own.
 
-A module with these fixtures imports them: `from bucket_servers import gcs, gcs_server` (or `s3, s3_server`). Processes
-that the tests start inherit the environment.
+A module gets them by `pytest_plugins = ["bucket_servers"]`. Processes that the tests start inherit the environment.
 """
 
 import contextlib
@@ -21,6 +20,7 @@ from cfgjax.base import bucket_clients, storage
 
 NAME = "bucket1"
 SECONDS = 60  # in which a server must answer
+PATIENCE = 20  # seconds that clients in the test's own process ask again
 PORTS: dict[str, int] = {}  # one for all modules of a process, since clients remember the first address
 MOTO = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
 
@@ -79,6 +79,7 @@ def serving(scheme, argv, variables):
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**variables(address), "no_proxy": "127.0.0.1"}.items():
                 patch.setenv(name, value)
+            bucket_clients.patience(PATIENCE)
             yield address
     finally:
         process.kill()
@@ -163,7 +164,7 @@ def s3(s3_server, request):
 
 @pytest.fixture(params=["gs", "s3"])
 def bucket(request):
-    """A `Bucket` of either kind: needs the fixtures of both in the module."""
+    """A `Bucket` of either kind."""
     return request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param])
 
 

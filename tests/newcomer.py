@@ -217,4 +217,11 @@ def follow(step):
 
 def runnable(step):
     """Whether `follow` does this step."""
-    return isinstance(step, Snippet) or (step.words[0] == "cfgjax" and step.words[1] != "demo")
+    if isinstance(step, Snippet):
+        return True
+    return step.words[0] == "cfgjax" and step.words[1] != "demo" and not names_bucket(step)
+
+
+def names_bucket(step):
+    """Whether a command has a URL of a bucket."""
+    return any(scheme in word for word in step.words for scheme in ("gs://", "s3://"))

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from bucket_servers import gcs, gcs_server  # noqa: F401  fixtures
 from command import finish, finish_all, run, start, start_several
 from tiny import same_trees
 
@@ -24,6 +23,7 @@ MIXTURE = (
 )
 STEPS = 1500
 pytestmark = pytest.mark.e2e
+pytest_plugins = ["bucket_servers"]
 
 
 def train(workdir, steps=STEPS, every=100):
@@ -77,7 +77,7 @@ def wait_for_line(process, pattern, seconds=200):
     raise AssertionError(f"the process ended without {pattern}: {process.communicate()[1]}")
 
 
-def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):  # noqa: F811
+def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):
     rng, kills = np.random.default_rng(0), 0
     for _ in range(3):
         process = start(train(f"{gcs}/run"))
@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):  # n
     assert json.loads(gcs.get("run/evaluation/frontier.json"))["rows"][0]["num_samples"] == 40
 
 
-def test_two_processes_write_what_they_write_on_a_disk(gcs, tmp_path):  # noqa: F811
+def test_two_processes_write_what_they_write_on_a_disk(gcs, tmp_path):
     for workdir in (tmp_path / "run", f"{gcs}/run"):
         ended = finish_all(start_several(train(workdir, 200), 2))
         assert [code for code, _, _ in ended] == [0, 0], ended
@@ -105,7 +105,7 @@ def test_two_processes_write_what_they_write_on_a_disk(gcs, tmp_path):  # noqa: 
     assert same_trees(state(f"{gcs}/run", 200), state(tmp_path / "run", 200))
 
 
-def test_a_workdir_in_use_is_refused_and_a_stopped_run_frees_it(gcs):  # noqa: F811
+def test_a_workdir_in_use_is_refused_and_a_stopped_run_frees_it(gcs):
     process = start(train(f"{gcs}/run", 10**6))
     wait_for_line(process, "step 50/")
     before = set(gcs.names())
@@ -123,7 +123,7 @@ def test_a_workdir_in_use_is_refused_and_a_stopped_run_frees_it(gcs):  # noqa: F
 
 
 @pytest.mark.parametrize("fault", ["fail=503", "fail=403", "refuse_arrays=1"])
-def test_a_server_that_fails_during_saves_is_asked_again_and_nothing_is_lost(gcs, straight, fault):  # noqa: F811
+def test_a_server_that_fails_during_saves_is_asked_again_and_nothing_is_lost(gcs, straight, fault):
     process = start(train(f"{gcs}/run"))
     wait_for_line(process, "step 150/")
     name, value = fault.split("=")
@@ -137,7 +137,7 @@ def test_a_server_that_fails_during_saves_is_asked_again_and_nothing_is_lost(gcs
 
 
 @pytest.mark.parametrize("fault", ["fail=503", "refuse_arrays=1"])
-def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_step(gcs, fault):  # noqa: F811
+def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_step(gcs, fault):
     process = start(train(f"{gcs}/run") + " --config.storage.retry_seconds=4")
     wait_for_line(process, "step 350/")
     name, value = fault.split("=")
@@ -162,14 +162,14 @@ def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_st
         ("s3://bucket1/run", "checkpoints cannot be kept in s3://"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told):  # noqa: F811
+def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told):
     code, _, err = run(train(url).replace("experiments/mixture.py", "mixture"), cwd=tmp_path)
     assert code == 2
     assert told in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):  # noqa: F811
+def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):
     gcs.control(read_only=1)
     code, _, err = run(train(f"{gcs}/run"))
     assert code == 2
@@ -177,7 +177,7 @@ def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):  # noqa: F811
     assert not gcs.names()
 
 
-def test_requests_follow_the_saves_and_not_the_steps(gcs):  # noqa: F811
+def test_requests_follow_the_saves_and_not_the_steps(gcs):
     counts = []
     for steps in (500, 2500):
         before = sum(gcs.control()["requests"].values())
@@ -201,7 +201,7 @@ def busy(holder):
     return f"in use by {holder}"
 
 
-def test_a_lease_is_held_renewed_and_released(gcs):  # noqa: F811
+def test_a_lease_is_held_renewed_and_released(gcs):
     folder = storage.place(f"{gcs}/folder")
     first = Elsewhere(folder, busy, 3)
     with pytest.raises(UsageError, match="in use by process"):
@@ -212,7 +212,7 @@ def test_a_lease_is_held_renewed_and_released(gcs):  # noqa: F811
     second.close()
 
 
-def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):  # noqa: F811
+def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):
     folder = storage.place(f"{gcs}/folder")
     first = Elsewhere(folder, busy, 3)
     first._closed.set()  # as if the process were suspended
@@ -229,7 +229,7 @@ def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):  # no
     third.close()
 
 
-def test_of_several_that_want_a_free_folder_one_gets_it(gcs):  # noqa: F811
+def test_of_several_that_want_a_free_folder_one_gets_it(gcs):
     from concurrent.futures import ThreadPoolExecutor
 
     def take(_):
@@ -245,7 +245,7 @@ def test_of_several_that_want_a_free_folder_one_gets_it(gcs):  # noqa: F811
 
 
 @pytest.mark.soak
-def test_twenty_kills_of_two_processes_lose_no_step(gcs):  # noqa: F811
+def test_twenty_kills_of_two_processes_lose_no_step(gcs):
     rng, words = np.random.default_rng(1), train(f"{gcs}/run", 4000)
     ended = finish_all(start_several(train(f"{gcs}/straight", 4000), 2))
     assert [code for code, _, _ in ended] == [0, 0], ended

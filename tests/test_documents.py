@@ -37,6 +37,8 @@ def reason(step):
     """Why a step is not run, or None."""
     if newcomer.runnable(step):
         return None
+    if newcomer.names_bucket(step):
+        return "needs a bucket; tests/test_bucket_*.py run such commands"
     line = " ".join(step.words)
     return next((why for words, why in NOT_RUN.items() if line.startswith(words)), None)
 

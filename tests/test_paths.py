@@ -7,8 +7,9 @@ from tiny import EXPERIMENTS, mixture_config, settings
 
 import cfgjax
 from cfgjax.api.training_runs import train as train_run
-from cfgjax.base import inception_weights
+from cfgjax.base import bucket_clients, inception_weights
 from cfgjax.base.errors import UsageError
+from cfgjax.base.paths import ON_DISK
 from cfgjax.cli import main as cli
 from cfgjax.cli import train
 from cfgjax.models.cascade import load_cascade
@@ -19,16 +20,25 @@ from cfgjax.training.run import Program
 FOLLOWING = "--seed=1"
 WRONG = {"empty": "", "blank": " \t", "NUL": "runs/a\0b"}
 CONFIG = f"--config={EXPERIMENTS / 'mixture.py'}"
+WRONG_URLS = {
+    "other": ("https://a.b/c", "gs:// and s3://"),
+    "file": ("file:///a", "without file:"),
+    "slash": ("gs:/bucket1/x", "gs://BUCKET/PATH"),
+    "bucket": ("gs:///x", "gs://BUCKET/PATH"),
+    "package": ("gs://bucket1/x", "pip install 'cfgjax[gcs]'"),
+}
 FLAGS = {  # command: its flags that are paths
     "train": "config workdir",
-    "sample": "workdir out guide base upsampler",
-    "evaluate": "config workdir out guide classifier inception reference images",
+    "sample": "workdir out guide weak base upsampler",
+    "evaluate": "config workdir out guide weak base upsampler classifier inception reference images samples",
     "compare": "out plot",
+    "export": "workdir base upsampler out",
+    "demo": "workdir",
     "download": "out",
     "sweep": "sweep out base workdir logs python",
     "preflight": "config json scratch",
     "prepare folder": "data_dir manual_dir",
-    "convert openai-adm": "checkpoint out",
+    "convert openai-adm": "checkpoint out model_flags",
     "convert diffusers": "checkpoint out",
     "convert to-openai-adm": "workdir out",
     "launch local": "python",
@@ -47,6 +57,39 @@ def test_every_path_flag_refuses_an_invalid_path(command, flag, path):
     with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
         cli.run_command([*command.split(), f"--{flag}={path}", *tail])
     assert re.search("empty|NUL", str(raised.value)) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("path", "reason"), WRONG_URLS.values(), ids=WRONG_URLS)
+@pytest.mark.parametrize(("command", "flag"), [pair for pair in PAIRS if pair[1] != "config"])
+def test_every_path_flag_refuses_a_url_that_cannot_be_used(command, flag, path, reason, tmp_path, monkeypatch):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "gs", ("absent_package", "gcs"))
+    monkeypatch.chdir(tmp_path)
+    tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
+    with pytest.raises(UsageError, match=rf"--{flag}\W") as raised:
+        cli.run_command([*command.split(), f"--{flag}={path}", *tail])
+    assert reason in str(raised.value) and "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+LOCAL = {
+    "sweep": "sweep base logs python",
+    "preflight": "json scratch",
+    "prepare folder": "data_dir manual_dir",
+    "launch local": "python",
+    "launch slurm": "python logs",
+    "launch kubernetes": "python mount",
+    "launch tpu_vm": "python",
+}
+
+
+@pytest.mark.parametrize(("command", "flag"), [(name, flag) for name, own in LOCAL.items() for flag in own.split()])
+def test_flags_of_files_on_a_disk_refuse_buckets(command, flag, tmp_path, monkeypatch):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "gs", ("json", "gcs"))  # installed everywhere
+    monkeypatch.chdir(tmp_path)
+    tail = ["--", "train", CONFIG, "--workdir=x"] if command.startswith("launch") else []
+    with pytest.raises(UsageError, match=f"--{flag}=gs://bucket1/x.*{ON_DISK}"):
+        cli.run_command([*command.split(), f"--{flag}=gs://bucket1/x", *tail])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", WRONG.values(), ids=WRONG)

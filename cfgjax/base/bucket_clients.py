@@ -5,7 +5,7 @@ checkpoints are sent by tensorstore, which also asks again.
 """
 
 import asyncio
-import importlib
+import importlib.util
 import logging
 import os
 import time
@@ -31,16 +31,20 @@ def patience(seconds):
     retry_seconds = float(seconds)
 
 
+def missing(scheme):
+    """Returns the line about the package that a scheme of `CLIENTS` needs, or None if it is installed."""
+    package, extra = CLIENTS[scheme]
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{scheme}:// needs {package}, which is not installed: pip install 'cfgjax[{extra}]'"
+
+
 def connect(scheme):
     """Registers the client for a scheme of `CLIENTS`. Raises UsageError if its package is not installed."""
-    package, extra = CLIENTS[scheme]
+    if reason := missing(scheme):
+        raise UsageError(reason)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # one more request for each
-    try:
-        module = importlib.import_module(package)
-    except ImportError:
-        raise UsageError(
-            f"{scheme}:// needs {package}, which is not installed: pip install 'cfgjax[{extra}]'"
-        ) from None
+    module = importlib.import_module(CLIENTS[scheme][0])
     import fsspec
 
     names = ("gs", "gcs") if scheme == "gs" else ("s3",)

@@ -6,7 +6,8 @@ import re
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import is_whole_number
-from cfgjax.base.paths import wrong_path
+from cfgjax.base.paths import ON_DISK, wrong_path
+from cfgjax.base.storage import is_url
 
 INTEGERS = {  # variable: minimum
     "CFGJAX_NUM_PROCESSES": 1,
@@ -55,6 +56,8 @@ def check_environment(environ=os.environ):
     for name in PATHS:
         if environ.get(name) and (reason := wrong_path(environ[name])):
             raise UsageError(f"{wrong(environ, name)}: {reason}")
+    if is_url(environ.get("XDG_CACHE_HOME", "")):
+        raise UsageError(f"{wrong(environ, 'XDG_CACHE_HOME')}: {ON_DISK}")
     for name in SWITCHES:
         if name in environ and environ[name].lower() not in TRUTHS:
             raise UsageError(f"{wrong(environ, name)}; need true or false")

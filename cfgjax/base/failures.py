@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.exits import BAD_USAGE, FAILED
+from cfgjax.base.staging import with_urls
 
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "out of memory", "Out of memory")
 OF_DEVICES = ("Unable to initialize backend", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CUDA_ERROR", "DATA_LOSS")
@@ -19,7 +20,7 @@ class Failure(NamedTuple):
     @property
     def line(self):
         """The last line of the command."""
-        return f"cfgjax: {'error' if self.code == BAD_USAGE else 'failed'}: {self.reason}"
+        return f"cfgjax: {'error' if self.code == BAD_USAGE else 'failed'}: {with_urls(self.reason)}"
 
 
 def expected_failure(error):

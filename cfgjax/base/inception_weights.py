@@ -5,13 +5,15 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 from tqdm import tqdm
 
+from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import sha256, writing
 from cfgjax.base.paths import check_path
+from cfgjax.base.staging import staged
+from cfgjax.base.storage import is_url, place
 
 log = logging.getLogger("cfgjax")
 
@@ -25,17 +27,19 @@ CHUNK_BYTES = 1 << 20
 def default_inception_path():
     """Returns $CFGJAX_INCEPTION, or the path in the user's cache folder."""
     if path := os.environ.get("CFGJAX_INCEPTION"):
-        return Path(path).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfgjax" / INCEPTION_NAME
+        return place(path)
+    return user_cache() / INCEPTION_NAME
 
 
 def find_inception(path=None):
-    """Returns path, or the default one, if the file exists. Raises UsageError with advice if not.
+    """Returns path, or the default one, if the file exists; a local copy of one in a bucket. Raises UsageError if not.
 
     The hash of the file in the cache, which `download_inception` downloaded, is checked again.
     """
     check_path("path", path)
-    found = Path(path).expanduser() if path else default_inception_path()
+    found = place(path) if path else default_inception_path()
+    if is_url(found):
+        return staged(found)
     if not found.is_file():
         raise UsageError(
             f"no Inception weights at {found}: run `cfgjax download inception`, or name the file by "
@@ -53,7 +57,7 @@ def download_inception(out=None, url=INCEPTION_URL):
     and OSError for errors of the network or the disk.
     """
     check_path("out", out)
-    path = Path(out).expanduser() if out else default_inception_path()
+    path = place(out) if out else default_inception_path()
     if path.exists():
         check_inception_hash(path, path, "remove it or name another place with --out")
         log.info("%s exists already", path)

@@ -5,18 +5,26 @@ import os
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import wrong_url
+from cfgjax.base.storage import is_url, wrong_url
+
+ON_DISK = "this must be a path on a disk, not in a bucket"
 
 
 class PathParser(flags.ArgumentParser):
-    """The parser of a path flag."""
+    """The parser of a path flag. local: whether URLs of buckets are refused."""
 
     syntactic_help = "a path"
+
+    def __init__(self, local=False):
+        super().__init__()
+        self._local = local
 
     def parse(self, argument):
         """Returns the path unchanged. Raises ValueError with the reason if it cannot be a path."""
         if reason := wrong_path(argument):
             raise ValueError(reason)
+        if self._local and is_url(argument):
+            raise ValueError(ON_DISK)
         if argument.startswith("--"):  # from `--workdir $UNSET --out=x`
             raise ValueError("the path is missing: a flag follows (write ./--name for a file of that name)")
         return argument
@@ -26,9 +34,12 @@ class PathParser(flags.ArgumentParser):
         return "path"
 
 
-def define_path(name, default, description, *, flag_values):
-    """Adds a flag for a path. Every path flag of every command is defined by this function."""
-    flags.DEFINE(PathParser(), name, default, description, flag_values, flags.ArgumentSerializer())
+def define_path(name, default, description, *, flag_values, local=False):
+    """Adds a flag for a path. Every path flag of every command is defined by this function.
+
+    local: whether the path must be on a disk, not in a bucket.
+    """
+    flags.DEFINE(PathParser(local), name, default, description, flag_values, flags.ArgumentSerializer())
 
 
 def check_path(name, path):
@@ -47,3 +58,17 @@ def wrong_path(path):
     if "\0" in text:
         return "the path contains a NUL character, which no file name can have"
     return None
+
+
+def check_on_disk(name, path):
+    """Raises UsageError with the argument's name if path is in a bucket."""
+    if path is not None and is_url(path):
+        raise UsageError(f"{name}={os.fspath(path)!r}: {ON_DISK}")
+
+
+def check_trainable(workdir):
+    """Raises UsageError unless checkpoints can be written to a workdir."""
+    check_path("workdir", workdir)
+    if os.fspath(workdir).startswith("s3://"):
+        raise UsageError(f"workdir={str(workdir)!r}: checkpoints cannot be kept in s3://, which Orbax does not "
+                         "write; use gs://, or a disk that all hosts share")  # fmt: skip

@@ -45,7 +45,7 @@ def wrong_url(text):
     bucket = rest.partition("/")[0]
     if slashes != "//" or not BUCKET.fullmatch(bucket):
         return f"a URL is {scheme}://BUCKET/PATH, with the name of a bucket, of 3 or more of a-z 0-9 . _ -"
-    return None
+    return bucket_clients.missing(scheme)
 
 
 def place(path: "str | os.PathLike[str]") -> Place:
@@ -107,6 +107,38 @@ def identity(about):
     """Returns the size and checksum that the server reports of an object, as text."""
     known = (f"{key} {about[key]}" for key in ("crc32c", "md5Hash", "ETag") if about.get(key))
     return f"{about['size']} bytes, {next(known, 'no checksum')}"
+
+
+def size_of(path):
+    """Returns the bytes of a file."""
+    return client(path).size(os.fspath(path)) if is_url(path) else os.stat(path).st_size
+
+
+def subfolders(path):
+    """Returns the folders in a folder, sorted by name."""
+    path = place(path)
+    if not is_url(path):
+        return sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+    try:
+        found = client(path).ls(os.fspath(path), detail=True)
+    except FileNotFoundError:
+        return []
+    return [path / name for name in sorted(os.path.basename(a["name"].rstrip("/")) for a in found if is_folder(a))]
+
+
+def is_folder(about):
+    """Returns whether what a server reports is a folder."""
+    return about["type"] == "directory"
+
+
+def rename(path, name):
+    """Gives a file another name in its folder. In a bucket the object is copied, then removed."""
+    path = place(path)
+    if not is_url(path):
+        path.replace(path.with_name(name))
+        return
+    client(path).cp_file(os.fspath(path), os.fspath(path.with_name(name)))
+    client(path).rm_file(os.fspath(path))
 
 
 def send_file(local, path):

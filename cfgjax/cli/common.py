@@ -9,7 +9,7 @@ from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
-from cfgjax.base.storage import absolute, place
+from cfgjax.base.storage import absolute, check_bucket, is_url, place
 from cfgjax.runs import sample_options
 from cfgjax.runs.config import flatten, to_json
 
@@ -183,6 +183,9 @@ def check_writable(flag, path):
     if place(path).is_dir():
         raise UsageError(f"--{flag}={path} is a folder; give a file")
     folder = absolute(path).parent
+    if is_url(path):
+        check_bucket(folder, f"--{flag}={path}")
+        return
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--{flag}={path}: it cannot be written in {folder}")
 

@@ -8,7 +8,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import check_path, define_path
-from cfgjax.base.storage import place
+from cfgjax.base.storage import is_url, place
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.config import parse_flags
 
@@ -125,7 +125,7 @@ def labels(paths):
 
 def run_parts(path):
     """Returns the path parts of a frontier.json's run, or of its folder if that is not named evaluation."""
-    path = place(path).resolve()
+    path = place(path) if is_url(path) else place(path).resolve()
     if path.name != "frontier.json":
         return path.with_suffix("").parts
     return (path.parent.parent if path.parent.name == "evaluation" else path.parent).parts

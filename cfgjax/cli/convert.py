@@ -1,17 +1,18 @@
 """`cfgjax convert`: converts published weights to a workdir, and a run's weights to guided-diffusion's format."""
 
+import contextlib
 import importlib.util
 import inspect
-from pathlib import Path
 
 from absl import flags
 
 from cfgjax.base.errors import HelpAsked, UsageError, choose
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
-from cfgjax.base.paths import define_path
+from cfgjax.base.paths import check_trainable, define_path
 from cfgjax.base.progress import log
-from cfgjax.base.storage import absolute, place
+from cfgjax.base.staging import staged
+from cfgjax.base.storage import absolute, is_url, place
 from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
@@ -52,7 +53,7 @@ def openai_adm(argv):
     parse_import(given, argv)
     own_flags = adm_source(given)
     check_import(given)
-    begin_import(given)
+    checkpoint = begin_import(given)
 
     from cfgjax.base.weights import read_weights
     from cfgjax.convert import guided_diffusion
@@ -65,7 +66,7 @@ def openai_adm(argv):
         if given.null_label:
             with_null_label(guided_diffusion.MAKERS[preset.kind](preset.arguments)[0])  # before the file is read
     source = "" if given.preset or given.model_flags else "--"
-    weights = read_weights(given.checkpoint)
+    weights = read_weights(checkpoint)
     log.info("converting %d arrays of %s …", len(weights.arrays), given.checkpoint)
     if own_flags is not None:
         preset = preset_of(own_flags, weights.arrays, source)
@@ -134,13 +135,14 @@ def diffusers(argv):
     flags.DEFINE_enum("betas", None, ["linear", "cosine"], what, flag_values=given)
     parse_import(given, argv)
     check_import(given)
-    begin_import(given)
+    check_pipeline(given.checkpoint)
+    checkpoint = begin_import(given)
 
     from cfgjax.convert import diffusers
     from cfgjax.convert.diffusers_folder import network_folder
     from cfgjax.convert.layout import with_null_label
 
-    folder = network_folder(given.checkpoint)
+    folder = network_folder(checkpoint)
     betas, num_timesteps, v = (given.betas, 1000, 0.0) if given.betas else diffusers.process(folder)
     parametrisation = diffusers.parametrisation(folder)
     net, image_shape, config, file, weights = diffusers.read_unet(folder)
@@ -152,7 +154,7 @@ def diffusers(argv):
     except UsageError as e:
         raise UsageError(f"the weights in {given.checkpoint} do not fit its config.json: {e}") from e
     process = dict(betas=betas, num_timesteps=num_timesteps, v=v, parametrisation=parametrisation)
-    read = f"read {file.relative_to(given.checkpoint)}"
+    read = f"read {file.relative_to(checkpoint)}"
     choice = f"{read}, {weights.choice}" if weights.choice else read
     shapes = dict(image_shape=image_shape, num_classes=net.num_classes)
     write_run(given, net, params, choice, data_path="train.npz", **shapes, **process)
@@ -208,16 +210,25 @@ def parse_import(given, argv):
 def check_import(given):
     """Raises UsageError unless there are a checkpoint and a new or empty workdir."""
     required(given, "checkpoint", "out")
+    check_trainable(given.out)
     out = absolute(given.out)
-    for folder in (out, out.parent):  # the complete folder is renamed within its parent
+    for folder in (out,) if is_url(out) else (out, out.parent):  # a complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out={given.out} is not empty; nothing was overwritten: give a new folder")
 
 
+def check_pipeline(checkpoint):
+    """Raises UsageError for the network's folder of a pipeline in a bucket: its scheduler would not be copied."""
+    if is_url(checkpoint) and (place(checkpoint).parent / "scheduler" / "scheduler_config.json").exists():
+        pipeline = place(checkpoint).parent
+        raise UsageError(f"--checkpoint={checkpoint}: give the folder of the pipeline, {pipeline}, with its scheduler")
+
+
 def begin_import(given):
-    """Starts jax. If the weights are large, first logs that they are being read."""
-    path = Path(given.checkpoint)
+    """Starts jax, and returns the path of the weights, on this machine. If they are large, first logs that it reads."""
+    path = place(given.checkpoint)
+    path = staged(path.parent) / path.name if path.suffix == ".json" else staged(path)  # shards are next to their index
     files = [path] if path.is_file() else [*path.glob("*"), *path.glob("unet*/*")]
     size = sum(file.stat().st_size for file in files if file.is_file())
     if size > LARGE_BYTES:
@@ -225,6 +236,7 @@ def begin_import(given):
     else:
         import_jax()
     open_devices()
+    return path
 
 
 def write_run(given, net, params, choice, **described):
@@ -248,10 +260,11 @@ def write_run(given, net, params, choice, **described):
     if given.null_label:
         net, params = with_null_label(net), add_null_row(params)
     settings = Settings.from_config(run_config(net, **described))
-    with writing_folder(given.out) as folder:
-        (folder / "config.json").write_text(to_json(settings))
+    # Orbax writes into a bucket itself; config.json is last, without which there is no run
+    with contextlib.nullcontext(place(given.out)) if is_url(given.out) else writing_folder(given.out) as folder:
         with Checkpoints(folder / "checkpoints", settings.checkpoint) as checkpoints:
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
+        (folder / "config.json").write_text(to_json(settings))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     process = f"{described['num_timesteps']} timesteps of {described['betas']} betas"
     print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}{choice and f'; {choice}'}")

@@ -9,7 +9,7 @@ from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder, writing, writing_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
-from cfgjax.base.storage import place
+from cfgjax.base.storage import is_url, place, size_of
 from cfgjax.cli.common import begin_command, check_writable, define_checkpoint, no_arguments, required
 from cfgjax.cli.stages import define_stage_folders
 from cfgjax.runs import sample_options
@@ -66,7 +66,7 @@ def write_folder(given):
     stages = {"": given.workdir} if given.base is None else {"base": given.base, "upsampler": given.upsampler}
     for workdir in stages.values():
         check_draws(workdir)
-    name = given.name or place(given.out).resolve().name
+    name = given.name or (place(given.out) if is_url(given.out) else place(given.out).resolve()).name
     with writing_folder(given.out) as folder:
         for stage, workdir in stages.items():
             (folder / stage).mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def write_program(given):
     arrays = export_program(model, tuple(given.platforms), **options)
     with writing(given.out) as new, open(new, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
-    size = place(given.out).stat().st_size / 1e6
+    size = size_of(given.out) / 1e6
     print(f"wrote {given.out} ({size:.3g} MB) for {', '.join(given.platforms)}")
     return DONE
 

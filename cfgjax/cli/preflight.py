@@ -40,6 +40,7 @@ def preflight(argv):
         None,
         "File for the figures as JSON; - prints them to stdout and the report to stderr.",
         flag_values=given,
+        local=True,
     )
     flags.DEFINE_bool(
         "run",
@@ -47,9 +48,8 @@ def preflight(argv):
         "Also run one real step on the devices of this machine, and save and restore it.",
         flag_values=given,
     )
-    define_path(
-        "scratch", None, "Folder in which --run saves; by default the system's temporary folder.", flag_values=given
-    )
+    what = "Folder in which --run saves; by default the system's temporary folder."
+    define_path("scratch", None, what, flag_values=given, local=True)
     no_arguments(parse_flags(given, argv))
     if config_printed(given):
         return DONE

@@ -10,7 +10,8 @@ from cfgjax.base.errors import UsageError, choose, printable
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import check_path, define_path
 from cfgjax.base.progress import log
-from cfgjax.base.storage import place
+from cfgjax.base.staging import opened
+from cfgjax.base.storage import is_url, place
 from cfgjax.cli.common import class_list, required
 from cfgjax.runs.config import parse_flags
 
@@ -51,9 +52,14 @@ def prepare(argv):
         flag_values=given,
     )
     define_path(
-        "data_dir", None, "With tfds: folder of TFDS data sets; by default ~/tensorflow_datasets.", flag_values=given
+        "data_dir",
+        None,
+        "With tfds: folder of TFDS data sets; by default ~/tensorflow_datasets.",
+        flag_values=given,
+        local=True,
     )
-    define_path("manual_dir", None, "With tfds: folder with files that TFDS cannot download.", flag_values=given)
+    what = "With tfds: folder with files that TFDS cannot download."
+    define_path("manual_dir", None, what, flag_values=given, local=True)
     words = parse_flags(given, argv)[1:]
     if not words:
         raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(PREPARERS)}")
@@ -70,16 +76,21 @@ def prepare(argv):
         raise UsageError(f"--class_names is only for idx; {words[0]} data have names of their own")
     for path in words[2:] if words[0] == "tfds" else words[1:]:
         check_path("IN or OUT", path)
+    if len(words) == 3:
+        required(given, "size")
+    if words[0] in ("folder", "idx"):
+        check_apart(*words[1:])
     log.info("preparing %s …", words[1])
-    return kind(given, *words[1:])
+    if not is_url(words[1]):
+        return kind(given, *words[1:])
+    with opened(words[1]) as local:
+        return kind(given, str(local), *words[2:])
 
 
 def from_folder(given, path, out):
     """Prepares a folder of images class/…/image."""
     from cfgjax.data.sources.folder import list_folder
 
-    required(given, "size")
-    check_apart(path, out)
     listing = list_folder(path, given.class_order)
     print("\n".join(listing.notes), end="\n" if listing.notes else "")
     source = {"kind": "folder", "digest": listing.digest()}
@@ -92,8 +103,6 @@ def from_tfds(given, name, out=None):
     """Prepares a TFDS data set. Without OUT, TFDS only downloads and writes its own files."""
     from cfgjax.data.sources.tfds import download, list_tfds
 
-    if out is not None:
-        required(given, "size")
     folder = download(name, given.data_dir, given.manual_dir)
     if out is not None:
         check_apart(folder, out)
@@ -108,7 +117,6 @@ def from_npz(given, path, out):
     """Prepares the arrays `image` and `label` of an .npz file."""
     from cfgjax.data.sources.arrays import list_arrays
 
-    required(given, "size")
     listing = list_arrays(path)
     return prepare_listing(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
@@ -117,8 +125,6 @@ def from_idx(given, path, out):
     """Prepares the IDX files of MNIST, or of a data set in its format."""
     from cfgjax.data.sources.idx import list_idx
 
-    required(given, "size")
-    check_apart(path, out)
     listing = list_idx(path, given.split, given.class_names and tuple(given.class_names))
     return prepare_listing(given, listing, {"kind": "idx", "digest": listing.digest()}, out)
 
@@ -127,7 +133,11 @@ def check_apart(path, out):
     """Raises UsageError if `out` is `path` or inside of it: the output would become part of the input."""
     from cfgjax.data.images.tree import contains
 
-    if contains(os.path.realpath(path), os.path.realpath(out)):
+    if is_url(path) or is_url(out):
+        inside = f"{place(out)}/".startswith(f"{place(path)}/")
+    else:
+        inside = contains(os.path.realpath(path), os.path.realpath(out))
+    if inside:
         raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
@@ -138,14 +148,15 @@ def prepare_listing(given, listing, source, out):
     """Prepares a listing into folder `out`. Returns the exit code."""
     from cfgjax.base.cores import usable_cores
     from cfgjax.base.progress import Progress
-    from cfgjax.data.prepare import Request, prepare
+    from cfgjax.data.prepare import Request
+    from cfgjax.data.prepare_in_bucket import prepare_anywhere
 
     workers = given.workers or usable_cores()
     request = Request(source, given.size, given.crop, given.channels, given.encoding)
     print(f"classes: {class_list(range(len(listing.classes)), listing.classes)}", flush=True)
     bar = functools.partial(Progress, "preparing", "image")
     try:
-        about = prepare(listing, out, request, workers=workers, max_errors=given.max_errors, progress=bar)
+        about = prepare_anywhere(listing, out, request, workers=workers, max_errors=given.max_errors, progress=bar)
     except KeyboardInterrupt:
         print(f"stopped: finished shards are saved in {printable(out)}; the same command resumes")
         return PREEMPTED
@@ -158,8 +169,8 @@ def verify_folder(out):
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.prepared import read_about, verify
 
-    with Progress("verifying", "image", read_about(out)["num_examples"]) as bar:
-        about = verify(out, bar.advance)
+    with opened(out) as local, Progress("verifying", "image", read_about(local)["num_examples"]) as bar:
+        about = verify(local, bar.advance)
     print(f"{printable(out)}: {about['num_examples']:,} images match their hashes; hash {about['hash'][:16]}")
     return DONE
 

@@ -6,7 +6,7 @@ from absl import flags
 
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
-from cfgjax.base.storage import place
+from cfgjax.base.storage import absolute, place
 from cfgjax.cli import sample_outputs as outputs
 from cfgjax.cli.common import (
     begin_command,
@@ -126,7 +126,7 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
         path = place(given.out)
         record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
         files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
-        print(f"wrote {', '.join(files)} in {path.absolute().parent}")
+        print(f"wrote {', '.join(files)} in {absolute(path).parent}")
 
 
 def define_flags(argv):

@@ -7,7 +7,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, FAILED, PREEMPTED
 from cfgjax.base.files import check_folder
-from cfgjax.base.paths import define_path
+from cfgjax.base.paths import check_on_disk, define_path
 from cfgjax.base.storage import place
 from cfgjax.cli.common import define_allow_changes, no_arguments, required
 from cfgjax.cli.launch import check_command, check_lines
@@ -24,7 +24,8 @@ UNFINISHED = ("interrupted", "waiting", "elsewhere")
 def sweep(argv):
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: executes the unfinished runs of a sweep."""
     given = flags.FlagValues()
-    define_path("sweep", None, "Sweep: the name of an installed one, such as guidance, or a file.", flag_values=given)
+    what = "Sweep: the name of an installed one, such as guidance, or a file."
+    define_path("sweep", None, what, flag_values=given, local=True)
     define_path("out", None, "Folder for the runs' folders, logs and records.", flag_values=given)
     flags.DEFINE_enum(
         "launcher",
@@ -40,7 +41,8 @@ def sweep(argv):
         lower_bound=1,
         flag_values=given,
     )
-    define_path("base", None, "Experiment, a name or a file, instead of the sweep's BASE.", flag_values=given)
+    what = "Experiment, a name or a file, instead of the sweep's BASE."
+    define_path("base", None, what, flag_values=given, local=True)
     define_path("workdir", None, "Workdir of the trained run, for a sweep that only evaluates.", flag_values=given)
     what = "Keys of the config, separated by commas, in which the runs may resume with other values."
     define_allow_changes(given, what)
@@ -57,13 +59,14 @@ def sweep(argv):
     no_arguments(parse_flags(given, argv))
     required(given, "sweep", "out")
     check_lines(given)
-    check_folder(given.out, f"--out={given.out}")
     if given.launcher == "slurm":
+        check_on_disk("--out", given.out)
         slurm.check_slurm_flags(given)
     elif odd := [name for name in given if given[name].present and name not in own.union(SHARED)]:
         raise UsageError(f"--{odd[0]} has no effect with --launcher=local")
     else:
         check_python(given.python)
+    check_folder(given.out, f"--out={given.out}")
 
     options = dict(base=given.base, workdir=given.workdir, allow_changes=given.allow_changes)
     entries = read_sweep(given.sweep, given.out, **options)

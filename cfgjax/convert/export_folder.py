@@ -1,12 +1,12 @@
 """Writes a trained model as a folder that can be handed on: weights, config, class names, evaluation, model card."""
 
-import shutil
 from pathlib import Path
 
 import jax
 
 import cfgjax
 from cfgjax.base.json_files import write_json
+from cfgjax.base.storage import Place, place
 from cfgjax.convert.model_card import model_card
 from cfgjax.evaluation.report.gather import find_frontier
 from cfgjax.evaluation.report.gather import read as read_frontier
@@ -21,7 +21,7 @@ EVALUATION_FILES = ("frontier.json", "frontier.csv", "frontier.png", "difference
 
 
 def export_model(
-    workdir: str | Path,
+    workdir: str | Place,
     folder: Path,
     *,
     name: str,
@@ -43,14 +43,14 @@ def export_model(
     classes = known_classes(workdir, settings)
     known = {"hash": read_data_hash(workdir), "classes": classes}
     write_json(folder / DATA, {key: value for key, value in known.items() if value is not None}, indent=1)
-    if (Path(workdir) / CHANGES).exists():
-        shutil.copy(Path(workdir) / CHANGES, folder)
-    found = find_frontier(Path(workdir))
+    if (place(workdir) / CHANGES).exists():
+        (folder / CHANGES).write_bytes((place(workdir) / CHANGES).read_bytes())
+    found = find_frontier(place(workdir))
     if found is not None:
         (folder / "evaluation").mkdir()
         for file in EVALUATION_FILES:
             if found.with_name(file).exists():
-                shutil.copy(found.with_name(file), folder / "evaluation" / file)
+                (folder / "evaluation" / file).write_bytes(found.with_name(file).read_bytes())
     frontier = None if found is None else read_frontier(found)
     card = model_card(settings, name, license, average.step, average.ema, count, classes, frontier)
     (folder / "README.md").write_text(card)

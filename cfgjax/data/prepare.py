@@ -25,6 +25,7 @@ from cfgjax.base.errors import UsageError, choose, one_line, printable
 from cfgjax.base.files import sha256, writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.progress import Progress
+from cfgjax.base.storage import Place
 from cfgjax.data.dataset import Listing
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.images.pixels import reason_of
@@ -133,7 +134,7 @@ def begin(out: Path, asked: dict[str, Any]) -> None:
     write_json(out / REQUEST, asked, hashed=True)
 
 
-def check_same_request(out: Path, there: dict[str, Any], asked: dict[str, Any]) -> None:
+def check_same_request(out: str | Place, there: dict[str, Any], asked: dict[str, Any]) -> None:
     """Raises UsageError naming what differs between the request of the set in `out` and this one."""
     flat = lambda r: {k: v for k, v in r.items() if k != "source"} | {f"source {k}": v for k, v in r["source"].items()}
     there, asked = flat(there), flat(asked)

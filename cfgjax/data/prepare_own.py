@@ -2,19 +2,22 @@
 
 import functools
 import os
-from pathlib import Path
 
 from cfgjax.base.cores import usable_cores
 from cfgjax.base.errors import printable
+from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import Progress, log
-from cfgjax.data.prepare import Request, prepare
+from cfgjax.base.staging import opened
+from cfgjax.base.storage import Place, is_url, place
+from cfgjax.data.prepare import Request
+from cfgjax.data.prepare_in_bucket import prepare_anywhere
 from cfgjax.data.sources.own_images import choose_shape, find_own_images
 from cfgjax.data.sources.prepared import REQUEST
 
 
 def own_experiment(
-    data: str | Path,
-    workdir: str | Path,
+    data: str | Place,
+    workdir: str | Place,
     *,
     size: int | None = None,
     labels_from: str | None = None,
@@ -25,18 +28,21 @@ def own_experiment(
     data: a folder, an .npz, or a prepared set. size, labels_from: see `choose_shape` and `find_own_images`. network:
     "small" or "large". Raises UsageError if there are no images, or they have no labels where these should be.
     """
-    folder = prepare_own(data, f"{os.path.normpath(workdir)}_data", size, labels_from)
+    check_trainable(workdir)
+    own = place(workdir) if is_url(workdir) else os.path.normpath(workdir)
+    folder = prepare_own(data, f"{own}_data", size, labels_from)
     return f"own_images:{folder}{',large' if network == 'large' else ''}"
 
 
-def prepare_own(data: str | Path, out: str, size: int | None = None, labels_from: str | None = None) -> str | Path:
+def prepare_own(data: str | Place, out: str, size: int | None = None, labels_from: str | None = None) -> str | Place:
     """Returns the folder of the prepared images: `data` itself if it is one, else `out`, which is made or completed."""
-    if (Path(data) / REQUEST).exists():
+    if (place(data) / REQUEST).exists():
         return data
     log.info("looking at %s …", data)
-    found = find_own_images(data, labels_from)
-    listing = found.listing
-    size, channels, why = choose_shape(listing, size)
+    with opened(data) as local:
+        found = find_own_images(local, labels_from)
+        listing = found.listing
+        size, channels, why = choose_shape(listing, size)
     for note in getattr(listing, "notes", ()):
         print(note)
     kind = "grey" if channels == 1 else "colour"
@@ -45,7 +51,9 @@ def prepare_own(data: str | Path, out: str, size: int | None = None, labels_from
     request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
     workers = usable_cores()
     bar = functools.partial(Progress, "preparing", "image")
-    about = prepare(listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar)
+    about = prepare_anywhere(
+        listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar
+    )
     for error in about["errors"]:
         print(f"left out (cannot be decoded): {printable(error['name'])}: {printable(error['reason'])}")
     print(f"prepared {about['num_examples']:,} images in {out}")

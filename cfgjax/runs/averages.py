@@ -136,6 +136,10 @@ def find_average(
     ema = settings.ema.default if ema is None else float(ema)
     settings.ema.check(ema)
     directory = str(absolute(workdir) / "checkpoints")
+    if directory.startswith("s3://"):
+        raise UsageError(
+            f"{workdir}: checkpoints are not read from s3://; copy the run to a disk, or export it to s3://"
+        )
     if not settings.ema.is_width(ema):
         found = collectives.decided(lambda: find_step(directory, step), f"the step to read in {directory}")
         return Average(ema, found, (Part(directory, found, settings.ema.name(ema)),))

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.staging import opened
 from cfgjax.base.storage import Place, absolute, place
 from cfgjax.base.weights import read_state_dict
 
@@ -26,9 +27,10 @@ class ExportedParameters(NamedTuple):
 
     def read(self) -> PyTree:
         """Returns the parameters as numpy arrays. Raises UsageError if the file is missing or damaged."""
-        if file_digest(place(self.path)) != self.digest:
-            raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {EXPORT_AGAIN}")
-        return nested(read_state_dict(self.path))
+        with opened(self.path) as local:
+            if file_digest(local) != self.digest:
+                raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {EXPORT_AGAIN}")
+            return nested(read_state_dict(local))
 
 
 def is_exported(workdir: str | Place) -> bool:

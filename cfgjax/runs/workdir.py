@@ -11,7 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
 from cfgjax.base.lease import Lease, Lock, lock, token_in
-from cfgjax.base.paths import check_path
+from cfgjax.base.paths import check_path, check_trainable
 from cfgjax.base.storage import Place, is_url, place
 from cfgjax.distributed import collectives
 from cfgjax.runs.changes import SHOWN, Hashes, RunChanges, check_resumable
@@ -91,10 +91,7 @@ class Claim:
         classes: Sequence[str] | None = None,
         allowed: Collection[str] = (),
     ) -> None:
-        check_path("workdir", workdir)
-        if str(workdir).startswith("s3://"):
-            raise UsageError(f"workdir={str(workdir)!r}: checkpoints cannot be kept in s3://, which Orbax does not "
-                             "write; use gs://, or a disk that all hosts share")  # fmt: skip
+        check_trainable(workdir)
         self.path = place(workdir)
         patience(settings.storage.retry_seconds)
         self._settings = settings

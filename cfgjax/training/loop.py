@@ -11,7 +11,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from cfgjax.base.freed_memory import return_freed_memory
-from cfgjax.base.paths import check_path
+from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
 from cfgjax.base.storage import Place, is_url
 from cfgjax.distributed import collectives
@@ -60,7 +60,7 @@ def train_until_stopped(
     states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
     ExtensionError, and OSError if something cannot be written.
     """
-    check_path("workdir", workdir)
+    check_trainable(workdir)
     settings = Settings.from_config(config)
     allowed = check_allowed(allow_changes, settings)
     with (

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npy, sha256
 from cfgjax.base.json_files import IF_PRESENT, check_keys, check_type, read_json
+from cfgjax.base.storage import Place, place
 from cfgjax.data.dataset import Stored
 from cfgjax.data.images.records import ENCODINGS, RecordReader, array_record, count_records, damaged, hashed_example
 
@@ -33,9 +34,9 @@ SHARD_KEYS = {"file": str, "num_examples": int, "bytes": int}
 AGAIN = "delete the folder and prepare the data set again"
 
 
-def read_about(path: str | Path) -> About:
+def read_about(path: str | Place) -> About:
     """Returns dataset.json of the prepared set in folder path. Raises UsageError if it is missing or damaged."""
-    folder = Path(path)
+    folder = place(path)
     if (folder / REQUEST).exists() and not (folder / ABOUT).exists():
         raise UsageError(f"{path} is not complete; the same cfgjax prepare command resumes")
     try:
@@ -73,7 +74,7 @@ def check_content(about: About) -> None:
         raise ValueError("it has no shards or an unknown encoding")
 
 
-def read_own(path: Path, keys: dict[str, Any]) -> dict[str, Any]:
+def read_own(path: Place, keys: dict[str, Any]) -> dict[str, Any]:
     """Returns the object in a JSON file of a prepared set, its hash checked; format 1 has no hash."""
     return read_json(path, keys=keys, hashed=IF_PRESENT, remedy=AGAIN)
 

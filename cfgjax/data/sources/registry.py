@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from numpy.typing import ArrayLike
 
+from cfgjax.base import staging
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import sha256
+from cfgjax.base.paths import check_path
 from cfgjax.base.progress import timed
+from cfgjax.base.storage import is_url
 from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.data.sources.arrays import labelled_arrays
 from cfgjax.data.sources.folder import folder
@@ -86,7 +89,7 @@ SOURCES = {"digits": digits, "mixture": mixture, "npz": npz, "prepared": prepare
 
 
 def open_source(data: DataSettings) -> Dataset:
-    """Returns the checked `Dataset` of config.data, SOURCES[source](**options).
+    """Returns the checked `Dataset` of config.data, SOURCES[source](**options), after copying a path in a bucket.
 
     The source is also given num_classes and image_shape if it names them. Raises UsageError, naming the first offending
     index in the source, for labels outside [0, num_classes), NaN, values outside [−1, 1] (images), and wrong dtypes or
@@ -95,7 +98,8 @@ def open_source(data: DataSettings) -> Dataset:
     function = choose("data source", data.source, SOURCES)
     known: dict[str, Any] = {"num_classes": data.num_classes, "image_shape": data.image_shape}
     fixed = {name: value for name, value in known.items() if name in inspect.signature(function).parameters}
-    image, label, *more = call(function, "data", data.options, **fixed)
+    with local_options(data.options) as options:
+        image, label, *more = call(function, "data", options, **fixed)
     conditions = more[0] if more else {}
     if data.num_workers and not isinstance(image, Stored):
         why = f"the images of source {data.source!r} are in memory, and each worker would hold a copy of them"
@@ -121,11 +125,27 @@ def data_hash(data: DataSettings, dataset: Dataset) -> str | None:
 
     dataset: `open_source(data)`.
     """
-    path = data.options.get("path")
-    if dataset.hash is not None or path is None or not Path(path).is_file():
+    if dataset.hash is not None or data.options.get("path") is None:
         return dataset.hash
-    with timed(f"hashing {path}") if Path(path).stat().st_size > SLOW_TO_HASH_BYTES else contextlib.nullcontext():
-        return sha256(path)
+    with local_options(data.options) as options:
+        path = Path(options["path"])
+        if not path.is_file():
+            return None
+        with timed(f"hashing {path}") if path.stat().st_size > SLOW_TO_HASH_BYTES else contextlib.nullcontext():
+            return sha256(path)
+
+
+@contextlib.contextmanager
+def local_options(options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields a source's options with a local path in place of one in a bucket. Errors in the block name the URL."""
+    path = options.get("path")
+    if isinstance(path, str | Path):
+        check_path("config.data.path", path)
+    if not isinstance(path, str | Path) or not is_url(path):
+        yield options
+        return
+    with staging.opened(path) as local:
+        yield {**options, "path": str(local)}
 
 
 def npz_in_place_of(data: DataSettings, path: str | Path) -> DataSettings:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.files import read_npz, sha256
-from cfgjax.base.storage import Place, place
+from cfgjax.base.staging import opened
+from cfgjax.base.storage import Place
 from cfgjax.data.images.pixels import decode_image, reason_of
 from cfgjax.data.images.tree import PassedOver, existing_images
 from cfgjax.data.sources.registry import check_labels
@@ -45,8 +46,13 @@ class ForeignSamples:
 
 
 def open_samples(path: str | Place) -> ForeignSamples:
-    """Returns the `ForeignSamples` in an .npz or a folder. Raises UsageError if they cannot be measured."""
-    found = of_folder(place(path)) if place(path).is_dir() else of_npz(place(path))
+    """Returns the `ForeignSamples` in an .npz or a folder. Raises UsageError if they cannot be measured.
+
+    Samples in a bucket are copied to this machine first.
+    """
+    with opened(path) as local:
+        found = of_folder(local) if local.is_dir() else of_npz(local)
+    found = dataclasses.replace(found, origin=f"{path}")
     if found.shape[0] < 2:
         raise UsageError(f"{path} has {found.shape[0]} image; metrics need at least 2")
     return found

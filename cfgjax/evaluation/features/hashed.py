@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz, writing
 from cfgjax.base.json_files import HASH, read_json, write_json
-from cfgjax.base.storage import Place, place
+from cfgjax.base.storage import Place, place, rename
 
 log = logging.getLogger("cfgjax")
 
@@ -102,5 +102,5 @@ def read_hashed_metrics(path: Place, identity: str) -> dict[str, Any] | None:
         return None
     except UsageError as e:
         log.warning("%s; its setting is measured again", e)
-        path.replace(path.with_suffix(".damaged"))
+        rename(path, f"{path.stem}.damaged")
         return None

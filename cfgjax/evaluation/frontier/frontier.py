@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -220,14 +219,14 @@ class Frontier:
         options: dict[str, Any] = {"judge": self.judge, "neighbours": self.neighbours, "advance": lambda _: check()}
         return measure_with_influences(store.read, self.num_samples, self.network, reference, **options)
 
-    def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
+    def _metrics_file(self, store: SampleStore, reference: Reference) -> tuple[Place, str]:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
         what = [CACHE_FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
 
-    def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Path, str]:
+    def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Place, str]:
         """Returns (path, identity) of the influences of a store's samples on its metrics."""
         path, identity = self._metrics_file(store, reference)
         return influences_file(path), identity

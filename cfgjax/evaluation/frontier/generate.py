@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import writing
 from cfgjax.base.finite import check_finite_samples
-from cfgjax.base.storage import Place, place
+from cfgjax.base.storage import Place, place, rename
 from cfgjax.data.batches import to_uint8
 from cfgjax.distributed.sharding import local_rows
 from cfgjax.evaluation.features.hashed import NoHash, read_arrays, write_arrays
@@ -130,7 +129,7 @@ class SampleStore:
         if jax.process_index() == 0 and not (self.folder / "setting.json").exists():
             with writing(self.folder / "setting.json") as path:
                 path.write_text(text)
-        self._shards: dict[Path, np.ndarray] = {}  # path: index [b]
+        self._shards: dict[Place, np.ndarray] = {}  # path: index [b]
         self._ess: np.ndarray | None = None
         self.rescan()
 
@@ -146,7 +145,7 @@ class SampleStore:
                 else:
                     log.warning("%s; its samples are drawn again", e)
                 if jax.process_index() == 0:
-                    path.replace(path.with_suffix(".damaged"))
+                    rename(path, f"{path.stem}.damaged")
         if without_hash:
             what = "shards in %s have no hash (older versions wrote none); their samples are drawn again"
             log.warning(f"%d {what}", without_hash, self.folder)

@@ -75,12 +75,12 @@ def plan_frontier(
     settings = make_settings(with_rule_of_weak(options, requested, weak), base, guide, weak)
     baselines([setting.row for setting in settings], baseline or {})  # raises errors early
     network, judge = load_networks(evaluation, measured_data(model), inception=inception, resize=resize)
-    folder = place(workdir) / "evaluation" if folder is None else place(folder)
+    out = place(workdir) / "evaluation" if folder is None else place(folder)
     work = Frontier(
         model,
         settings,
         workdir=workdir,
-        folder=folder,
+        folder=out,
         num_samples=evaluation.num_samples,
         batch_size=evaluation.batch_size,
         network=network,
@@ -90,7 +90,7 @@ def plan_frontier(
         weak=weak,
         upsampler=upsampler,
     )
-    return FrontierPlan(work, evaluation, folder, baseline or {})
+    return FrontierPlan(work, evaluation, out, baseline or {})
 
 
 def with_rule_of_weak(

@@ -4,13 +4,12 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
-from cfgjax.base.storage import Place, place
+from cfgjax.base.storage import Place, place, subfolders
 from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs.sample_options import earlier_sampler, fields
@@ -25,7 +24,7 @@ REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))
 
 
-def gather(paths: Sequence[str | Place]) -> list[tuple[Path, dict[str, Any]]]:
+def gather(paths: Sequence[str | Place]) -> list[tuple[Place, dict[str, Any]]]:
     """Returns [(path, content)] of the frontiers in paths: files, workdirs, evaluation folders, or folders of these.
 
     In a folder with several frontiers, those of the same network and measurement, such as a sweep of `cfgjax evaluate`
@@ -34,7 +33,7 @@ def gather(paths: Sequence[str | Place]) -> list[tuple[Path, dict[str, Any]]]:
     result = []
     for path in paths:
         files = find(path)
-        parts: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+        parts: dict[str, list[tuple[Place, dict[str, Any]]]] = {}
         for file, content in zip(files, map(read, files), strict=True):
             parts.setdefault(sameness(content), []).append((file, content))
         for same in parts.values():
@@ -44,7 +43,7 @@ def gather(paths: Sequence[str | Place]) -> list[tuple[Path, dict[str, Any]]]:
     return result
 
 
-def find(path: str | Place) -> list[Path]:
+def find(path: str | Place) -> list[Place]:
     """Returns path if it is a file, its frontier.json, or else those of the folders in it."""
     folder = place(path)
     if folder.is_file():
@@ -52,7 +51,7 @@ def find(path: str | Place) -> list[Path]:
     here = find_frontier(folder)
     if here is not None:
         return [here]
-    below = [find_frontier(child) for child in sorted(folder.glob("*/"), key=natural)]
+    below = [find_frontier(child) for child in sorted(subfolders(folder), key=natural)]
     if files := [file for file in below if file is not None]:
         return files
     raise UsageError(unevaluated(folder))
@@ -62,7 +61,7 @@ def unevaluated(folder: Place) -> str:
     """Returns the reason why nothing can be compared in a folder, with the command to run."""
     if not folder.is_dir():
         return f"{folder} does not exist"
-    below = sorted(folder.glob("*/"), key=natural)
+    below = sorted(subfolders(folder), key=natural)
     evaluate = lambda run: f"cfgjax evaluate --workdir={shlex.quote(str(run))}"
     if runs := [child for child in below if (child / "config.json").is_file()]:
         what = f"none of the {len(runs)} runs in {folder} has been evaluated (there is no frontier.json)"
@@ -83,7 +82,7 @@ def natural(path: Place) -> list[tuple[str, float]]:
     return [(part, 0.0) if i % 2 == 0 else ("", float(part)) for i, part in enumerate(parts)]
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Place) -> dict[str, Any]:
     """Returns the content of a frontier.json without its hash. Raises UsageError if it is damaged or altered."""
     try:
         content = read_json(file, remedy=REMEDY)

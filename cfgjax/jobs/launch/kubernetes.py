@@ -14,6 +14,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
+from cfgjax.base.storage import is_url
 from cfgjax.jobs.launch.job import argv_of, check_name, check_python, dns_name
 from cfgjax.jobs.launch.programs import output_of
 from cfgjax.jobs.launch.quoting import kubernetes_word
@@ -29,8 +30,9 @@ def define_flags(given):
     text("name", None, "Name of the JobSet; by default derived from the workdir.")
     text("namespace", None, "Kubernetes namespace; by default kubectl's.")
     text("image", None, "Container image with cfgjax installed and experiments/ in its working folder; must be given.")
-    text("claim", None, "PersistentVolumeClaim (ReadWriteMany) that contains the workdir; must be given.")
-    path("mount", "/runs", "Folder in the container where the claim is mounted.")
+    what = "PersistentVolumeClaim (ReadWriteMany) that contains the workdir; must be given unless that is in a bucket."
+    text("claim", None, what)
+    path("mount", "/runs", "Folder in the container where the claim is mounted.", local=True)
     integer("hosts", None, "Number of hosts, with one process each; must be given.", lower_bound=1)
     integer("gpus_per_host", None, "NVIDIA GPUs per host; by default none.", lower_bound=1)
     integer("tpus_per_host", None, "TPU chips per host; by default none.", lower_bound=1)
@@ -41,7 +43,7 @@ def define_flags(given):
     integer(
         "max_restarts", 3, "Maximum number of restarts of all hosts after failures other than bad usage.", lower_bound=0
     )
-    path("python", "python", "Python interpreter in the image.")
+    path("python", "python", "Python interpreter in the image.", local=True)
 
 
 def launch(given, job):
@@ -59,10 +61,11 @@ def launch(given, job):
 
 def check_jobset_flags(given, job):
     """Raises UsageError for flags that are missing or contradict each other."""
-    for name in ("image", "claim", "hosts"):
+    for name in ("image", "hosts") if is_url(job.workdir) else ("image", "claim", "hosts"):
         if not given[name].value:
             raise UsageError(f"--{name} must be given")
-    if not PurePosixPath(job.workdir).is_relative_to(given.mount) or ".." in PurePosixPath(job.workdir).parts:
+    mounted = PurePosixPath(job.workdir).is_relative_to(given.mount) and ".." not in PurePosixPath(job.workdir).parts
+    if not is_url(job.workdir) and not mounted:  # pods reach a bucket without a mount
         raise UsageError(
             f"--workdir={printable(job.workdir)} is not below --mount={given.mount}; it would be lost with its pod"
         )
@@ -132,8 +135,11 @@ def pod_spec(given, name, job):
         "CFGJAX_NUM_PROCESSES": str(given.hosts),  # the index of a pod is in JOB_COMPLETION_INDEX
         "CFGJAX_GRACE_SECONDS": str(given.grace_seconds),
     }
-    mounts = [{"name": "runs", "mountPath": given.mount}]
-    volumes: list = [{"name": "runs", "persistentVolumeClaim": {"claimName": given.claim}}]
+    mounts: list = []
+    volumes: list = []
+    if given.claim:
+        mounts.append({"name": "runs", "mountPath": given.mount})
+        volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": given.claim}})
     if given.gpus_per_host:  # shared memory for NCCL; the default is 64 MB
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
@@ -144,7 +150,7 @@ def pod_spec(given, name, job):
         "env": [{"name": key, "value": value} for key, value in environment.items()],
         "ports": [{"containerPort": given.port, "protocol": "TCP"}],
         **({"resources": {"limits": resources}} if resources else {}),
-        "volumeMounts": mounts,
+        **({"volumeMounts": mounts} if mounts else {}),
     }
     slices = {
         "cloud.google.com/gke-tpu-accelerator": given.tpu_accelerator,
@@ -155,5 +161,5 @@ def pod_spec(given, name, job):
         "terminationGracePeriodSeconds": given.grace_seconds,
         **({"nodeSelector": slices} if given.tpu_topology else {}),
         "containers": [container],
-        "volumes": volumes,
+        **({"volumes": volumes} if volumes else {}),
     }

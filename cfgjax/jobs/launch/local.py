@@ -34,9 +34,8 @@ def define_flags(given):
     )
     integer("port", None, "Port of process 0; by default a free one.", lower_bound=1, upper_bound=65534)
     integer("grace_seconds", 60, "Seconds that the other processes get to end after one has failed.", lower_bound=0)
-    define_path(
-        "python", sys.executable, "Python interpreter; by default the one that runs this command.", flag_values=given
-    )
+    what = "Python interpreter; by default the one that runs this command."
+    define_path("python", sys.executable, what, flag_values=given, local=True)
 
 
 def launch(given, job):

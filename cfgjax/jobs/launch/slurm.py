@@ -15,6 +15,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
+from cfgjax.base.storage import is_url
 from cfgjax.jobs.launch.job import argv_of, check_python, check_time, shell_lines
 from cfgjax.jobs.launch.programs import output_of, require
 from cfgjax.jobs.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
@@ -47,17 +48,20 @@ def define_flags(given):
     text("job_name", None, "Name of the job; by default the last folder of the workdir, or of a sweep's --out.")
     flags.DEFINE_multi_string("sbatch", [], "Any other option of sbatch, such as --sbatch=--mem=64G", flag_values=given)
     text("setup", None, "A shell line to run first, such as 'module load cuda'.")
-    path("logs", None, "Folder of the job's output; by default <workdir>/slurm.")
+    path("logs", None, "Folder of the job's output, on a disk; by default <workdir>/slurm.", local=True)
     path(
         "python",
         sys.executable,
         "Python interpreter on the nodes; by default the path of the one that runs this command.",
+        local=True,
     )
 
 
 def launch(given, job):
     """Submits the job and prints its number and the path of its output."""
     check_slurm_flags(given)
+    if given.logs is None and is_url(job.workdir):
+        raise UsageError("--logs must be given: Slurm writes its output to a folder on a disk, not to a bucket")
     logs = Path(given.logs or Path(job.workdir) / "slurm")
     text = job_script(given, given.job_name or job.name, slurm_path(logs, "%j.log"), job_lines(given, job))
     if given.dry_run:

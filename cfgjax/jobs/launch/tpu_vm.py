@@ -36,7 +36,8 @@ def define_flags(given):
         "spot", False, "For create: a spot VM, which is cheaper and may be preempted at any time.", flag_values=given
     )
     text("setup", SETUP, "For run: shell line that installs cfgjax in the copied folder.")
-    define_path("python", ".venv/bin/python", "For run: Python interpreter on the workers.", flag_values=given)
+    what = "For run: Python interpreter on the workers."
+    define_path("python", ".venv/bin/python", what, flag_values=given, local=True)
 
 
 def launch(given, job):

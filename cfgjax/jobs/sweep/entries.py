@@ -10,11 +10,11 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.experiments import SWEEPS, experiments_folder, file_of
 from cfgjax.base.python_files import call_function, guarded, load_module
+from cfgjax.base.storage import place
 
 SWEEP_FILE = "sweep file"
 COMMAND_SEQUENCES = (("train",), ("train", "evaluate"), ("evaluate",))
@@ -63,7 +63,7 @@ def read_sweep(path, out, *, base=None, workdir=None, allow_changes=()):
     found = named(listed(module, path), path)
     for name, overrides in found:
         check_override_keys(name, overrides, commands)
-    entries = [Entry(name, words(commands, o, Path(out) / name, base, workdir)) for name, o in found]
+    entries = [Entry(name, words(commands, o, place(out) / name, base, workdir)) for name, o in found]
     return [entry.allowing(allow_changes) for entry in entries] if allow_changes else entries
 
 

@@ -1,6 +1,5 @@
 """Runs a sweep on this machine, N processes at a time, until all have ended or a stop signal arrives."""
 
-import fcntl
 import os
 import shlex
 import time
@@ -10,13 +9,10 @@ from cfgjax.jobs.launch import children
 from cfgjax.jobs.launch.guardian import Guardian
 from cfgjax.jobs.launch.job import argv_of
 from cfgjax.jobs.sweep import run_records
+from cfgjax.jobs.sweep.logs import Busy, open_log
 from cfgjax.jobs.sweep.run_records import EntryOutcome
 
 SAVE_SECONDS = 60  # that the runs of a killed sweep have to save
-
-
-class Busy(Exception):
-    """A process of another sweep is executing this run."""
 
 
 class RunningEntry:
@@ -29,20 +25,17 @@ class RunningEntry:
     def __init__(self, entry, out, python, guardian):
         self.entry, self._out, self._python, self._guardian = entry, out, python, guardian
         self._began, self._left, self._passed_on = time.monotonic(), list(entry.commands), []
-        self._log = open(run_records.log_path(out, entry.name), "ab", buffering=0)
-        try:
-            fcntl.flock(self._log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._log.close()
-            raise Busy from None
+        self._log = open_log(out, entry.name)
         run_records.record_path(out, entry.name).unlink(missing_ok=True)
         self._next()
 
     def _next(self):
         argv = argv_of(self._python, self._left.pop(0))
-        self._log.write(f"$ {shlex.join(argv)}\n".encode())
+        self._log.file.write(f"$ {shlex.join(argv)}\n".encode())
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self._process = children.start(argv, self._guardian, env=environment, stdout=self._log, stderr=self._log)
+        self._process = children.start(
+            argv, self._guardian, env=environment, stdout=self._log.file, stderr=self._log.file
+        )
 
     def pass_on(self, number):
         """Sends the signal to the run's process."""
@@ -60,6 +53,7 @@ class RunningEntry:
         if code == DONE and self._left:
             self._next()
             return None
+        self._log.send()
         run_records.write_record(self._out, self.entry, code, time.monotonic() - self._began)
         self._log.close()
         return run_records.outcome(self._out, self.entry, run_records.read_record(self._out, self.entry))

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import logging
-from pathlib import Path
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.json_files import read_json, write_json
+from cfgjax.base.storage import local_file, place
 
 log = logging.getLogger("cfgjax")
 
@@ -32,12 +32,12 @@ class EntryOutcome:
 
 def log_path(out, name):
     """Returns the path of a run's output."""
-    return Path(out) / f"{name}.log"
+    return place(out) / f"{name}.log"
 
 
 def record_path(out, name):
     """Returns the path of a run's record."""
-    return Path(out) / f"{name}.json"
+    return place(out) / f"{name}.json"
 
 
 def write_record(out, entry, code, seconds):
@@ -80,7 +80,7 @@ def settled(out, entry, *, retry_failed):
 def last_line(out, name):
     """Returns the last line that the run itself printed, or ""."""
     try:
-        with open(log_path(out, name), "rb") as log:
+        with local_file(log_path(out, name)) as path, open(path, "rb") as log:
             log.seek(max(0, log.seek(0, 2) - TAIL_BYTES))
             lines = log.read().decode(errors="replace").replace("\r", "\n").splitlines()
     except OSError:

@@ -6,11 +6,11 @@ possibly further settings. recalled: settings remembered from the paper, not che
 
 from importlib import resources
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from cfgjax.base.errors import UsageError, choose, nearest
 from cfgjax.base.json_files import read_json
+from cfgjax.base.storage import place
 from cfgjax.diffusion.specs import named_arguments
 
 Targets = dict[str, Any]  # in the form above
@@ -38,7 +38,7 @@ def published_targets() -> dict[str, Traversable]:
 
 def load_targets(name: str) -> Targets:
     """Returns the targets with a name of `published_targets`, or those in a JSON file of the same form."""
-    file = Path(name) if name.endswith(".json") or "/" in name else choose("targets", name, published_targets())
+    file = place(name) if name.endswith(".json") or "/" in name else choose("targets", name, published_targets())
     try:
         targets = read_json(file)
     except FileNotFoundError:
