@@ -136,13 +136,13 @@ def test_one_process_copies_and_the_others_wait(gcs, images):
 
 
 def test_objects_that_change_during_the_copy_are_refused(gcs, arrays, monkeypatch):
-    url, fetch = gcs.put("train.npz", arrays), staging.fetch
+    url, fetch = gcs.put("train.npz", arrays), staging.fetch_objects
 
     def changed(*arguments):
         fetch(*arguments)
         gcs.put("train.npz", b"x" * arrays.stat().st_size)
 
-    monkeypatch.setattr(staging, "fetch", changed)
+    monkeypatch.setattr(staging, "fetch_objects", changed)
     assert "was changed while it was copied" in refused(staging.staged, url)
 
 

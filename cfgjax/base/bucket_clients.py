@@ -31,7 +31,7 @@ def patience(seconds):
     retry_seconds = float(seconds)
 
 
-def missing(scheme):
+def missing_package(scheme):
     """Returns the line about the package that a scheme of `CLIENTS` needs, or None if it is installed."""
     package, extra = CLIENTS[scheme]
     if importlib.util.find_spec(package) is not None:

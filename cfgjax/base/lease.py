@@ -21,7 +21,7 @@ from cfgjax.base.errors import UsageError
 
 log = logging.getLogger("cfgjax")
 
-FOLDER = ".lease"
+LEASE_FOLDER = ".lease"
 LEASE_SECONDS = 30.0  # without a sign of life after which an owner is taken to be gone
 
 
@@ -94,7 +94,7 @@ class Lease:
         number, owner = newest(folder)
         if owner is not None and not owner.get("released") and not has_ended(owner):
             self._wait_until_still(number, owner, busy)
-        self._path = folder / FOLDER / f"{number + 1:08d}.json"
+        self._path = folder / LEASE_FOLDER / f"{number + 1:08d}.json"
         try:
             storage.create_object(self._path, self._content())
         except FileExistsError:
@@ -102,7 +102,7 @@ class Lease:
         self._renewed = now()
         for older in range(number, 0, -1):
             with contextlib.suppress(OSError):
-                (folder / FOLDER / f"{older:08d}.json").unlink()
+                (folder / LEASE_FOLDER / f"{older:08d}.json").unlink()
             break
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
@@ -156,12 +156,12 @@ class Lease:
 
 def newest(folder):
     """Returns (number, content) of the newest lease of a folder, (0, None) without any."""
-    names = [name for name in storage.objects(folder / FOLDER) if name.removesuffix(".json").isdecimal()]
+    names = [name for name in storage.objects(folder / LEASE_FOLDER) if name.removesuffix(".json").isdecimal()]
     if not names:
         return 0, None
     name = max(names)
     try:
-        content = json.loads((folder / FOLDER / name).read_bytes())
+        content = json.loads((folder / LEASE_FOLDER / name).read_bytes())
     except FileNotFoundError:  # removed by the owner of a newer one
         return newest(folder)
     except ValueError:

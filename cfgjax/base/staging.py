@@ -18,11 +18,11 @@ from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import Progress, log
 
-FOLDER = "buckets"
+COPIES_FOLDER = "buckets"
 COPY = r"/(?P<scheme>[a-z0-9]+)-[0-9a-f]{16}(?:\.part)?/"  # below the folder of the copies
-AT_ONCE = 64  # objects that are requested together
+REQUESTED_AT_ONCE = 64  # objects that are requested together
 SPARE_BYTES = 2**28  # that a copy leaves free on the disk
-WAIT_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
 
 def staged(path):
@@ -34,18 +34,18 @@ def staged(path):
     path = storage.place(path)
     if not storage.is_url(path):
         return path
-    objects = listed(path)
+    objects = objects_listed(path)
     scheme, _, inside = str(path).rstrip("/").partition("://")
     digest = hashlib.sha256(json.dumps([str(path), identities(objects)]).encode()).hexdigest()[:16]
     folder = cache() / f"{scheme}-{digest}"
     if not folder.is_dir():
         with locked(folder, path):
             if not folder.is_dir():
-                copy(path, objects, folder, inside)
+                copy_objects(path, objects, folder, inside)
     return folder / inside
 
 
-def listed(path):
+def objects_listed(path):
     """Returns {relative name: what the server knows} of the objects below a URL; of a single file, its name is ""."""
     try:
         client = storage.client(path)
@@ -58,7 +58,7 @@ def listed(path):
     found = {
         name: about
         for name, about in objects.items()
-        if not name.endswith("/") and lease.FOLDER not in name.split("/") and about["type"] == "file"
+        if not name.endswith("/") and lease.LEASE_FOLDER not in name.split("/") and about["type"] == "file"
     }
     if not found:
         raise UsageError(f"{path} does not exist: there is no object of this name and none below it")
@@ -69,7 +69,7 @@ def listed(path):
 
 def cache():
     """Returns the folder of the copies."""
-    folder = user_cache() / FOLDER
+    folder = user_cache() / COPIES_FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -90,11 +90,11 @@ def locked(folder, path):
                 if not waiting:
                     log.info("another process copies %s; waiting for it", path)
                 waiting = True
-                time.sleep(WAIT_SECONDS)
+                time.sleep(POLL_SECONDS)
         yield
 
 
-def copy(path, objects, folder, inside):
+def copy_objects(path, objects, folder, inside):
     """Copies objects into a new folder. Files that an interrupted copy has completed are not copied again."""
     part = folder.with_name(f"{folder.name}.part")
     target = lambda name: part / inside / name if name else part / inside
@@ -102,14 +102,16 @@ def copy(path, objects, folder, inside):
     for name, about in objects.items():
         if not target(name).is_file() or target(name).stat().st_size != about["size"]:
             missing[name] = about["size"]
-    check_space(path, sum(missing.values()), part)
+    check_disk(path, sum(missing.values()), part)
     shown = bool(log.handlers) or log.propagate  # not in processes other than the first
     what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) > 1)})"
     with Progress(what, "byte", sum(missing.values()), write=shown) as bar:
         names = sorted(missing)
-        for start in range(0, len(names), AT_ONCE):
-            fetch(path, {name: target(name) for name in names[start : start + AT_ONCE]}, missing, bar.advance)
-    if identities(listed(path)) != identities(objects):
+        for start in range(0, len(names), REQUESTED_AT_ONCE):
+            fetch_objects(
+                path, {name: target(name) for name in names[start : start + REQUESTED_AT_ONCE]}, missing, bar.advance
+            )
+    if identities(objects_listed(path)) != identities(objects):
         shutil.rmtree(part)
         raise UsageError(f"{path} was changed while it was copied; start again when it is complete")
     os.replace(part, folder)
@@ -120,7 +122,7 @@ def identities(objects):
     return {name: storage.identity(about) for name, about in sorted(objects.items())}
 
 
-def fetch(path, targets, sizes, advance):
+def fetch_objects(path, targets, sizes, advance):
     """Copies objects, {relative name: file}, each of which is complete or absent. advance(n): called for n bytes."""
     client = storage.client(path)
     source = lambda name: f"{os.fspath(path).rstrip('/')}/{name}" if name else os.fspath(path)
@@ -149,7 +151,7 @@ def counting(advance):
     return OfFiles()
 
 
-def check_space(path, needed, part):
+def check_disk(path, needed, part):
     """Raises UsageError if the disk of the cache has no space for the bytes that are missing."""
     free = storage.free_bytes(part.parent)
     if needed + SPARE_BYTES > free:
@@ -161,13 +163,13 @@ def check_space(path, needed, part):
 
 def with_urls(text):
     """Returns a message in which paths of copies are replaced by their URLs."""
-    if f"/{FOLDER}/" not in text:
+    if f"/{COPIES_FOLDER}/" not in text:
         return text
     return re.sub(re.escape(str(cache())) + COPY, lambda match: f"{match['scheme']}://", text)
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened_locally(path):
     """Yields `staged(path)`. Errors in the block name the URL."""
     try:
         yield staged(path)

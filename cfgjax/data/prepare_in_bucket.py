@@ -38,9 +38,9 @@ def prepare_anywhere(
         if (about := existing(place, asked)) is not None:
             return about
         folder = user_cache() / "prepared" / hashlib.sha256(f"{out} {json.dumps(asked)}".encode()).hexdigest()[:16]
-        with naming(place, folder):
+        with naming_url(place, folder):
             about = prepare(listing, folder, request, **options)
-            send(folder, place, [REQUEST, *(shard["file"] for shard in about["shards"]), LABELS, ABOUT])
+            send_prepared(folder, place, [REQUEST, *(shard["file"] for shard in about["shards"]), LABELS, ABOUT])
         shutil.rmtree(folder)
         return about
 
@@ -67,7 +67,7 @@ def existing(out: Place, asked: dict[str, Any]) -> dict[str, Any] | None:
     return about
 
 
-def send(folder: Path, out: Place, names: list[str]) -> None:
+def send_prepared(folder: Path, out: Place, names: list[str]) -> None:
     """Sends the files of a finished set in this order."""
     size = sum((folder / name).stat().st_size for name in names) / 1e6
     with timed(f"sending {len(names)} files ({size:,.3g} MB) to {out}"):
@@ -76,7 +76,7 @@ def send(folder: Path, out: Place, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def naming(out: Place, folder: Path) -> Iterator[None]:
+def naming_url(out: Place, folder: Path) -> Iterator[None]:
     """Errors in the block name `out` in place of the folder in which it is made."""
     try:
         yield
