@@ -17,10 +17,8 @@ from absl import flags
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
-from cfgjax.base.freed_memory import keep_freed_memory, return_freed_memory
 from cfgjax.cli.common import no_arguments
 from cfgjax.distributed.cpu_devices import devices_of_batch, use_cores
-from cfgjax.distributed.devices import visible_accelerator
 from cfgjax.runs.config import load_file, parse_flags, variants
 from cfgjax.runs.settings import Settings
 
@@ -201,13 +199,6 @@ def print_row(columns, cells, file):
     print(*map(str.rjust, cells, widths), sep=" | ", file=file, flush=True)
 
 
-def start_as_commands():
-    """Prepares this process as `cfgjax train` and `cfgjax sample` do. jax must not have been used."""
-    if visible_accelerator() is None:
-        keep_freed_memory()
-    use_cores()
-
-
 def fresh_model(config):
     """Returns the `Model` of config on the config's mesh, with fresh parameters."""
     import jax
@@ -216,7 +207,7 @@ def fresh_model(config):
     from cfgjax.models.model import Model
     from cfgjax.models.network import init_params, make_network
 
-    start_as_commands()
+    use_cores()
     settings = Settings.from_config(config)
     mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices_of_batch(settings.train.batch_size))
     init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)
@@ -253,9 +244,7 @@ def compile_timed(jitted, *arguments, **static):
     """Returns (compiled program, seconds of tracing, lowering and compilation)."""
     start = time.perf_counter()
     program = jitted.lower(*arguments, **static).compile()
-    seconds = time.perf_counter() - start
-    return_freed_memory()
-    return program, seconds
+    return program, time.perf_counter() - start
 
 
 def time_repeats(run, repeats):
