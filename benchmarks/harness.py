@@ -18,10 +18,7 @@ from absl import flags
 
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE
-from cfgjax.base.freed_memory import keep_freed_memory, return_freed_memory
 from cfgjax.cli.common import no_arguments
-from cfgjax.distributed.cpu_devices import use_cores
-from cfgjax.distributed.devices import visible_accelerator
 from cfgjax.runs.config import load_file, parse_flags, variants
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -214,20 +211,11 @@ def print_row(columns, cells, file):
     print(*map(str.rjust, cells, widths), sep=" | ", file=file, flush=True)
 
 
-def start_as_commands():
-    """Prepares this process as `cfgjax train` and `cfgjax sample` do. jax must not have been used."""
-    if visible_accelerator() is None:
-        keep_freed_memory()
-    use_cores()
-
-
 def compile_timed(jitted, *arguments, **static):
     """Returns (compiled program, seconds of tracing, lowering and compilation)."""
     start = time.perf_counter()
     program = jitted.lower(*arguments, **static).compile()
-    seconds = time.perf_counter() - start
-    return_freed_memory()
-    return program, seconds
+    return program, time.perf_counter() - start
 
 
 def time_repeats(run, repeats):

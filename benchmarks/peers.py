@@ -24,7 +24,7 @@ from pathlib import Path
 import harness
 import sampling
 from absl import flags
-from train_step import open_step
+from train_step import compile_step, open_step
 
 from cfgjax.base.errors import choose
 from cfgjax.base.exits import DONE
@@ -115,7 +115,7 @@ def make_jax(given, config, steps_per_dispatch, num_devices=None):
         run = lambda: jax.block_until_ready(draw(index, index % model.num_classes, np.ones(len(index))))
         return run, sum(leaf.size for leaf in jax.tree.leaves(model.params))
     run, state, batches = open_step(config, steps_per_dispatch)
-    dispatch, _ = harness.compile_timed(run.dispatch, state, batches, run.step_key)
+    dispatch, _ = compile_step(run, state, batches)
     kept = [state]
 
     def take():

@@ -13,7 +13,7 @@ import sys
 import harness
 from absl import flags
 
-from cfgjax.distributed.cpu_devices import devices_of_batch
+from cfgjax.distributed.cpu_devices import devices_of_batch, use_cores
 from cfgjax.runs.settings import Settings
 
 COLUMNS = {
@@ -34,7 +34,7 @@ def fresh_model(config):
     from cfgjax.models.model import Model
     from cfgjax.models.network import init_params, make_network
 
-    harness.start_as_commands()
+    use_cores()
     settings = Settings.from_config(config)
     mesh = make_mesh(**dataclasses.asdict(settings.mesh), devices=devices_of_batch(settings.train.batch_size))
     init = lambda: init_params(make_network(settings), jax.random.key(0), settings.data.image_shape)

@@ -11,6 +11,9 @@ import harness
 from absl import flags
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.freed_memory import keep_freed_memory, use_one_arena
+from cfgjax.distributed.cpu_devices import use_cores
+from cfgjax.distributed.devices import visible_accelerator
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -34,7 +37,7 @@ def measure(config, given):
     if steps % k:
         raise UsageError(f"--steps_per_repeat={steps} is not a multiple of {k} steps per dispatch")
     run, state, batches = open_step(config, k)
-    dispatch, compile_seconds = harness.compile_timed(run.dispatch, state, batches, run.step_key)
+    dispatch, compile_seconds = compile_step(run, state, batches)
 
     def repeat():
         nonlocal state
@@ -61,7 +64,9 @@ def open_step(config, steps_per_dispatch):
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
-    harness.start_as_commands()
+    if visible_accelerator() is None:
+        use_one_arena()
+    use_cores()
     k = steps_per_dispatch
     cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]
     config.update_from_flattened_dict({"train.steps_per_dispatch": k} | dict.fromkeys(cadences, k))
@@ -69,6 +74,13 @@ def open_step(config, steps_per_dispatch):
         make_data_random(config, k * config.train.batch_size, f"{folder}/random.npz")
         run = Run(config)
     return run, create_state(run.build_state, run.mesh), run.batches(0)
+
+
+def compile_step(run, state, batches):
+    """Returns (compiled dispatch, seconds of compilation), after which memory is kept as in training."""
+    compiled = harness.compile_timed(run.dispatch, state, batches, run.step_key)
+    keep_freed_memory()
+    return compiled
 
 
 def make_data_random(config, num_examples, path):

@@ -116,6 +116,7 @@ def test_batches_and_requests_consist_of_complete_groups():
     [
         (1, ancestral(0.0), 1, 1),
         (3, ancestral(0.0), 3, 3),
+        (11, ancestral(0.0), 6, 12),
         (9, ancestral(0.0), 5, 10),
         (64, ancestral(0.0), 8, 64),
         (4, FOUR, 4, 4),
@@ -126,6 +127,7 @@ def test_a_batch_is_split_over_no_more_devices_than_it_needs(samples, sampler, d
     mesh, found = batch_mesh(samples, sampler, make_mesh())
     assert (mesh.size, found) == (devices, rows)
     assert list(mesh.devices.flat) == jax.devices()[:devices]
+    assert batch_mesh(3, ancestral(0.0), make_mesh(devices=jax.devices()[:2]))[1] == 3
     split = make_mesh(data=4, fsdp=2)
     assert batch_mesh(samples, ancestral(0.0), split)[0] == split
 

@@ -41,7 +41,7 @@ def missing_package(scheme):
 
 def connect(scheme):
     """Registers the client for a scheme of `CLIENTS`. Raises UsageError if its package is not installed."""
-    if reason := missing(scheme):
+    if reason := missing_package(scheme):
         raise UsageError(reason)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # one more request for each
     module = importlib.import_module(CLIENTS[scheme][0])

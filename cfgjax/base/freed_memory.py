@@ -1,34 +1,39 @@
-"""What glibc does with freed memory. With other C libraries nothing is changed."""
+"""Lets a process that trains keep the memory that it frees. With another C library than glibc nothing is changed.
 
-import contextlib
+XLA:CPU allocates the temporaries of a program each time that it runs. By default glibc maps such large blocks anew each
+time, and the system clears every page at its first use.
+"""
+
 import ctypes
 import os
 
-# parameters of glibc's mallopt with their values: one arena, no blocks of their own pages, and none returned
-KEEPING = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1)}
-ABSENT = (AttributeError, OSError, TypeError)  # of a function of another C library, and on Windows
+ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1  # parameters of glibc's mallopt
+_prepared: list[bool] = []  # whether use_one_arena has had an effect
 
 
-def keep_freed_memory(environ=os.environ):
-    """Makes this process reuse freed memory instead of returning it to the system. Returns whether it was possible.
+def use_one_arena(environ=os.environ):
+    """Lets all threads that start later share one arena, for `keep_freed_memory`. Returns whether it was possible.
 
-    XLA:CPU allocates the temporaries of a program each time that it runs. By default glibc maps such large blocks anew
-    each time, and the system clears every page at its first use. Must be called before jax starts threads: glibc always
-    maps the large blocks of a thread with its own arena, hence the single arena. Settings of malloc in the environment
-    take precedence.
+    glibc always maps the large blocks of threads that have their own arenas. Settings of malloc in the environment take
+    precedence.
     """
     if any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get("GLIBC_TUNABLES", ""):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except ABSENT:
+        ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
-    for setting in KEEPING.values():
-        mallopt(*setting)
+    _prepared.append(True)
     return True
 
 
-def return_freed_memory():
-    """Returns the memory that is free now to the system, such as that of a compilation."""
-    with contextlib.suppress(*ABSENT):
-        ctypes.CDLL(None).malloc_trim(0)
+def keep_freed_memory():
+    """Returns the memory that is free now to the system, such as that of a compilation, and keeps what is freed later.
+
+    Does nothing unless `use_one_arena` has had an effect.
+    """
+    if _prepared:
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallopt(MMAP_MAX, 0)
+        library.mallopt(TRIM_THRESHOLD, -1)

@@ -14,7 +14,6 @@ from cfgjax.base.environment_variables import check_environment
 from cfgjax.base.errors import HelpAsked, UsageError, choose
 from cfgjax.base.exits import BAD_USAGE, DONE, PREEMPTED, end_process, leave, stop_by_exception, stopped_line
 from cfgjax.base.failures import expected_failure
-from cfgjax.base.freed_memory import keep_freed_memory
 from cfgjax.base.progress import show_progress
 from cfgjax.base.streams import keep_going, lost_output
 from cfgjax.cli.compare import compare
@@ -30,7 +29,6 @@ from cfgjax.cli.prepare import prepare
 from cfgjax.cli.sample import sample
 from cfgjax.cli.sweep import sweep
 from cfgjax.cli.train import train
-from cfgjax.distributed.devices import visible_accelerator
 from cfgjax.runs.config import HELP
 
 NEW_OBJECTS = (
@@ -71,8 +69,6 @@ def main():
     try:
         stop_by_exception()
         keep_programs()
-        if visible_accelerator() is None:
-            keep_freed_memory()
         code = run_command(sys.argv[1:])
         if prints_its_result(sys.argv[1:]) and (lost := lost_output()) is not None:
             raise OSError(f"the output cannot be written: {lost.strerror}")

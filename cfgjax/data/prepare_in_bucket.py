@@ -12,7 +12,7 @@ from typing import Any
 from cfgjax.base import storage
 from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
-from cfgjax.base.lease import FOLDER as LEASES
+from cfgjax.base.lease import LEASE_FOLDER as LEASES
 from cfgjax.base.lease import lock
 from cfgjax.base.progress import timed
 from cfgjax.base.storage import Place

@@ -10,7 +10,7 @@ import jax
 from jax import Array
 from ml_collections import ConfigDict
 
-from cfgjax.base.freed_memory import return_freed_memory
+from cfgjax.base.freed_memory import keep_freed_memory
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
 from cfgjax.base.storage import Place, is_url
@@ -238,7 +238,7 @@ def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopF
     k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
     runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {batch_size} …")
     dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.stop_signals(stop)).compile()
-    return_freed_memory()
+    keep_freed_memory()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch
 

@@ -58,7 +58,7 @@ class remembering:
 
 
 def draw(rule=None, sampler="ddim()"):
-    return MODEL.sample_float([0, 1], 0.5, rule=rule, sampler=sampler, num_steps=3)
+    return MODEL.sample_float([0, 1] * 4, 0.5, rule=rule, sampler=sampler, num_steps=3)
 
 
 def message(**options):
