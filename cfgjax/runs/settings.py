@@ -86,7 +86,7 @@ class Settings:
         check_kinds(given)
         network = given.get("model", {}).get("name")
         names = section_names(network)
-        check_sections(given, names, (*optional, "log", "storage"))  # these two say nothing about what is trained
+        check_sections(given, names, optional)
         check_keys_of_classifier(given, network)
         read: dict[str, Any] = {
             name: read_section(section, name, given.get(name, {})) if name in names else None
