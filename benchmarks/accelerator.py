@@ -28,7 +28,7 @@ from cfgjax.base.files import check_folder, writing
 from cfgjax.base.paths import define_path
 
 LETTERS = list(accelerator_parts.TITLES)
-PATIENCE, PATIENT_SECONDS = 3, 240  # a measurement is ended after so many times its estimate, or seconds
+PATIENCE, PATIENT_SECONDS = 3, 540  # a measurement is ended after so many times its estimate, or seconds
 NO_DATA = "give --cifar=FILE.npz, with uint8 images `image` and labels `label`"
 TOY_IMAGES = 120  # of part f with --tiny and without --cifar
 
