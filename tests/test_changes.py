@@ -85,14 +85,14 @@ def test_what_does_not_change_a_run_needs_no_flag(key):
 def test_what_changes_a_run_needs_its_flag_which_the_refusal_names(key, value):
     before = settings(SAVED).replace(**{"ema.warmup": False})
     after = before.replace(**{key: value})
-    with pytest.raises(UsageError, match=rf"{key} is .*, the run has .*; --allow_changes={key} ") as e:
+    with pytest.raises(UsageError, match=rf"{key} is .*, the run has .*; add --allow_changes={key} ") as e:
         check_resumable(before, after)
     assert "\n" not in str(e.value)
     assert list(check_resumable(before, after, None, {key})) == [key]
 
 
 def test_all_keys_of_one_flag_are_named():
-    with pytest.raises(UsageError, match=r"--allow_changes=optimizer\.learning_rate,train\.batch_size resumes"):
+    with pytest.raises(UsageError, match=r"--allow_changes=optimizer\.learning_rate,train\.batch_size to resume"):
         changed(optimizer__learning_rate=0.5, train__batch_size=8)
 
 

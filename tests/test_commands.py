@@ -115,7 +115,7 @@ def test_a_workdir_that_cannot_be_created_is_named(tmp_path):
 
 def test_a_different_config_is_refused_with_the_key_and_both_values(workdir):
     with pytest.raises(
-        UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1; --allow_changes=diffusion.p_uncond"
+        UsageError, match=r"diffusion\.p_uncond is 0\.2, the run has 0\.1; add --allow_changes=diffusion.p_uncond"
     ):
         train(mixture_config(**{"diffusion.p_uncond": 0.2}), workdir)
 

@@ -162,7 +162,7 @@ def refusal(refused: Mapping[str, tuple[Any, Any]], hashes: Hashes) -> str:
     for key, values in refused.items():
         if why := why_not(key, values):
             return f"{message}{key} cannot change in a run ({why}): use another workdir"
-    return f"{message}--allow_changes={','.join(refused)} resumes the run with this; otherwise use another workdir"
+    return f"{message}add --allow_changes={','.join(refused)} to resume with this, or use another workdir"
 
 
 def key_note(key: str, hashes: Hashes) -> str:
