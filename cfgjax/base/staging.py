@@ -20,7 +20,6 @@ from cfgjax.base.progress import Progress, log
 
 FOLDER = "buckets"
 COPY = r"/(?P<scheme>[a-z0-9]+)-[0-9a-f]{16}(?:\.part)?/"  # below the folder of the copies
-AT_ONCE = 64  # objects that are requested together
 SPARE_BYTES = 2**28  # that a copy leaves free on the disk
 WAIT_SECONDS = 0.5
 
@@ -107,8 +106,8 @@ def copy(path, objects, folder, inside):
     what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) > 1)})"
     with Progress(what, "byte", sum(missing.values()), write=shown) as bar:
         names = sorted(missing)
-        for start in range(0, len(names), AT_ONCE):
-            fetch(path, {name: target(name) for name in names[start : start + AT_ONCE]}, missing, bar.advance)
+        for start in range(0, len(names), storage.AT_ONCE):
+            fetch(path, {name: target(name) for name in names[start : start + storage.AT_ONCE]}, missing, bar.advance)
     if identities(listed(path)) != identities(objects):
         shutil.rmtree(part)
         raise UsageError(f"{path} was changed while it was copied; start again when it is complete")

@@ -24,6 +24,7 @@ else:
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)  # one letter would be a drive
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+AT_ONCE = 64  # objects that are requested together
 _connected: set[str] = set()
 
 
@@ -144,6 +145,13 @@ def rename(path, name):
 def send(local, path):
     """Copies a local file to a URL, as one object."""
     client(path).put_file(os.fspath(local), os.fspath(path))
+
+
+def send_all(pairs):
+    """Copies local files to URLs of one server, several at a time. pairs: [(local path, URL)]."""
+    for start in range(0, len(pairs), AT_ONCE):
+        local, urls = zip(*pairs[start : start + AT_ONCE], strict=True)
+        client(urls[0]).put([os.fspath(path) for path in local], [os.fspath(url) for url in urls])
 
 
 @contextlib.contextmanager
