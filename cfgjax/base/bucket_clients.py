@@ -29,7 +29,7 @@ def patience(seconds):
     retry_seconds = float(seconds)
 
 
-def missing(scheme):
+def missing_client(scheme):
     """Returns the line about the package that a scheme of `CLIENTS` needs, or None if it is installed."""
     package, extra = CLIENTS[scheme]
     if importlib.util.find_spec(package) is not None:
@@ -39,7 +39,7 @@ def missing(scheme):
 
 def connect(scheme):
     """Registers the client for a scheme of `CLIENTS`. Raises UsageError if its package is not installed."""
-    if reason := missing(scheme):
+    if reason := missing_client(scheme):
         raise UsageError(reason)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # one more request for each
     module = importlib.import_module(CLIENTS[scheme][0])
@@ -57,9 +57,14 @@ def patient_gcs(gcsfs):
     whole = gcsfs.core.GCSFileSystem
     once = getattr(whole._request, "__wrapped__", whole._request)  # without gcsfs's own six attempts
 
+    once_get = getattr(whole._get_file_request, "__wrapped__", whole._get_file_request)
+
     class PatientGCS(whole):
         async def _request(self, method, path, *args, **kwargs):
             return await patiently("gs", lambda: once(self, method, path, *args, **kwargs))
+
+        async def _get_file_request(self, *args, **kwargs):  # of a file to the disk
+            return await patiently("gs", lambda: once_get(self, *args, **kwargs))
 
     return PatientGCS
 
@@ -71,6 +76,10 @@ def patient_s3(s3fs):
         async def _call_s3(self, method, *args, **kwargs):
             call = super()._call_s3
             return await patiently("s3", lambda: call(method, *args, **kwargs))
+
+        async def _get_file(self, *args, **kwargs):  # a connection may end after the answer has begun
+            get = super()._get_file
+            return await patiently("s3", lambda: get(*args, **kwargs))
 
     return PatientS3
 

@@ -33,18 +33,18 @@ def staged(path):
     path = storage.place(path)
     if not storage.is_url(path):
         return path
-    objects = listed(path)
+    objects = objects_at(path)
     scheme, _, inside = str(path).rstrip("/").partition("://")
     digest = hashlib.sha256(json.dumps([str(path), identities(objects)]).encode()).hexdigest()[:16]
-    folder = cache() / f"{scheme}-{digest}"
+    folder = copies_folder() / f"{scheme}-{digest}"
     if not folder.is_dir():
         with locked(folder, path):
             if not folder.is_dir():
-                copy(path, objects, folder, inside)
+                copy_objects(path, objects, folder, inside)
     return folder / inside
 
 
-def listed(path):
+def objects_at(path):
     """Returns {relative name: what the server knows} of the objects below a URL; of a single file, its name is ""."""
     try:
         client = storage.client(path)
@@ -53,7 +53,7 @@ def listed(path):
     except FileNotFoundError:
         objects = {}
     except OSError as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
+        raise OSError(f"cannot read {path}: {e}") from e
     found = {
         name: about
         for name, about in objects.items()
@@ -66,7 +66,7 @@ def listed(path):
     return found
 
 
-def cache():
+def copies_folder():
     """Returns the folder of the copies."""
     folder = user_cache() / FOLDER
     try:
@@ -93,7 +93,7 @@ def locked(folder, path):
         yield
 
 
-def copy(path, objects, folder, inside):
+def copy_objects(path, objects, folder, inside):
     """Copies objects into a new folder. Files that an interrupted copy has completed are not copied again."""
     part = folder.with_name(f"{folder.name}.part")
     target = lambda name: part / inside / name if name else part / inside
@@ -101,14 +101,16 @@ def copy(path, objects, folder, inside):
     for name, about in objects.items():
         if not target(name).is_file() or target(name).stat().st_size != about["size"]:
             missing[name] = about["size"]
-    check_space(path, sum(missing.values()), part)
+    check_cache_space(path, sum(missing.values()), part)
     shown = bool(log.handlers) or log.propagate  # not in processes other than the first
-    what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) > 1)})"
+    what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) != 1)})"
     with Progress(what, "byte", sum(missing.values()), write=shown) as bar:
         names = sorted(missing)
         for start in range(0, len(names), storage.AT_ONCE):
-            fetch(path, {name: target(name) for name in names[start : start + storage.AT_ONCE]}, missing, bar.advance)
-    if identities(listed(path)) != identities(objects):
+            fetch_objects(
+                path, {name: target(name) for name in names[start : start + storage.AT_ONCE]}, missing, bar.advance
+            )
+    if identities(objects_at(path)) != identities(objects):
         shutil.rmtree(part)
         raise UsageError(f"{path} was changed while it was copied; start again when it is complete")
     os.replace(part, folder)
@@ -119,7 +121,7 @@ def identities(objects):
     return {name: storage.identity(about) for name, about in sorted(objects.items())}
 
 
-def fetch(path, targets, sizes, advance):
+def fetch_objects(path, targets, sizes, advance):
     """Copies objects, {relative name: file}, each of which is complete or absent. advance(n): called for n bytes."""
     client = storage.client(path)
     source = lambda name: f"{os.fspath(path).rstrip('/')}/{name}" if name else os.fspath(path)
@@ -148,7 +150,7 @@ def counting(advance):
     return OfFiles()
 
 
-def check_space(path, needed, part):
+def check_cache_space(path, needed, part):
     """Raises UsageError if the disk of the cache has no space for the bytes that are missing."""
     free = storage.free_bytes(part.parent)
     if needed + SPARE_BYTES > free:
@@ -162,11 +164,11 @@ def with_urls(text):
     """Returns a message in which paths of copies are replaced by their URLs."""
     if f"/{FOLDER}/" not in text:
         return text
-    return re.sub(re.escape(str(cache())) + COPY, lambda match: f"{match['scheme']}://", text)
+    return re.sub(re.escape(str(copies_folder())) + COPY, lambda match: f"{match['scheme']}://", text)
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened_locally(path):
     """Yields `staged(path)`. Errors in the block name the URL."""
     try:
         yield staged(path)

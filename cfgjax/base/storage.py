@@ -46,7 +46,7 @@ def wrong_url(text):
     bucket = rest.partition("/")[0]
     if slashes != "//" or not BUCKET.fullmatch(bucket):
         return f"a URL is {scheme}://BUCKET/PATH, with the name of a bucket, of 3 or more of a-z 0-9 . _ -"
-    return bucket_clients.missing(scheme)
+    return bucket_clients.missing_client(scheme)
 
 
 def place(path):

@@ -10,7 +10,7 @@ from cfgjax.base.errors import UsageError, choose, printable
 from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import check_path, define_path
 from cfgjax.base.progress import log
-from cfgjax.base.staging import opened
+from cfgjax.base.staging import opened_locally
 from cfgjax.base.storage import is_url, place
 from cfgjax.cli.common import class_list, required
 from cfgjax.runs.config import parse_flags
@@ -83,7 +83,7 @@ def prepare(argv):
     log.info("preparing %s …", words[1])
     if not is_url(words[1]):
         return kind(given, *words[1:])
-    with opened(words[1]) as local:
+    with opened_locally(words[1]) as local:
         return kind(given, str(local), *words[2:])
 
 
@@ -169,7 +169,7 @@ def verify_folder(out):
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.prepared import read_about, verify
 
-    with opened(out) as local, Progress("verifying", "image", read_about(local)["num_examples"]) as bar:
+    with opened_locally(out) as local, Progress("verifying", "image", read_about(local)["num_examples"]) as bar:
         about = verify(local, bar.advance)
     print(f"{printable(out)}: {about['num_examples']:,} images match their hashes; hash {about['hash'][:16]}")
     return DONE

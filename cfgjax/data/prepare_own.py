@@ -6,7 +6,7 @@ import os
 from cfgjax.base.errors import printable
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import Progress, log
-from cfgjax.base.staging import opened
+from cfgjax.base.staging import opened_locally
 from cfgjax.base.storage import Place, is_url, place
 from cfgjax.data.prepare import Request
 from cfgjax.data.prepare_in_bucket import prepare_anywhere
@@ -39,7 +39,7 @@ def prepare_own(data: str | Place, out: str, size: int | None = None, labels_fro
     if (place(data) / REQUEST).exists():
         return data
     log.info("looking at %s …", data)
-    with opened(data) as local:
+    with opened_locally(data) as local:
         found = find_own_images(local, labels_from)
         listing = found.listing
         size, channels, why = choose_shape(listing, size)

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import read_json, write_json
-from cfgjax.base.staging import opened
+from cfgjax.base.staging import opened_locally
 from cfgjax.base.storage import Place, absolute, place
 from cfgjax.base.weights import read_state_dict
 
@@ -27,7 +27,7 @@ class ExportedParameters(NamedTuple):
 
     def read(self) -> PyTree:
         """Returns the parameters as numpy arrays. Raises UsageError if the file is missing or damaged."""
-        with opened(self.path) as local:
+        with opened_locally(self.path) as local:
             if file_digest(local) != self.digest:
                 raise UsageError(f"{self.path} does not match {EXPORT_FILE}; {EXPORT_AGAIN}")
             return nested(read_state_dict(local))

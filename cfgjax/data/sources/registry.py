@@ -126,7 +126,7 @@ def local_options(options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if not isinstance(path, str | Path) or not is_url(path):
         yield options
         return
-    with staging.opened(path) as local:
+    with staging.opened_locally(path) as local:
         yield {**options, "path": str(local)}
 
 

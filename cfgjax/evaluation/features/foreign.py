@@ -17,7 +17,7 @@ from PIL import Image
 
 from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.files import read_npz, sha256
-from cfgjax.base.staging import opened
+from cfgjax.base.staging import opened_locally
 from cfgjax.base.storage import Place
 from cfgjax.data.images.pixels import decode_image, reason_of
 from cfgjax.data.images.tree import PassedOver, existing_images
@@ -50,7 +50,7 @@ def open_samples(path: str | Place) -> ForeignSamples:
 
     Samples in a bucket are copied to this machine first.
     """
-    with opened(path) as local:
+    with opened_locally(path) as local:
         found = of_folder(local) if local.is_dir() else of_npz(local)
     found = dataclasses.replace(found, origin=f"{path}")
     if found.shape[0] < 2:
