@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -133,6 +134,20 @@ def test_one_process_copies_and_the_others_wait(gcs, images):
     assert all(process.returncode == 0 for process in processes)
     files = len(list(images.rglob("*.*")))
     assert count() - before < 3 * files  # the client asks for the size of each before it reads it
+
+
+def test_a_server_that_fails_for_a_while_delays_a_copy(gcs, images):
+    url = gcs.put("images", images)
+    gcs.control(fail=503)
+    recovers = threading.Timer(3, gcs.control, kwargs={"fail": 0})
+    recovers.start()
+    assert len(list(staging.staged(url).rglob("*.png"))) == 30
+    recovers.join()
+
+
+def test_names_that_no_file_can_have_are_refused(gcs):
+    gcs.put("odd/x//y", b"content")
+    assert "no file can have" in refused(staging.staged, f"{gcs}/odd")
 
 
 def test_objects_that_change_during_the_copy_are_refused(gcs, arrays, monkeypatch):

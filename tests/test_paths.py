@@ -147,3 +147,31 @@ def test_invalid_paths_in_the_python_api_are_refused(call, path, tmp_path, monke
     with pytest.raises(UsageError, match="empty|NUL"):
         call(path)
     assert not list(tmp_path.iterdir())
+
+
+def test_slurm_needs_a_folder_on_a_disk_for_its_output_if_the_workdir_is_in_a_bucket(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "gs", ("json", "gcs"))
+    monkeypatch.chdir(tmp_path)
+    words = ["launch", "slurm", "--time=60", "--dry_run"]
+    tail = ["--", "train", CONFIG, "--workdir=gs://bucket1/x"]
+    with pytest.raises(UsageError, match="--logs must be given"):
+        cli.run_command([*words, *tail])
+    assert cli.run_command([*words, "--logs=logs", *tail]) == 0
+    assert "--output=logs/%j.log" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_trained_in_s3(tmp_path, monkeypatch):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "s3", ("json", "s3"))
+    monkeypatch.chdir(tmp_path)
+    for words in ([CONFIG], ["--data=images"]):
+        with pytest.raises(UsageError, match="checkpoints cannot be kept in s3://"):
+            cli.run_command(["train", *words, "--workdir=s3://bucket1/x"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cache_folder_is_on_a_disk(monkeypatch):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "gs", ("json", "gcs"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "gs://bucket1/x")
+    with pytest.raises(UsageError, match=f"XDG_CACHE_HOME.*{ON_DISK}"):
+        cli.run_command(["compare", "x"])

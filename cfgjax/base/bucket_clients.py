@@ -31,7 +31,7 @@ def patience(seconds):
     retry_seconds = float(seconds)
 
 
-def missing_package(scheme):
+def missing_client(scheme):
     """Returns the line about the package that a scheme of `CLIENTS` needs, or None if it is installed."""
     package, extra = CLIENTS[scheme]
     if importlib.util.find_spec(package) is not None:
@@ -41,7 +41,7 @@ def missing_package(scheme):
 
 def connect(scheme):
     """Registers the client for a scheme of `CLIENTS`. Raises UsageError if its package is not installed."""
-    if reason := missing_package(scheme):
+    if reason := missing_client(scheme):
         raise UsageError(reason)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # one more request for each
     module = importlib.import_module(CLIENTS[scheme][0])
@@ -59,10 +59,15 @@ def patient_gcs(gcsfs: Any) -> type:
     whole: Any = gcsfs.core.GCSFileSystem
     once = getattr(whole._request, "__wrapped__", whole._request)  # without gcsfs's own six attempts
 
+    once_get = getattr(whole._get_file_request, "__wrapped__", whole._get_file_request)
+
     async def request(self, *args, **kwargs):
         return await patiently("gs", str(args[0]) == "GET", lambda: once(self, *args, **kwargs))
 
-    return type("PatientGCS", (whole,), {"_request": request})
+    async def get_file(self, *args, **kwargs):  # of a file to the disk
+        return await patiently("gs", True, lambda: once_get(self, *args, **kwargs))
+
+    return type("PatientGCS", (whole,), {"_request": request, "_get_file_request": get_file})
 
 
 def patient_s3(s3fs: Any) -> type:
@@ -73,7 +78,10 @@ def patient_s3(s3fs: Any) -> type:
         reads = str(args[0]).startswith(("get", "head", "list"))
         return await patiently("s3", reads, lambda: whole._call_s3(self, *args, **kwargs))
 
-    return type("PatientS3", (whole,), {"_call_s3": call})
+    async def get_file(self, *args, **kwargs):  # a connection may end after the answer has begun
+        return await patiently("s3", True, lambda: whole._get_file(self, *args, **kwargs))
+
+    return type("PatientS3", (whole,), {"_call_s3": call, "_get_file": get_file})
 
 
 async def patiently(scheme, reads, request):

@@ -76,16 +76,15 @@ def writing(path):
 def writing_folder(path):
     """Yields a temporary folder next to path and renames it to path when the block ends.
 
-    path must not exist or be an empty folder. If path is in a bucket, the files are sent one by one in the order of
-    their names, files of subfolders first. If the block raises, the temporary folder is removed.
+    path must not exist or be an empty folder. If path is in a bucket, the files are sent when the block ends, several
+    at a time. If the block raises, the temporary folder is removed.
     """
     path = storage.place(path)
     if storage.is_url(path):
         with storage.temporary_folder() as folder:
             yield folder
-            files = [file for file in folder.rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: (-len(file.relative_to(folder).parts), file)):
-                storage.send_file(file, path / file.relative_to(folder).as_posix())
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            storage.send_all([(file, path / file.relative_to(folder).as_posix()) for file in files])
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

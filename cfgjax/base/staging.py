@@ -20,7 +20,6 @@ from cfgjax.base.progress import Progress, log
 
 COPIES_FOLDER = "buckets"
 COPY = r"/(?P<scheme>[a-z0-9]+)-[0-9a-f]{16}(?:\.part)?/"  # below the folder of the copies
-REQUESTED_AT_ONCE = 64  # objects that are requested together
 SPARE_BYTES = 2**28  # that a copy leaves free on the disk
 POLL_SECONDS = 0.5
 
@@ -34,10 +33,10 @@ def staged(path):
     path = storage.place(path)
     if not storage.is_url(path):
         return path
-    objects = objects_listed(path)
+    objects = objects_at(path)
     scheme, _, inside = str(path).rstrip("/").partition("://")
     digest = hashlib.sha256(json.dumps([str(path), identities(objects)]).encode()).hexdigest()[:16]
-    folder = cache() / f"{scheme}-{digest}"
+    folder = copies_folder() / f"{scheme}-{digest}"
     if not folder.is_dir():
         with locked(folder, path):
             if not folder.is_dir():
@@ -45,7 +44,7 @@ def staged(path):
     return folder / inside
 
 
-def objects_listed(path):
+def objects_at(path):
     """Returns {relative name: what the server knows} of the objects below a URL; of a single file, its name is ""."""
     try:
         client = storage.client(path)
@@ -54,7 +53,7 @@ def objects_listed(path):
     except FileNotFoundError:
         objects = {}
     except OSError as e:
-        raise UsageError(f"cannot read {path}: {e}") from e
+        raise OSError(f"cannot read {path}: {e}") from e
     found = {
         name: about
         for name, about in objects.items()
@@ -67,7 +66,7 @@ def objects_listed(path):
     return found
 
 
-def cache():
+def copies_folder():
     """Returns the folder of the copies."""
     folder = user_cache() / COPIES_FOLDER
     try:
@@ -102,16 +101,16 @@ def copy_objects(path, objects, folder, inside):
     for name, about in objects.items():
         if not target(name).is_file() or target(name).stat().st_size != about["size"]:
             missing[name] = about["size"]
-    check_disk(path, sum(missing.values()), part)
+    check_cache_space(path, sum(missing.values()), part)
     shown = bool(log.handlers) or log.propagate  # not in processes other than the first
-    what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) > 1)})"
+    what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) != 1)})"
     with Progress(what, "byte", sum(missing.values()), write=shown) as bar:
         names = sorted(missing)
-        for start in range(0, len(names), REQUESTED_AT_ONCE):
+        for start in range(0, len(names), storage.SENT_AT_ONCE):
             fetch_objects(
-                path, {name: target(name) for name in names[start : start + REQUESTED_AT_ONCE]}, missing, bar.advance
+                path, {name: target(name) for name in names[start : start + storage.SENT_AT_ONCE]}, missing, bar.advance
             )
-    if identities(objects_listed(path)) != identities(objects):
+    if identities(objects_at(path)) != identities(objects):
         shutil.rmtree(part)
         raise UsageError(f"{path} was changed while it was copied; start again when it is complete")
     os.replace(part, folder)
@@ -151,7 +150,7 @@ def counting(advance):
     return OfFiles()
 
 
-def check_disk(path, needed, part):
+def check_cache_space(path, needed, part):
     """Raises UsageError if the disk of the cache has no space for the bytes that are missing."""
     free = storage.free_bytes(part.parent)
     if needed + SPARE_BYTES > free:
@@ -165,7 +164,7 @@ def with_urls(text):
     """Returns a message in which paths of copies are replaced by their URLs."""
     if f"/{COPIES_FOLDER}/" not in text:
         return text
-    return re.sub(re.escape(str(cache())) + COPY, lambda match: f"{match['scheme']}://", text)
+    return re.sub(re.escape(str(copies_folder())) + COPY, lambda match: f"{match['scheme']}://", text)
 
 
 @contextlib.contextmanager

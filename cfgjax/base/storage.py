@@ -24,6 +24,7 @@ else:
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)  # one letter would be a drive
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+SENT_AT_ONCE = 64  # objects that are requested together
 _connected: set[str] = set()
 
 
@@ -45,7 +46,7 @@ def wrong_url(text):
     bucket = rest.partition("/")[0]
     if slashes != "//" or not BUCKET.fullmatch(bucket):
         return f"a URL is {scheme}://BUCKET/PATH, with the name of a bucket, of 3 or more of a-z 0-9 . _ -"
-    return bucket_clients.missing_package(scheme)
+    return bucket_clients.missing_client(scheme)
 
 
 def place(path: "str | os.PathLike[str]") -> Place:
@@ -144,6 +145,13 @@ def rename(path, name):
 def send_file(local, path):
     """Copies a local file to a URL, as one object."""
     client(path).put_file(os.fspath(local), os.fspath(path))
+
+
+def send_all(pairs):
+    """Copies local files to URLs of one server, several at a time. pairs: [(local path, URL)]."""
+    for start in range(0, len(pairs), SENT_AT_ONCE):
+        local, urls = zip(*pairs[start : start + SENT_AT_ONCE], strict=True)
+        client(urls[0]).put([os.fspath(path) for path in local], [os.fspath(url) for url in urls])
 
 
 @contextlib.contextmanager

@@ -35,17 +35,17 @@ def prepare_anywhere(
     busy = lambda holder: f"another cfgjax prepare is running in {out} ({holder})"
     with contextlib.closing(lock(place, busy)):
         asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
-        if (about := existing(place, asked)) is not None:
+        if (about := existing_set(place, asked)) is not None:
             return about
         folder = user_cache() / "prepared" / hashlib.sha256(f"{out} {json.dumps(asked)}".encode()).hexdigest()[:16]
-        with naming_url(place, folder):
+        with naming_bucket(place, folder):
             about = prepare(listing, folder, request, **options)
-            send_prepared(folder, place, [REQUEST, *(shard["file"] for shard in about["shards"]), LABELS, ABOUT])
+            send_set(folder, place, [REQUEST, *(shard["file"] for shard in about["shards"]), LABELS, ABOUT])
         shutil.rmtree(folder)
         return about
 
 
-def existing(out: Place, asked: dict[str, Any]) -> dict[str, Any] | None:
+def existing_set(out: Place, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Returns dataset.json of a complete set in a bucket, None if it is to be made.
 
     Raises UsageError for another set, for other content, and for a complete set that lacks files.
@@ -67,7 +67,7 @@ def existing(out: Place, asked: dict[str, Any]) -> dict[str, Any] | None:
     return about
 
 
-def send_prepared(folder: Path, out: Place, names: list[str]) -> None:
+def send_set(folder: Path, out: Place, names: list[str]) -> None:
     """Sends the files of a finished set in this order."""
     size = sum((folder / name).stat().st_size for name in names) / 1e6
     with timed(f"sending {len(names)} files ({size:,.3g} MB) to {out}"):
@@ -76,7 +76,7 @@ def send_prepared(folder: Path, out: Place, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def naming_url(out: Place, folder: Path) -> Iterator[None]:
+def naming_bucket(out: Place, folder: Path) -> Iterator[None]:
     """Errors in the block name `out` in place of the folder in which it is made."""
     try:
         yield

@@ -38,6 +38,8 @@ PURPOSES = {  # extras of the package: what a user can do with them
     "docs": "building the documentation",
     "wandb": "metrics to Weights & Biases",
     "mlflow": "metrics to MLflow",
+    "gcs": "runs and data in Google Cloud Storage",
+    "s3": "data and results in S3",
     "cuda12": "NVIDIA GPUs, CUDA 12",
     "cuda13": "NVIDIA GPUs, CUDA 13",
     "tpu": "TPUs",

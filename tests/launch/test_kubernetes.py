@@ -7,6 +7,7 @@ import yaml
 from command import ROOT
 from kubeflow_trainer_api.models import JobsetV1alpha2JobSet as JobSet
 
+from cfgjax.base import bucket_clients
 from cfgjax.cli import main as cli
 
 TRAIN = "train --config=experiments/digits.py --workdir=/runs/p_uncond=0.1 --config.data.split=train"
@@ -74,3 +75,16 @@ def test_devices_are_asked_for(capsys, monkeypatch):
     assert limits == {"none": None, "gpu": {"nvidia.com/gpu": "8"}, "tpu": {"google.com/tpu": "4"}}
     selected = pods["tpu"]["nodeSelector"]
     assert selected["cloud.google.com/gke-tpu-topology"] == "4x4"
+
+
+def test_a_workdir_in_a_bucket_needs_no_claim(capsys, monkeypatch):
+    monkeypatch.setitem(bucket_clients.CLIENTS, "gs", ("json", "gcs"))  # installed everywhere
+    monkeypatch.chdir(ROOT)
+    train = TRAIN.replace("/runs/", "gs://my-bucket/")
+    assert cli.run_command(shlex.split(f"launch kubernetes --image=i --hosts=2 --dry_run -- {train}")) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert JobSet.from_dict(found).to_dict() == found
+    pod = job_of(found)["template"]["spec"]
+    assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+    assert "--workdir=gs://my-bucket/p_uncond=0.1" in pod["containers"][0]["command"]
+    assert found["metadata"]["name"] == "p-uncond-0-1"

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cfgjax.base.errors import UsageError, choose, printable
+from cfgjax.base.staging import with_urls
 from cfgjax.data.dataset import Listing, Stored
 from cfgjax.data.images.decoding import Converter
 from cfgjax.data.images.pixels import reason_of
@@ -207,5 +208,5 @@ def folder(
     """Returns the images below path, class/…/image, decoded and cropped on each access, and their labels."""
     listing = list_folder(path, class_order)
     for note in listing.notes:
-        log.warning("%s: %s", path, note.removeprefix("warning: "))
+        log.warning("%s: %s", with_urls(str(path)), note.removeprefix("warning: "))
     return decoded(listing, listing.label, crop, num_classes, image_shape)
