@@ -40,6 +40,7 @@ CONTESTANTS = {
     "cfgjax_8": ("jax", (8,)),
     "cfgjax_one_device": ("jax", (1, 1)),
 }
+DEFAULT = [name for name in CONTESTANTS if name != "cfgjax_one_device"]  # it differs from cfgjax only on a CPU
 NEEDS = {"torch": ("torch",), "diffusers": ("torch", "diffusers")}
 ROUND_STEPS = 8  # steps of a contestant in each round
 REFERENCE = "eager"
@@ -112,6 +113,7 @@ def make_jax(task, config, steps_per_dispatch, num_devices=None):
 
 def contestant(given):
     """Runs one contestant: prints a JSON line when it is ready, one for each line that it reads, and one at the end."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as in commands
     kind, arguments = CONTESTANTS[given.contestant]
     config = harness.load_config(given.configs[0], batch_size=given.batch_size, dtype=given.dtype)
     if given.cores:
@@ -191,7 +193,7 @@ def main(argv):
     """Runs `peers.py FLAGS`. Returns the exit code."""
     given = flags.FlagValues()
     flags.DEFINE_enum("task", "train", ["train", "sample"], "What a step is.", flag_values=given)
-    flags.DEFINE_list("contestants", list(CONTESTANTS), "Which take part.", flag_values=given)
+    flags.DEFINE_list("contestants", DEFAULT, f"Which take part: {', '.join(CONTESTANTS)}.", flag_values=given)
     flags.DEFINE_integer(
         "cores", None, "Number of cores that each contestant may use; by default all.", flag_values=given, lower_bound=1
     )
