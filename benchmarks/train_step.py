@@ -11,9 +11,8 @@ import harness
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.freed_memory import keep_freed_memory, use_one_arena
+from cfgjax.base.freed_memory import keep_freed_memory
 from cfgjax.distributed.cpu_devices import use_cores
-from cfgjax.distributed.devices import visible_accelerator
 
 COLUMNS = {
     "configuration": lambda f: f["config"],
@@ -64,8 +63,6 @@ def open_step(config, steps_per_dispatch):
     from cfgjax.training.loop import Run
     from cfgjax.training.state import create_state
 
-    if visible_accelerator() is None:
-        use_one_arena()
     use_cores()
     k = steps_per_dispatch
     cadences = ["train.num_steps", "train.log_every_steps", "checkpoint.every_steps", "sample.every_steps"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cfgjax.base.caches import user_cache
 from cfgjax.base.cores import visible_cores
+from cfgjax.base.freed_memory import may_keep
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
@@ -50,16 +51,22 @@ def keep_programs(environ=os.environ):
     return folder
 
 
-def optimised(level):
+def optimised(level, temporary_bytes=0):
     """Returns compiler options that set LLVM's optimisation level on CPU, or None on other devices.
 
-    XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. Also returns None if
+    XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. temporary_bytes: size of
+    the blocks in which temporaries are allocated, if memory `may_keep`; 0 for one block. Also returns None if
     jax_disable_most_optimizations is set.
     """
     import jax
 
     hurried = jax.config.values["jax_disable_most_optimizations"]
-    return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" and not hurried else None
+    if jax.default_backend() != "cpu" or hurried:
+        return None
+    return {
+        "xla_backend_optimization_level": level,
+        "xla_multiheap_size_constraint_per_heap": temporary_bytes if temporary_bytes and may_keep() else -1,
+    }
 
 
 def cache_folder(environ):

@@ -1,39 +1,36 @@
-"""Lets a process that trains keep the memory that it frees. With another C library than glibc nothing is changed.
-
-XLA:CPU allocates the temporaries of a program each time that it runs. By default glibc maps such large blocks anew each
-time, and the system clears every page at its first use.
-"""
+"""Lets a process that trains keep the memory that it frees. With another C library than glibc nothing is changed."""
 
 import ctypes
 import os
 
-ARENA_MAX, MMAP_MAX, TRIM_THRESHOLD = -8, -4, -1  # parameters of glibc's mallopt
-_prepared: list[bool] = []  # whether use_one_arena has had an effect
+MAPPED_BYTES = 2**25  # glibc's largest M_MMAP_THRESHOLD: larger blocks are always mapped anew
+ARENA_HEAP_BYTES = 2**26  # glibc's, of the memory from which a thread allocates smaller blocks
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
 
-def use_one_arena(environ=os.environ):
-    """Lets all threads that start later share one arena, for `keep_freed_memory`. Returns whether it was possible.
+def may_keep(environ=os.environ):
+    """Returns whether memory may be kept: the user has not set malloc, and warnings of XLA are hidden, as in commands.
 
-    glibc always maps the large blocks of threads that have their own arenas. Settings of malloc in the environment take
-    precedence.
+    XLA warns of every block that is larger than it should be, which large networks have.
     """
-    if any(name.startswith("MALLOC_") for name in environ) or "glibc.malloc" in environ.get("GLIBC_TUNABLES", ""):
-        return False
-    try:
-        ctypes.CDLL(None).mallopt(ARENA_MAX, 1)
-    except (AttributeError, OSError, TypeError):  # another C library, or Windows
-        return False
-    _prepared.append(True)
-    return True
+    set_by_user = any(name.startswith("MALLOC_") for name in environ) or "malloc" in environ.get("GLIBC_TUNABLES", "")
+    return not set_by_user and environ.get("TF_CPP_MIN_LOG_LEVEL", "0") >= "2"
 
 
 def keep_freed_memory():
     """Returns the memory that is free now to the system, such as that of a compilation, and keeps what is freed later.
 
-    Does nothing unless `use_one_arena` has had an effect.
+    XLA:CPU allocates the temporaries of a program each time that it runs. By default glibc returns them to the system,
+    which clears every page at its next use. Applies to blocks of less than MAPPED_BYTES, and only if it `may_keep`.
     """
-    if _prepared:
+    if not may_keep():
+        return
+    try:
         library = ctypes.CDLL(None)
-        library.malloc_trim(0)
-        library.mallopt(MMAP_MAX, 0)
-        library.mallopt(TRIM_THRESHOLD, -1)
+        trim, mallopt = library.malloc_trim, library.mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return
+    trim(0)
+    mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
+    mallopt(M_TRIM_THRESHOLD, -1)  # the largest size
+    mallopt(M_TOP_PAD, ARENA_HEAP_BYTES)  # otherwise the heap of an arena that is free is unmapped in any case

@@ -4,7 +4,6 @@ from absl import flags
 
 from cfgjax.base.errors import HelpAsked
 from cfgjax.base.exits import DONE, PREEMPTED
-from cfgjax.base.freed_memory import use_one_arena
 from cfgjax.base.paths import define_path
 from cfgjax.cli.common import (
     begin_command,
@@ -42,14 +41,12 @@ def train(argv):
     check_allowed(given.allow_changes, given.config)
     begin_command(given, f"training in {given.workdir}")
 
-    from cfgjax.distributed.devices import open_devices, visible_accelerator
+    from cfgjax.distributed.devices import open_devices
     from cfgjax.distributed.session import taking_part
     from cfgjax.training.interrupt import StopRequest
 
     settings = Settings.from_config(given.config)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
-    if visible_accelerator() is None:
-        use_one_arena()
     with StopRequest() as stop, taking_part(*own):
         use_cores()
         open_devices()

@@ -408,7 +408,7 @@ def test_the_result_does_not_depend_on_the_batch_size(straight, workdir, model, 
 def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdir, tmp_path, capsys):
     flags = ["--guidance=0,1,3", f"--num_samples={NUM}", f"--batch_size={BATCH_SIZE}", "--num_steps=4"]
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
-    files = contents(tmp_path, "*.*")
+    files = contents(tmp_path, "[!.]*.*")
     for pattern in ("frontier.csv", "per_class.csv"):
         assert contents(tmp_path, pattern) == contents(straight[0], pattern)
     found, own = (json.loads((folder / "frontier.json").read_text()) for folder in (tmp_path, straight[0]))
@@ -421,7 +421,7 @@ def test_the_command_measures_the_same_and_adds_the_closed_form(straight, workdi
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--nokeep_samples", *flags]) == 0
     assert {path for path in times if not path.name[0].isdigit()} == set(stamps(tmp_path))
     assert evaluate(["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", *flags]) == 0
-    assert contents(tmp_path, "*.*") == files
+    assert contents(tmp_path, "[!.]*.*") == files
 
 
 @pytest.mark.slow
