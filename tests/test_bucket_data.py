@@ -206,19 +206,19 @@ def test_prepare_reads_and_writes_buckets(bucket, images, prepared, capsys):
 def test_a_set_that_could_not_be_sent_is_sent_by_the_same_command(gcs, images, prepared, monkeypatch):
     out = f"{gcs}/out"
     command = f"prepare folder {images} {out} --size=8 --workers=1".split()
-    sent = storage.send
+    sent = storage.send_file
 
     def fails(local, path):
         if local.name == "label.npy":
             raise OSError("the network is down")
         sent(local, path)
 
-    monkeypatch.setattr(storage, "send", fails)
+    monkeypatch.setattr(storage, "send_file", fails)
     with pytest.raises(OSError, match="network"):
         run_command(command)
     assert "out/dataset.json" not in gcs.names()
     assert "not complete" in refused(open_source, source="prepared", path=out, **KEYS)
-    monkeypatch.setattr(storage, "send", sent)
+    monkeypatch.setattr(storage, "send_file", sent)
     assert run_command(command) == 0
     assert verify(staging.staged(out))["hash"] == verify(prepared)["hash"]
 
