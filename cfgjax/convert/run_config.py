@@ -68,6 +68,7 @@ def run_config(
         mesh=dict(data=-1, fsdp=1, slices=1),
         cluster=dict(timeout_seconds=60.0, start_timeout_seconds=300.0),
         log=dict(writers=("tensorboard",), project="cfgjax"),
+        storage=dict(retry_seconds=600.0, lease_seconds=30.0),
     )
     if isinstance(net, NoisyClassifier):
         config["data"]["split"] = "train"
