@@ -18,7 +18,7 @@ from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import Progress, log
 
-COPIES_FOLDER = "buckets"
+COPIES = "buckets"
 COPY = r"/(?P<scheme>[a-z0-9]+)-[0-9a-f]{16}(?:\.part)?/"  # below the folder of the copies
 SPARE_BYTES = 2**28  # that a copy leaves free on the disk
 POLL_SECONDS = 0.5
@@ -68,7 +68,7 @@ def objects_at(path):
 
 def copies_folder():
     """Returns the folder of the copies."""
-    folder = user_cache() / COPIES_FOLDER
+    folder = user_cache() / COPIES
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -106,9 +106,12 @@ def copy_objects(path, objects, folder, inside):
     what = f"copying {path} ({len(missing):,} file{'s' * (len(missing) != 1)})"
     with Progress(what, "byte", sum(missing.values()), write=shown) as bar:
         names = sorted(missing)
-        for start in range(0, len(names), storage.SENT_AT_ONCE):
+        for start in range(0, len(names), storage.REQUESTS_AT_ONCE):
             fetch_objects(
-                path, {name: target(name) for name in names[start : start + storage.SENT_AT_ONCE]}, missing, bar.advance
+                path,
+                {name: target(name) for name in names[start : start + storage.REQUESTS_AT_ONCE]},
+                missing,
+                bar.advance,
             )
     if identities(objects_at(path)) != identities(objects):
         shutil.rmtree(part)
@@ -162,7 +165,7 @@ def check_cache_space(path, needed, part):
 
 def with_urls(text):
     """Returns a message in which paths of copies are replaced by their URLs."""
-    if f"/{COPIES_FOLDER}/" not in text:
+    if f"/{COPIES}/" not in text:
         return text
     return re.sub(re.escape(str(copies_folder())) + COPY, lambda match: f"{match['scheme']}://", text)
 

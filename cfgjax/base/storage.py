@@ -24,7 +24,7 @@ else:
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)  # one letter would be a drive
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-SENT_AT_ONCE = 64  # objects that are requested together
+REQUESTS_AT_ONCE = 64  # objects that are requested together
 _connected: set[str] = set()
 
 
@@ -149,8 +149,8 @@ def send_file(local, path):
 
 def send_all(pairs):
     """Copies local files to URLs of one server, several at a time. pairs: [(local path, URL)]."""
-    for start in range(0, len(pairs), SENT_AT_ONCE):
-        local, urls = zip(*pairs[start : start + SENT_AT_ONCE], strict=True)
+    for start in range(0, len(pairs), REQUESTS_AT_ONCE):
+        local, urls = zip(*pairs[start : start + REQUESTS_AT_ONCE], strict=True)
         client(urls[0]).put([os.fspath(path) for path in local], [os.fspath(url) for url in urls])
 
 

@@ -69,6 +69,7 @@ def run_config(
         cluster=dict(timeout_seconds=60.0, start_timeout_seconds=300.0),
         storage=dict(retry_seconds=600.0, lease_seconds=30.0),
         log=dict(writers=("tensorboard",), project="cfgjax"),
+        storage=dict(retry_seconds=600.0, lease_seconds=30.0),
     )
     if isinstance(net, NoisyClassifier):
         config["data"]["split"] = "train"
