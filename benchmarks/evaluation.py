@@ -38,7 +38,7 @@ def generation(given):
     program, compile_seconds, flops = sampling.compile_sampler(model, batch, **chosen)
     options = dataclasses.replace(model.options, guidance=weight, **chosen)
     index = np.arange(batch * given.num_batches)
-    draw = lambda: [samples for _, _, samples in draw_samples(model, options, index, batch)]
+    draw = lambda: [samples for _, _, samples in draw_samples(model, options, index, batch // model.mesh.size)]
     seconds = harness.time_repeats(draw, given.repeats)
     shared = harness.figures(program, compile_seconds, seconds, len(index), flops)
     about = {"config": given.configs[0], "guidance_weight": weight, "batch_size": batch, "dtype": config.model.dtype}

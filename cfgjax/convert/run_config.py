@@ -67,7 +67,6 @@ def run_config(
         checkpoint=dict(every_steps=1, keep_last=1, keep_every_steps=None),
         mesh=dict(data=-1, fsdp=1, slices=1),
         cluster=dict(timeout_seconds=60.0, start_timeout_seconds=300.0),
-        storage=dict(retry_seconds=600.0, lease_seconds=30.0),
         log=dict(writers=("tensorboard",), project="cfgjax"),
         storage=dict(retry_seconds=600.0, lease_seconds=30.0),
     )
