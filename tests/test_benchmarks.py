@@ -62,7 +62,7 @@ def test_prepared_sets_and_preparing_are_timed():
     assert 0 < preparing["jpegs_per_cpu_second"] < preparing["decoded_per_cpu_second"] < math.inf
 
 
-@pytest.mark.e2e
+@pytest.mark.soak  # test_accelerator.py runs the same benchmark at toy sizes
 def test_the_accelerators_benchmark_runs_on_a_cpu_and_agrees_with_it():
     ran = run("device", "--configs=tiny", "--ceiling_size=64", "--repeats=1", "--num_steps=4", "--json=-")
     assert ran.returncode == 0, ran.stderr

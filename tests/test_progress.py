@@ -50,7 +50,7 @@ def test_each_sampler_is_announced_when_it_is_compiled(lines):
         lines.seek(0)
         sample(num_steps=steps, guidance=guidance)
         assert model._sample._cache_size() - before == compiles
-        assert lines.getvalue().count(f"({steps} steps, batch 8)") == 2 * compiles
+        assert lines.getvalue().count(f"({steps} steps, batch 2)") == 2 * compiles
 
 
 def test_without_a_terminal_progress_lines_appear_at_intervals(lines, monkeypatch, capsys):

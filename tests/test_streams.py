@@ -243,7 +243,11 @@ def test_signals_that_are_repeated_during_a_save_neither_end_nor_damage_it(numbe
 
 @pytest.mark.e2e
 def test_training_under_nohup_outlives_its_terminal(tmp_path):
-    process = start(train(tmp_path / "run", 10**6), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; processes inherit it
+    try:
+        process = start(train(tmp_path / "run", 10**6))
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for_step(tmp_path / "run", 50)
     process.send_signal(signal.SIGHUP)
     wait_for_step(tmp_path / "run", metrics(tmp_path / "run")[-1]["step"] + 200)
