@@ -104,7 +104,7 @@ async def patiently(scheme, reads, request):
             else:
                 most = retry_seconds if scheme in _answered else FIRST_SECONDS
             if time.monotonic() - since + wait > most:
-                raise failure(e, time.monotonic() - since) from e
+                raise failure(e, scheme, time.monotonic() - since) from e
             if scheme not in _failing:
                 _failing[scheme] = since
                 log.warning("%s:// does not answer (%s); asking again for up to %g s", scheme, why(e), most)
@@ -123,11 +123,12 @@ def is_refusal(error):
     return getattr(error, "code", None) in (401, 403) or any(word in text for word in ("Forbidden", "credentials"))
 
 
-def failure(error, seconds):
-    """Returns the OSError with one line for the last of several failed requests."""
-    kind = PermissionError if isinstance(error, PermissionError) or is_refusal(error) else OSError
-    asked = f", after {seconds:.0f} s" if seconds > 1 else ""
-    return kind(f"{why(error)}{asked}")
+def failure(error, scheme, seconds):
+    """Returns the OSError with one line for a request that failed, after it was repeated for so many seconds."""
+    if isinstance(error, PermissionError) or is_refusal(error):
+        return PermissionError(f"{why(error)} (asked for {seconds:.0f} s)" if seconds > 1 else why(error))
+    asked = f"has not answered for {seconds:.0f} s" if seconds > 1 else "does not answer"
+    return OSError(f"{scheme}:// {asked}: {why(error)}")
 
 
 def why(error):

@@ -43,7 +43,7 @@ class Checkpoints:
     Each of several processes writes and reads its own part of the arrays; only the first decides which steps are
     complete. cadence: which steps are retained. guard: raises if this process may write no more. before_manifest: is
     called, in another thread, when all but the manifest of a step is written. seconds: duration of the last finished
-    save, in the first process.
+    save, in the first process. newest: the newest step that this process knows to be complete.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Checkpoints:
         self._saving: int | None = None
         self._since = 0.0
         self.seconds = 0.0
+        self.newest: int | None = None
         self._open()
 
     def _open(self) -> None:
@@ -111,6 +112,7 @@ class Checkpoints:
         if damaged := [newer for newer in steps if newer > step]:
             collectives.decided(lambda: set_aside(self.directory, damaged), "damaged steps are set aside")
             self._manager.reload()
+        self.newest = step
         return restored.state, restored.history
 
     def wait(self) -> None:
@@ -196,6 +198,7 @@ class Checkpoints:
             self._notice(e)
             raise
         self.seconds = time.monotonic() - self._since
+        self.newest = self._saving
 
 
 def step_folders(directory: Place, step: int | None) -> list[Place]:

@@ -80,6 +80,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     Raises OSError, naming the newest complete step, if something cannot be written.
     """
     directory, pace = claim.path / "checkpoints", run.settings.train
+    checkpoints: Checkpoints | None = None
     try:
         with open_checkpoints(run.settings, directory, claim) as checkpoints:
             restored = checkpoints.restore(run.like)
@@ -100,9 +101,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
                 done = loop(run, state, history, checkpoints, runlog, claim.path, stop)
                 return Outcome(done, runlog.last)
     except OSError as e:
-        whole = max(complete_steps(directory), default=None)
-        kept = "no step is saved" if whole is None else f"step {whole} is complete"
-        raise OSError(f"{claim.path}: {first_failure(e)}; {kept}") from e
+        raise OSError(f"{claim.path}: {first_failure(e)}; {what_is_saved(directory, checkpoints)}") from e
 
 
 def open_checkpoints(settings: Settings, directory: Place, claim: Claim) -> Checkpoints:
@@ -111,6 +110,20 @@ def open_checkpoints(settings: Settings, directory: Place, claim: Claim) -> Chec
         patience = settings.storage.retry_seconds
         return PatientCheckpoints(directory, settings.checkpoint, guard=claim.check, patience=patience)
     return Checkpoints(directory, settings.checkpoint, guard=claim.check)
+
+
+def what_is_saved(directory: Place, checkpoints: Checkpoints | None) -> str:
+    """Returns what a message says of the newest complete step. The server of a bucket, which fails, is not asked.
+
+    checkpoints: None if they could not be opened.
+    """
+    if not is_url(directory):
+        step = max(complete_steps(directory), default=None)
+    elif checkpoints is None:
+        return "its checkpoints could not be read"
+    else:
+        step = checkpoints.newest
+    return "no step is saved" if step is None else f"step {step} is complete"
 
 
 def first_failure(error: BaseException) -> BaseException:
