@@ -4,7 +4,7 @@ A grid is a value, called as `grid(levels, num_steps) → λ [T]`, increasing, w
 `diffusion.levels`; it raises ValueError for what the process does not have. The levels are an argument of a compiled
 sampler, so that another grid with the same number of levels compiles nothing.
 
-`schedule` has the levels of training. The others are functions of ς = σ/α = e^{−λ/2}, EDM's σ, within the levels that
+`schedule` has the levels of training. The others are functions of ς = σ/α = e^(−λ/2), EDM's σ, within the levels that
 the model was trained on. A network of discrete time has seen only integer timesteps; its response to the fractions
 between them, where other models interpolate the embedding, was never trained. By default the levels are therefore
 rounded to the nearest timestep, for the sampler as well as for the network, as EDM does for such networks. With
@@ -38,7 +38,7 @@ class schedule(Spec):
 
 @dataclass(frozen=True, repr=False)
 class edm(Spec):
-    """ς_i = (ς_max^{1/ρ} + i/(T−1) (ς_min^{1/ρ} − ς_max^{1/ρ}))^ρ for i = 0 … T−1, EDM eq. (5).
+    """ς_i = (ς_max^(1/ρ) + i/(T−1) (ς_min^(1/ρ) − ς_max^(1/ρ)))^ρ for i = 0 … T−1, EDM eq. (5).
 
     rho: in [1, 1000]; 1 is uniform in ς, and larger values have more levels at small ς. sigma_min, sigma_max: None
     takes EDM's 0.002 and 80, or the model's own bounds if these are narrower. rounded: see the module.
@@ -112,7 +112,7 @@ GRIDS: dict[str, Any] = {"schedule": schedule, "edm": edm, "uniform": uniform, "
 
 
 def noise_to_signal(logsnr: float) -> float:
-    """Returns ς = σ/α = e^{−λ/2}."""
+    """Returns ς = σ/α = e^(−λ/2)."""
     return float(np.exp(-0.5 * logsnr))
 
 

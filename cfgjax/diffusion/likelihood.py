@@ -1,7 +1,7 @@
 """Bits per dimension: the variational bound on −log₂ p(x) of 8-bit images under the discrete-time ancestral chain.
 
 DDPM = Ho et al. 2020 (arXiv:2006.11239), IDDPM = Nichol & Dhariwal 2021 (arXiv:2102.09672). The reverse variance is
-(σ̃²)^{1−v} (σ²_{λ|λ'})^v as in CFG algorithm 2; v is a number, or has x's shape where the network predicts it.
+(σ̃²)^(1−v) (σ²_{λ|λ'})^v as in CFG algorithm 2; v is a number, or has x's shape where the network predicts it.
 """
 
 import functools
@@ -31,7 +31,7 @@ def gaussian_kl(
     mean2: Float[RealLike, "..."],
     log_var2: Float[RealLike, "..."],
 ) -> Float[Array, "..."]:
-    """Returns KL(N(mean1, e^{log_var1}) ‖ N(mean2, e^{log_var2})) of each element in nats; the arguments broadcast."""
+    """Returns KL(N(mean1, e^(log_var1)) ‖ N(mean2, e^(log_var2))) of each element in nats; the arguments broadcast."""
     wider = jnp.asarray(log_var2 - log_var1)
     # expm1: equal variances give exactly 0, and a thousand small steps keep their digits
     return 0.5 * (wider + jnp.expm1(-wider) + jnp.square(mean1 - mean2) * jnp.exp(-log_var2))
@@ -40,7 +40,7 @@ def gaussian_kl(
 def discretised_gaussian_log_prob(
     x: Float[RealLike, "*shape"], mean: Float[RealLike, "..."], log_var: Float[RealLike, "..."]
 ) -> Float[Array, "*shape"]:
-    """Returns the log of the mass of N(mean, e^{log_var}) in the bin of each element of x in nats, DDPM eq. (13).
+    """Returns the log of the mass of N(mean, e^(log_var)) in the bin of each element of x in nats, DDPM eq. (13).
 
     x: 8-bit data in [−1, 1], centres of 256 bins of width 2/255; the bins of −1 and 1 are open-ended.
 

@@ -89,7 +89,7 @@ def last_log_variances(
 def reverse_log_variance(
     v: Float[RealLike, "..."], log_var_lower: Float[Array, "..."], log_var_upper: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Returns log((σ̃²)^{1−v} (σ²_{λ|λ'})^v), CFG section 2; IDDPM eq. (15).
+    """Returns log((σ̃²)^(1−v) (σ²_{λ|λ'})^v), CFG section 2; IDDPM eq. (15).
 
     v: in [0, 1], of the mean's shape if it is learned.
     """

@@ -29,7 +29,7 @@ def cosine(
     """Returns λ = −2 log tan(a u + b), the truncated cosine schedule of CFG section 2.
 
     u: in [0, 1]. Both ends keep their digits in float32, because the tangent is written as
-    sin(a u + b) / sin(a (1−u) + b̄) with b̄ = arctan(e^{λmin/2}) = π/2 − a − b.
+    sin(a u + b) / sin(a (1−u) + b̄) with b̄ = arctan(e^(λmin/2)) = π/2 − a − b.
     """
     b = math.atan(math.exp(-logsnr_max / 2))
     b_bar = math.atan(math.exp(logsnr_min / 2))
@@ -174,5 +174,5 @@ def logsnr_grid(
 
 
 def network_time(logsnr: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns 1000 · arctan(e^{−λ/2}) / (π/2): λ as a network sees it, from 0 (clean) to 1000 (noise), not rounded."""
+    """Returns 1000 · arctan(e^(−λ/2)) / (π/2): λ as a network sees it, from 0 (clean) to 1000 (noise), not rounded."""
     return 1000.0 * jnp.arctan(jnp.exp(-0.5 * logsnr)) / (math.pi / 2)

@@ -1,7 +1,7 @@
 """Weightings of the loss: factors on ‖ε − ε̂‖² that depend on the level λ.
 
 A weighting is a function λ [B] → factor [B] on ‖ε − ε̂‖². For the unweighted losses in x, v, the flow's velocity and
-EDM's F, this factor grows like e^{−λ} at the noisy end, where ε − ε̂ has few correct digits unless the network predicts
+EDM's F, this factor grows like e^(−λ) at the noisy end, where ε − ε̂ has few correct digits unless the network predicts
 ε. These weightings therefore also have a method `on_v`: the factor on ‖v − v̂‖² = ‖ε − ε̂‖²/α², which `eps_loss` uses
 instead. It is bounded for every λ, and v − v̂ is accurate at both ends for every parametrisation.
 
@@ -32,17 +32,17 @@ class WeightingOnV:
     on_v: Callable
 
     def __call__(self, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns the factor on ‖ε − ε̂‖², (1 + e^{−λ}) on_v(λ)."""
+        """Returns the factor on ‖ε − ε̂‖², (1 + e^(−λ)) on_v(λ)."""
         return (1 + jnp.exp(-logsnr)) * self.on_v(logsnr)
 
 
 def x_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Returns σ²: ‖x − x̂‖² = σ² ‖v − v̂‖² = e^{−λ} ‖ε − ε̂‖²."""
+    """Returns σ²: ‖x − x̂‖² = σ² ‖v − v̂‖² = e^(−λ) ‖ε − ε̂‖²."""
     return jax.nn.sigmoid(-logsnr)
 
 
 def v_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-    """Returns 1: the unweighted loss in v, ‖v − v̂‖² = (1 + e^{−λ}) ‖ε − ε̂‖²."""
+    """Returns 1: the unweighted loss in v, ‖v − v̂‖² = (1 + e^(−λ)) ‖ε − ε̂‖²."""
     return jnp.ones_like(logsnr)
 
 
@@ -54,7 +54,7 @@ def flow_weight(logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
 
 @dataclass(frozen=True, repr=False)
 class edm(Spec):
-    """The unweighted loss in EDM's F, EDM table 1: 1 + e^{−λ}/σ_d². data_std: σ_d, as in the parametrisation."""
+    """The unweighted loss in EDM's F, EDM table 1: 1 + e^(−λ)/σ_d². data_std: σ_d, as in the parametrisation."""
 
     data_std: Any = 1.0
 
@@ -62,7 +62,7 @@ class edm(Spec):
         object.__setattr__(self, "data_std", positive_number("data_std", self.data_std))
 
     def __call__(self, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns 1 + e^{−λ}/σ_d²."""
+        """Returns 1 + e^(−λ)/σ_d²."""
         return WeightingOnV(self.on_v)(logsnr)
 
     def on_v(self, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
@@ -72,7 +72,7 @@ class edm(Spec):
 
 @dataclass(frozen=True, repr=False)
 class min_snr(Spec):
-    """Min-SNR-γ: min(1, γ e^{−λ}), Hang et al. 2023 (arXiv:2303.09556) eq. (8), recalled. gamma: above 0."""
+    """Min-SNR-γ: min(1, γ e^(−λ)), Hang et al. 2023 (arXiv:2303.09556) eq. (8), recalled. gamma: above 0."""
 
     gamma: Any = 5.0
 
@@ -80,7 +80,7 @@ class min_snr(Spec):
         object.__setattr__(self, "gamma", positive_number("gamma", self.gamma))
 
     def __call__(self, logsnr: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Returns min(1, γ e^{−λ}) as e^{min(0, log γ − λ)}, which does not overflow."""
+        """Returns min(1, γ e^(−λ)) as e^(min(0, log γ − λ)), which does not overflow."""
         return jnp.exp(jnp.minimum(0, jnp.log(self.gamma) - logsnr))
 
 

@@ -1,6 +1,6 @@
 """Power-function averages of the parameters: any width, from stored ones. 2312.02696, §3 and appendix C, in float64.
 
-At time t such an average has the profile p(τ) = (γ + 1) τ^γ / t^{γ+1} over the parameters of the steps τ ∈ [0, t].
+At time t such an average has the profile p(τ) = (γ + 1) τ^γ / t^(γ+1) over the parameters of the steps τ ∈ [0, t].
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def inner_products(
     t_b: Float[np.ndarray, "*b"],
     gamma_b: Float[np.ndarray, "*b"],
 ) -> Float[np.ndarray, "..."]:
-    """Returns ⟨p_a, p_b⟩ = (γ_a+1)(γ_b+1)(t_a/t_b)^{γ_b if t_a < t_b else −γ_a} / ((γ_a+γ_b+1) max(t_a, t_b))."""
+    """Returns ⟨p_a, p_b⟩ = (γ_a+1)(γ_b+1)(t_a/t_b)^(γ_b if t_a < t_b else −γ_a) / ((γ_a+γ_b+1) max(t_a, t_b))."""
     power = np.where(t_a < t_b, gamma_b, -gamma_a)
     scale = (gamma_a + gamma_b + 1) * np.maximum(t_a, t_b)
     return (gamma_a + 1) * (gamma_b + 1) * (t_a / t_b) ** power / scale

@@ -1,6 +1,6 @@
 """Averages of the parameters: exponential ones at several rates, and power-function ones of several widths.
 
-The weight of the parameters of step t is 1 − r for a rate r, and 1 − (1 − 1/t)^{γ+1} for a width, 2312.02696 eq. (3).
+The weight of the parameters of step t is 1 − r for a rate r, and 1 − (1 − 1/t)^(γ+1) for a width, 2312.02696 eq. (3).
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def update(ema: Averages, params: PyTree, step: Int[Array, ""] | int, *, warmup:
 def share(name: str, step: Int[Array, ""] | int, *, warmup: bool) -> Float[Array, ""] | Any:
     """Returns the weight of the parameters of step n + 1 in an average, where `step` is n.
 
-    It is 1 − r for a rate r, which with warmup is at most (1 + n) / (10 + n), and 1 − (1 − 1/t)^{γ+1} with t = n + 1
+    It is 1 − r for a rate r, which with warmup is at most (1 + n) / (10 + n), and 1 − (1 − 1/t)^(γ+1) with t = n + 1
     for a width. The latter is 1 at the first step, and expm1 keeps its digits where t is large.
     """
     if name.startswith(WIDTH_NAME):

@@ -85,6 +85,6 @@ class at_rest(Wrapper):
 
 
 def flow_time(logsnr: Float[RealLike, "*shape"]) -> Float[Array, "*shape"]:
-    """Returns t = σ/(α+σ) = 1/(1 + e^{λ/2}) of the flow z_f = (1−t) x + t ε."""
+    """Returns t = σ/(α+σ) = 1/(1 + e^(λ/2)) of the flow z_f = (1−t) x + t ε."""
     alpha, sigma = alpha_sigma(logsnr)
     return sigma / (alpha + sigma)

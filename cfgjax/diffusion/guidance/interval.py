@@ -42,7 +42,7 @@ def first_logsnr(logsnrs: Float[Array | np.ndarray, " t"], step: Shaped[RealLike
 class interval(Modulator):
     """Guidance with weight w where low < ς ≤ high, and none elsewhere, where the null branch is not evaluated.
 
-    unit: of low and high. "sigma", ς = σ/α = e^{−λ/2}. "logsnr", λ: low ≤ λ < high. "flow", t = σ/(α+σ):
+    unit: of low and high. "sigma", ς = σ/α = e^(−λ/2). "logsnr", λ: low ≤ λ < high. "flow", t = σ/(α+σ):
     low < t ≤ high. "step", the number i of a level, from 0 at the noise: low ≤ i < high. "fraction": low ≤ i/T < high.
     None is no bound; low = high is an empty interval. Neutral: no bounds.
 

@@ -16,7 +16,7 @@ from cfgjax.diffusion.specs import Spec, number, tree
 @tree
 @dataclass(frozen=True, repr=False)
 class ancestral(Spec):
-    """Ancestral sampling, CFG algorithm 2, with reverse variance Σ = (σ̃²)^{1−v} (σ²_{λ|λ'})^v.
+    """Ancestral sampling, CFG algorithm 2, with reverse variance Σ = (σ̃²)^(1−v) (σ²_{λ|λ'})^v.
 
     v: in [0, 1]; None takes the variance that the network has learned.
     """

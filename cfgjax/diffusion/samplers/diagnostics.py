@@ -22,7 +22,7 @@ class GuidanceDiagnostics(NamedTuple):
     difference: ‖ε_c − ε_u‖/√d, where c is the strong and u the weak prediction of the rule. cosine: cos(ε_c, ε_u).
     outside: share of the components of x̃ with |x̃| > 1. tilting: ½ w(1+w) ‖ε_c − ε_u‖², whose integral over λ is the
     logarithm of the weight by which a sample of guided ancestral sampling differs from the tilted density
-    p(x|c)^{1+w} p(x)^{−w}, with the weight w of this level.
+    p(x|c)^(1+w) p(x)^(−w), with the weight w of this level.
     """
 
     difference: Float[Array, " b"]

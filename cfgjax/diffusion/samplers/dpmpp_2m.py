@@ -43,7 +43,7 @@ def extrapolated(x: Float[Array, "b ..."], history: LevelBefore, level: Level) -
 @tree
 @dataclass(frozen=True, repr=False)
 class dpmpp_2m(Spec):
-    """DPM-Solver++(2M) of order 2, algorithm 2: z' = (σ'/σ) z − α' (e^{−h} − 1) D, h = (λ'−λ)/2, D of `extrapolated`.
+    """DPM-Solver++(2M) of order 2, algorithm 2: z' = (σ'/σ) z − α' (e^(−h) − 1) D, h = (λ'−λ)/2, D of `extrapolated`.
 
     The first step is DDIM's, and so is one more than twice as long as the one before: those at the ends of the cosine
     schedule. T evaluations; x̃ of the level before is the state. If a rule (CFG++) or clipping ("x_only") makes x̃ and
@@ -62,7 +62,7 @@ class dpmpp_2m(Spec):
     def step(
         self, denoise: Callable, z: Float[Array, "b ..."], state: LevelBefore, level: Level, noise: None
     ) -> tuple[Float[Array, "b ..."], LevelBefore]:
-        """Returns z' = α' x̃ + σ' ε̃ + α' (1 − e^{−h}) (D − x̃)."""
+        """Returns z' = α' x̃ + σ' ε̃ + α' (1 − e^(−h)) (D − x̃)."""
         x, eps, _ = denoise(z, level.logsnr)
         alpha_next, _ = alpha_sigma(level.logsnr_next)
         weight = -alpha_next * jnp.expm1(0.5 * (level.logsnr - level.logsnr_next))

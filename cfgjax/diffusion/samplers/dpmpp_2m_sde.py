@@ -17,7 +17,7 @@ from cfgjax.diffusion.specs import number
 @optional_noise_tree
 @dataclass(frozen=True, repr=False)
 class dpmpp_2m_sde(OptionalNoise):
-    """DPM-Solver++(2M) SDE: z' = (σ'/σ) e^{−ηh} z + α' (1 − e^{−(1+η)h}) D + σ' √(1 − e^{−2ηh}) n.
+    """DPM-Solver++(2M) SDE: z' = (σ'/σ) e^(−ηh) z + α' (1 − e^(−(1+η)h)) D + σ' √(1 − e^(−2ηh)) n.
 
     h and D are those of `dpmpp_2m`, which this is at η = 0. At η = 1 it follows the same SDE as `ancestral(v=0)`, whose
     step is its first one. T evaluations.
@@ -46,7 +46,7 @@ class dpmpp_2m_sde(OptionalNoise):
         level: Level,
         noise: Float[Array, "b ..."] | None,
     ) -> tuple[Float[Array, "b ..."], LevelBefore]:
-        """Returns z' = α' x̃ + σ' (e^{−ηh} ε̃ + √(1 − e^{−2ηh}) n) + α' (1 − e^{−(1+η)h}) (D − x̃)."""
+        """Returns z' = α' x̃ + σ' (e^(−ηh) ε̃ + √(1 − e^(−2ηh)) n) + α' (1 − e^(−(1+η)h)) (D − x̃)."""
         if noise is None:
             return dpmpp_2m().step(denoise, z, state, level, noise)
         x, eps, _ = denoise(z, level.logsnr)

@@ -97,5 +97,5 @@ class heun(OptionalNoise):
     ) -> Float[Array, "b ..."]:
         """Returns ẑ = (α̂/α) z + √(σ̂² − (α̂σ/α)²) s_noise n at λ̂ ≤ λ."""
         (alpha, _), (alpha_hat, sigma_hat) = alpha_sigma(logsnr), alpha_sigma(logsnr_hat)
-        added = sigma_hat * jnp.sqrt(-jnp.expm1(logsnr_hat - logsnr))  # (α̂σ/α)² = σ̂² e^{λ̂−λ}
+        added = sigma_hat * jnp.sqrt(-jnp.expm1(logsnr_hat - logsnr))  # (α̂σ/α)² = σ̂² e^(λ̂−λ)
         return (alpha_hat / alpha) * z + added * self.s_noise * noise

@@ -33,7 +33,7 @@ class Particles(NamedTuple):
 @tree
 @dataclass(frozen=True, repr=False)
 class tilted(Spec):
-    """Ancestral sampling of groups of weighted particles, whose density tends to p(x|c)^{1+w} p(x)^{−w}.
+    """Ancestral sampling of groups of weighted particles, whose density tends to p(x|c)^(1+w) p(x)^(−w).
 
     Guided scores alone do not sample this density. A particle under the ancestral SDE with the scores of `cfg` gets the
     log-weight d log ω = ½ w (1+w) ‖ε_c − ε_u‖² dλ (Feynman–Kac correctors, Skreta et al. 2025, arXiv:2503.02819; the

@@ -27,7 +27,7 @@ class TwoLevels(NamedTuple):
 @tree
 @dataclass(frozen=True, repr=False)
 class unipc(Spec):
-    """UniPC-2 with B(h) = e^{−h} − 1 ("bh2") for x̃: a predictor of order 2 and a corrector that makes it order 3.
+    """UniPC-2 with B(h) = e^(−h) − 1 ("bh2") for x̃: a predictor of order 2 and a corrector that makes it order 3.
 
     The predictor is the step of `dpmpp_2m`, which is UniP-2. The corrector repeats the previous step, from the x̃ of its
     two ends and of the level before. x̃ is not evaluated again at the corrected z: T evaluations.
@@ -46,7 +46,7 @@ class unipc(Spec):
     def step(
         self, denoise: Callable, z: Float[Array, "b ..."], state: TwoLevels, level: Level, noise: None
     ) -> tuple[Float[Array, "b ..."], TwoLevels]:
-        """Returns z' = (σ'/σ) z_c − α' (e^{−h} − 1) D, with z_c the corrected z and D of `extrapolated`."""
+        """Returns z' = (σ'/σ) z_c − α' (e^(−h) − 1) D, with z_c the corrected z and D of `extrapolated`."""
         x, eps, _ = denoise(z, level.logsnr)
         alpha, sigma = alpha_sigma(level.logsnr)
         z_corrected = corrected(z, x, state, level) + (alpha * x + sigma * eps - z)
@@ -58,7 +58,7 @@ class unipc(Spec):
 def exponential_step(
     z: Float[Array, "b ..."], x: Float[Array, "b ..."], logsnr: Float[Array, ""], logsnr_next: Float[Array, ""]
 ) -> Float[Array, "b ..."]:
-    """Returns z' = (σ'/σ) z − α' (e^{−h} − 1) x, h = (λ'−λ)/2: the exact solution for constant x̃ = x."""
+    """Returns z' = (σ'/σ) z − α' (e^(−h) − 1) x, h = (λ'−λ)/2: the exact solution for constant x̃ = x."""
     (_, sigma), (alpha_next, sigma_next) = alpha_sigma(logsnr), alpha_sigma(logsnr_next)
     return (sigma_next / sigma) * z - alpha_next * jnp.expm1(0.5 * (logsnr - logsnr_next)) * x
 
@@ -66,7 +66,7 @@ def exponential_step(
 def corrected(
     z: Float[Array, "b ..."], x: Float[Array, "b ..."], state: TwoLevels, level: Level
 ) -> Float[Array, "b ..."]:
-    """Returns z at λ, corrected by x̃ at λ: (σ/σ₀) z₀ − α (e^{−h} − 1) [m₀ + ρ₁ D₁ + ρ₂ (x̃ − m₀)], UniC-2.
+    """Returns z at λ, corrected by x̃ at λ: (σ/σ₀) z₀ − α (e^(−h) − 1) [m₀ + ρ₁ D₁ + ρ₂ (x̃ − m₀)], UniC-2.
 
     z₀, m₀: z and x̃ of the level before. D₁ = (m₁ − m₀)/r, m₁: x̃ of the one before it, r = (λ₁ − λ₀)/(λ − λ₀) < 0.
     ρ₁ + ρ₂ = φ₂/φ₁ and r ρ₁ + ρ₂ = 2 φ₃/φ₁ at −h; of the first step UniC-1, ρ₁ = 0 and ρ₂ = ½. At the first level

@@ -65,7 +65,7 @@ def frechet_influence(
 ) -> Influence:
     """Returns the influence of each sample on its Fréchet distance from a Gaussian with mean μ₁ and root √Σ₁.
 
-    ψ(f) = 2 (μ − μ₁)·(f − μ) + (f − μ)ᵀ (I − A) (f − μ) − its mean, where A = √Σ₁ (√Σ₁ Σ √Σ₁)^{−1/2} √Σ₁ is the
+    ψ(f) = 2 (μ − μ₁)·(f − μ) + (f − μ)ᵀ (I − A) (f − μ) − its mean, where A = √Σ₁ (√Σ₁ Σ √Σ₁)^(−1/2) √Σ₁ is the
     optimal transport map to the reference. Directions in which no sample varies are left out of the inverse.
     """
     moments, starts = Moments.zeros(features.shape[1]), range(0, len(features), FEATURES_AT_ONCE)

@@ -70,7 +70,7 @@ class Moments:
 
 
 def matrix_sqrt(cov: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """Returns Σ^{1/2}, the symmetric root of a covariance. Negative eigenvalues, due to rounding, count as 0."""
+    """Returns Σ^(1/2), the symmetric root of a covariance. Negative eigenvalues, due to rounding, count as 0."""
     values, vectors = np.linalg.eigh(cov)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
@@ -83,7 +83,7 @@ def frechet_distance(
     *,
     sqrt1: Float[np.ndarray, "d d"] | None = None,
 ) -> float:
-    """Returns ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^{1/2}) of two Gaussians.
+    """Returns ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^(1/2)) of two Gaussians.
 
     On Inception's pooled features this is FID (Heusel et al. 2017, arXiv:1706.08500), on its spatial features sFID
     (Nash et al. 2021, arXiv:2103.03841). The root's trace is computed from √Σ₁ Σ₂ √Σ₁, which is symmetric and has the
