@@ -4,7 +4,9 @@ python benchmarks/input.py --configs=digits,cifar10,imagenet64,imagenet128 --rep
 python benchmarks/input.py --configs= --megabytes= --images=imagenet64.npz    # only prepared sets and preparing
 """
 
+import contextlib
 import functools
+import secrets
 import statistics
 import sys
 import tempfile
@@ -101,8 +103,8 @@ def saving(given):
         state = TrainState(jnp.int32(0), [jnp.asarray(array) for array in arrays], {}, ())
         written, blocked = [], []
         with (
-            tempfile.TemporaryDirectory(dir=given.folder) as folder,
-            Checkpoints(f"{folder}/checkpoints", CheckpointSettings(1, keep_last=2)) as checkpoints,
+            new_folder(given.folder) as folder,
+            Checkpoints(folder / "checkpoints", CheckpointSettings(1, keep_last=2)) as checkpoints,
         ):
             for step in range(given.repeats + 1):
                 start = time.perf_counter()
@@ -113,6 +115,22 @@ def saving(given):
         medians = {"write_seconds": statistics.median(written[1:]), "blocked_seconds": statistics.median(blocked[1:])}
         rows.append({"state_bytes": megabytes * 1_000_000, **medians})
     return rows
+
+
+@contextlib.contextmanager
+def new_folder(parent):
+    """Yields a new folder in a folder or at a URL, by default in that of temporary files, and removes it."""
+    from cfgjax.base import storage
+
+    if parent is None or not storage.is_url(parent):
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            yield storage.place(folder)
+        return
+    folder = storage.place(parent) / f"saving-{secrets.token_hex(4)}"
+    try:
+        yield folder
+    finally:
+        storage.remove_tree(folder)
 
 
 def pictures(count, height, width):
@@ -240,7 +258,7 @@ def main(argv):
     whole("num_jpegs", 200, "Number of JPEGs to prepare.")
     whole("dispatches", 5, "Number of dispatches in one timed repeat of the step.")
     flags.DEFINE_list("megabytes", ["100", "400"], "Sizes of checkpoints in MB; empty for none.", flag_values=given)
-    flags.DEFINE_string("folder", None, "Folder for the checkpoints.", flag_values=given)
+    flags.DEFINE_string("folder", None, "Folder for the checkpoints, which may be a URL.", flag_values=given)
     sizes = harness.Table(lambda given: [[]] if given.megabytes else [], saving, SAVING_COLUMNS)
     cases = lambda axis: lambda given: [[f"--{axis}={value}"] for value in given[axis].value]
     tables = {

@@ -13,7 +13,7 @@ from cfgjax.base.freed_memory import may_keep
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
-LEAST_SECONDS = "0.3"  # programs that compile faster than this are not cached
+LEAST_SECONDS = "0"  # of compilation: a command runs dozens of programs that each compile within milliseconds
 
 
 def keep_programs(environ=os.environ):
