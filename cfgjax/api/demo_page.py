@@ -70,7 +70,7 @@ def make_page(model: Model, workdir: str | Place) -> Any:
                 with gr.Accordion("trajectory: the prediction x̃ at each level, from noise to image", open=False):
                     levels = [gr.Image(format="png", interactive=False, show_label=False) for _ in range(2)]
                 with gr.Accordion("the same from the command line and from Python", open=True):
-                    shared = {"wrap_lines": True, "interactive": False, "lines": 1, "max_lines": 12}
+                    shared: dict[str, Any] = {"wrap_lines": True, "interactive": False, "lines": 1, "max_lines": 12}
                     code = [
                         gr.Code(language="shell", label="command", **shared),
                         gr.Code(language="python", label="Python", **shared),

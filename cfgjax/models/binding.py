@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -16,6 +17,7 @@ from cfgjax.diffusion.grids import GRIDS
 from cfgjax.diffusion.guidance import (
     RULES,
     autoguidance,
+    bind_rule,
     classifier,
     keeps_pair,
     mapped,
@@ -32,7 +34,7 @@ from cfgjax.diffusion.specs import parse, tree
 from cfgjax.distributed.sharding import place_global
 from cfgjax.models import arguments
 from cfgjax.models.arguments import check_num_steps
-from cfgjax.models.network import Condition, with_label
+from cfgjax.models.network import Condition, null_condition, with_label
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -143,6 +145,22 @@ def check_together(rule: Any, sampler: Any, model: Any) -> None:
     if getattr(sampler, "needs_variance", False) and not model.learned_variance:
         needed = "a network with a learned variance; give v, such as ancestral(v=0.3)"
         raise UsageError(f"sampler {sampler!r} needs {needed}")
+
+
+def check_binds(rule: Any, model: Any, logsnrs: Float[np.ndarray, " t"]) -> None:
+    """Raises UsageError if a rule cannot be made of the rules in it, or for this `Model`. Computes nothing.
+
+    A guide or a weak model that the rule does not have yet is taken to be there. logsnrs: the levels of a sampler.
+    """
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("a rule evaluates a network before it is given a sample")
+
+    cond = {"label": jnp.zeros(1, jnp.int32)}
+    cond |= {name: jnp.zeros((1, *like.shape[1:]), like.dtype) for name, like in model.own_inputs.items()}
+    whole = translated(with_weak(filled(rule, never, None), never), jnp.asarray(logsnrs), cond)
+    null = null_condition(model.network, cond, model.num_classes)
+    bind_rule(whole, model.bind(model.params), cond, null, jnp.ones(1))
 
 
 def replaced(rule: Any, change: Callable) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import PerturbedAttention, classifier, parts, uses_null
 from cfgjax.models.binding import (
+    check_binds,
     check_together,
     classifier_scale,
     filled,
@@ -67,8 +68,9 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance * uses_null(rule)])
-    model.grid(options.num_steps, options.grid)
+    logsnrs = model.grid(options.num_steps, options.grid)
     check_together(rule, sampler, model)
+    check_binds(rule, model, logsnrs)
     guidance = float(options.guidance)
     changes = dict(guidance=guidance, rule=rule, sampler=sampler, ema=ema, classifier_scale=scale)
     return dataclasses.replace(options, **changes)

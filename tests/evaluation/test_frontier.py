@@ -20,7 +20,9 @@ from cfgjax.cli.common import check_diagnostics
 from cfgjax.cli.evaluate import evaluate
 from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import open_source
+from cfgjax.diffusion.guidance import evaluations
 from cfgjax.evaluation.features.networks import exact
+from cfgjax.evaluation.frontier import frontier
 from cfgjax.evaluation.frontier.across import rows_with_changes
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
@@ -146,12 +148,12 @@ def spied(model):
 
 
 @pytest.mark.slow
-def test_all_weights_share_one_program(workdir, model, network, tmp_path):
+def test_all_weights_but_zero_share_one_program(workdir, model, network, tmp_path):
     spy, batches = spied(model)
     rows = Ran(workdir, tmp_path, spy, network, GRID, kinds=["learned"]).rows
     assert [row["guidance_weight"] for row in rows] == [0, 1, 3]
-    assert spy._sample._cache_size() == 1
-    assert set(batches) == {64}
+    assert spy._sample._cache_size() == 2
+    assert set(batches) == {32, 64}  # at w = 0 without the null branch
 
 
 @pytest.mark.slow
@@ -180,7 +182,7 @@ def test_every_row_has_all_its_columns(straight):
         (kind, w) for kind in ("learned", "exact") for w in (0.0, 1.0, 3.0)
     ]
     for row in rows:
-        assert row.keys() == settings | {"num_samples", "network_evaluations"} | named | others
+        assert row.keys() == settings | {"num_samples", "network_evaluations", "guidance_interval"} | named | others
         assert row["num_samples"] == NUM
         numbers = [value for value in row.values() if isinstance(value, float)]
         assert np.isfinite([*numbers, *row["accuracy_per_class"]]).all()
@@ -532,6 +534,23 @@ def test_rows_are_the_product_of_the_requested_values(workdir, model, network, t
     assert all(len(same) == 2 for by_weight in found.values() for same in by_weight.values())
 
 
+def test_the_cost_of_each_weight_is_that_of_the_rule_that_draws_its_samples(
+    workdir, model, network, tmp_path, monkeypatch
+):
+    drawn, draw_samples = {}, frontier.draw_samples
+
+    def noting(model, options, *args, **sizes):
+        drawn[options.guidance] = options.rule
+        return draw_samples(model, options, *args, **sizes)
+
+    monkeypatch.setattr(frontier, "draw_samples", noting)
+    grid = dict(guidance=(0.0, 1.0), rule=("cfg()",), sampler=("ddim()",), num_steps=(4,))
+    rows = Ran(workdir, tmp_path, model, network, grid, kinds=("learned",)).rows
+    assert {row["guidance_weight"]: row["network_evaluations"] for row in rows} == {0.0: 4, 1.0: 8}
+    logsnrs = model.grid(4, None)
+    assert {w: int(evaluations(rule, logsnrs).sum()) for w, rule in drawn.items()} == {0.0: 4, 1.0: 8}
+
+
 def test_unknown_ema_rates_are_refused_before_any_work(model):
     with pytest.raises(UsageError, match=r"ema 0.7 is neither a rate of the run \(0.5, 0\)"):
         settings_of(dict(ema=(0.5, 0.7)), model)
@@ -547,6 +566,8 @@ def test_unknown_ema_rates_are_refused_before_any_work(model):
         (dict(sampler=("ancestral(v=1.5)",)), "v is 1.5"),
         (dict(sampler=("ancestral",)), r"sampler ancestral\(\) needs a network with a learned variance"),
         (dict(rule=("classifier(cfg())",)), r"rule classifier\(\) needs a classifier; give its run with --guide"),
+        (dict(rule=("cfg()", "apg(conditional())")), r"apg wraps conditional\(\), which has no weak prediction"),
+        (dict(rule=("apg(rescale(cfg(), phi=0.7))",)), "rescale has no effect inside apg"),
         (dict(num_steps=(1,)), "num_steps is 1; need an integer of at least 2"),
         (dict(num_steps=(4, 10**9)), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),
         (dict(seed=(-1,)), "seed is -1"),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from cfgjax.diffusion.guidance import cfg, conditional
+from cfgjax.diffusion.guidance import cfg, conditional, interval, rescale
 from cfgjax.diffusion.samplers import ancestral, ddim
 from cfgjax.evaluation.frontier.cost import network_evaluations
 from cfgjax.evaluation.report import protocol as cards
@@ -87,11 +87,20 @@ def test_files_and_figures_have_the_protocol(tmp_path):
 
 def test_an_interval_is_stated_in_sigma_logsnr_and_flow_time():
     told = "ς 2 to 0.5, λ -1.386 to 1.386, t 0.6667 to 0.3333"
-    assert cards.bounds_text(0.5, 2.0, "sigma") == told
-    assert cards.bounds_text(-2 * math.log(2), 2 * math.log(2), "logsnr") == told
-    assert cards.bounds_text(1 / 3, 2 / 3, "flow") == told
-    assert cards.bounds_text(None, None, "sigma") == "ς inf to 0, λ -inf to inf, t 1 to 0"
-    assert cards.bounds_text(2.0, 5.0, "step") == "step 2 to 5"
+    assert cards.interval_text(interval(low=0.5, high=2.0)) == told
+    assert cards.interval_text(interval(low=-2 * math.log(2), high=2 * math.log(2), unit="logsnr")) == told
+    assert cards.interval_text(rescale(interval(low=1 / 3, high=2 / 3, unit="flow"))) == told
+    assert cards.interval_text(interval()) == "ς inf to 0, λ -inf to inf, t 1 to 0"
+    assert cards.interval_text(interval(low=2, high=5, unit="step")) == "step 2 to 5"
+    assert cards.interval_text(cfg()) == ""
+
+
+def test_with_the_levels_of_a_sampler_an_interval_is_stated_in_every_unit():
+    logsnrs = np.arange(-4.0, 4.0)  # of which λ = −2, −1, 0 are guided
+    told = "ς 2.718 to 0.6065, λ -2 to 1, t 0.7311 to 0.3775, step 2 to 5, fraction 0.25 to 0.625"
+    assert cards.interval_text(interval(low=2, high=5, unit="step"), logsnrs) == told
+    assert cards.interval_text(interval(low=-2, high=1, unit="logsnr"), logsnrs) == told
+    assert cards.interval_text(interval(low=0.25, high=0.6, unit="fraction"), logsnrs) == told
 
 
 @dataclasses.dataclass(frozen=True)

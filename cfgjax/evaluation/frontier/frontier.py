@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,8 @@ from cfgjax.evaluation.frontier.measure import measure_with_influences
 from cfgjax.evaluation.frontier.paired import Design, baselines, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
-from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
+from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES, INTERVAL, setting_keys
+from cfgjax.evaluation.report.protocol import interval_text
 from cfgjax.models.binding import with_guide, with_weak
 from cfgjax.models.cascade import Cascade, first_stage
 from cfgjax.models.groups import check_count, rule_at_zero, ungrouped_metrics
@@ -50,8 +50,6 @@ from cfgjax.runs.averages import step_digest, stored_digest
 from cfgjax.runs.changes import changes_before
 from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.sample_options import SampleOptions
-
-log = logging.getLogger("cfgjax")
 
 PathLike = str | Place
 
@@ -90,8 +88,7 @@ class Frontier:
         self.model, self.settings, self.num_samples = model, settings, num_samples
         self.network, self.judge, self.neighbours = network, judge, neighbours
         self._workdir, self._folder, self._batch_size = workdir, place(folder), batch_size
-        self._guided, self._guide = any(setting.options.guidance for setting in settings), guide
-        self._weak, self._upsampler = weak, upsampler
+        self._guide, self._weak, self._upsampler = guide, weak, upsampler
         self._models: dict[str, Model | Cascade] = {"learned": model}
         check_count(num_samples, [setting.options.sampler for setting in settings])
         if isinstance(model, Model) and any(setting.scores == "exact" for setting in settings):
@@ -162,7 +159,8 @@ class Frontier:
         options = setting.options
         logsnrs = first_stage(self.model).grid(options.num_steps, options.grid)
         cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
-        return {**setting.row, "num_samples": self.num_samples, "network_evaluations": cost}
+        found = {"num_samples": self.num_samples, COST: cost, INTERVAL: interval_text(options.rule, logsnrs)}
+        return {**setting.row, **found}
 
     def with_changes(
         self, rows: Sequence[dict[str, Any]], reference: Reference, baseline: Mapping[str, Any]
@@ -186,8 +184,9 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, left = np.array(missing, int), len(missing)
         model = self._loaded(setting) if left else self._models[setting.scores]
-        rule, sampler = self._bound(setting), setting.options.sampler
-        options = dataclasses.replace(setting.options, rule=rule if self._guided else rule_at_zero(rule, sampler))
+        rule = self._bound(setting)
+        rule = rule if setting.options.guidance else rule_at_zero(rule, setting.options.sampler)
+        options = dataclasses.replace(setting.options, rule=rule)
         sizes: dict[str, Any] = {"num_samples": self.num_samples, "on_ess": store.set_ess}
         for index, labels, samples in draw_samples(model, options, missing, self._batch_size, **sizes):
             store.write(index, labels, samples)
@@ -223,8 +222,8 @@ class Frontier:
         """Returns (path, identity) of the metrics of a store's samples. identity: text that they depend on."""
         judge = self.judge.digest if self.judge else ""
         what = [CACHE_FORMAT, self.num_samples, self.network.digest, judge, reference.digest, self.neighbours, *METRICS]
-        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-        return store.folder / f"metrics-{name}.json", json.dumps([store.digest, *what])
+        path = store.folder / f"metrics-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.json"
+        return path, json.dumps([store.digest, *what])
 
     def _influences_file(self, store: SampleStore, reference: Reference) -> tuple[Place, str]:
         """Returns (path, identity) of the influences of a store's samples on its metrics."""
@@ -256,9 +255,9 @@ class Frontier:
             "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
             "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
+            "config": config,
             **upsampler,
             **({"changes": changes} if changes else {}),
-            "config": config,
         }
 
     def remove_samples(self) -> None:

@@ -10,6 +10,7 @@ from cfgjax.runs.sample_options import fields
 Row = dict[str, Any]  # {setting or metric: value} of one frontier
 
 COST = "network_evaluations"  # key of a row: those for one sample, of rows that older versions did not write
+INTERVAL = "guidance_interval"  # key of a row: `interval_text` of its rule and levels, of rows that older versions lack
 INFLUENCES = "influences"  # key of a row: file with the influence of each sample on its metrics, beside frontier.json
 DETAIL = ("_std", "_10", "_interval", "_change")  # endings of metrics that appear only in the files
 

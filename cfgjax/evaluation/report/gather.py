@@ -10,7 +10,7 @@ from typing import Any
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import HASH, check_keys, check_type, content_hash, read_json
 from cfgjax.base.storage import Place, place, subfolders
-from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES
+from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES, INTERVAL
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs.sample_options import earlier_sampler, fields
 
@@ -18,7 +18,7 @@ TEXT_OR_NULL, NUMBER_OR_NULL = (str, NoneType), (float, NoneType)
 ROW: dict[str, Any] = {"guidance_weight": float, "num_steps": (int, str), "num_samples": int, "ema": float}
 ROW |= dict.fromkeys(("scores", "rule", "sampler", "label_policy"), str)  # settings of every row
 MORE: dict[str, Any] = {"classifier": TEXT_OR_NULL, "classifier_scale": NUMBER_OR_NULL, "accuracy_per_class": list}
-MORE |= {"weak": TEXT_OR_NULL, "baseline": str, INFLUENCES: str, COST: int}
+MORE |= {"weak": TEXT_OR_NULL, "baseline": str, INFLUENCES: str, INTERVAL: str, COST: int}
 MAX_INTEGER = 1e300  # in a row; larger ones do not fit a float
 REMEDY = "write it again with cfgjax evaluate"
 FRONTIER_PLACES = (("evaluation", "frontier.json"), ("frontier.json",))

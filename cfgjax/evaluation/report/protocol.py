@@ -4,10 +4,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.specs import parse
-from cfgjax.evaluation.report.frontier_rows import COST, Row
+from cfgjax.evaluation.report.frontier_rows import COST, INTERVAL, Row
 from cfgjax.runs.changes import changes_text
 
 SHORT = 12  # digits of a digest
@@ -28,7 +31,7 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "w": ", ".join(f"{w:g}" for w in weights),
         "s = 1 + w": ", ".join(f"{1 + w:.6g}" for w in weights),
         "rule": every("rule"),
-        "guidance interval": "; ".join(dict.fromkeys(filter(None, (interval_text(row) for row in rows)))) or "none",
+        "guidance interval": "; ".join(dict.fromkeys(filter(None, (row_interval(row) for row in rows)))) or "none",
         "classifier scale": every("classifier_scale"),
         "weak model": every("weak"),
         "sampler": every("sampler"),
@@ -83,30 +86,35 @@ def cost_text(rows: Sequence[Row]) -> str:
     return ", ".join(parts)
 
 
-def interval_text(row: Row) -> str:
-    """Returns the interval of guidance of a row's rule in ς, λ and flow t, or "" if it has none."""
-    from cfgjax.diffusion.guidance import RULES, interval, parts
+def row_interval(row: Row) -> str:
+    """Returns `interval_text` of a row; of one that an older version wrote, without the levels of its sampler."""
+    from cfgjax.diffusion.guidance import RULES
 
+    if INTERVAL in row:
+        return row[INTERVAL]
     try:
-        rule = parse(row["rule"], RULES, "rule")
+        return interval_text(parse(row["rule"], RULES, "rule"))
     except UsageError:  # of the user's own
         return ""
-    found = [part for part in parts(rule) if isinstance(part, interval)]
-    return " and ".join(bounds_text(part.low, part.high, part.unit) for part in found)
 
 
-def bounds_text(low: float | None, high: float | None, unit: str) -> str:
-    """Returns an interval in ς = σ/α, in λ = −2 ln ς and in flow time t = ς/(1+ς), each from noise to data.
+def interval_text(rule: Any, logsnrs: Float[np.ndarray, " t"] | None = None) -> str:
+    """Returns the interval of guidance of a rule in every unit, from noise to data, or "" if it has none.
 
-    unit: that of low and high, see `interval`. Steps, whose λ depend on the grid, are returned as they are.
+    In ς = σ/α, in λ = −2 ln ς and in flow time t = ς/(1+ς). With the levels of a sampler also in steps and in fractions
+    of the steps, of which the first is guided and the last is not; without them, bounds in steps are returned alone.
     """
-    from cfgjax.diffusion.guidance import interval
+    from cfgjax.diffusion.guidance import interval, parts
 
-    if unit in ("step", "fraction"):
-        return f"{unit} {text(low)} to {text(high)}"
-    known = interval(low=low, high=high, unit=unit).bounds()
-    spans = {"ς": known["sigma"][::-1], "λ": known["logsnr"], "t": known["flow"][::-1]}
-    return ", ".join(f"{name} {noisy:.4g} to {clean:.4g}" for name, (noisy, clean) in spans.items())
+    def in_units(part: Any) -> str:
+        if logsnrs is None and part.unit in ("step", "fraction"):
+            return f"{part.unit} {text(part.low)} to {text(part.high)}"
+        known = part.bounds(logsnrs)
+        spans = {"ς": known["sigma"][::-1], "λ": known["logsnr"], "t": known["flow"][::-1]}
+        spans |= {unit: known[unit] for unit in ("step", "fraction") if unit in known}
+        return ", ".join(f"{name} {noisy:.4g} to {clean:.4g}" for name, (noisy, clean) in spans.items())
+
+    return " and ".join(in_units(part) for part in parts(rule) if isinstance(part, interval))
 
 
 def clipping_text(rows: Sequence[Row], data: Mapping[str, Any]) -> str:
