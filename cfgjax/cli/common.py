@@ -122,6 +122,15 @@ def sampling_axes(given, command):
     return axes
 
 
+def check_specs(axes):
+    """Raises UsageError if the text of a rule, a sampler or a grid cannot be read. Imports jax."""
+    from cfgjax.models.binding import grid_value, rule_value, sampler_value
+
+    for name, read in {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}.items():
+        for value in axes.get(name, ()):
+            read(value)
+
+
 def check_diagnostics(given, model):
     """Raises UsageError if --diagnostics is given for a model that has only one prediction, and for no weak model."""
     if given.diagnostics and given.weak is None and not model.has_null_label:

@@ -15,6 +15,7 @@ from cfgjax.cli.common import (
     PLAN_FLAGS,
     begin_command,
     check_diagnostics,
+    check_specs,
     check_writable,
     config_printed,
     define_sampling,
@@ -171,6 +172,7 @@ def frontier(given):
     from cfgjax.runs.workdir import read_settings
     from cfgjax.training.interrupt import StopRequest
 
+    check_specs(sampling_axes(given, "evaluate"))
     settings = read_settings(given.workdir or given.base)
     own = place_flags(given), shared_facts(given, settings), settings.cluster
     with StopRequest() as stop, taking_part(*own):

@@ -11,6 +11,7 @@ from cfgjax.cli import sample_outputs as outputs
 from cfgjax.cli.common import (
     begin_command,
     check_diagnostics,
+    check_specs,
     class_list,
     define_sampling,
     no_arguments,
@@ -47,6 +48,7 @@ def sample(argv):
     from cfgjax.models.class_names import known_classes, label_of
     from cfgjax.runs.workdir import read_settings
 
+    check_specs(axes)
     workdir = given.workdir or given.base
     settings = read_settings(workdir)
     num_classes, classes = settings.data.num_classes, known_classes(workdir, settings)
