@@ -21,7 +21,7 @@ MIXTURE = (
     "--config.sample.every_steps=100000 --config.sample.per_cell=2 --config.sample.num_steps=4 --workdir={workdir} "
     "--config.storage.lease_seconds=3"
 )
-STEPS = 1500
+STEPS = 600
 pytestmark = pytest.mark.e2e
 pytest_plugins = ["bucket_servers"]
 
@@ -82,7 +82,7 @@ def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):
     for _ in range(3):
         process = start(train(f"{gcs}/run"))
         wait_for_line(process, "compiled")
-        time.sleep(rng.uniform(1, 5))
+        time.sleep(rng.uniform(0.5, 2))
         kills += process.poll() is None
         process.kill()
         finish(process)
@@ -132,7 +132,7 @@ def test_a_server_that_fails_during_saves_is_asked_again_and_nothing_is_lost(gcs
     gcs.control(**{name: 0})
     code, _, err = finish(process)
     assert code == 0, err
-    assert "asking again" in err or "the newest state is saved in" in err
+    assert "asking again" in err or "the newest state is saved within" in err
     assert is_that_of(gcs, straight)
 
 
@@ -146,6 +146,7 @@ def test_a_server_that_fails_for_too_long_ends_the_run_with_the_last_complete_st
     assert code == 1
     told = err.splitlines()[-1]
     assert told.startswith(f"cfgjax: failed: {gcs}/run: ")
+    assert "Traceback" not in err
     gcs.control(**{name: 0})
     complete = int(re.search(r"step (\d+) is complete", told)[1])
     code, out, err = run(train(f"{gcs}/run"))
@@ -179,13 +180,13 @@ def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):
 
 def test_requests_follow_the_saves_and_not_the_steps(gcs):
     counts = []
-    for steps in (500, 2500):
+    for steps in (200, 1000):
         before = sum(gcs.control()["requests"].values())
         code, _, err = run(train(f"{gcs}/{steps}", steps, every=steps // 5))
         assert code == 0, err
         counts.append(sum(gcs.control()["requests"].values()) - before)
     assert abs(counts[1] - counts[0]) < 0.2 * counts[0]
-    assert len([name for name in gcs.names() if name.startswith("2500/")]) < 60
+    assert len([name for name in gcs.names() if name.startswith("1000/")]) < 60
 
 
 class Elsewhere(lease.Lease):

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import PyTree
@@ -16,6 +18,26 @@ WAIT_SECONDS = 5.0  # before the first repetition; doubled up to LONGEST_WAIT_SE
 LONGEST_WAIT_SECONDS = 60.0
 
 
+class WithoutClosedLoops:
+    """An unraisablehook without the errors of callbacks to a closed event loop; all others go to `shown`.
+
+    Orbax closes the loop of a save at its first error, and tensorstore then calls back for each array that is left.
+    """
+
+    def __init__(self, shown: Callable[[Any], object]) -> None:
+        self._shown = shown
+
+    def __call__(self, failed: Any) -> None:
+        if not (isinstance(failed.exc_value, RuntimeError) and str(failed.exc_value) == "Event loop is closed"):
+            self._shown(failed)
+
+
+def ignore_closed_loops() -> None:
+    """Makes sys.unraisablehook one `WithoutClosedLoops`."""
+    if not isinstance(sys.unraisablehook, WithoutClosedLoops):
+        sys.unraisablehook = WithoutClosedLoops(sys.unraisablehook)
+
+
 class PatientCheckpoints(Checkpoints):
     """`Checkpoints` of a single process that go on after a failed save.
 
@@ -25,6 +47,7 @@ class PatientCheckpoints(Checkpoints):
 
     def __init__(self, *args: Any, patience: float, **options: Any) -> None:
         self._patience, self._failing_since, self._again, self._wait = patience, 0.0, 0.0, WAIT_SECONDS
+        ignore_closed_loops()
         super().__init__(*args, **options)
 
     @property
@@ -57,7 +80,8 @@ class PatientCheckpoints(Checkpoints):
         """Waits until the save of the last step is complete, and makes it again while it fails."""
         self.wait()
         while self._failing_since:
-            time.sleep(max(0.0, self._again - time.monotonic()))
+            last = self._failing_since + self._patience  # after which a failure is the end
+            time.sleep(max(0.0, min(self._again, last) - time.monotonic()))
             self.save(step, state, history)
             self.wait()
 
@@ -66,9 +90,9 @@ class PatientCheckpoints(Checkpoints):
         self._guard()
         now = time.monotonic()
         self._failing_since = self._failing_since or now
-        if now - self._failing_since > self._patience:
+        if now - self._failing_since >= self._patience:
             raise error
-        log.warning("%s; training goes on, and the newest state is saved in %.0f s", error, self._wait)
+        log.warning("%s; training goes on, and the newest state is saved within %.0f s", error, self._wait)
         self._again, self._wait = now + self._wait, min(2 * self._wait, LONGEST_WAIT_SECONDS)
         with contextlib.suppress(Exception):  # it raises the error of the save again
             self._manager.close()
