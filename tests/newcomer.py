@@ -49,10 +49,10 @@ SMALL = {  # the same in all experiments where possible, so that compiled progra
     "ema.rates": (0.9,),
     "train.batch_size": 64,  # a row for each device of the documents' preflight
     "train.num_steps": 2,
-    "train.log_every_steps": 1,
+    "train.log_every_steps": 100,  # and at the end
     "train.steps_per_dispatch": 1,
     "train.accumulate_steps": 1,
-    "checkpoint.every_steps": 2,
+    "checkpoint.every_steps": 100,  # and at the end
     "sample.every_steps": 1000,
     "sample.labels": (0, 1),
     "sample.per_cell": 1,
