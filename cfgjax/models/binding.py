@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
@@ -143,6 +144,16 @@ def check_together(rule: Any, sampler: Any, model: Any) -> None:
     if getattr(sampler, "needs_variance", False) and not model.learned_variance:
         needed = "a network with a learned variance; give v, such as ancestral(v=0.3)"
         raise UsageError(f"sampler {sampler!r} needs {needed}")
+
+
+def check_weight_range(rule: Any, weights: ArrayLike) -> None:
+    """Raises UsageError unless every w is in the `weight_range` of the rule and of the rules in it."""
+    for part in parts(rule):
+        least, most = getattr(part, "weight_range", (-np.inf, np.inf))
+        for w in np.ravel(weights):
+            if not least <= w <= most:
+                needed = f"need w in [{least:g}, {most:g}], a scale 1 + w in [{1 + least:g}, {1 + most:g}]"
+                raise UsageError(f"guidance w is {w:g} for rule {part!r}; {needed}")
 
 
 def replaced(rule: Any, change: Callable) -> Any:

@@ -8,6 +8,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import PerturbedAttention, classifier, parts, uses_null
 from cfgjax.models.binding import (
     check_together,
+    check_weight_range,
     classifier_scale,
     filled,
     grid_value,
@@ -67,6 +68,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance * uses_null(rule)])
+    check_weight_range(rule, options.guidance)
     model.grid(options.num_steps, options.grid)
     check_together(rule, sampler, model)
     guidance = float(options.guidance)
