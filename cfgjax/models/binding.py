@@ -148,9 +148,9 @@ def check_together(rule: Any, sampler: Any, model: Any) -> None:
 
 def check_weight_range(rule: Any, weights: ArrayLike) -> None:
     """Raises UsageError unless every w is in the `weight_range` of the rule and of the rules in it."""
-    for part in parts(rule):
-        least, most = getattr(part, "weight_range", (-np.inf, np.inf))
-        for w in np.ravel(weights):
+    for part in (part for part in parts(rule) if hasattr(part, "weight_range")):
+        least, most = part.weight_range
+        for w in np.unique(weights):
             if not least <= w <= most:
                 needed = f"need w in [{least:g}, {most:g}], a scale 1 + w in [{1 + least:g}, {1 + most:g}]"
                 raise UsageError(f"guidance w is {w:g} for rule {part!r}; {needed}")
