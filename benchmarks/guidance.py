@@ -19,6 +19,7 @@ from absl import flags
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance"
 
 GRID_LINES = {"schedule()": "solid", "edm()": "dashed"}  # grids in figures, and their lines
+MAX_LARGER = 0.1  # than the baseline's distance, for a match; distances differ so much between seeds of the noise
 FD, COST = "FD-classifier", "network_evaluations"  # columns of the stored tables
 
 MEANS, STDS, WEIGHTS = [(0.0, 0.0), (1.6, 0.5), (-0.4, 1.5)], [0.5, 0.6, 0.6], [0.4, 0.3, 0.3]
@@ -164,15 +165,16 @@ def distance(row):
 def steps_table(name):
     """Returns a table of the Fréchet distance of each sampler and grid against the network evaluations.
 
-    Distances that are as good as the baseline's, see `matches`, are bold.
+    Distances that are as good as the baseline's, see `matches` and `is_near`, are bold; † marks those that match only
+    because their intervals are wide.
     """
     rows = stored(name)
     costs = sorted({column(row) for row in rows})
-    table = [("sampler", "grid", "w", *(f"{cost}" for cost in costs))]
+    table, base = [("sampler", "grid", "w", *(f"{cost}" for cost in costs))], baseline(rows)
     line = lambda row: (row["sampler"], row["grid"], row["guidance_weight"])
     for sampler, grid, w in dict.fromkeys(line(row) for row in rows):
         own = {column(row): row for row in rows if line(row) == (sampler, grid, w)}
-        cells = [distance_or_match(own[cost]) if cost in own else "" for cost in costs]
+        cells = [distance_or_match(own[cost], base) if cost in own else "" for cost in costs]
         table.append((f"`{sampler}`", f"`{grid}`", f"{w:g}", *cells))
     return markdown(table)
 
@@ -216,9 +218,11 @@ def baseline(rows):
     return next(row for row in rows if row[f"{FD}_change"] == row[f"{FD}_change_interval"] == 0)
 
 
-def distance_or_match(row):
-    """Returns a row's distance, bold if it matches the baseline, its accuracy, and its cost if not the column's."""
-    text = f"**{row[FD]:.3f}**" if matches(row) else f"{row[FD]:.3f}"
+def distance_or_match(row, base):
+    """Returns a row's distance, marked as in `steps_table`, its accuracy, and its cost if it is not the column's."""
+    text = f"{row[FD]:.3f}"
+    if matches(row):
+        text = f"**{text}**" if is_near(row, base) else f"{text} †"
     other = "" if row[COST] == column(row) else f" ({row[COST]:.0f})"
     return f"{text}, {100 * row['accuracy']:.1f} %{other}"
 
@@ -229,16 +233,23 @@ def matches(row):
     return near and row["accuracy_change"] >= -row["accuracy_change_interval"]
 
 
+def is_near(row, base):
+    """Returns whether the distance is at most MAX_LARGER larger than that of the baseline."""
+    return row[f"{FD}_change"] <= MAX_LARGER * base[FD]
+
+
 def fewest(name):
     """Returns a sentence with the fewest network evaluations that match the baseline of a table of `steps_table`."""
     rows = stored(name)
-    found = sorted((row for row in rows if matches(row)), key=lambda row: (row[COST], row[FD]))
-    row = found[0]
     base = baseline(rows)
+    found = sorted((r for r in rows if matches(r) and is_near(r, base)), key=lambda r: (r[COST], r[FD]))
+    row = found[0]
+    change, width = (row[f"{FD}_change{part}"] for part in ("", "_interval"))
+    least, most = (100 * (change + sign * width) / base[FD] for sign in (-1, 1))
     return (
         f"The fewest evaluations that match the {base[COST]:.0f} of `{base['sampler']}` are {row[COST]:.0f}, by "
         f"`{row['sampler']}` on the grid `{row['grid']}`: {distance(row)} against {distance(base)}, a difference of "
-        f"{row[f'{FD}_change']:+.4f} ± {row[f'{FD}_change_interval']:.4f}."
+        f"{change:+.4f} ± {width:.4f}, or {least:+.0f} to {most:+.0f} % of the baseline's distance.".replace("-", "−")
     )
 
 
@@ -306,6 +317,7 @@ TABLES = {
     "digits_steps": steps_table,
     "digits_fewest": lambda _: fewest("digits_steps"),
     "digits_rules": rules_table,
+    "digits_layers": rules_table,
     "digits_noise": lambda name: crossed_table(name, sampler_and_grid, "sampler, grid"),
     "digits_widths": lambda name: crossed_table(name, lambda row: row["ema"], "σ_rel"),
     "digits_p_uncond": lambda name: crossed_table(name, p_uncond, "p_uncond"),

@@ -14,6 +14,7 @@ from cfgjax.diffusion.samplers import clipped
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.models.binding import check_together
 from cfgjax.models.model import Model
+from cfgjax.models.resolving import resolved_combinations
 
 CONFIG = mixture_config()
 MIXTURE = mixture_of(settings(CONFIG).data)
@@ -40,7 +41,13 @@ def exact(devices=1, bound=None):
     return Model(CONFIG, {}, mesh=mesh, bind_params=bound or of_mixture(MIXTURE))
 
 
-def draw(model, rule, w=1.5, labels=LABELS, **options):
+def weight_of(rule):
+    """A weight w in the range of a rule."""
+    return -0.6 if "plus" in repr(rule) else 1.5
+
+
+def draw(model, rule, w=None, labels=LABELS, **options):
+    w = weight_of(rule) if w is None else w
     return model.sample_float(labels, w, rule=rule, **{"sampler": "ddim()", "num_steps": 5} | options)
 
 
@@ -69,7 +76,7 @@ def test_a_sample_has_the_same_noise_under_every_rule():
     model, first = exact(), set()
     for rule in (*RULES, "cfg()", "conditional()"):
         options = dict(rule=rule, sampler="ddim()", num_steps=5, return_trajectory=True, seed=4)
-        _, seen = model.sample(LABELS[:2], 1.5, **options)
+        _, seen = model.sample(LABELS[:2], weight_of(rule), **options)
         first.add(seen.z[0].tobytes())
     assert len(first) == 1
 
@@ -137,6 +144,17 @@ def test_rules_that_do_not_fit_are_one_line_errors(options, said):
     with pytest.raises(UsageError, match=said) as error:
         draw(exact(), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rule", ["cfg_plus_plus()", "interval(threshold(cfg_plus_plus()), low=0.3)"])
+def test_cfg_plus_plus_is_for_scales_from_0_to_1(rule):
+    model = Model(digits_config(), {}, bind_params=lambda params: None)
+    for w in (3.0, -1.1, [-0.5, 0.1]):
+        with pytest.raises(UsageError, match=r"need w in \[-1, 0\], a scale 1 \+ w in \[0, 1\]") as error:
+            model.sample_float([0, 1], w, rule=rule, sampler="ddim()")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match=r"w is 3 for rule cfg_plus_plus\(\)"):
+        resolved_combinations({"rule": [rule], "sampler": ["ddim()"], "grid": ["edm()"], "guidance": [0.0, 3.0]}, model)
 
 
 def test_thresholds_are_for_images():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import check_labels
@@ -161,6 +162,16 @@ def check_binds(rule: Any, model: Any, logsnrs: Float[np.ndarray, " t"]) -> None
     whole = translated(with_weak(filled(rule, never, None), never), jnp.asarray(logsnrs), cond)
     null = null_condition(model.network, cond, model.num_classes)
     bind_rule(whole, model.bind(model.params), cond, null, jnp.ones(1))
+
+
+def check_weight_range(rule: Any, weights: ArrayLike) -> None:
+    """Raises UsageError unless every w is in the `weight_range` of the rule and of the rules in it."""
+    for part in (part for part in parts(rule) if hasattr(part, "weight_range")):
+        least, most = part.weight_range
+        for w in np.unique(weights):
+            if not least <= w <= most:
+                needed = f"need w in [{least:g}, {most:g}], a scale 1 + w in [{1 + least:g}, {1 + most:g}]"
+                raise UsageError(f"guidance w is {w:g} for rule {part!r}; {needed}")
 
 
 def replaced(rule: Any, change: Callable) -> Any:

@@ -28,6 +28,7 @@ from cfgjax.models.binding import (
     Trajectory,
     as_argument,
     check_together,
+    check_weight_range,
     on_mesh,
     rule_rows,
     rule_value,
@@ -246,6 +247,7 @@ class Model:
     def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int, sampler: Any) -> Any:
         """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
         given = rule_value(self.options.rule if rule is None else rule)
+        check_weight_range(given, weights)
         if not weights.any() and (rule is None or not self.has_null_label):
             given = groups.rule_at_zero(given, sampler)
         return with_checked_rows(given, length)

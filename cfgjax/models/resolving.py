@@ -9,6 +9,7 @@ from cfgjax.diffusion.guidance import PerturbedAttention, classifier, parts, use
 from cfgjax.models.binding import (
     check_binds,
     check_together,
+    check_weight_range,
     classifier_scale,
     filled,
     grid_value,
@@ -68,6 +69,7 @@ def resolved(options: SampleOptions, model: Model, guide: Guide | None = None) -
         scale = float(classifier_scale(rule) if options.classifier_scale is None else options.classifier_scale)
         rule = filled(rule, None, 1.0)
     model.check_guidance([options.guidance * uses_null(rule)])
+    check_weight_range(rule, options.guidance)
     logsnrs = model.grid(options.num_steps, options.grid)
     check_together(rule, sampler, model)
     check_binds(rule, model, logsnrs)

@@ -107,9 +107,23 @@ def edges_midway(logsnrs):
     return (logsnrs[i - 1] + logsnrs[i]) / 2, (logsnrs[j - 1] + logsnrs[j]) / 2
 
 
-@pytest.mark.parametrize("sampler", [dpmpp_2m(), heun()], ids=repr)
-def test_samplers_of_order_two_keep_it_under_an_interval_of_guidance_with_edges_midway_between_levels(sampler):
-    assert measured_order(sampler, (97, 193), edges_midway) == pytest.approx(2.0, abs=0.15)
+@pytest.mark.parametrize(
+    ("sampler", "levels"),
+    [
+        (dpmpp_2m(), (97, 193)),
+        (heun(), (97, 193)),
+        (unipc(), (1537, 3073)),  # on coarser grids its error changes its sign
+    ],
+    ids=repr,
+)
+def test_multistep_samplers_and_heun_have_order_two_with_edges_midway_between_levels(sampler, levels):
+    assert measured_order(sampler, levels, edges_midway) == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("sampler", [ddim(), dpmpp_2m(), heun(), unipc()], ids=repr)
+def test_samplers_have_order_one_with_edges_that_stay_where_they_are(sampler):
+    edges = (-2 + 1e-6, 3 + 1e-6)  # just above a level of both grids, whatever their rounding
+    assert measured_order(sampler, (1537, 3073), lambda logsnrs: edges) == pytest.approx(1.0, abs=0.15)
 
 
 @pytest.mark.parametrize("sampler", [ddim(), dpmpp_2m(), heun(), unipc()], ids=repr)

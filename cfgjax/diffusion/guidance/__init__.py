@@ -23,6 +23,7 @@ Optional attributes of a rule:
 - `keeps_pair`, whether its result is (1+w) strong − w weak (default True);
 - `shifts_mean`, `needs_eps`, `needs_images` (default False): whether it needs a sampler that has a mean, a sampler that
   renoises with ε̃, or images;
+- `weight_range`, the smallest and the largest w that it is for (default: all w), which models check;
 - `evaluations(logsnrs) → [T]`, network evaluations per sample at each λ (default: 2 with the null branch, 1 without);
 - `on_grid(logsnrs) → rule`, for a rule that is given in steps of the sampler, and `on_labels(relabel) → rule`, for one
   that states labels. Whoever binds such a rule first calls the functions of these names, as `Model` does.
