@@ -148,7 +148,7 @@ def test_rules_that_do_not_fit_are_one_line_errors(options, said):
 
 @pytest.mark.parametrize("rule", ["cfg_plus_plus()", "interval(threshold(cfg_plus_plus()), low=0.3)"])
 def test_cfg_plus_plus_is_for_scales_from_0_to_1(rule):
-    model = Model(digits_config(), {}, bind_params=lambda params: None)
+    model = Model(digits_config(), {})
     for w in (3.0, -1.1, [-0.5, 0.1]):
         with pytest.raises(UsageError, match=r"need w in \[-1, 0\], a scale 1 \+ w in \[0, 1\]") as error:
             model.sample_float([0, 1], w, rule=rule, sampler="ddim()")
