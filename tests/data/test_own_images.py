@@ -129,11 +129,11 @@ def test_bad_data_is_refused_before_anything_is_written(folders, tmp_path):
 
 SHORT = "--config.train.num_steps=2 --config.train.steps_per_dispatch=2 --config.train.log_every_steps=2 "
 SHORT += "--config.model.channels=32 --config.model.head_channels=32 --config.train.batch_size=8 --config.mesh.data=8 "
-SHORT += "--config.sample.num_steps=2 --config.sample.per_cell=1"
+SHORT += "--config.model.depth=1 --config.sample.num_steps=2 --config.sample.per_cell=1"
 
 
 @pytest.mark.slow
-def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folders, tmp_path, capsys):
+def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folders, tmp_path, capsys, quick_compilation):
     pytest.importorskip("array_record")
     words = ["train", f"--data={folders['csv']}", f"--workdir={tmp_path / 'run'}", "--size=8", *SHORT.split()]
     assert run_command(words) == 0
@@ -147,7 +147,7 @@ def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folder
 
 
 @pytest.mark.slow
-def test_images_without_labels_are_trained_without_guidance(folders, tmp_path):
+def test_images_without_labels_are_trained_without_guidance(folders, tmp_path, quick_compilation):
     pytest.importorskip("array_record")
     words = ["train", f"--data={folders['none']}", f"--workdir={tmp_path / 'run'}", "--size=8", *SHORT.split()]
     assert run_command(words) == 0

@@ -173,7 +173,7 @@ def test_a_kill_while_a_snapshot_is_written_loses_none_and_leaves_none_damaged(t
 
 @pytest.mark.e2e
 def test_two_processes_write_the_snapshots_of_one(tmp_path):
-    command = COMMAND + "--config.model.width=256 --config.mesh.fsdp=2"
+    command = COMMAND + "--config.model.width=256 --config.mesh.fsdp=2 --config.train.num_steps=40"
     try:
         ends = finish_all(start_several(command.format(workdir=tmp_path / "two"), 2))
     finally:
