@@ -76,9 +76,9 @@ def draw_output(given, kind, labels, classes, axes):
     upsampler = None if given.base is None else model.upsampler_identity(given.upsampler)
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
-    check_diagnostics(given, source)
     options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
+    check_diagnostics(given, source, [options.rule for options in columns])
     outputs.check_output(kind, given, len(columns))
     workdir = given.workdir or given.base
     for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):

@@ -19,7 +19,7 @@ from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import rules_without_null, uses_null
+from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import make_mesh, on_part, place_global, place_parameters
@@ -45,6 +45,7 @@ from cfgjax.models.network_inputs import (
     own_inputs,
 )
 from cfgjax.models.sampler_program import run_prediction, run_program
+from cfgjax.models.usable_rules import usable_rules
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -119,7 +120,7 @@ class Model:
         """Raises UsageError if a weight w is not 0 and the network has no label "no condition"."""
         if any(weights) and not self.has_null_label:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
-            raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
+            raise UsageError(f"{needed}; this one can do w = 0 or the rules {usable_rules(self)}, also inside others")
 
     def eps(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike, **options: Any) -> Float[Array, "b ..."]:
         """Returns ε̂ [B, …], the predicted noise in z at λ = logsnr. The arguments are those of `predict`."""
