@@ -30,6 +30,7 @@ from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_referenc
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.frontier.paired import read_baseline
 from cfgjax.evaluation.report import frontier_table as tables
+from cfgjax.evaluation.report.differences import difference_figure
 from cfgjax.evaluation.report.frontier_files import write
 from cfgjax.evaluation.report.frontier_rows import curves
 from cfgjax.evaluation.report.gather import gather
@@ -278,6 +279,19 @@ def test_compare_prints_and_writes_the_differences_of_two_evaluations(straight, 
     written = list(csv.DictReader(Path(table).read_text().splitlines()))
     assert [row["run"] for row in written] == ["first", "second", "second"]
     assert float(written[0]["FD-mixture_change"]) == 0 < float(written[2]["FD-mixture_change_interval"])
+
+
+def test_compare_draws_the_differences_with_a_curve_for_each_run(straight, tmp_path):
+    found = rows_with_changes(parted(straight, tmp_path), read_baseline("run=first", ("run",)))
+    figure = difference_figure(found, {"T": "first: 4; second: 8"})
+    names = [text.get_text() for text in figure.legends[0].texts]
+    assert len(names) == 2 and "run=first" in names[0] and "run=second" in names[1]
+    assert all(container.has_yerr for axis in figure.axes for container in axis.containers)
+    runs, plot = (str(tmp_path / name) for name in ("first", "second")), tmp_path / "plot.png"
+    assert run_command(["compare", *runs, "--baseline=run=first", f"--plot={plot}"]) == 0
+    assert plot.exists() and (tmp_path / "plot_differences.png").read_bytes()[:4] == b"\x89PNG"
+    assert run_command(["compare", str(tmp_path / "second"), f"--plot={tmp_path}/alone.png"]) == 0
+    assert not (tmp_path / "alone_differences.png").exists()
 
 
 def test_evaluations_that_cannot_be_paired_are_refused(straight, tmp_path):
