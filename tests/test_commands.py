@@ -167,12 +167,45 @@ def test_sample_writes_arrays_that_other_evaluators_read(digits, tmp_path):
 def test_sample_writes_single_images_named_by_label_and_setting(digits, tmp_path):
     folder = drawn(digits, tmp_path / "one")
     images = np.load(drawn(digits, tmp_path / "a.npz"))["arr_0"]
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("*.png")) == [
         f"{i:06d}_label_{label}.png" for i, label in enumerate((1, 1, 7, 7))
     ]
     assert np.array_equal(np.asarray(Image.open(folder / "000002_label_7.png")), images[2, ..., 0])
     several = drawn(digits, tmp_path / "two", "--guidance=0,2")
-    assert (several / "000000_label_1_w=0.png").exists() and len(list(several.iterdir())) == 8
+    assert (several / "000000_label_1_w=0.png").exists() and len(list(several.glob("*.png"))) == 8
+
+
+def test_every_kind_of_file_has_the_protocol_of_its_samples(digits, tmp_path):
+    with Image.open(drawn(digits, tmp_path / "a.png")) as picture:
+        card = json.loads(picture.text["protocol"])
+    told = {"w": "2", "s = 1 + w": "3", "T": "3", "samples": "4", "labels": "2 each of 1, 7", "step": "4", "seed": "0"}
+    assert told.items() <= card.items()
+    assert not {"features", "reference"} & card.keys()
+    for name in ("a.gif", "a.jpg"):
+        with Image.open(drawn(digits, tmp_path / name)) as picture:
+            assert json.loads(picture.info["comment"]) == card
+    with np.load(drawn(digits, tmp_path / "a.npz")) as stored:
+        assert json.loads(str(stored["protocol"])) == card
+    assert json.loads((drawn(digits, tmp_path / "one") / "protocol.json").read_text()) == card
+    for ending in ("webp", "tiff", "pdf", "bmp"):  # which have no place for it
+        assert drawn(digits, tmp_path / f"a.{ending}").exists()
+
+
+@pytest.mark.parametrize("out", ["a.png", "a.npz"])
+def test_sample_reports_the_effective_sample_size_of_groups(workdir, tmp_path, out, capsys):
+    flags = "--labels=0,2 --num_steps=4 --guidance=1 --sampler=tilted(particles=2)"
+    more = "--num_samples=8" if out == "a.npz" else "--per_cell=4"
+    assert cli.run_command(f"sample --workdir={workdir} --out={tmp_path}/{out} {flags} {more}".split()) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("effective sample size: "))
+    mean = float(line.split("mean ")[1].split(",")[0])
+    assert 1 <= mean <= 2 and "of 2 particles" in line
+    if out == "a.png":
+        with Image.open(tmp_path / out) as picture:
+            assert json.loads(picture.text["protocol"])["effective sample size"] in line
+        return
+    with np.load(tmp_path / out) as stored:
+        assert stored["arr_1"].tolist() == [0, 0, 2, 2, 0, 0, 2, 2]  # labels take turns by groups
+        assert json.loads(str(stored["protocol"]))["effective sample size"] in line
 
 
 def test_sample_writes_an_animation_of_the_levels_that_ends_with_the_samples(digits, tmp_path):
@@ -196,6 +229,14 @@ def test_sample_writes_an_animation_of_the_levels_that_ends_with_the_samples(dig
         ("--seed=-1", "seed is -1; need an integer"),
         ("--out=grid.fits", "--out=grid.fits"),
         ("--sampler=ddim(v=0.3)", "ddim takes no 'v'; known: eta"),
+        (
+            "--out=x.npz --guidance=1 --sampler=tilted(particles=4) --per_cell=6",
+            "--per_cell=6 is not divisible by the 4 particles",
+        ),
+        (
+            "--out=x.npz --guidance=1 --sampler=tilted(particles=4) --num_samples=6",
+            "--num_samples=6 is not divisible by the 4",
+        ),
         ("--sampler=ddim,ddim()", "sampler ddim(), ddim(): a value occurs twice"),
         ("--rule=cgf", "unknown rule 'cgf', did you mean 'cfg'?"),
         ("--rule=classifier", "rule classifier() needs a classifier; give its run with --guide"),

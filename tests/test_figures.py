@@ -12,13 +12,13 @@ from cfgjax.models.sample_figures import HEADER, image_grid, scatter, weight_nam
 
 def test_a_failed_write_of_a_picture_leaves_the_old_one(tmp_path, monkeypatch):
     class Picture:
-        def save(self, path):
+        def save(self, path, **metadata):
             path.write_text("half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "grid.png").write_text("old")
     with pytest.raises(OSError, match="No space left on device: '.*grid.png'"):
-        write_picture(tmp_path / "grid.png", Picture())
+        write_picture(tmp_path / "grid.png", Picture(), {})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("grid.png", "old")]
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.diffusion.guidance import conditional
 from cfgjax.diffusion.process import diffuse
-from cfgjax.diffusion.samplers import ddim
+from cfgjax.diffusion.samplers import ddim, initial_noise
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
@@ -283,3 +285,23 @@ def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_p
     assert picture.height > 2 * 32
     with pytest.raises(UsageError, match=r"ema 0.7 is neither a rate of the run \(0.05, 0.9, 0\)"):
         cfgjax.load(tmp_path, ema=0.7)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_given_noise_is_where_the_sampler_begins(params, devices):
+    made = Model(digits_config(), params, mesh=make_mesh(devices=jax.devices()[:devices]))
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(5)))(np.arange(7))
+    options = {"sampler": "ddim()", "num_steps": 4}
+    own = np.asarray(initial_noise(keys, made.image_shape))
+    expected = made.sample_float(np.arange(7), 1.0, seed=5, **options)
+    for batch_size in (None, 3):
+        found = made.sample_float(np.arange(7), 1.0, z=own, batch_size=batch_size, **options)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(made.sample_float(np.arange(7), 1.0, z=own[::-1], **options) - expected).max() > 0.01
+
+
+@pytest.mark.parametrize(("z", "told"), [(np.zeros((2, 3)), "need numbers of shape"), (np.inf, "not finite")], ids=str)
+def test_noise_that_does_not_fit_is_reported(model, z, told):
+    z = np.full((2, *model.image_shape), z) if np.ndim(z) == 0 else z
+    with pytest.raises(UsageError, match=f"z has .*{told}"):
+        model.sample([0, 1], z=z)

@@ -11,6 +11,7 @@ from cfgjax.distributed.sharding import make_mesh
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.models.model import Model
 from cfgjax.models.network import init_params, make_network
+from cfgjax.models.usable_rules import usable_rules
 from cfgjax.runs.sample_options import axes
 
 CONFIG = digits_config(**{"model.channels": 32, "data.image_shape": (4, 4, 1)})
@@ -75,8 +76,24 @@ def test_a_network_without_the_attention_is_refused_before_anything_is_drawn(mod
         make_settings(axes({}, given=given), model)
     assert "\n" not in str(error.value)
     points = Model(mixture_config(), {})
-    with pytest.raises(UsageError, match="the network MLP has no self-attention to perturb"):
+    with pytest.raises(
+        UsageError, match=r"the network MLP has no self-attention to perturb.*cfg\(\), .*negative"
+    ) as error:
         make_settings(axes({}, given={"rule": ("pag()",)}), points)
+    assert "seg" not in str(error.value) and "classifier" not in str(error.value)
+
+
+def test_the_rules_of_a_network_are_those_that_it_has_the_parts_for(model):
+    assert usable_rules(model) == (
+        "conditional(), autoguidance() with --weak, negative(label=0), "
+        "classifier(conditional()) with --guide, pag(), seg()"
+    )
+    points = Model(mixture_config(**{"diffusion.p_uncond": 0.0}), {})
+    assert usable_rules(points) == "conditional(), autoguidance() with --weak, negative(label=0)"
+    with pytest.raises(UsageError, match=r"dropped labels.*negative\(label=0\)(?!.*pag)"):
+        points.check_guidance([1.0])
+    without_labels = digits_config(**{"model.conditional": False, "diffusion.p_uncond": 0.0})
+    assert "negative" not in usable_rules(Model(without_labels, {}))
 
 
 @pytest.mark.slow

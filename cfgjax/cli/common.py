@@ -131,11 +131,17 @@ def check_specs(axes):
             read(value)
 
 
-def check_diagnostics(given, model):
-    """Raises UsageError if --diagnostics is given for a model that has only one prediction, and for no weak model."""
-    if given.diagnostics and given.weak is None and not model.has_null_label:
-        what = "a network trained with dropped labels (diffusion.p_uncond), or --weak"
-        raise UsageError(f"--diagnostics compares the two predictions that guidance combines; it needs {what}")
+def check_diagnostics(given, model, rules):
+    """Raises UsageError if --diagnostics is given and none of the rules has two predictions on this model."""
+    if not given.diagnostics:
+        return
+
+    from cfgjax.models.usable_rules import has_two_predictions, usable_rules
+
+    if not any(has_two_predictions(rule, model) for rule in rules):
+        what = f"{rules[0]!r} has only one on this network; it can do the rules"
+        can = usable_rules(model, two_predictions=True)
+        raise UsageError(f"--diagnostics compares the two predictions that guidance combines; {what} {can}")
 
 
 def mesh_of(given):

@@ -33,7 +33,8 @@ def compare(argv):
         flag_values=given,
     )
     define_path("out", None, "File for the table, .json or .csv.", flag_values=given)
-    define_path("plot", None, "File for a plot of the metrics, .png, .pdf or .svg.", flag_values=given)
+    what = "File for a plot of the metrics, .png, .pdf or .svg. With --baseline also FILE_differences.png."
+    define_path("plot", None, what, flag_values=given)
     what = "What --plot draws the metrics against: each other (metrics), or the network evaluations per sample."
     flags.DEFINE_enum("against", "metrics", ["metrics", "evaluations"], what, flag_values=given)
     what = "Setting with which all others are compared, such as run=ddim,guidance=1,num_steps=64."
@@ -57,7 +58,9 @@ def compare(argv):
     from cfgjax.evaluation.report import comparison as side_by_side
     from cfgjax.evaluation.report import targets
     from cfgjax.evaluation.report.by_row import changes_table, rows_csv, rows_table, written_rows
+    from cfgjax.evaluation.report.differences import changed_names, difference_figure
     from cfgjax.evaluation.report.gather import gather
+    from cfgjax.evaluation.report.protocol import merged_protocol, protocol_lines
 
     if given.plot is not None:
         require_matplotlib("--plot needs")
@@ -70,27 +73,33 @@ def compare(argv):
     changed = [] if given.baseline is None else rows_with_changes(records, read_baseline(given.baseline, (RUN,)))
     if changed:
         tables = changes_table(changed)
-    print("\n".join([*side_by_side.facts_table(runs), "", *tables, "", *notes]).rstrip())
+    cards = {run.label: run.card for run in runs}
+    card = merged_protocol(cards)
+    lines = [*side_by_side.facts_table(runs), "", *tables, *("", *notes) * bool(notes), "", *protocol_lines(card)]
+    print("\n".join(lines).rstrip())
     if given.out is not None:
         about = {"runs": [run.facts for run in runs], "targets": published and published["name"], "notes": notes}
         rows = written_rows(changed) if changed else side_by_side.joined_columns(groups)
-        record = {"rows": rows} if changed else {**about, "rows": rows}
+        record = {**({} if changed else about), "protocol": cards, "rows": rows}
         csv = place(given.out).suffix.lower() == ".csv"
         table = rows_csv(rows, ".6g" if changed else "") if csv else json.dumps(record, indent=1) + "\n"
         with writing(given.out) as new:
             new.write_text(table)
         print(f"wrote {given.out}")
     if given.plot is not None:
-        plot(given.plot, figure_of(given.against, records, runs, published))
+        plot(given.plot, figure_of(given.against, records, runs, published, card))
+        if changed_names(changed):
+            file = place(given.plot)
+            plot(file.with_name(f"{file.stem}_differences{file.suffix}"), difference_figure(changed, card))
     return DONE
 
 
-def figure_of(against, records, runs, published):
-    """Returns the figure of --plot."""
+def figure_of(against, records, runs, published, card):
+    """Returns the figure of --plot. card: the protocol for its caption."""
     from cfgjax.evaluation.report.comparison_figure import comparison_figure
     from cfgjax.evaluation.report.cost_figure import cost_figure
 
-    return cost_figure(records) if against == "evaluations" else comparison_figure(runs, published)
+    return cost_figure(records, card) if against == "evaluations" else comparison_figure(runs, published)
 
 
 def plot(path, figure):

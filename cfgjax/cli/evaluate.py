@@ -218,7 +218,8 @@ def measured(given, stop):
 def frontier_plan(given):
     """Returns the `FrontierPlan` of the flags. Raises UsageError for invalid values."""
     from cfgjax.evaluation.frontier.paired import read_baseline
-    from cfgjax.evaluation.frontier.plan import plan_frontier
+    from cfgjax.evaluation.frontier.plan import plan_frontier, with_rule_of_weak
+    from cfgjax.models.binding import rule_value
     from cfgjax.models.cascade import first_stage
     from cfgjax.models.loading import load_guide, load_weak
     from cfgjax.runs.workdir import read_settings
@@ -227,7 +228,8 @@ def frontier_plan(given):
     model = load_model(given, axes({}, read_settings(workdir).evaluate.options, requested)["ema"][0])
     base = first_stage(model)
     weak = None if given.weak is None else load_weak(given.weak, base.settings, base.mesh)
-    check_diagnostics(given, base)
+    options = with_rule_of_weak(axes(base.defaults.options, base.settings.evaluate.options, requested), requested, weak)
+    check_diagnostics(given, base, [rule_value(rule) for rule in options["rule"]])
     return plan_frontier(
         model,
         requested,

@@ -28,12 +28,17 @@ def evaluate_samples(given):
     from cfgjax.data.sources.registry import open_source
     from cfgjax.distributed.cpu_devices import use_cores
     from cfgjax.distributed.devices import open_devices
-    from cfgjax.evaluation.features.foreign import check_requested, open_samples
+    from cfgjax.evaluation.features.foreign import check_requested, open_samples, warn_of_dark
     from cfgjax.evaluation.features.networks import load_networks
     from cfgjax.evaluation.frontier.frontier import find_reference
     from cfgjax.evaluation.frontier.measure import measure_with_influences, warn_of_few
     from cfgjax.evaluation.frontier.paired import Design, with_intervals
-    from cfgjax.evaluation.report.samples_files import samples_lines, write_samples
+    from cfgjax.evaluation.report.samples_files import (
+        foreign_protocol,
+        foreign_protocol_lines,
+        samples_lines,
+        write_samples,
+    )
 
     samples = open_samples(given.samples)
     plan, data = plan_and_data(given, samples.shape[1:])
@@ -45,6 +50,7 @@ def evaluate_samples(given):
     judging = judge or (network if network.judges else None)
     num_classes = None if judging is None else judging.sizes(samples.read(0, 1)[0])["logits"]
     count = check_requested(samples, given.num_samples, num_classes)
+    warn_of_dark(samples)
     folder = place(given.out)
     folder.mkdir(parents=True, exist_ok=True)
     with Progress("reference", "image") as progress:
@@ -66,7 +72,8 @@ def evaluate_samples(given):
         "judge": named(judge),
         "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
     }
-    print("\n".join(["", *samples_lines(samples.origin, count, found), ""]))
+    record["protocol"] = card = foreign_protocol(record, found, samples.protocol)
+    print("\n".join(["", *samples_lines(samples.origin, count, found), "", *foreign_protocol_lines(card), ""]))
     print(f"wrote {', '.join(write_samples(folder, record, found))} in {folder}")
     return DONE
 

@@ -65,8 +65,8 @@ def sample(argv):
 def draw_output(given, kind, labels, classes, axes):
     """Draws the samples. The first process writes them."""
     import jax
-    import numpy as np
 
+    from cfgjax.evaluation.frontier.drawing_record import drawing_record, samples_protocol
     from cfgjax.evaluation.frontier.plan import with_rule_of_weak
     from cfgjax.models.loading import load_guide, load_weak, use_average
     from cfgjax.models.resolving import resolved_combinations
@@ -75,40 +75,75 @@ def draw_output(given, kind, labels, classes, axes):
 
     model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
+    upsampler = None if given.base is None else model.upsampler_identity(given.upsampler)
     source, defaults = getattr(model, "base", model), model.settings.sample
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
-    check_diagnostics(given, source)
     options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
+    check_diagnostics(given, source, [options.rule for options in columns])
     outputs.check_output(kind, given, len(columns))
     workdir = given.workdir or given.base
     for ema in sorted({float(options.ema or 0) for options in columns} - {source.ema}):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
     use = lambda options: use_average(source, workdir, options.ema)
     per_cell = given.per_cell or defaults.per_cell
-    drawing: dict[str, Any] = {"guide": guide, "weak": weak, "before": use}
-    samples = np.repeat(np.asarray(labels), per_cell)
-    if given.num_samples is not None:
-        samples = np.resize(np.asarray(labels), given.num_samples)
+    sizes: list[tuple[Any, str]] = []  # effective ones of the columns with groups
+    on_ess = lambda options, text: sizes.append((options, text))
+    drawing: dict[str, Any] = {"guide": guide, "weak": weak, "before": use, "on_ess": on_ess}
+    samples = labels_of_samples(given, labels, per_cell, [options.sampler for options in columns])
+    record = drawing_record(model, workdir, guide, weak, upsampler)
     if kind == "picture":
         picture = sample_figure(model, columns, labels=labels, per_cell=per_cell, **drawing)
-        write = lambda: outputs.write_picture(given.out, picture)
+        write = lambda card: outputs.write_picture(given.out, picture, card)
     elif kind == "animation":
         frames = sample_frames(model, columns, labels=labels, per_cell=per_cell, **drawing)
-        write = lambda: outputs.write_animation(given.out, frames)
+        write = lambda card: outputs.write_animation(given.out, frames, card)
     else:
         drawn = draw_columns(model, columns, samples, **drawing)
         names = column_names(columns, "w={:g}".format, "_")
-        write = lambda: outputs.WRITERS_OF_SAMPLES[kind](given.out, drawn, samples, names)
+        write = lambda card: outputs.WRITERS_OF_SAMPLES[kind](given.out, drawn, samples, names, card)
+    card = samples_protocol(model, columns, samples, record, guide, weak)
+    if sizes:
+        card["effective sample size"] = "; ".join(named_sizes(columns, sizes))
     if jax.process_index() == 0:
         origin = given.workdir or f"{given.base} and {given.upsampler}"
-        print(f"wrote {write()} from step {model.step} of {origin}")
+        print(f"wrote {write(card)} from step {model.step} of {origin}")
         print(f"rows: {class_list(labels, classes)}")
+        for line in named_sizes(columns, sizes):
+            print(f"effective sample size: {line}")
     if given.diagnostics:
-        write_diagnosis(given, model, columns, samples, use, guide=guide, weak=weak)
+        write_diagnosis(given, model, columns, samples, use, card, guide=guide, weak=weak)
 
 
-def write_diagnosis(given, model, columns, labels, use, **networks):
+def labels_of_samples(given, labels, per_cell, samplers):
+    """Returns the label of each sample: per_cell of each label, or --num_samples for which the labels take turns.
+
+    Raises UsageError unless they are complete groups of every sampler.
+    """
+    import numpy as np
+
+    from cfgjax.models.groups import check_divisible, in_groups
+
+    flag, number = "num_samples", given.num_samples
+    if number is None:
+        flag, number = "per_cell", per_cell
+    for sampler in samplers:
+        check_divisible(f"--{flag}={number} is", number, sampler)
+    if given.num_samples is None:
+        return np.repeat(np.asarray(labels), per_cell)
+    return in_groups(np.asarray(labels), given.num_samples, samplers)
+
+
+def named_sizes(columns, sizes):
+    """Returns the text of each (options, text of an ESS), with the name of its column if there are several columns."""
+    from cfgjax.models.sample_figures import column_names
+
+    names = column_names(columns, "w={:g}".format, ", ")
+    named = [(names[[own is options for own in columns].index(True)], text) for options, text in sizes]
+    return [text if len(columns) == 1 else f"{name}: {text}" for name, text in named]
+
+
+def write_diagnosis(given, model, columns, labels, use, card, **networks):
     """Writes what guidance does at each level of the samples of a picture, next to it. All processes take part."""
     import jax
 
@@ -127,6 +162,7 @@ def write_diagnosis(given, model, columns, labels, use, **networks):
     if jax.process_index() == 0 and diagnosed:
         path = place(given.out)
         record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
+        record["protocol"] = card
         files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
         print(f"wrote {', '.join(files)} in {absolute(path).parent}")
 
@@ -136,7 +172,7 @@ def define_flags(argv):
     given = flags.FlagValues()
     define_sampling(given, "sample")
     what = "File to write: .png (a grid), .gif (an animation from noise to image), .npz (arr_0 samples, arr_1 labels); "
-    what += "without an ending, a folder of single images."
+    what += "without an ending, a folder of single images. Stored with its protocol."
     define_path("out", "grid.png", what, flag_values=given)
     flags.DEFINE_list(
         "labels",

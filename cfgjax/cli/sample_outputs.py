@@ -1,9 +1,11 @@
 """What `cfgjax sample` writes: a picture, an animation, the arrays of an .npz, or a folder of single images."""
 
 import io
+import json
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_folder, writing, writing_folder
+from cfgjax.base.json_files import write_json
 from cfgjax.base.storage import place
 from cfgjax.cli.common import check_writable
 
@@ -49,34 +51,44 @@ def check_output(kind, given, num_settings):
         raise UsageError(f"--out={given.out}: animations show one model, --workdir, not a cascade")
 
 
-def write_picture(path, picture):
-    """Writes a picture. Returns what was written as text."""
+def card_text(card):
+    """Returns the protocol of samples as JSON."""
+    return json.dumps(card, ensure_ascii=False)
+
+
+def write_picture(path, picture, card):
+    """Writes a picture, with its protocol in a .png ("protocol") or .jpg (comment). Returns a text."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("protocol", card_text(card))
     with writing(path) as new:
-        picture.save(new)
+        picture.save(new, pnginfo=info, comment=card_text(card).encode())
     return f"{path} ({picture.width}×{picture.height})"
 
 
-def write_animation(path, frames):
-    """Writes pictures as an animation that repeats. Returns what was written as text."""
+def write_animation(path, frames, card):
+    """Writes pictures as an animation that repeats, with its protocol as a comment. Returns a text."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    shown = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
     with writing(path) as new:
-        frames[0].save(new, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+        frames[0].save(new, **shown, comment=card_text(card).encode())
     return f"{path} ({frames[0].width}×{frames[0].height}, {len(frames)} frames)"
 
 
-def write_npz(path, drawn, labels, names):
-    """Writes samples as arr_0 and their labels as arr_1, as other evaluators read them. Returns a text."""
+def write_npz(path, drawn, labels, names, card):
+    """Writes samples as arr_0 and labels as arr_1, as other evaluators read them, and the protocol. Returns a text."""
     import numpy as np
 
     (samples,) = drawn
 
     with writing(path) as new, open(new, "wb") as file:
-        np.savez(file, arr_0=samples, arr_1=np.asarray(labels, np.int32))
+        np.savez(file, arr_0=samples, arr_1=np.asarray(labels, np.int32), protocol=np.asarray(card_text(card)))
     return f"{path} (arr_0 {samples.dtype} [{', '.join(map(str, samples.shape))}], arr_1 labels)"
 
 
-def write_images(path, drawn, labels, names):
-    """Writes a .png of each sample, named by its number, label and, of several, setting. Returns a text."""
+def write_images(path, drawn, labels, names, card):
+    """Writes a .png of each sample, named by number, label and any setting, and protocol.json. Returns a text."""
     from PIL import Image
 
     with writing_folder(path) as folder:
@@ -85,6 +97,7 @@ def write_images(path, drawn, labels, names):
                 setting = "" if len(names) == 1 else f"_{name}"
                 shown = image[..., 0] if image.shape[-1] == 1 else image
                 Image.fromarray(shown).save(folder / f"{i:06d}_label_{label}{setting}.png")
+        write_json(folder / "protocol.json", card, indent=1)
     return f"{len(labels) * len(names):,} images in {path}"
 
 

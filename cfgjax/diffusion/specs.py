@@ -14,6 +14,7 @@ from typing import Any
 from cfgjax.base.errors import UsageError, nearest
 
 CONSTANTS = {"inf": math.inf}  # names that stand for a number
+OTHER_NAMES = {("sampler", "euler"): "use ddim(), which on --grid='flow()' is Euler's method on the flow"}
 NESTED = "rule"  # the field that may be given without its name
 
 
@@ -142,7 +143,8 @@ def _value(node: ast.expr, registry: Mapping[str, Any], what: str) -> Any:
     if not isinstance(called, ast.Name):
         raise UsageError(f"{_source(called)} is no name of a {what}; known: {', '.join(registry)}")
     if called.id not in registry:
-        raise UsageError(f"unknown {what} {called.id!r}{nearest(called.id, registry)}")
+        hint = OTHER_NAMES.get((what, called.id))
+        raise UsageError(f"unknown {what} {called.id!r}{nearest(called.id, registry) if hint is None else f': {hint}'}")
     name, make = called.id, registry[called.id]
     is_value = not isinstance(make, type)
     fields = () if is_value else dataclasses.fields(make)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import scale_to_weight
@@ -61,3 +62,15 @@ def per_label(name: str, value: Any, length: int) -> Float[np.ndarray, " length"
     if not np.isfinite(values).all():
         raise UsageError(f"{name} is {value}; need numbers that are finite in float32")
     return np.broadcast_to(values, (length,)).astype(np.float32)
+
+
+def noise_array(z: ArrayLike, shape: Sequence[int]) -> Float[np.ndarray, "n ..."]:
+    """Returns z, the noise at a sampler's first level, as float32. Raises UsageError unless it fits and is finite."""
+    found = np.asarray(z)
+    if found.dtype.kind not in "iuf" or found.shape != tuple(shape):
+        raise UsageError(f"z has dtype {found.dtype} and shape {found.shape}; need numbers of shape {tuple(shape)}")
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise UsageError("z has values that are not finite in float32; need noise N(0, I)")
+    return found

@@ -14,7 +14,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.samplers import Evaluation
 from cfgjax.distributed.sharding import part_of_mesh
-from cfgjax.models.binding import z_and_x
+from cfgjax.models.binding import check_weight_range, rule_value, with_checked_rows, z_and_x
 
 log = logging.getLogger("cfgjax")
 
@@ -31,6 +31,15 @@ def rule_at_zero(rule: Any, sampler: Any) -> Any:
     return rule if getattr(sampler, "needs_branches", False) else at_zero(rule)
 
 
+def rule_of_samples(model: Any, rule: Any, weights: Float[np.ndarray, " n"], sampler: Any) -> Any:
+    """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
+    given = rule_value(model.options.rule if rule is None else rule)
+    check_weight_range(given, weights)
+    if not weights.any() and (rule is None or not model.has_null_label):
+        given = rule_at_zero(given, sampler)
+    return with_checked_rows(given, len(weights))
+
+
 def check_groups(sampler: Any, **rows: Shaped[np.ndarray, "n ..."]) -> None:
     """Raises UsageError unless the samples are complete groups, each with equal rows of every array."""
     size = group_size(sampler)
@@ -41,6 +50,12 @@ def check_groups(sampler: Any, **rows: Shaped[np.ndarray, "n ..."]) -> None:
             group = int(np.argmax((by_group != by_group[:, :1]).reshape(len(by_group), -1).any(axis=1)))
             which = f"samples {group * size} … {(group + 1) * size - 1}"
             raise UsageError(f"{which} are a group of {sampler!r} and need equal {name}; repeat each {size} times")
+
+
+def in_groups(labels: Int[np.ndarray, " k"], num_samples: int, samplers: Sequence[Any]) -> Int[np.ndarray, " n"]:
+    """Returns the labels of num_samples samples: the given ones in turn, each for a complete group of every sampler."""
+    size = math.lcm(*map(group_size, samplers))
+    return np.resize(np.repeat(labels, size), num_samples)
 
 
 def check_divisible(what: str, number: int, sampler: Any) -> None:
@@ -105,8 +120,12 @@ def ungrouped_metrics(samplers: Sequence[Any]) -> dict[str, float]:
     return {"effective_sample_size": 1.0} if any(group_size(sampler) > 1 for sampler in samplers) else {}
 
 
-def report_ess(ess: Float[np.ndarray, "n t"], sampler: Any) -> None:
-    """Logs the effective sample size of the groups, at its smallest over the levels. ess: of all samples and levels."""
-    least = ess.min(axis=1)
-    what = "effective sample size of groups of %d particles, smallest over the levels: mean %.3g, minimum %.3g"
-    log.info(what, group_size(sampler), least.mean(), least.min())
+def ess_text(ess: Float[np.ndarray, "n t"], sampler: Any) -> str:
+    """Returns the effective sample size of the groups, the smallest over the levels. ess: of all samples and levels."""
+    least, size = ess.min(axis=1), group_size(sampler)
+    return f"mean {least.mean():.3g}, minimum {least.min():.3g} of {size} particles, smallest over the levels"
+
+
+def log_ess(text: str) -> None:
+    """Logs the `ess_text` of samples."""
+    log.info("effective sample size of groups: %s", text)

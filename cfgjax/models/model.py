@@ -19,7 +19,7 @@ from cfgjax.base.storage import Place
 from cfgjax.data.batches import to_uint8
 from cfgjax.data.sources.registry import check_labels
 from cfgjax.diffusion.contracts import naming_values
-from cfgjax.diffusion.guidance import rules_without_null, uses_null
+from cfgjax.diffusion.guidance import uses_null
 from cfgjax.diffusion.prediction import Prediction, parse_parametrisation
 from cfgjax.distributed.collectives import gather_rows
 from cfgjax.distributed.sharding import make_mesh, on_part, place_global, place_parameters
@@ -28,13 +28,11 @@ from cfgjax.models.binding import (
     Trajectory,
     as_argument,
     check_together,
-    check_weight_range,
     on_mesh,
     rule_rows,
     rule_value,
     sampler_value,
     sampling_grid,
-    with_checked_rows,
 )
 from cfgjax.models.description import describe_model
 from cfgjax.models.network import bind, check_upsampler, has_null_label, make_network
@@ -47,6 +45,7 @@ from cfgjax.models.network_inputs import (
     own_inputs,
 )
 from cfgjax.models.sampler_program import run_prediction, run_program
+from cfgjax.models.usable_rules import usable_rules
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -121,7 +120,7 @@ class Model:
         """Raises UsageError if a weight w is not 0 and the network has no label "no condition"."""
         if any(weights) and not self.has_null_label:
             needed = "guidance needs a network trained with dropped labels (diffusion.p_uncond)"
-            raise UsageError(f"{needed}; without it need w = 0 or a rule of {', '.join(rules_without_null())}")
+            raise UsageError(f"{needed}; this one can do w = 0 or the rules {usable_rules(self)}, also inside others")
 
     def eps(self, z: ArrayLike, logsnr: ArrayLike, label: ArrayLike, **options: Any) -> Float[Array, "b ..."]:
         """Returns ε̂ [B, …], the predicted noise in z at λ = logsnr. The arguments are those of `predict`."""
@@ -184,6 +183,9 @@ class Model:
 
         - `scale`: s = 1 + w, instead of guidance.
         - `batch_size`: samples per call of the compiled sampler; by default all, at most 256.
+        - `z`: the noise at the first level, [N, …] like the samples, as the `z` of `samplers.driver.sample`; by default
+          from the seed. Noise that a sampler adds later is from the seed in any case.
+        - `on_ess`: called with a text of the effective sample size, for samplers that draw groups; by default logged.
         - `low_res`: the images that an upsampler enlarges, uint8 [N, h, w, C], or float32 in [−1, 1].
         - `low_res_logsnr`: λ of the noise to add to them, for a network that was trained with it; by default none.
         - `conditions`: {name: [N, …]}, the further inputs of a network that takes more than the label.
@@ -211,6 +213,8 @@ class Model:
         low_res: ArrayLike | None = None,
         low_res_logsnr: float | None = None,
         conditions: Mapping[str, ArrayLike] | None = None,
+        z: ArrayLike | None = None,
+        on_ess: Callable[[str], object] = groups.log_ess,
         trajectory: bool,
         **options: Any,
     ) -> tuple[Float[np.ndarray, "n ..."], Trajectory | None]:
@@ -222,10 +226,11 @@ class Model:
         arguments.check_whole_number("batch_size", 256 if batch_size is None else batch_size, 1)
         chosen = self.options.with_changes("Model", **options)
         sampler = sampler_value(chosen.sampler)
-        rule = self._rule(options.get("rule"), weights, len(labels), sampler)
+        rule = groups.rule_of_samples(self, options.get("rule"), weights, sampler)
         extra = check_own_inputs(conditions, self.own_inputs, len(labels))
         extra |= check_low_res(low_res, self.low_res_shape, len(labels))
         groups.check_groups(sampler, labels=labels, guidance=weights, **extra)
+        extra |= {} if z is None else {"z": arguments.noise_array(z, (len(labels), *self.image_shape))}
         mesh, size = groups.batch_mesh(min(batch_size or 256, len(labels)), sampler, self.mesh)
         kept = groups.recorded(sampler, trajectory)
         draw = self.sampler(**options | {"rule": rule, "mesh": mesh}, low_res_logsnr=low_res_logsnr, trajectory=kept)
@@ -239,18 +244,10 @@ class Model:
         x, seen = found if kept else (found, ())
         check_finite_samples(x, np.arange(len(labels)), labels, weights)
         if groups.group_size(sampler) > 1:
-            groups.report_ess(seen[-1] if trajectory else seen, sampler)
+            on_ess(groups.ess_text(seen[-1] if trajectory else seen, sampler))
         if not trajectory:
             return x, None
         return x, Trajectory(self.grid(chosen.num_steps, chosen.grid), *(np.moveaxis(a, 1, 0) for a in seen))
-
-    def _rule(self, rule: Any, weights: Float[np.ndarray, " n"], length: int, sampler: Any) -> Any:
-        """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
-        given = rule_value(self.options.rule if rule is None else rule)
-        check_weight_range(given, weights)
-        if not weights.any() and (rule is None or not self.has_null_label):
-            given = groups.rule_at_zero(given, sampler)
-        return with_checked_rows(given, length)
 
     def sampler(
         self, *, low_res_logsnr: float | None = None, trajectory: Any = False, mesh: Mesh | None = None, **options: Any

@@ -21,7 +21,9 @@ from cfgjax.models.binding import (
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.network import check_attention
+from cfgjax.models.usable_rules import usable_rules
 from cfgjax.models.weak import WeakRun
+from cfgjax.nets.perturbation import NoAttention
 from cfgjax.runs.sample_options import SampleOptions, combinations
 
 
@@ -37,7 +39,10 @@ def resolved_combinations(
     check_weak_given(values["rule"], weak)
     for part in (part for rule in values["rule"] for part in parts(rule)):
         if isinstance(part, PerturbedAttention):
-            check_attention(model.network, model.image_shape, part.layers)
+            try:
+                check_attention(model.network, model.image_shape, part.layers)
+            except NoAttention as e:
+                raise UsageError(f"{e}; it can do the rules {usable_rules(model)}, also inside others") from None
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 

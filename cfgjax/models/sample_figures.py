@@ -1,6 +1,7 @@
 """Pictures of samples: a grid of classes by guidance weights, and the three-Gaussian figure for point data."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,19 +37,22 @@ def draw_columns(
     guide: Guide | None = None,
     weak: WeakRun | None = None,
     before: Callable[[SampleOptions], object] = lambda options: None,
+    on_ess: Callable[[SampleOptions, str], object] | None = None,
     **sampling: Any,
 ) -> list[Any]:
     """Returns what `Model.sample` returns for each column's options, sample i with the same noise in all of them.
 
     labels: of the samples. guide, weak: the `Guide` and the weak model of the rules. before: called with the options of
-    each column before it is drawn, such as to load its average. sampling: further options of `Model.sample`.
+    each column before it is drawn, such as to load its average. on_ess: called with the options of a column and the
+    text of its effective sample size, see `Model.sample_float`. sampling: further options of `Model.sample`.
     """
     check_labels(labels, model.num_classes)
     model.check_guidance([options.guidance * uses_null(rule_value(options.rule)) for options in columns])
     drawn = []
     for options in columns:
         before(options)
-        drawn.append(model.sample(labels, options.guidance, **model_options(options, guide, weak), **sampling))
+        told: dict[str, Any] = {} if on_ess is None else {"on_ess": functools.partial(on_ess, options)}
+        drawn.append(model.sample(labels, options.guidance, **model_options(options, guide, weak), **told, **sampling))
     return drawn
 
 
@@ -74,7 +78,8 @@ def sample_figure(
     if not model.is_image:
         rows = {"learned": drawn}
         if model.settings.data.source == "mixture" and weak is None:
-            rows = {"exact": draw_columns(exact_model(model), columns, repeated, **drawing), **rows}
+            exact = draw_columns(exact_model(model), columns, repeated, **drawing | {"on_ess": None})
+            rows = {"exact": exact, **rows}
         return scatter(rows, repeated, names)
     return cells_figure(drawn, labels, model.classes, names)
 

@@ -47,9 +47,13 @@ def run_program(
     clip: str,
     mesh: Mesh,
 ) -> Any:
-    """Returns what `draw` of `Model.sampler` returns, for a batch of indices, labels and weights, each [B, …]."""
+    """Returns what `draw` of `Model.sampler` returns, for a batch of indices, labels and weights, each [B, …].
+
+    batch may have z, the noise at the first level, and the inputs of the network besides the label.
+    """
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch["index"])
-    z = jax.lax.with_sharding_constraint(initial_noise(keys, model.image_shape), batch_sharding(mesh))
+    z = batch["z"] if "z" in batch else initial_noise(keys, model.image_shape)
+    z = jax.lax.with_sharding_constraint(z, batch_sharding(mesh))
     cond = {name: batch[name] for name in ("label", "low_res", *model.own_inputs) if name in batch}
     if low_res_logsnr is not None:
         cond["low_res_logsnr"] = jnp.full(len(cond["label"]), low_res_logsnr)

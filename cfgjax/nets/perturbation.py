@@ -19,6 +19,10 @@ from cfgjax.nets.blocks import Attention, Heads
 MIDDLE_ATTENTION = "middle_1"  # name of the attention of a `Backbone`'s middle block
 
 
+class NoAttention(UsageError):
+    """The network has no self-attention."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Perturbation:
     """Which attention is perturbed, and how.
@@ -41,7 +45,7 @@ class Perturbation:
 def apply_perturbed(net: nn.Module, perturbation: Perturbation, *args: Any, **options: Any) -> Any:
     """Returns net.apply(*args, **options) with perturbed attention.
 
-    Raises UsageError if the network has no attention, or none that the perturbation selects.
+    Raises NoAttention if the network has no attention, and UsageError if it has none that the perturbation selects.
     """
     heights: list[int] = []
     perturbed: list[int] = []
@@ -61,7 +65,7 @@ def apply_perturbed(net: nn.Module, perturbation: Perturbation, *args: Any, **op
     with nn.intercept_methods(intercept):
         out = net.apply(*args, **options)
     if not heights:
-        raise UsageError(f"the network {type(net).__name__} has no self-attention to perturb")
+        raise NoAttention(f"the network {type(net).__name__} has no self-attention to perturb")
     if not perturbed:
         found = ", ".join(map(str, sorted(set(heights))))
         raise UsageError(f"layers is {perturbation.layers!r}; the network has attention on maps of height {found}")

@@ -10,13 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import digits_config
 from weight_files import GOLDENS, load
 
 from cfgjax.convert import diffusers
 from cfgjax.diffusion.levels import Discrete
 from cfgjax.diffusion.prediction import PARAMETRISATIONS
 from cfgjax.diffusion.samplers import ddim, dpmpp_2m, dpmpp_2m_sde, driver, heun, sample, unipc
+from cfgjax.models.model import Model
 
+CONFIG = {
+    "data.source": "npz",
+    "data.image_shape": (16, 16, 3),
+    "data.num_classes": 10,
+    "diffusion.betas": "linear",
+    "diffusion.num_timesteps": 1000,
+    **dict.fromkeys(("diffusion.schedule", "diffusion.logsnr_min", "diffusion.logsnr_max")),
+}
 LEVELS = Discrete("linear", 1000)
 SAMPLERS = {
     "ddim": ddim(),  # DDIMScheduler; "consistent" with use_clipped_model_output=True
@@ -75,3 +85,16 @@ def test_samples_are_those_of_diffusers_schedulers(name, monkeypatch):
 def test_samples_of_a_converted_network_are_those_of_diffusers(name, monkeypatch):
     # random weights amplify rounding errors, which ε̃ that is not clipped passes on
     check_same_pictures(name, converted_network(), "network", monkeypatch, atol=5e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("clip", ["x_only", "none"])
+def test_a_model_draws_the_samples_of_diffusers_from_their_noise(clip):
+    model = Model(digits_config(**CONFIG), {}, bind_params=lambda params: closed_form)
+    images = lambda name: GOLDEN[name].transpose(0, 2, 3, 1)
+    options = {"sampler": "ddim()", "num_steps": "ddim10", "grid": "schedule()", "clip": clip}
+    with jax.default_matmul_precision("highest"):
+        x = model.sample_float([0, 1], z=images("z"), **options)
+        from_seed = model.sample_float([0, 1], **options)
+    np.testing.assert_allclose(x, images(f"closed/ddim {clip}"), atol=1e-4, rtol=1e-4)
+    assert np.abs(x - from_seed).max() > 0.1

@@ -9,7 +9,9 @@ from tiny import mixture_config, of_mixture, settings
 from cfgjax.base.errors import UsageError
 from cfgjax.data.sources.registry import mixture_of
 from cfgjax.diffusion.grids import GRIDS, edm, flow, nearest_timesteps, schedule, uniform
+from cfgjax.diffusion.guidance import RULES
 from cfgjax.diffusion.levels import Continuous, Discrete
+from cfgjax.diffusion.samplers import SAMPLERS
 from cfgjax.diffusion.specs import parse, spec
 from cfgjax.models.model import Model
 
@@ -136,3 +138,11 @@ def test_a_model_samples_on_the_grid_that_it_is_given():
     for wrong, message in (("edn()", "did you mean 'edm'"), (3, "grid is 3; need a grid"), ("edm(sigma_max=1e9)", "ς")):
         with pytest.raises(UsageError, match=message):
             MODEL.sample([0, 1], grid=wrong, num_steps=5)
+
+
+def test_the_error_about_eulers_method_names_the_sampler_that_is_it():
+    for text in ("euler", "euler()", "euler(eta=1)"):
+        with pytest.raises(UsageError, match=r"unknown sampler 'euler': use ddim\(\).*flow\(\)"):
+            parse(text, SAMPLERS, "sampler")
+    with pytest.raises(UsageError, match="unknown rule 'euler'; known"):
+        parse("euler()", RULES, "rule")

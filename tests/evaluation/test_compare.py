@@ -16,6 +16,7 @@ from cfgjax.evaluation.report.comparison import compared_run
 from cfgjax.evaluation.report.comparison_figure import comparison_figure
 from cfgjax.evaluation.report.cost_figure import cost_figure
 from cfgjax.evaluation.report.gather import gather
+from cfgjax.evaluation.report.protocol import merged_protocol
 
 INCEPTION = "6726825d" + 56 * "0" + "-tf1"
 REFERENCE = {"digest": "da6227e3932398c4", "count": 1_281_167, "origin": "the 1,281,167 training examples"}
@@ -545,6 +546,28 @@ def test_without_several_numbers_of_steps_a_curve_is_along_w():
     (axis, _) = cost_figure({"a": evaluated()}).axes
     assert [list(drawn.lines[0].get_xdata()) for drawn in axis.containers] == [[256, 512]]
     assert [note.get_text() for note in axis.texts] == ["0", "0.1"]
+
+
+def test_a_comparison_has_the_protocols_of_its_runs_and_says_where_they_differ(tmp_path, capsys):
+    a, b = write(tmp_path / "a", record(rule="apg()")), write(tmp_path / "b", record())
+    assert compare(a, b, f"--out={tmp_path / 'table.json'}") == 0
+    lines = capsys.readouterr().out.split("protocol:")[1].splitlines()
+    told = {line[2:].split("  ")[0]: line.split("  ")[-1].strip() for line in lines if line.startswith("  ")}
+    assert told["rule"] == "a: apg(); b: cfg()" and told["T"] == "256" and told["s = 1 + w"] == "1, 1.1"
+    cards = json.loads((tmp_path / "table.json").read_text())["protocol"]
+    assert [cards[name]["rule"] for name in "ab"] == ["apg()", "cfg()"]
+    for figure in (comparison_figure([compared_run(name, record_of(run / "evaluation" / "frontier.json"))
+                                      for name, run in (("a", a), ("b", b))]),
+                   cost_figure({"a": evaluated(), "b": evaluated()}, told)):  # fmt: skip
+        assert "rule: a: apg(); b: cfg()" in figure.legends[0].get_title().get_text().replace("\n", " ")
+
+
+def test_many_differing_values_of_a_protocol_are_cut():
+    cards = {f"run{i}": {"step": str(i), "T": "8" if i else "4"} for i in range(100)}
+    found = merged_protocol(cards)
+    assert len(found["step"]) < 200 and found["step"].endswith("(100 values)")
+    assert found["T"] == "run0: 4; run1, run2, … (99 results): 8"
+    assert merged_protocol({"a": {"T": "8"}, "b": {}})["T"] == "a: 8; b: unknown"
 
 
 def test_against_without_a_plot_is_refused(tmp_path):

@@ -84,6 +84,52 @@ def test_a_folder_and_a_file_of_the_same_images_measure_the_same_without_labels(
     assert not (files / "out-folder" / "per_class.csv").exists()
 
 
+def test_a_result_has_a_protocol_that_says_what_is_unknown(files, capsys):
+    card = evaluated(files, "labelled.npz", "--num_samples=30")["protocol"]
+    known = {"samples": "30", "labels": "those of the file", "images": "8×8×1", "features": "classifier digest"}
+    assert known.items() <= card.items()
+    assert "reference.npz" in card["reference"] and card["examples of the reference"] == str(COUNT)
+    assert "FD-classifier" in card["metrics"] and str(files / "labelled.npz") in card["file"]
+    assert {card[name] for name in ("w", "rule", "sampler", "T", "seed", "EMA", "checkpoint")} == {"unknown"}
+    told = capsys.readouterr().out.split("protocol:")[1]
+    assert all(name in told.split("unknown")[1] for name in ("rule", "sampler", "seed"))
+    assert evaluated(files, "bare.npz")["protocol"]["labels"] == "unknown"
+
+
+def test_a_protocol_that_is_stored_with_the_samples_is_part_of_that_of_the_result(files):
+    stored = {"w": "2", "rule": "cfg()", "samples": "99", "cfgjax": "0.0.7", "effective sample size": "mean 3"}
+    text = json.dumps(stored)
+    np.savez(files / "own.npz", arr_0=IMAGES[:COUNT], protocol=np.asarray(text))
+    (files / "folder" / "protocol.json").write_text(text)
+    for name in ("own.npz", "folder"):
+        card = evaluated(files, name)["protocol"]
+        told = {"w": "2", "rule": "cfg()", "effective sample size": "mean 3", "drawn with cfgjax": "0.0.7"}
+        assert told.items() <= card.items()
+        assert (card["samples"], card["sampler"]) == (str(COUNT), "unknown")
+
+
+@pytest.mark.parametrize("stored", ["", "[1]", '{"w": 1}', "{", "[" * 10**5])
+def test_a_damaged_stored_protocol_is_no_error(tmp_path, stored):
+    np.savez(tmp_path / "own.npz", arr_0=IMAGES, protocol=np.asarray(stored))
+    assert open_samples(tmp_path / "own.npz").protocol == {}
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_images_that_were_not_scaled_to_255_are_warned_of_and_measured(files, caplog, as_folder):
+    dark = IMAGES[:COUNT] // 16
+    if as_folder:
+        for path, image in zip(sorted(files.glob("folder/*/*.png")), dark, strict=True):
+            Image.fromarray(image[..., 0]).save(path)
+    else:
+        np.savez(files / "dark.npz", arr_0=dark)
+    assert evaluated(files, "folder" if as_folder else "dark.npz")["num_samples"] == COUNT
+    (line,) = (record.getMessage() for record in caplog.records if "largest value" in record.getMessage())
+    assert "is 15" in line and "\n" not in line
+    caplog.clear()
+    evaluated(files, "bare.npz")
+    assert "largest value" not in caplog.text
+
+
 def test_the_first_samples_are_measured_if_fewer_are_requested(files):
     np.savez(files / "first.npz", arr_0=IMAGES[:20])
     assert evaluated(files, "bare.npz", "--num_samples=20")["metrics"] == evaluated(files, "first.npz")["metrics"]

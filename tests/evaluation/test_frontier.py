@@ -20,18 +20,24 @@ from cfgjax.cli.common import check_diagnostics
 from cfgjax.cli.evaluate import evaluate
 from cfgjax.cli.main import run_command
 from cfgjax.data.sources.registry import open_source
-from cfgjax.diffusion.guidance import evaluations
+from cfgjax.diffusion.guidance import conditional, evaluations
+from cfgjax.diffusion.samplers import ddim
+from cfgjax.diffusion.samplers.diagnostics import NoBranches
 from cfgjax.evaluation.features.networks import exact
 from cfgjax.evaluation.frontier import frontier
 from cfgjax.evaluation.frontier.across import rows_with_changes
+from cfgjax.evaluation.frontier.diagnose import diagnose
 from cfgjax.evaluation.frontier.frontier import Frontier, Stopped, find_reference
 from cfgjax.evaluation.frontier.frontier_settings import make_settings
 from cfgjax.evaluation.frontier.paired import read_baseline
 from cfgjax.evaluation.report import frontier_table as tables
+from cfgjax.evaluation.report.differences import difference_figure
 from cfgjax.evaluation.report.frontier_files import write
 from cfgjax.evaluation.report.frontier_rows import curves
 from cfgjax.evaluation.report.gather import gather
+from cfgjax.models.binding import rule_value
 from cfgjax.models.model import Model
+from cfgjax.models.network import init_params
 from cfgjax.runs.sample_options import SampleOptions, as_dict, axes
 from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
@@ -276,6 +282,19 @@ def test_compare_prints_and_writes_the_differences_of_two_evaluations(straight, 
     assert float(written[0]["FD-mixture_change"]) == 0 < float(written[2]["FD-mixture_change_interval"])
 
 
+def test_compare_draws_the_differences_with_a_curve_for_each_run(straight, tmp_path):
+    found = rows_with_changes(parted(straight, tmp_path), read_baseline("run=first", ("run",)))
+    figure = difference_figure(found, {"T": "first: 4; second: 8"})
+    names = [text.get_text() for text in figure.legends[0].texts]
+    assert len(names) == 2 and "run=first" in names[0] and "run=second" in names[1]
+    assert all(container.has_yerr for axis in figure.axes for container in axis.containers)
+    runs, plot = (str(tmp_path / name) for name in ("first", "second")), tmp_path / "plot.png"
+    assert run_command(["compare", *runs, "--baseline=run=first", f"--plot={plot}"]) == 0
+    assert plot.exists() and (tmp_path / "plot_differences.png").read_bytes()[:4] == b"\x89PNG"
+    assert run_command(["compare", str(tmp_path / "second"), f"--plot={tmp_path}/alone.png"]) == 0
+    assert not (tmp_path / "alone_differences.png").exists()
+
+
 def test_evaluations_that_cannot_be_paired_are_refused(straight, tmp_path):
     records = parted(straight, tmp_path)
     for path in (tmp_path / "second").glob("samples/*/influences-*"):
@@ -442,11 +461,22 @@ def test_diagnostics_are_written_for_the_rules_that_combine_two_predictions(work
         assert all(-1 <= value <= 1 for value in found["cosine"]["mean"])
 
 
-def test_diagnostics_need_two_predictions():
-    given = SimpleNamespace(diagnostics=True, weak=None)
-    check_diagnostics(given, SimpleNamespace(has_null_label=True))
-    with pytest.raises(UsageError, match="--diagnostics compares the two predictions"):
-        check_diagnostics(given, SimpleNamespace(has_null_label=False))
+def test_diagnostics_need_a_rule_that_has_two_predictions_on_the_network():
+    given, rule = SimpleNamespace(diagnostics=True), lambda text: [rule_value(text)]
+    with_null, without = (Model(mixture_config(**{"diffusion.p_uncond": p}), {}) for p in (0.1, 0.0))
+    check_diagnostics(given, with_null, rule("cfg()"))
+    check_diagnostics(given, without, [conditional(), *rule("interval(negative(label=1), low=0.1)")])
+    for model, text, absent in ((without, "cfg()", r"cfg\(\)"), (with_null, "conditional()", r"conditional\(\)")):
+        told = (
+            rf"--diagnostics compares the two predictions .*can do the rules (?!.*({absent}|pag)).*negative\(label=0\)"
+        )
+        with pytest.raises(UsageError, match=told):
+            check_diagnostics(given, model, rule(text))
+    with pytest.raises(NoBranches, match="combines no two predictions of this network"):
+        diagnose(without, SampleOptions(rule="cfg()"), np.zeros(2, int))
+    without.put(init_params(without.network, jax.random.key(0), (2,)))
+    found = diagnose(without, SampleOptions(rule="negative(label=1)", sampler=ddim(), num_steps=3), np.zeros(2, int))
+    assert len(found["cosine"]["mean"]) == 3
     with pytest.raises(UsageError, match="--diagnostics is for one model"):
         run_command(["sample", "--base=a", "--upsampler=b", "--diagnostics"])
 

@@ -17,7 +17,7 @@ from cfgjax.diffusion.guidance.rescale import rescale
 from cfgjax.diffusion.guidance.threshold import threshold
 from cfgjax.diffusion.guidance.weight_schedules import ramp, table
 from cfgjax.diffusion.guidance.wrapper import Wrapper
-from cfgjax.diffusion.specs import NESTED
+from cfgjax.diffusion.specs import NESTED, parse, spec
 
 RULES: dict[str, Any] = {
     "cfg": cfg,
@@ -38,14 +38,16 @@ RULES: dict[str, Any] = {
     "pag": pag,
     "seg": seg,
 }
+WITHOUT_NULL = (negative(label=0),)  # rules that use the null label by default, with an argument that replaces it
 
 
 def rules_without_null() -> list[str]:
     """Returns the texts of the RULES that need no null label. Rules that wrap another one have such a rule inside.
 
-    A `Wrapper` is not listed: it changes what another rule does.
+    A `Wrapper` is not listed: it changes what another rule does. A rule that needs an argument is listed with one.
     """
     alone = [f"{name}()" for name, rule in RULES.items() if getattr(rule, "uses_null", True) is False]
     others = {name: rule for name, rule in RULES.items() if not issubclass(rule, Wrapper)}
     wrapping = [name for name, rule in others.items() if NESTED in {field.name for field in dataclasses.fields(rule)}]
-    return [*alone, *(f"{name}({inner})" for name in wrapping for inner in alone[:1])]
+    around = [spec(others[name](parse(inner, RULES, "rule"))) for name in wrapping for inner in alone[:1]]
+    return [*alone, *map(spec, WITHOUT_NULL), *around]

@@ -4,12 +4,16 @@
 | --- | --- |
 | .npz, as guided-diffusion, DiT and EDM write it | arr_0, uint8 [N, H, W, C]; optionally arr_1, int [N], the labels |
 | folder | image files of one size at any depth, in the order of their paths; without labels |
+
+The protocol of samples that `cfgjax sample` has drawn is in the array protocol, or in the folder's protocol.json.
 """
 
 import dataclasses
 import hashlib
+import json
+import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -23,6 +27,10 @@ from cfgjax.data.images.pixels import decode_image, reason_of
 from cfgjax.data.images.tree import PassedOver, existing_images
 from cfgjax.data.sources.registry import check_labels
 
+log = logging.getLogger("cfgjax")
+
+MAX_LOOKED_AT = 1000  # images whose values are looked at before measuring
+DARK = 128  # images of values 0 … 255 that are all below half of that are unusual
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B"}
 
 
@@ -30,7 +38,8 @@ GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B"}
 class ForeignSamples:
     """Images [N, H, W, C] and their labels, None if unknown.
 
-    read_images: (start, stop) → uint8 [n, H, W, C]. origin: the path. digest: SHA-256 of the files.
+    read_images: (start, stop) → uint8 [n, H, W, C]. origin: the path. digest: SHA-256 of the files. protocol: {name:
+    text} that is stored with them, or {}.
     """
 
     read_images: Callable[[int, int], UInt8[np.ndarray, "n height width channels"]]
@@ -38,6 +47,7 @@ class ForeignSamples:
     labels: Int[np.ndarray, " n"] | None
     origin: str
     digest: str
+    protocol: Mapping[str, str]
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (images, labels) of these indices. Unknown labels are −1."""
@@ -74,7 +84,8 @@ def of_npz(path: Place) -> ForeignSamples:
         of = f"{path}: arr_1 has dtype {labels.dtype} and shape {labels.shape}"
         raise UsageError(f"{of}; need {len(images)} integers, the labels of the images")
     read = lambda start, stop: images[start:stop]
-    return ForeignSamples(read, images.shape, labels, f"{path}", sha256(path))
+    card = stored_protocol(str(arrays["protocol"])) if "protocol" in arrays else {}
+    return ForeignSamples(read, images.shape, labels, f"{path}", sha256(path), card)
 
 
 def of_folder(path: Place) -> ForeignSamples:
@@ -87,7 +98,29 @@ def of_folder(path: Place) -> ForeignSamples:
         raise UsageError(f"{path}: {' and '.join(sizes)}; need images of one size (height×width×channels)")
     read = lambda start, stop: np.stack([decoded_file(path / name, shapes[0]) for name in files[start:stop]])
     digest = hashlib.sha256("\n".join(f"{name} {sha256(path / name)}" for name in files).encode()).hexdigest()
-    return ForeignSamples(read, (len(files), *shapes[0]), None, f"{path}", digest)
+    card = path / "protocol.json"
+    known = stored_protocol(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
+    return ForeignSamples(read, (len(files), *shapes[0]), None, f"{path}", digest, known)
+
+
+def stored_protocol(text: str) -> dict[str, str]:
+    """Returns the protocol that `cfgjax sample` has stored as JSON, or {} for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        return {}
+    return {printable(name): printable(value) for name, value in found.items()}
+
+
+def warn_of_dark(samples: ForeignSamples) -> None:
+    """Logs a warning if the largest value is far below 255: images that were not scaled to 0 … 255 are almost black."""
+    looked_at = min(samples.shape[0], MAX_LOOKED_AT)
+    largest = int(samples.read_images(0, looked_at).max())
+    if largest < DARK:
+        what = "%s: the largest value of %s images is %d; values are measured as 0 … 255, so that these are dark images"
+        log.warning(what, samples.origin, f"{looked_at:,}", largest)
 
 
 def header_shape(path: Place) -> tuple[int, int, int]:

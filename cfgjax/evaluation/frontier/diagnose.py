@@ -19,8 +19,10 @@ from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import policy_labels
 from cfgjax.evaluation.frontier.paired import setting_text
 from cfgjax.evaluation.report.frontier_rows import varying_keys
+from cfgjax.models.binding import rule_value
 from cfgjax.models.groups import batch_rows, group_size
 from cfgjax.models.model import Model
+from cfgjax.models.usable_rules import has_two_predictions
 from cfgjax.runs.sample_options import SampleOptions, fields
 
 log = logging.getLogger("cfgjax")
@@ -43,6 +45,8 @@ def diagnose(
     weak model. extra: {name: [n, …]} of inputs besides the label. Raises NoBranches if the rule combines no two
     predictions.
     """
+    if not has_two_predictions(rule_value(options.rule), model):
+        raise NoBranches(f"rule {options.rule!r} combines no two predictions of this network; need one that does")
     drawing = {name: getattr(options, name) for name in fields("Model")}
     draw = model.sampler(**drawing, trajectory=guidance_diagnostics)
     size = batch_rows(min(batch_size, len(labels)), options.sampler, model.mesh.size)

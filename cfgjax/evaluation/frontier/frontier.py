@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.base.storage import Place, free_bytes, place
 from cfgjax.data.dataset import Dataset
@@ -29,6 +28,7 @@ from cfgjax.evaluation.features.hashed import (
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
 from cfgjax.evaluation.frontier.cost import network_evaluations
+from cfgjax.evaluation.frontier.drawing_record import drawing_record
 from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
@@ -46,8 +46,7 @@ from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
 from cfgjax.models.sample_figures import exact_model
 from cfgjax.models.weak import WeakRun
-from cfgjax.runs.averages import step_digest, stored_digest
-from cfgjax.runs.changes import changes_before
+from cfgjax.runs.averages import stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
 from cfgjax.runs.sample_options import SampleOptions
 
@@ -97,7 +96,7 @@ class Frontier:
             raise UsageError("the model has no step; load it from a run with cfgjax.load")
         used = sorted({float(setting.options.ema or 0) for setting in settings})
         self._stored = {ema: stored_digest(workdir, model.settings, model.step, ema) for ema in used}
-        self.checkpoint = step_digest(workdir, model.step)
+        self._drawing = drawing_record(model, workdir, guide, weak, upsampler)
         self._lock = claim(self._folder)  # None in all processes but the first
         try:
             self._stores = [SampleStore(self._folder / "samples", self.identity(setting)) for setting in settings]
@@ -241,23 +240,11 @@ class Frontier:
     def record(self, reference: Reference) -> dict[str, Any]:
         """Returns what a result records besides its rows, as JSON values."""
         named = lambda network: network and {"name": network.name, "digest": network.digest}
-        config = self.model.settings.to_dict()
-        changes = changes_before(self._workdir, int(self.model.step or 0))
-        upsampler = {} if self._upsampler is None else {"upsampler": self._upsampler}
-        if self._upsampler is not None:
-            config["data"] = self._upsampler["data"]  # the images that are measured
         return {
-            "cfgjax": cfgjax.__version__,
-            "checkpoint": {"step": self.model.step, "digest": self.checkpoint},
             "features": named(self.network),
             "judge": named(self.judge),
-            "guide": self._guide and {"step": self._guide.step, "digest": self._guide.digest},
-            "weak": self._weak and {"workdir": self._weak.workdir, **self._weak.identity},
             "reference": {"digest": reference.digest, "count": reference.count, "origin": reference.origin},
-            "quantisation": "uint8, rounded to nearest" if self.model.is_image else "none",
-            "config": config,
-            **upsampler,
-            **({"changes": changes} if changes else {}),
+            **self._drawing,
         }
 
     def remove_samples(self) -> None:

@@ -9,6 +9,7 @@ from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.inception_weights import INCEPTION_SHA256
 from cfgjax.evaluation.report import frontier_rows as report
 from cfgjax.evaluation.report.frontier_rows import Row
+from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets, published_form, stated
 
 CurveSetting = dict[str, Any]  # {name of SETTINGS, classifier_scale: value}
@@ -37,12 +38,16 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class ComparedRun:
-    """A frontier.json. facts: {column of the table of runs: text}. compared: {what runs must share: (value, text)}."""
+    """A frontier.json. facts: {column of the table of runs: text}. compared: {what runs must share: (value, text)}.
+
+    card: its `protocol`.
+    """
 
     label: str
     facts: dict[str, str]
     compared: dict[str, tuple[Any, str]]
     curves: list[Curve]
+    card: dict[str, str]
 
 
 def compared_run(label: str, record: dict[str, Any]) -> ComparedRun:
@@ -74,9 +79,10 @@ def compared_run(label: str, record: dict[str, Any]) -> ComparedRun:
         curves = [
             make_curve(label, name, same, record) for name, same in report.curves(rows, "guidance_weight").items()
         ]
+        card = protocol(record, rows)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError) as e:
         raise UsageError(f"{label} is not what cfgjax evaluate writes: {type(e).__name__}: {one_line(e)}") from e
-    return ComparedRun(label, facts, compared, curves)
+    return ComparedRun(label, facts, compared, curves, card)
 
 
 def make_curve(label: str, name: str, by_weight: dict[float, list[Row]], record: dict[str, Any]) -> Curve:

@@ -8,6 +8,7 @@ import numpy as np
 from cfgjax.base.cells import text
 from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.comparison import ComparedRun, Group
+from cfgjax.evaluation.report.protocol import caption, merged_protocol
 from cfgjax.evaluation.report.targets import PUBLISHED_METRICS, SETTINGS, Targets
 
 Axes = Any
@@ -41,8 +42,8 @@ def comparison_figure(runs: Sequence[ComparedRun], targets: Targets | None = Non
             draw_points(axis, points, label, marker="x", linestyle="none", color=GREYS[i % len(GREYS)], zorder=1)
         set_scales(axis, pair)
     handles, labels = axes[0].get_legend_handles_labels()
-    if len(labels) > 1:
-        drawn.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=min(3, len(labels)))
+    about = caption(merged_protocol({run.label: run.card for run in runs}), drawn.get_figwidth())
+    add_legend(drawn, handles, labels, about, columns=min(3, len(labels)))
     drawn.suptitle("guidance weight w at the points", fontsize=10)
     drawn.draw_without_rendering()  # computes the layout that the labels must fit into
     for axis, pair in zip(axes, pairs, strict=True):
@@ -51,6 +52,15 @@ def comparison_figure(runs: Sequence[ComparedRun], targets: Targets | None = Non
             if all(name in curve.cells for name in pair):
                 label_points(axis, points_of(curve, pair), f"C{i}", taken)
     return drawn
+
+
+def add_legend(drawn: Figure, handles: Sequence[Any], labels: Sequence[str], about: str, columns: int) -> None:
+    """Adds a legend below the axes, unless there is one curve, and the caption about, which an x label would hide."""
+    if len(labels) < 2:
+        drawn.supxlabel(about, fontsize=6, color="0.35")
+        return
+    legend = drawn.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=columns, title=about)
+    legend.get_title().set(fontsize=6, color="0.35", multialignment="center")
 
 
 def axes_of(curves: Sequence[Group]) -> list[tuple[str, str]]:

@@ -9,7 +9,9 @@ from cfgjax.base.cells import text
 from cfgjax.base.errors import UsageError
 from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.by_row import by_setting, calls
+from cfgjax.evaluation.report.comparison_figure import add_legend
 from cfgjax.evaluation.report.frontier_rows import Row, setting_keys, shown_names, spread, varying_keys
+from cfgjax.evaluation.report.protocol import caption
 
 CostCurves = dict[str, list[tuple[int, list[Row]]]]  # {label: [(network evaluations, rows of all seeds)]}
 
@@ -33,10 +35,11 @@ def cost_curves(label: str, rows: Sequence[Row]) -> CostCurves:
     return {name: sorted(points, key=lambda point: point[0]) for name, points in result.items()}
 
 
-def cost_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
+def cost_figure(records: Mapping[str, Mapping[str, Any]], card: Mapping[str, str] | None = None) -> Figure:
     """Returns a matplotlib Figure of FD, IS, precision and recall against network evaluations, with their intervals.
 
-    records: {label: content of a frontier.json}. Raises UsageError if no row has a known number of evaluations.
+    records: {label: content of a frontier.json}. card: the `protocol` for the caption. Raises UsageError if no row
+    has a known number of evaluations.
     """
     require_matplotlib("--plot needs")
     from matplotlib.figure import Figure
@@ -72,7 +75,7 @@ def cost_figure(records: Mapping[str, Mapping[str, Any]]) -> Figure:
             axis.set_yscale("log")
     for axis in axes[len(names) :]:
         axis.set_visible(False)
-    drawn.legend(*drawn.axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
+    add_legend(drawn, *drawn.axes[0].get_legend_handles_labels(), caption(card or {}, drawn.get_figwidth()), columns=2)
     return drawn
 
 

@@ -20,8 +20,8 @@ def mean_change(rows: Sequence[Row], name: str) -> tuple[float, float]:
 
 
 def changed_names(rows: Sequence[Row]) -> list[str]:
-    """Returns the names of the metrics of which every row has the difference from its baseline; [] for a single row."""
-    if len(rows) == 1:
+    """Returns the names of the metrics of which all rows, at least two, have the difference from their baseline."""
+    if len(rows) < 2:
         return []
     return [name for name in shown_names(rows) if all(f"{name}_change" in row for row in rows)]
 

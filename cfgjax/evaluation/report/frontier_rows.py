@@ -51,10 +51,10 @@ def strength_name(rows: Sequence[Row]) -> str:
 def curves(rows: Sequence[Row], along: str | None = None) -> dict[str, dict[float, list[Row]]]:
     """Returns {name: {w: [rows of all seeds]}} of the curves, in order of w. A curve's rows differ only in w and seed.
 
-    along: the key that takes the place of w, by default `strength`.
+    along: the key that takes the place of w, by default `strength`. Rows of several evaluations have a "run".
     """
     along = along or strength(rows)
-    several = [key for key in varying_keys() if key != along and len({row.get(key) for row in rows}) > 1]
+    several = [key for key in ("run", *varying_keys()) if key != along and len({row.get(key) for row in rows}) > 1]
     number = lambda value: f"{value:g}" if isinstance(value, float) else str(value)
     result: dict[str, dict[float, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: row[along]):

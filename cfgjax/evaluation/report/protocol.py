@@ -15,6 +15,7 @@ from cfgjax.runs.changes import changes_text
 
 SHORT = 12  # digits of a digest
 CHARACTERS_PER_INCH = 19  # of a figure's width, in the caption's size
+MAX_DIFFERING = 12  # values of several results
 LEFT_OUT = "none", "", "unknown"  # values that a caption does not mention
 
 
@@ -57,6 +58,20 @@ def protocol(record: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, str]:
         "cfgjax": record.get("cfgjax", "unknown"),
     }
     return {name: value or "unknown" for name, value in found.items()}
+
+
+def merged_protocol(cards: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Returns the protocols of several results, {label: protocol}, as one that says where they differ."""
+    found = {}
+    for name in dict.fromkeys(name for card in cards.values() for name in card):
+        labels: dict[str, list[str]] = {}
+        for label, card in cards.items():
+            labels.setdefault(card.get(name, "unknown"), []).append(label)
+        several = lambda own: ", ".join(own if len(own) <= MAX_DIFFERING else [*own[:2], f"… ({len(own)} results)"])
+        parts = [f"{several(own)}: {value}" for value, own in labels.items()]
+        cut = [*parts[: MAX_DIFFERING - 1], f"… ({len(parts)} values)"] if len(parts) > MAX_DIFFERING else parts
+        found[name] = "; ".join(cut) if len(parts) > 1 else next(iter(labels))
+    return found
 
 
 def protocol_lines(found: Mapping[str, str]) -> list[str]:
