@@ -91,7 +91,11 @@ def measure(config, given):
     }
 
 
-IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: three dense layers, 0.2 GFLOP per image
+IMAGE, HIDDEN, NUM_CLASSES = (
+    (64, 64, 3),
+    4096,
+    10,
+)  # networks of a fixed cost: dense layers
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
 # Rules of which the overhead is measured; a third of the levels is in the interval. Missing are autoguidance, whose two
 # networks are called one after the other and not as one batch, and pag and seg, which need a network with attention.
@@ -113,8 +117,11 @@ RULES = (
 )
 
 
-def fixed_cost(key, features):
-    """Returns (weights, (weights, z [B, 64, 64, 3]) → [B, features]): dense layers, none of which XLA can remove."""
+def fixed_cost(key, features, num_hidden):
+    """Returns (weights, (weights, z [B, 64, 64, 3]) → [B, features]): dense layers, none of which XLA can remove.
+
+    num_hidden: number of layers in the middle, which have the same weights.
+    """
     import math
 
     import jax
@@ -125,10 +132,10 @@ def fixed_cost(key, features):
     weights = [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes, sizes[1:], strict=False)]
 
     def network(weights, z):
-        h = z.reshape(len(z), -1)
-        for layer in weights:
-            h = jnp.tanh(h @ layer)
-        return h
+        first, hidden, last = weights
+        h = jnp.tanh(z.reshape(len(z), -1) @ first)
+        h = jax.lax.fori_loop(0, num_hidden, lambda _, h: jnp.tanh(h @ hidden), h)
+        return jnp.tanh(h @ last)
 
     return weights, network
 
@@ -152,8 +159,8 @@ def overhead(given):
     from cfgjax.runs.sample_options import split
 
     grid = logsnr_grid(OVERHEAD_STEPS)
-    eps_weights, eps_net = fixed_cost(jax.random.key(0), math.prod(IMAGE))
-    class_weights, class_net = fixed_cost(jax.random.key(1), NUM_CLASSES)
+    eps_weights, eps_net = fixed_cost(jax.random.key(0), math.prod(IMAGE), given.hidden_layers)
+    class_weights, class_net = fixed_cost(jax.random.key(1), NUM_CLASSES, given.hidden_layers)
     keys = jax.random.split(jax.random.key(2), OVERHEAD_BATCH)
     label = jnp.arange(OVERHEAD_BATCH) % NUM_CLASSES
     z = samplers.initial_noise(keys, IMAGE)
@@ -225,6 +232,8 @@ def main(argv):
     flags.DEFINE_string(
         "rules", "", "Rules of which the overhead is measured; by default one of each kind.", flag_values=given
     )
+    what = "Number of hidden layers of the network of a fixed cost; each takes 0.03 GFLOP for an image, the others 0.2."
+    flags.DEFINE_integer("hidden_layers", 1, what, flag_values=given, lower_bound=1)
     flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
     tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}
     tables["overhead"] = harness.Table(lambda given: [[]] if given.overhead else [], overhead, OVERHEAD_COLUMNS)
