@@ -91,11 +91,7 @@ def measure(config, given):
     }
 
 
-IMAGE, HIDDEN, NUM_CLASSES = (
-    (64, 64, 3),
-    4096,
-    10,
-)  # networks of a fixed cost: dense layers
+IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: dense layers
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
 # Rules of which the overhead is measured; a third of the levels is in the interval. Missing are autoguidance, whose two
 # networks are called one after the other and not as one batch, and pag and seg, which need a network with attention.

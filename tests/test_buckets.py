@@ -213,6 +213,18 @@ def test_a_lease_is_held_renewed_and_released(gcs):
     second.close()
 
 
+def test_a_clock_that_jumps_neither_frees_nor_loses_a_lease(gcs, monkeypatch):
+    folder, clock = storage.place(f"{gcs}/folder"), time.time
+    first = Elsewhere(folder, busy, 3)
+    for jump in (86_400, -86_400):
+        monkeypatch.setattr(time, "time", lambda jump=jump: clock() + jump)
+        time.sleep(1.5)
+        first.check()
+        with pytest.raises(UsageError, match="in use by process"):
+            lease.lock(folder, busy, seconds=3)
+    first.close()
+
+
 def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):
     folder = storage.place(f"{gcs}/folder")
     first = Elsewhere(folder, busy, 3)
