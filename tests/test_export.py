@@ -18,6 +18,7 @@ from cfgjax.cli.main import run_command
 from cfgjax.convert.export_program import export_program
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.runs.averages import load_params
+from cfgjax.runs.changes import CHANGES
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "how_to" / "exporting.md"
@@ -106,6 +107,14 @@ def test_a_card_has_the_frontier_of_the_run(tmp_path):
     assert "| w | s | FD-mixture |" in card and "![The frontier](evaluation/frontier.png)" in card
     assert (tmp_path / "out" / "evaluation" / "frontier.png").exists()
     assert "network evaluations per sample" in card
+
+
+def test_the_changes_of_a_run_are_exported_with_it(workdir, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    changes = [{"step": 2, "key": "optimizer.learning_rate", "before": 1e-3, "after": 1e-4}]
+    (run / CHANGES).write_text(json.dumps(changes))
+    assert run_command(["export", f"--workdir={run}", f"--out={tmp_path / 'exported'}"]) == 0
+    assert json.loads((tmp_path / "exported" / CHANGES).read_text()) == changes
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(workdir, exported, tmp_path):
