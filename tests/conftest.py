@@ -6,8 +6,11 @@ What is compiled is shared, for the length of the session, by its workers and by
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup; the processes that tests start would inherit it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 OWN_CACHE = "JAX_COMPILATION_CACHE_DIR" not in os.environ
 if OWN_CACHE:
