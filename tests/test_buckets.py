@@ -77,12 +77,18 @@ def wait_for_line(process, pattern, seconds=200):
     raise AssertionError(f"the process ended without {pattern}: {process.communicate()[1]}")
 
 
+def wait_for_step(process, step):
+    """Reads what a process prints until it has come to a step."""
+    while int(re.search(r"step (\d+)/", wait_for_line(process, r"step \d+/"))[1]) < step:
+        pass
+
+
 def test_a_run_that_is_killed_resumes_and_ends_as_on_a_disk(gcs, straight):
     rng, kills = np.random.default_rng(0), 0
-    for _ in range(3):
+    for step in (150, 300, 450):
         process = start(train(f"{gcs}/run"))
-        wait_for_line(process, "compiled")
-        time.sleep(rng.uniform(0.5, 2))
+        wait_for_step(process, step)
+        time.sleep(rng.uniform(0, 0.4))
         kills += process.poll() is None
         process.kill()
         finish(process)

@@ -80,8 +80,8 @@ class PatientCheckpoints(Checkpoints):
         """Waits until the save of the last step is complete, and makes it again while it fails."""
         self.wait()
         while self._failing_since:
-            last = self._failing_since + self._patience  # after which a failure is the end
-            time.sleep(max(0.0, min(self._again, last) - time.monotonic()))
+            now, last = time.monotonic(), self._failing_since + self._patience  # after which a failure is the end
+            time.sleep(max(0.0, min(self._again, last, now + WAIT_SECONDS) - now))  # there is nothing else to do
             self.save(step, state, history)
             self.wait()
 
