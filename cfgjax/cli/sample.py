@@ -103,13 +103,14 @@ def draw_output(given, kind, labels, classes, axes):
         names = column_names(columns, "w={:g}".format, "_")
         write = lambda card: outputs.WRITERS_OF_SAMPLES[kind](given.out, drawn, samples, names, card)
     card = samples_protocol(model, columns, samples, record, guide, weak)
-    if sizes:
-        card["effective sample size"] = "; ".join(named_sizes(columns, sizes))
+    told = named_sizes(columns, sizes)
+    if told:
+        card["effective sample size"] = "; ".join(told)
     if jax.process_index() == 0:
         origin = given.workdir or f"{given.base} and {given.upsampler}"
         print(f"wrote {write(card)} from step {model.step} of {origin}")
         print(f"rows: {class_list(labels, classes)}")
-        for line in named_sizes(columns, sizes):
+        for line in told:
             print(f"effective sample size: {line}")
     if given.diagnostics:
         write_diagnosis(given, model, columns, samples, use, card, guide=guide, weak=weak)

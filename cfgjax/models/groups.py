@@ -31,6 +31,11 @@ def rule_at_zero(rule: Any, sampler: Any) -> Any:
     return rule if getattr(sampler, "needs_branches", False) else at_zero(rule)
 
 
+def rule_at(w: float, rule: Any, sampler: Any) -> Any:
+    """Returns the rule for samples that all have the weight w: at 0 that of `rule_at_zero`."""
+    return rule if w else rule_at_zero(rule, sampler)
+
+
 def rule_of_samples(model: Any, rule: Any, weights: Float[np.ndarray, " n"], sampler: Any) -> Any:
     """Returns the rule, by default that of config.sample without its null branch if all weights are 0, checked."""
     given = rule_value(model.options.rule if rule is None else rule)
@@ -53,7 +58,7 @@ def check_groups(sampler: Any, **rows: Shaped[np.ndarray, "n ..."]) -> None:
 
 
 def in_groups(labels: Int[np.ndarray, " k"], num_samples: int, samplers: Sequence[Any]) -> Int[np.ndarray, " n"]:
-    """Returns the labels of num_samples samples: the given ones in turn, each for a complete group of every sampler."""
+    """Returns the labels of num_samples samples. They take turns, each for a whole group of every sampler."""
     size = math.lcm(*map(group_size, samplers))
     return np.resize(np.repeat(labels, size), num_samples)
 

@@ -18,7 +18,7 @@ from cfgjax.diffusion.specs import spec
 from cfgjax.models.binding import rule_value, sampler_value, with_guide, with_weak
 from cfgjax.models.cascade import Cascade
 from cfgjax.models.class_names import short_name
-from cfgjax.models.groups import check_divisible, rule_at_zero
+from cfgjax.models.groups import check_divisible, rule_at
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
 from cfgjax.models.resolving import resolved_combinations
@@ -132,7 +132,7 @@ def model_options(options: SampleOptions, guide: Guide | None, weak: WeakRun | N
     """Returns the keyword arguments of `Model.sample` for these options, with the networks that their rule needs."""
     changes = {name: getattr(options, name) for name in fields("Model")}
     rule = with_networks(options, guide, weak).rule
-    return changes | {"rule": rule if options.guidance else rule_at_zero(rule, sampler_value(options.sampler))}
+    return changes | {"rule": rule_at(options.guidance, rule, sampler_value(options.sampler))}
 
 
 def with_networks(options: SampleOptions, guide: Guide | None, weak: WeakRun | None = None) -> SampleOptions:

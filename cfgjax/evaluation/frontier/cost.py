@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from cfgjax.diffusion.guidance import evaluations, on_grid
 from cfgjax.diffusion.samplers import evaluated_levels
-from cfgjax.models.groups import rule_at_zero
+from cfgjax.models.groups import rule_at
 
 
 def network_evaluations(rule: Any, sampler: Any, logsnrs: Float[np.ndarray, " t"], w: float) -> int:
@@ -16,5 +16,5 @@ def network_evaluations(rule: Any, sampler: Any, logsnrs: Float[np.ndarray, " t"
     Branches that a rule skips, such as the null branch outside of an interval or at w = 0, are not counted. logsnrs:
     the levels of the sampler.
     """
-    rule = on_grid(rule if w else rule_at_zero(rule, sampler), logsnrs)
+    rule = on_grid(rule_at(w, rule, sampler), logsnrs)
     return int(evaluations(rule, evaluated_levels(sampler, logsnrs)).sum())

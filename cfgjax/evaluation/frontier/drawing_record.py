@@ -10,7 +10,8 @@ import cfgjax
 from cfgjax.base.storage import Place
 from cfgjax.evaluation.frontier.cost import network_evaluations
 from cfgjax.evaluation.frontier.frontier_settings import Setting
-from cfgjax.evaluation.report.protocol import protocol
+from cfgjax.evaluation.report.frontier_rows import COST, INTERVAL
+from cfgjax.evaluation.report.protocol import interval_text, protocol
 from cfgjax.models.binding import is_autoguided
 from cfgjax.models.cascade import Cascade, first_stage
 from cfgjax.models.guide import Guide
@@ -67,12 +68,19 @@ def samples_protocol(
     digest, rows = None if guide is None else guide.digest, []
     for options in columns:
         setting = Setting(options, "learned", digest, weak.identity if weak and is_autoguided(options.rule) else None)
-        logsnrs = first_stage(model).grid(options.num_steps, options.grid)
-        bound = with_networks(options, guide, weak).rule
-        cost = network_evaluations(bound, options.sampler, logsnrs, options.guidance)
-        sizes = {"label_policy": labels_text(labels), "num_samples": len(labels), "network_evaluations": cost}
-        rows.append({**setting.row, **sizes})
+        sizes = {"label_policy": labels_text(labels), "num_samples": len(labels)}
+        rows.append({**setting.row, **sizes, **cost_columns(model, with_networks(options, guide, weak))})
     return {name: text for name, text in protocol(record, rows).items() if name not in OF_MEASURING}
+
+
+def cost_columns(model: Model | Cascade, options: SampleOptions) -> dict[str, Any]:
+    """Returns the columns of a row with the network evaluations of a sample and the interval of guidance.
+
+    options: those of a setting, whose rule has its networks.
+    """
+    logsnrs = first_stage(model).grid(options.num_steps, options.grid)
+    cost = network_evaluations(options.rule, options.sampler, logsnrs, options.guidance)
+    return {COST: cost, INTERVAL: interval_text(options.rule, logsnrs)}
 
 
 def labels_text(labels: Int[np.ndarray, " n"]) -> str:

@@ -27,8 +27,7 @@ from cfgjax.evaluation.features.hashed import (
 )
 from cfgjax.evaluation.features.networks import FeatureNetwork
 from cfgjax.evaluation.features.reference import Reference, is_sound, load_reference, of_dataset
-from cfgjax.evaluation.frontier.cost import network_evaluations
-from cfgjax.evaluation.frontier.drawing_record import drawing_record
+from cfgjax.evaluation.frontier.drawing_record import cost_columns, drawing_record
 from cfgjax.evaluation.frontier.folder_lock import claim
 from cfgjax.evaluation.frontier.frontier_settings import Setting
 from cfgjax.evaluation.frontier.generate import SampleStore, draw_samples
@@ -36,15 +35,13 @@ from cfgjax.evaluation.frontier.measure import measure_with_influences
 from cfgjax.evaluation.frontier.paired import Design, baselines, design, with_changes, with_intervals
 from cfgjax.evaluation.metrics import METRICS
 from cfgjax.evaluation.metrics.sums import Advance
-from cfgjax.evaluation.report.frontier_rows import COST, INFLUENCES, INTERVAL, setting_keys
-from cfgjax.evaluation.report.protocol import interval_text
-from cfgjax.models.binding import with_guide, with_weak
+from cfgjax.evaluation.report.frontier_rows import INFLUENCES, setting_keys
 from cfgjax.models.cascade import Cascade, first_stage
-from cfgjax.models.groups import check_count, rule_at_zero, ungrouped_metrics
+from cfgjax.models.groups import check_count, rule_at, ungrouped_metrics
 from cfgjax.models.guide import Guide
 from cfgjax.models.loading import use_average
 from cfgjax.models.model import Model
-from cfgjax.models.sample_figures import exact_model
+from cfgjax.models.sample_figures import exact_model, with_networks
 from cfgjax.models.weak import WeakRun
 from cfgjax.runs.averages import stored_digest
 from cfgjax.runs.diffusion_settings import without_later_keys
@@ -155,11 +152,8 @@ class Frontier:
 
     def row(self, setting: Setting) -> dict[str, Any]:
         """Returns the columns of a setting."""
-        options = setting.options
-        logsnrs = first_stage(self.model).grid(options.num_steps, options.grid)
-        cost = network_evaluations(self._bound(setting), options.sampler, logsnrs, options.guidance)
-        found = {"num_samples": self.num_samples, COST: cost, INTERVAL: interval_text(options.rule, logsnrs)}
-        return {**setting.row, **found}
+        found = cost_columns(self.model, self._options(setting))
+        return {**setting.row, "num_samples": self.num_samples, **found}
 
     def with_changes(
         self, rows: Sequence[dict[str, Any]], reference: Reference, baseline: Mapping[str, Any]
@@ -183,9 +177,8 @@ class Frontier:
         missing = collectives.decided(lambda: store.missing(self.num_samples).tolist(), "which samples are missing")
         missing, left = np.array(missing, int), len(missing)
         model = self._loaded(setting) if left else self._models[setting.scores]
-        rule = self._bound(setting)
-        rule = rule if setting.options.guidance else rule_at_zero(rule, setting.options.sampler)
-        options = dataclasses.replace(setting.options, rule=rule)
+        options = self._options(setting)
+        options = dataclasses.replace(options, rule=rule_at(options.guidance, options.rule, options.sampler))
         sizes: dict[str, Any] = {"num_samples": self.num_samples, "on_ess": store.set_ess}
         for index, labels, samples in draw_samples(model, options, missing, self._batch_size, **sizes):
             store.write(index, labels, samples)
@@ -203,14 +196,13 @@ class Frontier:
             use_average(first_stage(model), self._workdir, float(setting.options.ema or 0))
         return model
 
-    def _bound(self, setting: Setting) -> Any:
-        """Returns the rule of a setting with its guide and its weak model."""
-        rule = with_weak(setting.options.rule, self._weak and self._weak.model)
-        return with_guide(rule, self._guide, setting.options.classifier_scale)
+    def _options(self, setting: Setting) -> SampleOptions:
+        """Returns the options of a setting, whose rule has its guide and its weak model."""
+        return with_networks(setting.options, self._guide, self._weak)
 
     def prepared(self, setting: Setting) -> tuple[Model, SampleOptions]:
         """Returns (model, options) that draw the samples of a setting."""
-        return first_stage(self._loaded(setting)), dataclasses.replace(setting.options, rule=self._bound(setting))
+        return first_stage(self._loaded(setting)), self._options(setting)
 
     def _measure(self, store: SampleStore, reference: Reference, check: Callable[[], object]) -> tuple[dict, dict]:
         """Returns (metrics, influences) of a store's samples. check: called after each block."""
