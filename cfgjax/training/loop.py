@@ -118,12 +118,12 @@ def what_is_saved(directory: Place, checkpoints: Checkpoints | None) -> str:
     checkpoints: None if they could not be opened.
     """
     if not is_url(directory):
-        step = max(complete_steps(directory), default=None)
+        step, none = max(complete_steps(directory), default=None), "no step is saved"
     elif checkpoints is None:
         return "its checkpoints could not be read"
     else:
-        step = checkpoints.newest
-    return "no step is saved" if step is None else f"step {step} is complete"
+        step, none = checkpoints.newest, "no step is known to be saved"  # by this one of several processes
+    return none if step is None else f"step {step} is complete"
 
 
 def first_failure(error: BaseException) -> BaseException:
