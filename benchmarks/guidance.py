@@ -73,7 +73,7 @@ def mixture_panels():
 
 
 def density_grid(mixture, label, w, points=161):
-    """Returns (axis, axis, density of p(x|c)^{1+w} p(x)^{−w}, normalised on the grid)."""
+    """Returns (axis, axis, density of p(x|c)^(1+w) p(x)^(−w), normalised on the grid)."""
     import numpy as np
 
     across, up = np.linspace(-2.6, 2.6, points), np.linspace(-2.6, 2.6, points)

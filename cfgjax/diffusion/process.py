@@ -59,7 +59,7 @@ def posterior(
 ) -> tuple[Float[Array, "*shape"], Float[Array, "..."], Float[Array, "..."]]:
     """Returns q(z_λ' | z_λ, x) for λ < λ' as (mean, log_var_lower, log_var_upper), CFG eqs. (2)–(3).
 
-    With r = e^{λ−λ'}: mean = r (α'/α) z + (1−r) α' x; lower variance σ̃² = (1−r) σ²_λ' (the posterior's own);
+    With r = e^(λ−λ'): mean = r (α'/α) z + (1−r) α' x; lower variance σ̃² = (1−r) σ²_λ' (the posterior's own);
     upper variance σ²_{λ|λ'} = (1−r) σ²_λ (the forward transition's). CFG interpolates between the two variances.
     The logarithms of the variances broadcast against the mean.
     """

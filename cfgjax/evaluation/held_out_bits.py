@@ -42,7 +42,7 @@ def held_out_bits(
     model has learned it.
     seed: the noise of image i depends only on seed and i. batch_size: images per call of the compiled function.
     spacing: of the levels, the text of a schedule, or "timesteps" of a process in discrete time. A step from λ to λ'
-    costs ½ (e^{λ'−λ} − 1) ‖ε − ε_θ‖² nats at v = 0. Equal steps therefore give the smallest bound; the long steps at
+    costs ½ (e^(λ'−λ) − 1) ‖ε − ε_θ‖² nats at v = 0. Equal steps therefore give the smallest bound; the long steps at
     the ends of a cosine grid cost most.
     logsnr_max: λ_T, at which the decoder applies; by default that of config.diffusion.
 

@@ -21,7 +21,7 @@ class cfg_plus_plus(Wrapper):
 
     g = 1 + w is the paper's λ in [0, 1] and the scale of this library: `scale=0.6` is g = 0.6, w = −0.4. Hence w = 0,
     g = 1, is not the conditional model; w = −1 is the unconditional one. On levels λ, λ' it is DDIM with `cfg` and the
-    scale g/(1 − e^{−(λ'−λ)/2}): what g means depends on the number of steps. Models refuse other w than −1 … 0, which
+    scale g/(1 − e^(−(λ'−λ)/2)): what g means depends on the number of steps. Models refuse other w than −1 … 0, which
     would be much stronger guidance than the same w of `cfg`; the rule itself computes x̃ for every w.
 
     It is for samplers that renoise with ε̃, such as `ddim`. α x̃ + σ ε̃ is not z. What changes x̃ afterwards, clipping,

@@ -61,7 +61,7 @@ def ddim_step(
     noise: Float[RealLike, "..."] = 0.0,
     eta: Float[RealLike, "..."] = 0.0,
 ) -> Float[Array, "*shape"]:
-    """Returns z' = α' x̃ + √(σ'² − s²) ε̃ + s n with s² = η² (1 − e^{λ−λ'}) σ'².
+    """Returns z' = α' x̃ + √(σ'² − s²) ε̃ + s n with s² = η² (1 − e^(λ−λ')) σ'².
 
     At η = 0, λ' may be on either side of λ.
     """
