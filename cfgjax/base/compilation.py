@@ -5,15 +5,17 @@ import hashlib
 import os
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 from cfgjax.base.caches import user_cache
 from cfgjax.base.cores import visible_cores
-from cfgjax.base.freed_memory import may_keep
+from cfgjax.base.freed_memory import MAPPED_BYTES, may_keep
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
 LEAST_SECONDS = "0"  # of compilation: a command runs dozens of programs that each compile within milliseconds
+CLEARING_SECONDS = 0.5e-9  # for each byte of temporaries on each device, measured with two cores
 
 
 def keep_programs(environ=os.environ):
@@ -51,22 +53,40 @@ def keep_programs(environ=os.environ):
     return folder
 
 
-def optimised(level, temporary_bytes=0):
+def optimised(level):
     """Returns compiler options that set LLVM's optimisation level on CPU, or None on other devices.
 
-    XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. temporary_bytes: size of
-    the blocks in which temporaries are allocated, if memory `may_keep`; 0 for one block. Also returns None if
+    XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. Also returns None if
     jax_disable_most_optimizations is set.
     """
     import jax
 
     hurried = jax.config.values["jax_disable_most_optimizations"]
-    if jax.default_backend() != "cpu" or hurried:
-        return None
-    return {
-        "xla_backend_optimization_level": level,
-        "xla_multiheap_size_constraint_per_heap": temporary_bytes if temporary_bytes and may_keep() else -1,
-    }
+    return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" and not hurried else None
+
+
+def clearing_seconds(program, calls):
+    """Returns about how long the system clears memory for `calls` calls of a compiled program on CPU; 0 if it need not.
+
+    XLA:CPU allocates all temporaries in one block in each call, and glibc maps blocks of more than MAPPED_BYTES anew.
+    Also returns 0 if the process may not keep freed memory.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" or not may_keep():
+        return 0.0
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    return CLEARING_SECONDS * temporaries * calls if temporaries > MAPPED_BYTES else 0.0
+
+
+def compile_in_blocks(lowered):
+    """Returns a lowered program compiled with its temporaries in blocks that `keep_freed_memory` keeps.
+
+    jax cannot store such a program in its cache.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
+        return lowered.compile(compiler_options={"xla_multiheap_size_constraint_per_heap": MAPPED_BYTES // 2})
 
 
 def cache_folder(environ):

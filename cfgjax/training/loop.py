@@ -10,6 +10,7 @@ import jax
 from jax import Array
 from ml_collections import ConfigDict
 
+from cfgjax.base.compilation import clearing_seconds, compile_in_blocks
 from cfgjax.base.freed_memory import keep_freed_memory
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
@@ -27,6 +28,8 @@ from cfgjax.training.interrupt import StopFlag, StopRequest, signal_name
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
 from cfgjax.training.state import TrainState
+
+WORTHWHILE_SECONDS = 120  # that a second compilation of the step has to save
 
 
 class Diverged(ArithmeticError):
@@ -250,7 +253,12 @@ def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopF
     collectives.stage("compiling")
     k, batch_size = run.settings.train.steps_per_dispatch, run.settings.train.batch_size
     runlog.say(f"compiling {f'{k} steps' if k > 1 else 'the step'} of batch {batch_size} …")
-    dispatch = run.dispatch.lower(state, run.batches(step), run.step_key, run.stop_signals(stop)).compile()
+    lowered = run.dispatch.lower(state, run.batches(step), run.step_key, run.stop_signals(stop))
+    dispatch = lowered.compile()
+    clearing = clearing_seconds(dispatch, (run.settings.train.num_steps - step) // k)
+    if clearing > WORTHWHILE_SECONDS:
+        runlog.say(f"compiling again, so that memory is reused, which saves about {clearing / 60:.0f} minutes …")
+        dispatch = compile_in_blocks(lowered)
     keep_freed_memory()
     runlog.say(f"compiled the step in {time.monotonic() - start:.1f} s")
     return dispatch

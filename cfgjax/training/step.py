@@ -9,13 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from cfgjax.base.compilation import optimised
-from cfgjax.base.freed_memory import MAPPED_BYTES
 from cfgjax.training import ema
 from cfgjax.training.objective import Objective
 from cfgjax.training.state import TrainState
 
 Metrics = dict[str, Array]
-TEMPORARY_BYTES = MAPPED_BYTES // 2  # smaller blocks can be kept, see `keep_freed_memory`
 
 
 def make_train_step(
@@ -101,8 +99,7 @@ def make_dispatch(train_step: Callable, mesh_shardings: Any) -> Any:
             state, metrics = jax.lax.scan(lambda state, batch: train_step(state, batch, key), state, batches)
         return state, metrics if signals is None else metrics | {"signal": jnp.full(k, signals.max(), jnp.float32)}
 
-    options = optimised(2, TEMPORARY_BYTES)
-    return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings, compiler_options=options)
+    return jax.jit(dispatch, donate_argnums=0, out_shardings=mesh_shardings, compiler_options=optimised(2))
 
 
 def split_batch(a: Shaped[Array, "b ..."], parts: int) -> Shaped[Array, "parts _rows ..."]:
