@@ -231,6 +231,19 @@ def test_a_clock_that_jumps_neither_frees_nor_loses_a_lease(gcs, monkeypatch):
     first.close()
 
 
+def test_a_stop_signal_ends_the_wait_for_a_lease_and_leaves_the_run_as_it_is(gcs):
+    first = Elsewhere(storage.place(f"{gcs}/run"), busy, 600)
+    before = gcs.names()
+    process = start(train(f"{gcs}/run") + " --config.storage.lease_seconds=600")
+    wait_for_line(process, "waiting up to 600 s for a sign of life")
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = finish(process)
+    assert code == 75
+    assert "SIGTERM before anything was written" in out
+    assert gcs.names() == before
+    first.close()
+
+
 def test_a_lease_that_stands_still_is_taken_over_and_its_owner_stops(gcs):
     folder = storage.place(f"{gcs}/folder")
     first = Elsewhere(folder, busy, 3)

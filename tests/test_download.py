@@ -119,7 +119,7 @@ def test_a_server_that_does_not_answer_is_named(tmp_path):
 def test_an_existing_file_is_kept_without_network_access(tmp_path, caplog):
     out = tmp_path / "weights.pth"
     out.write_bytes(CONTENT)
-    with caplog.at_level("INFO", "cfgjax"):
+    with caplog.at_level("INFO", "cfgjax.progress"):
         assert inception_weights.download_inception(out, "http://127.0.0.1:9/x") == out
     assert f"{out} exists already" in caplog.text
 

@@ -64,7 +64,7 @@ def test_without_a_weight_it_is_the_ancestral_sampler(model):
 
 @pytest.mark.slow
 def test_the_effective_sample_size_is_in_the_trajectory_and_in_the_log(model, caplog):
-    with caplog.at_level(logging.INFO, "cfgjax"):
+    with caplog.at_level(logging.INFO, "cfgjax.progress"):
         x, trajectory = draw(model, return_trajectory=True)
     np.testing.assert_array_equal(x, draw(model))
     assert trajectory.ess.shape == trajectory.z.shape[:2] == (8, 16)

@@ -1,7 +1,6 @@
 """Finds and downloads the weights of the Inception network."""
 
 import http.client
-import logging
 import os
 import urllib.error
 import urllib.request
@@ -12,10 +11,9 @@ from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import sha256, writing
 from cfgjax.base.paths import check_path
+from cfgjax.base.progress import log
 from cfgjax.base.staging import staged
 from cfgjax.base.storage import is_url, place
-
-log = logging.getLogger("cfgjax")
 
 INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_NAME}"

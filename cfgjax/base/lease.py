@@ -16,29 +16,40 @@ import threading
 import time
 from pathlib import Path
 
-from cfgjax.base import storage
+from cfgjax.base import progress, storage
 from cfgjax.base.errors import UsageError
 
 log = logging.getLogger("cfgjax")
 
 LEASE_FOLDER = ".lease"
 LEASE_SECONDS = 30.0  # without a sign of life after which an owner is taken to be gone
+PATIENCE_SECONDS = 0.2  # between two looks whether a stop signal was received
 
 
 class LeaseLost(OSError):
     """Another process has taken over the folder."""
 
 
-def lock(folder, busy, what=None, seconds=LEASE_SECONDS):
+class NotTaken(Exception):
+    """A stop signal was received before the folder was taken."""
+
+
+def never():
+    """Returns False: no stop signal was received."""
+    return False
+
+
+def lock(folder, busy, what=None, seconds=LEASE_SECONDS, stopped=never):
     """Returns the `Lock` or `Lease` of a folder, which is created if missing.
 
     busy: makes the text of the UsageError if the folder is in use, from the name of the process that uses it. what:
-    description of the folder for other errors.
+    description of the folder for other errors. stopped: if it returns True while a lease is waited for, `NotTaken` is
+    raised.
     """
     folder, what = storage.place(folder), what or str(folder)
     try:
         if storage.is_url(folder):
-            return Lease(folder, busy, seconds)
+            return Lease(folder, busy, seconds, stopped)
         folder.mkdir(parents=True, exist_ok=True)
         return Lock(folder / ".lock", busy)
     except UsageError:
@@ -87,13 +98,13 @@ class Lock:
 class Lease:
     """The lease of a folder in a bucket, renewed by a thread until it is closed."""
 
-    def __init__(self, folder, busy, seconds):
+    def __init__(self, folder, busy, seconds, stopped=never):
         self._folder, self._seconds, self.token = folder, seconds, secrets.token_hex(8)
         self._me = {"token": self.token, "process": f"{os.getpid()} on {socket.gethostname()}", **where_i_am()}
         self._beats, self._closed, self._lost = 0, threading.Event(), False
         number, owner = newest(folder)
         if owner is not None and not owner.get("released") and not has_ended(owner):
-            self._wait_until_still(number, owner, busy)
+            self._wait_until_still(number, owner, busy, stopped)
         self._path = folder / LEASE_FOLDER / f"{number + 1:08d}.json"
         try:
             storage.create_object(self._path, self._content())
@@ -106,15 +117,20 @@ class Lease:
             break
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
-    def _wait_until_still(self, number, owner, busy):
-        """Raises UsageError if the lease is renewed within its time."""
-        log.info("%s is leased by process %s; waiting up to %g s for a sign of life",
-                 self._folder, owner.get("process"), self._seconds)  # fmt: skip
+    def _wait_until_still(self, number, owner, busy, stopped):
+        """Raises UsageError if the lease is renewed within its time, `NotTaken` as soon as stopped() returns True."""
+        progress.log.info("%s is leased by process %s; waiting up to %g s for a sign of life",
+                          self._folder, owner.get("process"), self._seconds)  # fmt: skip
         end = now() + self._seconds
+        asked = now()
         while now() < end:
-            time.sleep(self._seconds / 6)
-            if newest(self._folder) != (number, owner):
-                raise UsageError(busy(f"process {owner.get('process')}"))
+            if stopped():
+                raise NotTaken
+            time.sleep(min(self._seconds / 6, PATIENCE_SECONDS))
+            if now() - asked > self._seconds / 6:
+                asked = now()
+                if newest(self._folder) != (number, owner):
+                    raise UsageError(busy(f"process {owner.get('process')}"))
         log.warning("%s: process %s has not renewed its lease in %g s; taking over",
                     self._folder, owner.get("process"), self._seconds)  # fmt: skip
 

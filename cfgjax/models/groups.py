@@ -1,6 +1,5 @@
 """Samplers that draw samples in groups, i // group_size, such as the particles of `tilted`."""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, Shaped
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.progress import log
 from cfgjax.diffusion.guidance import at_zero
 from cfgjax.diffusion.samplers import Evaluation
 from cfgjax.distributed.sharding import part_of_mesh
 from cfgjax.models.binding import check_weight_range, rule_value, with_checked_rows, z_and_x
-
-log = logging.getLogger("cfgjax")
 
 MAX_ADDED = 0.25  # 3 samples as 4 rows on two cores of a CPU are slower than 3 on one device, which uses both cores
 

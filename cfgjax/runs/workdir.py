@@ -1,6 +1,6 @@
 """The workdir of a run: reading its config, and locking it for one run."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from cfgjax.base.bucket_clients import patience
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import writing
 from cfgjax.base.json_files import read_json, write_json
-from cfgjax.base.lease import Lease, Lock, lock, token_in
+from cfgjax.base.lease import Lease, Lock, NotTaken, lock, never, token_in
 from cfgjax.base.paths import check_path, check_trainable
 from cfgjax.base.storage import Place, is_url, place
 from cfgjax.distributed import collectives
@@ -77,10 +77,11 @@ class Claim:
     """Exclusive lock on the workdir (created if missing), released on close or process exit.
 
     data_hash: hash of the data set as this process sees it, or None. classes: class names by label, None if unknown.
-    allowed: keys of the config that may change, see `changes`. Raises UsageError, and leaves the run unchanged, if the
-    workdir cannot be written, is in use, or holds a run that lost its checkpoints, was trained on another data set, or
-    has a config that differs in a way that is not allowed; also if this process sees another workdir or other data than
-    the first.
+    allowed: keys of the config that may change, see `changes`. stopped: returns whether a stop signal was received; if
+    so while a lease is waited for, NotTaken is raised. Raises UsageError, and leaves the run unchanged, if the workdir
+    cannot be written, is in use, or holds a run that lost its checkpoints, was trained on another data set, or has a
+    config that differs in a way that is not allowed; also if this process sees another workdir or other data than the
+    first.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Claim:
         data_hash: str | None = None,
         classes: Sequence[str] | None = None,
         allowed: Collection[str] = (),
+        stopped: Callable[[], bool] = never,
     ) -> None:
         check_trainable(workdir)
         self.path = place(workdir)
@@ -98,9 +100,12 @@ class Claim:
         self._data_hash = data_hash
         self._classes = classes
         self._allowed = allowed
+        self._stopped = stopped
         self._changes: RunChanges | None = None  # of a run that resumes, in the first process only
         self._lock: Lock | Lease | None = None  # in the first process only
         token = collectives.decided(self._take, f"the claim of {workdir}")
+        if token is None:
+            raise NotTaken
         try:
             self._check_others(token)
         except BaseException:
@@ -121,10 +126,14 @@ class Claim:
                 there = f"process {i} has the data set with hash {here} at {self._settings.data.options.get('path')}"
                 raise UsageError(f"{there}, process 0 the one with hash {first}; all need the same")
 
-    def _take(self) -> str:
-        """Locks the workdir and checks its run. Returns a random token, which is now in the lock file."""
+    def _take(self) -> str | None:
+        """Locks the workdir and checks its run. Returns a random token, now in its lock file, or None if stopped."""
         busy = lambda holder: f"workdir {self.path} is in use by {holder}"
-        self._lock = lock(self.path, busy, f"workdir {self.path}", self._settings.storage.lease_seconds)
+        seconds = self._settings.storage.lease_seconds
+        try:
+            self._lock = lock(self.path, busy, f"workdir {self.path}", seconds, self._stopped)
+        except NotTaken:
+            return None
         try:
             self._check_run()
             return self._lock.token

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cfgjax.base.compilation import clearing_seconds, compile_in_blocks
 from cfgjax.base.freed_memory import keep_freed_memory
+from cfgjax.base.lease import NotTaken
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
 from cfgjax.base.storage import Place, is_url
@@ -70,10 +71,14 @@ def train_until_stopped(
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(settings, hooks=hooks, writers=writers)) as run,
     ):
-        if jax.process_count() == 1 and (name := stop.signal):
-            log.info("%s: stopped before anything was written to %s; the same command starts again", name, workdir)
+        try:
+            if jax.process_count() == 1 and stop.signal:
+                raise NotTaken
+            claim = Claim(workdir, settings, run.data_hash, run.dataset.classes, allowed, lambda: bool(stop.signal))
+        except NotTaken:
+            log.info("%s before anything was written to %s; the same command starts again", stop.signal, workdir)
             return Outcome(False, {"step": 0})
-        with contextlib.closing(Claim(workdir, settings, run.data_hash, run.dataset.classes, allowed)) as claim:
+        with contextlib.closing(claim):
             return fit(run, claim, stop)
 
 

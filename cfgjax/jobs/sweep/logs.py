@@ -51,8 +51,7 @@ class BucketLog:
         self._path, self._sent, self._closed = run_records.log_path(out, name), -1, threading.Event()
         try:
             self._lease = lock(storage.place(out) / LOCKS / name, lambda holder: f"{name} is executed by {holder}")
-        except UsageError as e:
-            log.info("%s", e)
+        except UsageError:
             raise Busy from None
         self._ends = contextlib.ExitStack()
         self._local = self._ends.enter_context(storage.temporary_folder()) / self._path.name
