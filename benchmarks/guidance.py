@@ -1,16 +1,18 @@
 """Writes docs/guidance.md: its figures and tables, from stored results.
 
-python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and .json, 2 minutes
+python benchmarks/guidance.py --mixture          # docs/guidance/mixture.png and .json, half a minute
 python benchmarks/guidance.py --steps            # the figures of the samplers, from docs/guidance/*.csv
 python benchmarks/guidance.py                    # docs/guidance.md, from docs/guidance/*.json
 """
 
 import csv
+import dataclasses
 import json
 import math
 import re
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 
 import harness
@@ -33,12 +35,18 @@ PANELS = (  # (rule, sampler) of each panel of the figure of the mixture
     ("cfg()", "dpmpp_2m_sde()"),
     ("interval(low=0.3, high=2)", "dpmpp_2m()"),
     ("ramp(shape='cosine')", "dpmpp_2m()"),
+    ("table(logsnr=(-6, 0, 6), factor=(0, 1.5, 0.5))", "dpmpp_2m()"),
+    ("rescale(phi=0.7)", "dpmpp_2m()"),
     ("apg(eta=0)", "dpmpp_2m()"),
     ("cfg_zero(zero_steps=1)", "dpmpp_2m()"),
     ("cfg_plus_plus()", "ddim()"),
-    ("negative(label=1)", "dpmpp_2m()"),
+    ("classifier(conditional(), scale=1.5)", "dpmpp_2m()"),
     ("autoguidance()", "dpmpp_2m()"),
+    ("compose(labels=(2,), scales=(0.5,))", "dpmpp_2m()"),
+    ("negative(label=1)", "dpmpp_2m()"),
 )
+WEIGHTS_OF = {"conditional": 0.0, "classifier": 0.0, "cfg_plus_plus": -0.75}
+"""Of the rules that have another weight than W. The scale 1 + w of CFG++ is multiplied by about 10 at 64 levels."""
 
 
 def mixture_panels():
@@ -57,13 +65,15 @@ def mixture_panels():
     z, logsnrs = initial_noise(keys, (2,)), logsnr_grid(STEPS, "cosine", -12, 12)
     predict, weaker = (lambda z, logsnr, label, m=m: m.predict(z, logsnr, label) for m in (mixture, weak))
     label, null = jnp.full(COUNT, LABEL), jnp.full(COUNT, mixture.num_components)
+    guide = lambda z, logsnr, label: jnp.take_along_axis(mixture.log_posterior(z, logsnr), label[:, None], 1)[:, 0]
     panels = []
     for rule_text, sampler_text in PANELS:
         rule, sampler = parse(rule_text, RULES), parse(sampler_text, SAMPLERS, "sampler")
         if rule_text == "autoguidance()":
             rule = RULES["autoguidance"](weak=jax.tree_util.Partial(weaker))
-        # the scale 1 + w of CFG++ is multiplied by about 10 at 64 levels
-        w = -0.75 if rule_text == "cfg_plus_plus()" else 0.0 if rule_text == "conditional()" else W
+        elif isinstance(rule, RULES["classifier"]):
+            rule = dataclasses.replace(rule, guide=jax.tree_util.Partial(guide))
+        w = WEIGHTS_OF.get(rule_text.partition("(")[0], W)
         rule = on_labels(on_grid(rule, logsnrs), lambda other: jnp.broadcast_to(other, (COUNT,)))
         run = jax.jit(
             lambda z, rule=rule, w=w, s=sampler: sample(s, bind_rule(rule, predict, label, null, w), keys, z, logsnrs)
@@ -109,13 +119,14 @@ def draw_mixture(folder):
     mixture, panels = mixture_panels()
     target = density_grid(mixture, LABEL, W)
     conditional = density_grid(mixture, LABEL, 0.0)
-    figure, axes = plt.subplots(3, 4, figsize=(11, 8.4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = plt.subplots(4, 4, figsize=(11, 11), sharex=True, sharey=True, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
         levels = [share * target[2].max() for share in (0.05, 0.3, 0.7)]
         axis.scatter(*panel["x"][:1500].T, s=1.5, color="#0072b2", alpha=0.5, linewidths=0, rasterized=True)
         axis.contour(*target, levels=levels, colors="#d55e00", linewidths=1)
         axis.contour(*conditional, levels=[0.1 * conditional[2].max()], colors="0.5", linewidths=1, linestyles="dashed")
-        axis.set_title(f"{panel['rule']}\n{panel['sampler']}, w = {panel['w']:g}", fontsize=8)
+        rule = "\n".join(textwrap.wrap(panel["rule"], 38))
+        axis.set_title(f"{rule}\n{panel['sampler']}, w = {panel['w']:g}", fontsize=8)
         axis.set(xlim=(-2.4, 1.6), ylim=(-2.2, 1.8), aspect="equal")
     figure.savefig(folder / "mixture.png", dpi=130)
     plt.close(figure)
@@ -312,7 +323,7 @@ def with_strips(text):
     return re.sub(r"(\{\{strip \w+\}\}\n)+\n?", "", text)
 
 
-STEPS = ("digits_steps", "fashion_mnist_steps")  # stored tables of samplers against network evaluations
+STEP_TABLES = ("digits_steps", "fashion_mnist_steps")  # stored tables of samplers against network evaluations
 TABLES = {
     "digits_steps": steps_table,
     "digits_fewest": lambda _: fewest("digits_steps"),
@@ -350,7 +361,7 @@ def main(argv):
         if given.mixture:
             FOLDER.mkdir(exist_ok=True)
             draw_mixture(FOLDER)
-        for name in STEPS if given.steps else ():
+        for name in STEP_TABLES if given.steps else ():
             draw_steps(name)
         FOLDER.with_suffix(".md").write_text(document())
 

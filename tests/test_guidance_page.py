@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cfgjax.diffusion.grids import GRIDS
@@ -37,3 +38,14 @@ def test_the_page_describes_every_rule_sampler_and_grid():
     assert described == set(RULES)
     for name in [*SAMPLERS, *GRIDS]:
         assert f"\n| `{name}(" in text, name
+
+
+@pytest.mark.slow
+def test_every_panel_of_the_mixture_is_sampled_and_an_exact_classifier_gives_the_samples_of_cfg(script, monkeypatch):
+    monkeypatch.setattr(script, "COUNT", 80)
+    monkeypatch.setattr(script, "STEPS", 8)
+    _, panels = script.mixture_panels()
+    x = {(panel["rule"], panel["sampler"]): panel["x"] for panel in panels}
+    assert len(x) == len(script.PANELS) and all(np.isfinite(samples).all() for samples in x.values())
+    by_classifier = x["classifier(conditional(), scale=1.5)", "dpmpp_2m()"]
+    np.testing.assert_allclose(by_classifier, x["cfg()", "dpmpp_2m()"], atol=1e-3)
