@@ -76,11 +76,13 @@ def test_a_network_without_the_attention_is_refused_before_anything_is_drawn(mod
         make_settings(axes({}, given=given), model)
     assert "\n" not in str(error.value)
     points = Model(mixture_config(), {})
-    with pytest.raises(
-        UsageError, match=r"the network MLP has no self-attention to perturb.*cfg\(\), .*negative"
-    ) as error:
-        make_settings(axes({}, given={"rule": ("pag()",)}), points)
-    assert "seg" not in str(error.value) and "classifier" not in str(error.value)
+    for draw in (
+        lambda: make_settings(axes({}, given={"rule": ("pag()",)}), points),
+        lambda: points.sample([0, 1], 1.0, rule="pag()", num_steps=4),
+    ):
+        with pytest.raises(UsageError, match=r"MLP has no self-attention to perturb.*cfg\(\), .*negative") as error:
+            draw()
+        assert "seg" not in str(error.value) and "classifier" not in str(error.value)
 
 
 def test_the_rules_of_a_network_are_those_that_it_has_the_parts_for(model):

@@ -45,7 +45,7 @@ from cfgjax.models.network_inputs import (
     own_inputs,
 )
 from cfgjax.models.sampler_program import run_prediction, run_program
-from cfgjax.models.usable_rules import usable_rules
+from cfgjax.models.usable_rules import check_perturbed, usable_rules
 from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.settings import Settings
 
@@ -271,6 +271,7 @@ class Model:
         check_together(rule, sampler, self)
         grid = self.grid(chosen.num_steps, chosen.grid)
         self.check_guidance([uses_null(rule)])
+        check_perturbed(rule, self)
         devices, clip = self.mesh if mesh is None else mesh, chosen.clip if self.is_image else "none"
         on_mesh(rule, self.settings, self.mesh)
         noisy, values = check_low_res_logsnr(low_res_logsnr, self.low_res_logsnr_min), as_argument(sampler)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cfgjax.base.errors import UsageError
-from cfgjax.diffusion.guidance import PerturbedAttention, classifier, parts, uses_null
+from cfgjax.diffusion.guidance import classifier, uses_null
 from cfgjax.models.binding import (
     check_binds,
     check_together,
@@ -20,10 +20,8 @@ from cfgjax.models.binding import (
 )
 from cfgjax.models.guide import Guide
 from cfgjax.models.model import Model
-from cfgjax.models.network import check_attention
-from cfgjax.models.usable_rules import usable_rules
+from cfgjax.models.usable_rules import check_perturbed
 from cfgjax.models.weak import WeakRun
-from cfgjax.nets.perturbation import NoAttention
 from cfgjax.runs.sample_options import SampleOptions, combinations
 
 
@@ -37,12 +35,8 @@ def resolved_combinations(
     readers = {"rule": rule_value, "sampler": sampler_value, "grid": grid_value}
     values = {name: [read(value) for value in axes[name]] for name, read in readers.items()}
     check_weak_given(values["rule"], weak)
-    for part in (part for rule in values["rule"] for part in parts(rule)):
-        if isinstance(part, PerturbedAttention):
-            try:
-                check_attention(model.network, model.image_shape, part.layers)
-            except NoAttention as e:
-                raise UsageError(f"{e}; it can do the rules {usable_rules(model)}, also inside others") from None
+    for rule in values["rule"]:
+        check_perturbed(rule, model)
     return [resolved(options, model, guide) for options in combinations({**axes, **values})]
 
 

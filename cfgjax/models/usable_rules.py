@@ -15,6 +15,7 @@ from cfgjax.diffusion.guidance import (
 )
 from cfgjax.models.binding import rule_value
 from cfgjax.models.network import check_attention
+from cfgjax.nets.perturbation import NoAttention
 
 FLAGS_OF_RULES = {autoguidance: " with --weak", classifier: " with --guide"}  # of the networks that rules need
 
@@ -42,6 +43,16 @@ def is_usable(rule: Any, model: Any) -> bool:
         if isinstance(part, classifier) and len(model.image_shape) != 3:
             return False
     return True
+
+
+def check_perturbed(rule: Any, model: Any) -> None:
+    """Raises UsageError if a rule perturbs self-attention that the network of a `Model` has not."""
+    for part in parts(rule):
+        if isinstance(part, PerturbedAttention):
+            try:
+                check_attention(model.network, model.image_shape, part.layers)
+            except NoAttention as e:
+                raise UsageError(f"{e}; it can do the rules {usable_rules(model)}, also inside others") from None
 
 
 def has_attention(model: Any, layers: Any) -> bool:
