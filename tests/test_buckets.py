@@ -5,6 +5,7 @@ import re
 import signal
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -13,6 +14,8 @@ from tiny import same_trees
 
 from cfgjax.base import lease, storage
 from cfgjax.base.errors import UsageError
+from cfgjax.runs.checkpoint import Checkpoints
+from cfgjax.runs.training_settings import CheckpointSettings
 
 MIXTURE = (
     "train --config=experiments/mixture.py --config.data.num_examples=256 --config.model.width=32 "
@@ -182,6 +185,21 @@ def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):
     assert code == 2
     assert re.search(r"workdir gs://\S+ cannot be written: Forbidden", err.splitlines()[-1])
     assert not gcs.names()
+
+
+def test_training_waits_for_no_request_of_a_save(gcs):
+    state = {"a": jnp.arange(1000.0)}
+    with Checkpoints(f"{gcs}/run", CheckpointSettings(1, keep_last=2)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.wait()
+            gcs.control(delay=3 * (step - 1))
+            start = time.monotonic()
+            checkpoints.save(step, state, [])
+            assert step == 1 or time.monotonic() - start < 2.5  # the first one needs a client
+        gcs.control(delay=0)
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(state)
+    np.testing.assert_array_equal(restored["a"], state["a"])
 
 
 def test_requests_follow_the_saves_and_not_the_steps(gcs):

@@ -68,6 +68,7 @@ class Checkpoints:
             policies.append(EveryNSteps(self._cadence.keep_every_steps))
         collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
+        unasked = is_url(self.directory)  # training would wait while Orbax asks the server whether the step exists
         handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -75,6 +76,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy(policies),
                 enable_async_checkpointing=True,
+                file_options=ocp.options.FileOptions(skip_sync_file_validations=unasked),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
