@@ -91,14 +91,16 @@ def test_the_number_of_files_is_neither_too_small_for_workers_nor_too_large_to_o
 def test_preparation_that_is_killed_resumes_to_the_same_set_and_leaves_no_worker(tmp_path):
     write_npz(tmp_path / "a.npz", count=1500, shape=(64, 64, 3))
     words = f"prepare npz {tmp_path}/a.npz {tmp_path}/{{}} --size=96 --workers=1"
-    process = command.start(words.format("killed"))
-    command.wait_until(lambda: list((tmp_path / "killed").glob("shard-*.json")), 300)
-    workers = command.children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    assert command.finish(process)[0] == -9
-    assert workers
-    command.wait_until(lambda: not any(map(command.lives, workers)), 60)
-    assert not (tmp_path / "killed" / "dataset.json").exists()
+    for count, number, expected in [(1, signal.SIGHUP, 75), (2, signal.SIGKILL, -9)]:
+        process = command.start(words.format("killed"))
+        command.wait_until(lambda count=count: len(list((tmp_path / "killed").glob("shard-*.json"))) >= count, 300)
+        workers = command.children(process.pid)
+        process.send_signal(number)
+        code, _, err = command.finish(process)
+        assert code == expected, err
+        assert workers
+        command.wait_until(lambda workers=workers: not any(map(command.lives, workers)), 60)
+        assert not (tmp_path / "killed" / "dataset.json").exists()
     with pytest.raises(UsageError, match="is not complete; the same cfgjax prepare command resumes"):
         opened(tmp_path / "killed", image_shape=(96, 96, 3))
     code, out, err = command.run(words.format("killed"))
