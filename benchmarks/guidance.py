@@ -267,20 +267,22 @@ def fewest(name):
 def rules_table(name):
     """Returns a table of the metrics of each rule and weight, with the paired difference of the distance.
 
-    At w = 0 all rules are the conditional model, which has one line for each number of evaluations. A sampler is named
-    where it is not that of the baseline.
+    At w = 0 all rules are the conditional model, which has one line for each number of evaluations; the weight of
+    `classifier` is its scale. A sampler is named where it is not that of the baseline.
     """
     table = [("rule", "w", "evaluations", "FD", "difference", "precision", "recall", "coverage", "accuracy")]
     rows = stored(name)
     usual = baseline(rows)["sampler"]
-    unguided = {row[COST]: row for row in rows if row["guidance_weight"] == 0}
-    for row in [*unguided.values(), *(row for row in rows if row["guidance_weight"])]:
+    for row in rows:
+        row["weight"] = row["guidance_weight"] or row["classifier_scale"] or 0.0
+    unguided = {row[COST]: row for row in rows if row["weight"] == 0}
+    for row in [*unguided.values(), *(row for row in rows if row["weight"])]:
         change = f"{row[f'{FD}_change']:+.3f} ± {row[f'{FD}_change_interval']:.3f}"
         shares = [f"{row[key]:.3f}" for key in ("precision", "recall", "coverage", "accuracy")]
-        rule = f"`{row['rule'] if row['guidance_weight'] else 'conditional()'}`"
+        rule = f"`{row['rule'] if row['weight'] else 'conditional()'}`"
         rule += f", `{row['sampler']}`" if row["sampler"] != usual else ""
         change = change if row[f"{FD}_change_interval"] else "the baseline"
-        table.append((rule, f"{row['guidance_weight']:g}", f"{row[COST]:.0f}", distance(row), change, *shares))
+        table.append((rule, f"{row['weight']:g}", f"{row[COST]:.0f}", distance(row), change, *shares))
     return markdown(table)
 
 
