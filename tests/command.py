@@ -29,9 +29,13 @@ def start_several(command, count, **environ):
 
 
 def free_port():
-    """A port that is free, as is the next one, which jax takes. Outgoing connections have higher ports."""
+    """A port that is free, as is the next one, which jax takes. Outgoing connections have higher ports.
+
+    The workers of a test session have their own ranges: a port is free until a process that is started listens.
+    """
+    first = 20000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10)
     while True:
-        port = random.randrange(20000, 30000)
+        port = random.randrange(first, first + 999)
         with contextlib.suppress(OSError), socket.create_server(("", port)), socket.create_server(("", port + 1)):
             return port
 

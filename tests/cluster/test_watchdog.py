@@ -61,7 +61,7 @@ class Walkers:
 
     def wait_until_ready(self):
         for process in self.all:
-            assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline() == "ready\n", process.communicate()[1]
 
     def ends(self, *indices):
         """{index: (exit code, stderr)} of those named."""
