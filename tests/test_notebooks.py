@@ -34,7 +34,8 @@ every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 
 
 @pytest.fixture
-def execute(monkeypatch):
+def execute(monkeypatch, tmp_path):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # two kernels cannot create the same one at a time
     monkeypatch.syspath_prepend(ROOT / "notebooks")
     import execute
 
