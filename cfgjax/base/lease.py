@@ -122,15 +122,14 @@ class Lease:
         progress.log.info("%s is leased by process %s; waiting up to %g s for a sign of life",
                           self._folder, owner.get("process"), self._seconds)  # fmt: skip
         end = now() + self._seconds
-        asked = now()
         while now() < end:
-            if stopped():
-                raise NotTaken
-            time.sleep(min(self._seconds / 6, PATIENCE_SECONDS))
-            if now() - asked > self._seconds / 6:
-                asked = now()
-                if newest(self._folder) != (number, owner):
-                    raise UsageError(busy(f"process {owner.get('process')}"))
+            look = now() + self._seconds / 6
+            while now() < look:
+                if stopped():
+                    raise NotTaken
+                time.sleep(min(self._seconds / 6, PATIENCE_SECONDS))
+            if newest(self._folder) != (number, owner):
+                raise UsageError(busy(f"process {owner.get('process')}"))
         log.warning("%s: process %s has not renewed its lease in %g s; taking over",
                     self._folder, owner.get("process"), self._seconds)  # fmt: skip
 
