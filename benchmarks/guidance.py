@@ -6,7 +6,6 @@ python benchmarks/guidance.py                    # docs/guidance.md, from docs/g
 """
 
 import csv
-import dataclasses
 import json
 import math
 import re
@@ -59,6 +58,7 @@ def mixture_panels():
     from cfgjax.diffusion.samplers import SAMPLERS, initial_noise, sample
     from cfgjax.diffusion.schedules import logsnr_grid
     from cfgjax.diffusion.specs import parse
+    from cfgjax.models.binding import filled, with_weak
 
     mixture, weak = (GaussianMixture(MEANS, stds, WEIGHTS) for stds in (STDS, WEAK_STDS))
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(COUNT))
@@ -69,10 +69,7 @@ def mixture_panels():
     panels = []
     for rule_text, sampler_text in PANELS:
         rule, sampler = parse(rule_text, RULES), parse(sampler_text, SAMPLERS, "sampler")
-        if rule_text == "autoguidance()":
-            rule = RULES["autoguidance"](weak=jax.tree_util.Partial(weaker))
-        elif isinstance(rule, RULES["classifier"]):
-            rule = dataclasses.replace(rule, guide=jax.tree_util.Partial(guide))
+        rule = filled(with_weak(rule, jax.tree_util.Partial(weaker)), jax.tree_util.Partial(guide), None)
         w = WEIGHTS_OF.get(rule_text.partition("(")[0], W)
         rule = on_labels(on_grid(rule, logsnrs), lambda other: jnp.broadcast_to(other, (COUNT,)))
         run = jax.jit(
