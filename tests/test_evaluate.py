@@ -59,7 +59,7 @@ def wait_for_shards(folder, count):
 
 @pytest.mark.e2e
 def test_an_evaluation_that_is_killed_and_resumed_writes_the_same_files(workdir, whole, tmp_path):
-    for count, number, expected in [(3, signal.SIGKILL, -9), (25, signal.SIGHUP, 75)]:
+    for count, number, expected in [(3, signal.SIGKILL, -9), (14, signal.SIGHUP, 75), (25, signal.SIGTERM, 75)]:
         process = start(EVALUATE.format(workdir, tmp_path / "out"))
         wait_for_shards(tmp_path / "out", count)
         process.send_signal(number)

@@ -80,7 +80,8 @@ def test_a_network_without_the_attention_is_refused_before_anything_is_drawn(mod
         lambda: make_settings(axes({}, given={"rule": ("pag()",)}), points),
         lambda: points.sample([0, 1], 1.0, rule="pag()", num_steps=4),
     ):
-        with pytest.raises(UsageError, match=r"MLP has no self-attention to perturb.*cfg\(\), .*negative") as error:
+        told = r"the network MLP has no self-attention to perturb.*cfg\(\), .*negative"
+        with pytest.raises(UsageError, match=told) as error:
             draw()
         assert "seg" not in str(error.value) and "classifier" not in str(error.value)
 
