@@ -166,7 +166,10 @@ def reserve(port):
     try:
         if family == socket.AF_INET6:
             reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        # a run that ended up to a minute ago leaves closed connections, beside which bind needs this option
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("", port or 0))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # or other programs could listen on it
     except OSError as e:
         reserved.close()
         need = "use a coordinator port whose next port is free too"

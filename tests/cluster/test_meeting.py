@@ -103,6 +103,19 @@ def test_the_port_of_jax_is_reserved_until_it_is_used():
     close(meetings)
 
 
+def test_connections_of_a_run_that_has_ended_do_not_hold_the_port_of_jax():
+    port = free_port()
+    with socket.create_server(("", port + 1)) as server:
+        client = socket.create_connection(("localhost", port + 1))
+        server.accept()[0].close()  # the side that closes first keeps the connection for a minute
+        client.close()
+    meetings = meet((2, 0, FACTS), (2, 1, FACTS), address=f"localhost:{port}")
+    for host in ("", "127.0.0.1"):
+        with pytest.raises(OSError, match="Address already in use"):
+            socket.create_server((host, port + 1))
+    close(meetings)
+
+
 def test_tasks_of_slurm_do_not_use_the_same_ports():
     port = free_port()
     with socket.create_server(("", port + 1)), concurrent.futures.ThreadPoolExecutor() as threads:
@@ -130,7 +143,7 @@ def test_a_connection_from_another_program_is_rejected():
                 break
             except ConnectionRefusedError:
                 time.sleep(0.01)
-        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        second = threads.submit(call_the_roll, Place(address, 2, 1, "a test"), FACTS, 10.0)
-        close([first.result(), second.result()])
-        stranger.close()
+        with stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            second = threads.submit(call_the_roll, Place(address, 2, 1, "a test"), FACTS, 10.0)
+            close([first.result(), second.result()])
