@@ -33,6 +33,18 @@ RULES = {  # text of a rule, and with other numbers
     "negative(label=1)": "negative(label=3)",
     "rescale(interval(apg(eta=0.2), low=1, high=5), phi=0)": "rescale(interval(apg(eta=0.4), low=0, high=9), phi=1)",
 }
+SAMPLERS = {  # text of a sampler, and with other numbers
+    "ancestral(v=0.3)": "ancestral(v=0.7)",
+    "ddim()": None,
+    "ddim(eta=0.5)": "ddim(eta=1)",
+    "heun()": None,
+    "heun(s_churn=1, s_max=50)": "heun(s_churn=8, s_min=0.1, s_noise=1.01)",
+    "dpmpp_2m()": None,
+    "dpmpp_2m_sde(eta=0.5)": "dpmpp_2m_sde(eta=1)",
+    "unipc()": None,
+    "tilted(v=0.3, particles=2)": "tilted(v=0.7, particles=2)",
+}
+GRIDS = "schedule()", "edm(rho=7)", "edm(rho=5)", "uniform()", "flow(shift=2)"
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
@@ -61,6 +73,19 @@ def test_changing_a_number_of_a_rule_compiles_nothing(rule):
     other = draw(model, RULES[rule] or rule, w=-0.3)
     assert len(traces) == 1
     assert np.abs(found - other).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_changing_a_number_of_a_sampler_or_the_grid_compiles_nothing(sampler):
+    traces = []
+    bind = of_mixture(MIXTURE)
+    model = exact(bound=lambda params: traces.append(1) or bind(params))
+    numbers = dict(w=0.5, sampler=sampler), dict(w=2.0, sampler=SAMPLERS[sampler] or sampler)
+    found = [draw(model, "cfg()", labels=np.repeat(LABELS, 2), grid=grid, **one) for grid in GRIDS for one in numbers]
+    assert len(traces) == 1
+    distances = [np.abs(one - other).max() for i, one in enumerate(found) for other in found[:i]]
+    assert min(distances) > 1e-3
 
 
 @pytest.mark.slow
