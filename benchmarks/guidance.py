@@ -343,13 +343,13 @@ TABLES = {
 
 
 def document():
-    """Returns docs/guidance.md, from the template and the stored results."""
+    """Returns docs/guidance.md, from the template and the stored results. An interval stays in the line of its figure."""
     found = json.loads((FOLDER / "mixture.json").read_text())
     text = Path(__file__).with_suffix(".template.md").read_text()
     text = text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
     for name, make in TABLES.items():
         if f"{{{{{name}}}}}" in text:
-            text = text.replace(f"{{{{{name}}}}}", make(name))
+            text = text.replace(f"{{{{{name}}}}}", make(name).replace(" ± ", "\u00a0±\u00a0"))
     return with_strips(text)
 
 

@@ -31,6 +31,7 @@ html_css_files = ["site.css"]
 html_theme = "sphinx_book_theme"
 html_copy_source = False
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # light or dark, as the browser asks
 html_theme_options = {
     "repository_url": "https://github.com/cfgjax/cfgjax",
     "repository_branch": "main",
