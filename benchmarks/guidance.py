@@ -343,7 +343,7 @@ TABLES = {
 
 
 def document():
-    """Returns docs/guidance.md, from the template and the stored results. An interval stays in the line of its figure."""
+    """Returns docs/guidance.md, from the template and the stored results. A figure stays beside its interval."""
     found = json.loads((FOLDER / "mixture.json").read_text())
     text = Path(__file__).with_suffix(".template.md").read_text()
     text = text.replace("{{count}}", f"{found['count']:,}").replace("{{mixture}}", mixture_table(found))
