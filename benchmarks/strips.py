@@ -16,9 +16,9 @@ from absl import flags
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "guidance" / "strips"
 ABOUT = (
-    "Each strip shows two samples of each class of Fashion-MNIST, one per line. They were drawn with the network of "
-    "`experiments/fashion_mnist_small.py` after {step:,} steps. All strips but that of `tilted()` start from the same "
-    "noise."
+    "A strip has two lines, and each line one sample of every class of Fashion-MNIST. The samples were drawn with the "
+    "network of `experiments/fashion_mnist_small.py` after {step:,} steps. All strips but that of `tilted()` start "
+    "from the same noise."
 )
 CLASSES, LINES, ZOOM = 10, 2, 2
 GRID = "edm()"

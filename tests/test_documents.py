@@ -13,8 +13,13 @@ import newcomer
 import pytest
 from documents import EXPERIMENTS, PAGES, ROOT, Command, mentions, steps
 
-from cfgjax.base.errors import HelpAsked
+from cfgjax.base.errors import HelpAsked, UsageError
 from cfgjax.cli import main as cli
+from cfgjax.diffusion.grids import GRIDS
+from cfgjax.diffusion.guidance import RULES
+from cfgjax.diffusion.samplers import SAMPLERS
+from cfgjax.diffusion.specs import parse
+from cfgjax.runs import sample_options
 from cfgjax.runs.config import flatten, load_file
 
 DOCUMENTS = PAGES + EXPERIMENTS
@@ -31,6 +36,7 @@ NOT_RUN = {
     "python notebooks/": "takes minutes; tests/test_notebooks.py executes the notebooks",
 }
 LINTERS = ("ruff", "mypy")
+SPECS = {"rule": RULES, "sampler": SAMPLERS, "grid": GRIDS}
 
 
 def reason(step):
@@ -84,6 +90,13 @@ def unknown_to_cfgjax(words):
         return set()  # the bare name of the command
     found = missing(words[size:], text_of_help(cli.run_command, *words[:size]))
     return found | (unknown_to_cfgjax(launched) if launched else set())
+
+
+def transcripts(document):
+    """The words of the commands in blocks marked as text, which are not followed."""
+    marked = [block for mark, block in documents.blocks((ROOT / document).read_text()) if mark == "text"]
+    shown = [block for block in marked if any(documents.is_command(line) for line in block.splitlines())]
+    return [command.words for block in shown for command in documents.commands(document, block)]
 
 
 def partition(words, mark):
@@ -180,6 +193,32 @@ def test_every_command_is_run_or_has_a_reason_not_to_be_and_its_flags_exist(docu
         assert newcomer.runnable(step) or reason(step), f"{step}: neither run by this test nor in NOT_RUN"
         if isinstance(step, Command):
             assert not unknown(step.words), step
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_commands_that_take_long_exist_and_their_options_can_be_read(document, benchmarks):
+    for words in transcripts(document):
+        assert not unknown(words), f"{document}: {' '.join(words)}"
+        read_options(words)
+
+
+def read_options(words):
+    """Raises UsageError if a value of an option of sampling cannot be read."""
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in sample_options.fields():
+            for text in sample_options.read_values(name, value):
+                if name in SPECS:
+                    parse(text, SPECS[name], name)
+
+
+@pytest.mark.parametrize(
+    "block", ["""E="cfgjax evaluate --rule='cfg()'"\n$E""", "cfgjax sample --rule='apg(), \\\n cfg()'"]
+)
+def test_options_that_the_shell_changes_are_detected(block):
+    (command,) = documents.commands("page.md", block)
+    with pytest.raises(UsageError, match="rule .* is no call such as"):
+        read_options(command.words)
 
 
 @pytest.mark.parametrize("document", PAGES)
