@@ -93,9 +93,12 @@ def test_a_stopped_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bi
 
 def test_a_run_killed_at_any_moment_resumes_from_a_complete_step(straight, tmp_path):
     workdir, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
-    for _ in range(8):
+    reached = [lambda step=step: wait_for_step(workdir, step) for step in sorted(rng.integers(1, STEPS - 600, 4))]
+    passed = [lambda seconds=seconds: time.sleep(seconds) for seconds in rng.uniform(0.5, 6, 4)]  # and while it starts
+    for moment in reached + passed:
         process = start(train(workdir))
-        time.sleep(rng.uniform(2, 9))
+        moment()
+        time.sleep(rng.uniform(0, 0.1))
         kills += process.poll() is None
         process.kill()
         finish(process)
