@@ -36,6 +36,10 @@ SMALL32 = {
     "model.attention_resolutions": (16, 8), "model.head_channels": 64, "train.batch_size": 8,
     "train.steps_per_dispatch": 1, "sample.num_steps": 16,
 }  # fmt: skip
+SMALL64 = SMALL32 | {
+    "data.image_shape": (64, 64, 3), "model.channels": 32, "model.multipliers": (1, 2, 2, 2), "model.head_channels": 32,
+    "train.batch_size": 2, "sample.num_steps": 4,
+}  # fmt: skip
 TINY = {
     "model.multipliers": (1,), "model.depth": 1, "model.attention_resolutions": (), "train.batch_size": 4,
     "train.steps_per_dispatch": 2, "sample.num_steps": 4,
@@ -46,6 +50,7 @@ CONFIGS = {
     "digits": ("digits", {}),
     "small8": ("digits", SMALL8),
     "small32": ("digits", SMALL32),
+    "small64": ("digits", SMALL64),
     "cifar10": ("cifar10", {}),
     "imagenet64": ("imagenet64", {"train.batch_size": 32}),
     "imagenet128": ("imagenet128", {"train.batch_size": 16}),

@@ -93,8 +93,7 @@ def measure(config, given):
 
 IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: dense layers
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
-# Rules of which the overhead is measured; a third of the levels is in the interval. pag and seg are missing: they need
-# a network with attention.
+# Rules of which the overhead is measured; a third of the levels is in the interval. PERTURBED need attention.
 RULES = (
     "cfg()",
     "interval(low=0.3, high=0.7, unit='fraction')",
@@ -112,6 +111,8 @@ RULES = (
     "classifier(conditional(), scale=1)",
     "classifier(conditional(), scale=1, form='z')",
 )
+
+PERTURBED = ("pag()", "pag(layers='all')", "seg()", "seg(layers='all')")
 
 
 def fixed_cost(key, features, num_hidden):
@@ -220,6 +221,38 @@ def overhead(given):
     return rows
 
 
+def attention_overhead(given):
+    """Returns a row for each rule with perturbed attention: seconds of its sampler, and of that of cfg.
+
+    Both evaluate the network twice at each level. The two are timed in turn.
+    """
+    import numpy as np
+
+    config = harness.load_config(given.attention_config)
+    batch, model = config.train.batch_size, fresh_model(config)
+    index, levels = np.arange(batch), given.num_steps or config.sample.num_steps
+
+    def drawn(rule):
+        draw = model.sampler(num_steps=levels, rule=rule, sampler="ddim()")
+        return lambda: draw(index, index % model.num_classes, np.ones(batch))
+
+    rows, cfg = [], drawn("cfg()")
+    for text in PERTURBED:
+        runs = drawn(text), cfg
+        timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
+        seconds, of_cfg = zip(*timed, strict=True)
+        ratio = statistics.median(p / c for p, c in timed) - 1
+        row = {"guidance": text, "levels": levels, "seconds": seconds, "cfg_seconds": of_cfg, "overhead": ratio}
+        rows.append(row)
+    return rows
+
+
+ATTENTION_COLUMNS = {
+    f"{'guidance':>48}": lambda f: f["guidance"],
+    "ms/step": lambda f: f"{1000 * statistics.median(f['seconds']) / f['levels']:.1f}",
+    "ms of cfg": lambda f: f"{1000 * statistics.median(f['cfg_seconds']) / f['levels']:.1f}",
+    "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
+}
 OVERHEAD_COLUMNS = {
     f"{'guidance':>48}": lambda f: f["guidance"],
     "ms/step": lambda f: f"{1000 * statistics.median(f['guided_seconds']) / OVERHEAD_STEPS:.1f}",
@@ -241,8 +274,16 @@ def main(argv):
     what = "Number of hidden layers of the network of a fixed cost; each takes 0.03 GFLOP for an image, the others 0.2."
     flags.DEFINE_integer("hidden_layers", 1, what, flag_values=given, lower_bound=1)
     flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
+    flags.DEFINE_string(
+        "attention_config",
+        "",
+        "Configuration, such as small64, of which the overhead of pag and seg over cfg is measured; none by default.",
+        flag_values=given,
+    )
     tables = {"sampling": harness.per_config(("samplers",), COLUMNS, measure)}
     tables["overhead"] = harness.Table(lambda given: [[]] if given.overhead else [], overhead, OVERHEAD_COLUMNS)
+    cases = lambda given: [[]] if given.attention_config else []
+    tables["attention"] = harness.Table(cases, attention_overhead, ATTENTION_COLUMNS)
     return harness.main(argv, __doc__, given, tables)
 
 

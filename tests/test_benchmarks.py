@@ -86,6 +86,17 @@ def test_the_cost_of_guidance_is_reported_next_to_its_flops():
 
 
 @pytest.mark.e2e
+def test_the_cost_of_perturbed_attention_is_reported_next_to_that_of_cfg():
+    flags = ("--configs=", "--nooverhead", "--attention_config=small8", "--num_steps=2", "--repeats=1", "--json=-")
+    ran = run("sampling", *flags)
+    assert ran.returncode == 0, ran.stderr
+    results = json.loads(ran.stdout)["results"]
+    assert [row["guidance"] for row in results] == ["pag()", "pag(layers='all')", "seg()", "seg(layers='all')"]
+    for row in results:
+        assert row["overhead"] == row["seconds"][0] / row["cfg_seconds"][0] - 1
+
+
+@pytest.mark.e2e
 def test_peers_runs_without_torch_and_reports_it():
     ran = run("peers", "--configs=tiny", "--contestants=eager,cfgjax", "--repeats=2", "--batch_size=2", "--json=-")
     assert ran.returncode == 0, ran.stderr
