@@ -72,6 +72,12 @@ TABLES = {
         lambda f: spread([g / n for g, n in zip(f["guided_seconds"], f["needed_seconds"], strict=True)]),
         ("--configs=",),
     ),
+    "attention": Told(
+        "guidance: {guidance}",
+        "× the time of cfg",
+        lambda f: spread([p / c for p, c in zip(f["seconds"], f["cfg_seconds"], strict=True)]),
+        ("--configs=", "--nooverhead"),
+    ),
     "input": Told("{config}", alone=("--encodings=", "--crops=", "--megabytes=")),
     "prepared": Told("64×64, {encoding}, workers: {num_workers}", alone=("--configs=", "--crops=", "--megabytes=")),
     "preparing": Told(
