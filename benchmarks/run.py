@@ -49,6 +49,11 @@ def spread(rates):
     return [statistics.median(rates), min(rates), max(rates)]
 
 
+def ratio_of(seconds, other):
+    """Returns the function of figures that gives the spread of the ratios of two of them."""
+    return lambda f: spread([a / b for a, b in zip(f[seconds], f[other], strict=True)])
+
+
 @dataclasses.dataclass(frozen=True)
 class Told:
     """How the figures of one table of a benchmark are reported.
@@ -69,13 +74,13 @@ TABLES = {
     "overhead": Told(
         "guidance: {guidance}",
         "× the evaluations' time",
-        lambda f: spread([g / n for g, n in zip(f["guided_seconds"], f["needed_seconds"], strict=True)]),
+        ratio_of("guided_seconds", "needed_seconds"),
         ("--configs=",),
     ),
     "attention": Told(
         "guidance: {guidance}",
         "× the time of cfg",
-        lambda f: spread([p / c for p, c in zip(f["seconds"], f["cfg_seconds"], strict=True)]),
+        ratio_of("seconds", "cfg_seconds"),
         ("--configs=", "--nooverhead"),
     ),
     "input": Told("{config}", alone=("--encodings=", "--crops=", "--megabytes=")),

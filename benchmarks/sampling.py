@@ -93,7 +93,7 @@ def measure(config, given):
 
 IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: dense layers
 OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
-# Rules of which the overhead is measured; a third of the levels is in the interval. PERTURBED need attention.
+# Rules of which the overhead over their evaluations is measured; a third of the levels is in the interval.
 RULES = (
     "cfg()",
     "interval(low=0.3, high=0.7, unit='fraction')",
@@ -111,7 +111,7 @@ RULES = (
     "classifier(conditional(), scale=1)",
     "classifier(conditional(), scale=1, form='z')",
 )
-
+# Rules of which the overhead over cfg is measured; they need a network with attention.
 PERTURBED = ("pag()", "pag(layers='all')", "seg()", "seg(layers='all')")
 
 
@@ -138,11 +138,14 @@ def fixed_cost(key, features, num_hidden):
     return weights, network
 
 
-def overhead(given):
-    """Returns a row for each rule: seconds of its sampler, and of bare scans of the evaluations that it needs.
+def timed_in_turn(run, other, repeats):
+    """Returns (seconds of run, seconds of other, median overhead of run). Load affects both."""
+    timed = [[harness.time_repeats(one, 1)[0] for one in (run, other)] for _ in range(repeats)]
+    return *zip(*timed, strict=True), statistics.median(r / o for r, o in timed) - 1
 
-    The two are timed in turn, so that load affects both.
-    """
+
+def overhead(given):
+    """Returns a row for each rule: seconds of its sampler, and of bare scans of the evaluations that it needs."""
     import itertools
     import math
 
@@ -214,17 +217,15 @@ def overhead(given):
         runs = [
             functools.partial(jax.jit(program), z, eps_weights, class_weights, weak_weights) for program in programs
         ]
-        timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
-        seconds, needed = zip(*timed, strict=True)
-        ratio = statistics.median(g / n for g, n in timed) - 1
+        seconds, needed, ratio = timed_in_turn(*runs, given.repeats)
         rows.append({"guidance": text, "guided_seconds": seconds, "needed_seconds": needed, "overhead": ratio})
     return rows
 
 
 def attention_overhead(given):
-    """Returns a row for each rule with perturbed attention: seconds of its sampler, and of that of cfg.
+    """Returns a row for each rule with perturbed attention: seconds of its sampler, and of the sampler with cfg.
 
-    Both evaluate the network twice at each level. The two are timed in turn.
+    At each level these rules evaluate the network twice, as cfg does.
     """
     import numpy as np
 
@@ -238,27 +239,25 @@ def attention_overhead(given):
 
     rows, cfg = [], drawn("cfg()")
     for text in PERTURBED:
-        runs = drawn(text), cfg
-        timed = [[harness.time_repeats(run, 1)[0] for run in runs] for _ in range(given.repeats)]
-        seconds, of_cfg = zip(*timed, strict=True)
-        ratio = statistics.median(p / c for p, c in timed) - 1
+        seconds, of_cfg, ratio = timed_in_turn(drawn(text), cfg, given.repeats)
         row = {"guidance": text, "levels": levels, "seconds": seconds, "cfg_seconds": of_cfg, "overhead": ratio}
         rows.append(row)
     return rows
 
 
-ATTENTION_COLUMNS = {
-    f"{'guidance':>48}": lambda f: f["guidance"],
-    "ms/step": lambda f: f"{1000 * statistics.median(f['seconds']) / f['levels']:.1f}",
-    "ms of cfg": lambda f: f"{1000 * statistics.median(f['cfg_seconds']) / f['levels']:.1f}",
-    "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
-}
-OVERHEAD_COLUMNS = {
-    f"{'guidance':>48}": lambda f: f["guidance"],
-    "ms/step": lambda f: f"{1000 * statistics.median(f['guided_seconds']) / OVERHEAD_STEPS:.1f}",
-    "ms needed": lambda f: f"{1000 * statistics.median(f['needed_seconds']) / OVERHEAD_STEPS:.1f}",
-    "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
-}
+def overhead_columns(seconds, other, heading):
+    """Returns the columns of a table of overheads. seconds, other: the two times of a row; heading: of the other."""
+    ms_per_step = lambda f, name: f"{1000 * statistics.median(f[name]) / f.get('levels', OVERHEAD_STEPS):.1f}"
+    return {
+        f"{'guidance':>48}": lambda f: f["guidance"],
+        "ms/step": lambda f: ms_per_step(f, seconds),
+        heading: lambda f: ms_per_step(f, other),
+        "overhead": lambda f: f"{100 * f['overhead']:+.1f} %",
+    }
+
+
+OVERHEAD_COLUMNS = overhead_columns("guided_seconds", "needed_seconds", "ms needed")
+ATTENTION_COLUMNS = overhead_columns("seconds", "cfg_seconds", "ms of cfg")
 
 
 def main(argv):
