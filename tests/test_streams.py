@@ -207,7 +207,7 @@ def test_a_full_disk_under_the_log_ends_no_command(tmp_path):
         assert (elsewhere / "run" / "evaluation" / "frontier.json").exists()
         assert (elsewhere / "prepared" / "dataset.json").exists()
     finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        subprocess.run(["umount", "-l", tmp_path], check=True)
         shutil.rmtree(elsewhere)
 
 

@@ -35,6 +35,10 @@ log = logging.getLogger("cfgjax")
 
 T = TypeVar("T")
 Json = Mapping | Sequence | str | float | bool | None
+# By default Orbax has every device write a slice of each replicated array, however small. The first save then compiles
+# a program for each shape and device while training waits.
+ARRAYS = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+HANDLERS = ocp.type_handlers.create_type_handler_registry((jax.Array, ARRAYS))
 
 
 class Checkpoints:
@@ -69,7 +73,10 @@ class Checkpoints:
         collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
         unasked = is_url(self.directory)  # training would wait while Orbax asks the server whether the step exists
-        handlers = {"state": ocp.StandardCheckpointHandler(), "history": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=HANDLERS),
+            "history": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers={name: noticing(handler, self._notice) for name, handler in handlers.items()},
@@ -97,7 +104,7 @@ class Checkpoints:
         self.wait()
         self._saving, self._since = step, time.monotonic()
         collectives.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), history=ocp.args.JsonSave(history))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
 
     def restore(self, like: PyTree) -> tuple[PyTree, Json] | None:
@@ -109,7 +116,8 @@ class Checkpoints:
         if not steps:
             return None
         step = collectives.decided(lambda: newest_complete(self.directory, steps), "the newest complete step")
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), history=ocp.args.JsonRestore())
+        state = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+        items = ocp.args.Composite(state=state, history=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         if damaged := [newer for newer in steps if newer > step]:
             collectives.decided(lambda: set_aside(self.directory, damaged), "damaged steps are set aside")

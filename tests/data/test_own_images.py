@@ -129,7 +129,8 @@ def test_bad_data_is_refused_before_anything_is_written(folders, tmp_path):
 
 SHORT = "--config.train.num_steps=2 --config.train.steps_per_dispatch=2 --config.train.log_every_steps=2 "
 SHORT += "--config.model.channels=32 --config.model.head_channels=32 --config.train.batch_size=8 --config.mesh.data=8 "
-SHORT += "--config.model.depth=1 --config.sample.num_steps=2 --config.sample.per_cell=1"
+SHORT += "--config.model.depth=1 --config.model.multipliers=(1,) --config.model.attention_resolutions=() "
+SHORT += "--config.sample.num_steps=2 --config.sample.per_cell=1"
 
 
 @pytest.mark.slow

@@ -4,9 +4,11 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint.experimental.v1 as orbax_v1
 import pytest
 from command import wait_until
+from jax.sharding import NamedSharding, PartitionSpec
 from tiny import same_trees
 
 from cfgjax.base.errors import UsageError
@@ -49,6 +51,16 @@ def restore(directory):
         return checkpoints.restore(like())
     finally:
         checkpoints.close()
+
+
+def test_nothing_is_compiled_to_save_small_arrays_that_every_device_has(tmp_path, caplog):
+    everywhere = NamedSharding(make_mesh(), PartitionSpec())
+    state = jax.device_put({"w": np.ones((jax.device_count(), 3), np.float32)}, everywhere)
+    checkpoints = Checkpoints(tmp_path, CheckpointSettings(1))
+    with jax.log_compiles():
+        checkpoints.save(1, state, [])
+        checkpoints.close()
+    assert not [record for record in caplog.records if "ompil" in record.getMessage()]
 
 
 def data_file(directory, step):
