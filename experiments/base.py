@@ -101,7 +101,7 @@ def reference():
             clip_norm=placeholder(float),  # largest norm of the gradient; None does not clip
         ),
         ema=dict(
-            rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first, () keeps none
+            rates=(0.9999,),  # decay of each average of the parameters; sampling uses the first; () keeps none
             warmup=True,  # whether the rates start lower, at (1 + n) / (10 + n) after n steps
             widths=(),  # σ_rel of power-function averages, such as (0.05, 0.1), from which others can be made later
             snapshot_every_steps=placeholder(int),  # steps between their snapshots; None: checkpoint.every_steps
@@ -121,7 +121,7 @@ def reference():
             keep_every_steps=placeholder(int),  # also retains checkpoints at multiples of this; None: no others
         ),
         sample=dict(
-            defaults("sample"),  # a key for every option of `SampleOptions`, those below and later ones
+            defaults("sample"),  # a key for every option of `SampleOptions`, also those not listed below
             every_steps=10000,  # steps between sample grids during training
             labels=tuple(range(10)),  # labels, the rows of the grids; in a mixture's figure, its classes
             guidance=(-1.0, 0.0, 1.0, 3.0),  # weights w, the columns of the grids; at -1 the label has no effect
@@ -155,7 +155,7 @@ def reference():
         ),
         mesh=dict(
             data=-1,  # devices over which the batch is split; -1 for all remaining devices
-            fsdp=1,  # devices over which parameters are split too; -1 for all remaining devices
+            fsdp=1,  # devices over which batch and parameters are split; -1 for all remaining devices
             slices=1,  # number of TPU slices or groups of hosts, connected by a slower network
         ),
         cluster=dict(

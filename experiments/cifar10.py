@@ -5,9 +5,9 @@ cfgjax train --config=experiments/cifar10.py --workdir=runs/cifar10
 cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/cifar10.py --out=runs/cifar10_reference.npz
 
-The first command needs TensorFlow, in any environment. You can also prepare an .npz or a folder of images. Neither
-guidance paper reports CIFAR-10. The hyper-parameters are those of improved DDPM, recalled, not checked against its
-text. Not measured here.
+The first command needs TensorFlow; it can run in another environment. You can also prepare an .npz or a folder of
+images. Neither guidance paper reports CIFAR-10. The hyper-parameters are those of improved DDPM, recalled, not checked
+against its text. Not measured here.
 """
 
 from .base import denoiser

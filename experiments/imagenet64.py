@@ -5,8 +5,8 @@ cfgjax train --config=experiments/imagenet64.py --workdir=runs/imagenet64
 cfgjax download inception
 cfgjax evaluate --make-reference --config=experiments/imagenet64.py --out=runs/imagenet64_reference.npz
 
-The classes are the sorted synsets, whatever the source. ADM's network predicts only ε, and λ is continuous. The paper
-compares p_uncond = 0.1, 0.2 and 0.5, of which 0.5 is consistently the worst. Not measured here.
+The classes are the sorted synsets, whatever the source. The network is ADM's without the learned variance, and λ is
+continuous. The paper compares p_uncond = 0.1, 0.2 and 0.5, of which 0.5 is consistently the worst. Not measured here.
 """
 
 from .base import denoiser

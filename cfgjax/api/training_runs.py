@@ -80,12 +80,12 @@ def train(
     workdir: the folder of the run, which is created if it does not exist. data: instead of config, your own images: a
     folder, an .npz file or a prepared data set. A config is chosen for them; with size (height and width in pixels),
     labels_from ("folders", "csv", "edm", "prefixes" or "none") and network ("small" or "large") you can change it.
-    changes: new values of an experiment by section, as in `cfgjax.config`. On CPU the cores
-    become devices, unless their number was chosen or jax has been used before.
+    changes: new values of an experiment by section, as in `cfgjax.config`. The cores of a
+    CPU then become devices, unless the number of devices was set or jax has been used before.
 
     hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
     steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
-    are logged. stop: an object with the attribute `signal`, None at first; set it to a text to save and stop the run.
+    are logged. stop: an object with the attribute `signal`, None at first; set it to a string to save and stop the run.
 
     allow_changes: keys of the config, such as "optimizer.learning_rate", in which a run may resume with other values.
     They are recorded in <workdir>/changes.json.

@@ -126,7 +126,7 @@ def is_refusal(error):
 def failure(error, scheme, seconds):
     """Returns the OSError with one line for a request that failed, after it was repeated for so many seconds."""
     if isinstance(error, PermissionError) or is_refusal(error):
-        return PermissionError(f"{why(error)} (asked for {seconds:.0f} s)" if seconds > 1 else why(error))
+        return PermissionError(f"{why(error)} (retried for {seconds:.0f} s)" if seconds > 1 else why(error))
     asked = f"has not answered for {seconds:.0f} s" if seconds > 1 else "does not answer"
     return OSError(f"{scheme}:// {asked}: {why(error)}")
 

@@ -45,7 +45,7 @@ def wrong_url(text):
         return f"URLs of {known} can be used (write ./{text} for a local path of that name)"
     bucket = rest.partition("/")[0]
     if slashes != "//" or not BUCKET.fullmatch(bucket):
-        return f"a URL is {scheme}://BUCKET/PATH, with the name of a bucket, of 3 or more of a-z 0-9 . _ -"
+        return f"a URL is {scheme}://BUCKET/PATH; a bucket's name has 3 or more of the characters a-z 0-9 . _ -"
     return bucket_clients.missing_client(scheme)
 
 

@@ -102,7 +102,7 @@ def define_step(given):
 def define_checkpoint(given):
     """Adds the flags of one checkpoint and of one average of its weights."""
     define_step(given)
-    what = "EMA rate or width of the weights; 0 for no averaging; by default the run's first."
+    what = "EMA rate or width of the weights; 0 for no averaging; by default the run's first rate or width."
     flags.DEFINE_float("ema", None, what, flag_values=given)
 
 
@@ -139,7 +139,7 @@ def check_diagnostics(given, model, rules):
     from cfgjax.models.usable_rules import has_two_predictions, usable_rules
 
     if not any(has_two_predictions(rule, model) for rule in rules):
-        what = f"{rules[0]!r} has only one on this network; it can do the rules"
+        what = f"{rules[0]!r} has only one on this network; use one of the rules"
         can = usable_rules(model, two_predictions=True)
         raise UsageError(f"--diagnostics compares the two predictions that guidance combines; {what} {can}")
 

@@ -31,7 +31,7 @@ def convert(argv):
 
 
 def openai_adm(argv):
-    """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: converts guided-diffusion's.
+    """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: converts ADM's weights.
 
     Published models have presets. For other networks, give the guided-diffusion flags that they were trained with, on
     the command line or in a JSON file.
@@ -202,7 +202,7 @@ def parse_import(given, argv):
     """Adds the flags of an import and parses all flags."""
     define_path("checkpoint", None, "File or folder with the weights to convert.", flag_values=given)
     define_path("out", None, "Workdir to create, a new or an empty folder.", flag_values=given)
-    what = 'Add the label "no condition", the mean of the others, for fine-tuning with dropped labels.'
+    what = 'Add the label "no condition", initialised as the mean of the others, for fine-tuning with dropped labels.'
     flags.DEFINE_bool("null_label", False, what, flag_values=given)
     no_arguments(parse_flags(given, argv))
 

@@ -149,7 +149,7 @@ def define_flags(argv):
     real(
         "logsnr_max",
         None,
-        "With --bits_per_dim: largest λ, at which the decoder applies; by default that of config.diffusion.",
+        "With --bits_per_dim: largest λ, at which the decoder applies; by default that of the run's process.",
     )
     path(
         "samples",

@@ -13,7 +13,7 @@ def define_own_data(given):
     """Adds the flags of images of the user's own."""
     what = "Your own images, instead of --config: a folder, an .npz file, or a folder that cfgjax prepare wrote."
     define_path("data", None, what, flag_values=given)
-    what = "With --data: height and width in pixels, 8, 16, 32, 64, 128 or 256; by default what fits, at most 64."
+    what = "With --data: height and width, 8, 16, 32, … or 256; by default at most 64 and the median shorter side."
     flags.DEFINE_integer("size", None, what, flag_values=given)
     what = (
         "With --data: where labels are: folders, csv (labels.csv), edm (dataset.json), prefixes (of names), or none; "

@@ -73,7 +73,7 @@ def prepare(argv):
     if given["class_order"].present and words[0] != "folder":
         raise UsageError(f"--class_order is only for folders; {words[0]} data already have labels")
     if given.class_names is not None and words[0] != "idx":
-        raise UsageError(f"--class_names is only for idx; {words[0]} data have names of their own")
+        raise UsageError(f"--class_names is only for idx; {words[0]} data take their class names from IN")
     for path in words[2:] if words[0] == "tfds" else words[1:]:
         check_path("IN or OUT", path)
     if len(words) == 3:
@@ -184,7 +184,7 @@ def prepared_lines(out, about):
     lines = [f"left out (cannot be decoded): {error}" for error in left_out]
     lines += [f"{count:,} images {what}" for what, count in about["converted"].items()]
     if absent := [name for name, n in zip(about["classes"], about["counts"], strict=True) if not n]:
-        lines.append(f"warning: {len(absent)} classes have no images, such as {printable(repr(absent[0]))}")
+        lines.append(f"warning: classes without images: {len(absent)}, such as {printable(repr(absent[0]))}")
     shape = f"{request['size']}×{request['size']}×{request['channels']}"
     made = f"{about['num_examples']:,} images {shape} of {len(about['classes'])} classes, crop {request['crop']}"
     lines.append(f"{printable(out)}: {made}, {request['encoding']}, {size / 1e6:,.1f} MB; hash {about['hash'][:16]}")

@@ -180,7 +180,8 @@ def preset_of(given, state_dict, source="--"):
     arguments |= {name: flags[name] for name in ("num_heads", "num_heads_upsample", "num_head_channels")}
     if kind == "upsampler":
         if size <= flags["small_size"] or size % flags["small_size"]:
-            raise UsageError(f"{source}large_size {size} is not a multiple of {source}small_size {flags['small_size']}")
+            what = f"{source}large_size {size} is not a larger multiple of {source}small_size {flags['small_size']}"
+            raise UsageError(what)
         process["low_res_size"] = flags["small_size"]
     else:
         arguments["use_new_attention_order"] = flags["use_new_attention_order"]

@@ -45,11 +45,13 @@ def introduction(settings: Settings) -> str:
     data, diffusion = settings.data, settings.diffusion
     kind = "upsampler" if data.low_res_shape is not None else "diffusion model"
     guided = (
-        f"Labels were dropped with probability {diffusion.p_uncond:g} in training, so that it can be guided without a "
-        "classifier."
+        f"Labels were dropped with probability {diffusion.p_uncond:g} in training, so the model can be guided without "
+        "a classifier."
         if diffusion is not None and diffusion.p_uncond
         else "It was trained without dropped labels, and has no unconditional branch."
     )
+    if not settings.model.options.get("conditional", True):
+        return f"An unconditional {kind} of {size_text(data.image_shape)} {data.source} data. It takes no labels."
     return f"A class-conditional {kind} of {size_text(data.image_shape)} {data.source} data. {guided}"
 
 

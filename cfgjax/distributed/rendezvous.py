@@ -187,7 +187,7 @@ def check_member(place, members, member, hello, facts):
     if member.number in members:
         raise UsageError(f"{member} and {members[member.number]} are both process {member.number}")
     if differing := differing_facts(facts, hello["facts"]):
-        raise UsageError(f"{member} belongs to another run than process 0: {'; '.join(differing)}")
+        raise UsageError(f"{member} does not belong to the run of process 0: {'; '.join(differing)}")
 
 
 def differing_facts(ours, theirs):

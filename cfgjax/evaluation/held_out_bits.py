@@ -54,12 +54,13 @@ def held_out_bits(
     """
     if not model.is_image:
         kind = "latents" if len(model.image_shape) == 3 else "points"
-        raise UsageError(f"bits/dim is of 8-bit images; {kind} of shape {model.image_shape} have none")
+        raise UsageError(f"bits/dim is defined for 8-bit images, not for {kind} of shape {model.image_shape}")
     image, label = image if isinstance(image, Stored) else np.asarray(image), np.asarray(label)
     check_images(image, model.image_shape)
     check_labels(label, model.num_classes + model.has_null_label)
     if len(image) != len(label):
-        raise UsageError(f"images of shape {image.shape} and labels of shape {label.shape} are not equally many")
+        given = f"images of shape {image.shape} and labels of shape {label.shape}"
+        raise UsageError(f"{given} differ in number; need a label for each image")
     check_num_steps(num_steps)
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         check_whole_number(name, value, least)

@@ -20,11 +20,11 @@ def load(workdir: str | Place, step: int | None = None, ema: float | None = None
     """Returns the `Model` of a run, with the parameters of a checkpoint.
 
     workdir: the folder of the run, or of an exported model. step: that of the checkpoint; by default the newest that is
-    complete. ema: the average of the parameters: a rate of config.ema.rates, by default the first, or 0 for the
-    parameters without averaging. Another number up to 0.2887 is the relative width σ_rel of a power-function average,
-    for a run with config.ema.widths: it is computed from the run's snapshots, and `step` may be that of a snapshot.
-    mesh: the devices, see `sharding.make_mesh`; by default all. A CPU's cores are its devices then, unless their number
-    was chosen or jax has been used before. Raises UsageError if there is no such run, step or
+    complete. ema: the average of the parameters: a rate of config.ema.rates, or 0 for no averaging; by default the
+    run's first rate, else its first width. Another number up to 0.2887 is the relative width σ_rel of a power-function
+    average, for a run with config.ema.widths: it is computed from the run's snapshots, and `step` may be that of a
+    snapshot. mesh: the devices, see `sharding.make_mesh`; by default all. The cores of a CPU then become devices,
+    unless the number of devices was set or jax has been used before. Raises UsageError if there is no such run, step or
     average, or if it is a run of a classifier.
     """
     settings = check_draws(workdir)
@@ -81,7 +81,7 @@ def load_guide(workdir: str | Place, step: int | None = None, ema: float | None 
 
 
 def load_weak(text: str, settings: Settings, mesh: Mesh | None = None) -> WeakRun:
-    """Returns the `WeakRun` of WORKDIR[@STEP][,ema=RATE], the weak model of one with these settings. mesh: of both.
+    """Returns the `WeakRun` of WORKDIR[@STEP][,ema=RATE], to guide a model with these settings. mesh: of both.
 
     Raises UsageError if there is no such run, step or rate, or if its model does not fit, before parameters are read.
     """

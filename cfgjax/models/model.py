@@ -254,9 +254,9 @@ class Model:
     ) -> Callable:
         """Returns the compiled sampler, draw(index [B], labels [B], weights [B], extra=None) → x̃ [B, …].
 
-        The results are on the mesh, the model's or a `part_of_mesh` it, whose size must divide B. index: numbers of the
-        samples, whose noise depends only on these and the seed. extra: {name: [B, …]}, the inputs besides the label,
-        such as an upsampler's "low_res" in [−1, 1]. With several processes, each passes the same complete arrays.
+        The results are on the model's mesh or a part of it (`part_of_mesh`), whose size must divide B. index: numbers
+        of the samples, which with the seed determine the noise. extra: {name: [B, …]}, the inputs besides the label,
+        such as "low_res" in [−1, 1]. With several processes, each passes the same complete arrays.
 
         low_res_logsnr: as in `sample_float`. trajectory: if True, draw returns (x̃, (z, x̃)), where the last two are of
         every level, [B, T, …]. If it is a function, the `save` of `samplers.driver.sample`, draw returns (x̃, what save

@@ -31,7 +31,7 @@ class Bound:
 def predictor(bind: Callable, params: PyTree, own_mesh: Mesh, mesh: Mesh) -> Callable:
     """Returns predict(z, logsnr [B], cond) of a `Model` on own_mesh, a tree of its parameters.
 
-    Raises UsageError if mesh, that of the model to be guided or a `part_of_mesh` it, is another one.
+    Raises UsageError unless mesh is that of the model to be guided or a part of it (`part_of_mesh`).
     """
     if mesh != part_of_mesh(own_mesh, mesh.size):
         raise UsageError("the weak model and the model are on different meshes; load both with the same mesh=")

@@ -171,7 +171,7 @@ def find_parts(workdir: Place, averages: EMASettings, step: int | None, width: f
     if error > MAX_PROFILE_ERROR:
         low, high = supported_widths(profiles, step)
         raise UsageError(
-            f"{workdir}: the {len(sources)} stored times up to step {step} do not support the width {width:g}, whose "
+            f"{workdir}: the {len(sources)} snapshots up to step {step} do not support the width {width:g}, whose "
             f"profile would have a relative error of {error:.0%}; they support widths from {low:.3f} to {high:.3f}"
         )
     if len(sources) < FEW_SNAPSHOTS:

@@ -39,15 +39,15 @@ FREE_SECTIONS = ("checkpoint", "sample", "evaluate", "mesh", "cluster", "log", "
 PLACE_KEYS = ("data.source", "data.path", "data.data_dir", "data.crop", "data.class_order", "data.tfds_split")
 
 OF_DATA = "the network was made for it"
-OF_NETWORK = "the parameters have its shape or meaning"
-OF_AVERAGES = "the checkpoints have these averages"
+OF_NETWORK = "it determines the shape or meaning of the parameters"
+OF_AVERAGES = "the checkpoints hold the averages of the first config"
 FIXED_KEYS = {  # key: why it cannot change
     **dict.fromkeys(("data.num_classes", "data.image_shape", "data.kind", "data.low_res_size"), OF_DATA),
     "diffusion.betas": OF_NETWORK,
     "diffusion.num_timesteps": OF_NETWORK,
     "diffusion.parametrisation": OF_NETWORK,
     "diffusion.learned_variance": OF_NETWORK,
-    "diffusion.time_sampler": "the checkpoints have the losses that it needs, or lack them",
+    "diffusion.time_sampler": 'only checkpoints of "second_moment" hold its losses',
     "optimizer.name": "the optimizer's state has another structure",
     "ema.rates": OF_AVERAGES,
     "ema.widths": OF_AVERAGES,

@@ -37,8 +37,10 @@ T = TypeVar("T")
 Json = Mapping | Sequence | str | float | bool | None
 # By default Orbax has every device write a slice of each replicated array, however small. The first save then compiles
 # a program for each shape and device while training waits.
-ARRAYS = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
-HANDLERS = ocp.type_handlers.create_type_handler_registry((jax.Array, ARRAYS))
+ARRAY_HANDLERS = ocp.type_handlers.create_type_handler_registry(
+    (jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)),
+    (np.ndarray, ocp.type_handlers.NumpyHandler()),
+)
 
 
 class Checkpoints:
@@ -74,7 +76,7 @@ class Checkpoints:
         self._failure: BaseException | None = None
         unasked = is_url(self.directory)  # training would wait while Orbax asks the server whether the step exists
         handlers = {
-            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=HANDLERS),
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAY_HANDLERS),
             "history": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(

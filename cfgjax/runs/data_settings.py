@@ -75,7 +75,7 @@ class DataSettings:
             return
         height, width = self.image_shape[:2]
         if not self.low_res_size < height or height % self.low_res_size or width % (height // self.low_res_size):
-            need = f"a divisor of the height {height}, below it, whose factor divides the width {width}"
+            need = f"a divisor of the height {height}, less than it; the width {width} must shrink by the same factor"
             raise UsageError(f"data.low_res_size is {self.low_res_size}; need {need}")
 
     @property

@@ -235,8 +235,8 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
     """Warns if a save took longer than the launcher's time between its signal and the end of the processes."""
     grace = float(os.environ.get("CFGJAX_GRACE_SECONDS", "inf"))
     if seconds > grace:
-        told = f"the last save took {seconds:.0f} s, the time between signal and end is {grace:.0f} s"
-        runlog.say(f"warning: {told}: ask the launcher for more, --grace_seconds={2 * seconds:.0f}")
+        told = f"the last save took {seconds:.0f} s, but the launcher ends processes {grace:.0f} s after its signal"
+        runlog.say(f"warning: {told}: launch with --grace_seconds={2 * seconds:.0f}")
 
 
 def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:

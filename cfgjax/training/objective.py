@@ -52,7 +52,8 @@ def denoising(net: Network, num_classes: int, diffusion: DiffusionSettings) -> O
     levels, parametrisation = diffusion.levels, parse_parametrisation(diffusion.parametrisation)
     weighting = parse_weighting(diffusion.weighting)
     if diffusion.p_uncond and not has_null_label(net):
-        raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; the network has no labels or no null label")
+        what = "the network has no labels or no null label: need 0"
+        raise UsageError(f"diffusion.p_uncond is {diffusion.p_uncond}; {what}")
     taken = condition(net, 1, ())
     noisy_low_res = "low_res_logsnr" in taken
     if noisy_low_res and "low_res" not in taken:

@@ -55,10 +55,11 @@ def make_objective(settings: Settings, net: Any) -> Objective:
     if settings.is_noisy_classifier:
         return noisy_classification(net, diffusion)
     if diffusion.learned_variance and not data.is_image:
-        raise UsageError(f"diffusion.learned_variance is for images; data.image_shape is {data.image_shape}")
+        given = f"data.image_shape is {data.image_shape}, data.kind {data.kind!r}"
+        raise UsageError(f"diffusion.learned_variance is for images; {given}")
     check_upsampler(net, data)
     if has_null_label(net) and "p_uncond" not in settings.given["diffusion"]:
-        raise UsageError("config.diffusion lacks p_uncond, with which labels are dropped")
+        raise UsageError("config.diffusion lacks p_uncond, the probability with which labels are dropped")
     return denoising(net, data.num_classes, diffusion)
 
 

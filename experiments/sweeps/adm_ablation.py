@@ -5,7 +5,8 @@ cfgjax sweep --sweep=experiments/sweeps/adm_ablation.py --out=runs/adm_ablation 
 
 BASE is an experiment, FILE or FILE:ARGUMENT. `get_sweep()` lists its runs as (name, {"config.key": value}). The rows
 are those of the paper's tables 1 (config.train.num_steps 1,200,000; FID also after 700,000) and 2 (700,000), in their
-order. The target adm_imagenet256 of `cfgjax compare` has the published results. Not measured here.
+order. The published results are under "ablations" in cfgjax/evaluation/report/targets/adm_imagenet256.json; `cfgjax
+compare` does not show them. Not measured here.
 """
 
 BASE = "adm:128"

@@ -193,7 +193,7 @@ def test_a_run_without_matching_published_rows_is_reported(tmp_path, capsys):
     compare(write(tmp_path / "a", record(scores={0.15: (1.5, 70.0)})), "--targets=cfg_imagenet64")
     out = capsys.readouterr().out
     assert table_of(out)[0] == ["", "a"]
-    assert "a: no row of cfg_imagenet64 has its w and setting" in out
+    assert "a: no row of cfg_imagenet64 has one of its weights w with its setting" in out
 
 
 def test_classifier_guidance_is_listed_and_not_subtracted(tmp_path, capsys):

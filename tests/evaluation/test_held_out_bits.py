@@ -157,7 +157,7 @@ def with_nan(image):
         (dict(image=IMAGES.astype(np.float64)), "dtype float64"),
         (dict(image=with_nan(IMAGES)), "image 3 has a value that is not finite"),
         (dict(image=IMAGES.astype(np.float32)), "outside"),
-        (dict(label=LABELS[:4]), "not equally many"),
+        (dict(label=LABELS[:4]), "differ in number"),
         (dict(label=LABELS + 9), "need 0 … 10"),
         (dict(num_steps=1), "num_steps is 1; need an integer of at least 2"),
         (dict(num_steps=10**9), "num_steps is 1000000000; need an integer of at least 2 and at most 1000000"),

@@ -178,7 +178,7 @@ def test_features_that_do_not_fit_the_data_are_refused():
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"data.split": "all"}, "data.split is all; a classifier leaves out some: need 'train'"),
+        ({"data.split": "all"}, "data.split is all; a classifier is tested on held-out examples: need 'train'"),
         ({"evaluate.every_steps": 15}, "evaluate.every_steps 15 is not a multiple of train.steps_per_dispatch 10"),
         ({"evaluate.every_steps": 0}, "evaluate.every_steps is 0; need"),
         ({"model.num_featurs": 8}, "unknown config key 'model.num_featurs', did you mean 'num_features'"),

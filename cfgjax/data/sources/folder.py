@@ -112,7 +112,7 @@ def list_folder(path: str | Path, class_order: str = "name") -> Folder:
         has = f"{loose} {LOOSE}" if loose else "none"
         raise UsageError(f"{path} needs images as class/…/image.jpg, .png, .webp, …; it has {has}")
     if empty := [name for name, files in found.items() if not files]:
-        more = f", and {len(empty) - 1} other classes have none" if len(empty) > 1 else ""
+        more = f", nor have {len(empty) - 1} others" if len(empty) > 1 else ""
         raise UsageError(f"class {printable(repr(empty[0]))} of {path} has no image{more}")
     label = np.repeat(np.arange(len(classes), dtype=np.int32), [len(files) for files in found.values()])
     notes = (*passed_over_lines(passed_over), *shared_between(root, found), *out_of_order(classes))
@@ -159,7 +159,7 @@ def shared_between(root: Path, found: dict[str, dict[str, str | None]]) -> list[
     if not (repeated := sum(n > 1 for n in count.values())):
         return []
     example = next(path for path, real in reals.items() if count[real] > 1)
-    return [f"warning: {repeated} files are in several classes by links, such as {printable(example)}"]
+    return [f"warning: links put files into several classes: {repeated}, such as {printable(example)}"]
 
 
 def out_of_order(classes: Sequence[str]) -> list[str]:

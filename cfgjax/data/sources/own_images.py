@@ -41,7 +41,8 @@ def find_own_images(path: str | Path, labels_from: str | None = None) -> OwnImag
     path = Path(path)
     if path.suffix == ".npz":
         if labels_from is not None:
-            raise UsageError(f"--labels_from={labels_from}: the labels of {path} are its array `label`")
+            what = f"the labels of {path} are its array `label`; leave the flag out"
+            raise UsageError(f"--labels_from={labels_from}: {what}")
         return OwnImages(list_arrays(path), "the array `label`")
     if not path.is_dir():
         raise UsageError(f"--data={path}: need a folder of images, an .npz file or a prepared set")

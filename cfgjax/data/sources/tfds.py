@@ -198,7 +198,8 @@ def download(name: str, data_dir: str | None = None, manual_dir: str | None = No
 
 def needs_tensorflow(name: str) -> str:
     """Returns advice for a set that TFDS can only prepare with TensorFlow."""
-    return f"TFDS needs TensorFlow to prepare {name}, once and in any environment: pip install 'cfgjax[prepare]'"
+    how = "once; this can be done in another environment"
+    return f"TFDS needs TensorFlow to prepare {name}, {how}: pip install 'cfgjax[prepare]'"
 
 
 def tfds(

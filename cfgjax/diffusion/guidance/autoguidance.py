@@ -42,7 +42,9 @@ class autoguidance(Spec):
 
     def __call__(self, predict: Callable, cond: Any, null: Any = None, w: Weight = 0.0) -> Combined:
         if self.weak is None:
-            raise ValueError("the rule autoguidance has no weak, the network that it guides away from")
+            raise ValueError(
+                "the rule autoguidance has no weak model; give weak=…, the network that it guides away from"
+            )
 
         def both(z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Branches:
             logsnr = jnp.broadcast_to(logsnr, z.shape[:1])

@@ -51,7 +51,7 @@ class cfg_zero(Wrapper):
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if not isinstance(self.zero_steps, int | float) or self.zero_steps > 0:
-            raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` of it")
+            raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` instead")
 
         def scaled(found: Branches, z: Float[Array, "b ..."], logsnr: Float[RealLike, "..."]) -> Prediction:
             strong, weak = (branch.eps - branch.x for branch in (found.strong, found.weak))

@@ -76,7 +76,7 @@ class classifier(Around):
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
         if self.guide is None:
-            raise ValueError("the rule classifier has no guide, the classifier whose gradient it takes")
+            raise ValueError("the rule classifier has no guide; give guide=…, the classifier whose gradient it takes")
         inner, score = bind_rule(self.rule, predict, cond, null, w), score_function(self.guide, cond)
 
         def times_scale(gradient: Float[Array, "b ..."]) -> Float[Array, "b ..."]:

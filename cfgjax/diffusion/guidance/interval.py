@@ -50,7 +50,8 @@ class interval(Modulator):
     is. All samples of a batch are at one level, as they are in every sampler; if they are not, the null branch is
     evaluated unless all of them are on the same side of the interval.
 
-    An interval of ς that was published for data of standard deviation d₁ is (low d₂/d₁, high d₂/d₁] for d₂.
+    An interval (low, high] of ς that was published for data of standard deviation d₁ becomes (low d₂/d₁, high d₂/d₁]
+    for data of standard deviation d₂.
     """
 
     rule: Any = field(default_factory=cfg)
@@ -88,7 +89,7 @@ class interval(Modulator):
     def logsnr_bounds(self, xp: Any = jnp) -> tuple[Float[RealLike, ""], Float[RealLike, ""]]:
         """Returns (first, end) of the interval first ≤ λ < end. Raises UsageError if it is given in steps."""
         if self.unit in OF_THE_GRID:
-            raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` of it")
+            raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` instead")
         low, high = (
             limit if bound is None else bound
             for bound, limit in zip((self.low, self.high), LEVEL_UNITS[self.unit], strict=True)

@@ -18,7 +18,7 @@ from cfgjax.diffusion.process import RealLike, broadcast_left
 from cfgjax.diffusion.specs import Spec, number, tree
 
 LABEL_FIELD, ROW_FIELD = {"per_sample": True, "labels": True}, {"per_sample": True, "axes": 1}
-NEEDS_LABELS = "states labels; take `on_labels(rule, relabel)` of it, which turns them into conditions"
+NEEDS_LABELS = "states labels; take `on_labels(rule, relabel)` instead, which turns them into conditions"
 
 
 @tree
@@ -26,7 +26,8 @@ NEEDS_LABELS = "states labels; take `on_labels(rule, relabel)` of it, which turn
 class negative(Spec):
     """ε̃ = ε_n + (1+w)(ε_c − ε_n): away from a label n, the same for all samples or one per sample, in place of none.
 
-    label: an int or [B]; the null label, or None, is `cfg`. It needs no null label otherwise.
+    label: an int or [B]; with the null label, or None, the rule is `cfg`. With other labels the network needs no null
+    label.
     """
 
     label: Any = field(default=None, metadata=LABEL_FIELD)
@@ -99,7 +100,7 @@ class compose(Spec):
         check_label("labels", self.labels)
         counts = [num_labels(values) for values in (self.labels, self.scales)]
         if self.scales is not None and None not in counts and counts[0] != counts[1]:
-            raise UsageError(f"{counts[0]} labels and {counts[1]} scales; need as many")
+            raise UsageError(f"{counts[0]} labels and {counts[1]} scales; need one scale for each label")
 
     def evaluations(self, logsnrs: Float[np.ndarray, " t"]) -> Int[np.ndarray, " t"]:
         return np.full(len(logsnrs), 2 + (num_labels(self.labels) or 0))

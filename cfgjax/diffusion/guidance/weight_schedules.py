@@ -51,7 +51,7 @@ class ramp(Modulator):
         return table(self.rule, levels, self.start + (self.end - self.start) * shape, "linear")
 
     def __call__(self, predict: Callable, cond: Any, null: Any, w: Weight) -> Denoiser:
-        raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` of it")
+        raise UsageError(f"{self!r} is given in steps; take `on_grid(rule, logsnrs)` instead")
 
 
 @tree
@@ -80,7 +80,7 @@ class table(Modulator):
             return
         if len(self.logsnr) != len(self.factor) or not self.logsnr:
             counts = f"{len(self.logsnr)} values of logsnr and {len(self.factor)} of factor"
-            raise UsageError(f"{counts}; need as many, at least one")
+            raise UsageError(f"{counts}; need equally many, at least one")
         known = [value for value in self.logsnr if isinstance(value, Real)]
         if any(a >= b for a, b in itertools.pairwise(known)):
             raise UsageError(f"logsnr {self.logsnr} does not increase")

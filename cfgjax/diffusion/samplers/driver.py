@@ -116,7 +116,7 @@ def evaluated_levels(sampler: Any, logsnrs: Float[RealLike, " t"]) -> Float[np.n
     found = sampler.evaluated_levels(logsnrs) if hasattr(sampler, "evaluated_levels") else logsnrs
     if len(found) != (stated := sampler.evaluations(len(logsnrs))):
         problem = f"states {stated} evaluations for {len(logsnrs)} levels, and the λ of {len(found)}"
-        raise ContractError("sampler", sampler, f"{problem}; need a method evaluated_levels(logsnrs) that has all")
+        raise ContractError("sampler", sampler, f"{problem}; need a method evaluated_levels that returns each λ")
     return found
 
 

@@ -83,7 +83,7 @@ class tilted(Spec):
         if branches is None:
             raise UsageError(f"{self!r} needs a rule that combines two predictions, such as cfg()")
         if jax.tree.leaves(denoise.memory):  # type: ignore[attr-defined]
-            raise UsageError(f"{self!r} resamples particles, whose rule must have no memory; use a rule such as cfg()")
+            raise UsageError(f"{self!r} resamples particles, so its rule must have no memory; use a rule such as cfg()")
         step = jnp.where(level.last, 0.0, level.logsnr_next - level.logsnr)
         log_weights = state.log_weights + step * log_weight_rate(branches)
         ess = effective_sample_size(log_weights, self.particles)

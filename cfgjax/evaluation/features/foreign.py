@@ -119,7 +119,7 @@ def warn_of_dark(samples: ForeignSamples) -> None:
     looked_at = min(samples.shape[0], MAX_LOOKED_AT)
     largest = int(samples.read_images(0, looked_at).max())
     if largest < DARK:
-        what = "%s: the largest value of %s images is %d; values are measured as 0 … 255, so that these are dark images"
+        what = "%s: the largest value of %s images is %d; values are read as 0 … 255, so these images count as dark"
         log.warning(what, samples.origin, f"{looked_at:,}", largest)
 
 

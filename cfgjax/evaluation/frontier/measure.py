@@ -221,6 +221,6 @@ def warn_of_few(count: int, network: FeatureNetwork, reference: Reference) -> No
     cov = np.cov(draws, rowvar=False)
     floor = frechet_distance(reference.mean, reference.cov, draws.mean(axis=0), cov, sqrt1=reference.root)
     log.warning(
-        "%d samples for %d features: %s is biased upwards; as many samples of the reference's own Gaussian get %.4g",
+        "%d samples for %d features: %s is biased upwards; as many draws from the reference's own Gaussian have %.4g",
         *(count, dim, network.metric("FD"), floor),
     )

@@ -212,7 +212,8 @@ def kernel_distance(reference: ArrayLike, generated: ArrayLike, *, subset_size: 
     generated = feature_rows(generated, reference.shape[1])
     size = min(subset_size, len(reference), len(generated))
     if size < 2:
-        raise UsageError(f"subsets have {size} of {len(reference)} reference and {len(generated)} samples; need 2")
+        given = f"{size} of {len(reference)} reference and {len(generated)} generated samples"
+        raise UsageError(f"subsets have {given}; need at least 2 in each")
     blocks = [generated[start : start + size] for start in range(0, len(generated) - size + 1, size)]
     distances = [cubic_mmd(kernel_subset(reference, b, size), block) for b, block in enumerate(blocks)]
     return float(np.mean(distances)), float(np.std(distances))

@@ -234,13 +234,14 @@ def published_notes(curve: Curve, targets: Targets) -> list[str]:
     """Returns lines on the differences between a curve's setting and the published one."""
     lines, name = [], targets["name"]
     if curve.setting["classifier_scale"]:
-        lines.append(f"not comparable with {name}: a classifier guides it, but not the published rows with a w")
+        guided = "a classifier guides its samples, but not those of the published rows with a w"
+        lines.append(f"not comparable with {name}: {guided}")
     if differing := differences(curve.setting, targets):
         verb = lambda key: "are" if key == "features" else "is"
         texts = [f"{key} {verb(key)} {text(value)}, published {either(theirs)}" for key, value, theirs in differing]
         lines.append(f"not comparable with {name}: {'; '.join(texts)}")
     if not matching(curve.setting, targets, weights([curve.own])):
-        lines.append(f"no row of {name} has its w and setting")
+        lines.append(f"no row of {name} has one of its weights w with its setting")
     if texts := unchecked(curve.setting, targets):
         lines.append(f"not checked against {name}: {'; '.join(texts)}")
     return lines

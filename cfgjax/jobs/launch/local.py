@@ -147,7 +147,8 @@ class ProcessGroup:
         last = re.sub(r"^cfgjax: (failed|error): ", "", self._last_lines[i].decode(errors="replace"))
         killed = count - len(ended)
         message = f"process {i} of {count} ended with {ended[i]}" + (f": {last}" if last else "")
-        message += f"; {killed} processes that did not end were killed" if killed else ""
+        many = "process that did not end was" if killed == 1 else "processes that did not end were"
+        message += f"; {killed} {many} killed" if killed else ""
         if count > 1:
             print(f"cfgjax: failed: {message}", file=sys.stderr)
         return ended[i]

@@ -89,8 +89,9 @@ def cost_section(found):
 def explanations(found):
     """Returns lines that explain the figures."""
     lines = [
-        f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s. Activations are all that JAX keeps for the",
-        'backward pass; "at least" is what remains if the compiler recomputes everything that is cheap.',
+        f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s.",
+        '"Activations" counts everything that JAX keeps for the backward pass; "at least" is what remains if the',
+        "compiler recomputes everything that is cheap.",
     ]
     if found["mesh"].get("fsdp", 1) > 1:
         lines.append(

@@ -25,9 +25,10 @@ def make_hooks(settings: Settings, mesh: Mesh, dataset: Dataset) -> list:
     hooks: list = [] if latents else [grids]
     if settings.evaluate.every_steps:
         if settings.data.low_res_size is not None:
-            raise UsageError("evaluate.every_steps is set; an upsampler alone draws nothing to be measured: need None")
+            what = "an upsampler alone draws nothing to be measured"
+            raise UsageError(f"evaluate.every_steps is set; {what}: set it to None")
         if dataset.conditions:
-            what = f"samples need conditions besides the label ({', '.join(dataset.conditions)})"
-            raise UsageError(f"evaluate.every_steps is set; {what}, which evaluations do not have: need None")
+            what = f"evaluations cannot give samples the conditions besides the label ({', '.join(dataset.conditions)})"
+            raise UsageError(f"evaluate.every_steps is set; {what}: set it to None")
         hooks.append(FrontierMetrics(settings, mesh, dataset))
     return hooks

@@ -43,7 +43,9 @@ class HeldOut:
 def held_out_steps(settings: Settings) -> int:
     """Returns the interval at which a classifier is evaluated. Raises UsageError unless its data leave out examples."""
     if settings.data.split != "train":
-        raise UsageError(f"data.split is {settings.data.split}; a classifier leaves out some: need 'train'")
+        raise UsageError(
+            f"data.split is {settings.data.split}; a classifier is tested on held-out examples: need 'train'"
+        )
     if settings.evaluate.every_steps is None:
         raise UsageError("evaluate.every_steps is None; a classifier needs an integer of at least 1")
     return settings.evaluate.every_steps
