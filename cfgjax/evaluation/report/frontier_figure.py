@@ -1,16 +1,17 @@
 """The curves of a frontier as a figure."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from cfgjax.base.plots_extra import Figure, require_matplotlib
 from cfgjax.evaluation.report.frontier_rows import Row, curves, spread, spread_note, strength, strength_name
 from cfgjax.evaluation.report.frontier_table import MetricNames
 from cfgjax.evaluation.report.protocol import caption
 
-LABEL_OFFSETS = ((4, 5), (4, -11))  # of w from its point; they alternate so that neighbours do not overlap
+LABEL_DISTANCE = (13, 10)  # of w from its point, across and up, in points of the page
+LABEL_STYLE = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
 
 
 def frontier_figure(
@@ -41,8 +42,6 @@ def frontier_figure(
             (x, x_std), (y, y_std) = (np.array(p).T for p in points)
             bars = {"xerr": x_std, "yerr": y_std} if x_std.any() or y_std.any() else {}
             axis.errorbar(x, y, **bars, marker="o", markersize=4, linewidth=1, capsize=2, label=curve or None)
-            for w, at, offset in zip(by_weight, zip(x, y, strict=True), itertools.cycle(LABEL_OFFSETS), strict=False):
-                axis.annotate(f"{w:g}", at, xytext=offset, textcoords="offset points", fontsize=8)
             if pair[0] == network.metric("FD") and x.min() > 0 and x.max() > 10 * x.min():
                 axis.set_xscale("log")
         if tilted and pair[0] == "entropy":
@@ -54,6 +53,11 @@ def frontier_figure(
         axis.set_ylabel(labels.get(pair[1], pair[1]))
         axis.grid(alpha=0.3)
         axis.margins(0.1)
+        axis.autoscale_view()  # labels depend on where the points are on the page
+        for by_weight in curves(rows).values():
+            places = np.array([[spread(same, name)[0] for name in pair] for same in by_weight.values()])
+            for w, at, offset in zip(by_weight, places, label_offsets(axis.transData.transform(places)), strict=True):
+                axis.annotate(f"{w:g}", at, xytext=offset, **LABEL_STYLE)
         if any(curves(rows)):
             axis.legend(fontsize=8)
     title = "guidance weight w" if strength(rows) == "guidance_weight" else strength_name(rows)
@@ -61,3 +65,17 @@ def frontier_figure(
     drawn.suptitle(f"{title}, {rows[0]['num_samples']:,} samples each{'; ' * bool(note)}{note}", fontsize=10)
     drawn.supxlabel(caption(card or {}, drawn.get_figwidth()), fontsize=6, color="0.35")
     return drawn
+
+
+def label_offsets(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    """Returns the offset of the label of each point of a curve, in points of the page: on the outer side of its angle.
+
+    Where the curve is almost straight, the label is above it.
+    """
+    steps = np.diff(points, axis=0)
+    steps /= np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-12)
+    to_next, to_last = np.vstack([steps, np.zeros((1, 2))]), np.vstack([np.zeros((1, 2)), -steps])
+    outer, along = -(to_next + to_last), to_next - to_last
+    above = np.where(along[:, :1] < 0, -1, 1) * np.stack([-along[:, 1], along[:, 0]], axis=1) + [0, 1e-6]
+    direction = np.where(np.linalg.norm(outer, axis=1, keepdims=True) < 0.5, above, outer)
+    return np.array(LABEL_DISTANCE) * direction / np.linalg.norm(direction, axis=1, keepdims=True)
