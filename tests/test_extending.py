@@ -286,7 +286,7 @@ def test_a_network_with_another_parametrisation_is_not_exported_as_one_of_eps(di
 
 def test_evaluations_refuse_a_vector(vector_config, tmp_path):
     vector_config.evaluate.update({"every_steps": 2, "features": "inception"})
-    with pytest.raises(UsageError, match=r"conditions besides the label \(vector\), which evaluations do not have"):
+    with pytest.raises(UsageError, match=r"cannot give samples the conditions besides the label \(vector\)"):
         cfgjax.train(vector_config, tmp_path / "run")
 
 

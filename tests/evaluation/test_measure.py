@@ -208,7 +208,7 @@ def test_too_few_samples_give_a_warning_with_the_bias(caplog):
         module.warn_of_few(dim, network, reference)
         assert not caplog.text
         module.warn_of_few(count, network, reference)
-    told = re.search(r"30 samples for 40 features: FID is biased upwards; .* get (\S+)", caplog.text)
+    told = re.search(r"30 samples for 40 features: FID is biased upwards; .* have (\S+)", caplog.text)
     assert abs(float(told[1]) / np.mean(biases) - 1) < 0.3
 
 
