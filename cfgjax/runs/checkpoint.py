@@ -16,8 +16,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from orbax.checkpoint._src.serialization import tensorstore_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSteps, LatestN
 
+from cfgjax.base import bucket_clients
 from cfgjax.base.errors import UsageError
 from cfgjax.base.storage import Place, absolute, free_bytes, is_url, place
 from cfgjax.distributed import collectives
@@ -29,7 +31,7 @@ from cfgjax.runs.manifest import (
     write_manifest,
 )
 from cfgjax.runs.training_settings import CheckpointSettings
-from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
+from cfgjax.runs.writes import SaveError, check_space, noticing, request_limits, save_error, sizes
 
 log = logging.getLogger("cfgjax")
 
@@ -74,6 +76,8 @@ class Checkpoints:
             policies.append(EveryNSteps(self._cadence.keep_every_steps))
         collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
+        context = getattr(tensorstore_utils, "_DEFAULT_OCDBT_TS_CONTEXT", {})  # Orbax has no option for this
+        context["gcs_request_retries"] = request_limits(bucket_clients.retry_seconds)  # else a quarter of an hour
         unasked = is_url(self.directory)  # training would wait while Orbax asks the server whether the step exists
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAY_HANDLERS),

@@ -16,7 +16,7 @@ from cfgjax.distributed.sharding import make_mesh
 from cfgjax.runs.checkpoint import Checkpoints, restore_params
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.training_settings import CheckpointSettings
-from cfgjax.runs.writes import SaveError, sizes
+from cfgjax.runs.writes import SaveError, request_limits, sizes
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
 
@@ -240,3 +240,9 @@ def test_the_progress_of_a_save_is_seen_while_its_folder_is_renamed(tmp_path):
     thread.join()
     assert sizes(tmp_path, "90") == {str(tmp_path / "90.tmp" / "state" / "parts" / "0"): 7}
     assert sizes(tmp_path, "8") == {}
+
+
+@pytest.mark.parametrize(("seconds", "pauses"), [(1, 1), (4, 7), (600, 623)])
+def test_requests_are_repeated_for_about_the_given_time(seconds, pauses):
+    limits = request_limits(seconds)
+    assert sum(min(2**i, 16) for i in range(limits["max_retries"])) == pauses
