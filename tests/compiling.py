@@ -3,6 +3,7 @@
 import jax
 
 TIERS = ("slow", "e2e", "soak", "slurm")
+QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # environment of processes that compile with little optimisation
 
 
 def compiles_quickly(item):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from compiling import QUICKLY
 from convert.weight_files import SMALL_ADM, save_pt
 from data.images import write_folder, write_npz
 from documents import ROOT, Snippet, steps
@@ -144,7 +145,8 @@ def living_in(folder, monkeypatch):
         for name, own in {name: getattr(jax, name) for name in ("devices", "local_devices")}.items():
             patch.setattr(jax, name, lambda *which, own=own: own(*which)[:1])  # compiling for one is quicker
         patch.setenv("JAX_NUM_CPU_DEVICES", "1")  # of the processes that commands start
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        for name, value in QUICKLY.items():
+            patch.setenv(name, value)
         patch.delenv("CFGJAX_INCEPTION", raising=False)
         patch.setattr(inception_weights, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
         patch.setattr(inception_weights, "fetch_file", lambda url, path: Path(path).write_bytes(b"weights"))

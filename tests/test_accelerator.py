@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from compiling import QUICKLY
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WORK = """
@@ -314,8 +315,8 @@ def test_without_data_part_f_says_so_in_one_line(bench, tmp_path):
 @pytest.mark.e2e
 def test_everything_runs_at_toy_sizes_and_a_second_call_measures_nothing(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "accelerator.py"), "--tiny", "--minutes=60", f"--out={tmp_path}"]
-    quickly = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled
-    first = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=quickly)
+    options = {"capture_output": True, "text": True, "env": os.environ | QUICKLY}
+    first = subprocess.run(command, timeout=1800, **options)
     assert first.returncode == 0, first.stdout + first.stderr
     parts = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("part_*.json"))]
     assert [part["part"] for part in parts] == list("abcdefg")
@@ -327,5 +328,5 @@ def test_everything_runs_at_toy_sizes_and_a_second_call_measures_nothing(tmp_pat
     text = (tmp_path / "accelerator.md").read_text()
     assert text in first.stdout and all(f"## {letter}: " in text for letter in "abcdefg")
     assert "all of: optimizer" in text
-    second = subprocess.run(command, capture_output=True, text=True, timeout=300, env=quickly)
+    second = subprocess.run(command, timeout=300, **options)
     assert second.returncode == 0 and "done after" not in second.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiling import QUICKLY
 from tiny import mixture_config, of_mixture
 
 from cfgjax.data.sources.registry import toy_mixture
@@ -29,8 +30,8 @@ OWN = {
 
 def run(name, *flags):
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *flags]
-    quickly = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiled; the figures are not looked at
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=quickly)
+    environ = os.environ | QUICKLY  # the figures are not looked at
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
 
 
 @pytest.mark.e2e

@@ -80,8 +80,8 @@ def train(
     workdir: the folder of the run, which is created if it does not exist. data: instead of config, your own images: a
     folder, an .npz file or a prepared data set. A config is chosen for them; with size (height and width in pixels),
     labels_from ("folders", "csv", "edm", "prefixes" or "none") and network ("small" or "large") you can change it.
-    changes: new values of an experiment by section, as in `cfgjax.config`. The cores of a
-    CPU then become devices, unless the number of devices was set or jax has been used before.
+    changes: new values of an experiment by section, as in `cfgjax.config`. The cores of a CPU then become devices,
+    unless the number of devices was set or jax has been used before.
 
     hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
     steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics

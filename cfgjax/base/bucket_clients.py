@@ -7,6 +7,7 @@ checkpoints are sent by tensorstore, which also asks again.
 import asyncio
 import importlib.util
 import logging
+import math
 import os
 import time
 from typing import Any
@@ -115,6 +116,14 @@ async def patiently(scheme, reads, request):
             return answer
         await asyncio.sleep(wait)
         wait = min(2 * wait, LONGEST_PAUSE_SECONDS)
+
+
+def request_limits():
+    """Returns TensorStore's options for repeating a failed request for about as long as `patiently`."""
+    repeats = max(1, math.ceil(math.log2(retry_seconds + 1)))
+    if 2**repeats > LONGEST_PAUSE_SECONDS:  # the pauses are 1, 2, 4, … seconds, but never longer than this
+        repeats = math.ceil(math.log2(LONGEST_PAUSE_SECONDS) + retry_seconds / LONGEST_PAUSE_SECONDS)
+    return {"max_retries": repeats, "initial_delay": "1s", "max_delay": f"{LONGEST_PAUSE_SECONDS:g}s"}
 
 
 def is_refusal(error):

@@ -44,15 +44,16 @@ def introduction(settings: Settings) -> str:
     """Returns the sentence that says what the model is."""
     data, diffusion = settings.data, settings.diffusion
     kind = "upsampler" if data.low_res_shape is not None else "diffusion model"
+    what = f"{kind} of {size_text(data.image_shape)} {data.source} data"
+    if not settings.model.options.get("conditional", True):
+        return f"An unconditional {what}. It takes no labels."
     guided = (
         f"Labels were dropped with probability {diffusion.p_uncond:g} in training, so the model can be guided without "
         "a classifier."
         if diffusion is not None and diffusion.p_uncond
         else "It was trained without dropped labels, and has no unconditional branch."
     )
-    if not settings.model.options.get("conditional", True):
-        return f"An unconditional {kind} of {size_text(data.image_shape)} {data.source} data. It takes no labels."
-    return f"A class-conditional {kind} of {size_text(data.image_shape)} {data.source} data. {guided}"
+    return f"A class-conditional {what}. {guided}"
 
 
 def facts(

@@ -31,7 +31,7 @@ from cfgjax.runs.manifest import (
     write_manifest,
 )
 from cfgjax.runs.training_settings import CheckpointSettings
-from cfgjax.runs.writes import SaveError, check_space, noticing, request_limits, save_error, sizes
+from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
 
 log = logging.getLogger("cfgjax")
 
@@ -77,7 +77,7 @@ class Checkpoints:
         collectives.decided(self._clear, "what earlier saves left")
         self._failure: BaseException | None = None
         context = getattr(tensorstore_utils, "_DEFAULT_OCDBT_TS_CONTEXT", {})  # Orbax has no option for this
-        context["gcs_request_retries"] = request_limits(bucket_clients.retry_seconds)  # else a quarter of an hour
+        context["gcs_request_retries"] = bucket_clients.request_limits()  # else a quarter of an hour
         unasked = is_url(self.directory)  # training would wait while Orbax asks the server whether the step exists
         handlers = {
             "state": ocp.PyTreeCheckpointHandler(type_handler_registry=ARRAY_HANDLERS),

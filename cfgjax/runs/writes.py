@@ -1,7 +1,6 @@
 """Writes of a checkpoint in progress: their sizes, and their failures as soon as they happen."""
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any, TypeVar
 import jax
 from jaxtyping import PyTree
 
-from cfgjax.base import bucket_clients
 from cfgjax.base.storage import Place, free_bytes, is_url, objects
 
 Handler = TypeVar("Handler")
@@ -70,14 +68,6 @@ def noticing(handler: Handler, notice: Callable[[BaseException], None]) -> Handl
 
     setattr(handler, "async_save", async_save)  # noqa: B010  not a subclass: Orbax's registry would not know it
     return handler
-
-
-def request_limits(seconds: float) -> dict[str, Any]:
-    """Returns TensorStore's options for repeating a failed request to a bucket for about so many seconds."""
-    repeats, longest = max(1, math.ceil(math.log2(seconds + 1))), bucket_clients.LONGEST_PAUSE_SECONDS
-    if 2**repeats > longest:  # the pauses are 1, 2, 4, … seconds, but never longer than this
-        repeats = math.ceil(math.log2(longest) + seconds / longest)
-    return {"max_retries": repeats, "initial_delay": "1s", "max_delay": f"{longest:g}s"}
 
 
 def sizes(directory: Place, beginning: str) -> dict[str, int]:

@@ -3,13 +3,13 @@
 import json
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command import end_all, finish_all, free_port, run, start, start_several
+from disks import small_disk
 from test_cli import metrics, state, wait_for_step
 from tiny import same_trees
 
@@ -222,21 +222,17 @@ def test_the_other_processes_report_the_error_of_one(tmp_path):
 
 @pytest.mark.soak
 def test_all_processes_report_a_full_disk_of_the_first(tmp_path):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(tmp_path, "4m") as grow:
         flags = "--config.checkpoint.every_steps=10 --config.sample.every_steps=3000 --config.train.num_steps=3000"
         ends = finish_all(start_several(train(tmp_path / "run", flags), 2))
         whole = int(re.search(r"No space left on device.*; step (\d+) is complete$", ends[0][2].strip())[1])
         for code, _, err in ends:
             assert code == 1
             assert f"step {whole} is complete" in err.strip().splitlines()[-1]
-        subprocess.run(["mount", "-o", "remount,size=100m", tmp_path], check=True)
+        grow("100m")
         ends = finish_all(start_several(train(tmp_path / "run", f"--config.train.num_steps={whole + 10}"), 2))
         assert [code for code, _, _ in ends] == [0, 0], ends
         assert f"resumed at step {whole}" in ends[0][1]
-    finally:
-        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ import command
 import jax
 import numpy as np
 import pytest
+from compiling import QUICKLY
 from images import write_folder, write_npz
 from runs import metrics, train
 from tiny import EXPERIMENTS, open_source, same_trees, settings, update
@@ -270,7 +271,7 @@ SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.mod
 def test_two_processes_with_workers_train_on_the_batches_of_one_process_without(path, tmp_path, quick_compilation):
     words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
     together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"
-    code, _, err = command.run(together, environ={"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"})
+    code, _, err = command.run(together, environ=QUICKLY)
     assert code == 0, err
     straight = {"train.batch_size": 8, "model.dropout": 0.0, "checkpoint.every_steps": 8}
     train(config_of(path, **straight), tmp_path / "one")

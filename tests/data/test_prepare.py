@@ -2,11 +2,11 @@
 
 import json
 import signal
-import subprocess
 
 import command
 import numpy as np
 import pytest
+from disks import small_disk
 from images import write_folder, write_npz
 from PIL import Image
 from tiny import open_source
@@ -116,24 +116,19 @@ def test_preparation_that_is_killed_resumes_to_the_same_set_and_leaves_no_worker
 @pytest.mark.e2e
 def test_a_full_disk_is_reported_and_a_later_call_resumes_from_the_existing_files(tmp_path):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("needs to mount a small disk")
-    try:
+    with small_disk(disk, "4m") as grow:
         image, _ = write_npz(tmp_path / "a.npz", count=600, shape=(64, 64, 3))
         words = f"prepare npz {tmp_path}/a.npz {disk}/set --size=64 --encoding=raw --workers=1"
         code, _, err = command.run(words)
         assert code == 1, err
         assert len(err.strip().splitlines()) == 1 and str(disk) in err, err
         assert not (disk / "set" / "dataset.json").exists()
-        subprocess.run(["mount", "-o", "remount,size=40m", disk], check=True)
+        grow("40m")
         code, out, err = command.run(words)
         assert code == 0, err
         assert "1 of 3 shards are complete" in out
         found = opened(disk / "set", image_shape=(64, 64, 3))
         assert np.array_equal(found.images(np.arange(600)), image)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def broken_folder(root, broken=2):

@@ -11,12 +11,13 @@ from command import wait_until
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import same_trees
 
+from cfgjax.base import bucket_clients
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.sharding import make_mesh
 from cfgjax.runs.checkpoint import Checkpoints, restore_params
 from cfgjax.runs.manifest import complete_steps
 from cfgjax.runs.training_settings import CheckpointSettings
-from cfgjax.runs.writes import SaveError, request_limits, sizes
+from cfgjax.runs.writes import SaveError, sizes
 from cfgjax.training.state import TrainState, abstract_state, create_state
 
 
@@ -243,6 +244,7 @@ def test_the_progress_of_a_save_is_seen_while_its_folder_is_renamed(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "pauses"), [(1, 1), (4, 7), (600, 623)])
-def test_requests_are_repeated_for_about_the_given_time(seconds, pauses):
-    limits = request_limits(seconds)
+def test_requests_are_repeated_for_about_the_given_time(monkeypatch, seconds, pauses):
+    monkeypatch.setattr(bucket_clients, "retry_seconds", float(seconds))
+    limits = bucket_clients.request_limits()
     assert sum(min(2**i, 16) for i in range(limits["max_retries"])) == pauses

@@ -37,11 +37,13 @@ def frontier_figure(
     axes_of = [pair for pair in axes_of if all(name in rows[0] for name in pair)] or [scores]
     drawn = Figure(figsize=(5.2 * len(axes_of), 4.4), layout="constrained")
     for axis, pair in zip(np.ravel(drawn.subplots(1, len(axes_of))), axes_of, strict=True):
+        drawn_points = []  # (weights, places) of each curve
         for curve, by_weight in curves(rows).items():
             points = [[spread(by_weight[w], name) for w in by_weight] for name in pair]
             (x, x_std), (y, y_std) = (np.array(p).T for p in points)
             bars = {"xerr": x_std, "yerr": y_std} if x_std.any() or y_std.any() else {}
             axis.errorbar(x, y, **bars, marker="o", markersize=4, linewidth=1, capsize=2, label=curve or None)
+            drawn_points.append((list(by_weight), np.stack([x, y], axis=1)))
             if pair[0] == network.metric("FD") and x.min() > 0 and x.max() > 10 * x.min():
                 axis.set_xscale("log")
         if tilted and pair[0] == "entropy":
@@ -54,9 +56,8 @@ def frontier_figure(
         axis.grid(alpha=0.3)
         axis.margins(0.1)
         axis.autoscale_view()  # labels depend on where the points are on the page
-        for by_weight in curves(rows).values():
-            places = np.array([[spread(same, name)[0] for name in pair] for same in by_weight.values()])
-            for w, at, offset in zip(by_weight, places, label_offsets(axis.transData.transform(places)), strict=True):
+        for weights, places in drawn_points:
+            for w, at, offset in zip(weights, places, label_offsets(axis.transData.transform(places)), strict=True):
                 axis.annotate(f"{w:g}", at, xytext=offset, **LABEL_STYLE)
         if any(curves(rows)):
             axis.legend(fontsize=8)
