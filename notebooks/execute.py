@@ -2,7 +2,8 @@
 
     python notebooks/execute.py notebooks/sampling_and_guidance.ipynb
 
-Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train for a few steps only.
+Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train
+small networks for a few steps.
 """
 
 import json
@@ -10,6 +11,11 @@ import sys
 from pathlib import Path
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # empty without a kernel, and its id is random
+FOLDING = (
+    "cellView",
+    "jupyter",
+    "tags",
+)  # metadata of a cell whose code is folded on Colab, in Jupyter and on the site
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -29,7 +35,8 @@ def normal(notebook):
     """Returns the notebook, parsed JSON, without the parts that differ between two runs on the same machine."""
     cells, count = [], 0
     for cell in notebook["cells"]:
-        kept = {key: cell[key] for key in ("cell_type", "id", "source")} | {"metadata": {}}
+        folded = {key: content for key, content in cell.get("metadata", {}).items() if key in FOLDING}
+        kept = {key: cell[key] for key in ("cell_type", "id", "source")} | {"metadata": folded}
         if cell["cell_type"] == "code":
             count += 1
             kept |= {"execution_count": count, "outputs": list(normal_outputs(cell["outputs"], count))}

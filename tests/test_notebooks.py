@@ -100,6 +100,19 @@ def test_all_notebooks_install_in_the_same_way():
     assert len({cell(path, "install") for path in NOTEBOOKS}) == 1
 
 
+@every
+def test_only_the_code_of_the_install_cell_is_folded(path):
+    folded = {cell["id"]: cell["metadata"] for cell in cells(path) if cell["metadata"]}
+    assert folded == {
+        "install": {
+            "cellView": "form",
+            "jupyter": {"source_hidden": True},
+            "tags": ["hide-input"],
+        }  # Colab, Jupyter, site
+    }
+    assert cell(path, "install").startswith("# @title ")  # what Colab shows in its place
+
+
 def test_links_between_notebooks_lead_to_notebooks():
     for path in NOTEBOOKS:
         text = "".join("".join(cell["source"]) for cell in cells(path, "markdown"))
