@@ -2,18 +2,15 @@
 
 import jax
 
-TIERS = ("slow", "e2e", "soak", "slurm")
 QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # environment of processes that compile with little optimisation
 
 
 def compiles_quickly(item):
     """Whether a test's programs are compiled with little optimisation, which takes about half the time.
 
-    They are in the README's command, unless a test is marked `optimised`, and in marked tests that use the fixture
-    quick_compilation. Other marked tests may compute for long, or compare with processes, which optimise.
+    They are, unless the test is marked `optimised`: it computes for long, or compares with processes, which optimise.
     """
-    marked = lambda *names: any(item.get_closest_marker(name) for name in names)
-    return "quick_compilation" in item.fixturenames or not marked("optimised", *TIERS)
+    return item.get_closest_marker("optimised") is None
 
 
 def compile_quickly(quickly):

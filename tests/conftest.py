@@ -3,6 +3,7 @@
 What is compiled is shared, for the length of the session, by its workers and by the commands that tests start.
 """
 
+import gc
 import itertools
 import os
 import shutil
@@ -39,6 +40,13 @@ compile_quickly(True)  # what modules compute when they are imported
 MODULES = itertools.count(1)
 
 
+def pytest_collection_finish():
+    """Tracing makes millions of objects; a tenth of its time would go to searching them for cycles again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs_are_dropped_now_and_then():
     """Compiled programs would add up to gigabytes in each worker; dropped too often, they are compiled too often."""
@@ -50,11 +58,6 @@ def programs_are_dropped_now_and_then():
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which compile too
 def pytest_runtest_setup(item):
     compile_quickly(compiles_quickly(item))
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """A marked test that uses this has programs that are compiled with little optimisation, as unmarked tests have."""
 
 
 def pytest_sessionfinish():

@@ -13,8 +13,6 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command
 from cfgjax.training.extensions import ExtensionError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -88,7 +88,7 @@ def test_the_cost_of_guidance_is_reported_next_to_its_flops():
 
 @pytest.mark.e2e
 def test_the_cost_of_perturbed_attention_is_reported_next_to_that_of_cfg():
-    flags = ("--configs=", "--nooverhead", "--attention_config=small8", "--num_steps=2", "--repeats=1", "--json=-")
+    flags = ("--configs=", "--nooverhead", "--attention_config=tiny", "--num_steps=2", "--repeats=1", "--json=-")
     ran = run("sampling", *flags)
     assert ran.returncode == 0, ran.stderr
     results = json.loads(ran.stdout)["results"]

@@ -42,7 +42,7 @@ TINY = presets.Preset(
 )
 
 pytest_plugins = ["bucket_servers"]
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.e2e
 
 EVALUATE = "--num_samples=64 --guidance=0,1 --num_steps=4"
 

@@ -228,7 +228,7 @@ def test_commands_within_the_text_and_their_flags_exist(document, benchmarks):
 
 
 @pytest.fixture(scope="module")
-def followed(tmp_path_factory, quick_compilation):
+def followed(tmp_path_factory):
     """The folder of a newcomer who has followed the README, and what failed there, by the number of the step."""
     folder, failed = tmp_path_factory.mktemp("newcomer"), {}
     newcomer.make(folder)

@@ -8,7 +8,7 @@ STEPS, NAMES = newcomer.numbered(EXPERIMENTS)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compilation):
+def folder(tmp_path_factory):
     """A newcomer's folder, which the experiments share: a run that two of them train is trained once."""
     folder = tmp_path_factory.mktemp("newcomer")
     newcomer.make(folder)

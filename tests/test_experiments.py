@@ -106,7 +106,7 @@ def test_a_shrunk_step_traces(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS.values())
-def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path, quick_compilation):
+def test_one_shrunk_step_is_finite_and_changes_the_parameters(name, tmp_path):
     run = Run(shrink(load_file(CONFIGS[name]), tmp_path), jax.devices()[:1])
     state = create_state(run.build_state, run.mesh)
     before = jax.device_get(state.params)

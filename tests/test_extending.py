@@ -27,8 +27,6 @@ from cfgjax.nets import NETS
 from cfgjax.training.extensions import ExtensionError
 from cfgjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class Memory:
     """A writer that keeps the metrics in memory."""

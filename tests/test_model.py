@@ -268,7 +268,7 @@ def test_the_exact_model_draws_the_mixture():
         assert np.allclose(points[labels == k].std(axis=0), mixture.stds[k], rtol=0.15)
 
 
-def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_path, quick_compilation):
+def test_a_trained_run_can_be_loaded_and_sampled_with_each_of_its_averages(tmp_path):
     config = digits_config(**{"ema.rates": (0.05, 0.9)})
     assert cfgjax.train(config, tmp_path).metrics["step"] == 4
     first, second, raw = (cfgjax.load(tmp_path, ema=rate) for rate in (None, 0.9, 0))

@@ -103,7 +103,6 @@ def test_a_training_step_costs_what_that_of_eps_costs(diffusion, flops):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("parametrisation", "weighting"),
     [

@@ -26,8 +26,6 @@ from cfgjax.diffusion.samplers import SAMPLERS, evaluated_levels, initial_noise,
 from cfgjax.diffusion.specs import parse
 from cfgjax.models.binding import check_together
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "playground"
 PROBE = Path(__file__).parent / "playground.js"
 MAX_BYTES = 150_000

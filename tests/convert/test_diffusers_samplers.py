@@ -80,7 +80,6 @@ def test_samples_are_those_of_diffusers_schedulers(name, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", ["ddim x_only", "ddim consistent", "unipc consistent"])
 def test_samples_of_a_converted_network_are_those_of_diffusers(name, monkeypatch):
     # random weights amplify rounding errors, which ε̃ that is not clipped passes on

@@ -134,7 +134,7 @@ SHORT += "--config.sample.num_steps=2 --config.sample.per_cell=1"
 
 
 @pytest.mark.slow
-def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folders, tmp_path, capsys, quick_compilation):
+def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folders, tmp_path, capsys):
     pytest.importorskip("array_record")
     words = ["train", f"--data={folders['csv']}", f"--workdir={tmp_path / 'run'}", "--size=8", *SHORT.split()]
     assert run_command(words) == 0
@@ -148,7 +148,7 @@ def test_one_command_prepares_chooses_and_trains_and_a_second_one_resumes(folder
 
 
 @pytest.mark.slow
-def test_images_without_labels_are_trained_without_guidance(folders, tmp_path, quick_compilation):
+def test_images_without_labels_are_trained_without_guidance(folders, tmp_path):
     pytest.importorskip("array_record")
     words = ["train", f"--data={folders['none']}", f"--workdir={tmp_path / 'run'}", "--size=8", *SHORT.split()]
     assert run_command(words) == 0

@@ -160,7 +160,7 @@ def config_of(path, **overrides):
 
 
 @pytest.mark.e2e
-def test_stopped_and_resumed_training_with_workers_equals_training_without(path, tmp_path, quick_compilation):
+def test_stopped_and_resumed_training_with_workers_equals_training_without(path, tmp_path):
     straight, broken = (config_of(path, **{"data.num_workers": n}) for n in (0, 1))
     train(straight, tmp_path / "straight")
     train(broken, tmp_path / "broken", stops=[2])
@@ -186,7 +186,7 @@ def replaced(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_run_does_not_resume_with_another_data_set_under_the_same_path(replaced, tmp_path, quick_compilation):
+def test_a_run_does_not_resume_with_another_data_set_under_the_same_path(replaced, tmp_path):
     path, replace, (first, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
     train(config, workdir, stops=[2], ends=False)
@@ -200,7 +200,7 @@ def test_a_run_does_not_resume_with_another_data_set_under_the_same_path(replace
 
 
 @pytest.mark.e2e
-def test_a_run_of_a_version_without_data_records_resumes_and_writes_one(replaced, tmp_path, quick_compilation):
+def test_a_run_of_a_version_without_data_records_resumes_and_writes_one(replaced, tmp_path):
     path, replace, (_, second) = replaced
     config, workdir = config_of(path), tmp_path / "run"
     train(config, workdir, stops=[2], ends=False)
@@ -268,7 +268,7 @@ SMALL = """--config.data.image_shape=(8,8,3) --config.data.crop=adm --config.mod
 
 
 @pytest.mark.e2e
-def test_two_processes_with_workers_train_on_the_batches_of_one_process_without(path, tmp_path, quick_compilation):
+def test_two_processes_with_workers_train_on_the_batches_of_one_process_without(path, tmp_path):
     words = f"train --config=experiments/fashion_mnist_classifier.py --config.data.path={path} {SMALL}"
     together = f"launch local --num_processes=2 -- {words} --config.data.num_workers=2 --workdir={tmp_path}/two"
     code, _, err = command.run(together, environ=QUICKLY)
@@ -284,7 +284,7 @@ def test_two_processes_with_workers_train_on_the_batches_of_one_process_without(
 
 
 @pytest.mark.e2e
-def test_the_reference_of_a_prepared_set_equals_that_of_its_images_as_an_npz(path, tmp_path, quick_compilation):
+def test_the_reference_of_a_prepared_set_equals_that_of_its_images_as_an_npz(path, tmp_path):
     train(config_of(path), tmp_path / "classifier", stops=[1], ends=False)
     make = f"evaluate --make-reference --config={EXPERIMENTS}/cifar10.py --config.data.image_shape=(8,8,3) "
     make += f"--config.data.path={path} --features=classifier --classifier={tmp_path}/classifier --out={tmp_path}/r.npz"

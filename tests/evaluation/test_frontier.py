@@ -43,8 +43,6 @@ from cfgjax.runs.workdir import Claim
 from cfgjax.training.loop import fit
 from cfgjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")  # all tests compare results bit for bit
-
 OVERRIDES = {
     "diffusion.logsnr_min": -4.0,
     "diffusion.logsnr_max": 8.0,

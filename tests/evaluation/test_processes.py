@@ -15,7 +15,7 @@ import cfgjax
 from cfgjax.distributed import collectives
 from cfgjax.evaluation.features.networks import exact
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.optimised]  # as the processes with which they are compared
 HERE = Path(__file__).parent
 SCRIPT = """
 import json

@@ -13,7 +13,6 @@ from cfgjax.jobs.preflight.step_figures import compiled_figures
 from cfgjax.training.run import Program
 
 SCALARS = 1024  # bytes at most of what is summed besides the gradients: the loss, the metrics
-pytestmark = pytest.mark.usefixtures("quick_compilation")  # which leaves collectives and memory as they are
 
 
 def compiled_collectives(function, mesh, spec, result, shape=(64, 32)):

@@ -25,8 +25,6 @@ from cfgjax.training.state import create_state
 
 IN, HIDDEN, OUT, BATCH = 3, 50, 7, 11
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")  # which leaves collectives and memory as they are
-
 
 def total(shapes):
     return sum(map(memory.nbytes, shapes))

@@ -28,7 +28,7 @@ def noisy_classifier_config(**overrides):
 
 
 @pytest.mark.slow
-def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path, quick_compilation):
+def test_a_noisy_classifier_is_trained_stopped_resumed_and_loaded(tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(noisy_classifier_config(), straight)
     train(noisy_classifier_config(), stopped, stops=[1])

@@ -42,7 +42,7 @@ CONFIGS = {
 
 
 @pytest.fixture
-def debug_nans(quick_compilation):
+def debug_nans():
     with jax.debug_nans(True):
         yield
 

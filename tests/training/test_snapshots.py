@@ -16,8 +16,6 @@ from cfgjax.runs.manifest import complete_steps
 from cfgjax.training.run import Program, Run
 from cfgjax.training.state import create_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")  # all tests compare results bit for bit
-
 WIDTHS = {"ema.widths": (0.05, 0.1), "ema.snapshot_every_steps": 4, "checkpoint.keep_last": 1}
 NAMES = ("width_0.05", "width_0.1")
 STEPS = [4, 8, 12, 16, 20, 22]

@@ -60,7 +60,7 @@ def test_the_step_on_eight_devices_equals_the_step_on_one(mesh):
 
 
 @pytest.mark.slow
-def test_the_unet_step_on_eight_devices_equals_the_step_on_one(quick_compilation):
+def test_the_unet_step_on_eight_devices_equals_the_step_on_one():
     config = lambda devices: digits_config(**{"train.steps_per_dispatch": 1, "mesh.data": devices})
     one, metrics_one = advance(Run(config(1), jax.devices()[:1]), 1, change=stir)
     eight, metrics_eight = advance(Run(config(8)), 1, change=stir)
