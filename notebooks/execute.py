@@ -2,8 +2,7 @@
 
     python notebooks/execute.py notebooks/sampling_and_guidance.ipynb
 
-Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train
-small networks for a few steps.
+Needs the extra `notebooks`. With CFGJAX_NOTEBOOK_QUICK=1, for tests, notebooks train small networks for a few steps.
 """
 
 import json
@@ -11,11 +10,8 @@ import sys
 from pathlib import Path
 
 WIDGET = "application/vnd.jupyter.widget-view+json"  # empty without a kernel, and its id is random
-FOLDING = (
-    "cellView",
-    "jupyter",
-    "tags",
-)  # metadata of a cell whose code is folded on Colab, in Jupyter and on the site
+# of a cell whose code is folded: on Colab, in Jupyter and on the site
+FOLDING = ("cellView", "jupyter", "tags")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
