@@ -3,7 +3,6 @@
 What is compiled is shared, for the length of the session, by its workers and by the commands that tests start.
 """
 
-import gc
 import itertools
 import os
 import shutil
@@ -38,13 +37,6 @@ compile_quickly(True)  # what modules compute when they are imported
 
 
 MODULES = itertools.count(1)
-
-
-def pytest_collection_finish():
-    """Tracing makes millions of objects; a tenth of its time would go to searching them for cycles again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True, scope="module")
