@@ -3,6 +3,7 @@
 What is compiled is shared, for the length of the session, by its workers and by the commands that tests start.
 """
 
+import gc
 import itertools
 import os
 import shutil
@@ -45,6 +46,13 @@ def programs_are_dropped_now_and_then():
     yield
     if next(MODULES) % 6 == 0:
         jax.clear_caches()
+
+
+def pytest_collection_finish():
+    """Tracing makes millions of objects; a tenth of its time would go to searching them for cycles again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures, which compile too

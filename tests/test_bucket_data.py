@@ -16,6 +16,7 @@ from tiny import open_source
 from cfgjax.base import staging, storage
 from cfgjax.base.errors import UsageError
 from cfgjax.base.failures import expected_failure
+from cfgjax.base.files import read_npz
 from cfgjax.cli.main import run_command
 from cfgjax.data.prepare_own import own_experiment
 from cfgjax.data.sources.prepared import verify
@@ -98,7 +99,7 @@ def test_a_data_set_in_a_bucket_is_the_one_on_the_disk(source, bucket, images, a
 def test_data_that_have_changed_are_copied_again(bucket, arrays, tmp_path):
     url = bucket.put("train.npz", arrays)
     before = content(open_source(source="npz", path=url, **KEYS))
-    other = {name: array[::-1] for name, array in np.load(arrays).items()}
+    other = {name: array[::-1] for name, array in read_npz(arrays).items()}
     np.savez(tmp_path / "other.npz", **other)
     bucket.put("train.npz", tmp_path / "other.npz")
     assert content(open_source(source="npz", path=url, **KEYS)) != before

@@ -11,6 +11,7 @@ from tiny import digits_config, mixture_config, same_trees, update
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.base.storage import place
 from cfgjax.cli.main import run_command
 from cfgjax.convert import guided_diffusion, presets
@@ -105,8 +106,8 @@ def test_pictures_arrays_and_images_are_written_to_a_bucket(bucket, digits, tmp_
             there = bucket.get(path.relative_to(tmp_path).as_posix())
             if path.suffix == ".npz":
                 (tmp_path / "there.npz").write_bytes(there)
-                mine, theirs = np.load(path), np.load(tmp_path / "there.npz")
-                assert all(np.array_equal(mine[key], theirs[key]) for key in mine.files)
+                mine, theirs = read_npz(path), read_npz(tmp_path / "there.npz")
+                assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
             else:
                 assert there == path.read_bytes()
     assert "not empty" in refused(f"{words} --out={bucket}/images")
@@ -210,8 +211,8 @@ def test_a_conversion_reads_and_writes_buckets(gcs, s3, tmp_path, monkeypatch):
     assert "not empty" in refused(f"{words} --checkpoint={tmp_path}/w.npz --out={gcs}/run")
     command(f"convert to-openai-adm --workdir={gcs}/run --out={s3}/back.npz")
     (tmp_path / "back.npz").write_bytes(s3.get("back.npz"))
-    back, there = np.load(tmp_path / "back.npz"), np.load(tmp_path / "w.npz")
-    assert all(np.array_equal(back[name], there[name]) for name in there.files)
+    back, there = read_npz(tmp_path / "back.npz"), read_npz(tmp_path / "w.npz")
+    assert all(np.array_equal(back[name], there[name]) for name in there)
     assert f"{s3}/no.npz does not exist" in refused(f"{words} --checkpoint={s3}/no.npz --out={tmp_path}/new")
 
 

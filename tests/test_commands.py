@@ -17,6 +17,7 @@ from tiny import digits_config, mixture_config
 import cfgjax
 from cfgjax.api.training_runs import train
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.cli import main as cli
 
 TINY = (
@@ -166,7 +167,7 @@ def test_sample_writes_arrays_that_other_evaluators_read(digits, tmp_path):
 
 def test_sample_writes_single_images_named_by_label_and_setting(digits, tmp_path):
     folder = drawn(digits, tmp_path / "one")
-    images = np.load(drawn(digits, tmp_path / "a.npz"))["arr_0"]
+    images = read_npz(drawn(digits, tmp_path / "a.npz"))["arr_0"]
     assert sorted(path.name for path in folder.glob("*.png")) == [
         f"{i:06d}_label_{label}.png" for i, label in enumerate((1, 1, 7, 7))
     ]

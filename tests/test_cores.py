@@ -11,6 +11,7 @@ from runs import train
 from tiny import EXPERIMENTS, digits_config, settings
 
 from cfgjax.base.cores import usable_cores, visible_cores
+from cfgjax.base.files import read_npz
 from cfgjax.distributed import cpu_devices
 from cfgjax.distributed.cpu_devices import MAX_CPU_DEVICES, devices_for
 from cfgjax.runs.config import load_file
@@ -133,6 +134,6 @@ def test_the_command_draws_the_same_images_on_one_and_on_two_cores(number, workd
         words = f"sample --workdir={workdir} --guidance=1 --num_samples={number} --out={out}".split()
         env = {**os.environ, "JAX_NUM_CPU_DEVICES": devices}
         subprocess.run([sys.executable, "-m", "cfgjax", *words], cwd=ROOT, env=env, check=True, capture_output=True)
-        images[devices] = np.load(out)["arr_0"].astype(int)
+        images[devices] = read_npz(out)["arr_0"].astype(int)
     assert images["1"].shape == (number, 8, 8, 1)
     assert np.abs(images["1"] - images["2"]).max() <= 1

@@ -15,6 +15,7 @@ from tiny import digits_config, mixture_config
 import cfgjax
 from cfgjax.api.demo_choice import DemoChoice
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.cli.main import run_command
 
 CHOICE = DemoChoice((1, 2), 3, 2.0, "cfg()", "dpmpp_2m()", 4, "edm()", 5)
@@ -37,7 +38,7 @@ def test_the_command_and_the_python_lines_draw_the_picture(workdir, tmp_path):
     program, *words = shlex.split(CHOICE.command(workdir))
     assert program == "cfgjax"
     assert run_command([*words, f"--out={tmp_path / 'a.npz'}"]) == 0
-    assert np.array_equal(np.load(tmp_path / "a.npz")["arr_0"], images)
+    assert np.array_equal(read_npz(tmp_path / "a.npz")["arr_0"], images)
 
 
 def test_the_pictures_have_a_row_for_each_class_and_a_column_for_each_level(workdir):

@@ -13,6 +13,7 @@ from disks import small_disk
 from tiny import mixture_config
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.cli.main import run_command as run_here
 
 EVALUATE = "evaluate --workdir={0} --out={1} --guidance=0,1,3 --num_samples=1000 --num_steps=300 --batch_size=96"
@@ -39,7 +40,7 @@ def whole(workdir, tmp_path_factory):
 
 def shards(folder):
     """{path below folder: its arrays} of all samples."""
-    return {str(path.relative_to(folder)): dict(np.load(path)) for path in folder.glob("samples/*/[0-9]*.npz")}
+    return {str(path.relative_to(folder)): read_npz(path) for path in folder.glob("samples/*/[0-9]*.npz")}
 
 
 def same(folder, other):

@@ -10,6 +10,7 @@ from tiny import digits_config, mixture_config
 
 import cfgjax
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.cli import main as cli
 from cfgjax.cli.launch import check_command
 from cfgjax.data.sources.registry import toy_mixture
@@ -207,7 +208,7 @@ def test_the_command_draws_what_python_draws(workdir, tmp_path):
     labels = np.arange(32) % 3
     drawn = model.sample(labels, 1.0, rule=autoguidance(weak), num_steps=4)
     (shard,) = (tmp_path / "samples").glob("*/[0-9]*.npz")
-    np.testing.assert_allclose(np.load(shard)["image"], drawn, atol=1e-4)
+    np.testing.assert_allclose(read_npz(shard)["image"], drawn, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from images import write_npz
 from tiny import open_source
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.cli.main import run_command
 
 pytest.importorskip("array_record")
@@ -168,7 +169,7 @@ def test_sets_of_the_first_format_are_read_and_verified(folder):
     shards = [{key: shard[key] for key in ("file", "num_examples", "bytes")} for shard in about["shards"]]
     path.write_text(json.dumps(about | {"format": 1, "shards": shards}))
     data = open_source(**CONFIG, path=str(folder / "set"))
-    assert np.array_equal(data.images(np.arange(COUNT)), np.load(folder / "a.npz")["image"])
+    assert np.array_equal(data.images(np.arange(COUNT)), read_npz(folder / "a.npz")["image"])
     assert run_command(["prepare", "--verify", str(folder / "set")]) == 0
     relabelled(folder)
     with pytest.raises(OSError, match="does not match its hash"):

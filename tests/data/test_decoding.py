@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.data.images.decoding import CROPS, Converter
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -47,7 +48,7 @@ def test_area_resizing_and_adm_halving_are_means_over_squares(crop, factor):
 
 def test_adm_crop_equals_that_of_guided_diffusion():
     """goldens/adm_crop.npz: its `center_crop_arr` to 16 pixels of the seeded noise below."""
-    rng, golden = np.random.default_rng(7), np.load(GOLDENS / "adm_crop.npz")
+    rng, golden = np.random.default_rng(7), read_npz(GOLDENS / "adm_crop.npz")
     for height, width in [(75, 50), (23, 40), (130, 67), (12, 9)]:
         image = rng.integers(0, 256, (height, width, 3), np.uint8)
         made = Converter(16, "adm", 3)(image)[0]

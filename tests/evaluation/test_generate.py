@@ -9,7 +9,7 @@ import pytest
 from tiny import digits_config, mixture_config, of_mixture, predictor, settings
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.files import writing
+from cfgjax.base.files import read_npz, writing
 from cfgjax.data.sources.registry import toy_mixture
 from cfgjax.distributed.sharding import make_mesh, place_global
 from cfgjax.evaluation.features.hashed import write_arrays
@@ -250,7 +250,7 @@ def test_a_shard_that_was_altered_counts_as_missing(tmp_path, caplog):
         store.write(*shard(np.arange(start, start + 3)))
     paths = sorted(store.folder.glob("*.npz"))
     for path, name in zip(paths, ("index", "label", "image"), strict=False):
-        arrays = dict(np.load(path))
+        arrays = read_npz(path)
         arrays[name] = arrays[name] + 1
         np.savez(path, **arrays)
     shutil.copy(other.folder / "00000012-00000014.npz", store.folder)
@@ -264,7 +264,7 @@ def test_shards_of_older_versions_are_reported_in_one_line_and_count_as_missing(
     for start in (0, 3, 6):
         store.write(*shard(np.arange(start, start + 3)))
     for path in sorted(store.folder.glob("*.npz"))[:2]:
-        np.savez(path, **{name: array for name, array in np.load(path).items() if name != "sha256"})
+        np.savez(path, **{name: array for name, array in read_npz(path).items() if name != "sha256"})
     assert np.array_equal(SampleStore(tmp_path, {}).missing(9), np.arange(6))
     (record,) = caplog.records
     assert "2 shards" in record.getMessage() and "no hash" in record.getMessage()
@@ -304,7 +304,7 @@ def test_an_evaluation_stopped_between_batches_resumes_to_the_same_result(tmp_pa
         parts = draw_samples(model, OPTIONS, store.missing(200), 48)
         for part, _ in zip(parts, range(batches), strict=False):
             store.write(*part)
-        return {path.name: dict(np.load(path)) for path in store.folder.glob("*.npz")}
+        return {path.name: read_npz(path) for path in store.folder.glob("*.npz")}
 
     straight = fill(tmp_path / "straight", 9)
     assert len(fill(tmp_path / "stopped", 2)) == 2

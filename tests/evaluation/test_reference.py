@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.files import read_npz
 from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.evaluation.features import reference as module
 from cfgjax.evaluation.features.networks import FeatureNetwork
@@ -226,7 +227,7 @@ def test_a_mean_without_a_covariance_is_reported(saved, reference):
 )
 def test_our_layout_without_an_array_is_reported(reference, tmp_path, saved, missing, told):
     reference.save(tmp_path / "ours.npz")
-    arrays = dict(np.load(tmp_path / "ours.npz"))
+    arrays = read_npz(tmp_path / "ours.npz")
     del arrays[missing]
     refused(saved(**arrays), told)
 
@@ -243,7 +244,7 @@ def test_our_layout_without_an_array_is_reported(reference, tmp_path, saved, mis
 )
 def test_our_layout_with_broken_arrays_is_reported(reference, tmp_path, saved, change, told):
     reference.save(tmp_path / "ours.npz")
-    refused(saved(**(dict(np.load(tmp_path / "ours.npz")) | change)), told)
+    refused(saved(**(read_npz(tmp_path / "ours.npz") | change)), told)
 
 
 def test_a_reference_of_another_network_is_reported(reference, tmp_path):
@@ -282,7 +283,8 @@ def test_pickles_are_refused_and_never_loaded(saved, tmp_path, name):
     path = saved(**{name: np.array([Evil(tmp_path / "ran")], dtype=object)})
     refused(path, "Object arrays cannot be loaded")
     assert not (tmp_path / "ran").exists()
-    np.load(path, allow_pickle=True)[name]
+    with np.load(path, allow_pickle=True) as file:
+        file[name]
     assert (tmp_path / "ran").exists()  # it would have
 
 
@@ -290,7 +292,7 @@ def test_pickles_are_refused_and_never_loaded(saved, tmp_path, name):
 def test_a_reference_that_does_not_match_its_hash_is_refused(reference, saved, name):
     path = saved()
     reference.save(path)
-    arrays = dict(np.load(path))
+    arrays = read_npz(path)
     arrays[name] = np.array(str(arrays[name]).replace("fifty", "sixty")) if name == "about" else arrays[name] + 1
     np.savez(path, **arrays)
     refused(path, "does not match its hash")
