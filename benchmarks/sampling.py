@@ -91,8 +91,7 @@ def measure(config, given):
     }
 
 
-IMAGE, HIDDEN, NUM_CLASSES = (64, 64, 3), 4096, 10  # networks of a fixed cost: dense layers
-OVERHEAD_BATCH, OVERHEAD_STEPS = 8, 12
+OVERHEAD_BATCH, OVERHEAD_STEPS, NUM_CLASSES = 8, 12, 10
 # Rules of which the overhead over their evaluations is measured; a third of the levels is in the interval.
 RULES = (
     "cfg()",
@@ -115,17 +114,18 @@ RULES = (
 PERTURBED = ("pag()", "pag(layers='all')", "seg()", "seg(layers='all')")
 
 
-def fixed_cost(key, features, num_hidden):
-    """Returns (weights, (weights, z [B, 64, 64, 3]) → [B, features]): dense layers, none of which XLA can remove.
+def fixed_cost(key, image_shape, features, num_hidden):
+    """Returns (weights, (weights, z [B, *image_shape]) → [B, features]): dense layers, none of which XLA can remove.
 
-    num_hidden: number of layers in the middle, which have the same weights.
+    They are as wide as the image has pixels. num_hidden: number of layers in the middle, which have the same weights.
     """
     import math
 
     import jax
     import jax.numpy as jnp
 
-    sizes = [math.prod(IMAGE), HIDDEN, HIDDEN, features]
+    pixels = math.prod(image_shape[:-1])
+    sizes = [math.prod(image_shape), pixels, pixels, features]
     keys = jax.random.split(key, 3)
     weights = [jax.random.normal(k, (m, n)) / m**0.5 for k, m, n in zip(keys, sizes, sizes[1:], strict=False)]
 
@@ -159,13 +159,13 @@ def overhead(given):
     from cfgjax.models.binding import filled, is_autoguided, is_classifier_guided, with_weak
     from cfgjax.runs.sample_options import split
 
-    grid = logsnr_grid(OVERHEAD_STEPS)
-    eps_weights, eps_net = fixed_cost(jax.random.key(0), math.prod(IMAGE), given.hidden_layers)
-    class_weights, class_net = fixed_cost(jax.random.key(1), NUM_CLASSES, given.hidden_layers)
-    weak_weights, _ = fixed_cost(jax.random.key(3), math.prod(IMAGE), given.hidden_layers)
+    grid, image = logsnr_grid(OVERHEAD_STEPS), (given.image_size, given.image_size, 3)
+    eps_weights, eps_net = fixed_cost(jax.random.key(0), image, math.prod(image), given.hidden_layers)
+    class_weights, class_net = fixed_cost(jax.random.key(1), image, NUM_CLASSES, given.hidden_layers)
+    weak_weights, _ = fixed_cost(jax.random.key(3), image, math.prod(image), given.hidden_layers)
     keys = jax.random.split(jax.random.key(2), OVERHEAD_BATCH)
     label = jnp.arange(OVERHEAD_BATCH) % NUM_CLASSES
-    z = samplers.initial_noise(keys, IMAGE)
+    z = samplers.initial_noise(keys, image)
 
     def log_prob(weights, z, logsnr, label):
         return guidance.label_log_prob(class_net(weights, z), label)
@@ -178,7 +178,7 @@ def overhead(given):
             if is_autoguided(rule):  # calls its two networks one after the other
                 eps = (eps_net(eps_weights, z) + eps_net(weak_weights, z)).reshape(z.shape)
             else:
-                eps = eps_net(eps_weights, jnp.concatenate([z] * count)).reshape(-1, *IMAGE)[: len(z)]
+                eps = eps_net(eps_weights, jnp.concatenate([z] * count)).reshape(-1, *image)[: len(z)]
             if is_classifier_guided(rule):
                 guide = jax.tree_util.Partial(log_prob, class_weights)
                 eps = eps + guidance.score_function(guide, label)(z, 0.0)
@@ -272,6 +272,8 @@ def main(argv):
     )
     what = "Number of hidden layers of the network of a fixed cost; each takes 0.03 GFLOP for an image, the others 0.2."
     flags.DEFINE_integer("hidden_layers", 1, what, flag_values=given, lower_bound=1)
+    what = "Width and height in pixels of the images of the network of a fixed cost."
+    flags.DEFINE_integer("image_size", 64, what, flag_values=given, lower_bound=1)
     flags.DEFINE_bool("overhead", True, "Measure the overhead of guidance over its evaluations.", flag_values=given)
     flags.DEFINE_string(
         "attention_config",

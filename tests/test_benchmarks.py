@@ -78,7 +78,7 @@ def test_the_accelerators_benchmark_runs_on_a_cpu_and_agrees_with_it():
 @pytest.mark.e2e
 def test_the_cost_of_guidance_is_reported_next_to_its_flops():
     rules = ["interval(low=0.3, high=0.7, unit='fraction')", "classifier(conditional(), scale=1, form='z')"]
-    ran = run("sampling", "--configs=", f"--rules={','.join(rules)}", "--repeats=1", "--json=-")
+    ran = run("sampling", "--configs=", f"--rules={','.join(rules)}", "--image_size=16", "--repeats=1", "--json=-")
     assert ran.returncode == 0, ran.stderr
     results = json.loads(ran.stdout)["results"]
     assert [row["guidance"] for row in results] == rules
