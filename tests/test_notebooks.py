@@ -71,8 +71,27 @@ def test_the_normal_form_does_not_depend_on_when_and_where_cells_ran(execute):
     again = {"metadata": {"execution": {"iopub.execute_input": "12:00"}}, "execution_count": 7}
     first = {"cells": [code | {"outputs": [picture, result]}]}
     second = {"cells": [code | again | {"outputs": [widget, picture, result | {"execution_count": 7}]}]}
-    second |= {"metadata": {"language_info": {"version": "3.13.0"}, "widgets": {"state": {}}}}
+    second |= {"metadata": {"language_info": {"version": "3.13.0"}, "widgets": {execute.WIDGET_STATE: {"state": {}}}}}
+    first |= {"metadata": {}}
     assert execute.normal(first) == execute.normal(second)
+
+
+def test_of_a_widget_the_pictures_in_it_are_stored(execute):
+    state = {
+        "box": {"state": {"_model_name": "HBoxModel", "children": ["IPY_MODEL_slider", "IPY_MODEL_picture"]}},
+        "slider": {"state": {"_model_name": "FloatSliderModel"}},
+        "picture": {
+            "state": {"_model_name": "ImageModel"},
+            "buffers": [{"path": ["value"], "encoding": "base64", "data": "iVBORw0="}],
+        },
+    }
+    shown = {"output_type": "display_data", "metadata": {}, "data": {execute.WIDGET: {"model_id": "box"}}}
+    notebook = {
+        "cells": [{"cell_type": "code", "id": "a", "source": "1", "outputs": [shown]}],
+        "metadata": {"widgets": {execute.WIDGET_STATE: {"state": state}}},
+    }
+    (cell,) = execute.normal(notebook)["cells"]
+    assert [output["data"]["image/png"] for output in cell["outputs"]] == ["iVBORw0="]
 
 
 @every
@@ -84,6 +103,11 @@ def test_the_outputs_of_the_notebook_are_of_one_complete_run_without_warnings(pa
         assert output["output_type"] != "error" and output.get("name") != "stderr"
         shown = "".join([*output.get("text", []), *output.get("data", {}).get("text/plain", [])])
         assert not re.search(r"(^|[^\w.…])/\w", shown, re.MULTILINE), shown
+
+
+def test_the_stored_copy_shows_the_picture_beside_the_sliders():
+    (sliders,) = [cell for cell in cells(ROOT / "notebooks" / "sampling_and_guidance.ipynb") if cell["id"] == "sliders"]
+    assert ["image/png" in output["data"] for output in sliders["outputs"]] == [True]
 
 
 def test_all_documents_have_the_same_project_url():
