@@ -30,10 +30,11 @@ install_import_hook(
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402
-from compiling import compile_quickly, compiles_quickly  # noqa: E402
+from compiling import compile_quickly, compiles_quickly, use_older_emitter  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+use_older_emitter()
 compile_quickly(True)  # what modules compute when they are imported
 
 

@@ -17,7 +17,8 @@ from cfgjax.models.model import Model
 from cfgjax.models.network import bind, init_params, make_network
 from cfgjax.models.sample_figures import exact_model, picture_columns, sample_figure
 
-pytestmark = pytest.mark.slow
+# samples are compared up to rounding, which grows more in other programs
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 def stirred(params, seed=0):

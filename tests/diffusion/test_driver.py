@@ -73,6 +73,7 @@ class recorder:
         return num_steps
 
 
+@pytest.mark.optimised  # compares to the last bit
 def test_the_noise_of_step_t_depends_only_on_the_keys_and_t():
     _, seen = sample(recorder(), lambda z, logsnr: Prediction(0 * z, z), KEYS, Z, GRID, save=lambda e: e.z)
     for t in range(1, 8):

@@ -86,6 +86,7 @@ def test_a_sample_depends_neither_on_the_batch_nor_on_the_devices(hundred, devic
     assert np.abs(samples - hundred[2]).max() < 1e-5
 
 
+@pytest.mark.optimised  # compares to the last bit
 @pytest.mark.slow
 def test_the_noise_equals_that_of_one_device_bit_for_bit():
     options = dataclasses.replace(OPTIONS, sampler="ddim", num_steps=2)

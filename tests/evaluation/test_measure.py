@@ -99,6 +99,7 @@ def test_only_the_kernel_distance_depends_on_the_block_size(monkeypatch):
         np.testing.assert_allclose(small[name], whole[name], rtol=1e-12, err_msg=name)
 
 
+@pytest.mark.optimised  # compares to the last bit
 def test_a_set_has_distance_zero_from_itself():
     found = module.measure(reader(300, 1)[0], 300, NETWORK, REFERENCE)
     assert abs(found["FD-classifier"]) < 1e-9 * np.trace(REFERENCE.cov)

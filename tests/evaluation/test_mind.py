@@ -35,6 +35,7 @@ def test_a_larger_set_of_the_same_points_has_distance_zero():
     assert mind(points, np.repeat(points, 3, axis=0), num_directions=20) == 0
 
 
+@pytest.mark.optimised  # compares to the last bit
 def test_density_and_coverage_of_a_set_and_itself_are_one():
     points = normal(5, 90, 2)
     assert density_coverage(points, points) == (1, 1)
