@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
+from bucket_servers import forget
 from PIL import Image
 from tiny import digits_config, mixture_config, same_trees, update
 
@@ -181,6 +183,13 @@ def test_an_exported_model_is_read_from_a_bucket(bucket, workdir, tmp_path):
 def test_a_sampler_as_one_file_is_written_to_a_bucket(bucket, workdir):
     command(f"export --workdir={workdir} --format=stablehlo --platforms=cpu --num_steps=4 --out={bucket}/s.npz")
     assert bucket.get("s.npz")[:2] == b"PK"
+
+
+def test_a_refusal_to_read_is_told_with_the_path_and_without_a_remedy_for_damage(gcs, run_url):
+    forget("gs")  # nothing has been allowed yet, so that the refusal lasts
+    gcs.control(fail=403)
+    for text in (f"compare {run_url}", f"sample --workdir={run_url} --out=x.png"):
+        assert re.fullmatch(rf"cannot read {run_url}(/config.json)?: Forbidden[^;]*", refused(text))
 
 
 def test_samples_of_other_programs_are_read_from_buckets(bucket, tmp_path):

@@ -244,6 +244,7 @@ def test_sample_writes_an_animation_of_the_levels_that_ends_with_the_samples(dig
         ("--ema=0,0.5", "ema 0.5 is neither a rate of the run (0.999, 0) nor a width"),
         ("--out=grid.txt", "the ending must be .png or another image format (a grid), .gif"),
         ("--out=x.npz --guidance=0,1", "an .npz has the samples of one setting; these flags give 2"),
+        ("--out=folder", "--out=folder: the samples are points, not images"),
         ("--step=7", "there is no step 7"),
         ("grid.png", "takes only flags"),
     ],

@@ -2,18 +2,24 @@
 
 import re
 
+import numpy as np
 import pytest
-from tiny import EXPERIMENTS, mixture_config, settings
+from tiny import EXPERIMENTS, mixture_config, open_source, settings, update
 
 import cfgjax
 from cfgjax.api.training_runs import train as train_run
 from cfgjax.base import bucket_clients, inception_weights
 from cfgjax.base.errors import UsageError
-from cfgjax.base.paths import ON_DISK
+from cfgjax.base.experiments import file_of
+from cfgjax.base.paths import ON_DISK, PathParser
+from cfgjax.base.storage import place
 from cfgjax.cli import main as cli
 from cfgjax.cli import train
+from cfgjax.data.sources import registry
 from cfgjax.models.cascade import load_cascade
 from cfgjax.runs.config import parse_flags
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.sections import read_section
 from cfgjax.runs.workdir import Claim
 from cfgjax.training.run import Program
 
@@ -24,6 +30,13 @@ WRONG_URLS = {
     "other": ("https://a.b/c", "gs:// and s3://"),
     "file": ("file:///a", "without file:"),
     "slash": ("gs:/bucket1/x", "gs://BUCKET/PATH"),
+    "slashes": ("gs:bucket1/x", "gs://BUCKET/PATH"),
+    "capitals": ("GS://bucket1/x", "gs://BUCKET/PATH"),
+    "colon": ("runs:", "write ./runs: for a local path"),
+    "pattern": ("gs://bucket1/a[1]", "cannot have the character ["),
+    "version": ("gs://bucket1/a#1", "cannot have the character #"),
+    "parent": ("gs://bucket1/a/../b", "the complete path"),
+    "home": ("~nobody_at_all/x", "the home directory of ~nobody_at_all is not known"),
     "bucket": ("gs:///x", "gs://BUCKET/PATH"),
     "package": ("gs://bucket1/x", "pip install 'cfgjax[gcs]'"),
 }
@@ -46,6 +59,14 @@ FLAGS = {  # command: its flags that are paths
     "launch kubernetes": "python mount",
     "launch tpu_vm": "python",
 }
+
+
+def hash_of(**keys):
+    """The hash of the data set of the keys of config.data."""
+    data = read_section(DataSettings, "data", keys)
+    return registry.data_hash(data, registry.open_source(data))
+
+
 PAIRS = [(command, flag) for command, names in FLAGS.items() for flag in names.split()]
 KEYS = ["data.path", "data.data_dir", "train.init_from", "evaluate.reference", "evaluate.classifier"]
 
@@ -121,6 +142,46 @@ def test_invalid_paths_in_a_config_are_refused(key, path):
         config.update_from_flattened_dict({key: path})
     with pytest.raises(UsageError, match=rf"^{re.escape(key)} is .*need a non-empty string without NUL"):
         Program(config)
+
+
+def test_a_tilde_is_the_home_directory_in_flags_words_and_configs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "home" / "x.npz", image=image, label=np.arange(6) % 2)
+    data = {"source": "npz", "num_classes": 2, "image_shape": (8, 8, 1), "split": "all"}
+    hashes = [hash_of(path=path, **data) for path in ("~/x.npz", str(tmp_path / "home" / "x.npz"))]
+    assert hashes[0] == hashes[1] is not None
+    assert cli.run_command(["prepare", "npz", "~/x.npz", "~/prepared", "--size=8", "--channels=1", "--workers=1"]) == 0
+    assert open_source(**data | {"source": "prepared", "path": "~/prepared"}).image.shape == (6, 8, 8, 1)
+    (tmp_path / "home" / "own.py").write_text("def get_config():\n    return {}\n")
+    assert file_of("~/own.py", "config file", EXPERIMENTS) == str(tmp_path / "home" / "own.py")
+    assert PathParser().parse("~/runs/a") == str(tmp_path / "home" / "runs" / "a")
+    assert PathParser().parse("gs://bucket1/~a") == "gs://bucket1/~a"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("name", ["gs:/bucket1/a", "gs:a", "runs:", "http://a/b", "~a"])
+def test_a_local_path_may_have_any_name_after_a_dot_and_a_slash(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place(PathParser().parse(f"./{name}")) == place(f"./{name}") == tmp_path / name
+    assert place(place(f"./{name}") / "checkpoints") == tmp_path / name / "checkpoints"
+
+
+def test_a_run_that_cannot_begin_with_its_init_from_leaves_nothing(tmp_path):
+    for origin, told in (
+        (f"{tmp_path}/none", "holds no run"),
+        ("gs:/bucket1/a", "^train.init_from=.*gs://BUCKET/PATH"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            train_run(update(mixture_config(), {"train.init_from": origin}), tmp_path / "run")
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_config_file_in_a_bucket_is_refused():
+    with pytest.raises(UsageError, match=f"^config file gs://bucket1/a.py: {ON_DISK}"):
+        file_of("gs://bucket1/a.py", "config file", EXPERIMENTS)
 
 
 def test_an_empty_path_in_an_override_is_refused():

@@ -331,6 +331,7 @@ RUNS = "def get_sweep():\n    return "
         (BASE + RUNS + "[('a', {})]", "--nodes=2", "--nodes has no effect with --launcher=local"),
         (BASE + RUNS + "[('a', {})]", "--launcher=slurm", "--time must be given"),
         ("COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidance': 1}]", "", "the sweep needs --workdir=RUN"),
+        ("COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidance': 1}]", "--workdir=none", "none holds no run"),
         (
             "COMMANDS = ('evaluate',)\n" + RUNS + "[{'guidence': 1}]",
             "--workdir=x",

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from cfgjax.base.errors import UsageError, nearest
+from cfgjax.base.paths import ON_DISK
+from cfgjax.base.storage import expanded, is_url
 
 PACKAGE = Path(__file__).absolute().parents[1]
 SWEEPS = "sweeps"  # folder within that of the experiments
@@ -40,7 +42,9 @@ def file_of(text, what, folder):
     what: "config file" or "sweep file", for the error. Raises UsageError for a name that is not known, and for a path
     without a file that ends like that of an installed one.
     """
-    text = str(text)
+    text = expanded(str(text))
+    if is_url(text):
+        raise UsageError(f"{what} {text}: {ON_DISK}")
     name, mark, argument = text.partition(":")
     if os.path.exists(text) or os.path.exists(name):
         return text

@@ -40,7 +40,9 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as e:  # ValueError: a NUL in the path
-        raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}{advice}") from e
+        refused = isinstance(e, PermissionError) or storage.is_url(path)  # the file may well be intact
+        reason = getattr(e, "strerror", None) or e
+        raise UsageError(f"cannot read {path}: {reason}{'' if refused else advice}") from e
     try:
         return parse_json(data, keys=keys, kind=kind, hashed=hashed)
     except ValueError as e:

@@ -5,7 +5,7 @@ import os
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import is_url, wrong_url
+from cfgjax.base.storage import expanded, is_url, unusable
 
 ON_DISK = "this must be a path on a disk, not in a bucket"
 
@@ -20,14 +20,14 @@ class PathParser(flags.ArgumentParser):
         self._local = local
 
     def parse(self, argument):
-        """Returns the path unchanged. Raises ValueError with the reason if it cannot be a path."""
+        """Returns the path, ~ expanded. Raises ValueError with the reason if it cannot be a path."""
         if reason := wrong_path(argument):
             raise ValueError(reason)
         if self._local and is_url(argument):
             raise ValueError(ON_DISK)
         if argument.startswith("--"):  # from `--workdir $UNSET --out=x`
             raise ValueError("the path is missing: a flag follows (write ./--name for a file of that name)")
-        return argument
+        return expanded(argument)
 
     def flag_type(self):
         """Returns the name of the type for the help."""
@@ -51,7 +51,7 @@ def check_path(name, path):
 def wrong_path(path):
     """Returns the reason why a str or os.PathLike cannot be a path, or None."""
     text = os.fspath(path)
-    if reason := wrong_url(text):
+    if reason := unusable(text):
         return reason
     if not text.strip():
         return "the path is empty; name a file or folder (. is the current folder)"
@@ -66,9 +66,9 @@ def check_on_disk(name, path):
         raise UsageError(f"{name}={os.fspath(path)!r}: {ON_DISK}")
 
 
-def check_trainable(workdir):
-    """Raises UsageError unless checkpoints can be written to a workdir."""
-    check_path("workdir", workdir)
+def check_trainable(workdir, name="workdir"):
+    """Raises UsageError with the argument's name unless checkpoints can be written to a workdir."""
+    check_path(name, workdir)
     if os.fspath(workdir).startswith("s3://"):
-        raise UsageError(f"workdir={str(workdir)!r}: checkpoints cannot be kept in s3://, which Orbax does not "
+        raise UsageError(f"{name}={str(workdir)!r}: checkpoints cannot be kept in s3://, which Orbax does not "
                          "write; use gs://, or a disk that all hosts share")  # fmt: skip

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 else:
     Place = os.PathLike  # a pathlib.Path or an epath.Path
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)", re.DOTALL)  # one letter would be a drive
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL)  # one letter would be a drive
+NOT_IN_BUCKETS = "*?[]#"  # clients take them for patterns, which match other objects, or for the version of an object
 BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 REQUESTS_AT_ONCE = 64  # objects that are requested together
 _connected: set[str] = set()
@@ -33,20 +34,42 @@ def is_url(path):
     return os.fspath(path).partition("://")[0] in bucket_clients.CLIENTS
 
 
-def wrong_url(text):
-    """Returns the reason why a path that looks like a URL is not one that can be used, or None."""
-    if not (match := URL.fullmatch(text)) or os.path.lexists(text):
+def unusable(text):
+    """Returns the reason why a text is neither a local path nor a URL that can be used, or None."""
+    local = f"(write ./{text} for a local path of that name)"
+    if text.startswith("~") and os.path.expanduser(text) == text:
+        return f"the home directory of {text.partition('/')[0]} is not known {local}"
+    if not (match := URL.fullmatch(text)):
         return None
     scheme, slashes, rest = match.groups()
-    known = " and ".join(f"{name}://" for name in bucket_clients.CLIENTS)
-    if scheme == "file":
-        return f"write a local path without file: ({'/' + rest})"
-    if scheme not in bucket_clients.CLIENTS:
-        return f"URLs of {known} can be used (write ./{text} for a local path of that name)"
-    bucket = rest.partition("/")[0]
-    if slashes != "//" or not BUCKET.fullmatch(bucket):
-        return f"a URL is {scheme}://BUCKET/PATH; a bucket's name has 3 or more of the characters a-z 0-9 . _ -"
+    bucket, *names = rest.split("/")
+    if scheme.lower() not in bucket_clients.CLIENTS:
+        if rest and not slashes:  # a local name with a colon
+            return None
+        if scheme == "file" and slashes:
+            return f"write a local path without file: ({'/' + rest})"
+        return f"URLs of {' and '.join(f'{name}://' for name in bucket_clients.CLIENTS)} can be used {local}"
+    if scheme not in bucket_clients.CLIENTS or slashes != "//" or not BUCKET.fullmatch(bucket):
+        characters = "a bucket's name has 3 or more of the characters a-z 0-9 . _ -"
+        return f"a URL is {scheme.lower()}://BUCKET/PATH; {characters} {local}"
+    if found := next((character for character in NOT_IN_BUCKETS if character in rest), None):
+        return f"a path in a bucket cannot have the character {found}, nor any of {' '.join(NOT_IN_BUCKETS)}"
+    if {".", ".."}.intersection(names):
+        return "a path in a bucket has no . or .. as names of folders; write the complete path"
     return bucket_clients.missing_client(scheme)
+
+
+def expanded(path: "str | os.PathLike[str]") -> str:
+    """Returns the text of a path, with the home directory in place of ~ in a local one.
+
+    A local path whose name would be taken for a URL or for ~ without its ./ is returned as an absolute path.
+    """
+    text = os.fspath(path)
+    if is_url(text):
+        return text
+    text = os.path.expanduser(text)
+    name = text[2:].lstrip("/") if text.startswith("./") else ""
+    return os.path.abspath(text) if name and (name.startswith("~") or URL.fullmatch(name)) else text
 
 
 def place(path: "str | os.PathLike[str]") -> Place:
@@ -55,10 +78,10 @@ def place(path: "str | os.PathLike[str]") -> Place:
     Raises UsageError if the URL is malformed, or the package for it is not installed.
     """
     text = os.fspath(path)
-    if reason := wrong_url(text):
+    if reason := unusable(text):
         raise UsageError(f"{text!r}: {reason}")
     if not is_url(text):
-        return Path(text).expanduser()
+        return Path(expanded(text))
     scheme = text.partition("://")[0]
     if scheme not in _connected:
         bucket_clients.connect(scheme)

@@ -210,7 +210,7 @@ def parse_import(given, argv):
 def check_import(given):
     """Raises UsageError unless there are a checkpoint and a new or empty workdir."""
     required(given, "checkpoint", "out")
-    check_trainable(given.out)
+    check_trainable(given.out, "--out")
     out = absolute(given.out)
     for folder in (out,) if is_url(out) else (out, out.parent):  # a complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")

@@ -5,6 +5,7 @@ import os
 from absl import flags
 
 from cfgjax.base.errors import HelpAsked, UsageError, choose, printable
+from cfgjax.base.paths import check_trainable
 from cfgjax.cli import evaluate, sample, train
 from cfgjax.cli.common import no_arguments, required
 from cfgjax.jobs.launch import LAUNCHERS
@@ -60,6 +61,8 @@ def check_command(words):
     if words[0] == "train" and given.config is not None:
         check_allowed(given.allow_changes, given.config)
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
+    if words[0] == "train":
+        check_trainable(given.workdir)
     if os.path.isfile(given.workdir):  # False for names that are too long; Path raises for them
         raise UsageError(f"--workdir={printable(given.workdir)} is a file")
     return given

@@ -11,7 +11,7 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import check_path, define_path
 from cfgjax.base.progress import log
 from cfgjax.base.staging import opened_locally
-from cfgjax.base.storage import is_url, place
+from cfgjax.base.storage import expanded, is_url, place
 from cfgjax.cli.common import class_list, required
 from cfgjax.runs.config import parse_flags
 
@@ -60,7 +60,7 @@ def prepare(argv):
     )
     what = "With tfds: folder with files that TFDS cannot download."
     define_path("manual_dir", None, what, flag_values=given, local=True)
-    words = parse_flags(given, argv)[1:]
+    words = [expanded(word) for word in parse_flags(given, argv)[1:]]
     if not words:
         raise UsageError(f"{argv[0]}: the first word must be one of {', '.join(PREPARERS)}")
     if given.verify and len(words) == 1 and words[0] not in PREPARERS:

@@ -51,6 +51,7 @@ def sample(argv):
     check_specs(axes)
     workdir = given.workdir or given.base
     settings = read_settings(workdir)
+    outputs.check_single_images(kind, given.out, settings.data)
     num_classes, classes = settings.data.num_classes, known_classes(workdir, settings)
     labels = range(num_classes) if given.labels is None else [label_of(word, classes) for word in given.labels]
     check_labels(labels, num_classes)

@@ -51,6 +51,13 @@ def check_output(kind, given, num_settings):
         raise UsageError(f"--out={given.out}: animations show one model, --workdir, not a cascade")
 
 
+def check_single_images(kind, path, data):
+    """Raises UsageError if single images are wanted of samples that are not images. data: config.data of the run."""
+    if kind == "images" and not data.is_image:
+        what = "latents" if data.kind == "latent" else "points"
+        raise UsageError(f"--out={path}: the samples are {what}, not images; give a .png (a figure) or .npz (arrays)")
+
+
 def card_text(card):
     """Returns the protocol of samples as JSON."""
     return json.dumps(card, ensure_ascii=False)

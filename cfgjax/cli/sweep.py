@@ -76,6 +76,10 @@ def sweep(argv):
                 check_command(words)
         except UsageError as e:
             raise UsageError(f"sweep file {given.sweep}, run {entry.name!r}: {e}") from e
+    if given.workdir is not None:
+        from cfgjax.runs.workdir import read_settings
+
+        read_settings(given.workdir)  # raises UsageError if it holds no run
     if given.only is not None:
         entries = chosen(entries, given.only)
     return {"local": local, "slurm": array}[given.launcher](given, entries)

@@ -29,7 +29,7 @@ def own_experiment(
     "small" or "large". Raises UsageError if there are no images, or they have no labels where these should be.
     """
     check_trainable(workdir)
-    own = place(workdir) if is_url(workdir) else os.path.normpath(workdir)
+    own = place(workdir) if is_url(workdir) else os.path.normpath(place(workdir))
     folder = prepare_own(data, f"{own}_data", size, labels_from)
     return f"own_images:{folder}{',large' if network == 'large' else ''}"
 

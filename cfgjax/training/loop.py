@@ -60,9 +60,8 @@ def train_until_stopped(
 
     stop: by default a new `StopRequest`. allow_changes: keys of the config in which the run may differ from its
     config.json, see `runs.changes`. Every process calls this, and all stop if one receives a stop signal.
-    The run is a function of the config alone: if it is stopped and started again at any point, it goes through the same
-    states and logs the same metrics, bit for bit on the same devices. Raises UsageError for bad input, Diverged,
-    ExtensionError, and OSError if something cannot be written.
+    The run is a function of the config alone: stopped and started again at any point, it goes through the same states
+    and logs the same metrics, bit for bit on the same devices. Raises UsageError, Diverged, ExtensionError and OSError.
     """
     check_trainable(workdir)
     settings = Settings.from_config(config)
@@ -74,6 +73,7 @@ def train_until_stopped(
         try:
             if jax.process_count() == 1 and stop.signal:
                 raise NotTaken
+            run.check_start(workdir)
             claim = Claim(workdir, settings, run.data_hash, run.dataset.classes, allowed, lambda: bool(stop.signal))
         except NotTaken:
             log.info("%s before anything was written to %s; the same command starts again", stop.signal, workdir)

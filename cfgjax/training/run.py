@@ -14,6 +14,8 @@ from jaxtyping import Int, PyTree
 from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.paths import check_path
+from cfgjax.base.storage import Place, place
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources.registry import data_hash, open_source
@@ -194,6 +196,13 @@ class Run(Program):
         if step % k:
             what = f"the run was saved at step {step}, which is not a multiple of train.steps_per_dispatch {k}"
             raise UsageError(f"{what}; use {math.gcd(step, k)}")
+
+    def check_start(self, workdir: str | Place) -> None:
+        """Raises UsageError if workdir has no run yet and one cannot begin with the parameters of train.init_from."""
+        origin = self.settings.train.init_from
+        check_path("train.init_from", origin)
+        if origin is not None and not (place(workdir) / "config.json").exists():
+            check_init_from(origin, self.settings, read_settings(origin))
 
     def new_state(self) -> TrainState:
         """Returns the state at step 0, with fresh parameters or those of train.init_from."""

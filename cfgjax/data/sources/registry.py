@@ -18,7 +18,7 @@ from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.files import sha256
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import timed
-from cfgjax.base.storage import is_url
+from cfgjax.base.storage import expanded, is_url
 from cfgjax.data.dataset import Dataset, Stored
 from cfgjax.data.sources.arrays import labelled_arrays
 from cfgjax.data.sources.folder import folder
@@ -137,12 +137,18 @@ def data_hash(data: DataSettings, dataset: Dataset) -> str | None:
 
 @contextlib.contextmanager
 def local_options(options: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields a source's options with a local path in place of one in a bucket. Errors in the block name the URL."""
+    """Yields a source's options with a local path in place of one in a bucket, and ~ expanded.
+
+    Errors in the block name the URL.
+    """
     path = options.get("path")
     if isinstance(path, str | Path):
         check_path("config.data.path", path)
-    if not isinstance(path, str | Path) or not is_url(path):
+    if not isinstance(path, str | Path):
         yield options
+        return
+    if not is_url(path):
+        yield {**options, "path": expanded(path)}
         return
     with staging.opened_locally(path) as local:
         yield {**options, "path": str(local)}

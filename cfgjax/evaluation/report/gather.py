@@ -32,7 +32,10 @@ def gather(paths: Sequence[str | Place]) -> list[tuple[Place, dict[str, Any]]]:
     """
     result = []
     for path in paths:
-        files = find(path)
+        try:
+            files = find(path)
+        except OSError as e:
+            raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
         parts: dict[str, list[tuple[Place, dict[str, Any]]]] = {}
         for file, content in zip(files, map(read, files), strict=True):
             parts.setdefault(sameness(content), []).append((file, content))
