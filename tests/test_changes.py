@@ -15,11 +15,13 @@ from tiny import digits_config, mixture_config, same_trees, settings
 import cfgjax
 from cfgjax.base.errors import UsageError
 from cfgjax.cli import main as cli
+from cfgjax.cli import train as train_command
 from cfgjax.data.sources.registry import data_hash, open_source
 from cfgjax.evaluation.report.protocol import protocol
 from cfgjax.runs import changes
-from cfgjax.runs.changes import Hashes, check_allowed, check_resumable, read_changes
+from cfgjax.runs.changes import HASH_KEY, Hashes, check_allowed, check_resumable, in_effect, read_changes
 from cfgjax.runs.checkpoint import Checkpoints
+from cfgjax.runs.config import parse_flags
 from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.workdir import Claim, read_settings
 from cfgjax.training.run import Run
@@ -147,6 +149,8 @@ def test_other_data_in_the_same_place_need_the_flag():
         ("optimizer.learning_rat", "'optimizer.learning_rat', did you mean 'optimizer.learning_rate'"),
         ("optimizer", "'optimizer' is a section; give its keys, such as optimizer.name"),
         ("seed,model.width", "model.width cannot change in a run"),
+        ("seed,", "allow_changes='seed,' has an empty key; need some such as optimizer.learning_rate"),
+        ("", "allow_changes='' has an empty key"),
     ],
 )
 def test_a_key_that_cannot_be_allowed_is_a_one_line_error_before_any_work(keys, told, tmp_path):
@@ -215,6 +219,23 @@ def test_a_change_that_never_took_effect_is_forgotten(tmp_path):
     recorded(tmp_path, rate(0.5), 10, {RATE})
     (tmp_path / "config.json").write_text(kept)  # as if it had been killed between the two files
     assert recorded(tmp_path, rate(1.0), 10) == []
+
+
+def test_a_record_of_other_data_is_kept_when_the_data_move():
+    change = [
+        {"step": 2, "key": "data.path", "from": "A", "to": "B"},
+        {"step": 2, "key": HASH_KEY, "from": "a", "to": "b"},
+    ]
+    assert in_effect(change, {"data.path": "C", HASH_KEY: "b"}) == change
+    assert in_effect(change, {"data.path": "A", HASH_KEY: "a"}) == []  # it never took effect
+    later = [*change, {"step": 4, "key": "data.path", "from": "C", "to": "D"}]
+    assert in_effect(later, {"data.path": "C", HASH_KEY: "b"}) == change
+
+
+def test_the_flag_may_be_given_more_than_once():
+    given = train_command.define_flags(["cfgjax train"])
+    parse_flags(given, ["cfgjax train", "--allow_changes=seed,optimizer.b1", "--allow_changes=optimizer.b2"])
+    assert check_allowed(given.allow_changes, SAVED) == {"seed", "optimizer.b1", "optimizer.b2"}
 
 
 @pytest.mark.parametrize(

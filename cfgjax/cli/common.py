@@ -40,7 +40,7 @@ def define_place(given):
 
 def define_allow_changes(given, what):
     """Adds the flag of the keys that may change when a run resumes. what: its help."""
-    flags.DEFINE_list("allow_changes", [], what, flag_values=given)
+    flags.DEFINE_multi_string("allow_changes", [], what, flag_values=given)
 
 
 def place_flags(given):

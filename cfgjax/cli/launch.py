@@ -13,6 +13,7 @@ from cfgjax.jobs.launch.job import Job
 from cfgjax.jobs.launch.quoting import check_line, check_word
 from cfgjax.runs.changes import check_allowed
 from cfgjax.runs.config import HELP, parse_flags
+from cfgjax.runs.settings import Settings
 
 COMMAND_FLAGS = {"train": train.define_flags, "evaluate": evaluate.define_flags, "sample": sample.define_flags}
 EXAMPLE = "train --config=FILE --workdir=DIR"
@@ -59,7 +60,7 @@ def check_command(words):
     given = choose("command to launch", words[0], COMMAND_FLAGS)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
     if words[0] == "train" and given.config is not None:
-        check_allowed(given.allow_changes, given.config)
+        check_allowed(given.allow_changes, Settings.from_config(given.config))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
     if words[0] == "train":
         check_trainable(given.workdir)

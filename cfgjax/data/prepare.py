@@ -37,6 +37,7 @@ from cfgjax.data.sources.prepared import (
     LABELS,
     REQUEST,
     REQUEST_KEYS,
+    OtherSet,
     check_files,
     content_digest,
     read_about,
@@ -135,13 +136,13 @@ def begin(out: Path, asked: dict[str, Any]) -> None:
 
 
 def check_same_request(out: str | Place, there: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Raises UsageError naming what differs between the request of the set in `out` and this one."""
+    """Raises OtherSet naming what differs between the request of the set in `out` and this one."""
     flat = lambda r: {k: v for k, v in r.items() if k != "source"} | {f"source {k}": v for k, v in r["source"].items()}
     there, asked = flat(there), flat(asked)
     differing = [f"{key} is {there.get(key)!r} there, {asked.get(key)!r} here"
                  for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]  # fmt: skip
     if differing:
-        raise UsageError(f"{out} holds another prepared set: {'; '.join(differing)}; prepare into another folder")
+        raise OtherSet(f"{out} holds another prepared set: {'; '.join(differing)}; prepare into another folder")
 
 
 def make_shards(

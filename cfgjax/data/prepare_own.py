@@ -4,7 +4,7 @@ import functools
 import os
 
 from cfgjax.base.cores import usable_cores
-from cfgjax.base.errors import printable
+from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import Progress, log
 from cfgjax.base.staging import opened_locally
@@ -12,7 +12,7 @@ from cfgjax.base.storage import Place, is_url, place
 from cfgjax.data.prepare import Request
 from cfgjax.data.prepare_in_bucket import prepare_anywhere
 from cfgjax.data.sources.own_images import choose_shape, find_own_images
-from cfgjax.data.sources.prepared import REQUEST
+from cfgjax.data.sources.prepared import REQUEST, OtherSet
 
 
 def own_experiment(
@@ -51,9 +51,14 @@ def prepare_own(data: str | Place, out: str, size: int | None = None, labels_fro
     request = Request({"kind": "own", "digest": listing.digest()}, size, "adm", channels, "webp")
     workers = usable_cores()
     bar = functools.partial(Progress, "preparing", "image")
-    about = prepare_anywhere(
-        listing, out, request, workers=workers, max_errors=max(10, len(listing) // 100), progress=bar
-    )
+    most = max(10, len(listing) // 100)
+    try:
+        about = prepare_anywhere(listing, out, request, workers=workers, max_errors=most, progress=bar)
+    except OtherSet as e:
+        raise UsageError(
+            f"{out} was prepared from other images than {data}, or with other flags; use another --workdir, or delete "
+            f"{out} and add --allow_changes=data.path to continue the run with these"
+        ) from e
     for error in about["errors"]:
         print(f"left out (cannot be decoded): {printable(error['name'])}: {printable(error['reason'])}")
     print(f"prepared {about['num_examples']:,} images in {out}")

@@ -90,7 +90,8 @@ def check_batch_size(batch_size, mesh, accumulate_steps=1):
     if batch_size % parts or batch_size < 1:
         below = batch_size // parts * parts
         use = f"{below} or {below + parts}" if below > 0 else f"{parts}"
-        by = f"{mesh.size} devices" + (f" × {accumulate_steps} accumulation steps" if accumulate_steps > 1 else "")
+        devices = "1 device" if mesh.size == 1 else f"{mesh.size} devices"
+        by = devices + (f" × {accumulate_steps} accumulation steps" if accumulate_steps > 1 else "")
         raise UsageError(f"batch_size {batch_size} is not divisible by {by}; use {use}")
 
 

@@ -89,9 +89,14 @@ def check_allowed(keys: str | Iterable[str], given: Settings | ConfigDict) -> fr
     given: the config. Raises UsageError for an unknown key, a section, and a key that cannot change. A key that does
     not change is accepted: a command that is repeated has the same flags as before.
     """
-    words = [word.strip() for word in (keys.split(",") if isinstance(keys, str) else keys)]
+    words = [word.strip() for part in ([keys] if isinstance(keys, str) else keys) for word in part.split(",")]
     known = [*KIND_OF_KEY, *flatten(given.given if isinstance(given, Settings) else given)]
     for word in words:
+        if not word:
+            text_given = ",".join(words)
+            raise UsageError(
+                f"allow_changes={text_given!r} has an empty key; need some such as optimizer.learning_rate"
+            )
         if word in SECTIONS:
             inner = next(key for key in known if key.startswith(f"{word}."))
             raise UsageError(f"allow_changes: {word!r} is a section; give its keys, such as {inner}")
@@ -240,13 +245,18 @@ class RunChanges:
 def in_effect(changes: Sequence[dict[str, Any]], current: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Returns the changes without those that were recorded just before the run was killed, and never took effect.
 
-    current: {key: value} of the workdir's config.json, which is written after the changes.
+    current: {key: value} of the workdir's config.json, which is written after the changes. The place of the data has
+    changed since without a record if these were moved, so that it is the hash that shows whether they are others.
     """
-    kept = list(changes)
-    for key in {change["key"] for change in changes}:
+    kept, other_data = list(changes), set()  # other_data: the steps at which the data set became another
+    for key in sorted({change["key"] for change in changes}, key=lambda key: key != HASH_KEY):
         own = [change for change in changes if change["key"] == key]
         while own and own[-1]["to"] != current.get(key, json_value(default_of(key))):
+            if key in PLACE_KEYS and own[-1]["step"] in other_data:
+                break
             kept.remove(own.pop())
+        if key == HASH_KEY:
+            other_data = {change["step"] for change in own}
     return kept
 
 

@@ -34,6 +34,10 @@ SHARD_KEYS = {"file": str, "num_examples": int, "bytes": int}
 AGAIN = "delete the folder and prepare the data set again"
 
 
+class OtherSet(UsageError):
+    """The folder of the output has a set that was prepared from other images, or in another way."""
+
+
 def read_about(path: str | Place) -> About:
     """Returns dataset.json of the prepared set in folder path. Raises UsageError if it is missing or damaged."""
     folder = place(path)
