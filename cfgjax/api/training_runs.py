@@ -84,8 +84,10 @@ def train(
     unless the number of devices was set or jax has been used before.
 
     hooks: called as hook(state, step, workdir, log) with the `TrainState` and the `RunLog`, every `hook.every_steps`
-    steps and at the last step. writers: see `writers.Writer`. on_log: called as on_log(step, metrics) whenever metrics
-    are logged. stop: an object with the attribute `signal`, None at first; set it to a string to save and stop the run.
+    steps and at the last step. A long one should call log.check_stop() repeatedly: at a stop signal it then ends, the
+    step is saved, and the hook is called again when the run resumes. writers: see `writers.Writer`. on_log: called as
+    on_log(step, metrics) whenever metrics are logged. stop: an object with the attribute `signal`, None at first; set
+    it to a string to save and stop the run.
 
     allow_changes: keys of the config, such as "optimizer.learning_rate", in which a run may resume with other values.
     They are recorded in <workdir>/changes.json.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.training.interrupt import StopAsked
 
 
 class ExtensionError(RuntimeError):
@@ -43,6 +44,8 @@ def naming(kind: str, extension: Any, step: int) -> Iterator[None]:
     """Context that converts any error of an extension to an ExtensionError with its name, the step and the line."""
     try:
         yield
+    except StopAsked:
+        raise
     except Exception as e:
         frame = traceback.extract_tb(e.__traceback__)[-1]
         what = f"{type(e).__name__}: {one_line(e)} ({frame.filename}, line {frame.lineno})"

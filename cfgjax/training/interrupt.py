@@ -43,6 +43,10 @@ class StopRequest:
             signal.signal(number, self._before[signal.SIGINT])
 
 
+class StopAsked(Exception):
+    """A stop signal was received in a hook, which is called again when the run resumes. Its text is the signal."""
+
+
 def signal_number(name: str | None) -> Int[np.ndarray, "1"]:
     """Returns the number of a signal, 0 for None, as an array that a step can carry to the other processes."""
     return np.array([0 if name is None else signal.Signals[name].value], np.int32)

@@ -17,6 +17,7 @@ from cfgjax.distributed import collectives
 from cfgjax.runs import metrics_file
 from cfgjax.runs.settings import Settings
 from cfgjax.training.extensions import naming
+from cfgjax.training.interrupt import StopAsked, StopFlag, signal_name, signal_number
 from cfgjax.training.objective import SHARE
 from cfgjax.training.writers import open_writers
 
@@ -66,11 +67,20 @@ def fitting(entries: Sequence[str], columns: int) -> str:
 class RunLog:
     """Writes the metrics of a run that starts or resumes at start_step, after removing lines of later steps.
 
-    writers: of the caller, in addition to those of every run. `last` has the newest metrics of the training with their
-    step. With several processes only the first writes; in the others, only `has` and `last` have an effect.
+    writers: of the caller, in addition to those of every run. stop: of the run, for `check_stop`. `last` has the newest
+    metrics of the training with their step. With several processes only the first writes; in the others, only `has`,
+    `last` and `check_stop` have an effect.
     """
 
-    def __init__(self, workdir: Place, start_step: int, settings: Settings, writers: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        workdir: Place,
+        start_step: int,
+        settings: Settings,
+        writers: Sequence[Any] = (),
+        stop: StopFlag | None = None,
+    ) -> None:
+        self._stop = stop
         num_steps = self._num_steps = settings.train.num_steps
         self._write, self._batch_size = jax.process_index() == 0, settings.train.batch_size
         self._since = time.monotonic(), start_step
@@ -84,6 +94,18 @@ class RunLog:
         self._own = open_writers(workdir, start_step, settings)
         self._added = tuple(writers)
         self._bar = make_bar(total=num_steps, initial=start_step, unit="step", bar_format=BAR)
+
+    def check_stop(self) -> None:
+        """Raises StopAsked if any process has received a stop signal. Every process calls this, in a long hook.
+
+        The step is then saved, and the hook is called again when the run resumes.
+        """
+        name = None if self._stop is None else self._stop.signal
+        if jax.process_count() > 1:
+            parts = collectives.allgather({"signal": signal_number(name)}, "whether a stop signal was received")
+            name = signal_name(max(int(part["signal"][0]) for part in parts))
+        if name is not None:
+            raise StopAsked(name)
 
     def advance(self, step: int) -> None:
         """Moves the progress bar to a step, of which the last dispatch may still be running. Tells the pace once."""

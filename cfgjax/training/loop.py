@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
 from ml_collections import ConfigDict
 
 from cfgjax.base.compilation import clearing_seconds, compile_in_blocks
@@ -25,16 +24,13 @@ from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
 from cfgjax.training.extensions import ExtensionError, name_of, naming
-from cfgjax.training.interrupt import StopFlag, StopRequest, signal_name
+from cfgjax.training.interrupt import StopAsked, StopFlag, StopRequest
 from cfgjax.training.log import RunLog, summarise
 from cfgjax.training.run import Run
 from cfgjax.training.state import TrainState
+from cfgjax.training.step_metrics import check_finite, fetch
 
 WORTHWHILE_SECONDS = 120  # that a second compilation of the step has to save
-
-
-class Diverged(ArithmeticError):
-    """Too many steps in a row without a finite loss and gradient."""
 
 
 class Outcome(NamedTuple):
@@ -100,7 +96,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             changes = claim.write_config(step)
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
-            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers)) as runlog:
+            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers, stop)) as runlog:
                 checkpoints.before_manifest = runlog.flush
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
@@ -155,7 +151,9 @@ def loop(
     pace, step, together = run.settings.train, int(jax.device_get(state.step)), jax.process_count() > 1
     take_snapshot(run, state, step, checkpoints, workdir, runlog)
     with saving_first(checkpoints, step, state, history):
-        call_hooks(run, state, step, workdir, runlog)
+        asked = call_hooks(run, state, step, workdir, runlog)
+    if asked is not None:
+        return stopped(asked, step, state, history, checkpoints, runlog)
     if step >= pace.num_steps:
         runlog.say(f"step {step} of {pace.num_steps}: nothing left to do")
         return True
@@ -176,10 +174,8 @@ def loop(
         checkpoints.check()
 
         logging_now = step % pace.log_every_steps == 0 or done
-        saving_now = (
-            step % run.settings.checkpoint.every_steps == 0 or done or stopping is not None or checkpoints.owing
-        )
-        if logging_now or saving_now:
+        saving_now = step % run.settings.checkpoint.every_steps == 0 or done or bool(stopping) or checkpoints.owing
+        if logging_now or saving_now or due_hooks(run, step):
             fetched, heard = fetch(running)
             history, running, signal = history + fetched, [], signal or heard
         check_finite(history, pace.max_skipped_in_row, step)
@@ -191,16 +187,32 @@ def loop(
                 runlog.write(step, summarise(logged))
         if saving_now:
             checkpoints.save(step, state, history)
-        if stopping or done:
-            checkpoints.finish(step, state, history)
         if stopping:
-            warn_of_slow_save(checkpoints.seconds, runlog)
-            runlog.say(f"{stopping}: saved step {step}; the same command resumes")
-            return False
+            return stopped(stopping, step, state, history, checkpoints, runlog)
+        if done:
+            checkpoints.finish(step, state, history)
         take_snapshot(run, state, step, checkpoints, workdir, runlog)
         with saving_first(checkpoints, step, state, history):
-            call_hooks(run, state, step, workdir, runlog)
+            asked = call_hooks(run, state, step, workdir, runlog)
+        if asked is not None:
+            return stopped(asked, step, state, history, checkpoints, runlog)
     return True
+
+
+def stopped(
+    signal: str,
+    step: int,
+    state: TrainState,
+    history: list[dict[str, float]],
+    checkpoints: Checkpoints,
+    runlog: RunLog,
+) -> bool:
+    """Saves the step, if it is not saved, at which a stop signal ends the run. Returns False: the run is not done."""
+    checkpoints.save(step, state, history)
+    checkpoints.finish(step, state, history)
+    warn_of_slow_save(checkpoints.seconds, runlog)
+    runlog.say(f"{signal}: saved step {step}; the same command resumes")
+    return False
 
 
 @contextlib.contextmanager
@@ -239,17 +251,26 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
         runlog.say(f"warning: {told}: launch with --grace_seconds={2 * seconds:.0f}")
 
 
-def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> None:
-    """Calls the hooks that are due at this step. Raises ExtensionError if one of the caller's fails."""
+def due_hooks(run: Run, step: int) -> list[Any]:
+    """Returns the hooks that are due at this step, first those of the config."""
     due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
-    for hook in filter(due, run.config_hooks):
-        collectives.stage(f"{hook.section} at step {step}")
-        with runlog.paused():
-            hook(state, step, workdir, runlog)
-    for hook in filter(due, run.hooks):
-        collectives.stage(f"hook {name_of(hook)} at step {step}")
-        with runlog.paused(), naming("hook", hook, step):
-            hook(state, step, workdir, runlog)
+    return [hook for hook in (*run.config_hooks, *run.hooks) if due(hook)]
+
+
+def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> str | None:
+    """Calls the hooks that are due at this step. Returns the name of a stop signal that has ended one of them, or None.
+
+    Raises ExtensionError if one of the caller's fails.
+    """
+    try:
+        for hook in due_hooks(run, step):
+            own = any(hook is other for other in run.config_hooks)
+            collectives.stage(f"{hook.section if own else f'hook {name_of(hook)}'} at step {step}")
+            with runlog.paused(), contextlib.nullcontext() if own else naming("hook", hook, step):
+                hook(state, step, workdir, runlog)
+    except StopAsked as e:
+        return str(e)
+    return None
 
 
 def compiled(run: Run, state: TrainState, step: int, runlog: RunLog, stop: StopFlag) -> Any:
@@ -276,25 +297,3 @@ def describe(run: Run, state: TrainState) -> str:
     if jax.process_count() > 1:
         devices += f" in {jax.process_count()} processes"
     return f"{parameters:,} parameters, {len(run.dataset):,} examples, {devices}"
-
-
-def fetch(running: list[dict[str, Array]]) -> tuple[list[dict[str, float]], str | None]:
-    """Returns ([{name: float}] of every step in the metrics of dispatches, each {name: [k]}; the signal they carry)."""
-    steps: list[dict[str, float]] = []
-    signal = None
-    for metrics in jax.device_get(running):
-        signal = signal_name(metrics.pop("signal", [0])[0])
-        length = len(metrics["loss"])
-        steps += [{name: float(values[i]) for name, values in metrics.items()} for i in range(length)]
-    return steps, signal
-
-
-def check_finite(history: list[dict[str, float]], most: int, step: int) -> None:
-    """Raises Diverged if the loss or gradients were not finite in `most` or more steps in a row."""
-    count = int(max((metrics["skipped_in_row"] for metrics in history), default=0))
-    if count >= most:
-        raise Diverged(
-            f"{count} steps in a row before step {step} had a loss or gradient that is not finite and were skipped; "
-            f"train.max_skipped_in_row is {most}. Resume with a lower optimizer.learning_rate and "
-            "--allow_changes=optimizer.learning_rate, or set optimizer.clip_norm in a new workdir"
-        )

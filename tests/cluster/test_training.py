@@ -102,6 +102,16 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_the_run_resumes_elsew
     assert distance(state(workdir, STEPS)["params"], state(alone, STEPS)["params"]) < 1e-4
 
 
+def test_a_signal_to_any_process_ends_an_evaluation(tmp_path):
+    workdir, evaluates = tmp_path / "run", "--config.evaluate.every_steps=50 --config.evaluate.every_num_samples=500000"
+    processes = start_several(train(workdir, evaluates), 2)
+    wait_for_step(workdir, 50)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = finish_all(processes)
+    assert [code for code, _, _ in ends] == [75, 75], ends
+    assert ends[0][1].strip().endswith("SIGTERM: saved step 50; the same command resumes")
+
+
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_killed_process_ends_the_other_and_no_saved_step_is_lost(together, tmp_path, victim):
     workdir = tmp_path / "run"

@@ -13,8 +13,9 @@ from tiny import digits_config, mixture_config, update
 from cfgjax.evaluation.frontier.generate import draw_samples
 from cfgjax.models.model import Model
 from cfgjax.runs.config import load_file
-from cfgjax.training.loop import Run, fetch
+from cfgjax.training.loop import Run
 from cfgjax.training.state import create_state
+from cfgjax.training.step_metrics import fetch
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from cfgjax.base.progress import clock
 from cfgjax.runs.settings import Settings
 from cfgjax.training.interrupt import StopRequest
 from cfgjax.training.log import RunLog, summarise
-from cfgjax.training.loop import Diverged, check_finite
+from cfgjax.training.step_metrics import Diverged, check_finite
 
 SETTINGS = Settings.from_config(mixture_config(**{"train.num_steps": 30}))
 

@@ -77,7 +77,7 @@ def harmed(path):
 
 @pytest.mark.slow
 def test_a_run_that_resumes_earlier_writes_later_snapshots_again(straight, tmp_path):
-    train(config(**{"checkpoint.keep_last": 9}), tmp_path, (43,), ends=False)
+    train(config(**{"checkpoint.keep_last": 9}), tmp_path, (50,), ends=False)
     assert max(complete_steps(tmp_path / "checkpoints")) > 12
     for step in complete_steps(tmp_path / "checkpoints"):
         if step > 6:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -63,13 +64,17 @@ class FrontierMetrics:
             rule = options.rule if guided else rule_at_zero(options.rule, options.sampler)
             self._model.params = averaged_params(state, self._model.settings.ema.name(float(options.ema or 0)))
             drawing = dataclasses.replace(options, rule=rule)
-            parts = draw_samples(self._model, drawing, index, self._plan.batch_size)
-            drawn = zip(*parts, strict=True)
-            index, labels, samples = (np.concatenate(arrays) for arrays in drawn)
+            parts = []
+            for part in draw_samples(self._model, drawing, index, self._plan.batch_size):
+                parts.append(part)
+                runlog.check_stop()
+            index, labels, samples = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
             found = collectives.concatenated({"index": index, "labels": labels, "samples": samples})
             order = np.argsort(found["index"])
             labels, samples = found["labels"][order], found["samples"][order]
             read = lambda start, stop, samples=samples, labels=labels: (samples[start:stop], labels[start:stop])
-            metrics = measure(read, len(samples), self._network, self._reference, judge=self._judge)
+            alone = jax.process_count() == 1  # several processes differ in their number of blocks
+            advance = lambda images, alone=alone: runlog.check_stop() if alone else None
+            metrics = measure(read, len(samples), self._network, self._reference, judge=self._judge, advance=advance)
             scalars = {name: value for name, value in metrics.items() if not isinstance(value, list)}
             runlog.record(step, {f"{name}/{ending}": value for name, value in scalars.items()})
