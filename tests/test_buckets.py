@@ -14,6 +14,7 @@ from tiny import same_trees
 
 from cfgjax.base import lease, storage
 from cfgjax.base.errors import UsageError
+from cfgjax.cli.main import run_command
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.training_settings import CheckpointSettings
 
@@ -177,6 +178,11 @@ def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told)
     assert code == 2
     assert told in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_launchers_refuse_a_workdir_in_s3():
+    with pytest.raises(UsageError, match="checkpoints cannot be kept in s3://"):
+        run_command(f"launch local --dry_run -- {train('s3://bucket1/run')}".split())
 
 
 def test_a_bucket_that_may_not_be_written_is_refused_at_once(gcs):

@@ -12,7 +12,7 @@ from cfgjax.base import bucket_clients, inception_weights
 from cfgjax.base.errors import UsageError
 from cfgjax.base.experiments import file_of
 from cfgjax.base.paths import ON_DISK, PathParser
-from cfgjax.base.storage import place
+from cfgjax.base.storage import expanded, place
 from cfgjax.cli import main as cli
 from cfgjax.cli import train
 from cfgjax.data.sources import registry
@@ -158,7 +158,7 @@ def test_a_tilde_is_the_home_directory_in_flags_words_and_configs(tmp_path, monk
     (tmp_path / "home" / "own.py").write_text("def get_config():\n    return {}\n")
     assert file_of("~/own.py", "config file", EXPERIMENTS) == str(tmp_path / "home" / "own.py")
     assert PathParser().parse("~/runs/a") == str(tmp_path / "home" / "runs" / "a")
-    assert PathParser().parse("gs://bucket1/~a") == "gs://bucket1/~a"
+    assert expanded("gs://bucket1/~a") == "gs://bucket1/~a"
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 

@@ -112,10 +112,6 @@ def test_words_arrive_whole_through_the_shell(capsys, tmp_path):
         (f"local -- {TRAIN} --config.train.batch_size=many", "invalid literal for int"),
         (f"local -- {TRAIN} --config.train.batch_size=0", "train.batch_size is 0"),
         (f"local -- {TRAIN} --config.optimizer.learning_rate=-1", "optimizer.learning_rate is -1"),
-        (
-            "local -- train --config=experiments/digits.py --workdir=s3://bucket1/x",
-            "checkpoints cannot be kept in s3://",
-        ),
         ("local -- evaluate --workdir=x --guidence=1", "Unknown command line flag 'guidence'. Did you mean: guidance"),
         (f"local --num_processes=0 -- {TRAIN}", "--num_processes=0: 0 is not a positive integer"),
         (f"local --num_processes=1000000000 -- {TRAIN}", "--num_processes=1000000000: need at most 1024"),
