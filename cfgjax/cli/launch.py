@@ -59,10 +59,9 @@ def check_command(words):
         check_word(word)
     given = choose("command to launch", words[0], COMMAND_FLAGS)([*words])
     no_arguments(parse_flags(given, [f"cfgjax {words[0]}", *words[1:]]))
-    if words[0] == "train" and given.config is not None:
-        check_allowed(given.allow_changes, Settings.from_config(given.config))
     required(given, *(("config", "workdir") if words[0] == "train" else ("workdir",)))
     if words[0] == "train":
+        check_allowed(given.allow_changes, Settings.from_config(given.config))
         check_trainable(given.workdir)
     if os.path.isfile(given.workdir):  # False for names that are too long; Path raises for them
         raise UsageError(f"--workdir={printable(given.workdir)} is a file")

@@ -175,7 +175,7 @@ def loop(
 
         logging_now = step % pace.log_every_steps == 0 or done
         saving_now = step % run.settings.checkpoint.every_steps == 0 or done or bool(stopping) or checkpoints.owing
-        if logging_now or saving_now or due_hooks(run, step):
+        if logging_now or saving_now or due((*run.config_hooks, *run.hooks), run, step):
             fetched, heard = fetch(running)
             history, running, signal = history + fetched, [], signal or heard
         check_finite(history, pace.max_skipped_in_row, step)
@@ -200,12 +200,7 @@ def loop(
 
 
 def stopped(
-    signal: str,
-    step: int,
-    state: TrainState,
-    history: list[dict[str, float]],
-    checkpoints: Checkpoints,
-    runlog: RunLog,
+    signal: str, step: int, state: TrainState, history: list[dict[str, float]], checkpoints: Checkpoints, runlog: RunLog
 ) -> bool:
     """Saves the step, if it is not saved, at which a stop signal ends the run. Returns False: the run is not done."""
     checkpoints.save(step, state, history)
@@ -251,10 +246,10 @@ def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:
         runlog.say(f"warning: {told}: launch with --grace_seconds={2 * seconds:.0f}")
 
 
-def due_hooks(run: Run, step: int) -> list[Any]:
-    """Returns the hooks that are due at this step, first those of the config."""
-    due = lambda hook: step and (step % hook.every_steps == 0 or step == run.settings.train.num_steps)
-    return [hook for hook in (*run.config_hooks, *run.hooks) if due(hook)]
+def due(hooks: Iterable[Any], run: Run, step: int) -> list[Any]:
+    """Returns those of the hooks of a run that are due at this step."""
+    last = run.settings.train.num_steps
+    return [hook for hook in hooks if step and (step % hook.every_steps == 0 or step == last)]
 
 
 def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: RunLog) -> str | None:
@@ -263,10 +258,13 @@ def call_hooks(run: Run, state: TrainState, step: int, workdir: Place, runlog: R
     Raises ExtensionError if one of the caller's fails.
     """
     try:
-        for hook in due_hooks(run, step):
-            own = any(hook is other for other in run.config_hooks)
-            collectives.stage(f"{hook.section if own else f'hook {name_of(hook)}'} at step {step}")
-            with runlog.paused(), contextlib.nullcontext() if own else naming("hook", hook, step):
+        for hook in due(run.config_hooks, run, step):
+            collectives.stage(f"{hook.section} at step {step}")
+            with runlog.paused():
+                hook(state, step, workdir, runlog)
+        for hook in due(run.hooks, run, step):
+            collectives.stage(f"hook {name_of(hook)} at step {step}")
+            with runlog.paused(), naming("hook", hook, step):
                 hook(state, step, workdir, runlog)
     except StopAsked as e:
         return str(e)
