@@ -5,7 +5,7 @@ python benchmarks/accelerator.py --parts=f --cifar=cifar10.npz --train_minutes=3
 python benchmarks/accelerator.py --tiny --out=tiny
 
 Parts: a ceilings, b training, c training compared with PyTorch, d guided sampling compared with PyTorch, e feature
-networks, f CIFAR-10, g memory. A part takes at most --minutes; the same command makes the measurements that are left.
+networks, f CIFAR-10, g memory. In one call a part takes at most --minutes; the same command makes what is left.
 Each measurement is a command of another benchmark in its own process. Results are in <out>/part_a.json …, written
 after each measurement, and the tables in <out>/accelerator.md.
 """
