@@ -112,6 +112,7 @@ def forget(scheme):
             fsspec.get_filesystem_class(name).clear_instance_cache()
     storage._connected.discard(scheme)
     bucket_clients._answered.clear()
+    bucket_clients._failing.clear()
     bucket_clients.patience(600)
 
 

@@ -14,10 +14,13 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cfgjax.base import progress, storage
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import AnyPath, Place
 
 log = logging.getLogger("cfgjax")
 
@@ -34,12 +37,18 @@ class NotTaken(Exception):
     """A stop signal was received before the folder was taken."""
 
 
-def never():
+def never() -> bool:
     """Returns False: no stop signal was received."""
     return False
 
 
-def lock(folder, busy, what=None, seconds=LEASE_SECONDS, stopped=never):
+def lock(
+    folder: AnyPath,
+    busy: Callable[[str], str],
+    what: str | None = None,
+    seconds: float = LEASE_SECONDS,
+    stopped: Callable[[], bool] = never,
+) -> "Lock | Lease":
     """Returns the `Lock` or `Lease` of a folder, which is created if missing.
 
     busy: makes the text of the UsageError if the folder is in use, from the name of the process that uses it. what:
@@ -61,7 +70,7 @@ def lock(folder, busy, what=None, seconds=LEASE_SECONDS, stopped=never):
         raise UsageError(f"{what} cannot be written: {e.strerror or e}") from e
 
 
-def token_in(folder):
+def token_in(folder: AnyPath) -> str | None:
     """Returns the token of the process that has the lock or lease of a folder, as any process sees it."""
     folder = storage.place(folder)
     if storage.is_url(folder):
@@ -73,7 +82,7 @@ def token_in(folder):
 class Lock:
     """The lock of an open file, which the operating system releases when the process ends."""
 
-    def __init__(self, path, busy):
+    def __init__(self, path: Path, busy: Callable[[str], str]) -> None:
         self._path, self._file = path, open(path, "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,10 +96,10 @@ class Lock:
         self._file.write(f"{os.getpid()} {self.token}\n")
         self._file.flush()
 
-    def check(self):
+    def check(self) -> None:
         """Does nothing: a lock cannot be lost."""
 
-    def close(self):
+    def close(self) -> None:
         """Releases the lock."""
         self._file.close()
 
@@ -98,7 +107,9 @@ class Lock:
 class Lease:
     """The lease of a folder in a bucket, renewed by a thread until it is closed."""
 
-    def __init__(self, folder, busy, seconds, stopped=never):
+    def __init__(
+        self, folder: Place, busy: Callable[[str], str], seconds: float, stopped: Callable[[], bool] = never
+    ) -> None:
         self._folder, self._seconds, self.token = folder, seconds, secrets.token_hex(8)
         self._me = {"token": self.token, "process": f"{os.getpid()} on {socket.gethostname()}", **where_i_am()}
         self._beats, self._closed, self._lost = 0, threading.Event(), False
@@ -106,18 +117,20 @@ class Lease:
         if owner is not None and not owner.get("released") and not has_ended(owner):
             self._wait_until_still(number, owner, busy, stopped)
         self._path = folder / LEASE_FOLDER / f"{number + 1:08d}.json"
+        self._renewed = now()
         try:
             storage.create_object(self._path, self._content())
         except FileExistsError:
-            raise UsageError(busy("a process that started at the same time")) from None
-        self._renewed = now()
-        for older in range(number, 0, -1):
+            if token_in(folder) != self.token:  # else it was created by a request whose answer was lost
+                raise UsageError(busy("a process that started at the same time")) from None
+        if number:
             with contextlib.suppress(OSError):
-                (folder / LEASE_FOLDER / f"{older:08d}.json").unlink()
-            break
+                (folder / LEASE_FOLDER / f"{number:08d}.json").unlink()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
-    def _wait_until_still(self, number, owner, busy, stopped):
+    def _wait_until_still(
+        self, number: int, owner: dict[str, Any], busy: Callable[[str], str], stopped: Callable[[], bool]
+    ) -> None:
         """Raises UsageError if the lease is renewed within its time, `NotTaken` as soon as stopped() returns True."""
         progress.log.info("%s is leased by process %s; waiting up to %g s for a sign of life",
                           self._folder, owner.get("process"), self._seconds)  # fmt: skip
@@ -133,16 +146,17 @@ class Lease:
         log.warning("%s: process %s has not renewed its lease in %g s; taking over",
                     self._folder, owner.get("process"), self._seconds)  # fmt: skip
 
-    def _content(self, **more):
+    def _content(self, **more: Any) -> bytes:
         return json.dumps({**self._me, "beats": self._beats, **more}).encode()
 
-    def _renew(self):
+    def _renew(self) -> None:
         """Renews the lease, in a thread."""
         while not self._closed.wait(self._seconds / 3):
             with contextlib.suppress(OSError):  # the client has reported it
                 self._renew_once()
 
-    def _renew_once(self):
+    def _renew_once(self) -> None:
+        asked = now()  # others see no sign of life before the server has handled the requests, perhaps much later
         number, owner = newest(self._folder)
         if number > int(self._path.stem) or (owner is not None and owner.get("token") != self.token):
             self._lost = True
@@ -150,9 +164,9 @@ class Lease:
             return
         self._beats += 1
         self._path.write_bytes(self._content())
-        self._renewed = now()
+        self._renewed = asked
 
-    def check(self):
+    def check(self) -> None:
         """Raises LeaseLost if another process has taken over. Asks the server only if the lease may have run out."""
         if not self._lost and not self._closed.is_set() and now() - self._renewed > self._seconds:
             self._renew_once()
@@ -160,7 +174,7 @@ class Lease:
             raise LeaseLost(f"another process has taken over {self._folder} while this one did not renew its lease; "
                             "this one has stopped and writes no more")  # fmt: skip
 
-    def close(self):
+    def close(self) -> None:
         """Releases the lease."""
         if not self._closed.is_set():
             self._closed.set()
@@ -169,7 +183,7 @@ class Lease:
                     self._path.write_bytes(self._content(released=True))
 
 
-def newest(folder):
+def newest(folder: Place) -> tuple[int, dict[str, Any] | None]:
     """Returns (number, content) of the newest lease of a folder, (0, None) without any."""
     names = [name for name in storage.objects(folder / LEASE_FOLDER) if name.removesuffix(".json").isdecimal()]
     if not names:
@@ -184,24 +198,24 @@ def newest(folder):
     return int(name.removesuffix(".json")), content if isinstance(content, dict) else {}
 
 
-def now():
+def now() -> float:
     """Returns seconds of a clock that nobody sets, and that goes on while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def where_i_am():
+def where_i_am() -> dict[str, Any]:
     """Returns what tells on this machine whether the process still runs; nothing where it cannot be known."""
     with contextlib.suppress(OSError):
         return {"machine": machine(), "pid": os.getpid(), "start": start_of(os.getpid())}
     return {}
 
 
-def machine():
+def machine() -> str:
     """Returns a name of this start of this machine, and of the group of processes that see each other's numbers."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
 
 
-def start_of(pid):
+def start_of(pid: int) -> int:
     """Returns when a process was started, in ticks since the start of the machine. Raises OSError if it has ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     if fields[0] in "ZX":
@@ -209,7 +223,7 @@ def start_of(pid):
     return int(fields[19])
 
 
-def has_ended(owner):
+def has_ended(owner: dict[str, Any]) -> bool:
     """Returns whether the owner of a lease was a process on this machine that runs no more."""
     with contextlib.suppress(OSError):
         if owner.get("machine") != machine():

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,15 @@ def prepare_anywhere(
         return prepare(listing, out, request, **options)
     place = storage.place(out)
     busy = lambda holder: f"another cfgjax prepare is running in {out} ({holder})"
-    with contextlib.closing(lock(place, busy)):
+    with contextlib.closing(lock(place, busy)) as lease:
         asked = json.loads(json.dumps({**dataclasses.asdict(request), "num_listed": len(listing)}))
         if (about := existing_set(place, asked)) is not None:
             return about
         folder = user_cache() / "prepared" / hashlib.sha256(f"{out} {json.dumps(asked)}".encode()).hexdigest()[:16]
         with naming_bucket(place, folder):
             about = prepare(listing, folder, request, **options)
-            send_set(folder, place, [REQUEST, *(shard["file"] for shard in about["shards"]), LABELS, ABOUT])
+            shards = (shard["file"] for shard in about["shards"])
+            send_set(folder, place, [REQUEST, *shards, LABELS, ABOUT], lease.check)
         shutil.rmtree(folder)
         return about
 
@@ -67,11 +68,12 @@ def existing_set(out: Place, asked: dict[str, Any]) -> dict[str, Any] | None:
     return about
 
 
-def send_set(folder: Path, out: Place, names: list[str]) -> None:
-    """Sends the files of a finished set in this order."""
+def send_set(folder: Path, out: Place, names: list[str], guard: Callable[[], None]) -> None:
+    """Sends the files of a finished set in this order. guard: raises if this process may write no more."""
     size = sum((folder / name).stat().st_size for name in names) / 1e6
     with timed(f"sending {len(names)} files ({size:,.3g} MB) to {out}"):
         for name in names:
+            guard()
             storage.send_file(folder / name, out / name)
 
 

@@ -6,7 +6,6 @@ been restored. It is never deleted or overwritten.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -21,7 +20,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, EveryNSt
 
 from cfgjax.base import bucket_clients
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import Place, absolute, free_bytes, is_url, place
+from cfgjax.base.storage import Place, absolute, free_bytes, is_url, move_folder, place
 from cfgjax.distributed import collectives
 from cfgjax.runs.manifest import (
     damage,
@@ -62,7 +61,7 @@ class Checkpoints:
         before_manifest: Callable[[], None] = lambda: None,
     ) -> None:
         self.directory = absolute(directory)
-        self._guard, self.before_manifest, self._cadence = guard, before_manifest, cadence
+        self.guard, self.before_manifest, self._cadence = guard, before_manifest, cadence
         self._saving: int | None = None
         self._since = 0.0
         self.seconds = 0.0
@@ -106,12 +105,17 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        self._guard()
         self.wait()
         self._saving, self._since = step, time.monotonic()
-        collectives.decided(lambda: check_space(self.directory, step, state), f"saving step {step}")
+        collectives.stage(f"whether step {step} can be saved")  # the first process may have to ask a slow server
+        collectives.decided(lambda: self._check_before(step, state), f"saving step {step}")
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))
+
+    def _check_before(self, step: int, state: PyTree) -> None:
+        """Raises OSError if this process may write no more, or the disk has too little space for a step."""
+        self.guard()
+        check_space(self.directory, step, state)
 
     def restore(self, like: PyTree) -> tuple[PyTree, Json] | None:
         """Returns (state, history) of the newest complete step, or None if there are no steps.
@@ -134,8 +138,9 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits for the save in progress. Raises SaveError if it failed."""
         collectives.stage(f"waiting for the save of step {self._saving}")
-        if collectives.timeout_seconds() is not None:
-            self._see_progress(2 * collectives.timeout_seconds())
+        if (timeout := collectives.timeout_seconds()) is not None:
+            patience = bucket_clients.retry_seconds if is_url(self.directory) else 0.0
+            self._see_progress(max(2 * timeout, patience))
         self._waited(self._manager.wait_until_finished)
 
     @property
@@ -165,7 +170,9 @@ class Checkpoints:
         since = time.monotonic()
         while self._manager.is_saving_in_progress():
             self.check()
+            asked = time.monotonic()
             written = sizes(self.directory, str(self._saving))
+            since += time.monotonic() - asked  # a server may not have answered for long
             if written != before:
                 before, since = written, time.monotonic()
             elif time.monotonic() - since > patience:
@@ -206,10 +213,10 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         try:
+            self.guard()
             self.before_manifest()
-            self._guard()
             for directory in step_folders(self.directory, self._saving):
-                write_manifest(directory)
+                write_manifest(directory, self.guard)
         except OSError as e:
             self._notice(e)
             raise
@@ -234,11 +241,7 @@ def set_aside(directory: Place, steps: Sequence[int]) -> None:
     """Moves damaged steps to `damaged/`, so that they can be saved again."""
     for step in steps:
         aside = unused_path(directory.parent / "damaged" / str(step))
-        if is_url(directory):
-            (directory / str(step)).rename(aside)
-        else:
-            aside.parent.mkdir(exist_ok=True)
-            shutil.move(directory / str(step), aside)
+        move_folder(directory / str(step), aside)
         log.warning("moved the damaged step %d to %s", step, aside)
 
 

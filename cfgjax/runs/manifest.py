@@ -2,13 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import sha256
 from cfgjax.base.json_files import read_json
-from cfgjax.base.storage import Place, identity, is_url, objects, place, remove_tree
+from cfgjax.base.storage import Place, identity, is_url, objects, place, remove_tree, rename
 
 log = logging.getLogger("cfgjax")
 
@@ -58,9 +59,14 @@ def is_step(name: str) -> bool:
     return name.isdecimal() and str(int(name)) == name
 
 
-def write_manifest(directory: Place) -> None:
-    """Writes the manifest of a step's directory. In a bucket it is the last object, without which there is no step."""
-    (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1))
+def write_manifest(directory: Place, guard: Callable[[], None] = lambda: None) -> None:
+    """Writes the manifest of a step's directory. In a bucket it is the last object, without which there is no step.
+
+    guard: raises if this process may write no more; called last.
+    """
+    text = json.dumps(hashes(directory), indent=1)
+    guard()
+    (directory / MANIFEST).write_text(text)
 
 
 def manifest_digest(directory: str | Place, step: int) -> str:
@@ -74,7 +80,10 @@ def complete_steps(directory: str | Place) -> list[int]:
 
 
 def damage(path: Place) -> str | None:
-    """Returns what is wrong with the step directory at path, or None if it is complete."""
+    """Returns what is wrong with the step directory at path, or None if it is complete.
+
+    Raises OSError if the server of a bucket fails or refuses: the step may well be complete.
+    """
     try:
         manifest = read_json(path / MANIFEST)
         if not manifest:
@@ -89,8 +98,16 @@ def damage(path: Place) -> str | None:
     except FileNotFoundError:
         return "it has no manifest" if path.is_dir() else "there is no such step"
     except (OSError, ValueError) as e:
+        raise_failed_request(e, path)
         return f"it cannot be read: {e}"
     return None
+
+
+def raise_failed_request(error: Exception, path: Place) -> None:
+    """Raises the error of a server behind an error about a file in a bucket. Does nothing for other errors."""
+    failed = error if isinstance(error, OSError) else error.__cause__
+    if is_url(path) and isinstance(failed, OSError):
+        raise failed
 
 
 def missing_or_changed(manifest: dict[str, str], path: Place) -> str | None:
@@ -116,8 +133,9 @@ def move_damaged_metadata(directory: str | Place) -> None:
         except FileNotFoundError:
             continue
         except UsageError as e:
+            raise_failed_request(e, path)
             log.warning("%s; step %d is read without it", e, step)
-            path.replace(path.with_name(f"{REWRITTEN}.damaged"))
+            rename(path, f"{REWRITTEN}.damaged")
 
 
 def hashes(directory: Place) -> dict[str, str]:

@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jaxtyping import PyTree
 
+from cfgjax.base import bucket_clients
+from cfgjax.base.storage import Place, is_url
 from cfgjax.runs.checkpoint import Checkpoints, Json
+from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError
 
 log = logging.getLogger("cfgjax")
@@ -36,6 +40,13 @@ def ignore_closed_loops() -> None:
     """Makes sys.unraisablehook one `WithoutClosedLoops`."""
     if not isinstance(sys.unraisablehook, WithoutClosedLoops):
         sys.unraisablehook = WithoutClosedLoops(sys.unraisablehook)
+
+
+def open_checkpoints(directory: Place, cadence: CheckpointSettings, guard: Callable[[], None]) -> Checkpoints:
+    """Returns the `Checkpoints` of a directory: patient ones in a bucket, if there is a single process."""
+    if is_url(directory) and jax.process_count() == 1:
+        return PatientCheckpoints(directory, cadence, guard, patience=bucket_clients.retry_seconds)
+    return Checkpoints(directory, cadence, guard)
 
 
 class PatientCheckpoints(Checkpoints):
@@ -87,7 +98,7 @@ class PatientCheckpoints(Checkpoints):
 
     def _put_off(self, error: SaveError) -> None:
         """Prepares another save. Raises the error if saves have failed for too long."""
-        self._guard()
+        self.guard()
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         if now - self._failing_since >= self._patience:

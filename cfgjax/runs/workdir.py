@@ -17,7 +17,7 @@ from cfgjax.distributed import collectives
 from cfgjax.runs.changes import SHOWN, Hashes, RunChanges, check_resumable
 from cfgjax.runs.config import to_json, tuples
 from cfgjax.runs.manifest import step_directories
-from cfgjax.runs.metrics_file import last_logged_step
+from cfgjax.runs.metrics_file import SEGMENTS, last_logged_step
 from cfgjax.runs.sample_options import earlier_sampler
 from cfgjax.runs.settings import LATER_SECTIONS, Settings
 
@@ -155,13 +155,14 @@ class Claim:
         new = check_resumable(saved, self._settings, hashes, self._allowed)
         self._changes = RunChanges(self.path, saved, hashes, new)
         logged = last_logged_step(self.path)
-        # a save waits for the previous one, so after two cadences at least one checkpoint was complete
+        # a save waits for the previous one, so after two cadences at least one was complete, unless all failed
         expected = logged > 2 * saved.checkpoint.every_steps
         expected |= bool(logged) and not is_url(checkpoints) and not checkpoints.is_dir()
         if expected and not steps:
+            none_saved = f", or, if no save ever succeeded, delete {self.path / SEGMENTS}" if is_url(self.path) else ""
             raise UsageError(
                 f"workdir {self.path} has metrics up to step {logged} but no checkpoint; nothing was overwritten. "
-                "Restore its checkpoints, or use another workdir"
+                f"Restore its checkpoints, or use another workdir{none_saved}"
             )
 
     def write_config(self, step: int = 0) -> list[dict[str, Any]]:

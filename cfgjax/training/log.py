@@ -67,9 +67,9 @@ def fitting(entries: Sequence[str], columns: int) -> str:
 class RunLog:
     """Writes the metrics of a run that starts or resumes at start_step, after removing lines of later steps.
 
-    writers: of the caller, in addition to those of every run. stop: of the run, for `check_stop`. `last` has the newest
-    metrics of the training with their step. With several processes only the first writes; in the others, only `has`,
-    `last` and `check_stop` have an effect.
+    writers: of the caller, in addition to those of every run. stop: of the run, for `check_stop`. guard: raises if
+    this process may write no more. `last` has the newest metrics of the training with their step. With several
+    processes only the first writes; in the others, only `has`, `last` and `check_stop` have an effect.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class RunLog:
         settings: Settings,
         writers: Sequence[Any] = (),
         stop: StopFlag | None = None,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self._stop = stop
         num_steps = self._num_steps = settings.train.num_steps
@@ -91,7 +92,7 @@ class RunLog:
         self.last = next((line for line in reversed(self._kept) if "loss" in line), first)
         if not self._write:
             return
-        self._own = open_writers(workdir, start_step, settings)
+        self._own = open_writers(workdir, start_step, settings, guard)
         self._added = tuple(writers)
         self._bar = make_bar(total=num_steps, initial=start_step, unit="step", bar_format=BAR)
 

@@ -14,12 +14,12 @@ from cfgjax.base.freed_memory import keep_freed_memory
 from cfgjax.base.lease import NotTaken
 from cfgjax.base.paths import check_trainable
 from cfgjax.base.progress import log
-from cfgjax.base.storage import Place, is_url
+from cfgjax.base.storage import Place, check_bucket, is_url
 from cfgjax.distributed import collectives
 from cfgjax.runs.changes import changes_text, check_allowed
 from cfgjax.runs.checkpoint import Checkpoints
 from cfgjax.runs.manifest import complete_steps
-from cfgjax.runs.patient_checkpoint import PatientCheckpoints
+from cfgjax.runs.patient_checkpoint import open_checkpoints
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.workdir import Claim
 from cfgjax.runs.writes import SaveError
@@ -62,6 +62,8 @@ def train_until_stopped(
     check_trainable(workdir)
     settings = Settings.from_config(config)
     allowed = check_allowed(allow_changes, settings)
+    if is_url(workdir):  # before the data are copied
+        collectives.decided(lambda: check_bucket(workdir, f"workdir {workdir}"), "whether the bucket can be written")
     with (
         StopRequest() if stop is None else contextlib.nullcontext(stop) as stop,
         contextlib.closing(Run(settings, hooks=hooks, writers=writers)) as run,
@@ -86,7 +88,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
     directory, pace = claim.path / "checkpoints", run.settings.train
     checkpoints: Checkpoints | None = None
     try:
-        with open_checkpoints(run.settings, directory, claim) as checkpoints:
+        with open_checkpoints(directory, run.settings.checkpoint, claim.check) as checkpoints:
             restored = checkpoints.restore(run.like)
             found: tuple[TrainState, Any] = restored or (run.new_state(), [])
             state, history = found
@@ -96,7 +98,7 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
             changes = claim.write_config(step)
             if not restored and pace.init_from is not None:
                 checkpoints.save(0, state, history)  # init_from may be trained further or deleted
-            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers, stop)) as runlog:
+            with contextlib.closing(RunLog(claim.path, step, run.settings, run.writers, stop, claim.check)) as runlog:
                 checkpoints.before_manifest = runlog.flush
                 since = f"resumed at step {step}" if restored else "new run"
                 runlog.say(f"{claim.path}: {describe(run, state)}, {since}")
@@ -106,14 +108,6 @@ def fit(run: Run, claim: Claim, stop: StopFlag) -> Outcome:
                 return Outcome(done, runlog.last)
     except OSError as e:
         raise OSError(f"{claim.path}: {first_failure(e)}; {what_is_saved(directory, checkpoints)}") from e
-
-
-def open_checkpoints(settings: Settings, directory: Place, claim: Claim) -> Checkpoints:
-    """Returns the checkpoints of a claimed workdir."""
-    if is_url(directory) and jax.process_count() == 1:
-        patience = settings.storage.retry_seconds
-        return PatientCheckpoints(directory, settings.checkpoint, guard=claim.check, patience=patience)
-    return Checkpoints(directory, settings.checkpoint, guard=claim.check)
 
 
 def what_is_saved(directory: Place, checkpoints: Checkpoints | None) -> str:
@@ -224,7 +218,7 @@ def saving_first(
         if jax.process_count() > 1:
             raise
         checkpoints.save(step, state, history)
-        checkpoints.wait()
+        checkpoints.finish(step, state, history)
         raise ExtensionError(f"{e}; step {step} is saved") from e.__cause__
 
 
@@ -235,7 +229,7 @@ def take_snapshot(
     if run.snapshots.due(step):
         with runlog.paused():
             checkpoints.wait()
-            run.snapshots.save(state, step, workdir)
+            run.snapshots.save(state, step, workdir, checkpoints.guard)
 
 
 def warn_of_slow_save(seconds: float, runlog: RunLog) -> None:

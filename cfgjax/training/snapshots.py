@@ -1,11 +1,13 @@
 """Snapshots of power-function averages through a whole run, from which averages of other widths are made afterwards."""
 
 import logging
+from collections.abc import Callable
 
 from cfgjax.base.storage import Place, remove_tree
 from cfgjax.distributed import collectives
-from cfgjax.runs.checkpoint import Checkpoints, set_aside
+from cfgjax.runs.checkpoint import set_aside
 from cfgjax.runs.manifest import damage, step_directories
+from cfgjax.runs.patient_checkpoint import open_checkpoints
 from cfgjax.runs.settings import Settings
 from cfgjax.runs.training_settings import WIDTH_NAME, CheckpointSettings
 from cfgjax.runs.writes import SaveError
@@ -32,17 +34,20 @@ class Snapshots:
         """Whether a snapshot of this step is stored: at multiples of the interval and at the last step."""
         return bool(self._names and step) and (step % self._every_steps == 0 or step == self._last)
 
-    def save(self, state: TrainState, step: int, workdir: Place) -> None:
+    def save(self, state: TrainState, step: int, workdir: Place, guard: Callable[[], None] = lambda: None) -> None:
         """Writes the snapshot of a step, unless it is complete, and waits until it is. Raises SaveError.
 
-        No other save may be in progress: Orbax tells the barriers of two saves apart by a global counter.
+        guard: raises if this process may write no more. No other save may be in progress: Orbax tells the barriers of
+        two saves apart by a global counter.
         """
         directory = workdir / "snapshots"
         if collectives.decided(lambda: is_complete(directory, step), f"whether the snapshot of step {step} is there"):
             return
         try:
-            with Checkpoints(directory, RETAIN_ALL) as snapshots:
-                snapshots.save(step, {"ema": {name: state.ema[name] for name in self._names}}, [])
+            with open_checkpoints(directory, RETAIN_ALL, guard) as snapshots:
+                averages = {"ema": {name: state.ema[name] for name in self._names}}
+                snapshots.save(step, averages, [])
+                snapshots.finish(step, averages, [])
         except SaveError as e:
             raise SaveError(f"snapshot of the averages: {e}") from e
 

@@ -181,6 +181,8 @@ class Frontier:
         options = dataclasses.replace(options, rule=rule_at(options.guidance, options.rule, options.sampler))
         sizes: dict[str, Any] = {"num_samples": self.num_samples, "on_ess": store.set_ess}
         for index, labels, samples in draw_samples(model, options, missing, self._batch_size, **sizes):
+            if self._lock is not None:
+                self._lock.check()
             store.write(index, labels, samples)
             drawn = min(left, len(index) * jax.process_count())  # no process has more of a batch than the first
             left -= drawn

@@ -49,11 +49,21 @@ def check_named(names: Sequence[str]) -> None:
             check()
 
 
-IN_BUCKETS: dict[str, Callable[[Place, int, Settings], Writer]] = {"tensorboard": TensorBoardSegments}
+# for a workdir in a bucket; with a function that raises if this process may write no more
+IN_BUCKETS: dict[str, Callable[[Place, int, Settings, Callable[[], None]], Writer]] = {
+    "tensorboard": TensorBoardSegments
+}
 
 
-def open_writers(workdir: Place, start_step: int, settings: Settings) -> list[Any]:
-    """Returns the writers of a run: that of metrics.jsonl, and those of config.log."""
-    known = WRITERS | IN_BUCKETS if is_url(workdir) else WRITERS
-    lines = MetricsSegments if is_url(workdir) else MetricsFile
-    return [lines(workdir, start_step), *(known[name](workdir, start_step, settings) for name in settings.log.writers)]
+def open_writers(
+    workdir: Place, start_step: int, settings: Settings, guard: Callable[[], None] = lambda: None
+) -> list[Any]:
+    """Returns the writers of a run: that of metrics.jsonl, and those of config.log.
+
+    guard: raises if this process may write no more, which can only happen in a bucket.
+    """
+    names, given = settings.log.writers, (workdir, start_step, settings)
+    if not is_url(workdir):
+        return [MetricsFile(workdir, start_step), *(WRITERS[name](*given) for name in names)]
+    own = (IN_BUCKETS[name](*given, guard) if name in IN_BUCKETS else WRITERS[name](*given) for name in names)
+    return [MetricsSegments(workdir, start_step, guard), *own]

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cfgjax.base.storage import Place
 from cfgjax.runs import metrics_file
@@ -34,33 +34,44 @@ class MetricsSegments:
     """Writes lines into segments in a bucket, which has no append: the newest is written whole, again and again.
 
     Lines reach the bucket before the checkpoint of a later step is complete, by `flush`, and every FLUSH_SECONDS.
+    `write` never waits for the server. guard: raises if this process may write no more.
     """
 
-    def __init__(self, workdir: Place, start_step: int) -> None:
+    def __init__(self, workdir: Place, start_step: int, guard: Callable[[], None] = lambda: None) -> None:
         metrics_file.rewind(workdir, start_step)
-        self._workdir, self._lock, self._closed = workdir, threading.Lock(), threading.Event()
-        self._lines: list[str] = []  # of the newest segment
-        self._first, self._changed = 0, False
+        self._workdir, self._guard, self._closed = workdir, guard, threading.Event()
+        self._adding, self._sending = threading.Lock(), threading.Lock()
+        # (step, line) of the newest segment; hooks that run again at start_step may add to the one of that name
+        begun = metrics_file.read_lines(metrics_file.segment(workdir, start_step))
+        self._lines = [(start_step, f"{line.decode()}\n") for line in begun]
+        self._changed = False
         threading.Thread(target=self._flush_now_and_then, name="metrics", daemon=True).start()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a line."""
-        with self._lock:
-            if not self._lines:
-                self._first = step
-            self._lines.append(metrics_file.metrics_line(step, metrics))
+        with self._adding:
+            self._lines.append((step, metrics_file.metrics_line(step, metrics)))
             self._changed = True
 
     def flush(self) -> None:
         """Writes the newest segment, and begins another if it has become large."""
-        with self._lock:
+        with self._sending:
             if not self._changed:
                 return
-            text = "".join(self._lines)
-            metrics_file.segment(self._workdir, self._first).write_text(text)
-            self._changed = False
+            self._guard()
+            with self._adding:
+                lines, self._changed = list(self._lines), False
+            text = "".join(line for _, line in lines)
+            try:
+                metrics_file.segment(self._workdir, lines[0][0]).write_text(text)
+            except OSError:
+                self._changed = True
+                raise
             if len(text) > metrics_file.SEGMENT_BYTES:
-                self._lines = []
+                with self._adding:
+                    added = self._lines[len(lines) :]
+                    if not added or added[0][0] > lines[0][0]:
+                        self._lines = added
 
     def _flush_now_and_then(self) -> None:
         while not self._closed.wait(FLUSH_SECONDS):

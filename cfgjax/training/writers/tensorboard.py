@@ -3,7 +3,8 @@
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,41 +36,53 @@ class TensorBoard:
 
 
 class TensorBoardSegments:
-    """Writes events on the disk and sends them to a bucket, one file for each checkpoint."""
+    """Writes events on the disk and sends them to a bucket, one file for each checkpoint.
 
-    def __init__(self, workdir: Place, start_step: int, settings: Settings) -> None:
+    `write` and `image` never wait for the server. guard: raises if this process may write no more.
+    """
+
+    def __init__(
+        self, workdir: Place, start_step: int, settings: Settings, guard: Callable[[], None] = lambda: None
+    ) -> None:
         self._workdir, self._folder = workdir, Path(tempfile.mkdtemp(prefix="cfgjax-events-"))
-        self._lock, self._purged = threading.Lock(), start_step + 1 if start_step else None
+        self._guard, self._purged = guard, start_step + 1 if start_step else None
+        self._adding, self._sending = threading.Lock(), threading.Lock()
         self._events: SummaryWriter | None = None
 
     def _open(self) -> SummaryWriter:
         if self._events is None:
-            self._events = SummaryWriter(str(self._folder), purge_step=self._purged)
+            suffix = f".{time.time_ns()}"  # the name has only seconds, in which another file may have been sent
+            self._events = SummaryWriter(str(self._folder), purge_step=self._purged, filename_suffix=suffix)
             self._purged = None
         return self._events
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds a scalar for each metric."""
-        with self._lock:
+        with self._adding:
             for name, value in metrics.items():
                 self._open().add_scalar(name, value, step)
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Adds a picture, uint8 [H, W, C]."""
-        with self._lock:
+        with self._adding:
             self._open().add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def flush(self) -> None:
         """Sends the events so far. A file that cannot be sent is sent with the next."""
-        with self._lock:
-            if self._events is not None:
-                self._events.close()
-                self._events = None
-            for path in sorted(self._folder.iterdir()):
+        with self._sending:
+            self._guard()
+            with self._adding:
+                if self._events is not None:
+                    self._events.close()
+                    self._events = None
+                finished = sorted(self._folder.iterdir())
+            for path in finished:
                 send_file(path, self._workdir / path.name)
                 path.unlink()
 
     def close(self) -> None:
         """Sends the last events."""
-        self.flush()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self.flush()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
