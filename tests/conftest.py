@@ -21,12 +21,9 @@ if OWN_CACHE:
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-# Every call of a function in these packages checks its types and shapes, unless JAXTYPING_DISABLE is 1.
+# Every call of a function of the package checks its types and shapes, unless JAXTYPING_DISABLE is 1.
 # Must come before anything imports them.
-install_import_hook(
-    [f"cfgjax.{name}" for name in ("api", "data", "diffusion", "evaluation", "models", "nets", "runs", "training")],
-    "type_checker.checked",
-)
+install_import_hook("cfgjax", "type_checker.checked")
 
 import jax  # noqa: E402  reads the variables above
 import pytest  # noqa: E402

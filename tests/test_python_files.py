@@ -29,6 +29,7 @@ AT_IMPORT = {  # text: (line, cause)
     "1 / 0\n": (1, "ZeroDivisionError"),
     "class E(Exception):\n    def __str__(self):\n        raise ValueError\nraise E\n": (4, "E"),
     "class E(Exception):\n    def __str__(self):\n        raise SystemExit(0)\nraise E\n": (4, "E"),
+    "raise SyntaxError\n": (1, "SyntaxError"),
     "raise ValueError('x' * 10000)\n": (1, "ValueError: xxx"),
     "raise ValueError('\\x1b[2Ja\\0b\\udcff')\n": (1, r"ValueError: \x1b[2Ja\x00b\udcff"),
     '{"seed": true}\n': (1, "NameError"),

@@ -6,11 +6,16 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cfgjax.base.caches import user_cache
 from cfgjax.base.cores import visible_cores
 from cfgjax.base.freed_memory import MAPPED_BYTES, may_keep
+
+if TYPE_CHECKING:
+    from jax.stages import Compiled, Lowered
 
 MOST_BYTES = 2_000_000_000
 LEFT_BYTES = 1_500_000_000
@@ -18,7 +23,7 @@ LEAST_SECONDS = "0"  # of compilation: a command runs dozens of programs that ea
 CLEARING_SECONDS = 0.5e-9  # for each byte of temporaries on each device, measured with two cores
 
 
-def keep_programs(environ=os.environ):
+def keep_programs(environ: MutableMapping[str, str] = os.environ) -> Path | None:
     """Enables jax's persistent compilation cache. Returns its folder, or None if nothing was changed.
 
     Child processes inherit the setting. Nothing is changed if JAX_COMPILATION_CACHE_DIR is set (even to an empty
@@ -53,7 +58,7 @@ def keep_programs(environ=os.environ):
     return folder
 
 
-def optimised(level):
+def optimised(level: int) -> dict[str, int] | None:
     """Returns compiler options that set LLVM's optimisation level on CPU, or None on other devices.
 
     XLA's default is level 3. At level 2 a training step is as fast and compiles in less time. Also returns None if
@@ -65,7 +70,7 @@ def optimised(level):
     return {"xla_backend_optimization_level": level} if jax.default_backend() == "cpu" and not hurried else None
 
 
-def clearing_seconds(program, calls):
+def clearing_seconds(program: "Compiled", calls: int) -> float:
     """Returns about how long the system clears memory for `calls` calls of a compiled program on CPU; 0 if it need not.
 
     XLA:CPU allocates all temporaries in one block in each call, and glibc maps blocks of more than MAPPED_BYTES anew.
@@ -75,26 +80,29 @@ def clearing_seconds(program, calls):
 
     if jax.default_backend() != "cpu" or not may_keep():
         return 0.0
-    temporaries = program.memory_analysis().temp_size_in_bytes
+    analysis = program.memory_analysis()
+    assert analysis is not None  # as on every CPU
+    temporaries = analysis.temp_size_in_bytes
     return CLEARING_SECONDS * temporaries * calls if temporaries > MAPPED_BYTES else 0.0
 
 
-def compile_in_blocks(lowered):
+def compile_in_blocks(lowered: "Lowered") -> "Compiled":
     """Returns a lowered program compiled with its temporaries in blocks that `keep_freed_memory` keeps.
 
     jax cannot store such a program in its cache.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry")
-        return lowered.compile(compiler_options={"xla_multiheap_size_constraint_per_heap": MAPPED_BYTES // 2})
+        options: dict[str, Any] = {"xla_multiheap_size_constraint_per_heap": MAPPED_BYTES // 2}
+        return lowered.compile(compiler_options=options)
 
 
-def cache_folder(environ):
+def cache_folder(environ: Mapping[str, str]) -> Path:
     """Returns jax/MACHINE in the user's cache folder. Machines of several kinds may share a home directory."""
     return user_cache(environ) / "jax" / f"{platform.machine()}-{processor()}"
 
 
-def processor():
+def processor() -> str:
     """Returns a hash of the processor model and the number of visible cores; XLA:CPU's code depends on both."""
     facts = {platform.processor()}
     with contextlib.suppress(OSError):
@@ -103,7 +111,7 @@ def processor():
     return hashlib.sha256("\n".join([*sorted(facts), str(visible_cores())]).encode()).hexdigest()[:12]
 
 
-def prune(folder, most=MOST_BYTES, left=LEFT_BYTES):
+def prune(folder: Path, most: int = MOST_BYTES, left: int = LEFT_BYTES) -> None:
     """Removes the least recently used files below folder until `left` bytes remain, if it has more than `most` bytes.
 
     Files that other processes remove at the same time are skipped.

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Mapping
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.numerals import is_whole_number
@@ -40,7 +41,7 @@ SWITCHES = ("JAX_ENABLE_COMPILATION_CACHE", "JAX_ENABLE_X64", "JAX_DISABLE_JIT")
 TRUTHS = ("y", "yes", "t", "true", "on", "1", "n", "no", "f", "false", "off", "0")
 
 
-def check_environment(environ=os.environ):
+def check_environment(environ: Mapping[str, str] = os.environ) -> None:
     """Raises UsageError with the name of the first variable whose value is invalid."""
     for name, least in INTEGERS.items():
         if name in environ and not (is_whole_number(environ[name].strip()) and int(environ[name]) >= least):
@@ -63,12 +64,12 @@ def check_environment(environ=os.environ):
             raise UsageError(f"{wrong(environ, name)}; need true or false")
 
 
-def wrong(environ, name):
+def wrong(environ: Mapping[str, str], name: str) -> str:
     """Returns the beginning of an error about a variable."""
     return f"the environment variable {name} is {environ[name]!r}"
 
 
-def is_seconds(text, least):
+def is_seconds(text: str, least: float) -> bool:
     """Returns whether text is a number of at least `least`; infinity is allowed."""
     try:
         return float(text) >= least

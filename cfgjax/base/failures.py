@@ -1,7 +1,7 @@
 """Errors of the machine or the input. They end a command with one line instead of a traceback."""
 
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.exits import BAD_USAGE, FAILED
@@ -18,12 +18,16 @@ class Failure(NamedTuple):
     code: int
 
     @property
-    def line(self):
+    def line(self) -> str:
         """The last line of the command."""
         return f"cfgjax: {'error' if self.code == BAD_USAGE else 'failed'}: {with_urls(self.reason)}"
 
 
-def expected_failure(error):
+@overload
+def expected_failure(error: UsageError) -> Failure: ...
+@overload
+def expected_failure(error: BaseException) -> Failure | None: ...
+def expected_failure(error: BaseException) -> Failure | None:
     """Returns the `Failure` for an error of the machine or the input, or None for a bug, which needs its traceback."""
     text = one_line(error)
     if isinstance(error, UsageError):
@@ -48,7 +52,7 @@ def expected_failure(error):
     return None
 
 
-def is_of_jax(error):
+def is_of_jax(error: BaseException) -> bool:
     """Returns whether an error comes from jax's devices rather than from other code."""
     jax = sys.modules.get("jax")
     return jax is not None and (isinstance(error, jax.errors.JaxRuntimeError) or "initialize backend" in str(error))

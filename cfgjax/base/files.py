@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 import math
 import os
 import secrets
@@ -11,12 +12,15 @@ import stat
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from cfgjax.base import storage
 from cfgjax.base.errors import UsageError, one_line
+from cfgjax.base.storage import AnyPath
 
 MAGIC = np.lib.format.MAGIC_PREFIX
 LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
@@ -28,19 +32,19 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CGROUP_LIMITS = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
 
 
-def sha256(path):
+def sha256(path: AnyPath) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     with storage.place(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def temporary_beside(path):
+def temporary_beside(path: Path) -> Path:
     """Returns a unique path in the same folder as path and with the same ending."""
     return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part.{path.name}")
 
 
 @contextlib.contextmanager
-def naming_full_disk(path):
+def naming_full_disk(path: AnyPath) -> Iterator[None]:
     """Adds path to the error of a full disk, which the operating system raises without a file name."""
     try:
         yield
@@ -51,7 +55,7 @@ def naming_full_disk(path):
 
 
 @contextlib.contextmanager
-def writing(path):
+def writing(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary path next to path, with the same ending, and renames it to path when the block ends.
 
     If path is in a bucket, the temporary file is on the disk, and is sent as one object. If the block raises, path is
@@ -73,7 +77,7 @@ def writing(path):
 
 
 @contextlib.contextmanager
-def writing_folder(path):
+def writing_folder(path: AnyPath) -> Iterator[Path]:
     """Yields a temporary folder next to path and renames it to path when the block ends.
 
     path must not exist or be an empty folder. If path is in a bucket, the files are sent when the block ends, several
@@ -98,7 +102,7 @@ def writing_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_folder(path, what):
+def check_folder(path: AnyPath, what: str) -> None:
     """Raises UsageError unless the folder exists or can be created, and is writable. Creates nothing.
 
     what: description of the folder for the error, with its flag.
@@ -124,7 +128,7 @@ def check_folder(path, what):
         return
 
 
-def read_npz(path):
+def read_npz(path: AnyPath) -> dict[str, np.ndarray]:
     """Returns {name: array} of an .npz file. Pickled objects are never loaded.
 
     Raises UsageError, before it allocates memory, if the file cannot be read, has anything but arrays, or declares
@@ -141,7 +145,7 @@ def read_npz(path):
             return {entry.filename.removesuffix(".npy"): _read_entry(archive, entry) for entry in entries}
 
 
-def read_npy(path):
+def read_npy(path: AnyPath) -> np.ndarray:
     """Returns the array of an .npy file, checked as `read_npz` does."""
     with reading(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -150,7 +154,7 @@ def read_npy(path):
 
 
 @contextlib.contextmanager
-def reading(path):
+def reading(path: AnyPath) -> Iterator[io.BufferedReader]:
     """Opens the regular file at path for reading. Errors in the block become a UsageError with the file's name.
 
     A file in a bucket is copied to the disk first.
@@ -170,13 +174,13 @@ def reading(path):
         raise UsageError(f"cannot read {path}: {one_line(e, 300)}") from e
 
 
-def check_regular(path):
+def check_regular(path: AnyPath) -> None:
     """Raises ValueError for a FIFO, a device or a socket: opening or reading one may block forever."""
     if not stat.S_ISREG(mode := os.stat(path).st_mode) and not stat.S_ISDIR(mode):
         raise ValueError("it is not a regular file")
 
 
-def check_entries(archive):
+def check_entries(archive: zipfile.ZipFile) -> None:
     """Raises ValueError if entries of an open zip archive overlap, declare impossible sizes or do not fit into memory.
 
     zipfile never reads more of an entry than its declared size.
@@ -202,14 +206,14 @@ def check_entries(archive):
     check_memory(sum(entry.file_size for entry in entries))
 
 
-def check_memory(needed):
+def check_memory(needed: int) -> None:
     """Raises ValueError if `needed` bytes are more than the available memory."""
     available = available_memory()
     if available is not None and needed > available:
         raise ValueError(f"it needs {needed / 2**30:,.1f} GiB of memory; {available / 2**30:,.1f} GiB are available")
 
 
-def available_memory():
+def available_memory() -> int | None:
     """Returns the bytes of available memory, at most the control group's limit, or None if unknown."""
     known = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -221,16 +225,16 @@ def available_memory():
     return min(known, default=None)
 
 
-def _read_entry(archive, entry):
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     """Returns the array of an .npy in an archive."""
     try:
         with archive.open(entry) as file:
-            return _read_array(file, entry.file_size)
+            return _read_array(cast(io.BufferedIOBase, file), entry.file_size)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         raise ValueError(f"{e} (its {entry.filename.removesuffix('.npy')})") from e
 
 
-def _read_array(file, size):
+def _read_array(file: io.BufferedIOBase, size: int) -> np.ndarray:
     """Returns the array in an open .npy file of `size` bytes. Raises ValueError if the array has another size."""
     shape, fortran_order, dtype, header_size = _read_header(file)
     if dtype.hasobject:
@@ -253,7 +257,7 @@ def _read_array(file, size):
     return array.reshape(shape[::-1]).T if fortran_order else array.reshape(shape)
 
 
-def _read_header(file):
+def _read_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """Returns (shape, whether in Fortran order, dtype, bytes read) of an open .npy file."""
     version = np.lib.format.read_magic(file)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -272,10 +276,10 @@ def _read_header(file):
 class _Counted:
     """A file that counts the bytes read from it."""
 
-    def __init__(self, file):
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self.file, self.count = file, 0
 
-    def read(self, size=-1, /):
+    def read(self, size: int = -1, /) -> bytes:
         data = self.file.read(size)
         self.count += len(data)
         return data

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, PyTree, Real
 
 from cfgjax.base.errors import UsageError
 
 
-def check_weights(params, source):
+def check_weights(params: PyTree[ArrayLike], source: str) -> None:
     """Raises UsageError with the first array of a tree that has NaN or infinite values. source: the tree's origin."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if bad := count_not_finite(leaf):
@@ -14,12 +16,17 @@ def check_weights(params, source):
             raise UsageError(f"{source}: {name} has {bad:,} of {np.size(leaf):,} values that are not finite")
 
 
-def count_not_finite(array):
+def count_not_finite(array: ArrayLike) -> int | np.integer:
     """Returns the number of NaN and infinite values in an array."""
     return np.size(array) - np.count_nonzero(np.isfinite(array))
 
 
-def check_finite_samples(samples, index, labels, weights):
+def check_finite_samples(
+    samples: Float[np.ndarray, "n ..."],
+    index: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    weights: Real[np.ndarray, " n"],
+) -> None:
     """Raises ArithmeticError with the first of samples [N, …] that has a non-finite value.
 
     index, labels, weights: [N], for the error.

@@ -4,6 +4,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ from cfgjax.base.files import sha256, writing
 from cfgjax.base.paths import check_path
 from cfgjax.base.progress import log
 from cfgjax.base.staging import staged
-from cfgjax.base.storage import is_url, place
+from cfgjax.base.storage import AnyPath, Place, is_url, place
 
 INCEPTION_NAME = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_NAME}"
@@ -22,14 +23,14 @@ TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 1 << 20
 
 
-def default_inception_path():
+def default_inception_path() -> Place:
     """Returns $CFGJAX_INCEPTION, or the path in the user's cache folder."""
     if path := os.environ.get("CFGJAX_INCEPTION"):
         return place(path)
     return user_cache() / INCEPTION_NAME
 
 
-def find_inception(path=None):
+def find_inception(path: AnyPath | None = None) -> Path:
     """Returns path, or the default one, if the file exists; a local copy of one in a bucket. Raises UsageError if not.
 
     The hash of the file in the cache, which `download_inception` downloaded, is checked again.
@@ -48,7 +49,7 @@ def find_inception(path=None):
     return found
 
 
-def download_inception(out=None, url=INCEPTION_URL):
+def download_inception(out: AnyPath | None = None, url: str = INCEPTION_URL) -> Place:
     """Returns the path of the Inception weights, `out` or the default, and downloads them if they are missing.
 
     The file is written only if it is complete and has the right hash. Raises UsageError for a file with another hash,
@@ -74,7 +75,7 @@ def download_inception(out=None, url=INCEPTION_URL):
     return path
 
 
-def check_inception_hash(path, origin, advice):
+def check_inception_hash(path: Place, origin: str | Place, advice: str) -> None:
     """Raises UsageError unless the file at path has the Inception network's hash. origin: its source, for the error."""
     if not path.is_file():
         raise UsageError(f"{origin} is not a file; {advice}")
@@ -85,7 +86,7 @@ def check_inception_hash(path, origin, advice):
         )
 
 
-def fetch_file(url, path):
+def fetch_file(url: str, path: AnyPath) -> None:
     """Downloads url to path. Raises OSError if the connection ends early."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, open(path, "wb") as file:
         length = response.headers["Content-Length"] or ""

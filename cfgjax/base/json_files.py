@@ -2,18 +2,30 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from cfgjax.base import storage
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_regular, writing
+from cfgjax.base.storage import AnyPath
 
 MAX_JSON_BYTES = 256 * 2**20
 MAX_JSON_DEPTH = 64
 HASH = "sha256"  # key of a hashed object: the hash of all its other keys
 IF_PRESENT = "if present"  # value of `hashed`: older versions wrote these files without a hash
 
+JsonTypes = type | tuple[type, ...]
 
-def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
+
+def read_json(
+    path: AnyPath,
+    *,
+    keys: Mapping[str, JsonTypes] | None = None,
+    kind: JsonTypes = dict,
+    hashed: bool | str = False,
+    remedy: str = "",
+) -> Any:
     """Returns the value in a JSON file.
 
     Args:
@@ -49,7 +61,9 @@ def read_json(path, *, keys=None, kind=dict, hashed=False, remedy=""):
         raise UsageError(f"{path} is damaged: {e}{advice}") from e
 
 
-def parse_json(data, *, keys=None, kind=dict, hashed=False):
+def parse_json(
+    data: bytes, *, keys: Mapping[str, JsonTypes] | None = None, kind: JsonTypes = dict, hashed: bool | str = False
+) -> Any:
     """Returns the value of JSON bytes, checked as `read_json` does. Raises ValueError with the reason."""
     if len(data) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES // 2**20} MiB")
@@ -72,7 +86,7 @@ def parse_json(data, *, keys=None, kind=dict, hashed=False):
     return value
 
 
-def write_json(path, value, *, hashed=False, indent=2):
+def write_json(path: AnyPath, value: Any, *, hashed: bool = False, indent: int | None = 2) -> None:
     """Writes a value as JSON atomically. `hashed` adds the key "sha256", the hash of an object's other keys.
 
     Text that is not UTF-8 (surrogates, as in file names) is escaped and read back unchanged.
@@ -84,12 +98,12 @@ def write_json(path, value, *, hashed=False, indent=2):
         new.write_text(text, encoding="utf-8")
 
 
-def content_hash(value):
+def content_hash(value: Any) -> str:
     """Returns the hexadecimal SHA-256 of a JSON value. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def check_keys(value, keys, of=""):
+def check_keys(value: Any, keys: Mapping[str, JsonTypes], of: str = "") -> None:
     """Raises ValueError unless an object has these keys, {name: type or types}. of: suffix of keys in the error."""
     for name, types in keys.items():
         if name not in value:
@@ -97,7 +111,7 @@ def check_keys(value, keys, of=""):
         check_type(f"its {name!r}{of}", value[name], types)
 
 
-def check_type(what, value, types):
+def check_type(what: str, value: object, types: JsonTypes) -> None:
     """Raises ValueError unless value has one of the types. `float` admits int; `int` and `float` exclude booleans."""
     types = types if isinstance(types, tuple) else (types,)
     admitted = types + ((int,) if float in types else ())
@@ -117,7 +131,7 @@ JSON_NAMES = {
 }
 
 
-def check_depth(value, depth=0):
+def check_depth(value: object, depth: int = 0) -> None:
     """Raises ValueError for lists and objects nested more than MAX_JSON_DEPTH levels deep."""
     if depth > MAX_JSON_DEPTH:
         raise ValueError(f"it is nested more than {MAX_JSON_DEPTH} levels deep")
@@ -126,9 +140,9 @@ def check_depth(value, depth=0):
             check_depth(inner, depth + 1)
 
 
-def _without_repeats(pairs):
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns a dict of pairs. Raises ValueError for a repeated key."""
-    found: dict = {}
+    found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {key!r} is repeated")

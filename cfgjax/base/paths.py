@@ -5,7 +5,7 @@ import os
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.storage import expanded, is_url, unusable
+from cfgjax.base.storage import AnyPath, expanded, is_url, unusable
 
 ON_DISK = "this must be a path on a disk, not in a bucket"
 
@@ -15,11 +15,11 @@ class PathParser(flags.ArgumentParser):
 
     syntactic_help = "a path"
 
-    def __init__(self, local=False):
+    def __init__(self, local: bool = False) -> None:
         super().__init__()
         self._local = local
 
-    def parse(self, argument):
+    def parse(self, argument: str) -> str:
         """Returns the path, ~ expanded. Raises ValueError with the reason if it cannot be a path."""
         if reason := wrong_path(argument):
             raise ValueError(reason)
@@ -29,12 +29,14 @@ class PathParser(flags.ArgumentParser):
             raise ValueError("the path is missing: a flag follows (write ./--name for a file of that name)")
         return expanded(argument)
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         """Returns the name of the type for the help."""
         return "path"
 
 
-def define_path(name, default, description, *, flag_values, local=False):
+def define_path(
+    name: str, default: str | None, description: str, *, flag_values: flags.FlagValues, local: bool = False
+) -> None:
     """Adds a flag for a path. Every path flag of every command is defined by this function.
 
     local: whether the path must be on a disk, not in a bucket.
@@ -42,13 +44,13 @@ def define_path(name, default, description, *, flag_values, local=False):
     flags.DEFINE(PathParser(local), name, default, description, flag_values, flags.ArgumentSerializer())
 
 
-def check_path(name, path):
+def check_path(name: str, path: AnyPath | None) -> None:
     """Raises UsageError with the argument's name if path cannot be a path. None is not checked."""
     if path is not None and (reason := wrong_path(path)):
         raise UsageError(f"{name}={os.fspath(path)!r}: {reason}")
 
 
-def wrong_path(path):
+def wrong_path(path: AnyPath) -> str | None:
     """Returns the reason why a str or os.PathLike cannot be a path, or None."""
     text = os.fspath(path)
     if reason := unusable(text):
@@ -60,13 +62,13 @@ def wrong_path(path):
     return None
 
 
-def check_on_disk(name, path):
+def check_on_disk(name: str, path: AnyPath | None) -> None:
     """Raises UsageError with the argument's name if path is in a bucket."""
     if path is not None and is_url(path):
         raise UsageError(f"{name}={os.fspath(path)!r}: {ON_DISK}")
 
 
-def check_trainable(workdir, name="workdir"):
+def check_trainable(workdir: AnyPath, name: str = "workdir") -> None:
     """Raises UsageError with the argument's name unless checkpoints can be written to a workdir."""
     check_path(name, workdir)
     if os.fspath(workdir).startswith("s3://"):

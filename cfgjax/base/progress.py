@@ -6,16 +6,21 @@ import logging
 import sys
 import time
 import weakref
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import tqdm
 
+from cfgjax.base.streams import TextFile
+
 log = logging.getLogger("cfgjax.progress")  # silent in the Python API unless its level is INFO
-_compiled: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner: programs compiled so far
+# owner: programs compiled so far
+_compiled: weakref.WeakKeyDictionary[object, set[Hashable]] = weakref.WeakKeyDictionary()
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} ETA {remaining}{postfix}"
 LINE_SECONDS = 30  # between progress lines without a terminal
 
 
-def write_line(text, file=None):
+def write_line(text: str, file: TextFile | None = None) -> None:
     """Writes a line above the progress bars to an open text file, by default sys.stdout.
 
     A line that cannot be written is dropped: nobody may read the output, or the disk may be full.
@@ -28,23 +33,23 @@ def write_line(text, file=None):
 class LineHandler(logging.Handler):
     """Writes records as plain lines above the progress bars."""
 
-    def __init__(self, file):
+    def __init__(self, file: TextFile) -> None:
         super().__init__()
         self._file = file
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         """Writes the record's message."""
         write_line(record.getMessage(), self._file)
 
 
-def show_progress(file):
+def show_progress(file: TextFile | None) -> None:
     """Writes progress lines to an open text file; None turns them off."""
     log.handlers[:] = [] if file is None else [LineHandler(file)]
     log.setLevel(logging.WARNING if file is None else logging.INFO)
     log.propagate = False
 
 
-def make_bar(**options):
+def make_bar(**options: Any) -> tqdm.tqdm:
     """Returns a bar of tqdm: a widget in a notebook, text on a terminal, and disabled elsewhere.
 
     options: of tqdm, without file; disable=True in processes that show nothing.
@@ -59,7 +64,7 @@ def make_bar(**options):
 
 
 @contextlib.contextmanager
-def timed(what):
+def timed(what: str) -> Iterator[None]:
     """Logs a line before the block and its duration afterwards."""
     log.info("%s …", what)
     start = time.monotonic()
@@ -67,7 +72,7 @@ def timed(what):
     log.info("%s: done in %.1f s", what, time.monotonic() - start)
 
 
-def compiling(owner, what, options):
+def compiling(owner: object, what: str, options: Mapping[str, Hashable]) -> contextlib.AbstractContextManager[None]:
     """Returns `timed` for the first call of a jitted function, which compiles it, and a null context afterwards.
 
     owner: object with the function. what and options ({name: value}) identify a compiled program.
@@ -86,7 +91,7 @@ class Progress:
     write=False shows nothing; use it in processes other than the first.
     """
 
-    def __init__(self, what, unit, total=None, write=True):
+    def __init__(self, what: str, unit: str, total: int | None = None, write: bool = True) -> None:
         self._write, self._total, self._seen, self._since = write, total, 0, time.monotonic()
         self._what, self._unit, self._last_line = what, unit, self._since
         form = None if total is None else f"{{desc}}: {BAR}"
@@ -95,20 +100,20 @@ class Progress:
         if write and self._bar.disable:
             log.info("%s%s …", what, "" if total is None else f": {total:,} {unit}s")
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def advance(self, count):
+    def advance(self, count: int) -> None:
         """Counts `count` more."""
         self._seen += count
         self._bar.update(count)
         if self._write and self._bar.disable and time.monotonic() - self._last_line > LINE_SECONDS:
             self.say(f"{self._what}: {self._seen:,}{f' of {self._total:,}' if self._total else ''} {self._unit}s")
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """Prints a line above the bar. Without a terminal the line includes the remaining time."""
         if not self._write:
             return
@@ -119,7 +124,7 @@ class Progress:
         write_line(text)
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Returns seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -12,15 +12,19 @@ import os
 import re
 import sys
 import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from cfgjax.base.errors import UsageError, nearest, one_line, printable
+
+T = TypeVar("T")
 
 MAX_CHARACTERS = 300  # of an error's own text
 FILE_NUMBERS = itertools.count()  # of loaded files
 
 
-def load_module(path, what):
+def load_module(path: str | os.PathLike[str], what: str) -> types.ModuleType:
     """Returns the module of a Python file. what: "config file" or "sweep file", for the errors.
 
     Raises UsageError if the file is missing, is not Python, or raises anything except KeyboardInterrupt.
@@ -36,14 +40,14 @@ def load_module(path, what):
         raise UsageError(f"{what} {path}: the ending must be .py")
     module = module_beside(path)
 
-    def run():
+    def run() -> None:
         exec(compile(Path(path).read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
 
     guarded(run, path, what)
     return module
 
 
-def module_beside(path):
+def module_beside(path: str) -> types.ModuleType:
     """Returns an empty module for the file at path, in a new package whose path is the file's folder.
 
     Every load has its own package, so that imported files are read again and not confused with other modules.
@@ -58,7 +62,7 @@ def module_beside(path):
     return module
 
 
-def split_argument(text):
+def split_argument(text: str | os.PathLike[str]) -> tuple[str, str | None]:
     """Returns (FILE, ARGUMENT) of FILE:ARGUMENT, whose FILE ends in .py; (text, None) of a path without an argument."""
     path, mark, argument = str(text).rpartition(".py:")
     if not mark or os.path.exists(text):  # an existing path may contain the mark
@@ -66,14 +70,14 @@ def split_argument(text):
     return f"{path}.py", argument
 
 
-def arguments_of(module, what):
+def arguments_of(module: types.ModuleType, what: str) -> tuple[str, ...]:
     """Returns the arguments that a file takes, as it lists them in ARGUMENTS, as strings; () without a list."""
-    return guarded(lambda: tuple(map(str, getattr(module, "ARGUMENTS", ()))), module.__file__, what, "ARGUMENTS: ")
+    return guarded(lambda: tuple(map(str, getattr(module, "ARGUMENTS", ()))), str(module.__file__), what, "ARGUMENTS: ")
 
 
-def check_argument(module, name, argument, what):
+def check_argument(module: types.ModuleType, name: str, argument: str | None, what: str) -> tuple[str, ...]:
     """Returns the arguments of a module's function: () or (argument,). Raises UsageError if it takes others."""
-    path, known, function = module.__file__, arguments_of(module, what), getattr(module, name, None)
+    path, known, function = str(module.__file__), arguments_of(module, what), getattr(module, name, None)
     if not callable(function):
         return ()  # `call_function` reports it
     parameters = list(guarded(lambda: inspect.signature(function), path, what).parameters.values())
@@ -87,15 +91,15 @@ def check_argument(module, name, argument, what):
     return () if argument is None else (argument,)
 
 
-def call_function(module, name, what, *arguments):
+def call_function(module: types.ModuleType, name: str, what: str, *arguments: object) -> Any:
     """Calls a function of a module from `load_module` and returns its value. Raises UsageError if it fails."""
     function = getattr(module, name, None)
     if not callable(function):
         raise UsageError(f"{what} {module.__file__} has no {name}()")
-    return guarded(lambda: function(*arguments), module.__file__, what, doing=f"{name}(): ")
+    return guarded(lambda: function(*arguments), str(module.__file__), what, doing=f"{name}(): ")
 
 
-def guarded(function, path, what, doing=""):
+def guarded(function: Callable[[], T], path: str | os.PathLike[str], what: str, doing: str = "") -> T:
     """Returns function(). Turns any exception except KeyboardInterrupt into a UsageError with the line in the file."""
     try:
         with no_bytecode():
@@ -108,7 +112,7 @@ def guarded(function, path, what, doing=""):
 
 
 @contextlib.contextmanager
-def no_bytecode():
+def no_bytecode() -> Iterator[None]:
     """Context in which imports write no __pycache__ next to the user's files."""
     before = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
@@ -118,34 +122,35 @@ def no_bytecode():
         sys.dont_write_bytecode = before
 
 
-def lines_of(error, path):
+def lines_of(error: BaseException, path: str | os.PathLike[str]) -> list[tuple[str, int]]:
     """Returns [(file, line)] of an error: innermost in the file at path, then in another file of its folder."""
-    folder, found = os.path.dirname(os.path.abspath(path)), []
+    folder = os.path.dirname(os.path.abspath(path))
+    found: list[tuple[str | None, int]] = []
     trace = error.__traceback__
     while trace is not None:
         found.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.lineno is not None:
         found.append((error.filename, error.lineno))
-    own = [(path, line) for name, line in found if name == path][-1:]
+    own = [(name, line) for name, line in found if name and same_file(name, path)][-1:]
     beside = [
         (name, line) for name, line in found if name and os.path.dirname(name) == folder and not same_file(name, path)
     ]
     return own + [(os.path.basename(name), line) for name, line in beside[-1:]]
 
 
-def same_file(name, path):
+def same_file(name: str | os.PathLike[str], path: str | os.PathLike[str]) -> bool:
     """Returns whether two paths name the same file."""
     return os.path.abspath(name) == os.path.abspath(path)
 
 
-def cause(error):
+def cause(error: BaseException) -> str:
     """Returns an error's type and text on one line."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({'' if error.code is None else repr(error.code)})"
     name = type(error).__name__
     try:
-        text = error.msg if isinstance(error, SyntaxError) else re.sub(r"cfgjax_files_\d+", "", str(error))
+        text = error.msg or "" if isinstance(error, SyntaxError) else re.sub(r"cfgjax_files_\d+", "", str(error))
     except BaseException:  # raised by the error's own __str__, SystemExit included
         text = ""
     return f"{name}: {printable(one_line(text, MAX_CHARACTERS))}" if text.strip() else name

@@ -12,19 +12,28 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cfgjax.base import lease, storage
 from cfgjax.base.caches import user_cache
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import Progress, log
+from cfgjax.base.storage import AnyPath, Place
+
+if TYPE_CHECKING:
+    from fsspec.callbacks import Callback
 
 COPIES = "buckets"
 COPY = r"/(?P<scheme>[a-z0-9]+)-[0-9a-f]{16}(?:\.part)?/"  # below the folder of the copies
 SPARE_BYTES = 2**28  # that a copy leaves free on the disk
 POLL_SECONDS = 0.5
 
+Objects = Mapping[str, Mapping[str, Any]]  # {relative name: what the server knows of it}
 
-def staged(path):
+
+def staged(path: AnyPath) -> Path:
     """Returns the path of a local file or folder with the content of `path`, which is itself unless it is a URL.
 
     One process of a host copies, and the others wait for it. A copy that was interrupted is continued. Raises
@@ -44,7 +53,7 @@ def staged(path):
     return folder / inside
 
 
-def objects_at(path):
+def objects_at(path: Place) -> dict[str, dict[str, Any]]:
     """Returns {relative name: what the server knows} of the objects below a URL; of a single file, its name is ""."""
     try:
         client = storage.client(path)
@@ -66,7 +75,7 @@ def objects_at(path):
     return found
 
 
-def copies_folder():
+def copies_folder() -> Path:
     """Returns the folder of the copies."""
     folder = user_cache() / COPIES
     try:
@@ -77,7 +86,7 @@ def copies_folder():
 
 
 @contextlib.contextmanager
-def locked(folder, path):
+def locked(folder: Path, path: Place) -> Iterator[None]:
     """Holds the lock of a copy. Says so if another process of this host has it, and waits."""
     with open(folder.with_name(f"{folder.name}.lock"), "a") as file:
         waiting = False
@@ -93,7 +102,7 @@ def locked(folder, path):
         yield
 
 
-def copy_objects(path, objects, folder, inside):
+def copy_objects(path: Place, objects: Objects, folder: Path, inside: str) -> None:
     """Copies objects into a new folder. Files that an interrupted copy has completed are not copied again."""
     part = folder.with_name(f"{folder.name}.part")
     target = lambda name: part / inside / name if name else part / inside
@@ -119,12 +128,14 @@ def copy_objects(path, objects, folder, inside):
     os.replace(part, folder)
 
 
-def identities(objects):
+def identities(objects: Objects) -> dict[str, str]:
     """Returns {relative name: size and checksum} of objects."""
     return {name: storage.identity(about) for name, about in sorted(objects.items())}
 
 
-def fetch_objects(path, targets, sizes, advance):
+def fetch_objects(
+    path: Place, targets: Mapping[str, Path], sizes: Mapping[str, int], advance: Callable[[int], object]
+) -> None:
     """Copies objects, {relative name: file}, each of which is complete or absent. advance(n): called for n bytes."""
     client = storage.client(path)
     source = lambda name: f"{os.fspath(path).rstrip('/')}/{name}" if name else os.fspath(path)
@@ -138,22 +149,22 @@ def fetch_objects(path, targets, sizes, advance):
         os.replace(file, targets[name])
 
 
-def counting(advance):
+def counting(advance: Callable[[int], object]) -> "Callback":
     """Returns fsspec's callback that calls advance(n) for n bytes of any file."""
     from fsspec.callbacks import Callback
 
     class OfFile(Callback):
-        def relative_update(self, inc=1):
+        def relative_update(self, inc: int = 1) -> None:
             advance(inc)
 
     class OfFiles(Callback):
-        def branched(self, path_1, path_2, **kwargs):
+        def branched(self, path_1: str, path_2: str, **kwargs: Any) -> OfFile:
             return OfFile()
 
     return OfFiles()
 
 
-def check_cache_space(path, needed, part):
+def check_cache_space(path: Place, needed: int, part: Path) -> None:
     """Raises UsageError if the disk of the cache has no space for the bytes that are missing."""
     free = storage.free_bytes(part.parent)
     if needed + SPARE_BYTES > free:
@@ -163,7 +174,7 @@ def check_cache_space(path, needed, part):
         )
 
 
-def with_urls(text):
+def with_urls(text: str) -> str:
     """Returns a message in which paths of copies are replaced by their URLs."""
     if f"/{COPIES}/" not in text:
         return text
@@ -171,7 +182,7 @@ def with_urls(text):
 
 
 @contextlib.contextmanager
-def opened_locally(path):
+def opened_locally(path: AnyPath) -> Iterator[Path]:
     """Yields `staged(path)`. Errors in the block name the URL."""
     try:
         yield staged(path)

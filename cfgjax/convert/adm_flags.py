@@ -1,15 +1,21 @@
 """Builds a `presets.Preset` from the flags of guided-diffusion's `script_util.py`."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, nearest
 from cfgjax.convert.adm_sizes import derived_arguments
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS, MULTIPLIERS, Preset
 
+T = TypeVar("T")
+
 LARGE_MULTIPLIERS = {64: MULTIPLIERS[64], 256: MULTIPLIERS[256], 512: MULTIPLIERS[256]}  # of upsamplers
 
 
-def as_integer(value, least=1, most=MAX_SIZE):
+def as_integer(value: object, least: int = 1, most: int = MAX_SIZE) -> int:
     """Returns value as an integer from least to most."""
     try:
         found = int(value) if isinstance(value, str) else value
@@ -20,17 +26,17 @@ def as_integer(value, least=1, most=MAX_SIZE):
     return found
 
 
-def as_integer_or_unset(value):
+def as_integer_or_unset(value: object) -> int:
     """Returns value as a positive integer, or as −1, which means "not set"."""
     return -1 if value in (-1, "-1") else as_integer(value)
 
 
-def as_timesteps(value):
+def as_timesteps(value: object) -> int:
     """Returns value as a number of timesteps."""
     return as_integer(value, 2, MAX_TIMESTEPS)
 
 
-def as_truth(value):
+def as_truth(value: object) -> bool:
     """Returns value as a boolean."""
     words = {"true": True, "t": True, "1": True, "yes": True, "y": True}
     words |= {"false": False, "f": False, "0": False, "no": False, "n": False}
@@ -39,7 +45,7 @@ def as_truth(value):
     return words[str(value).lower()]
 
 
-def as_number(value, least=0.0, most=1.0):
+def as_number(value: Any, least: float = 0.0, most: float = 1.0) -> float:
     """Returns value as a float in [least, most]."""
     try:
         found = math.nan if isinstance(value, bool) else float(value)
@@ -50,28 +56,28 @@ def as_number(value, least=0.0, most=1.0):
     return found
 
 
-def as_sequence(value, kind):
+def as_sequence(value: object, kind: Callable[[Any], T]) -> tuple[T, ...]:
     """Returns a list or a comma-separated string as a tuple. kind: function that converts each entry."""
     if isinstance(value, str):
         value = value.split(",") if value.strip() else []
     return tuple(map(kind, value if isinstance(value, (list, tuple)) else [value]))
 
 
-def as_integers(value):
+def as_integers(value: object) -> tuple[int, ...]:
     """Returns value as a tuple of positive integers."""
     return as_sequence(value, as_integer)
 
 
-def as_multipliers(value):
+def as_multipliers(value: object) -> tuple[float, ...]:
     """Returns value as a tuple of positive numbers; integral ones become ints."""
     found = as_sequence(value, lambda entry: as_number(entry, 2**-10, 2**10))
     return tuple(int(entry) if entry == int(entry) else entry for entry in found)
 
 
-def one_word_of(*known):
+def one_word_of(*known: str) -> Callable[[Any], str]:
     """Returns a function that returns its argument if it is one of the known words."""
 
-    def check(value):
+    def check(value: Any) -> str:
         if value not in known:
             raise ValueError(f"need one of {', '.join(known)}")
         return value
@@ -80,7 +86,7 @@ def one_word_of(*known):
 
 
 # {flag: (function that converts a value, guided-diffusion's default, description)}
-FLAGS: dict = {
+FLAGS: dict[str, tuple[Callable[[Any], Any], Any, str]] = {
     "image_size": (as_integer, 64, "Height and width of the images."),
     "num_channels": (as_integer, 128, "Channels of the first level; also --channels."),
     "num_res_blocks": (as_integer, 2, "Residual blocks per level; also --depth."),
@@ -141,7 +147,7 @@ SET_BY = {
 }
 
 
-def preset_of(given, state_dict, source="--"):
+def preset_of(given: Mapping[str, Any], state_dict: Mapping[str, ArrayLike], source: str = "--") -> Preset:
     """Returns the `Preset` of a state dict and the flags that its network was trained with, {name: value}.
 
     The state dict determines the kind of network and, without a flag, the number of classes. Missing flags have
@@ -189,7 +195,7 @@ def preset_of(given, state_dict, source="--"):
     return Preset(kind, arguments, num_classes=classes or 1, v=v, **process)
 
 
-def read_flags(given, kind, source="--"):
+def read_flags(given: Mapping[str, Any], kind: str, source: str = "--") -> dict[str, Any]:
     """Returns {name: value} of all FLAGS: the given values, with aliases resolved, and defaults."""
     flags = {name: default for name, (_, default, _) in FLAGS.items()}
     for name, value in given.items():
@@ -212,7 +218,7 @@ def read_flags(given, kind, source="--"):
     return flags
 
 
-def explained(preset, state_dict, source="--"):
+def explained(preset: Preset, state_dict: Mapping[str, ArrayLike], source: str = "--") -> str:
     """Returns text about the flags of a preset that a state dict contradicts; "" if there are none."""
     found, given = derived_arguments(state_dict), {"num_classes": None} | preset.arguments
     if not found:
@@ -233,14 +239,14 @@ def explained(preset, state_dict, source="--"):
     return "; ".join(reasons)
 
 
-def same_argument(a, b):
+def same_argument(a: object, b: object) -> bool:
     """Returns whether two arguments are equal; sequences are compared up to rounding."""
     if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
         return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-2) for x, y in zip(a, b, strict=True))
     return a == b
 
 
-def reason(preset, name, given, found, source):
+def reason(preset: Preset, name: str, given: Any, found: Any, source: str) -> str:
     """Returns text such as "--num_channels is 128, but the weights have 64" for a constructor argument."""
     flag = SET_BY[name][preset.kind == "classifier"]
     show = lambda value: ",".join(f"{entry:g}" for entry in value) if isinstance(value, tuple) else str(value).lower()
@@ -254,7 +260,7 @@ def reason(preset, name, given, found, source):
     return f"{source}{flag} is {show(given) or 'empty'}, but the weights have {show(found) or 'none'}"
 
 
-def check_blocks(preset, state_dict, source="--"):
+def check_blocks(preset: Preset, state_dict: Mapping[str, ArrayLike], source: str = "--") -> None:
     """Raises UsageError if a network of this preset would have more blocks than the weights have arrays."""
     blocks = len(preset.arguments["channel_mult"]) * preset.arguments["num_res_blocks"]
     if blocks > len(state_dict):

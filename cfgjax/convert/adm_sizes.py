@@ -1,11 +1,16 @@
 """Derives arguments of guided-diffusion's networks from the keys and shapes of their state dicts."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+ShapesByKey = Mapping[str, tuple[int, ...]]
 
 
-def derived_arguments(state_dict):
+def derived_arguments(state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Returns {name: value} of the constructor arguments that a state dict determines, and its "kind", as in `Preset`.
 
     "input_blocks" is the number of input blocks. attention_resolutions are increasing downsampling rates. Arguments
@@ -17,7 +22,11 @@ def derived_arguments(state_dict):
         return {}
     is_unet = any(key.startswith("output_blocks.") for key in shapes)
     kind = ("upsampler" if first[1] == 6 else "unet") if is_unet else "classifier"
-    found: dict = {"kind": kind, "model_channels": time[1], "input_blocks": count_blocks(shapes, "input_blocks")}
+    found: dict[str, Any] = {
+        "kind": kind,
+        "model_channels": time[1],
+        "input_blocks": count_blocks(shapes, "input_blocks"),
+    }
     if is_unet:
         found["num_classes"] = next(iter(shapes.get("label_emb.weight", ())), None)
         if out := shapes.get("out.2.weight"):
@@ -30,12 +39,12 @@ def derived_arguments(state_dict):
     return found | levels(shapes, found)
 
 
-def count_blocks(shapes, name):
+def count_blocks(shapes: ShapesByKey, name: str) -> int:
     """Returns the number of blocks with this name."""
     return 1 + max((int(m[1]) for key in shapes if (m := re.match(rf"{name}\.(\d+)\.", key))), default=-1)
 
 
-def levels(shapes, found):
+def levels(shapes: ShapesByKey, found: Mapping[str, Any]) -> dict[str, Any]:
     """Returns num_res_blocks, channel_mult, attention_resolutions and resblock_updown, if the shapes show them."""
     count = found["input_blocks"]
     by_convolution = [i for i in range(count) if f"input_blocks.{i}.0.op.weight" in shapes]
@@ -66,7 +75,7 @@ def levels(shapes, found):
     return known | ({"resblock_updown": not by_convolution} if len(widths) > 1 else {})
 
 
-def classifier_outputs(shapes):
+def classifier_outputs(shapes: ShapesByKey) -> dict[str, str | int] | None:
     """Returns the pool and the number of classes of a classifier, or None for an unknown pool."""
     for key, pool in (
         ("out.2.c_proj.weight", "attention"),

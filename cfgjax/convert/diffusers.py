@@ -11,14 +11,19 @@ A config is accepted if its network computes the same as `cfgjax.nets.UNet`:
 """
 
 import math
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, nearest, one_line
 from cfgjax.base.json_files import read_json
-from cfgjax.base.weights import read_weights
+from cfgjax.base.weights import Weights, read_weights
 from cfgjax.convert.diffusers_folder import network_folder, weights_file
 from cfgjax.convert.diffusers_sizes import check_sizes, check_values, contradictions
-from cfgjax.convert.layout import Slot, params_from_state_dict, shapes_of
+from cfgjax.convert.layout import LeafPath, Slot, SlotOf, params_from_state_dict, shapes_of
 from cfgjax.convert.presets import MAX_SIZE, MAX_TIMESTEPS
 from cfgjax.nets import UNet
 
@@ -39,7 +44,7 @@ ONLY = {
     "add_attention": True,
     "class_embed_type": None,
 }
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 3,
     "out_channels": 3,
@@ -89,8 +94,8 @@ MIDDLE = {"middle_0": "resnets.0", "middle_1": "attentions.0", "middle_2": "resn
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def read_unet(folder):
-    """Returns (net, image shape, config, path of the weights, `Weights`) of a network's or a pipeline's folder.
+def read_unet(folder: str | os.PathLike[str]) -> tuple[UNet, tuple[int, int, int], dict[str, Any], Path, Weights]:
+    """Returns (net, image shape, config, path of the weights, weights) of a network's or a pipeline's folder.
 
     Raises UsageError for missing or damaged files, and for a config that is not accepted or whose sizes are far from
     those of the weights.
@@ -104,7 +109,7 @@ def read_unet(folder):
     return net, image_shape, config, file, weights
 
 
-def unet(config, state_dict):
+def unet(config: Mapping[str, Any], state_dict: Mapping[str, ArrayLike]) -> tuple[UNet, dict[str, Any]]:
     """Returns (net, params) of a `UNet2DModel`, from the dict of its config.json and its state dict, {key: array}.
 
     Raises UsageError with the key of the config that is not accepted (see above), or with the keys of the state dict
@@ -114,7 +119,9 @@ def unet(config, state_dict):
     return net, params_of(net, image_shape, state_dict, config)
 
 
-def params_of(net, image_shape, state_dict, config):
+def params_of(
+    net: UNet, image_shape: Sequence[int], state_dict: Mapping[str, ArrayLike], config: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the parameters of net, which `make_unet` built from config. Raises UsageError as `unet` does."""
     try:
         return params_from_state_dict(state_dict, shapes_of(net, image_shape), slots(net))
@@ -124,7 +131,7 @@ def params_of(net, image_shape, state_dict, config):
         raise
 
 
-def make_unet(config, state_dict):
+def make_unet(config: Mapping[str, Any], state_dict: Mapping[str, ArrayLike]) -> tuple[UNet, tuple[int, int, int]]:
     """Returns (net, image shape) for a config.json's dict. Raises UsageError if its sizes do not fit the weights."""
     check_config(config)
     given = {**DEFAULTS, **config}
@@ -151,7 +158,7 @@ def make_unet(config, state_dict):
     return net, (size, size, given["in_channels"])
 
 
-def check_config(config):
+def check_config(config: Mapping[str, Any]) -> None:
     """Raises UsageError if config.json has an unknown key or a value that is not accepted."""
     for key, value in config.items():
         if (key.startswith("_") and key != "_class_name") or key in IGNORED_KEYS:
@@ -174,7 +181,7 @@ def check_config(config):
         raise UsageError(f"config.json has out_channels {given['out_channels']}; accepted: {accepted}")
 
 
-def attention_and_resampling(given):
+def attention_and_resampling(given: Mapping[str, Any]) -> tuple[list[bool], str]:
     """Returns ([whether each level has attention], how levels are resampled: "conv" or "resnet")."""
     found = {}
     for key, known, manner in (("down_block_types", DOWN, "downsample_type"), ("up_block_types", UP, "upsample_type")):
@@ -193,7 +200,7 @@ def attention_and_resampling(given):
     return down, (down_manners or ["conv"])[0]
 
 
-def sample_size(given):
+def sample_size(given: Mapping[str, Any]) -> int:
     """Returns the height of the images, which must equal their width."""
     size = given["sample_size"]
     sides = set(size) if isinstance(size, list | tuple) else {size}
@@ -204,16 +211,16 @@ def sample_size(given):
     return side
 
 
-def multiplier(width, channels):
+def multiplier(width: int, channels: int) -> float:
     """Returns the multiplier for which int(multiplier · channels) equals width despite rounding."""
     ratio = width / channels
     return ratio if int(ratio * channels) == width else math.nextafter(ratio, math.inf)
 
 
-def slots(net):
+def slots(net: UNet) -> SlotOf:
     """Returns the function from a parameter's path to its `Slot` in a `UNet2DModel`'s state dict."""
 
-    def slot(path):
+    def slot(path: LeafPath) -> Slot:
         if path == ("label",):
             return Slot(("class_embedding.weight",))
         block, *inner, kind = path
@@ -223,7 +230,7 @@ def slots(net):
         name = prefix + "".join(INSIDE[module] for module in inner)
         return Slot((f"{name}.{KINDS[kind]}",), 2 if inner == ["skip"] and kind == "kernel" else 0)
 
-    def place(block, inner):
+    def place(block: str, inner: str) -> str:
         """Returns the key prefix of a block, such as "down_blocks.1.resnets.0"."""
         if block in MIDDLE:
             return f"mid_block.{MIDDLE[block]}"
@@ -243,7 +250,7 @@ def slots(net):
     return slot
 
 
-def process(folder):
+def process(folder: str | os.PathLike[str]) -> tuple[str, int, float]:
     """Returns (betas, num_timesteps, v) of the scheduler next to a network's folder in a pipeline.
 
     They are read from ../scheduler/scheduler_config.json, which must have the betas of `cfgjax.diffusion.discrete`.
@@ -256,7 +263,7 @@ def process(folder):
         return "linear", 1000, 0.0
     given = read_json(path)
     steps, known = given.get("num_train_timesteps", 1000), {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-    only: dict = {"beta_schedule": tuple(known), "trained_betas": (None,)}
+    only: dict[str, tuple[Any, ...]] = {"beta_schedule": tuple(known), "trained_betas": (None,)}
     only |= {"rescale_betas_zero_snr": (False, None), "variance_type": (None, *VARIANCES)}
     if type(steps) is not int or not 2 <= steps <= MAX_TIMESTEPS:
         raise UsageError(f"{path} has num_train_timesteps {steps!r}; need an integer in 2 … {MAX_TIMESTEPS}")
@@ -268,7 +275,7 @@ def process(folder):
     return known[given["beta_schedule"]], steps, v
 
 
-def parametrisation(folder):
+def parametrisation(folder: str | os.PathLike[str]) -> str:
     """Returns what the network in a folder of a pipeline predicts, "eps", "v" or "x", by its scheduler's config.
 
     Without a scheduler, and for a scheduler without the key prediction_type, this is "eps". Raises UsageError for
@@ -280,12 +287,12 @@ def parametrisation(folder):
     return PREDICTION_TYPES[given.get("prediction_type") or "epsilon"]
 
 
-def scheduler_file(folder):
+def scheduler_file(folder: str | os.PathLike[str]) -> Path:
     """Returns the path of the scheduler's config next to a network's folder in a pipeline, which need not exist."""
     return Path(folder).absolute().parent / "scheduler" / "scheduler_config.json"
 
 
-def check_accepted(path, given, key, accepted):
+def check_accepted(path: Path, given: Mapping[str, Any], key: str, accepted: Collection[Any]) -> None:
     """Raises UsageError unless the value of a key of the config in a file is accepted. None: it may be absent."""
     if given.get(key) not in accepted:
         listed = ", ".join(str(value) for value in accepted if value is not None) or "none"

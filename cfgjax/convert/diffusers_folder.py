@@ -1,5 +1,6 @@
 """Finds the config and the weights in a folder that diffusers wrote."""
 
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ SHARD_NUMBER = re.compile(r"-\d+-of-\d+")
 NETWORKS = ("unet_ema", "unet")  # folders of a pipeline, in order of preference
 
 
-def network_folder(folder):
+def network_folder(folder: str | os.PathLike[str]) -> Path:
     """Returns the network's folder: `folder` itself or, for a pipeline, its unet_ema/ or unet/."""
     folder = Path(folder)
     if (folder / "config.json").exists():
@@ -26,7 +27,7 @@ def network_folder(folder):
     raise UsageError(f"{folder} is not a diffusers folder: there is no {folder / 'config.json'}")
 
 
-def weights_file(folder):
+def weights_file(folder: str | os.PathLike[str]) -> Path:
     """Returns the path of the weights, or of the index of their shards.
 
     Prefers full precision to variants such as fp16, safetensors to .bin, and one file to shards.

@@ -1,15 +1,18 @@
 """Checks the types in diffusers' config.json, and its sizes against the weights, before the network is built."""
 
 import re
+from collections.abc import Mapping
 from types import NoneType
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.json_files import check_type
 from cfgjax.convert.presets import MAX_SIZE
 
-TYPES: dict = {
+TYPES: dict[str, type | tuple[type, ...]] = {
     "sample_size": (int, list, NoneType),
     "in_channels": int,
     "out_channels": int,
@@ -29,7 +32,7 @@ ENTRIES = {"down_block_types": str, "up_block_types": str, "block_out_channels":
 POSITIVE_KEYS = ("in_channels", "out_channels", "layers_per_block", "attention_head_dim", "num_class_embeds")
 
 
-def check_values(given):
+def check_values(given: Mapping[str, Any]) -> None:
     """Raises UsageError unless every value of a config has its type in TYPES and all sizes are positive."""
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     try:
@@ -52,7 +55,7 @@ def check_values(given):
         raise UsageError(f"config.json has dropout {given['dropout']}; need a value in 0 … 1")
 
 
-def check_sizes(given, state_dict):
+def check_sizes(given: Mapping[str, Any], state_dict: Mapping[str, ArrayLike]) -> None:
     """Raises UsageError if a network of the config would be far larger than the weights."""
     blocks = len(given["block_out_channels"]) * given["layers_per_block"]
     widest = max(np.shape(value)[0] if np.ndim(value) else 0 for value in state_dict.values()) if state_dict else 0
@@ -67,7 +70,7 @@ def check_sizes(given, state_dict):
             )
 
 
-def contradictions(given, state_dict):
+def contradictions(given: Mapping[str, Any], state_dict: Mapping[str, ArrayLike]) -> str:
     """Returns text about the keys of a config that the weights contradict; "" if there are none."""
     found = derived_keys(state_dict)
     pairs = [(key, given[key], found[key]) for key in found if as_list(given[key]) != as_list(found[key])]
@@ -77,12 +80,12 @@ def contradictions(given, state_dict):
     )
 
 
-def as_list(value):
+def as_list(value: object) -> object:
     """Returns a tuple as a list, and other values unchanged."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def derived_keys(state_dict):
+def derived_keys(state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Returns {key: value} of the keys of config.json that a state dict determines."""
     shapes = {key: np.shape(value) for key, value in state_dict.items()}
     count = lambda pattern: 1 + max((int(m[1]) for key in shapes if (m := re.match(pattern, key))), default=-1)
@@ -90,7 +93,7 @@ def derived_keys(state_dict):
     widths = [shapes.get(f"down_blocks.{i}.resnets.0.conv1.weight", (0,))[0] for i in range(levels)]
     if not layers or not all(widths):
         return {}
-    found = {"layers_per_block": layers, "block_out_channels": widths}
+    found: dict[str, Any] = {"layers_per_block": layers, "block_out_channels": widths}
     if len(conv_in := shapes.get("conv_in.weight", ())) == 4:
         found["in_channels"] = conv_in[1]
     if conv_out := shapes.get("conv_out.weight"):

@@ -4,8 +4,25 @@ guided-diffusion's classes are `UNetModel`, `SuperResModel` and `EncoderUNetMode
 (NCHW). Imported networks take the discrete t as time and have no null label.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, PyTree
+from numpy.typing import ArrayLike
+
 from cfgjax.base.errors import UsageError, nearest
-from cfgjax.convert.layout import Slot, check_keys_and_shapes, params_from_state_dict, shapes_of, state_dict_from_params
+from cfgjax.convert.layout import (
+    Convertible,
+    LeafPath,
+    Slot,
+    SlotOf,
+    check_keys_and_shapes,
+    params_from_state_dict,
+    shapes_of,
+    state_dict_from_params,
+)
+from cfgjax.convert.presets import Preset
 from cfgjax.nets import NoisyClassifier, UNet
 
 # cfgjax's module name → guided-diffusion's, inside and outside of blocks. Both number the blocks in the same way.
@@ -34,7 +51,7 @@ ONES = {"skip": 2, "pool": 2, "qkv": 1, "proj": 1}  # dense layers that are conv
 
 # Constructor arguments of all three classes. use_checkpoint and use_fp16 have no effect here.
 REQUIRED = ("image_size", "in_channels", "model_channels", "out_channels", "num_res_blocks", "attention_resolutions")
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "dropout": 0.0,
     "channel_mult": (1, 2, 4, 8),
     "conv_resample": True,
@@ -50,7 +67,7 @@ DEFAULTS = {
 }
 
 
-def unet(config, state_dict):
+def unet(config: dict[str, Any], state_dict: Mapping[str, ArrayLike]) -> tuple[UNet, dict[str, Any]]:
     """Returns (net, params) of guided-diffusion's `UNetModel`.
 
     config: its constructor arguments, where `attention_resolutions` are downsampling rates. If `num_classes` is None,
@@ -62,25 +79,25 @@ def unet(config, state_dict):
     return net, params_of(net, image_shape, state_dict)
 
 
-def upsampler(config, state_dict):
+def upsampler(config: dict[str, Any], state_dict: Mapping[str, ArrayLike]) -> tuple[UNet, dict[str, Any]]:
     """Returns (net, params) of `SuperResModel`, as `unet` does. `in_channels` are the channels of one image."""
     net, image_shape = make_upsampler(config)
     return net, params_of(net, image_shape, state_dict)
 
 
-def classifier(config, state_dict):
+def classifier(config: dict[str, Any], state_dict: Mapping[str, ArrayLike]) -> tuple[NoisyClassifier, dict[str, Any]]:
     """Returns (net, params) of `EncoderUNetModel`, as `unet` does. `out_channels` is the number of classes."""
     net, image_shape = make_classifier(config)
     return net, params_of(net, image_shape, state_dict)
 
 
-def params_of(net, image_shape, state_dict):
+def params_of(net: Convertible, image_shape: Sequence[int], state_dict: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Returns the parameters of a net of one of the MAKERS. Raises UsageError as `unet` does."""
     return params_from_state_dict(state_dict, shapes_of(net, image_shape), slots(net))
 
 
-def fits(preset, state_dict):
-    """Returns whether a state dict has the keys and shapes of a `presets.Preset`'s network."""
+def fits(preset: Preset, state_dict: Mapping[str, ArrayLike]) -> bool:
+    """Returns whether a state dict has the keys and shapes of a preset's network."""
     net, image_shape = MAKERS[preset.kind](preset.arguments)
     try:
         check_keys_and_shapes(state_dict, shapes_of(net, image_shape), slots(net))
@@ -89,7 +106,7 @@ def fits(preset, state_dict):
     return True
 
 
-def state_dict(net, params):
+def state_dict(net: object, params: PyTree) -> dict[str, Float32[np.ndarray, "..."]]:
     """Returns a network's state dict for guided-diffusion, {key: float32 array}. The exact inverse of `params_of`.
 
     A null label becomes the last row of `label_emb.weight`, an additional class.
@@ -103,11 +120,11 @@ def state_dict(net, params):
     return state_dict_from_params(params, slots(net))
 
 
-def slots(net):
+def slots(net: Convertible) -> SlotOf:
     """Returns the function from a parameter's path to its `Slot` in a state dict."""
     outside = OUTSIDE | (POOLED[net.pool] if isinstance(net, NoisyClassifier) else {})
 
-    def slot(path):
+    def slot(path: LeafPath) -> Slot:
         if path == ("label",):
             return Slot(("label_emb.weight",))
         *modules, kind = path
@@ -120,7 +137,7 @@ def slots(net):
     return slot
 
 
-def make_unet(config):
+def make_unet(config: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     """Returns (net, image shape) for constructor arguments of `UNetModel`."""
     given = arguments("UNetModel", config, num_classes=None)
     conditional = given["num_classes"] is not None
@@ -131,13 +148,13 @@ def make_unet(config):
     return UNet(num_classes=given["num_classes"] if conditional else 1, **own, **backbone(given)), image_shape_of(given)
 
 
-def make_upsampler(config):
+def make_upsampler(config: dict[str, Any]) -> tuple[UNet, tuple[int, int, int]]:
     """Returns (net, image shape) for constructor arguments of `SuperResModel`."""
     net, shape = make_unet(config)
     return net.clone(low_res=True), shape
 
 
-def make_classifier(config):
+def make_classifier(config: dict[str, Any]) -> tuple[NoisyClassifier, tuple[int, int, int]]:
     """Returns (net, image shape) for constructor arguments of `EncoderUNetModel`."""
     given = arguments("EncoderUNetModel", config, pool="adaptive")
     if given["pool"] not in POOLED:
@@ -146,7 +163,7 @@ def make_classifier(config):
     return net, image_shape_of(given)
 
 
-def arguments(name, config, **own):
+def arguments(name: str, config: dict[str, Any], **own: Any) -> dict[str, Any]:
     """Returns all constructor arguments of a guided-diffusion class, including defaults."""
     known = DEFAULTS | own
     for key in config:
@@ -159,7 +176,7 @@ def arguments(name, config, **own):
     return known | config
 
 
-def backbone(given):
+def backbone(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of `Backbone`, except num_classes, for guided-diffusion's constructor arguments."""
     head_channels, multipliers = given["num_head_channels"], tuple(given["channel_mult"])
     rates = [rate for rate in given["attention_resolutions"] if rate in [2**level for level in range(len(multipliers))]]
@@ -178,10 +195,14 @@ def backbone(given):
     )
 
 
-def image_shape_of(given):
+def image_shape_of(given: Mapping[str, Any]) -> tuple[int, int, int]:
     """Returns the shape [H, W, C] of the images."""
     return (given["image_size"], given["image_size"], given["in_channels"])
 
 
 # Preset.kind → function that builds its network
-MAKERS = {"unet": make_unet, "upsampler": make_upsampler, "classifier": make_classifier}
+MAKERS: dict[str, Callable[[dict[str, Any]], tuple[Convertible, tuple[int, int, int]]]] = {
+    "unet": make_unet,
+    "upsampler": make_upsampler,
+    "classifier": make_classifier,
+}

@@ -1,14 +1,21 @@
 """Loads and saves parameters as PyTorch state dicts, given a table of keys and layouts."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float32, PyTree, Shaped
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.finite import count_not_finite
+from cfgjax.nets import NoisyClassifier, UNet
 
 MOST_NAMED = 10  # keys in an error
+
+Convertible = UNet | NoisyClassifier
+LeafPath = tuple[str, ...]  # ("block", "layer", "kernel")
 
 
 class Slot(NamedTuple):
@@ -22,22 +29,25 @@ class Slot(NamedTuple):
     ones: int = 0
 
 
-def to_theirs(path, array, ones=0):
+SlotOf = Callable[[LeafPath], Slot]
+
+
+def to_theirs(path: LeafPath, array: Shaped[np.ndarray, "..."], ones: int = 0) -> Shaped[np.ndarray, "..."]:
     """Returns a view in PyTorch's layout: HWIO → OIHW, kernel [in, out] → [out, in, 1…], position [N, C] → [C, N]."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T[(..., *[None] * ones)] if path[-1] in ("kernel", "position") else array
 
 
-def to_ours(path, array, ones=0):
+def to_ours(path: LeafPath, array: Shaped[np.ndarray, "..."], ones: int = 0) -> Shaped[np.ndarray, "..."]:
     """Returns a view in cfgjax's layout; the inverse of `to_theirs`."""
     if array.ndim == 4 and not ones:
         return array.transpose(2, 3, 1, 0)
     return array.reshape(array.shape[:2]).T if path[-1] in ("kernel", "position") else array
 
 
-def shapes_of(net, image_shape):
-    """Returns the tree of parameter shapes of a `UNet` or a `NoisyClassifier` for images [H, W, C]. Computes nothing.
+def shapes_of(net: Convertible, image_shape: Sequence[int]) -> PyTree:
+    """Returns the tree of parameter shapes of a network for images [H, W, C]. Computes nothing.
 
     Raises UsageError if the network does not accept image_shape.
     """
@@ -51,7 +61,7 @@ def shapes_of(net, image_shape):
         raise UsageError(f"the network cannot be built: {one_line(e)}") from e
 
 
-def params_from_state_dict(state_dict, shapes, slot):
+def params_from_state_dict(state_dict: Mapping[str, ArrayLike], shapes: PyTree, slot: SlotOf) -> dict[str, Any]:
     """Returns the float32 parameter tree of a state dict. Each array is used exactly once.
 
     state_dict: {key: array}. shapes: tree of parameter shapes. slot: function from a path in the tree to its `Slot`. A
@@ -59,7 +69,7 @@ def params_from_state_dict(state_dict, shapes, slot):
     first array that is not floating-point or not finite in float32.
     """
     check_keys_and_shapes(state_dict, shapes, slot)
-    found: dict = {}
+    found: dict[LeafPath, np.ndarray] = {}
     for path in leaves_by_path(shapes):
         keys, ones = slot(path)
         for key in keys:
@@ -74,9 +84,9 @@ def params_from_state_dict(state_dict, shapes, slot):
     return tree_of_leaves(found)
 
 
-def state_dict_from_params(params, slot):
+def state_dict_from_params(params: PyTree, slot: SlotOf) -> dict[str, Float32[np.ndarray, "..."]]:
     """Returns {key: float32 array, as PyTorch's}, views of numpy params. The inverse of `params_from_state_dict`."""
-    found: dict = {}
+    found: dict[str, np.ndarray] = {}
     for path, leaf in leaves_by_path(params).items():
         keys, ones = slot(path)
         parts = np.split(to_theirs(path, np.asarray(leaf, np.float32), ones), len(keys))
@@ -84,9 +94,9 @@ def state_dict_from_params(params, slot):
     return found
 
 
-def check_keys_and_shapes(state_dict, shapes, slot):
+def check_keys_and_shapes(state_dict: Mapping[str, ArrayLike], shapes: PyTree, slot: SlotOf) -> None:
     """Raises UsageError with the first ten missing and unused keys, and the first key with another shape."""
-    wanted: dict = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for path, leaf in leaves_by_path(shapes).items():
         keys, ones = slot(path)
         rows, *rest = to_theirs(path, np.broadcast_to(np.float32(0), leaf.shape), ones).shape
@@ -107,20 +117,20 @@ def check_keys_and_shapes(state_dict, shapes, slot):
         raise UsageError("; ".join(problems))
 
 
-def some(keys):
+def some(keys: Sequence[str]) -> str:
     """Returns the first ten keys as text."""
     return ", ".join(keys[:MOST_NAMED]) + (", …" if len(keys) > MOST_NAMED else "")
 
 
-def leaves_by_path(nested):
-    """Returns {("block", "layer", "kernel"): leaf} for a tree of dicts."""
+def leaves_by_path(nested: PyTree) -> dict[LeafPath, Any]:
+    """Returns {path: leaf} for a tree of dicts."""
     leaves = jax.tree_util.tree_leaves_with_path(nested)
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
-def tree_of_leaves(leaves):
+def tree_of_leaves(leaves: Mapping[LeafPath, Any]) -> dict[str, Any]:
     """Returns the tree of dicts of {path: leaf}; the inverse of `leaves_by_path`."""
-    nested: dict = {}
+    nested: dict[str, Any] = {}
     for path, leaf in leaves.items():
         node = nested
         for name in path[:-1]:
@@ -129,14 +139,14 @@ def tree_of_leaves(leaves):
     return nested
 
 
-def with_null_label(net):
+def with_null_label(net: Convertible) -> Convertible:
     """Returns net with a null label. Raises UsageError if it is not conditional on labels."""
     if not getattr(net, "conditional", False):
         raise UsageError("a null label needs a network that is conditional on labels")
     return net.clone(null_label=True)
 
 
-def add_null_row(params):
+def add_null_row(params: dict[str, Any]) -> dict[str, Any]:
     """Returns params with an additional row for the null label in the label table: the mean of the other rows.
 
     The row is a starting point for fine-tuning with label dropout; before that the unconditional model is meaningless.

@@ -4,12 +4,13 @@ The classifiers have the default flags of its `script_util.py`, except for the d
 the noise schedule of the diffusion model of their size.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 NUM_TIMESTEPS = 1000
 MAX_SIZE = 2**16  # of any integer of a network; larger values are typing errors
 MAX_TIMESTEPS = 100_000
-MULTIPLIERS = {
+MULTIPLIERS: dict[int, tuple[float, ...]] = {
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
     256: (1, 1, 2, 2, 4, 4),
@@ -26,7 +27,7 @@ class Preset(NamedTuple):
     """
 
     kind: str
-    arguments: dict
+    arguments: dict[str, Any]
     betas: str = "linear"
     data: str = ""
     num_classes: int = 1000
@@ -35,7 +36,15 @@ class Preset(NamedTuple):
     v: float = 0.0
 
 
-def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, **others):
+def network(
+    size: int,
+    channels: int,
+    depth: int,
+    *,
+    attention: Sequence[int] = (32, 16, 8),
+    multipliers: Sequence[float] | None = None,
+    **others: Any,
+) -> dict[str, Any]:
     """Returns the constructor arguments of a network of any kind. attention: heights of feature maps with attention."""
     return dict(
         image_size=size,
@@ -50,22 +59,30 @@ def network(size, channels, depth, *, attention=(32, 16, 8), multipliers=None, *
     )
 
 
-def imagenet_preset(size, channels=256, depth=2, *, num_classes=1000, betas="linear", **others):
+def imagenet_preset(
+    size: int,
+    channels: int = 256,
+    depth: int = 2,
+    *,
+    num_classes: int | None = 1000,
+    betas: str = "linear",
+    **others: Any,
+) -> Preset:
     arguments = network(size, channels, depth, out_channels=6, num_classes=num_classes, **others)
     return Preset("unet", arguments, betas, f"imagenet{size}")
 
 
-def lsun_preset(name, dropout):
+def lsun_preset(name: str, dropout: float) -> Preset:
     arguments = network(256, 256, 2, out_channels=6, num_head_channels=64, num_classes=None, dropout=dropout)
     return Preset("unet", arguments, data=name, num_classes=1)
 
 
-def upsampler_preset(low_res_size, size, **others):
+def upsampler_preset(low_res_size: int, size: int, **others: Any) -> Preset:
     arguments = network(size, 192, 2, out_channels=6, num_classes=1000, multipliers=MULTIPLIERS[256], **others)
     return Preset("upsampler", arguments, data=f"imagenet{size}", low_res_size=low_res_size)
 
 
-def classifier_preset(size, depth=2, betas="linear"):
+def classifier_preset(size: int, depth: int = 2, betas: str = "linear") -> Preset:
     arguments = network(size, 128, depth, out_channels=1000, num_head_channels=64, pool="attention")
     return Preset("classifier", arguments, betas, f"imagenet{size}")
 

@@ -1,26 +1,28 @@
 """Builds the config of a run whose network was trained elsewhere."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from cfgjax.diffusion.samplers import ancestral
-from cfgjax.nets import NETS, NOISY_CLASSIFIERS, NoisyClassifier
+from cfgjax.nets import NETS, NOISY_CLASSIFIERS, NoisyClassifier, UNet
 
 FIXED = ("num_classes", "out_channels", "parent", "name")  # fields of a network that config.model does not have
 MOST_LABELS = 10  # in a grid of samples
 
 
 def run_config(
-    net,
+    net: UNet | NoisyClassifier,
     *,
-    image_shape,
-    num_classes,
-    betas,
-    num_timesteps,
-    data_path,
-    low_res_size=None,
-    v=0.0,
-    parametrisation="eps",
-):
+    image_shape: Sequence[int],
+    num_classes: int,
+    betas: str,
+    num_timesteps: int,
+    data_path: str,
+    low_res_size: int | None = None,
+    v: float = 0.0,
+    parametrisation: str = "eps",
+) -> dict[str, Any]:
     """Returns the config, a dict with every section, that builds net and samples as ADM does: 250 steps, random labels.
 
     image_shape: [H, W, C]. num_classes: of the data. data_path: .npz of the training data, which need not exist.
@@ -28,7 +30,7 @@ def run_config(
     predicts. The sections optimizer, train and
     checkpoint only complete the format: they do not describe how the network was trained.
     """
-    config: dict = dict(
+    config: dict[str, Any] = dict(
         seed=0,
         data=dict(
             source="npz",
@@ -82,14 +84,14 @@ def run_config(
     return config | generation(num_classes, None if learned_variance else v)
 
 
-def model_section(net):
+def model_section(net: UNet | NoisyClassifier) -> dict[str, Any]:
     """Returns config.model of a network."""
     name = next(name for name, network in (NETS | NOISY_CLASSIFIERS).items() if type(net) is network)
     fields = [field.name for field in dataclasses.fields(net) if field.name not in FIXED]
     return {"name": name, **{field: getattr(net, field) for field in fields}}
 
 
-def generation(num_classes, v):
+def generation(num_classes: int, v: float | None) -> dict[str, dict[str, Any]]:
     """Returns the sections of a network that generates samples. v: of the sampler, None if the variance is learned."""
     return dict(
         sample=dict(

@@ -5,33 +5,39 @@ All processes must call these functions in the same order. With a watchdog, each
 
 import io
 import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped
+from numpy.typing import ArrayLike
 
 from cfgjax.base.errors import UsageError
+from cfgjax.distributed.watchdog import Watchdog
 
-_watchdogs: list = []  # the watchdog of this process, if there is one
+_watchdogs: list[Watchdog] = []  # the watchdog of this process, if there is one
 
 
-def watched_by(watchdog):
-    """Reports all further stages to a `cfgjax.distributed.watchdog.Watchdog`."""
+def watched_by(watchdog: Watchdog) -> None:
+    """Reports all further stages to a watchdog."""
     _watchdogs[:] = [watchdog]
 
 
-def stage(what):
+def stage(what: str) -> None:
     """Reports a stage to the watchdog. All processes must enter the same stages in the same order."""
     for watchdog in _watchdogs:
         watchdog.stage(what)
 
 
-def timeout_seconds():
+def timeout_seconds() -> float | None:
     """Returns the watchdog's timeout in seconds, or None without a watchdog."""
     return _watchdogs[0].timeout_seconds if _watchdogs else None
 
 
-def allgather(arrays, what="an exchange"):
+def allgather(arrays: Mapping[str, Any], what: str = "an exchange") -> list[Mapping[str, Any]]:
     """Returns [{name: array} of process 0, of process 1, …] from each process's own {name: array}, bit for bit."""
     if jax.process_count() == 1:
         return [arrays]
@@ -45,7 +51,7 @@ def allgather(arrays, what="an exchange"):
     return [dict(np.load(part, allow_pickle=False)) for part in parts]
 
 
-def gather_rows(array):
+def gather_rows(array: Shaped[Array, "rows ..."]) -> Shaped[np.ndarray, "rows ..."]:
     """Returns a complete global array as numpy, on every process."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
@@ -53,19 +59,19 @@ def gather_rows(array):
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def anywhere(truth):
+def anywhere(truth: object) -> bool:
     """Returns whether `truth` is true on any process."""
     return any(part["truth"] for part in allgather({"truth": np.array(bool(truth))}))
 
 
-def barrier(name):
+def barrier(name: str) -> None:
     """Waits until every process calls this function."""
     if jax.process_count() > 1:
         stage(name)
         multihost_utils.sync_global_devices(name)
 
 
-def decided(function, what):
+def decided(function: Callable[[], Any], what: str) -> Any:
     """Calls function on process 0 only and returns its value, which must be JSON, on every process.
 
     If it raises UsageError or OSError, every process raises it. what: name of the decision, for the watchdog.
@@ -87,13 +93,13 @@ def decided(function, what):
     return message["value"]
 
 
-def summed(arrays):
+def summed(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Returns {name: sum of the arrays of all processes}, added in the order of the processes."""
     parts = allgather(arrays)
     return {name: sum((part[name] for part in parts[1:]), parts[0][name]) for name in arrays}
 
 
-def concatenated(arrays):
+def concatenated(arrays: Mapping[str, Shaped[np.ndarray, "_rows ..."]]) -> dict[str, Shaped[np.ndarray, "_rows ..."]]:
     """Returns {name: array} with the rows of all processes, in the order of the processes."""
     parts = allgather(arrays)
     return {name: np.concatenate([part[name] for part in parts]) for name in arrays}

@@ -5,15 +5,19 @@ XLA:CPU spreads convolutions over cores, but little of the work between them: tw
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from cfgjax.base.cores import usable_cores
+
+if TYPE_CHECKING:
+    import jax
 
 MAX_CPU_DEVICES = 8  # a batch of 16 has 2 rows for each; further cores help within each device; more were not measured
 
 _chosen: list[int] = []  # the number of devices, if use_cores chose it
 
 
-def use_cores():
+def use_cores() -> None:
     """Makes the usable cores devices of the CPU, as many as `devices_for` allows. Other platforms are not affected.
 
     Nothing is changed if the number of devices was set before, by JAX_NUM_CPU_DEVICES, XLA_FLAGS or jax.config, if jax
@@ -30,7 +34,7 @@ def use_cores():
         _chosen.append(count)
 
 
-def devices_of_batch(parts):
+def devices_of_batch(parts: int) -> "list[jax.Device] | None":
     """Returns the devices that share a batch of `parts` parts, or None for all.
 
     Devices are left out only if `use_cores` made them of a CPU's cores; if the user chose them, all must be used.
@@ -42,7 +46,7 @@ def devices_of_batch(parts):
     return jax.devices()[: devices_for(parts, _chosen[0])]
 
 
-def devices_for(parts, cores):
+def devices_for(parts: int, cores: int) -> int:
     """Returns the largest power of two that divides parts and is at most cores and at most MAX_CPU_DEVICES."""
     count = 1
     while 2 * count <= min(cores, MAX_CPU_DEVICES) and parts % (2 * count) == 0:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from cfgjax.base.errors import UsageError, one_line
@@ -18,7 +19,7 @@ PACKAGES = {  # accelerator: command that lets jax use it
 }
 
 
-def import_jax():
+def import_jax() -> None:
     """Imports jax. Raises UsageError if jax does not accept the value of an environment variable."""
     try:
         import jax  # noqa: F401
@@ -26,7 +27,7 @@ def import_jax():
         raise UsageError(f"jax does not accept an environment variable: {one_line(e)}") from e
 
 
-def open_devices():
+def open_devices() -> None:
     """Starts jax's backend, and warns if an accelerator is visible but jax runs on the CPU.
 
     Raises UsageError with the variable and the available platforms if the requested platform cannot start.
@@ -51,7 +52,7 @@ def open_devices():
         warn_of_unused(visible_accelerator())
 
 
-def available_platforms():
+def available_platforms() -> list[str]:
     """Returns the names of the platforms that jax can start, for the error about one that it cannot."""
     import jax
 
@@ -63,7 +64,7 @@ def available_platforms():
         return ["cpu"]
 
 
-def visible_accelerator(environ=os.environ):
+def visible_accelerator(environ: Mapping[str, str] = os.environ) -> str | None:
     """Returns the accelerator of this machine, a key of PACKAGES, or None."""
     hidden = environ.get("CUDA_VISIBLE_DEVICES", "all") in HIDDEN or environ.get("NVIDIA_VISIBLE_DEVICES") in HIDDEN
     if not hidden and any(Path(device).exists() for device in NVIDIA_DEVICES):
@@ -71,7 +72,7 @@ def visible_accelerator(environ=os.environ):
     return "a TPU" if any(Path(device).exists() for device in TPU_DEVICES) else None
 
 
-def warn_of_unused(accelerator):
+def warn_of_unused(accelerator: str | None) -> None:
     """Warns that jax runs on the CPU although there is an accelerator, a key of PACKAGES. None does nothing."""
     if accelerator is not None:
         advice = f"{PACKAGES[accelerator]}; set JAX_PLATFORMS=cpu to use the CPU without this warning"
@@ -79,6 +80,6 @@ def warn_of_unused(accelerator):
                     accelerator, advice)  # fmt: skip
 
 
-def is_other_warning(record):
+def is_other_warning(record: logging.LogRecord) -> bool:
     """Logging filter that drops jax's own warning about a missing plugin, which suggests no command."""
     return "may be present on this machine" not in record.getMessage()

@@ -4,7 +4,9 @@ import dataclasses
 import os
 import re
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cfgjax.base.errors import UsageError
 from cfgjax.distributed.devices import TPU_DEVICES
@@ -14,6 +16,8 @@ MAX_PROCESSES = 100_000
 MAX_PORT = 65534  # jax uses the next one
 ADDRESS = re.compile(r"([\w.-]+|\[[\w:.%]+\]):([0-9]{1,5})")
 SLURM = "Slurm"
+
+FoundRank = tuple[str, int | str, int | str]  # (coordinator, number of processes, rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Place:
     process_id: int
     origin: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.num_processes <= MAX_PROCESSES:
             raise UsageError(f"{self.origin}: {self.num_processes} processes; need 1 … {MAX_PROCESSES}")
         if not 0 <= self.process_id < self.num_processes:
@@ -37,29 +41,29 @@ class Place:
             raise UsageError(f"{self.origin}: coordinator {self.address!r}; {need}")
 
     @property
-    def host(self):
+    def host(self) -> str:
         """The host of process 0. An IPv6 address has no brackets."""
         return self.address.rpartition(":")[0].strip("[]")
 
     @property
-    def jax_port(self):
+    def jax_port(self) -> int | None:
         """The port of jax's service in process 0, or None for any free port.
 
         Tasks of a Slurm array have consecutive ports, so the next port may be another task's.
         """
         return None if self.origin == SLURM else self.port + 1
 
-    def with_port(self, port):
+    def with_port(self, port: int) -> str:
         """Returns HOST:PORT with another port of process 0. An IPv6 address keeps its brackets."""
         return f"{self.address.rpartition(':')[0]}:{port}"
 
     @property
-    def port(self):
+    def port(self) -> int:
         """The port on which process 0 listens."""
         return int(self.address.rpartition(":")[2])
 
 
-def find_place(given, environ=os.environ):
+def find_place(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Place | None:
     """Returns the `Place` of this process, or None if it is the only one.
 
     given: {"coordinator", "num_processes", "process_id"} from the flags, None for a flag that is not set. Flags take
@@ -83,7 +87,7 @@ def find_place(given, environ=os.environ):
     return None
 
 
-def explicit(environ):
+def explicit(environ: Mapping[str, str]) -> FoundRank | None:
     """Returns (coordinator, count, index) of CFGJAX_*; the index may also come from an indexed Kubernetes job."""
     if not {"CFGJAX_COORDINATOR", "CFGJAX_NUM_PROCESSES", "CFGJAX_PROCESS_ID"} & environ.keys():
         return None
@@ -95,7 +99,7 @@ def explicit(environ):
     return address, count, index
 
 
-def slurm(environ):
+def slurm(environ: Mapping[str, str]) -> FoundRank | None:
     """Returns (coordinator, count, index) of a task of `srun`. None in a batch script, which is not a task."""
     if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
         return None
@@ -106,12 +110,12 @@ def slurm(environ):
     return f"{first}:{port}", environ["SLURM_STEP_NUM_TASKS"], environ["SLURM_PROCID"]
 
 
-def first_host(nodes):
+def first_host(nodes: str) -> str:
     """Returns the first host of Slurm's compressed list: node[007-015,20],other → node007."""
     return re.sub(r"\[(\w+).*", r"\1", nodes.partition(",")[0])
 
 
-def open_mpi(environ):
+def open_mpi(environ: Mapping[str, str]) -> FoundRank | None:
     """Returns (coordinator, count, index) of a process of mpirun. Assumes that process 0 runs on mpirun's host."""
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
@@ -124,7 +128,7 @@ def open_mpi(environ):
     return f"{host[1]}:{PORT}", count, index
 
 
-def tpu(environ):
+def tpu(environ: Mapping[str, str]) -> FoundRank | None:
     """Returns (coordinator, count, index) of a TPU host, from TPU_WORKER_* variables or the metadata server."""
     worker, hosts = environ.get("TPU_WORKER_ID"), environ.get("TPU_WORKER_HOSTNAMES")
     if worker is None or hosts is None:
@@ -143,7 +147,7 @@ def tpu(environ):
     return f"{first}:{PORT}", slices * len(names), own * len(names) + int(worker)
 
 
-def metadata(environ, name):
+def metadata(environ: Mapping[str, str], name: str) -> str | None:
     """Returns an attribute of this virtual machine from Google's metadata server, or None if there is none."""
     host = environ.get("GCE_METADATA_HOST", "metadata.google.internal")
     url = f"http://{host}/computeMetadata/v1/instance/attributes/{name}"
@@ -162,7 +166,7 @@ ENVIRONMENTS = {
 }
 
 
-def local_devices(environ=os.environ):
+def local_devices(environ: Mapping[str, str] = os.environ) -> list[int] | None:
     """Returns the indices of the GPUs of this process, or None for all visible ones.
 
     If a host runs several processes and each sees as many GPUs as there are processes, process i uses GPU i.

@@ -11,9 +11,11 @@ import socket
 import sys
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from cfgjax.base.errors import UsageError
+from cfgjax.distributed.environment import Place
 
 RETRY_SECONDS = 0.5
 GREETING_SECONDS = 10  # within which a new connection must introduce itself
@@ -27,22 +29,22 @@ class Member(NamedTuple):
     host: str
     pid: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"process {self.number} on {self.host} (pid {self.pid})"
 
 
 class Link:
     """A connection that sends and receives dicts. `receive` may be called from one thread, `send` from any."""
 
-    def __init__(self, connection):
+    def __init__(self, connection: socket.socket) -> None:
         self._connection, self._lines, self._lock = connection, connection.makefile("rb"), threading.Lock()
 
-    def send(self, message):
+    def send(self, message: dict[str, Any]) -> None:
         """Sends a dict. A lost connection is ignored here; `receive` detects it."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def receive(self):
+    def receive(self) -> Any:
         """Returns the next dict, or None if the connection has ended."""
         try:
             line = self._lines.readline()
@@ -50,11 +52,11 @@ class Link:
         except (OSError, ValueError, RecursionError):
             return None
 
-    def set_timeout(self, seconds):
+    def set_timeout(self, seconds: float | None) -> None:
         """Sets the seconds after which `receive` and `send` give up; None for never."""
         self._connection.settimeout(seconds)
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connection."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -71,13 +73,13 @@ class Meeting(NamedTuple):
     """
 
     own: Member
-    members: list
-    links: dict
+    members: list[Member]
+    links: dict[int, Link]
     jax_address: str
     reserved: int | None = None
 
 
-def call_the_roll(place, facts, seconds):
+def call_the_roll(place: Place, facts: dict[str, str], seconds: float) -> Meeting:
     """Waits for all processes of a `Place`, compares their facts, {name: text}, and returns the `Meeting`.
 
     Every connected process raises UsageError if the numbers of processes or the facts differ, and TimeoutError if
@@ -87,9 +89,9 @@ def call_the_roll(place, facts, seconds):
     return (host_meeting if own.number == 0 else join_meeting)(place, own, facts, time.monotonic() + seconds, seconds)
 
 
-def host_meeting(place, own, facts, deadline, seconds):
+def host_meeting(place: Place, own: Member, facts: dict[str, str], deadline: float, seconds: float) -> Meeting:
     """Implements `call_the_roll` in process 0."""
-    links: dict = {}
+    links: dict[int, Link] = {}
     members = {0: own}
     with listening(place) as server:
         try:
@@ -118,7 +120,7 @@ def host_meeting(place, own, facts, deadline, seconds):
     return Meeting(own, everyone, links, place.with_port(port), reserved)
 
 
-def greet(server, deadline):
+def greet(server: socket.socket, deadline: float) -> tuple[Link, dict[str, Any]]:
     """Returns (link, hello) of the next process that connects. Raises TimeoutError if none does before the deadline."""
     while True:
         server.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -130,7 +132,7 @@ def greet(server, deadline):
         link.close()  # not a process of cfgjax
 
 
-def turn_away(server, links, count, error):
+def turn_away(server: socket.socket, links: Iterable[Link], count: int, error: Exception) -> None:
     """Sends the error to at most `count` processes: those of the links and, for a UsageError, late ones too."""
     message = {"refused": str(error), "late": not isinstance(error, UsageError)}
     refused, deadline = list(links), time.monotonic() + TURNED_AWAY_SECONDS
@@ -146,16 +148,16 @@ def turn_away(server, links, count, error):
         refused[number].close()
 
 
-def listening(place):
+def listening(place: Place) -> socket.socket:
     """Returns the socket on which process 0 listens."""
-    both: dict = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
         return socket.create_server(("", place.port), backlog=place.num_processes, **both)
     except OSError as e:
         raise UsageError(f"process 0 cannot listen on port {place.port}: {e.strerror}") from e
 
 
-def reserve(port):
+def reserve(port: int | None) -> tuple[int, int]:
     """Reserves a port, or any free port for None, for jax's service. Returns (port, descriptor of a bound socket).
 
     The socket does not listen. The service, which starts seconds later, can share the port; other programs cannot.
@@ -179,7 +181,9 @@ def reserve(port):
     return reserved.getsockname()[1], reserved.detach()
 
 
-def check_member(place, members, member, hello, facts):
+def check_member(
+    place: Place, members: Mapping[int, Member], member: Member, hello: Mapping[str, Any], facts: Mapping[str, str]
+) -> None:
     """Raises UsageError unless a connecting process belongs to the run and agrees with process 0."""
     if hello["num_processes"] != place.num_processes:
         numbers = f"num_processes {hello['num_processes']}, process 0 has {place.num_processes}"
@@ -190,7 +194,7 @@ def check_member(place, members, member, hello, facts):
         raise UsageError(f"{member} does not belong to the run of process 0: {'; '.join(differing)}")
 
 
-def differing_facts(ours, theirs):
+def differing_facts(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
     """Returns a list of texts, one for each name whose texts differ between two dicts {name: text}."""
     names = sorted(ours.keys() | theirs.keys())
     get = lambda facts, name: facts.get(name, "absent")
@@ -201,7 +205,7 @@ def differing_facts(ours, theirs):
     ]
 
 
-def join_meeting(place, own, facts, deadline, seconds):
+def join_meeting(place: Place, own: Member, facts: dict[str, str], deadline: float, seconds: float) -> Meeting:
     """Implements `call_the_roll` in the other processes."""
     link = Link(connected(place, own, deadline, seconds))
     link.set_timeout(max(deadline - time.monotonic(), 0) + GREETING_SECONDS)  # process 0 gives up first
@@ -216,7 +220,7 @@ def join_meeting(place, own, facts, deadline, seconds):
     return Meeting(own, members, {0: link}, place.with_port(answer["port"]))
 
 
-def connected(place, own, deadline, seconds):
+def connected(place: Place, own: Member, deadline: float, seconds: float) -> socket.socket:
     """Returns a connection to process 0. Retries until the deadline."""
     while True:
         try:

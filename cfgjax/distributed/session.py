@@ -7,8 +7,10 @@ import platform
 import sys
 import time
 import traceback
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import cfgjax
 from cfgjax.base.errors import UsageError, one_line
@@ -16,15 +18,26 @@ from cfgjax.base.exits import BAD_USAGE, FAILED, PREEMPTED, end_process, stopped
 from cfgjax.base.failures import Failure, expected_failure
 from cfgjax.distributed import collectives
 from cfgjax.distributed.environment import find_place, local_devices
-from cfgjax.distributed.rendezvous import call_the_roll
+from cfgjax.distributed.rendezvous import Meeting, call_the_roll
 from cfgjax.distributed.watchdog import Watchdog
 
 VERDICT_SECONDS = 3  # within which the watchdog finds the process that made a collective fail
 JAX_HEARTBEAT_SECONDS = 100  # minimum: jax's own heartbeat aborts the process, so our watchdog must be faster
 
 
+@runtime_checkable
+class Patience(Protocol):
+    """What `taking_part` reads of config.cluster."""
+
+    @property
+    def timeout_seconds(self) -> float: ...
+
+    @property
+    def start_timeout_seconds(self) -> float: ...
+
+
 @contextlib.contextmanager
-def taking_part(flags, facts, patience):
+def taking_part(flags: Mapping[str, Any], facts: dict[str, str], patience: Patience) -> Iterator[bool]:
     """Context in which jax is connected to all processes of this run. Yields whether there are several.
 
     jax must not have been used before. Any exception that one process raises inside the context ends all processes.
@@ -32,7 +45,7 @@ def taking_part(flags, facts, patience):
     Args:
       flags: {"coordinator", "num_processes", "process_id"}, as in `find_place`.
       facts: {name: text} that must be equal in all processes, in addition to the code.
-      patience: config.cluster, with timeout_seconds and start_timeout_seconds.
+      patience: config.cluster.
 
     Raises:
       TimeoutError: the processes do not find each other.
@@ -90,12 +103,12 @@ def taking_part(flags, facts, patience):
         end_process(Failure(f"{place_words(meeting)}{failure.reason}", failure.code).line, failure.code)
 
 
-def place_words(meeting):
+def place_words(meeting: Meeting) -> str:
     """Returns a prefix for error messages that names this process, or "" in process 0."""
     return f"{meeting.own}: " if meeting.own.number else ""
 
 
-def code_facts():
+def code_facts() -> dict[str, str]:
     """Returns {name: text} of versions that must be equal in all processes of any run."""
     digest = hashlib.sha256()
     package = Path(cfgjax.__file__).parent

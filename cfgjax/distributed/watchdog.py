@@ -9,13 +9,18 @@ import faulthandler
 import math
 import threading
 import time
+from collections.abc import Mapping
+from typing import NoReturn
 
 from cfgjax.base.exits import FAILED, end_process
+from cfgjax.distributed.rendezvous import Meeting
 
 STEPS = "step "  # prefix of training steps, whose duration is measured
 SAVES = ("saving ", "waiting for the save ")
 TOGETHER = (STEPS, *SAVES)  # stages that take equally long in all processes, unlike compiling or sampling
 STALLED_STEPS = 10  # all processes are stuck if a step takes this many times the longest step
+
+Fault = tuple[int | None, str]  # (index of the faulty process or None, reason)
 
 
 @dataclasses.dataclass
@@ -32,14 +37,14 @@ class Seen:
     what: str = "the start"
     leaving: bool = False
 
-    def update(self, now, count, what):
+    def update(self, now: float, count: int, what: str) -> None:
         """Records a heartbeat."""
         self.heard = now
         if count != self.count:
             self.count, self.what, self.at = count, what, now
 
 
-def judge(now, seen, patience, longest_step=None):
+def judge(now: float, seen: Mapping[int, Seen], patience: float, longest_step: float | None = None) -> Fault | None:
     """Returns (index of the faulty process or None, reason), or None if there is no fault.
 
     seen: {index: Seen}. patience: seconds. longest_step: seconds of the longest step; None before one has ended.
@@ -60,7 +65,7 @@ def judge(now, seen, patience, longest_step=None):
     return None
 
 
-def unheard(seconds):
+def unheard(seconds: float) -> str:
     """Returns the reason for blaming a silent process."""
     return f"has sent nothing for {seconds:.0f} s: it is frozen or disconnected"
 
@@ -68,22 +73,24 @@ def unheard(seconds):
 class Watchdog:
     """Watches the processes of a `Meeting` until `leave`. Detects a fault within timeout_seconds."""
 
-    def __init__(self, meeting, timeout_seconds):
+    def __init__(self, meeting: Meeting, timeout_seconds: float) -> None:
         self._own, self._members, self._links = meeting.own, meeting.members, meeting.links
         self.timeout_seconds, self._interval = timeout_seconds, min(1.0, timeout_seconds / 10)
         self._patience = timeout_seconds - 2 * self._interval
         now = time.monotonic()
         self._seen = {member.number: Seen(now, now) for member in meeting.members}
         self._mine = self._seen[meeting.own.number]
-        self._stages: dict = {}  # of process 0: {count: what}
-        self._pending: list = []  # (index, count, what) of other processes' stages that process 0 has not reached
-        self._longest_step, self._lock, self._leaving = None, threading.Lock(), False
+        self._stages: dict[int, str] = {}  # of process 0: {count: what}
+        # (index, count, what) of other processes' stages that process 0 has not reached
+        self._pending: list[tuple[int, int, str]] = []
+        self._longest_step: float | None = None
+        self._lock, self._leaving = threading.Lock(), False
         self._ending = threading.Lock()  # taken by the first thread that ends the process
         for index in self._links:
             threading.Thread(target=self._read, args=(index,), daemon=True, name=f"watch-{index}").start()
         threading.Thread(target=self._beat, daemon=True, name="watchdog").start()
 
-    def stage(self, what):
+    def stage(self, what: str) -> None:
         """Records that the main thread enters a stage. All processes enter the same stages in the same order."""
         now, mine = time.monotonic(), self._mine
         with self._lock:
@@ -94,20 +101,20 @@ class Watchdog:
                 self._stages[mine.count] = what
                 self._stages.pop(mine.count - 10_000, None)
 
-    def failed(self, reason, code=FAILED):
+    def failed(self, reason: str, code: int = FAILED) -> None:
         """Reports to the others that this process failed. The caller ends the process; further verdicts are ignored."""
         self._only_one_ends()
         message = {"verdict": f"{self._own} failed: {reason}", "code": code}
         for link in self._links.values():
             link.send(message)
 
-    def leave(self):
+    def leave(self) -> None:
         """Announces the end of this process. From now on the end of any process is not a fault."""
         self._leaving = self._mine.leaving = True
         for link in self._links.values():
             link.send({"leaving": True})
 
-    def _read(self, index):
+    def _read(self, index: int) -> None:
         """Handles the messages of a link until it closes."""
         process, link = self._seen[index], self._links[index]
         while (message := link.receive()) is not None:
@@ -124,7 +131,7 @@ class Watchdog:
         else:
             self._end(f"{self._members[index]} has died (at {process.what})", FAILED)
 
-    def _beat(self):
+    def _beat(self) -> None:
         """Sends heartbeats. Process 0 judges all processes; the others only check that process 0 is alive."""
         while True:
             time.sleep(self._interval)
@@ -147,7 +154,7 @@ class Watchdog:
                 who = "" if index is None else f"{self._members[index]} "
                 self._end(f"{who}{why}", FAILED, index)
 
-    def _other_way(self):
+    def _other_way(self) -> Fault | None:
         """Returns (index, reason) of a process whose stages differ from process 0's, or None."""
         reached = [item for item in self._pending if item[1] <= self._mine.count]
         self._pending = [item for item in self._pending if item[1] > self._mine.count]
@@ -156,7 +163,7 @@ class Watchdog:
                 return index, f"diverged: it is at {what}, process 0 was at {ours}"
         return None
 
-    def _end(self, verdict, code, blamed=None):
+    def _end(self, verdict: str, code: int, blamed: int | None = None) -> NoReturn:
         """Sends the verdict to the others and ends this process with the verdict as its last line."""
         self._only_one_ends()
         if self._own.number == 0:
@@ -166,7 +173,7 @@ class Watchdog:
             faulthandler.dump_traceback(all_threads=True)
         end_process(f"cfgjax: failed: {self._own}: {verdict}", code)
 
-    def _only_one_ends(self):
+    def _only_one_ends(self) -> None:
         """Returns in the first thread that calls it. Other threads sleep until the process ends."""
         if not self._ending.acquire(blocking=False):
             time.sleep(60)

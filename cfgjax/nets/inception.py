@@ -151,7 +151,7 @@ def load(weights: str | Path | StateDict, *, resize: str = "tf1") -> Callable[[I
     weights: path of pt_inception-2015-12-05 (.pth or .npz), or its state dict.
     """
     choose("resize", resize, RESIZES)
-    params = jax.device_put(parameters(weights if isinstance(weights, dict) else read_state_dict(weights)))
+    params = jax.device_put(parameters(weights if isinstance(weights, Mapping) else read_state_dict(weights)))
     compiled = jax.jit(functools.partial(apply, resize=resize))
     return lambda images: compiled(params, images)
 

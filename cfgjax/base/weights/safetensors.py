@@ -1,14 +1,17 @@
 """Reads safetensors files; the format is in the README of github.com/huggingface/safetensors."""
 
+import io
 import math
 import os
 import struct
 import sys
+from typing import Any
 
 import numpy as np
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.json_files import MAX_JSON_BYTES, check_keys, check_type, parse_json
+from cfgjax.base.storage import AnyPath
 from cfgjax.base.weights.torch_files import STORAGES
 
 DTYPES = {
@@ -25,7 +28,7 @@ DTYPES = {
 }
 
 
-def read_safetensors(path, file):
+def read_safetensors(path: AnyPath, file: io.BufferedReader) -> dict[str, np.ndarray]:
     """Returns {key: array} of an open file.
 
     The file has the header's length, the header in JSON, and the arrays without gaps. The whole header is checked
@@ -57,7 +60,7 @@ def read_safetensors(path, file):
     return {key: found[key] for key in header}
 
 
-def check_entry(path, key, entry):
+def check_entry(path: AnyPath, key: str, entry: Any) -> None:
     """Raises UsageError or ValueError unless a header entry has a known dtype and a shape that matches its bytes."""
     check_type(f"{key} in its header", entry, dict)
     check_keys(entry, {"dtype": str, "shape": list, "data_offsets": list}, of=f" of {key} in its header")

@@ -1,15 +1,20 @@
 """Reads state dicts from files of all supported formats."""
 
+import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.files import read_npz
+from cfgjax.base.storage import AnyPath
 from cfgjax.base.weights.safetensors import read_safetensors
 from cfgjax.base.weights.shards import read_shards
 from cfgjax.base.weights.torch_files import arrays, read_legacy, read_zip
-from cfgjax.base.weights.wrappers import unwrap
+from cfgjax.base.weights.wrappers import Unwrapped, unwrap
 
 
 class Weights(NamedTuple):
@@ -19,24 +24,24 @@ class Weights(NamedTuple):
     state dicts in the file.
     """
 
-    arrays: dict
+    arrays: dict[str, np.ndarray]
     path: tuple[str, ...]
     passed_over: tuple[str, ...]
 
     @property
-    def choice(self):
+    def choice(self) -> str:
         """Text that names the state dict used and those passed over; "" if there was only one."""
         if not self.passed_over:
             return ""
         return f"took {'.'.join(self.path)}, not {', '.join(self.passed_over)}"
 
 
-def read_state_dict(path):
+def read_state_dict(path: AnyPath) -> dict[str, np.ndarray]:
     """Returns {key: numpy array}, read-only: the `arrays` of `read_weights`."""
     return read_weights(path).arrays
 
 
-def read_weights(path):
+def read_weights(path: AnyPath) -> Weights:
     """Returns the `Weights` in a PyTorch file (zip or the older stream), a safetensors file, an .npz, or shards.
 
     The format is detected from the content, except that the name of an index of shards must end with .json. Only
@@ -50,7 +55,7 @@ def read_weights(path):
         raise UsageError(f"cannot read {path}: {e.strerror}") from e
 
 
-def read_file(path, *, unwrapped=True):
+def read_file(path: AnyPath, *, unwrapped: bool = True) -> Weights:
     """Returns the `Weights` in one file, with the errors of `read_weights`. unwrapped: whether to apply `unwrap`."""
     try:
         with open(path, "rb") as file:
@@ -63,7 +68,7 @@ def read_file(path, *, unwrapped=True):
         raise UsageError(f"cannot read {path}: {one_line(e)}") from e
 
 
-def read_opened(path, file, unwrap):
+def read_opened(path: AnyPath, file: io.BufferedReader, unwrap: Callable[[Any], Unwrapped]) -> Weights:
     """Returns the `Weights` in an open file."""
     begin = file.read(9)
     file.seek(0)

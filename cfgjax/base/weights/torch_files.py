@@ -8,15 +8,19 @@ import pickle
 import struct
 import sys
 import zipfile
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from cfgjax.base.errors import UsageError
+from cfgjax.base.storage import AnyPath
 
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_EXPANDED = 2**24  # elements of a tensor that is larger than its storage
+
+ReadStorages = Callable[[Iterable[str]], dict[str, bytes]]
 
 # torch's storage classes → dtypes of their little-endian elements
 STORAGES = {
@@ -33,8 +37,9 @@ STORAGES = {
 }
 
 
-def read_zip(path, archive, pickled):
+def read_zip(path: AnyPath, archive: zipfile.ZipFile, pickled: str) -> tuple[Any, ReadStorages]:
     """Returns (unpickled object, function from storage keys to {key: bytes}) of a file of torch 1.6 or later."""
+    assert archive.fp is not None  # it is open
     folder, size = pickled.removesuffix("data.pkl"), os.fstat(archive.fp.fileno()).st_size
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
         raise UsageError(f"{path} is compressed; PyTorch's files never are; refused")
@@ -50,7 +55,7 @@ def read_zip(path, archive, pickled):
     return value, lambda keys: {key: archive.read(f"{folder}data/{key}") for key in keys}
 
 
-def read_legacy(path, file):
+def read_legacy(path: AnyPath, file: io.BufferedReader) -> tuple[Any, ReadStorages]:
     """Returns the same as `read_zip`, for a file of torch before 1.6."""
     magic, protocol, system = (Unpickler(path, file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
@@ -69,7 +74,7 @@ def read_legacy(path, file):
         starts[key] = file.tell()
         file.seek(storage.bytes, os.SEEK_CUR)
 
-    def read(key):
+    def read(key: str) -> bytes:
         file.seek(starts[key])
         return file.read(unpickler.storages[key].bytes)
 
@@ -84,7 +89,7 @@ class Storage(NamedTuple):
     numel: int
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         return self.numel * STORAGES[self.kind].itemsize
 
 
@@ -104,12 +109,12 @@ class Unpickler(pickle.Unpickler):
     pickle can neither call a string nor set its attributes.
     """
 
-    def __init__(self, path, file):
+    def __init__(self, path: AnyPath, file: io.BufferedIOBase) -> None:
         super().__init__(file)
         self.path = path
-        self.storages = {}
+        self.storages: dict[str, Storage] = {}
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         # new functions for each file, since a pickle can set their attributes
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
@@ -122,12 +127,21 @@ class Unpickler(pickle.Unpickler):
             raise UsageError(f"{self.path} holds {module}.{name}, which is not a tensor; refused")
         return known[module, name]
 
-    def tensor(self, storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+    def tensor(
+        self,
+        storage: object,
+        offset: Any,
+        shape: Any,
+        strides: Any,
+        requires_grad: object,
+        hooks: object,
+        metadata: object = None,
+    ) -> Tensor:
         if not isinstance(storage, Storage) or metadata:
             raise UsageError(f"{self.path} holds a tensor of an unknown kind; refused")
         return Tensor(storage, offset, shape, strides)
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Storage:
         word, kind, key, _, numel, *view = pid  # the fourth item is the device
         if word != "storage" or kind not in STORAGES or any(view):
             raise UsageError(f"{self.path} holds a storage of an unknown kind; refused")
@@ -139,7 +153,7 @@ class Unpickler(pickle.Unpickler):
         return storage
 
 
-def arrays(path, tensors, read_storages):
+def arrays(path: AnyPath, tensors: Any, read_storages: ReadStorages) -> dict[str, np.ndarray]:
     """Returns {key: array} of a dict of Tensors. read_storages: as returned by `read_zip`."""
     if not isinstance(tensors, dict):
         raise UsageError(f"{path} holds a {type(tensors).__name__}, not a dict of tensors")
@@ -152,7 +166,7 @@ def arrays(path, tensors, read_storages):
     return {key: view(tensor, storages[tensor.storage.key]) for key, tensor in tensors.items()}
 
 
-def fits_storage(tensor):
+def fits_storage(tensor: Tensor) -> bool:
     """Returns whether a tensor lies in its storage and, if it is large, has no more elements than its storage."""
     _, offset, shape, strides = tensor
     if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides):
@@ -163,7 +177,7 @@ def fits_storage(tensor):
     return 0 in shape or (last < tensor.storage.numel and math.prod(shape) <= max(tensor.storage.numel, MAX_EXPANDED))
 
 
-def view(tensor, buffer):
+def view(tensor: Tensor, buffer: bytes) -> np.ndarray:
     """Returns the array of a Tensor as a view of the bytes of its storage. `fits_storage` must hold."""
     dtype = STORAGES[tensor.storage.kind]
     if 0 in tensor.shape or math.prod(tensor.shape) == 1:  # the strides have no meaning and may have any value

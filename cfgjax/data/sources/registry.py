@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,14 @@ def npz(*, path: str | Path, crop: str | None = None) -> Examples:
     return arrays["image"], arrays["label"]
 
 
-SOURCES = {"digits": digits, "mixture": mixture, "npz": npz, "prepared": prepared, "folder": folder, "tfds": tfds}
+SOURCES: dict[str, Callable[..., Any]] = {
+    "digits": digits,
+    "mixture": mixture,
+    "npz": npz,
+    "prepared": prepared,
+    "folder": folder,
+    "tfds": tfds,
+}
 
 
 def open_source(data: DataSettings) -> Dataset:

@@ -10,7 +10,7 @@ import signal
 import sys
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Executes argv if the parent sends a byte."""
     if not os.read(0, 1):
         return

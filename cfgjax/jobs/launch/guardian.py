@@ -11,40 +11,41 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 
 
 class Guardian:
     """The parent's handle of a guardian, a context manager. On exit the children are no longer guarded."""
 
-    def __init__(self, grace_seconds):
+    def __init__(self, grace_seconds: float) -> None:
         argv = [sys.executable, "-I", "-S", __file__, str(grace_seconds)]
         null = subprocess.DEVNULL
         reading, self._pipe = os.pipe()
         self._process = subprocess.Popen(argv, stdin=reading, stdout=null, stderr=null, start_new_session=True)
         os.close(reading)
 
-    def began(self, pid):
+    def began(self, pid: int) -> None:
         """Registers a child that has started."""
         self._say(f"+{pid}")
 
-    def ended(self, pid):
+    def ended(self, pid: int) -> None:
         """Unregisters a child that has ended; its pid may be reused."""
         self._say(f"-{pid}")
 
-    def _say(self, line):
+    def _say(self, line: str) -> None:
         with contextlib.suppress(OSError):  # a run continues without its guardian
             os.write(self._pipe, f"{line}\n".encode())
 
-    def __enter__(self):
+    def __enter__(self) -> "Guardian":
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._say("done")
         os.close(self._pipe)
         self._process.wait()
 
 
-def main(grace_seconds):
+def main(grace_seconds: float) -> None:
     """Tracks the parent's children until the parent has ended, then ends the remaining ones."""
     children: set[int] = set()
     for line in sys.stdin:
@@ -59,7 +60,7 @@ def main(grace_seconds):
     send(os.killpg, children, signal.SIGKILL)
 
 
-def send(function, children, number):
+def send(function: Callable[[int, int], None], children: Iterable[int], number: int) -> bool:
     """Sends a signal with os.kill or os.killpg. Returns whether any process received it."""
     received = False
     for child in children:

@@ -8,6 +8,7 @@ import functools
 import math
 import re
 from pathlib import PurePosixPath
+from typing import Any
 
 from absl import flags
 
@@ -15,14 +16,14 @@ from cfgjax.base.errors import UsageError, printable
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
 from cfgjax.base.storage import is_url
-from cfgjax.jobs.launch.job import argv_of, check_name, check_python, dns_name
+from cfgjax.jobs.launch.job import Job, argv_of, check_name, check_python, dns_name
 from cfgjax.jobs.launch.programs import output_of
 from cfgjax.jobs.launch.quoting import kubernetes_word
 
 GROUP = "workers"
 
 
-def define_flags(given):
+def define_flags(given: flags.FlagValues) -> None:
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
@@ -46,7 +47,7 @@ def define_flags(given):
     path("python", "python", "Python interpreter in the image.", local=True)
 
 
-def launch(given, job):
+def launch(given: flags.FlagValues, job: Job) -> int:
     """Applies the manifest, or prints it with --dry_run."""
     check_jobset_flags(given, job)
     import yaml
@@ -59,7 +60,7 @@ def launch(given, job):
     return DONE
 
 
-def check_jobset_flags(given, job):
+def check_jobset_flags(given: flags.FlagValues, job: Job) -> None:
     """Raises UsageError for flags that are missing or contradict each other."""
     for name in ("image", "hosts") if is_url(job.workdir) else ("image", "claim", "hosts"):
         if not given[name].value:
@@ -81,7 +82,7 @@ def check_jobset_flags(given, job):
         check_topology(given)
 
 
-def check_topology(given):
+def check_topology(given: flags.FlagValues) -> None:
     """Raises UsageError unless the topology has as many chips as all hosts together."""
     if not re.fullmatch(r"\d{1,6}(x\d{1,6}){1,2}", given.tpu_topology, re.ASCII):
         raise UsageError(f"--tpu_topology={given.tpu_topology}: need numbers separated by x, such as 4x4")
@@ -93,10 +94,10 @@ def check_topology(given):
         )
 
 
-def manifest(given, job):
+def manifest(given: flags.FlagValues, job: Job) -> dict[str, Any]:
     """Returns the JobSet as nested dicts."""
     name = given.name or dns_name(job.name)
-    metadata: dict = {"name": name, **({"namespace": given.namespace} if given.namespace else {})}
+    metadata: dict[str, Any] = {"name": name, **({"namespace": given.namespace} if given.namespace else {})}
     if given.tpu_topology:  # one JobSet per slice
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     rule = {"name": "badUsage", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
@@ -112,7 +113,7 @@ def manifest(given, job):
     }
 
 
-def job_spec(given, name, job):
+def job_spec(given: flags.FlagValues, name: str, job: Job) -> dict[str, Any]:
     """Returns the Job: one pod per host, and the policy for each exit code."""
     codes = lambda action, code: {"action": action, "onExitCodes": {"operator": "In", "values": [code]}}
     disrupted = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -126,7 +127,7 @@ def job_spec(given, name, job):
     }
 
 
-def pod_spec(given, name, job):
+def pod_spec(given: flags.FlagValues, name: str, job: Job) -> dict[str, Any]:
     """Returns the pod of a host."""
     devices = {"nvidia.com/gpu": given.gpus_per_host, "google.com/tpu": given.tpus_per_host}
     resources = {key: str(count) for key, count in devices.items() if count}
@@ -135,15 +136,15 @@ def pod_spec(given, name, job):
         "CFGJAX_NUM_PROCESSES": str(given.hosts),  # the index of a pod is in JOB_COMPLETION_INDEX
         "CFGJAX_GRACE_SECONDS": str(given.grace_seconds),
     }
-    mounts: list = []
-    volumes: list = []
+    mounts: list[dict[str, str]] = []
+    volumes: list[dict[str, Any]] = []
     if given.claim:
         mounts.append({"name": "runs", "mountPath": given.mount})
         volumes.append({"name": "runs", "persistentVolumeClaim": {"claimName": given.claim}})
     if given.gpus_per_host:  # shared memory for NCCL; the default is 64 MB
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
-    container: dict = {
+    container: dict[str, Any] = {
         "name": "cfgjax",
         "image": given.image,
         "command": [kubernetes_word(word) for word in argv_of(given.python, job.words)],

@@ -4,10 +4,14 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, TextIO
 
 from absl import flags
 
@@ -17,12 +21,12 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import define_path
 from cfgjax.jobs.launch import children
 from cfgjax.jobs.launch.guardian import Guardian
-from cfgjax.jobs.launch.job import argv_of, check_python, shell_lines
+from cfgjax.jobs.launch.job import Job, argv_of, check_python, shell_lines
 from cfgjax.jobs.launch.programs import check_interpreter
 from cfgjax.jobs.launch.quoting import shell_word
 
 
-def define_flags(given):
+def define_flags(given: flags.FlagValues) -> None:
     """Adds the flags of this launcher."""
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
     integer("num_processes", 1, "Number of processes.", lower_bound=1)
@@ -38,7 +42,7 @@ def define_flags(given):
     define_path("python", sys.executable, what, flag_values=given, local=True)
 
 
-def launch(given, job):
+def launch(given: flags.FlagValues, job: Job) -> int:
     """Runs the processes. Returns 0 if all are done, 75 if all are done or saved, else the first failure's code."""
     check_python(given.python)
     for name in ("num_processes", "devices_per_process"):
@@ -53,7 +57,9 @@ def launch(given, job):
     return ProcessGroup(argv, [{**os.environ, **shared, **mine} for mine in own]).run(given.grace_seconds)
 
 
-def environments(num_processes, port, devices_per_process):
+def environments(
+    num_processes: int, port: int, devices_per_process: int | None
+) -> tuple[dict[str, str], list[dict[str, str]]]:
     """Returns (environment variables of all processes, [those of each process])."""
     shared = {"CFGJAX_COORDINATOR": f"127.0.0.1:{port}", "CFGJAX_NUM_PROCESSES": str(num_processes)}
     if devices_per_process is not None:
@@ -61,7 +67,7 @@ def environments(num_processes, port, devices_per_process):
     return shared, [{"CFGJAX_PROCESS_ID": str(i)} for i in range(num_processes)]
 
 
-def free_port():
+def free_port() -> int:
     """Returns a port that is free on all addresses and whose next port, which jax uses, is free too."""
     while True:
         with socket.socket() as found, socket.socket() as following:
@@ -72,7 +78,7 @@ def free_port():
                 return port
 
 
-def script_lines(argv, shared, own):
+def script_lines(argv: Sequence[str], shared: Mapping[str, str], own: Iterable[Mapping[str, str]]) -> list[str]:
     """Returns the lines of a shell script that starts the same processes."""
     setting = lambda variables: " ".join(f"{name}={shell_word(value)}" for name, value in variables.items())
     return [f"export {setting(shared)}", *(f"{setting(mine)} {shell_lines(argv)} &" for mine in own), "wait"]
@@ -85,16 +91,16 @@ class ProcessGroup:
     the other processes are prefixed with their number.
     """
 
-    def __init__(self, argv, environments):
+    def __init__(self, argv: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
         self._argv, self._environments = argv, environments
         self._last_lines = [b""] * len(environments)
 
-    def run(self, grace_seconds):
+    def run(self, grace_seconds: float) -> int:
         """Runs all processes until they have ended. Returns their common exit code."""
-        processes: list = []
-        readers: list = []
-        passed_on: list = []
-        ended: dict = {}
+        processes: list[subprocess.Popen[bytes]] = []
+        readers: list[threading.Thread] = []
+        passed_on: list[signal.Signals] = []
+        ended: dict[int, int] = {}
         with Guardian(grace_seconds) as guardian, children.Received() as received:
             try:
                 for i, environment in enumerate(self._environments):
@@ -122,7 +128,9 @@ class ProcessGroup:
                     reader.join(timeout=5)
         return self._report(ended)
 
-    def _start(self, i, environment, readers, guardian):
+    def _start(
+        self, i: int, environment: Mapping[str, str], readers: list[threading.Thread], guardian: Guardian
+    ) -> subprocess.Popen[bytes]:
         """Starts process i and the threads that read its output."""
         if i == 0:
             return children.start(self._argv, guardian, env=environment)
@@ -132,13 +140,13 @@ class ProcessGroup:
             readers[-1].start()
         return process
 
-    def _pass_lines(self, i, stream, to):
+    def _pass_lines(self, i: int, stream: IO[bytes], to: TextIO) -> None:
         for line in stream:
             self._last_lines[i] = line.strip() or self._last_lines[i]
             to.buffer.write(f"[{i}] ".encode() + line.rstrip(b"\n") + b"\n")
             to.buffer.flush()
 
-    def _report(self, ended):
+    def _report(self, ended: Mapping[int, int]) -> int:
         """Returns the common exit code and prints a failure. ended: {process: exit code} in the order of ending."""
         failed = [i for i, code in ended.items() if code not in (DONE, PREEMPTED)]
         if not failed:

@@ -2,23 +2,24 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from cfgjax.base.errors import UsageError
 
 
-def require(program):
+def require(program: str) -> None:
     """Raises UsageError unless a program is installed."""
     if shutil.which(program) is None:
         raise UsageError(f"there is no {program} on this machine; --dry_run prints its input")
 
 
-def check_interpreter(python):
+def check_interpreter(python: str) -> None:
     """Raises UsageError unless --python is a program on this machine."""
     if shutil.which(python) is None:
         raise UsageError(f"--python={python}: there is no such program on this machine; need a Python interpreter")
 
 
-def output_of(argv, text=None, *, shown=False):
+def output_of(argv: Sequence[str], text: str | None = None, *, shown: bool = False) -> str:
     """Runs a program with text as its standard input and returns its stripped output. shown: print the output instead.
 
     Raises UsageError if the program is not installed or cannot be started, and ChildProcessError with its last line if

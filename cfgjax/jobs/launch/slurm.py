@@ -7,6 +7,7 @@ and the script requeues the job. A cancelled or failed job is not requeued.
 import functools
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
@@ -15,15 +16,15 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import define_path
-from cfgjax.base.storage import is_url
-from cfgjax.jobs.launch.job import argv_of, check_python, check_time, shell_lines
+from cfgjax.base.storage import AnyPath, is_url
+from cfgjax.jobs.launch.job import Job, argv_of, check_python, check_time, shell_lines
 from cfgjax.jobs.launch.programs import output_of, require
 from cfgjax.jobs.launch.quoting import check_shell_line, check_word, sbatch_line, slurm_path
 
 SBATCH_OPTIONS = ("partition", "account", "qos", "constraint")
 
 
-def define_flags(given):
+def define_flags(given: flags.FlagValues) -> None:
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     integer = functools.partial(flags.DEFINE_integer, flag_values=given)
@@ -57,7 +58,7 @@ def define_flags(given):
     )
 
 
-def launch(given, job):
+def launch(given: flags.FlagValues, job: Job) -> int:
     """Submits the job and prints its number and the path of its output."""
     check_slurm_flags(given)
     if given.logs is None and is_url(job.workdir):
@@ -72,7 +73,7 @@ def launch(given, job):
     return DONE
 
 
-def check_slurm_flags(given):
+def check_slurm_flags(given: flags.FlagValues) -> None:
     """Raises UsageError for flags that are missing, contradict each other, or cannot be written to the script."""
     if given.time is None:
         raise UsageError("--time must be given: the job saves before this limit and is requeued")
@@ -87,7 +88,7 @@ def check_slurm_flags(given):
         raise UsageError(f"--sbatch={wrong[0]!r}: need an option of sbatch, such as --sbatch=--mem=64G")
 
 
-def submit_script(text, logs):
+def submit_script(text: str, logs: AnyPath) -> str:
     """Submits a script and returns its job number. logs: the folder of its output, created if missing."""
     check_folder(logs, f"the folder {logs} of Slurm's output")
     require("sbatch")
@@ -98,7 +99,7 @@ def submit_script(text, logs):
     return output_of(["sbatch", "--parsable"], text).partition(";")[0]
 
 
-def job_script(given, name, log, lines, array=None):
+def job_script(given: flags.FlagValues, name: str, log: str, lines: Iterable[str], array: str | None = None) -> str:
     """Returns a job's script: options, environment, then lines. log: a path with Slurm's %j or %A and %a."""
     options = [
         f"--job-name={name}",
@@ -124,7 +125,7 @@ def job_script(given, name, log, lines, array=None):
     return text
 
 
-def job_lines(given, job):
+def job_lines(given: flags.FlagValues, job: Job) -> list[str]:
     """Returns script lines that run the job's command and requeue the job if it saved."""
     return [
         "trap : TERM  # the step receives SIGTERM too; wait until it has saved",
@@ -135,7 +136,7 @@ def job_lines(given, job):
     ]
 
 
-def requeue_lines(number):
+def requeue_lines(number: str) -> list[str]:
     """Returns script lines that exit if the job with this number was cancelled, and requeue it if it saved."""
     return [
         f'if [ "$(squeue --noheader --jobs={number} --format=%T)" != RUNNING ]; then',
@@ -148,7 +149,7 @@ def requeue_lines(number):
     ]
 
 
-def srun(given, command):
+def srun(given: flags.FlagValues, command: str) -> str:
     """Returns the srun line that runs a command in all tasks. The end of a task does not kill those still saving."""
     options = "--kill-on-bad-exit=0"
     if given.cpus_per_task:

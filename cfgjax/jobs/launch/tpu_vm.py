@@ -5,6 +5,7 @@ preempted and saves, it is restarted on the same worker.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -12,7 +13,7 @@ from absl import flags
 from cfgjax.base.errors import UsageError, choose
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import define_path
-from cfgjax.jobs.launch.job import argv_of, check_name, check_python, dns_name, shell_lines
+from cfgjax.jobs.launch.job import Job, argv_of, check_name, check_python, dns_name, shell_lines
 from cfgjax.jobs.launch.programs import output_of
 from cfgjax.jobs.launch.quoting import check_shell_line, here_document
 
@@ -21,7 +22,7 @@ SETUP = "sudo apt-get install -y -q python3.11-venv && python3.11 -m venv .venv 
 GRACE_SECONDS = 30  # of a spot VM
 
 
-def define_flags(given):
+def define_flags(given: flags.FlagValues) -> None:
     """Adds the flags of this launcher."""
     text = functools.partial(flags.DEFINE_string, flag_values=given)
     text("action", "run", f"What to do: {', '.join(ACTIONS)}.")
@@ -40,7 +41,7 @@ def define_flags(given):
     define_path("python", ".venv/bin/python", what, flag_values=given, local=True)
 
 
-def launch(given, job):
+def launch(given: flags.FlagValues, job: Job) -> int:
     """Calls gcloud for the requested action, or prints the calls with --dry_run."""
     action = choose("action", given.action, ACTIONS)
     if not given.zone:
@@ -58,7 +59,7 @@ def launch(given, job):
     return DONE
 
 
-def create(given, name, job):
+def create(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that request the slice."""
     for flag in ("accelerator_type", "runtime_version"):
         if not given[flag].value:
@@ -68,7 +69,7 @@ def create(given, name, job):
     return [gcloud(given, "queued-resources", "create", name, *nodes, *kind, *(["--spot"] if given.spot else []))]
 
 
-def copy(given, name, job):
+def copy(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that copy the source in this folder to every worker."""
     if absent := [name for name in SOURCE if not Path(name).exists()]:
         raise UsageError(f"there is no {absent[0]} here; run --action=copy in the source folder of cfgjax")
@@ -76,27 +77,27 @@ def copy(given, name, job):
     return [ssh(given, name, "mkdir -p cfgjax"), sent]
 
 
-def run_job(given, name, job):
+def run_job(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that install cfgjax and start the command on every worker."""
     return [ssh(given, name, start_text(given.setup, argv_of(given.python, job.words)))]
 
 
-def stop(given, name, job):
+def stop(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that make the command save and exit."""
     return [ssh(given, name, "kill -TERM $(cat cfgjax/job.pid)")]
 
 
-def status(given, name, job):
+def status(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that print the state of the queued resource."""
     return [gcloud(given, "queued-resources", "describe", name, "--format=value(state.state)")]
 
 
-def logs(given, name, job):
+def logs(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that print the last log lines of every worker."""
     return [ssh(given, name, "tail -n 20 cfgjax/job.log")]
 
 
-def delete(given, name, job):
+def delete(given: flags.FlagValues, name: str, job: Job) -> list[list[str]]:
     """Returns the gcloud calls that delete the slice."""
     return [gcloud(given, "queued-resources", "delete", name, "--force")]
 
@@ -104,28 +105,28 @@ def delete(given, name, job):
 ACTIONS = dict(create=create, copy=copy, run=run_job, stop=stop, status=status, logs=logs, delete=delete)
 
 
-def gcloud(given, *words):
+def gcloud(given: flags.FlagValues, *words: str) -> list[str]:
     """Returns the words of a gcloud call."""
     where = [f"--zone={given.zone}", *([f"--project={given.project}"] if given.project else [])]
     return ["gcloud", "compute", "tpus", *words, *where]
 
 
-def of_slice(given, verb):
+def of_slice(given: flags.FlagValues, verb: str) -> tuple[str, str]:
     """Returns the gcloud command group for the workers of one or several slices, and the verb."""
     return ("tpu-vm" if given.node_count == 1 else "queued-resources", verb)
 
 
-def workers(given):
+def workers(given: flags.FlagValues) -> list[str]:
     """Returns the flags that select every worker."""
     return ["--worker=all", *(["--node=all"] if given.node_count > 1 else [])]
 
 
-def ssh(given, name, text):
+def ssh(given: flags.FlagValues, name: str, text: str) -> list[str]:
     """Returns the gcloud call that runs a shell text on every worker."""
     return gcloud(given, *of_slice(given, "ssh"), name, *workers(given), f"--command={text}")
 
 
-def start_text(setup, argv):
+def start_text(setup: str, argv: Sequence[str]) -> str:
     """Returns the worker's script, which installs cfgjax, then writes and starts the job unless one is running."""
     script = [
         "#!/usr/bin/env bash",

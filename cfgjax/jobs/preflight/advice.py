@@ -1,23 +1,26 @@
 """Warnings about a training step on a mesh, one line each."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 
 from cfgjax.distributed.sharding import FSDP_MIN_SIZE
 from cfgjax.jobs.preflight.memory import nbytes
 from cfgjax.jobs.preflight.sizes import bytes_text
-from cfgjax.training.run import flat
+from cfgjax.training.run import Program, flat
 
 NAMED = 3  # parameters named in a warning
 
 
-def warnings(program, found):
+def warnings(program: Program, found: Mapping[str, Any]) -> list[str]:
     """Returns the warnings about a program and its figures."""
     lines = [undivided(program), not_fitting(found), complaints(found)]
     return [line for line in lines if line]
 
 
-def replicated_parameters(program):
+def replicated_parameters(program: Program) -> tuple[dict[str, int], dict[str, int]]:
     """Returns {path: bytes} of replicated parameters twice: of large ones that fsdp does not divide, and of small ones.
 
     Both are empty if fsdp is 1.
@@ -29,14 +32,14 @@ def replicated_parameters(program):
     return {path: nbytes(leaf) for path, leaf in whole.items() if path not in small}, small
 
 
-def copies(program):
+def copies(program: Program) -> int:
     """Returns the number of arrays in the state per parameter: the parameter, optimizer moments, EMAs."""
     params = sum(nbytes(leaf) for leaf in jax.tree.leaves(program.like.params))
     state = program.like.params, program.like.ema, program.like.opt_state
     return round(sum(nbytes(leaf) for leaf in jax.tree.leaves(state)) / params)
 
 
-def undivided(program):
+def undivided(program: Program) -> str | None:
     """Returns a line about parameters with no axis divisible by fsdp, or None."""
     large, _ = replicated_parameters(program)
     if not large:
@@ -52,7 +55,7 @@ def undivided(program):
     )
 
 
-def not_fitting(found):
+def not_fitting(found: Mapping[str, Any]) -> str | None:
     """Returns a line about memory that is or may be too small, with a remedy, or None."""
     fits = found.get("fits")
     if not fits or fits["named"]["fits"]:
@@ -69,7 +72,7 @@ def not_fitting(found):
     return f"{message}: {use}model.remat, a larger mesh.fsdp or more devices reduce it"
 
 
-def passes_needed(found, memory, count="named"):
+def passes_needed(found: Mapping[str, Any], memory: float, count: str = "named") -> int | None:
     """Returns the smallest train.accumulate_steps with which the step fits into memory on each device, or None.
 
     count: which count of activations, "named" or "least".
@@ -78,14 +81,14 @@ def passes_needed(found, memory, count="named"):
     held = sum(parts[name] for name in ("parameters", "optimizer", "ema", "batch")) + kept["fixed"]
     held += parts["gathered"] if count == "named" else 0
 
-    def peak(passes):
+    def peak(passes: int) -> int:
         gradients = parts["parameters"] * (2 if passes > 1 else 1)
         return held + gradients + images // passes * kept["per_image"]
 
     return next((n for n in range(1, images + 1) if images % n == 0 and peak(n) <= memory), None)
 
 
-def complaints(found):
+def complaints(found: Mapping[str, Any]) -> str | None:
     """Returns a line about arrays that the partitioner gathers to change their sharding, or None."""
     count = found["partitioner_complaints"]
     if not count:

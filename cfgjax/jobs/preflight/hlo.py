@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import numpy as np
+from jaxtyping import Int
 
 OPCODES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BITS_OF_TYPE = {"pred": 8, "c64": 64, "c128": 128}  # of types whose names do not contain them
@@ -27,38 +29,44 @@ class Collective:
 
     kind: str
     bytes: int
-    group: tuple
+    group: tuple[int, ...]
     times: int
 
     @property
-    def wire_bytes(self):
+    def wire_bytes(self) -> float:
         """Bytes that each device sends in all runs together, if the group is a ring."""
         return self.times * self.bytes * ring_share(self.kind, len(self.group))
 
 
-def ring_share(kind, size):
+CollectivesOf = dict[str | None, list[Collective]]  # by computation; None: before the first
+CallsOf = dict[str | None, list[tuple[str, int | None]]]  # [(called computation, times or None)] of each
+
+
+def ring_share(kind: str, size: int) -> float:
     """Returns the bytes that each of `size` devices in a ring sends, as a fraction of the array's bytes."""
     if kind == "collective-permute":
         return 1.0
     return (2 if kind == "all-reduce" else 1) * (size - 1) / size
 
 
-def find_collectives(text):
+def find_collectives(text: str) -> list[Collective]:
     """Returns the list of `Collective`s in the text of a compiled program (`compiled.as_text()`).
 
     Loop bodies are counted known_trip_count times. Raises ValueError for a loop of unknown length that contains
     collectives.
     """
     own, calls, entry = parse_computations(text)
-    counted: dict = {}
+    counted: dict[str | None, list[Collective]] = {}
 
-    def inside(name):
+    def inside(name: str | None) -> list[Collective]:
         """Returns the collectives of a computation and of all that it calls."""
         if name not in counted:
             found = list(own.get(name, ()))
             for called, times in calls.get(name, ()):
                 inner = inside(called)
-                if inner and times is None:
+                if not inner:
+                    continue
+                if times is None:
                     raise ValueError(f"{called} has collectives and runs an unknown number of times")
                 found += [dataclasses.replace(c, times=c.times * times) for c in inner]
             counted[name] = found
@@ -67,10 +75,10 @@ def find_collectives(text):
     return inside(entry)
 
 
-def parse_computations(text):
+def parse_computations(text: str) -> tuple[CollectivesOf, CallsOf, str | None]:
     """Returns ({computation: [Collective]}, {computation: [(called, times or None)]}, the entry computation)."""
-    own: dict = {}
-    calls: dict = {}
+    own: CollectivesOf = {}
+    calls: CallsOf = {}
     entry = name = None
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
@@ -89,7 +97,7 @@ def parse_computations(text):
     return own, calls, entry
 
 
-def collective(opcode, result, line):
+def collective(opcode: str, result: str, line: str) -> Collective:
     """Returns the Collective of an instruction's line."""
     if opcode.endswith("-start"):
         raise ValueError(f"{opcode}: asynchronous collectives are not supported; compile for CPU devices")
@@ -98,13 +106,13 @@ def collective(opcode, result, line):
     return Collective(opcode, size, group, 1)
 
 
-def array_bytes(shape):
+def array_bytes(shape: str) -> int:
     """Returns the bytes of an array or a tuple of arrays in XLA's notation: f32[8,3]{1,0}, (s32[], bf16[4])."""
     arrays = ARRAY.findall(COMMENT.sub("", shape))
     return sum(prod(integers_of(lengths)) * bits(kind) // 8 for kind, lengths in arrays)
 
 
-def bits(kind):
+def bits(kind: str) -> int:
     """Returns the bits per element of an XLA type: 16 for bf16, 8 for f8e4m3."""
     if kind in BITS_OF_TYPE:
         return BITS_OF_TYPE[kind]
@@ -114,7 +122,7 @@ def bits(kind):
     return int(found[1])
 
 
-def first_group(line):
+def first_group(line: str) -> tuple[int, ...]:
     """Returns the first of the replica_groups, in any of XLA's notations."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return tuple(integers_of(listed[1]))
@@ -130,7 +138,7 @@ def first_group(line):
     raise ValueError(f"cannot read the groups of {line.strip()[:200]}")
 
 
-def first_pair(line):
+def first_pair(line: str) -> tuple[int, int]:
     """Returns (source, target) of the first pair of a collective-permute."""
     pair = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line)
     if not pair:
@@ -138,19 +146,19 @@ def first_pair(line):
     return int(pair[1]), int(pair[2])
 
 
-def device_ids(lengths, order):
+def device_ids(lengths: str, order: str | None) -> Int[np.ndarray, "..."]:
     """Returns 0, 1, … as an array of shape `lengths`, transposed by `order` unless it is None. Both are XLA's text."""
     shape = integers_of(lengths)
     ids = np.arange(prod(shape)).reshape(shape)
     return ids.transpose(integers_of(order)) if order else ids
 
 
-def integers_of(text):
+def integers_of(text: str) -> list[int]:
     """Returns [1, 2] for "1,2"."""
     return [int(word) for word in text.split(",") if word]
 
 
-def by_kind(collectives):
+def by_kind(collectives: Sequence[Collective]) -> dict[str, dict[str, int]]:
     """Returns {kind: {count, bytes, wire_bytes}} per device for one run of the program."""
     sums = {}
     for kind in OPCODES:
@@ -160,15 +168,14 @@ def by_kind(collectives):
     return sums
 
 
-def by_group(collectives, node=8):
+def by_group(collectives: Iterable[Collective], node: int = 8) -> list[dict[str, str | int]]:
     """Returns [{kind, size, in_node, bytes}]: the bytes of each kind of collective, by the size of its groups.
 
     in_node: devices of a group that are on the node of its first device. node: devices per node; device i is on node
     i // node.
     """
-    sums: dict = {}
+    sums: dict[tuple[str, int, int], int] = {}
     for c in collectives:
         key = c.kind, len(c.group), sum(i // node == c.group[0] // node for i in c.group)
         sums[key] = sums.get(key, 0) + c.times * c.bytes
-    names = ("kind", "size", "in_node")
-    return [dict(zip(names, key, strict=True)) | {"bytes": size} for key, size in sums.items()]
+    return [{"kind": kind, "size": size, "in_node": near, "bytes": sent} for (kind, size, near), sent in sums.items()]

@@ -1,17 +1,17 @@
 """Memory of a training step on each device: its state, and the activations kept for the backward pass."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import PyTree
 
 from cfgjax.distributed.sharding import parameter_sharding
-from cfgjax.jobs.preflight.residuals import residuals
+from cfgjax.jobs.preflight.residuals import Kept, residuals
 from cfgjax.training.run import Program
 from cfgjax.training.state import TrainState
 
@@ -29,7 +29,7 @@ def device_bytes(tree: PyTree) -> int:
     return sum(nbytes(shard(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def sharded(mesh: Mesh, shapes: PyTree) -> PyTree:
+def sharded(mesh: Mesh | AbstractMesh, shapes: PyTree) -> PyTree:
     """Returns the shapes with the shardings of parameters of these shapes."""
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return jax.tree.map(place, shapes, parameter_sharding(mesh, shapes))
@@ -61,7 +61,7 @@ def gathered_bytes(program: Program) -> int:
     return sum(itemsize * leaf.size for leaf in split)
 
 
-def kept(program: Program, batch_size: int) -> Any:
+def kept(program: Program, batch_size: int) -> Kept:
     """Returns the `Kept` of the backward pass of a batch, as shapes on one device."""
     batch = {name: drop_step(leaf, batch_size) for name, leaf in program.abstract_batches(1).items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -103,7 +103,7 @@ def activations(program: Program) -> dict[str, Activations]:
     return {"named": named, "least": min(named, least, key=lambda found: found.per_image)}
 
 
-def affine(mesh: Mesh, small: list, large: list) -> Activations:
+def affine(mesh: Mesh, small: Sequence[jax.ShapeDtypeStruct], large: Sequence[jax.ShapeDtypeStruct]) -> Activations:
     """Returns the `Activations` from the arrays kept for batches of two and of four images."""
     pairs = list(zip(small, large, strict=True))
     fixed = [a for a, b in pairs if a.shape == b.shape]

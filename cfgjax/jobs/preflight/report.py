@@ -1,5 +1,8 @@
 """Formats the figures of a training step as text."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from cfgjax.base.cells import aligned
 from cfgjax.jobs.preflight.memory import USABLE
 from cfgjax.jobs.preflight.sizes import bytes_text
@@ -17,8 +20,10 @@ PARTS = {  # key of bytes_per_device: description
     "peak_least": "    at least",
 }
 
+Section = tuple[str, list[tuple[str, ...]]]  # title, lines of cells
 
-def report(found):
+
+def report(found: Mapping[str, Any]) -> list[str]:
     """Returns the dict of `step_figures` as lines of text."""
     sections = [step_section(found), memory_section(found), cost_section(found)]
     blocks = [[title, *aligned([("", *line) for line in lines], right=False)] for title, lines in sections]
@@ -27,7 +32,7 @@ def report(found):
     return [*text, *[f"WARNING: {line}" for line in found["warnings"]]]
 
 
-def step_section(found):
+def step_section(found: Mapping[str, Any]) -> Section:
     """Returns (title, lines) about the model, the mesh and the batch."""
     batch, mesh = found["batch"], found["mesh"]
     passes = batch["accumulate_steps"]
@@ -41,7 +46,7 @@ def step_section(found):
     ]
 
 
-def memory_section(found):
+def memory_section(found: Mapping[str, Any]) -> Section:
     """Returns (title, lines) about the memory of each device."""
     parts, program, notes = found["bytes_per_device"], found["program_bytes"], {}
     for name, kept in found["activation_bytes"].items():
@@ -53,7 +58,7 @@ def memory_section(found):
     if parts["gathered"]:
         notes["gathered"] = "in the compute dtype, if all at once"
     shown = [name for name in PARTS if name != "gathered" or parts[name]]
-    lines = [(PARTS[name], bytes_text(parts[name]), notes.get(name, "")) for name in shown]
+    lines: list[tuple[str, ...]] = [(PARTS[name], bytes_text(parts[name]), notes.get(name, "")) for name in shown]
     lines += [
         ("XLA's program for CPU: arguments", bytes_text(program["arguments"]), ""),
         ("XLA's program for CPU: temporaries", bytes_text(program["temporaries"]), ""),
@@ -65,15 +70,15 @@ def memory_section(found):
     return "memory of each device", lines
 
 
-def largest(fits):
+def largest(fits: Mapping[str, Any]) -> tuple[str, str]:
     """Returns (images on each device, images in total) that fit, as text."""
     return (f"{fits['per_device']:,}", f"{fits['global']:,} in total") if fits["per_pass"] else ("none", "")
 
 
-def cost_section(found):
+def cost_section(found: Mapping[str, Any]) -> Section:
     """Returns (title, lines) about the FLOPs of a step and the communication of each device."""
     flops, batch = found["flops_per_image"], found["batch"]
-    lines = [
+    lines: list[tuple[str, ...]] = [
         ("FLOPs per image: step", f"{flops['step'] / 1e9:,.4g} G", f"forward {flops['forward'] / 1e9:,.4g} G"),
         ("FLOPs per device", f"{flops['step'] * batch['per_device'] / 1e12:,.4g} T", ""),
     ]
@@ -86,7 +91,7 @@ def cost_section(found):
     return "an optimizer step", lines
 
 
-def explanations(found):
+def explanations(found: Mapping[str, Any]) -> list[str]:
     """Returns lines that explain the figures."""
     lines = [
         f"Compiled for virtual CPUs in {found['compile_seconds']:.0f} s.",

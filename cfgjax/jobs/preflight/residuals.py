@@ -1,10 +1,13 @@
 """Finds the arrays that a backward pass keeps from its forward pass, from JAX's trace, before compilation."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import Var
+from jax import Array
+from jax.extend.core import Jaxpr, Var
+from jaxtyping import PyTree
 
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint"}
 PRODUCTS = {"conv_general_dilated", "dot_general"}  # both their operands and their results are in memory
@@ -23,17 +26,17 @@ class Value:
 
     aval: Any
     primitive: str | None = None
-    inputs: tuple = ()
+    inputs: tuple["Value", ...] = ()
 
 
 class Kept(NamedTuple):
     """Shapes of the arrays kept. named: all that JAX requests. least: what remains if the compiler fuses all it can."""
 
-    named: list
-    least: list
+    named: list[jax.ShapeDtypeStruct]
+    least: list[jax.ShapeDtypeStruct]
 
 
-def residuals(loss, params, *inputs):
+def residuals(loss: Callable[..., Array], params: PyTree, *inputs: PyTree) -> Kept:
     """Returns the `Kept` of the gradient of the scalar loss(params, *inputs) with respect to params.
 
     The arguments are trees of shapes. params themselves are not counted. `named` has each residual of `jax.vjp` once,
@@ -41,9 +44,9 @@ def residuals(loss, params, *inputs):
     residual back through cheap operations to results and operands of products, reductions, masks and the like.
     """
     traced = jax.make_jaxpr(lambda *given: jax.vjp(lambda p: loss(p, *given[1:]), given[0])[1])(params, *inputs)
-    jaxpr: Any = traced.jaxpr
+    jaxpr = traced.jaxpr
     given = [Value(var.aval) for var in [*jaxpr.constvars, *jaxpr.invars]]
-    values: list = []
+    values: list[Value] = []
     found = dict.fromkeys(value for value in expand(jaxpr, given, values) if value is not None)
     free = set(given[len(jaxpr.constvars) :][: len(jax.tree.leaves(params))])
     operands = {operand for value in values if value.primitive in PRODUCTS for operand in value.inputs}
@@ -51,7 +54,7 @@ def residuals(loss, params, *inputs):
     return Kept(shapes(found), shapes(anchors(found, operands)))
 
 
-def expand(jaxpr, given, values):
+def expand(jaxpr: Jaxpr, given: Sequence[Value | None], values: list[Value]) -> list[Value | None]:
     """Returns the Values of jaxpr's results (None for literals) and appends all computed Values to `values`.
 
     given: the Values of its constants and inputs. Each call is inlined.
@@ -63,18 +66,19 @@ def expand(jaxpr, given, values):
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         if equation.primitive.name in CALLS and inner is not None:
             constants = [Value(jax.typeof(constant)) for constant in getattr(inner, "consts", ())]
-            results = expand(getattr(inner, "jaxpr", inner), [*constants, *inputs], values)
+            results: Sequence[Value | None] = expand(getattr(inner, "jaxpr", inner), [*constants, *inputs], values)
         else:
             made_of = tuple(value for value in inputs if value is not None)
-            results = [Value(var.aval, equation.primitive.name, made_of) for var in equation.outvars]
-            values += results
+            computed = [Value(var.aval, equation.primitive.name, made_of) for var in equation.outvars]
+            values += computed
+            results = computed
         known.update(zip(equation.outvars, results, strict=True))
     return [value_of(var) for var in jaxpr.outvars]
 
 
-def anchors(found, operands):
+def anchors(found: Iterable[Value], operands: Set[Value]) -> list[Value]:
     """Returns the values in memory from which the values in `found` can be computed."""
-    kept: dict = {}
+    kept: dict[Value, None] = {}
     seen, waiting = set(), list(found)
     while waiting:
         value = waiting.pop()

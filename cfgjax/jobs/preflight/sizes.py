@@ -9,7 +9,7 @@ UNITS |= {f"{prefix}iB": 1024 ** (i + 1) for i, prefix in enumerate("KMGT")}
 MAX_BYTES = 10**15
 
 
-def parse_bytes(text):
+def parse_bytes(text: str) -> int:
     """Returns the bytes of text such as "16GiB", "80GB" or "1.5e9B". Raises UsageError for other text."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?(?:e[0-9]+)?) ?([a-zA-Z]+)", text)
     units = {unit.lower(): size for unit, size in UNITS.items()}
@@ -21,7 +21,7 @@ def parse_bytes(text):
     return int(size)
 
 
-def bytes_text(count):
+def bytes_text(count: float) -> str:
     """Returns a count of bytes as text with a decimal unit and three significant digits."""
     size, unit = max((size, unit) for unit, size in UNITS.items() if "i" not in unit and (size <= count or size == 1))
     return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"

@@ -95,7 +95,7 @@ def fitting_batches(found: dict[str, Any], hbm: int) -> dict[str, Any]:
     """Returns what fits into the fraction USABLE of hbm bytes on each device, for both counts of activations."""
     parts, batch = found["bytes_per_device"], found["batch"]
     passes, usable = batch["accumulate_steps"], int(USABLE * hbm)
-    fits: dict = {"hbm": hbm, "usable": usable}
+    fits: dict[str, Any] = {"hbm": hbm, "usable": usable}
     for name, kept in found["activation_bytes"].items():
         peak = parts["peak" if name == "named" else "peak_least"]
         fixed = peak - batch["per_pass"] * kept["per_image"] - parts["batch"]

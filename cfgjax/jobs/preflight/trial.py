@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.progress import timed
@@ -110,7 +111,7 @@ def trial(settings: Settings, folder: str | Path) -> dict[str, Any]:
     }
 
 
-def with_batches(settings: Settings) -> tuple[Program, PyTree, str]:
+def with_batches(settings: ConfigDict | Settings) -> tuple[Program, PyTree, str]:
     """Returns (`Program` or `Run`, the batches of one dispatch, their origin)."""
     try:
         run = Run(settings)

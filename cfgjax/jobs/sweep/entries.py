@@ -10,11 +10,14 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.experiments import SWEEPS, experiments_folder, file_of
 from cfgjax.base.python_files import call_function, guarded, load_module
-from cfgjax.base.storage import place
+from cfgjax.base.storage import AnyPath, place
 
 SWEEP_FILE = "sweep file"
 COMMAND_SEQUENCES = (("train",), ("train", "evaluate"), ("evaluate",))
@@ -23,26 +26,36 @@ ALLOW = "--allow_changes="
 LONGEST_NAME = 150
 MAX_RUNS = 10_000
 
+Commands = tuple[tuple[str, ...], ...]
+ListedRun = tuple[str | None, dict[str, Any]] | list[Any]  # [name, overrides], as a file may write it too
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """A run of a sweep. commands: the words of each of its cfgjax commands, in order."""
 
     name: str
-    commands: tuple
+    commands: Commands
 
-    def allowing(self, keys):
+    def allowing(self, keys: Iterable[str]) -> "Entry":
         """Returns the entry whose run may resume with other values of these keys of the config."""
         added = {"train": (f"{ALLOW}{','.join(keys)}",)}
         return dataclasses.replace(self, commands=tuple((*words, *added.get(words[0], ())) for words in self.commands))
 
     @property
-    def identity(self):
+    def identity(self) -> list[list[str]]:
         """The commands as a record has them: what the run is, not how it may resume."""
         return [[word for word in words if not word.startswith(ALLOW)] for words in self.commands]
 
 
-def read_sweep(path, out, *, base=None, workdir=None, allow_changes=()):
+def read_sweep(
+    path: AnyPath,
+    out: AnyPath,
+    *,
+    base: AnyPath | None = None,
+    workdir: AnyPath | None = None,
+    allow_changes: Sequence[str] = (),
+) -> list[Entry]:
     """Returns the list of `Entry`s of the sweep file at path. The runs' folders are in out.
 
     base: an experiment file in place of BASE. workdir: the trained run, if the sweep only evaluates.
@@ -67,15 +80,16 @@ def read_sweep(path, out, *, base=None, workdir=None, allow_changes=()):
     return [entry.allowing(allow_changes) for entry in entries] if allow_changes else entries
 
 
-def load_sweep(path):
+def load_sweep(path: AnyPath) -> ModuleType:
     """Returns the module of a sweep file."""
     return load_module(file_of(path, SWEEP_FILE, experiments_folder() / SWEEPS), SWEEP_FILE)
 
 
-def listed(module, path):
+def listed(module: ModuleType, path: AnyPath) -> list[ListedRun]:
     """Returns the list of (name or None, overrides) from a module's get_sweep()."""
     found = call_function(module, "get_sweep", SWEEP_FILE)
-    items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), path, SWEEP_FILE, doing="get_sweep(): ")
+    file = str(module.__file__)  # path may be the name of an installed sweep
+    items = guarded(lambda: list(itertools.islice(found, MAX_RUNS + 1)), file, SWEEP_FILE, doing="get_sweep(): ")
     if not items:
         raise UsageError(f"sweep file {path}: get_sweep() lists no runs")
     if len(items) > MAX_RUNS:
@@ -89,7 +103,7 @@ def listed(module, path):
     return found
 
 
-def check_texts(overrides, path):
+def check_texts(overrides: Mapping[Any, Any], path: AnyPath) -> None:
     """Raises UsageError unless the keys of overrides are strings and the values can be converted to text."""
     for key, value in overrides.items():
         if not isinstance(key, str):
@@ -102,7 +116,7 @@ def check_texts(overrides, path):
             ) from e
 
 
-def named(items, path):
+def named(items: Collection[ListedRun], path: AnyPath) -> list[tuple[str, dict[str, Any]]]:
     """Returns [(name, overrides)] with generated names for None. Raises UsageError if a name cannot be a folder's."""
     keys = {key for _, overrides in items for key in overrides}
     found = [(made_name(overrides, keys) if name is None else name, overrides) for name, overrides in items]
@@ -118,7 +132,7 @@ def named(items, path):
     return found
 
 
-def made_name(overrides, keys):
+def made_name(overrides: Mapping[str, Any], keys: Iterable[str]) -> str:
     """Returns a name such as "p_uncond=0.1,seed=0". Keys are cut to their last part if that is unique."""
     last = lambda key: key.rpartition(".")[2]
     ends = Counter(map(last, keys))
@@ -128,7 +142,7 @@ def made_name(overrides, keys):
     return ",".join(f"{short(key)}={safe(value)}" for key, value in overrides.items())
 
 
-def check_override_keys(name, overrides, commands):
+def check_override_keys(name: str, overrides: Mapping[Any, Any], commands: tuple[str, ...]) -> None:
     """Raises UsageError for keys that belong to none of the commands."""
     for key in overrides:
         if not isinstance(key, str) or key in OWN:
@@ -138,7 +152,9 @@ def check_override_keys(name, overrides, commands):
             raise UsageError(f"run {name!r} sets {key!r}, a flag of {needed}, which is not among COMMANDS {commands!r}")
 
 
-def words(commands, overrides, folder, base, workdir):
+def words(
+    commands: Iterable[str], overrides: Mapping[str, Any], folder: AnyPath, base: object, workdir: AnyPath | None
+) -> Commands:
     """Returns the words of each command of a run."""
     of_config = lambda key: key.startswith("config.")
     train = [f"--{key}={value}" for key, value in overrides.items() if of_config(key)]
@@ -151,12 +167,12 @@ def words(commands, overrides, folder, base, workdir):
     return tuple(made[command] for command in commands)
 
 
-def listing(value):
+def listing(value: object) -> str:
     """Returns a value as text for evaluate's flags; lists are separated by commas."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def chosen(entries, text):
+def chosen(entries: Iterable[Entry], text: str) -> list[Entry]:
     """Returns the entries named in a comma-separated text. Names may contain commas themselves."""
     by_name = {entry.name: entry for entry in entries}
     parts, found = text.split(","), []

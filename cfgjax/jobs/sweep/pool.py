@@ -2,13 +2,17 @@
 
 import os
 import shlex
+import signal
 import time
+from collections.abc import Sequence
 
 from cfgjax.base.exits import DONE, PREEMPTED
+from cfgjax.base.storage import AnyPath
 from cfgjax.jobs.launch import children
 from cfgjax.jobs.launch.guardian import Guardian
 from cfgjax.jobs.launch.job import argv_of
 from cfgjax.jobs.sweep import run_records
+from cfgjax.jobs.sweep.entries import Entry
 from cfgjax.jobs.sweep.logs import Busy, open_log
 from cfgjax.jobs.sweep.run_records import EntryOutcome
 
@@ -22,14 +26,15 @@ class RunningEntry:
     Busy if the log is already locked.
     """
 
-    def __init__(self, entry, out, python, guardian):
+    def __init__(self, entry: Entry, out: AnyPath, python: str, guardian: Guardian) -> None:
         self.entry, self._out, self._python, self._guardian = entry, out, python, guardian
-        self._began, self._left, self._passed_on = time.monotonic(), list(entry.commands), []
+        self._began, self._left = time.monotonic(), list(entry.commands)
+        self._passed_on: list[signal.Signals] = []
         self._log = open_log(out, entry.name)
         run_records.record_path(out, entry.name).unlink(missing_ok=True)
         self._next()
 
-    def _next(self):
+    def _next(self) -> None:
         argv = argv_of(self._python, self._left.pop(0))
         self._log.file.write(f"$ {shlex.join(argv)}\n".encode())
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -37,12 +42,12 @@ class RunningEntry:
             argv, self._guardian, env=environment, stdout=self._log.file, stderr=self._log.file
         )
 
-    def pass_on(self, number):
+    def pass_on(self, number: signal.Signals) -> None:
         """Sends the signal to the run's process."""
         self._passed_on.append(number)
         self._process.send_signal(number)
 
-    def ended(self):
+    def ended(self) -> EntryOutcome | None:
         """Starts the next command, or records a run that is over and returns its `EntryOutcome`; else None."""
         if self._process.poll() is None:
             return None
@@ -56,10 +61,14 @@ class RunningEntry:
         self._log.send()
         run_records.write_record(self._out, self.entry, code, time.monotonic() - self._began)
         self._log.close()
-        return run_records.outcome(self._out, self.entry, run_records.read_record(self._out, self.entry))
+        record = run_records.read_record(self._out, self.entry)
+        assert record is not None  # it was just written
+        return run_records.outcome(self._out, self.entry, record)
 
 
-def run_all(entries, out, *, parallel, python, retry_failed):
+def run_all(
+    entries: Sequence[Entry], out: AnyPath, *, parallel: int, python: str, retry_failed: bool
+) -> list[EntryOutcome]:
     """Runs the entries, `parallel` at a time, and returns their list of `EntryOutcome`s.
 
     Stop signals are forwarded to the runs; entries that have not started are then "waiting". If this

@@ -4,8 +4,7 @@ setting: the setting of all rows, with null for what is not stated. A row has it
 possibly further settings. recalled: settings remembered from the paper, not checked against its text.
 """
 
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from cfgjax.base.errors import UsageError, choose, nearest
@@ -30,10 +29,9 @@ PUBLISHED_METRICS = {
 }
 
 
-def published_targets() -> dict[str, Traversable]:
+def published_targets() -> dict[str, Path]:
     """Returns {name: file} of the targets in the package."""
-    files = sorted(resources.files(__name__).iterdir(), key=lambda file: file.name)
-    return {file.name.removesuffix(".json"): file for file in files if file.name.endswith(".json")}
+    return {file.stem: file for file in sorted(Path(__file__).parent.glob("*.json"))}
 
 
 def load_targets(name: str) -> Targets:
