@@ -7,6 +7,7 @@
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0.dev0"
 PUBLIC = {  # name: the module that defines it, imported when the name is first used; `import cfgjax` imports no jax
@@ -23,7 +24,7 @@ MODULES = {"guidance": "cfgjax.diffusion.guidance", "samplers": "cfgjax.diffusio
 __all__ = ["__version__", *MODULES, *PUBLIC]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in MODULES:
         return importlib.import_module(MODULES[name])
     if name in PUBLIC:
@@ -31,5 +32,5 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *MODULES, *PUBLIC})

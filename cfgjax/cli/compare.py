@@ -1,22 +1,30 @@
 """`cfgjax compare`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.paths import check_path, define_path
-from cfgjax.base.storage import is_url, place
+from cfgjax.base.storage import AnyPath, is_url, place
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.config import parse_flags
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cfgjax.evaluation.report.comparison import ComparedRun
+    from cfgjax.evaluation.report.targets import Targets
 
 TABLE_ENDINGS = (".json", ".csv")
 PLOT_ENDINGS = (".png", ".pdf", ".svg")
 
 
-def compare(argv):
+def compare(argv: list[str]) -> int:
     """RUN… [--targets=cfg_imagenet64 --out=FILE.csv --plot=FILE.png]: compares frontiers and published results."""
     given = flags.FlagValues()
     given.set_gnu_getopt(True)
@@ -94,7 +102,13 @@ def compare(argv):
     return DONE
 
 
-def figure_of(against, records, runs, published, card):
+def figure_of(
+    against: str,
+    records: Mapping[str, Mapping[str, Any]],
+    runs: "Sequence[ComparedRun]",
+    published: "Targets | None",
+    card: Mapping[str, str],
+) -> "Figure":
     """Returns the figure of --plot. card: the protocol for its caption."""
     from cfgjax.evaluation.report.comparison_figure import comparison_figure
     from cfgjax.evaluation.report.cost_figure import cost_figure
@@ -102,7 +116,7 @@ def figure_of(against, records, runs, published, card):
     return cost_figure(records, card) if against == "evaluations" else comparison_figure(runs, published)
 
 
-def plot(path, figure):
+def plot(path: AnyPath, figure: "Figure") -> None:
     """Writes a figure."""
     from cfgjax.base.files import writing
 
@@ -111,14 +125,14 @@ def plot(path, figure):
     print(f"wrote {path}")
 
 
-def check_out(flag, path, endings):
+def check_out(flag: str, path: AnyPath, endings: Sequence[str]) -> None:
     """Raises UsageError unless path, the value of a flag, has one of the endings and is writable."""
     if place(path).suffix.lower() not in endings:
         raise UsageError(f"--{flag}={path}: the ending must be {' or '.join(endings)}")
     check_writable(flag, path)
 
 
-def labels(paths):
+def labels(paths: Sequence[AnyPath]) -> list[str]:
     """Returns a unique label for each frontier.json: the shortest unique end of its run's path.
 
     Repeated paths are numbered.
@@ -132,7 +146,7 @@ def labels(paths):
     return names
 
 
-def run_parts(path):
+def run_parts(path: AnyPath) -> tuple[str, ...]:
     """Returns the path parts of a frontier.json's run, or of its folder if that is not named evaluation."""
     path = place(path) if is_url(path) else place(path).resolve()
     if path.name != "frontier.json":

@@ -3,6 +3,9 @@
 import contextlib
 import importlib.util
 import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -12,15 +15,18 @@ from cfgjax.base.files import check_folder
 from cfgjax.base.paths import check_trainable, define_path
 from cfgjax.base.progress import log
 from cfgjax.base.staging import staged
-from cfgjax.base.storage import absolute, is_url, place
+from cfgjax.base.storage import AnyPath, absolute, is_url, place
 from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
 
+if TYPE_CHECKING:
+    from cfgjax.convert.layout import Convertible
+
 LARGE_BYTES = 20_000_000  # of weights; smaller files are read within a second
 
 
-def convert(argv):
+def convert(argv: list[str]) -> int:
     """openai-adm|diffusers|to-openai-adm --flag=value …: converts published weights to a workdir, or back."""
     if HELP & set(argv[1:2]):
         lines = [f"  {name} {inspect.getdoc(function)}" for name, function in CONVERSIONS.items()]
@@ -30,7 +36,7 @@ def convert(argv):
     return choose("conversion", argv[1], CONVERSIONS)([" ".join(argv[:2]), *argv[2:]])
 
 
-def openai_adm(argv):
+def openai_adm(argv: list[str]) -> int:
     """--preset=NAME | --channels=… | --model_flags=FILE.json, --checkpoint=FILE --out=DIR: converts ADM's weights.
 
     Published models have presets. For other networks, give the guided-diffusion flags that they were trained with, on
@@ -99,7 +105,7 @@ def openai_adm(argv):
     return DONE
 
 
-def adm_source(given):
+def adm_source(given: flags.FlagValues) -> dict[str, Any] | None:
     """Returns the flags of guided-diffusion, {name: value}, from the command line and the file; None with --preset.
 
     Raises UsageError if there is neither a preset nor such flags, if there are both, or if the file cannot be read.
@@ -123,7 +129,7 @@ def adm_source(given):
     return own
 
 
-def diffusers(argv):
+def diffusers(argv: list[str]) -> int:
     """--checkpoint=FOLDER --out=WORKDIR [--betas=linear|cosine --null_label]: converts diffusers' `UNet2DModel`.
 
     FOLDER is the folder of a network, or of a pipeline with unet/. What the network predicts is read from the
@@ -161,7 +167,7 @@ def diffusers(argv):
     return DONE
 
 
-def to_openai_adm(argv):
+def to_openai_adm(argv: list[str]) -> int:
     """--workdir=DIR --out=FILE.npz|.pt [--ema=RATE --step=N]: exports to guided-diffusion."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)
@@ -198,7 +204,7 @@ def to_openai_adm(argv):
     return DONE
 
 
-def parse_import(given, argv):
+def parse_import(given: flags.FlagValues, argv: list[str]) -> None:
     """Adds the flags of an import and parses all flags."""
     define_path("checkpoint", None, "File or folder with the weights to convert.", flag_values=given)
     define_path("out", None, "Workdir to create, a new or an empty folder.", flag_values=given)
@@ -207,7 +213,7 @@ def parse_import(given, argv):
     no_arguments(parse_flags(given, argv))
 
 
-def check_import(given):
+def check_import(given: flags.FlagValues) -> None:
     """Raises UsageError unless there are a checkpoint and a new or empty workdir."""
     required(given, "checkpoint", "out")
     check_trainable(given.out, "--out")
@@ -218,14 +224,14 @@ def check_import(given):
         raise UsageError(f"--out={given.out} is not empty; nothing was overwritten: give a new folder")
 
 
-def check_pipeline(checkpoint):
+def check_pipeline(checkpoint: AnyPath) -> None:
     """Raises UsageError for the network's folder of a pipeline in a bucket: its scheduler would not be copied."""
     if is_url(checkpoint) and (place(checkpoint).parent / "scheduler" / "scheduler_config.json").exists():
         pipeline = place(checkpoint).parent
         raise UsageError(f"--checkpoint={checkpoint}: give the folder of the pipeline, {pipeline}, with its scheduler")
 
 
-def begin_import(given):
+def begin_import(given: flags.FlagValues) -> Path:
     """Starts jax, and returns the path of the weights, on this machine. If they are large, first logs that it reads."""
     path = place(given.checkpoint)
     path = staged(path.parent) / path.name if path.suffix == ".json" else staged(path)  # shards are next to their index
@@ -239,7 +245,9 @@ def begin_import(given):
     return path
 
 
-def write_run(given, net, params, choice, **described):
+def write_run(
+    given: flags.FlagValues, net: "Convertible", params: dict[str, Any], choice: str, **described: Any
+) -> None:
     """Writes the workdir --out atomically.
 
     choice: text about the selected weights. described: arguments of `run_config`.
@@ -270,7 +278,7 @@ def write_run(given, net, params, choice, **described):
     print(f"wrote {given.out}: {size:,} parameters of {given.checkpoint}, {process}{choice and f'; {choice}'}")
 
 
-def save_arrays(path, arrays):
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes {key: array} as .npz, or as a state dict in a .pt file."""
     import numpy as np
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import socket
 import sys
+from typing import NoReturn
 
 from absl import flags
 
@@ -17,7 +18,7 @@ from cfgjax.runs.config import parse_flags
 DEMO_PORT = 7860
 
 
-def demo(argv):
+def demo(argv: list[str]) -> NoReturn:
     """--workdir=DIR [--port=N]: opens a page on which sliders change guidance, sampler and seed."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
@@ -54,7 +55,7 @@ def demo(argv):
     os._exit(DONE)  # a thread of the page that is inside XLA would abort the process if the interpreter ended first
 
 
-def check_port(host, port):
+def check_port(host: str, port: int) -> None:
     """Raises UsageError if the port cannot be opened."""
     try:
         with socket.create_server((host, port)):
@@ -63,7 +64,7 @@ def check_port(host, port):
         raise UsageError(f"--port={port}: {e.strerror or e}; give another port") from None
 
 
-def define_flags(argv):
+def define_flags(argv: list[str]) -> flags.FlagValues:
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run, or an exported model.", flag_values=given)

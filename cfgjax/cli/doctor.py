@@ -7,7 +7,7 @@ from cfgjax.cli.common import no_arguments
 from cfgjax.runs.config import parse_flags
 
 
-def doctor(argv):
+def doctor(argv: list[str]) -> int:
     """Reports what is installed, which devices JAX finds, and which packages are missing for which command."""
     no_arguments(parse_flags(flags.FlagValues(), argv))
 

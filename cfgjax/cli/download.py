@@ -9,7 +9,7 @@ from cfgjax.base.progress import log
 from cfgjax.runs.config import parse_flags
 
 
-def download(argv):
+def download(argv: list[str]) -> int:
     """inception [--out=FILE]: downloads the weights of FID's Inception network (91 MB) and checks their hash."""
     given = flags.FlagValues()
     define_path(

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -34,6 +36,11 @@ from cfgjax.runs.config import define_flag, parse_flags
 from cfgjax.runs.sample_options import axes, fields
 from cfgjax.runs.sampling_settings import MAX_BATCH_SIZE, MAX_SAMPLES
 
+if TYPE_CHECKING:
+    from cfgjax.evaluation.frontier.plan import FrontierPlan
+    from cfgjax.evaluation.frontier.result import FrontierResult
+    from cfgjax.training.interrupt import StopFlag
+
 NETWORK_FLAGS = {"workdir", "out", "features", "classifier", "inception", "resize"}
 FRONTIER = "a frontier"  # what is measured unless a flag selects something else
 PROCESSES = {"coordinator", "num_processes", "process_id", "mesh"}
@@ -41,8 +48,7 @@ MODE_FLAGS = {  # flags that each mode uses
     FRONTIER: NETWORK_FLAGS
     | set(fields("evaluate"))
     | {"scale", "step", "num_samples", "batch_size", "reference", "neighbours", "keep_samples", "guide", "weak"}
-    | {"baseline", "diagnostics"}
-    | {"base", "upsampler", "upsampler_num_steps", "low_res_logsnr"}
+    | {"baseline", "diagnostics", "base", "upsampler", "upsampler_num_steps", "low_res_logsnr"}
     | PROCESSES,
     "--make_reference": NETWORK_FLAGS | {"config", "split"},
     "--bits_per_dim": {"workdir", "out", "guidance", "scale", "step", "num_steps", "sampler", "ema", "seed"}
@@ -51,7 +57,7 @@ MODE_FLAGS = {  # flags that each mode uses
 }
 
 
-def evaluate(argv):
+def evaluate(argv: list[str]) -> int:
     """--workdir=DIR [--guidance=0,1 --num_samples=N …]: measures samples of every w; writes a table and a plot."""
     given = define_flags(argv)
     no_arguments(parse_flags(given, argv))
@@ -82,7 +88,7 @@ def evaluate(argv):
     }[mode](given)
 
 
-def define_flags(argv):
+def define_flags(argv: list[str]) -> flags.FlagValues:
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "evaluate")
@@ -163,7 +169,7 @@ def define_flags(argv):
     return given
 
 
-def frontier(given):
+def frontier(given: flags.FlagValues) -> int:
     """Evaluates the run in --workdir, also with several processes. Returns the exit code."""
     begin_command(given, f"evaluating {given.workdir or given.base}")
 
@@ -182,7 +188,7 @@ def frontier(given):
         return measured(given, stop)
 
 
-def measured(given, stop):
+def measured(given: flags.FlagValues, stop: "StopFlag") -> int:
     """Measures the frontier until it is done or `stop`, a `StopRequest`, has a signal. Returns the exit code."""
     from cfgjax.base.plots_extra import require_matplotlib
     from cfgjax.distributed import collectives
@@ -193,10 +199,9 @@ def measured(given, stop):
 
     require_matplotlib("frontier.png needs")
     plan = frontier_plan(given)
-    work = plan.work
-    with contextlib.closing(work):
+    with contextlib.closing(plan.work) as work:
 
-        def check():
+        def check() -> None:
             if collectives.anywhere(stop.signal):
                 raise Stopped
 
@@ -215,12 +220,12 @@ def measured(given, stop):
     return DONE
 
 
-def frontier_plan(given):
+def frontier_plan(given: flags.FlagValues) -> "FrontierPlan":
     """Returns the `FrontierPlan` of the flags. Raises UsageError for invalid values."""
     from cfgjax.evaluation.frontier.paired import read_baseline
     from cfgjax.evaluation.frontier.plan import plan_frontier, with_rule_of_weak
     from cfgjax.models.binding import rule_value
-    from cfgjax.models.cascade import first_stage
+    from cfgjax.models.cascade import Cascade, first_stage
     from cfgjax.models.loading import load_guide, load_weak
     from cfgjax.runs.workdir import read_settings
 
@@ -238,7 +243,7 @@ def frontier_plan(given):
         changes={name: given[name].value for name in PLAN_FLAGS},
         guide=None if given.guide is None else load_guide(given.guide),
         weak=weak,
-        upsampler=None if given.base is None else model.upsampler_identity(given.upsampler),
+        upsampler=model.upsampler_identity(given.upsampler) if isinstance(model, Cascade) else None,
         inception=given.inception,
         resize=given.resize,
         baseline=read_baseline(given.baseline),
@@ -246,7 +251,9 @@ def frontier_plan(given):
     )
 
 
-def finish_frontier(given, plan, found, diagnosed):
+def finish_frontier(
+    given: flags.FlagValues, plan: "FrontierPlan", found: "FrontierResult", diagnosed: Mapping[str, Mapping[str, Any]]
+) -> None:
     """Writes the frontier's files, prints its tables, and deletes the samples if requested."""
     from cfgjax.evaluation.report.diagnostics_files import write_diagnostics
 
@@ -259,7 +266,7 @@ def finish_frontier(given, plan, found, diagnosed):
     print(f"wrote {', '.join(written)} in {plan.folder}")
 
 
-def write_reference(given):
+def write_reference(given: flags.FlagValues) -> int:
     """Writes the reference statistics of a data source to --out. Returns the exit code."""
     required(given, "out")
     if (given.workdir is None) == (given.config is None):

@@ -1,17 +1,22 @@
 """`cfgjax evaluate --samples`: measures images that something else made."""
 
 import dataclasses
+from collections.abc import Sequence
+
+from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
 from cfgjax.base.storage import place
 from cfgjax.cli.common import begin_command, plan_of, required
+from cfgjax.runs.data_settings import DataSettings
+from cfgjax.runs.sampling_settings import EvaluateSettings
 
 OF_LABELS = ("accuracy", "log_posterior", "accuracy_per_class")  # metrics that compare samples with their labels
 
 
-def evaluate_samples(given):
+def evaluate_samples(given: flags.FlagValues) -> int:
     """Measures the images in --samples against a reference. Returns the exit code."""
     required(given, "out")
     if given.config is None:
@@ -78,13 +83,11 @@ def evaluate_samples(given):
     return DONE
 
 
-def plan_and_data(given, image_shape):
+def plan_and_data(given: flags.FlagValues, image_shape: Sequence[int]) -> tuple[EvaluateSettings, DataSettings]:
     """Returns (config.evaluate with flags, config.data): of --config, else with the data of the classifier's run.
 
     image_shape: of the samples, which the data have if there is neither.
     """
-    from cfgjax.runs.data_settings import DataSettings
-    from cfgjax.runs.sampling_settings import EvaluateSettings
     from cfgjax.runs.settings import Settings
     from cfgjax.runs.workdir import read_settings
 

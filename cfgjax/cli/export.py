@@ -1,6 +1,7 @@
 """`cfgjax export`: a trained model as a folder, or its sampler as one file."""
 
 import importlib.util
+from typing import Any
 
 from absl import flags
 
@@ -19,7 +20,7 @@ PROGRAM_OPTIONS = ("rule", "sampler", "num_steps", "grid", "clip")
 CARD_FLAGS = ("name", "license")
 
 
-def export(argv):
+def export(argv: list[str]) -> int:
     """--workdir=DIR --out=DIR [--license=NAME]: writes a model and its model card to a folder, to share it.
 
     `cfgjax.load` reads the folder like a workdir. With --format=stablehlo --out=FILE.npz it writes the compiled
@@ -37,7 +38,7 @@ def export(argv):
     return write_program(given) if as_program else write_folder(given)
 
 
-def check_flags(given, as_program):
+def check_flags(given: flags.FlagValues, as_program: bool) -> None:
     """Raises UsageError unless the flags fit each other and --out can be written."""
     required(given, "out")
     if (given.base is None) != (given.upsampler is None) or (given.workdir is None) == (given.base is None):
@@ -58,7 +59,7 @@ def check_flags(given, as_program):
         raise UsageError(f"--out={given.out}: the folder is not empty; give a new one")
 
 
-def write_folder(given):
+def write_folder(given: flags.FlagValues) -> int:
     """Writes the folder of a model, or those of a cascade. Returns the exit code."""
     from cfgjax.convert.export_folder import export_model
     from cfgjax.models.loading import check_draws
@@ -78,7 +79,7 @@ def write_folder(given):
     return DONE
 
 
-def write_program(given):
+def write_program(given: flags.FlagValues) -> int:
     """Writes the compiled sampler. Returns the exit code."""
     import jax
     import numpy as np
@@ -88,7 +89,7 @@ def write_program(given):
     from cfgjax.models.loading import load
 
     model = load(given.workdir, given.step, given.ema, make_mesh(devices=jax.devices()[:1]))
-    values = {name: given[name].value for name in PROGRAM_OPTIONS if given[name].value is not None}
+    values: dict[str, Any] = {name: given[name].value for name in PROGRAM_OPTIONS if given[name].value is not None}
     options = {}
     for name, text in values.items():
         read = sample_options.read_values(name, text)
@@ -96,15 +97,15 @@ def write_program(given):
             raise UsageError(f"--{name} has {len(read)} values; a program has one")
         options[name] = read[0]
     log.info("tracing the sampler for %s …", ", ".join(given.platforms))
-    arrays = export_program(model, tuple(given.platforms), **options)
+    arrays: dict[str, Any] = export_program(model, tuple(given.platforms), **options)
     with writing(given.out) as new, open(new, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
     size = size_of(given.out) / 1e6
     print(f"wrote {given.out} ({size:.3g} MB) for {', '.join(given.platforms)}")
     return DONE
 
 
-def define_flags(argv):
+def define_flags(argv: list[str]) -> flags.FlagValues:
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_path("workdir", None, "Folder of the run.", flag_values=given)

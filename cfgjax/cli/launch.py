@@ -1,6 +1,7 @@
 """`cfgjax launch`."""
 
 import os
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -19,7 +20,7 @@ COMMAND_FLAGS = {"train": train.define_flags, "evaluate": evaluate.define_flags,
 EXAMPLE = "train --config=FILE --workdir=DIR"
 
 
-def launch(argv):
+def launch(argv: list[str]) -> int:
     """local|slurm|tpu_vm|kubernetes [--dry_run …] -- train --config=… …: starts a command here or on a cluster.
 
     The command after -- is train, evaluate or sample, with its own flags. `cfgjax launch LAUNCHER --help` lists those
@@ -44,16 +45,16 @@ def launch(argv):
     return launcher.launch(given, Job(tuple(command), check_command(command).workdir))
 
 
-def check_lines(given):
+def check_lines(given: flags.FlagValues) -> None:
     """Raises UsageError if a text flag of a launcher has more than one line."""
     for name in given:
-        values = given[name].value if isinstance(given[name].value, list) else [given[name].value]
-        for value in values:
-            if isinstance(value, str):
-                check_line(name, value)
+        value = given[name].value
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_line(name, text)
 
 
-def check_command(words):
+def check_command(words: Sequence[str]) -> flags.FlagValues:
     """Returns the flags of a cfgjax command, checked without opening its data."""
     for word in words:
         check_word(word)

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import cfgjax
 from cfgjax.base.compilation import keep_programs
@@ -55,7 +56,7 @@ PRINT_ONLY = {"help", "h", "print_config", "dry_run"}  # flags with which a comm
 WRITE_FILES = set(COMMANDS) - {"compare", "preflight", "doctor"}
 
 
-def main():
+def main() -> NoReturn:
     """Runs the command line and exits with 0 (done), 2 (bad usage), 75 (preempted and saved) or 1 (failed)."""
     keep_going()
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -84,13 +85,13 @@ def main():
         end_process(failure.line, failure.code)
 
 
-def prints_its_result(arguments):
+def prints_its_result(arguments: Sequence[str]) -> bool:
     """Returns whether the result of `cfgjax ARGUMENTS` is what it prints; otherwise that is a log of its work."""
     flags = {argument.partition("=")[0].replace("-", "_").lstrip("_") for argument in arguments if argument[:1] == "-"}
     return not arguments or arguments[0] not in WRITE_FILES or bool(flags & PRINT_ONLY)
 
 
-def run_command(arguments):
+def run_command(arguments: Sequence[str]) -> int:
     """Runs `cfgjax ARGUMENTS`. Returns the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
@@ -104,18 +105,18 @@ def run_command(arguments):
             check_environment()
         return command([f"cfgjax {arguments[0]}", *arguments[1:]])
     except HelpAsked as asked:
-        print(f"{description_of(arguments[0], inspect.getdoc(command))}\n\n{asked}".rstrip())
+        print(f"{description_of(arguments[0], inspect.getdoc(command) or '')}\n\n{asked}".rstrip())
         return DONE
 
 
-def description_of(name, docstring):
+def description_of(name: str, docstring: str) -> str:
     """Returns `cfgjax NAME FLAGS: what it does`. docstring: `FLAGS: What it does`, or `What it does` without flags."""
     return (
         f"cfgjax {name} {docstring}" if ": " in docstring else f"cfgjax {name}: {docstring[:1].lower()}{docstring[1:]}"
     )
 
 
-def usage():
+def usage() -> str:
     """Returns the list of commands with the first line of each docstring."""
     lines = [f"  {description_of(name, (command.__doc__ or '').splitlines()[0])}" for name, command in COMMANDS.items()]
     return "\n".join(

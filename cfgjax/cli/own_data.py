@@ -9,7 +9,7 @@ from cfgjax.runs.config import underscored
 OWN_FLAGS = ("data", "size", "labels_from", "network")
 
 
-def define_own_data(given):
+def define_own_data(given: flags.FlagValues) -> None:
     """Adds the flags of images of the user's own."""
     what = "Your own images, instead of --config: a folder, an .npz file, or a folder that cfgjax prepare wrote."
     define_path("data", None, what, flag_values=given)
@@ -24,7 +24,7 @@ def define_own_data(given):
     flags.DEFINE_enum("network", "small", ["small", "large"], what, flag_values=given)
 
 
-def with_own_data(argv):
+def with_own_data(argv: list[str]) -> list[str]:
     """Returns argv with the --config of the images in --data, which are prepared first; argv itself without --data."""
     given = flags.FlagValues()
     define_own_data(given)

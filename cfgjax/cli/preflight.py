@@ -19,7 +19,7 @@ from cfgjax.runs.settings import Settings
 MAX_DEVICES = 2**16
 
 
-def preflight(argv):
+def preflight(argv: list[str]) -> int:
     """--config=FILE --devices=N [--mesh=data=8,fsdp=8 --hbm=16GiB --run …]: reports a training step's memory and FLOPs.
 
     Compiles the step for N virtual devices and reads no data. With --run, also runs one real step here and saves it.
@@ -89,7 +89,7 @@ def preflight(argv):
     return DONE
 
 
-def check_outputs(given):
+def check_outputs(given: flags.FlagValues) -> None:
     """Raises UsageError if --json or --scratch is not writable. Runs before anything is compiled."""
     if given.json not in (None, "-"):
         check_writable("json", given.json)
@@ -101,7 +101,7 @@ def check_outputs(given):
         raise UsageError(f"--scratch={given.scratch}: need a writable folder")
 
 
-def check_mesh(settings):
+def check_mesh(settings: Settings) -> None:
     """Raises UsageError unless the mesh fits the devices and divides the batch. Runs before the slow imports."""
     from cfgjax.distributed.sharding import check_batch_size, make_mesh
 
@@ -109,7 +109,7 @@ def check_mesh(settings):
     check_batch_size(settings.train.batch_size, mesh, settings.train.accumulate_steps)
 
 
-def use_virtual_devices(count):
+def use_virtual_devices(count: int) -> None:
     """Gives jax `count` virtual CPU devices and less optimisation, to compile faster. Must run before jax is used."""
     import jax
 

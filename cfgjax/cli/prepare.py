@@ -3,6 +3,8 @@
 import functools
 import os
 import shlex
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -11,12 +13,15 @@ from cfgjax.base.exits import DONE, PREEMPTED
 from cfgjax.base.paths import check_path, define_path
 from cfgjax.base.progress import log
 from cfgjax.base.staging import opened_locally
-from cfgjax.base.storage import expanded, is_url, place
+from cfgjax.base.storage import AnyPath, Place, expanded, is_url, place
 from cfgjax.cli.common import class_list, required
 from cfgjax.runs.config import parse_flags
 
+if TYPE_CHECKING:
+    from cfgjax.data.dataset import Listing
 
-def prepare(argv):
+
+def prepare(argv: list[str]) -> int:
     """folder|tfds|npz|idx IN OUT --size=64 --crop=adm [--channels=3 --encoding=webp …]: makes a training data set.
 
     IN is a folder class/…/image, the name of a TFDS data set, an .npz with arrays image and label, or a folder with
@@ -87,7 +92,7 @@ def prepare(argv):
         return kind(given, str(local), *words[2:])
 
 
-def from_folder(given, path, out):
+def from_folder(given: flags.FlagValues, path: str, out: str) -> int:
     """Prepares a folder of images class/…/image."""
     from cfgjax.data.sources.folder import list_folder
 
@@ -99,7 +104,7 @@ def from_folder(given, path, out):
     return prepare_listing(given, listing, source, out)
 
 
-def from_tfds(given, name, out=None):
+def from_tfds(given: flags.FlagValues, name: str, out: str | None = None) -> int:
     """Prepares a TFDS data set. Without OUT, TFDS only downloads and writes its own files."""
     from cfgjax.data.sources.tfds import download, list_tfds
 
@@ -113,7 +118,7 @@ def from_tfds(given, name, out=None):
     return prepare_listing(given, listing, {"kind": "tfds", "digest": listing.digest()}, out)
 
 
-def from_npz(given, path, out):
+def from_npz(given: flags.FlagValues, path: str, out: str) -> int:
     """Prepares the arrays `image` and `label` of an .npz file."""
     from cfgjax.data.sources.arrays import list_arrays
 
@@ -121,7 +126,7 @@ def from_npz(given, path, out):
     return prepare_listing(given, listing, {"kind": "npz", "digest": listing.digest()}, out)
 
 
-def from_idx(given, path, out):
+def from_idx(given: flags.FlagValues, path: str, out: str) -> int:
     """Prepares the IDX files of MNIST, or of a data set in its format."""
     from cfgjax.data.sources.idx import list_idx
 
@@ -129,7 +134,7 @@ def from_idx(given, path, out):
     return prepare_listing(given, listing, {"kind": "idx", "digest": listing.digest()}, out)
 
 
-def check_apart(path, out):
+def check_apart(path: AnyPath, out: AnyPath) -> None:
     """Raises UsageError if `out` is `path` or inside of it: the output would become part of the input."""
     from cfgjax.data.images.tree import contains
 
@@ -141,10 +146,10 @@ def check_apart(path, out):
         raise UsageError(f"OUT {out} is inside IN {path}; need a folder outside of it")
 
 
-PREPARERS = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz, "idx": from_idx}
+PREPARERS: dict[str, Callable[..., int]] = {"folder": from_folder, "tfds": from_tfds, "npz": from_npz, "idx": from_idx}
 
 
-def prepare_listing(given, listing, source, out):
+def prepare_listing(given: flags.FlagValues, listing: "Listing", source: dict[str, Any], out: str | Place) -> int:
     """Prepares a listing into folder `out`. Returns the exit code."""
     from cfgjax.base.cores import usable_cores
     from cfgjax.base.progress import Progress
@@ -164,7 +169,7 @@ def prepare_listing(given, listing, source, out):
     return verify_folder(out) if given.verify else DONE
 
 
-def verify_folder(out):
+def verify_folder(out: AnyPath) -> int:
     """Compares the files of a prepared data set with their hashes. Returns the exit code."""
     from cfgjax.base.progress import Progress
     from cfgjax.data.sources.prepared import read_about, verify
@@ -175,7 +180,7 @@ def verify_folder(out):
     return DONE
 
 
-def prepared_lines(out, about):
+def prepared_lines(out: AnyPath, about: Mapping[str, Any]) -> list[str]:
     """Returns lines that describe a prepared data set."""
     from cfgjax.data.sources.own_images import SIZES
 

@@ -1,6 +1,7 @@
 """`cfgjax sample`."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -22,13 +23,20 @@ from cfgjax.cli.common import (
 from cfgjax.cli.stages import check_stages, define_stages, load_model, upsampling_options
 from cfgjax.distributed.cpu_devices import use_cores
 from cfgjax.runs.config import parse_flags
+from cfgjax.runs.sample_options import SampleOptions
 from cfgjax.runs.sample_options import axes as axes_of
 from cfgjax.runs.sampling_settings import MAX_PER_CELL
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int
+
+    from cfgjax.models.model import Model
 
 MAX_DRAWN = 10**6
 
 
-def sample(argv):
+def sample(argv: list[str]) -> int:
     """--workdir=DIR --out=grid.png [--labels=0,1,2 --guidance=0,1,3 …]: draws a grid, an animation, or single images.
 
     With --base=DIR --upsampler=DIR it samples from a cascade.
@@ -63,12 +71,19 @@ def sample(argv):
     return DONE
 
 
-def draw_output(given, kind, labels, classes, axes):
+def draw_output(
+    given: flags.FlagValues,
+    kind: str,
+    labels: Sequence[int],
+    classes: Sequence[str] | None,
+    axes: Mapping[str, Sequence[Any]],
+) -> None:
     """Draws the samples. The first process writes them."""
     import jax
 
     from cfgjax.evaluation.frontier.drawing_record import drawing_record, samples_protocol
     from cfgjax.evaluation.frontier.plan import with_rule_of_weak
+    from cfgjax.models.cascade import Cascade, first_stage
     from cfgjax.models.loading import load_guide, load_weak, use_average
     from cfgjax.models.resolving import resolved_combinations
     from cfgjax.models.sample_figures import column_names, draw_columns, sample_figure, sample_frames
@@ -76,8 +91,9 @@ def draw_output(given, kind, labels, classes, axes):
 
     model = load_model(given, axes.get("ema", (None,))[0])
     guide = None if given.guide is None else load_guide(given.guide)
-    upsampler = None if given.base is None else model.upsampler_identity(given.upsampler)
-    source, defaults = getattr(model, "base", model), model.settings.sample
+    upsampler = model.upsampler_identity(given.upsampler) if isinstance(model, Cascade) else None
+    source = first_stage(model)
+    defaults = source.defaults
     weak = None if given.weak is None else load_weak(given.weak, source.settings, source.mesh)
     options = with_rule_of_weak(axes_of(defaults.options, given=axes), axes, weak)
     columns = resolved_combinations(options, source, guide, weak)
@@ -88,7 +104,7 @@ def draw_output(given, kind, labels, classes, axes):
         find_average(workdir, source.settings, source.step, ema)  # raises errors before anything is drawn
     use = lambda options: use_average(source, workdir, options.ema)
     per_cell = given.per_cell or defaults.per_cell
-    sizes: list[tuple[Any, str]] = []  # effective ones of the columns with groups
+    sizes: list[tuple[SampleOptions, str]] = []  # effective ones of the columns with groups
     on_ess = lambda options, text: sizes.append((options, text))
     drawing: dict[str, Any] = {"guide": guide, "weak": weak, "before": use, "on_ess": on_ess}
     samples = labels_of_samples(given, labels, per_cell, [options.sampler for options in columns])
@@ -97,7 +113,7 @@ def draw_output(given, kind, labels, classes, axes):
         picture = sample_figure(model, columns, labels=labels, per_cell=per_cell, **drawing)
         write = lambda card: outputs.write_picture(given.out, picture, card)
     elif kind == "animation":
-        frames = sample_frames(model, columns, labels=labels, per_cell=per_cell, **drawing)
+        frames = sample_frames(source, columns, labels=labels, per_cell=per_cell, **drawing)
         write = lambda card: outputs.write_animation(given.out, frames, card)
     else:
         drawn = draw_columns(model, columns, samples, **drawing)
@@ -114,10 +130,12 @@ def draw_output(given, kind, labels, classes, axes):
         for line in told:
             print(f"effective sample size: {line}")
     if given.diagnostics:
-        write_diagnosis(given, model, columns, samples, use, card, guide=guide, weak=weak)
+        write_diagnosis(given, source, columns, samples, use, card, guide=guide, weak=weak)
 
 
-def labels_of_samples(given, labels, per_cell, samplers):
+def labels_of_samples(
+    given: flags.FlagValues, labels: Sequence[int], per_cell: int, samplers: Sequence[Any]
+) -> 'Int[np.ndarray, " n"]':
     """Returns the label of each sample: per_cell of each label, or --num_samples for which the labels take turns.
 
     Raises UsageError unless they are complete groups of every sampler.
@@ -136,7 +154,7 @@ def labels_of_samples(given, labels, per_cell, samplers):
     return in_groups(np.asarray(labels), given.num_samples, samplers)
 
 
-def named_sizes(columns, sizes):
+def named_sizes(columns: Sequence[SampleOptions], sizes: Iterable[tuple[SampleOptions, str]]) -> list[str]:
     """Returns the text of each (options, text of an ESS), with the name of its column if there are several columns."""
     from cfgjax.models.sample_figures import column_names
 
@@ -145,7 +163,15 @@ def named_sizes(columns, sizes):
     return [text if len(columns) == 1 else f"{name}: {text}" for name, text in named]
 
 
-def write_diagnosis(given, model, columns, labels, use, card, **networks):
+def write_diagnosis(
+    given: flags.FlagValues,
+    model: "Model",
+    columns: Sequence[SampleOptions],
+    labels: 'Int[np.ndarray, " n"]',
+    use: Callable[[SampleOptions], object],
+    card: Mapping[str, str],
+    **networks: Any,
+) -> None:
     """Writes what guidance does at each level of the samples of a picture, next to it. All processes take part."""
     import jax
 
@@ -156,20 +182,24 @@ def write_diagnosis(given, model, columns, labels, use, card, **networks):
 
     settings = [Setting(options) for options in columns]
 
-    def prepared(setting):
+    def prepared(setting: Setting) -> "tuple[Model, SampleOptions]":
         use(setting.options)
         return model, with_networks(setting.options, **networks)
 
     diagnosed = diagnose_settings(settings, prepared, lambda setting: labels)
     if jax.process_index() == 0 and diagnosed:
         path = place(given.out)
-        record = {"workdir": str(given.workdir), "step": model.step, "ema": [options.ema for options in columns]}
+        record: dict[str, Any] = {
+            "workdir": str(given.workdir),
+            "step": model.step,
+            "ema": [options.ema for options in columns],
+        }
         record["protocol"] = card
         files = write_diagnostics(path.with_name(f"{path.stem}_diagnostics"), diagnosed, record)
         print(f"wrote {', '.join(files)} in {absolute(path).parent}")
 
 
-def define_flags(argv):
+def define_flags(argv: list[str]) -> flags.FlagValues:
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_sampling(given, "sample")

@@ -2,17 +2,27 @@
 
 import io
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_folder, writing, writing_folder
 from cfgjax.base.json_files import write_json
-from cfgjax.base.storage import place
+from cfgjax.base.storage import AnyPath, place
 from cfgjax.cli.common import check_writable
+from cfgjax.runs.data_settings import DataSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int, Shaped, UInt8
+    from PIL import Image
 
 FRAME_MS, LAST_FRAME_MS = 120, 1500
 
 
-def kind_of_output(path):
+def kind_of_output(path: AnyPath) -> str:
     """Returns "picture", "animation", "arrays" or "images" by the ending of --out, checked to be writable."""
     from PIL import Image
 
@@ -34,14 +44,14 @@ def kind_of_output(path):
     return "picture"
 
 
-def check_new_folder(path):
+def check_new_folder(path: AnyPath) -> None:
     """Raises UsageError unless path is a folder that can be made, or an empty one."""
     check_folder(path, f"--out={path}")
     if place(path).exists() and any(place(path).iterdir()):
         raise UsageError(f"--out={path}: the folder is not empty; give a new one")
 
 
-def check_output(kind, given, num_settings):
+def check_output(kind: str, given: flags.FlagValues, num_settings: int) -> None:
     """Raises UsageError if flags do not fit the kind of output."""
     if given.num_samples is not None and kind in ("picture", "animation"):
         raise UsageError(f"--num_samples is for an .npz or a folder; the cells of {given.out} have --per_cell")
@@ -51,19 +61,19 @@ def check_output(kind, given, num_settings):
         raise UsageError(f"--out={given.out}: animations show one model, --workdir, not a cascade")
 
 
-def check_single_images(kind, path, data):
+def check_single_images(kind: str, path: AnyPath, data: DataSettings) -> None:
     """Raises UsageError if single images are wanted of samples that are not images. data: config.data of the run."""
     if kind == "images" and not data.is_image:
         what = "latents" if data.kind == "latent" else "points"
         raise UsageError(f"--out={path}: the samples are {what}, not images; give a .png (a figure) or .npz (arrays)")
 
 
-def card_text(card):
+def card_text(card: Mapping[str, str]) -> str:
     """Returns the protocol of samples as JSON."""
     return json.dumps(card, ensure_ascii=False)
 
 
-def write_picture(path, picture, card):
+def write_picture(path: AnyPath, picture: Any, card: Mapping[str, str]) -> str:
     """Writes a picture, with its protocol in a .png ("protocol") or .jpg (comment). Returns a text."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -74,16 +84,22 @@ def write_picture(path, picture, card):
     return f"{path} ({picture.width}×{picture.height})"
 
 
-def write_animation(path, frames, card):
+def write_animation(path: AnyPath, frames: "Sequence[Image.Image]", card: Mapping[str, str]) -> str:
     """Writes pictures as an animation that repeats, with its protocol as a comment. Returns a text."""
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    shown = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    shown: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
     with writing(path) as new:
         frames[0].save(new, **shown, comment=card_text(card).encode())
     return f"{path} ({frames[0].width}×{frames[0].height}, {len(frames)} frames)"
 
 
-def write_npz(path, drawn, labels, names, card):
+def write_npz(
+    path: AnyPath,
+    drawn: 'Iterable[Shaped[np.ndarray, "n ..."]]',
+    labels: 'Int[np.ndarray, " n"]',
+    names: Sequence[str],
+    card: Mapping[str, str],
+) -> str:
     """Writes samples as arr_0 and labels as arr_1, as other evaluators read them, and the protocol. Returns a text."""
     import numpy as np
 
@@ -94,7 +110,13 @@ def write_npz(path, drawn, labels, names, card):
     return f"{path} (arr_0 {samples.dtype} [{', '.join(map(str, samples.shape))}], arr_1 labels)"
 
 
-def write_images(path, drawn, labels, names, card):
+def write_images(
+    path: AnyPath,
+    drawn: 'Iterable[UInt8[np.ndarray, "n height width channels"]]',
+    labels: 'Int[np.ndarray, " n"]',
+    names: Sequence[str],
+    card: Mapping[str, str],
+) -> str:
     """Writes a .png of each sample, named by number, label and any setting, and protocol.json. Returns a text."""
     from PIL import Image
 

@@ -1,5 +1,7 @@
 """Flags of a model, --workdir, or of a cascade, --base and --upsampler, and how they are loaded."""
 
+from typing import TYPE_CHECKING, Any
+
 from absl import flags
 
 from cfgjax.base.errors import UsageError
@@ -7,15 +9,19 @@ from cfgjax.base.paths import define_path
 from cfgjax.cli.common import mesh_of, required, single
 from cfgjax.runs.sample_options import read_values
 
+if TYPE_CHECKING:
+    from cfgjax.models.cascade import Cascade
+    from cfgjax.models.model import Model
 
-def define_stage_folders(given):
+
+def define_stage_folders(given: flags.FlagValues) -> None:
     """Adds the flags of the two runs of a cascade."""
     what = "Workdir of a cascade's base model, instead of --workdir; --step and --ema apply to it."
     define_path("base", None, what, flag_values=given)
     define_path("upsampler", None, "Workdir of a cascade's upsampler.", flag_values=given)
 
 
-def define_stages(given):
+def define_stages(given: flags.FlagValues) -> None:
     """Adds the flags of a cascade."""
     define_stage_folders(given)
     what = "--num_steps of the upsampler; by default config.sample.num_steps of its run."
@@ -25,7 +31,7 @@ def define_stages(given):
     )
 
 
-def check_stages(given):
+def check_stages(given: flags.FlagValues) -> None:
     """Raises UsageError unless the flags name either a model or both stages of a cascade."""
     if given.base is None and given.upsampler is None:
         for name in ("upsampler_num_steps", "low_res_logsnr"):
@@ -39,7 +45,7 @@ def check_stages(given):
     return required(given, "base", "upsampler")
 
 
-def upsampling_options(given):
+def upsampling_options(given: flags.FlagValues) -> dict[str, Any]:
     """Returns the given options of the upsampler's `Model.sample`."""
     found = {}
     if (text := given.upsampler_num_steps) is not None:
@@ -50,7 +56,7 @@ def upsampling_options(given):
     return found
 
 
-def load_model(given, ema):
+def load_model(given: flags.FlagValues, ema: float | None) -> "Model | Cascade":
     """Returns the `Model` of --workdir, or the `Cascade` of --base and --upsampler."""
     import cfgjax
 
@@ -59,5 +65,5 @@ def load_model(given, ema):
 
     from cfgjax.models.cascade import load_cascade
 
-    stages = {"upsampling": upsampling_options(given), "mesh": mesh_of(given)}
+    stages: dict[str, Any] = {"upsampling": upsampling_options(given), "mesh": mesh_of(given)}
     return load_cascade(given.base, given.upsampler, step=given.step, ema=ema, **stages)

@@ -1,6 +1,8 @@
 """`cfgjax sweep`."""
 
 import collections
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -8,20 +10,23 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE, FAILED, PREEMPTED
 from cfgjax.base.files import check_folder
 from cfgjax.base.paths import check_on_disk, define_path
-from cfgjax.base.storage import place
+from cfgjax.base.storage import AnyPath, place
 from cfgjax.cli.common import define_allow_changes, no_arguments, required
 from cfgjax.cli.launch import check_command, check_lines
 from cfgjax.jobs.launch import slurm
 from cfgjax.jobs.launch.job import argv_of, check_python, shell_lines
 from cfgjax.jobs.launch.programs import check_interpreter, require
-from cfgjax.jobs.sweep.entries import chosen, read_sweep
+from cfgjax.jobs.sweep.entries import Entry, chosen, read_sweep
 from cfgjax.runs.config import parse_flags
+
+if TYPE_CHECKING:
+    from cfgjax.jobs.sweep.run_records import EntryOutcome
 
 SHARED = ("python",)  # Slurm's flags that the local launcher has too
 UNFINISHED = ("interrupted", "waiting", "elsewhere")
 
 
-def sweep(argv):
+def sweep(argv: list[str]) -> int:
     """--sweep=FILE --out=DIR [--launcher=local|slurm --parallel=N …]: executes the unfinished runs of a sweep."""
     given = flags.FlagValues()
     what = "Sweep: the name of an installed one, such as guidance, or a file."
@@ -85,7 +90,7 @@ def sweep(argv):
     return {"local": local, "slurm": array}[given.launcher](given, entries)
 
 
-def local(given, entries):
+def local(given: flags.FlagValues, entries: Sequence[Entry]) -> int:
     """Runs the entries on this machine. Returns the exit code."""
     from cfgjax.jobs.sweep import pool, run_records
 
@@ -100,7 +105,7 @@ def local(given, entries):
     return tell(pool.run_all(entries, given.out, **how))
 
 
-def array(given, entries):
+def array(given: flags.FlagValues, entries: Sequence[Entry]) -> int:
     """Submits the entries as a Slurm array. Returns the exit code."""
     from cfgjax.jobs.sweep import array, run_records
 
@@ -120,7 +125,7 @@ def array(given, entries):
     return tell([outcomes[entry.name] for entry in entries])
 
 
-def make_folder(out):
+def make_folder(out: AnyPath) -> None:
     """Creates the folder of the sweep. Raises UsageError if it cannot be created."""
     try:
         place(out).mkdir(parents=True, exist_ok=True)
@@ -128,7 +133,7 @@ def make_folder(out):
         raise UsageError(f"--out={out} cannot be created: {e.strerror}") from e
 
 
-def tell(outcomes):
+def tell(outcomes: "Sequence[EntryOutcome]") -> int:
     """Prints the table of a sweep. Returns 1 if a run failed, 75 if some have not ended, else 0."""
     from cfgjax.base.cells import aligned
 

@@ -23,7 +23,7 @@ from cfgjax.runs.config_reference import config_help
 from cfgjax.runs.settings import Settings
 
 
-def train(argv):
+def train(argv: list[str]) -> int:
     """--config=NAME|--data=IMAGES --workdir=DIR [--config.key=value …]: trains a run in DIR, or resumes it.
 
     Repeating the command resumes a stopped run; values that change it need --allow_changes=KEY. --config=NAME
@@ -57,7 +57,7 @@ def train(argv):
         return DONE if outcome.done else PREEMPTED
 
 
-def define_flags(argv):
+def define_flags(argv: list[str]) -> flags.FlagValues:
     """Returns the flags of the command."""
     given = flags.FlagValues()
     define_flag(given, argv)
