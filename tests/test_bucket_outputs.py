@@ -7,17 +7,20 @@ import re
 import jax
 import numpy as np
 import pytest
-from bucket_servers import forget
+from command import finish, start, wait_until
 from PIL import Image
 from tiny import digits_config, mixture_config, same_trees, update
 
 import cfgjax
+from cfgjax.base import storage
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
 from cfgjax.base.storage import place
+from cfgjax.base.uploads import FolderFiles, is_unused, send_folder
 from cfgjax.cli.main import run_command
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import shapes_of
+from cfgjax.evaluation import held_out_bits
 from cfgjax.evaluation.features.foreign import open_samples
 from cfgjax.runs.averages import load_params
 from cfgjax.runs.checkpoint import Checkpoints
@@ -136,6 +139,19 @@ def test_an_evaluation_in_a_bucket_has_the_numbers_of_one_on_the_disk(bucket, wo
     assert "does not exist" in refused(f"compare {bucket}/no")
 
 
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_bucket_that_does_not_exist_is_reported_before_the_likelihood_is_measured(
+    request, digits, monkeypatch, scheme
+):
+    def measure(*args, **kwargs):
+        raise AssertionError("the likelihood is measured")
+
+    request.getfixturevalue({"gs": "gcs", "s3": "s3"}[scheme])
+    monkeypatch.setattr(held_out_bits, "held_out_bits", measure)
+    told = refused(f"evaluate --workdir={digits} --bits_per_dim --num_steps=3 --out={scheme}://nobucket/x")
+    assert f"there is no bucket {scheme}://nobucket" in told
+
+
 def test_a_damaged_shard_in_a_bucket_is_drawn_again(bucket, workdir):
     command(f"evaluate --workdir={workdir} --out={bucket}/e {EVALUATE}")
     before = json.loads(bucket.get("e/frontier.json"))["rows"]
@@ -180,12 +196,101 @@ def test_an_exported_model_is_read_from_a_bucket(bucket, workdir, tmp_path):
     assert str(bucket) in str(raised.value)
 
 
+@contextlib.contextmanager
+def sending_fails(absent):
+    """The upload of a folder ends, and only the files whose names have `absent` are missing of those sent together."""
+    send_all = storage.send_all
+
+    def send_others(pairs):
+        send_all([pair for pair in pairs if absent not in str(pair[1])])
+        raise OSError("the connection is lost")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "send_all", send_others)
+        yield
+
+
+@pytest.mark.parametrize(
+    ("words", "mark", "absent"),
+    [
+        ("export --workdir={points} --out={bucket}/new", "export.json", "model.safetensors"),
+        (
+            "sample --workdir={digits} --labels=1,2 --num_steps=3 --guidance=1 --out={bucket}/new",
+            "protocol.json",
+            "000000_label_1",
+        ),
+    ],
+    ids=["model", "images"],
+)
+def test_a_folder_without_its_last_file_is_completed_by_the_same_command(
+    bucket, workdir, digits, words, mark, absent, tmp_path
+):
+    words = words.format(points=workdir, digits=digits, bucket=bucket)
+    with sending_fails(absent), pytest.raises(OSError, match="the connection is lost"):
+        run_command(words.split())
+    sent = bucket.names()
+    assert sent and f"new/{mark}" not in sent
+    bucket.put("new/foreign.txt", b"of another program")
+    assert "not empty" in refused(words)
+    storage.client(bucket.url).rm_file(f"{bucket}/new/foreign.txt")
+    command(words)
+    assert set(sent) < set(bucket.names()) and f"new/{mark}" in bucket.names()
+    assert "not empty" in refused(words)
+    command(words.replace(f"{bucket}/new", f"{tmp_path}/new"))
+    assert bucket.names() == sorted(
+        p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("new/**/*") if p.is_file()
+    )
+
+
+def test_an_export_that_is_killed_while_it_sends_is_repeated_by_the_same_command(gcs, workdir):
+    words = f"export --workdir={workdir} --out={gcs}/new"
+    process = start(words)
+    assert "exporting" in process.stdout.readline()
+    gcs.control(delay=1)
+    weights = f"{gcs.url.removeprefix('gs://bucket1/')}/new/model.safetensors"
+    wait_until(lambda: weights in gcs.control()["objects"])
+    process.kill()
+    finish(process)
+    gcs.control(delay=0)
+    assert "new/model.safetensors" in gcs.names() and "new/export.json" not in gcs.names()
+    command(words)
+    assert same_trees(cfgjax.load(f"{gcs}/new").params, cfgjax.load(workdir).params)
+
+
+def test_images_of_an_interrupted_command_are_not_mixed_with_those_of_another(bucket, digits):
+    words = f"sample --workdir={digits} --num_steps=3 --guidance=1 --out={bucket}/new"
+    with sending_fails("000000_label_1"), pytest.raises(OSError, match="the connection is lost"):
+        run_command(f"{words} --labels=1,2".split())
+    command(f"{words}/ --labels=5 --num_samples=2")
+    assert bucket.names() == ["new/000000_label_5.png", "new/000001_label_5.png", "new/protocol.json"]
+
+
+def test_the_marks_of_the_parts_of_a_folder_are_sent_after_all_files(bucket, tmp_path):
+    files = FolderFiles(("base/x.json", "upsampler/x.json"), "(base|upsampler)/[a-z]+")
+    for name in ("base/x.json", "base/weights", "upsampler/weights"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    url = f"{bucket}/new"
+    with pytest.raises(FileNotFoundError):
+        send_folder(tmp_path, url, files)  # without the last file
+    assert bucket.names() == ["new/base/weights", "new/base/x.json", "new/upsampler/weights"]
+    assert is_unused(url, files)
+    (tmp_path / "upsampler/x.json").write_text("{}")
+    send_folder(tmp_path, url, files)
+    assert not is_unused(url, files)
+    for name in ("x.json", "weights"):
+        storage.client(url).rm_file(f"{url}/upsampler/{name}")
+    assert not is_unused(url, files)  # the base was written alone
+
+
 def test_a_sampler_as_one_file_is_written_to_a_bucket(bucket, workdir):
     command(f"export --workdir={workdir} --format=stablehlo --platforms=cpu --num_steps=4 --out={bucket}/s.npz")
     assert bucket.get("s.npz")[:2] == b"PK"
 
 
 def test_a_refusal_to_read_is_told_with_the_path_and_without_a_remedy_for_damage(gcs, run_url):
+    from bucket_servers import forget  # at the top it would be imported before pytest rewrites its assertions
+
     forget("gs")  # nothing has been allowed yet, so that the refusal lasts
     gcs.control(fail=403)
     for text in (f"compare {run_url}", f"sample --workdir={run_url} --out=x.png"):
@@ -217,7 +322,18 @@ def test_a_conversion_reads_and_writes_buckets(gcs, s3, tmp_path, monkeypatch):
     command(f"{words} --checkpoint={s3.put('w.npz', tmp_path / 'w.npz')} --out={gcs}/run")
     command(f"{words} --checkpoint={gcs.put('w.npz', tmp_path / 'w.npz')} --out={tmp_path}/run")
     assert same_trees(*(load_params(run, read_settings(run))[0] for run in (f"{gcs}/run", tmp_path / "run")))
-    assert "not empty" in refused(f"{words} --checkpoint={tmp_path}/w.npz --out={gcs}/run")
+    again = f"{words} --checkpoint={tmp_path}/w.npz --out={gcs}/run"
+    assert "not empty" in refused(again)
+    before, client = gcs.names(), storage.client(gcs.url)
+    array = next(name for name in before if "/d/" in name)
+    for name in ("run/config.json", array):  # as if the conversion had been interrupted
+        client.rm_file(f"{gcs}/{name}")
+    gcs.put("run/checkpoints/7/state/x", b"of a run without its config.json")
+    assert "not empty" in refused(again)
+    client.rm_file(f"{gcs}/run/checkpoints/7/state/x")
+    command(again)
+    assert same_trees(*(load_params(run, read_settings(run))[0] for run in (f"{gcs}/run", tmp_path / "run")))
+    assert "not empty" in refused(again)
     command(f"convert to-openai-adm --workdir={gcs}/run --out={s3}/back.npz")
     (tmp_path / "back.npz").write_bytes(s3.get("back.npz"))
     back, there = read_npz(tmp_path / "back.npz"), read_npz(tmp_path / "w.npz")

@@ -1,5 +1,6 @@
 """Runs in a bucket, with real processes and a server on this machine."""
 
+import contextlib
 import json
 import re
 import signal
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from bucket_runs import is_that_of, metrics, state, train, wait_for_line, wait_for_step, without_speed
 from command import finish, finish_all, run, start, start_several
-from tiny import same_trees
+from tiny import mixture_config, same_trees
 
+import cfgjax
 from cfgjax.base import lease, storage
 from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command
@@ -122,6 +124,31 @@ def test_a_url_that_cannot_be_used_is_a_one_line_error(gcs, tmp_path, url, told)
     assert code == 2
     assert told in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("writer", "variables", "told"),
+    [
+        ("mlflow", {}, "mlflow needs MLFLOW_TRACKING_URI for the workdir gs://"),
+        ("wandb", {"WANDB_MODE": "offline"}, r"wandb in offline mode .* cannot write to the workdir gs://"),
+        ("wandb", {"WANDB_MODE": "dryrun"}, r"wandb in offline mode .* cannot write to the workdir gs://"),
+    ],
+)
+def test_a_writer_that_needs_a_disk_is_refused_before_the_workdir_is_written_or_waited_for(
+    gcs, monkeypatch, writer, variables, told
+):
+    pytest.importorskip(writer)
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = mixture_config(**{"log.writers": (writer,)})
+    with contextlib.closing(lease.lock(storage.place(f"{gcs}/run"), "in use by {}".format)):
+        before = set(storage.objects(gcs.url))
+        with pytest.raises(UsageError, match=told) as raised:
+            cfgjax.train(config, f"{gcs}/run")
+        assert "\n" not in str(raised.value)
+        assert set(storage.objects(gcs.url)) == before
 
 
 def test_launchers_refuse_a_workdir_in_s3():

@@ -17,6 +17,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.cli.main import run_command
 from cfgjax.convert.export_program import export_program
 from cfgjax.distributed.sharding import make_mesh
+from cfgjax.evaluation import held_out_bits
 from cfgjax.runs.averages import load_params
 from cfgjax.runs.changes import CHANGES
 
@@ -58,6 +59,22 @@ def test_an_exported_model_is_evaluated_like_a_run(exported, tmp_path, monkeypat
     words = f"evaluate --workdir={exported} --out={tmp_path} --bits_per_dim --num_steps=3"
     assert run_command(words.split()) == 0
     assert (tmp_path / "bits_per_dim.json").exists()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_likelihood_is_measured(
+    exported, tmp_path, monkeypatch, given
+):
+    def measure(*args, **kwargs):
+        raise AssertionError("the likelihood is measured")
+
+    monkeypatch.setattr(held_out_bits, "held_out_bits", measure)
+    model = shutil.copytree(exported, tmp_path / "model")
+    (model / "evaluation").write_text("a file in the way")
+    words = ["evaluate", f"--workdir={model}", "--bits_per_dim", "--num_steps=3"]
+    with pytest.raises(UsageError, match=f"{model}/evaluation.* cannot be created: .*[Nn]ot a directory") as raised:
+        run_command([*words, f"--out={model}/evaluation/bits"] if given else words)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_exported_model_has_one_average(exported):

@@ -21,6 +21,7 @@ import numpy as np
 from cfgjax.base import storage
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.storage import AnyPath
+from cfgjax.base.uploads import FolderFiles, send_folder
 
 MAGIC = np.lib.format.MAGIC_PREFIX
 LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
@@ -77,18 +78,17 @@ def writing(path: AnyPath) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def writing_folder(path: AnyPath) -> Iterator[Path]:
+def writing_folder(path: AnyPath, files: FolderFiles) -> Iterator[Path]:
     """Yields a temporary folder next to path and renames it to path when the block ends.
 
-    path must not exist or be an empty folder. If path is in a bucket, the files are sent when the block ends, several
-    at a time. If the block raises, the temporary folder is removed.
+    path must be unused, see `uploads.is_unused`. If path is in a bucket, the files are sent when the block ends, those
+    that mark the folder as complete last. If the block raises, the temporary folder is removed.
     """
     path = storage.place(path)
     if storage.is_url(path):
         with storage.temporary_folder() as folder:
             yield folder
-            files = sorted(file for file in folder.rglob("*") if file.is_file())
-            storage.send_all([(file, path / file.relative_to(folder).as_posix()) for file in files])
+            send_folder(folder, path, files)
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,24 +1,30 @@
 """`cfgjax evaluate --bits_per_dim`: measures the likelihood of held-out examples."""
 
 import dataclasses
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
+from cfgjax.base.files import check_folder
 from cfgjax.base.storage import place
 from cfgjax.cli.common import begin_command, plan_of, sampling_axes, single
 from cfgjax.distributed.cpu_devices import use_cores
+from cfgjax.runs.sample_options import SampleOptions, combinations
 from cfgjax.runs.sample_options import axes as axes_of
-from cfgjax.runs.sample_options import combinations
 
 NUM_STEPS, V = 256, 0.3  # of the chain for a run whose sampler is not ancestral
 
 
-def evaluate_bits(given):
+def evaluate_bits(given: flags.FlagValues) -> int:
     """Measures the likelihood of held-out examples. Returns the exit code."""
     axes = sampling_axes(given, "evaluate")
     for name in ("num_steps", "sampler", "ema", "seed"):
         single(axes, name, "--bits_per_dim needs a single value")
+    if given.out is not None:
+        check_folder(given.out, f"--out={given.out}")
 
     begin_command(given, f"evaluating {given.workdir}")
 
@@ -35,6 +41,9 @@ def evaluate_bits(given):
     use_cores()
     open_devices()
     plan = plan_of(given, read_settings(given.workdir))
+    folder = place(given.out or place(given.workdir) / "evaluation")
+    if given.out is None:
+        check_folder(folder, f"{folder}, the default of --out,")
     model = cfgjax.load(given.workdir, step=given.step, ema=axes_of({}, plan.options, axes)["ema"][0])
     if not model.is_image:
         kind = "latents" if len(model.image_shape) == 3 else "points"
@@ -63,13 +72,13 @@ def evaluate_bits(given):
             spacing=given.spacing,
             logsnr_max=given.logsnr_max,
         )
-    folder, rate = place(given.out or place(given.workdir) / "evaluation"), float(model.ema)
+    rate = float(model.ema)
     print("\n".join(bits_lines(found)))
     print(f"wrote {', '.join(write_bits(folder, {'step': model.step, 'ema': rate, **found}))} in {folder}")
     return DONE
 
 
-def with_chain(options, axes, learned_variance):
+def with_chain(options: SampleOptions, axes: Mapping[str, Sequence[Any]], learned_variance: bool) -> SampleOptions:
     """Returns the options with a sampler of the type `ancestral`, whose chain has a likelihood.
 
     axes: the values of flags. A run's other sampler is replaced unless a flag gives one. Raises UsageError for a flag

@@ -11,6 +11,7 @@ from cfgjax.base.errors import UsageError
 from cfgjax.base.files import check_folder, writing, writing_folder
 from cfgjax.base.json_files import write_json
 from cfgjax.base.storage import AnyPath, place
+from cfgjax.base.uploads import FolderFiles, is_unused
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.data_settings import DataSettings
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FRAME_MS, LAST_FRAME_MS = 120, 1500
+PROTOCOL = "protocol.json"
+SINGLE_IMAGES = FolderFiles((PROTOCOL,), r"\d{6,}_label_\d+(_[^/]*)?\.png")
 
 
 def kind_of_output(path: AnyPath) -> str:
@@ -45,9 +48,9 @@ def kind_of_output(path: AnyPath) -> str:
 
 
 def check_new_folder(path: AnyPath) -> None:
-    """Raises UsageError unless path is a folder that can be made, or an empty one."""
+    """Raises UsageError unless path is a folder that can be made or is empty, see `uploads.is_unused`."""
     check_folder(path, f"--out={path}")
-    if place(path).exists() and any(place(path).iterdir()):
+    if not is_unused(path, SINGLE_IMAGES):
         raise UsageError(f"--out={path}: the folder is not empty; give a new one")
 
 
@@ -120,13 +123,13 @@ def write_images(
     """Writes a .png of each sample, named by number, label and any setting, and protocol.json. Returns a text."""
     from PIL import Image
 
-    with writing_folder(path) as folder:
+    with writing_folder(path, SINGLE_IMAGES) as folder:
         for images, name in zip(drawn, names, strict=True):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 setting = "" if len(names) == 1 else f"_{name}"
                 shown = image[..., 0] if image.shape[-1] == 1 else image
                 Image.fromarray(shown).save(folder / f"{i:06d}_label_{label}{setting}.png")
-        write_json(folder / "protocol.json", card, indent=1)
+        write_json(folder / PROTOCOL, card, indent=1)
     return f"{len(labels) * len(names):,} images in {path}"
 
 

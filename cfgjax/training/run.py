@@ -19,6 +19,7 @@ from cfgjax.base.storage import Place, place
 from cfgjax.data.dataset import Dataset
 from cfgjax.data.pipeline import Batches
 from cfgjax.data.sources.registry import data_hash, open_source
+from cfgjax.distributed import collectives
 from cfgjax.distributed.cpu_devices import devices_of_batch
 from cfgjax.distributed.sharding import (
     batch_sharding,
@@ -43,7 +44,7 @@ from cfgjax.training.optim import make_optimizer
 from cfgjax.training.snapshots import Snapshots
 from cfgjax.training.state import TrainState, abstract_state, create_state, make_state
 from cfgjax.training.step import make_dispatch, make_train_step
-from cfgjax.training.writers import check_named
+from cfgjax.training.writers import check_named, check_writers_in
 
 # keys of config.model in which a run may differ from its init_from
 FREE = {"dropout", "dtype", "fused_attention", "remat", "null_label"}
@@ -198,7 +199,12 @@ class Run(Program):
             raise UsageError(f"{what}; use {math.gcd(step, k)}")
 
     def check_start(self, workdir: str | Place) -> None:
-        """Raises UsageError if workdir has no run yet and one cannot begin with the parameters of train.init_from."""
+        """Raises UsageError if a writer cannot be used with workdir, or if a new run cannot begin there.
+
+        A new run may not begin if the parameters of train.init_from do not fit. All processes call this.
+        """
+        check = lambda: check_writers_in(place(workdir), self.settings.log.writers)
+        collectives.decided(check, "whether the writers can be used")  # only the first process writes
         origin = self.settings.train.init_from
         check_path("train.init_from", origin)
         if origin is not None and not (place(workdir) / "config.json").exists():

@@ -31,7 +31,8 @@ class PictureWriter(Writer, Protocol):
         """Writes a picture, uint8 [H, W, C]."""
 
 
-# name in config.log.writers: (workdir, the step at which the run starts or resumes, its settings) → an open writer
+# name in config.log.writers: (workdir, the step at which the run starts or resumes, its settings) → an open writer.
+# A class may have the static methods check() and check_workdir(workdir), which raise UsageError before the run starts.
 WRITERS: dict[str, Callable[[Place, int, Settings], Writer]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
@@ -47,6 +48,14 @@ def check_named(names: Sequence[str]) -> None:
             raise UsageError(f"config.log.writers names {name!r} twice")
         if check is not None:
             check()
+
+
+def check_writers_in(workdir: Place, names: Sequence[str]) -> None:
+    """Raises UsageError if one of the writers cannot be used with a workdir."""
+    for name in names:
+        check_workdir = getattr(WRITERS[name], "check_workdir", None)
+        if check_workdir is not None:
+            check_workdir(workdir)
 
 
 # for a workdir in a bucket; with a function that raises if this process may write no more

@@ -27,8 +27,6 @@ class MLflowRun(RemoteRun):
 
         super().__init__(workdir)
         if not (address := os.environ.get("MLFLOW_TRACKING_URI")):
-            if is_url(workdir):
-                raise UsageError("config.log.writers: mlflow needs MLFLOW_TRACKING_URI for a workdir in a bucket")
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # files need no database package
             address = (workdir.resolve() / "mlruns").as_uri()
         self._client = MlflowClient(address)
@@ -47,6 +45,15 @@ class MLflowRun(RemoteRun):
     def check() -> None:
         """Raises UsageError if the package is not installed."""
         need("mlflow", "mlflow")
+
+    @staticmethod
+    def check_workdir(workdir: Place) -> None:
+        """Raises UsageError if the run would be written to a workdir in a bucket."""
+        if is_url(workdir) and not os.environ.get("MLFLOW_TRACKING_URI"):
+            needed = "set it to the address of a server, or use a workdir on a disk"
+            raise UsageError(
+                f"config.log.writers: mlflow needs MLFLOW_TRACKING_URI for the workdir {workdir}; {needed}"
+            )
 
     def send(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics."""

@@ -29,7 +29,7 @@ class WeightsAndBiases(RemoteRun):
             id=self.identity,
             name=absolute(workdir).name,
             config=settings.to_dict(),
-            dir=tempfile.mkdtemp(prefix="cfgjax-wandb-") if is_url(workdir) else str(workdir),
+            dir=tempfile.mkdtemp(prefix="cfgjax-wandb-") if is_url(workdir) else str(workdir),  # a copy of what is sent
             resume="allow",
             settings=wandb.Settings(console="off", silent=True),
         )
@@ -42,6 +42,17 @@ class WeightsAndBiases(RemoteRun):
             return
         if not wandb.login(prompt=False, verify=False):
             raise UsageError("config.log.writers: wandb has no login; run `wandb login`, or set WANDB_MODE=offline")
+
+    @staticmethod
+    def check_workdir(workdir: Place) -> None:
+        """Raises UsageError if the run would be written to a workdir in a bucket."""
+        if not is_url(workdir):
+            return
+        wandb = need("wandb", "wandb")
+        mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+        if mode in ("offline", "dryrun"):
+            what = f"wandb in offline mode (WANDB_MODE={mode}) cannot write to the workdir {workdir}"
+            raise UsageError(f"config.log.writers: {what}; set WANDB_MODE=online, or use a workdir on a disk")
 
     def send(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs metrics."""
