@@ -138,6 +138,7 @@ def test_adding_metrics_and_events_waits_for_no_request(gcs, later):
         assert sending.is_alive()
         sending.join()
         writer.close()
+        writer.flush()  # a save that is in progress when a run ends calls it afterwards
     assert [line["loss"] for line in metrics(gcs)] == [1.0, 2.0]
     assert len([name for name in gcs.names() if "events.out" in name]) == 2
 

@@ -15,8 +15,9 @@ import cfgjax
 from cfgjax.base import storage
 from cfgjax.base.errors import UsageError
 from cfgjax.base.files import read_npz
+from cfgjax.base.folders import PLANNED_FILES, is_unused, send_folder
 from cfgjax.base.storage import place
-from cfgjax.base.uploads import FolderFiles, is_unused, send_folder
+from cfgjax.cli.convert import CONVERTED
 from cfgjax.cli.main import run_command
 from cfgjax.convert import guided_diffusion, presets
 from cfgjax.convert.layout import shapes_of
@@ -228,8 +229,8 @@ def test_a_folder_without_its_last_file_is_completed_by_the_same_command(
     words = words.format(points=workdir, digits=digits, bucket=bucket)
     with sending_fails(absent), pytest.raises(OSError, match="the connection is lost"):
         run_command(words.split())
-    sent = bucket.names()
-    assert sent and f"new/{mark}" not in sent
+    sent = [name for name in bucket.names() if not name.endswith(PLANNED_FILES)]
+    assert sent and len(sent) < len(bucket.names()) and f"new/{mark}" not in sent
     bucket.put("new/foreign.txt", b"of another program")
     assert "not empty" in refused(words)
     storage.client(bucket.url).rm_file(f"{bucket}/new/foreign.txt")
@@ -266,21 +267,39 @@ def test_images_of_an_interrupted_command_are_not_mixed_with_those_of_another(bu
 
 
 def test_the_marks_of_the_parts_of_a_folder_are_sent_after_all_files(bucket, tmp_path):
-    files = FolderFiles(("base/x.json", "upsampler/x.json"), "(base|upsampler)/[a-z]+")
-    for name in ("base/x.json", "base/weights", "upsampler/weights"):
+    marks = ("base/x.json", "upsampler/x.json")
+    for name in (*marks, "base/weights", "upsampler/weights"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    url = f"{bucket}/new"
-    with pytest.raises(FileNotFoundError):
-        send_folder(tmp_path, url, files)  # without the last file
-    assert bucket.names() == ["new/base/weights", "new/base/x.json", "new/upsampler/weights"]
-    assert is_unused(url, files)
-    (tmp_path / "upsampler/x.json").write_text("{}")
-    send_folder(tmp_path, url, files)
-    assert not is_unused(url, files)
-    for name in ("x.json", "weights"):
-        storage.client(url).rm_file(f"{url}/upsampler/{name}")
-    assert not is_unused(url, files)  # the base was written alone
+    url, sent, send = f"{bucket}/new", [], storage.send_file
+
+    def send_one(local, path):
+        send(local, path)
+        if (name := str(path).removeprefix(f"{url}/")) in marks:
+            sent.append((name, set(bucket.names())))
+        if len(sent) == 2:
+            raise OSError("the connection is lost")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "send_file", send_one)
+        with pytest.raises(OSError, match="the connection is lost"):
+            send_folder(tmp_path, url, marks)
+    assert [name for name, _ in sent] == list(marks)
+    assert {"new/base/weights", "new/upsampler/weights"} <= sent[0][1]
+    assert is_unused(url)  # all files are there, but not everything was done
+    send_folder(tmp_path, url, marks)
+    assert not is_unused(url) and f"new/{PLANNED_FILES}" not in bucket.names()
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "000000_label_1.png"])
+def test_files_that_no_interrupted_command_left_are_never_removed(bucket, workdir, digits, name):
+    bucket.put(f"new/{name}", b"of the user")
+    for words in (
+        f"export --workdir={workdir}",
+        f"sample --workdir={digits} --labels=1 --num_steps=3 --guidance=1 --num_samples=1",
+    ):
+        assert "not empty" in refused(f"{words} --out={bucket}/new")
+    assert bucket.get(f"new/{name}") == b"of the user" and len(bucket.names()) == 1
 
 
 def test_a_sampler_as_one_file_is_written_to_a_bucket(bucket, workdir):
@@ -326,11 +345,13 @@ def test_a_conversion_reads_and_writes_buckets(gcs, s3, tmp_path, monkeypatch):
     assert "not empty" in refused(again)
     before, client = gcs.names(), storage.client(gcs.url)
     array = next(name for name in before if "/d/" in name)
-    for name in ("run/config.json", array):  # as if the conversion had been interrupted
+    for name in ("run/config.json", array):
         client.rm_file(f"{gcs}/{name}")
-    gcs.put("run/checkpoints/7/state/x", b"of a run without its config.json")
+    assert "not empty" in refused(again)  # a run that has lost its config.json
+    gcs.put(f"run/{PLANNED_FILES}", json.dumps(CONVERTED).encode())  # as if the conversion had been interrupted
+    gcs.put("run/other", b"of the user")
     assert "not empty" in refused(again)
-    client.rm_file(f"{gcs}/run/checkpoints/7/state/x")
+    client.rm_file(f"{gcs}/run/other")
     command(again)
     assert same_trees(*(load_params(run, read_settings(run))[0] for run in (f"{gcs}/run", tmp_path / "run")))
     assert "not empty" in refused(again)

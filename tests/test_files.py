@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.files import read_npy, read_npz, sha256, writing, writing_folder
-from cfgjax.base.uploads import FolderFiles
+from cfgjax.base.files import read_npy, read_npz, sha256, writing
+from cfgjax.base.folders import writing_folder
 from cfgjax.base.weights import read_state_dict
 
 
@@ -46,7 +46,7 @@ def test_a_failure_leaves_only_the_files_that_existed_before(tmp_path, error):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("write", [writing, lambda path: writing_folder(path, FolderFiles(("x.json",), ".*"))])
+@pytest.mark.parametrize("write", [writing, writing_folder])
 def test_a_full_disk_is_reported_with_the_path(write, tmp_path):
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}/new'"), write(tmp_path / "new"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

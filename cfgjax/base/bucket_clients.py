@@ -102,6 +102,7 @@ async def patiently(scheme: str, reads: bool, request: Callable[[], Awaitable[T]
             answer = await request()
         except LASTING:
             _answered.update([scheme, kind])
+            _failing.pop(kind, None)
             raise
         except Exception as e:
             refused = isinstance(e, PermissionError) or is_refusal(e)

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import secrets
-import shutil
 import stat
 import sys
 import zipfile
@@ -21,7 +20,6 @@ import numpy as np
 from cfgjax.base import storage
 from cfgjax.base.errors import UsageError, one_line
 from cfgjax.base.storage import AnyPath
-from cfgjax.base.uploads import FolderFiles, send_folder
 
 MAGIC = np.lib.format.MAGIC_PREFIX
 LOCAL_HEADER_BYTES = 30  # before the name of a zip entry
@@ -75,31 +73,6 @@ def writing(path: AnyPath) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def writing_folder(path: AnyPath, files: FolderFiles) -> Iterator[Path]:
-    """Yields a temporary folder next to path and renames it to path when the block ends.
-
-    path must be unused, see `uploads.is_unused`. If path is in a bucket, the files are sent when the block ends, those
-    that mark the folder as complete last. If the block raises, the temporary folder is removed.
-    """
-    path = storage.place(path)
-    if storage.is_url(path):
-        with storage.temporary_folder() as folder:
-            yield folder
-            send_folder(folder, path, files)
-        return
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
-    temporary.mkdir()
-    try:
-        with naming_full_disk(path):
-            yield temporary
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_folder(path: AnyPath, what: str) -> None:

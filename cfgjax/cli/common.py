@@ -2,13 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import flags
 
 from cfgjax.base.errors import UsageError, printable
-from cfgjax.base.numerals import real_number
+from cfgjax.base.numerals import real_number, whole_number
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log, show_progress
 from cfgjax.base.storage import AnyPath, absolute, check_bucket, is_url, place
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from cfgjax.models.model import Model
+
+T = TypeVar("T", int, float)
 
 MAX_NAMED = 20  # classes on one line
 PLAN_FLAGS = ("num_samples", "batch_size", "features", "classifier", "reference")
@@ -124,7 +126,7 @@ def sampling_axes(given: flags.FlagValues, command: str) -> dict[str, tuple[Any,
     texts: dict[str, Any] = {name: given[name].value for name in sample_options.fields(command)}
     axes = {name: sample_options.read_values(name, text) for name, text in texts.items() if text is not None}
     if given.scale is not None:
-        axes["guidance"] = tuple(float(f"{s - 1:.7g}") for s in numbers("scale", given.scale))
+        axes["guidance"] = tuple(float(f"{s - 1:.7g}") for s in numbers("scale", given.scale, float))
     return axes
 
 
@@ -178,13 +180,15 @@ def required(given: flags.FlagValues, *names: str) -> None:
         raise UsageError(f"{' and '.join(missing)} must be given")
 
 
-def numbers(name: str, words: Sequence[str]) -> list[float]:
-    """Returns the numbers of a comma-separated flag."""
-    given, need = f"--{name}={','.join(words)}", "need numbers separated by commas"
+def numbers(name: str, words: Sequence[str], kind: type[T]) -> list[T]:
+    """Returns the numbers of a comma-separated flag. kind: int or float."""
+    given = f"--{name}={','.join(words)}"
+    need = f"need {'integers' if kind is int else 'numbers'} separated by commas"
+    convert: Callable[[str], Any] = whole_number if kind is int else real_number
     if not words:
         raise UsageError(f"{given}: {need}")
     try:
-        return [real_number(word) for word in words]
+        return [convert(word) for word in words]
     except ValueError as e:
         raise UsageError(f"{given}: {need}; {e}") from None
 

@@ -11,11 +11,11 @@ from absl import flags
 from cfgjax.base.errors import HelpAsked, UsageError, choose
 from cfgjax.base.exits import DONE
 from cfgjax.base.files import check_folder
+from cfgjax.base.folders import is_unused, writing_folder, writing_url
 from cfgjax.base.paths import check_trainable, define_path
 from cfgjax.base.progress import log
 from cfgjax.base.staging import staged
 from cfgjax.base.storage import AnyPath, absolute, is_url, place
-from cfgjax.base.uploads import FolderFiles, is_unused, writing_in_place
 from cfgjax.cli.common import begin_command, check_writable, define_step, no_arguments, required
 from cfgjax.distributed.devices import import_jax, open_devices
 from cfgjax.runs.config import HELP, parse_flags
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cfgjax.convert.layout import Convertible
 
 LARGE_BYTES = 20_000_000  # of weights; smaller files are read within a second
-CONVERTED = FolderFiles(("config.json",), r"checkpoints/0[./].*")
+CONVERTED = ("checkpoints/", "config.json")  # what a conversion writes
 
 
 def convert(argv: list[str]) -> int:
@@ -221,7 +221,7 @@ def check_import(given: flags.FlagValues) -> None:
     out = absolute(given.out)
     for folder in (out,) if is_url(out) else (out, out.parent):  # a complete folder is renamed within its parent
         check_folder(folder, f"--out={given.out}")
-    if not is_unused(out, CONVERTED):
+    if not is_unused(out):
         raise UsageError(f"--out={given.out} is not empty; nothing was overwritten: give a new folder")
 
 
@@ -256,7 +256,6 @@ def write_run(
     import jax
     import jax.numpy as jnp
 
-    from cfgjax.base.files import writing_folder
     from cfgjax.convert.layout import add_null_row, with_null_label
     from cfgjax.convert.run_config import run_config
     from cfgjax.runs.checkpoint import Checkpoints
@@ -270,8 +269,8 @@ def write_run(
         net, params = with_null_label(net), add_null_row(params)
     settings = Settings.from_config(run_config(net, **described))
     # Orbax writes into a bucket itself; config.json is last, without which there is no run
-    begin = writing_in_place if is_url(given.out) else writing_folder
-    with begin(given.out, CONVERTED) as folder:
+    writing = writing_url(given.out, CONVERTED) if is_url(given.out) else writing_folder(given.out)
+    with writing as folder:
         with Checkpoints(folder / "checkpoints", settings.checkpoint) as checkpoints:
             checkpoints.save(0, TrainState(jnp.int32(0), params, {}, ()), [])
         (folder / "config.json").write_text(to_json(settings))

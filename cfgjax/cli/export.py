@@ -7,11 +7,11 @@ from absl import flags
 
 from cfgjax.base.errors import UsageError
 from cfgjax.base.exits import DONE
-from cfgjax.base.files import check_folder, writing, writing_folder
+from cfgjax.base.files import check_folder, writing
+from cfgjax.base.folders import is_unused, writing_folder
 from cfgjax.base.paths import define_path
 from cfgjax.base.progress import log
 from cfgjax.base.storage import is_url, place, size_of
-from cfgjax.base.uploads import FolderFiles, is_unused
 from cfgjax.cli.common import begin_command, check_writable, define_checkpoint, no_arguments, required
 from cfgjax.cli.stages import define_stage_folders
 from cfgjax.runs import sample_options
@@ -56,16 +56,8 @@ def check_flags(given: flags.FlagValues, as_program: bool) -> None:
     if importlib.util.find_spec("safetensors") is None:
         raise UsageError("cfgjax export needs safetensors: pip install 'cfgjax[export]'")
     check_folder(given.out, f"--out={given.out}")
-    if not is_unused(given.out, files_of_export(given)):
+    if not is_unused(given.out):
         raise UsageError(f"--out={given.out}: the folder is not empty; give a new one")
-
-
-def files_of_export(given: flags.FlagValues) -> FolderFiles:
-    """Returns the files of the folder of a model, or of those of a cascade."""
-    names = r"((config|data|changes)\.json|model\.safetensors|README\.md|evaluation/[^/]+)"
-    if given.base is None:
-        return FolderFiles(("export.json",), names)
-    return FolderFiles(("base/export.json", "upsampler/export.json"), f"(base|upsampler)/{names}")
 
 
 def write_folder(given: flags.FlagValues) -> int:
@@ -77,7 +69,7 @@ def write_folder(given: flags.FlagValues) -> int:
     for workdir in stages.values():
         check_draws(workdir)
     name = given.name or (place(given.out) if is_url(given.out) else place(given.out).resolve()).name
-    with writing_folder(given.out, files_of_export(given)) as folder:
+    with writing_folder(given.out, [f"{stage}/export.json".lstrip("/") for stage in stages]) as folder:
         for stage, workdir in stages.items():
             (folder / stage).mkdir(exist_ok=True)
             own = {} if stage == "upsampler" else {"step": given.step, "ema": given.ema}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from cfgjax.base.errors import UsageError
-from cfgjax.base.files import check_folder, writing, writing_folder
+from cfgjax.base.files import check_folder, writing
+from cfgjax.base.folders import is_unused, writing_folder
 from cfgjax.base.json_files import write_json
 from cfgjax.base.storage import AnyPath, place
-from cfgjax.base.uploads import FolderFiles, is_unused
 from cfgjax.cli.common import check_writable
 from cfgjax.runs.data_settings import DataSettings
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FRAME_MS, LAST_FRAME_MS = 120, 1500
 PROTOCOL = "protocol.json"
-SINGLE_IMAGES = FolderFiles((PROTOCOL,), r"\d{6,}_label_\d+(_[^/]*)?\.png")
 
 
 def kind_of_output(path: AnyPath) -> str:
@@ -48,9 +47,9 @@ def kind_of_output(path: AnyPath) -> str:
 
 
 def check_new_folder(path: AnyPath) -> None:
-    """Raises UsageError unless path is a folder that can be made or is empty, see `uploads.is_unused`."""
+    """Raises UsageError unless path is a folder that can be made or is empty, see `folders.is_unused`."""
     check_folder(path, f"--out={path}")
-    if not is_unused(path, SINGLE_IMAGES):
+    if not is_unused(path):
         raise UsageError(f"--out={path}: the folder is not empty; give a new one")
 
 
@@ -123,7 +122,7 @@ def write_images(
     """Writes a .png of each sample, named by number, label and any setting, and protocol.json. Returns a text."""
     from PIL import Image
 
-    with writing_folder(path, SINGLE_IMAGES) as folder:
+    with writing_folder(path, [PROTOCOL]) as folder:
         for images, name in zip(drawn, names, strict=True):
             for i, (image, label) in enumerate(zip(images, labels, strict=True)):
                 setting = "" if len(names) == 1 else f"_{name}"

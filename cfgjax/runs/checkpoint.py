@@ -22,13 +22,7 @@ from cfgjax.base import bucket_clients
 from cfgjax.base.errors import UsageError
 from cfgjax.base.storage import Place, absolute, free_bytes, is_url, move_folder, place
 from cfgjax.distributed import collectives
-from cfgjax.runs.manifest import (
-    damage,
-    move_damaged_metadata,
-    remove_unfinished,
-    step_directories,
-    write_manifest,
-)
+from cfgjax.runs.manifest import damage, move_damaged_metadata, remove_unfinished, step_directories, write_manifest
 from cfgjax.runs.training_settings import CheckpointSettings
 from cfgjax.runs.writes import SaveError, check_space, noticing, save_error, sizes
 
@@ -107,7 +101,8 @@ class Checkpoints:
             return
         self.wait()
         self._saving, self._since = step, time.monotonic()
-        collectives.stage(f"whether step {step} can be saved")  # the first process may have to ask a slow server
+        if is_url(self.directory):  # the first process may have to ask a slow server
+            collectives.stage(f"whether step {step} can be saved")
         collectives.decided(lambda: self._check_before(step, state), f"saving step {step}")
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), history=ocp.args.JsonSave(history))
         self._waited(lambda: self._manager.save(step, args=items, force=True))

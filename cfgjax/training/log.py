@@ -196,10 +196,11 @@ class RunLog:
                     writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the writers."""
+        """Flushes and closes the writers, also if one of them fails."""
         if self._write:
             self._bar.close()
-            for writer in self._own:
-                if hasattr(writer, "close"):
-                    writer.close()
-            self._extend(int(self.last["step"]), lambda writer: hasattr(writer, "close") and writer.close())
+            with contextlib.ExitStack() as last_to_first:
+                close = lambda writer: hasattr(writer, "close") and writer.close()
+                last_to_first.callback(self._extend, int(self.last["step"]), close)
+                for writer in reversed(self._own):
+                    last_to_first.callback(close, writer)

@@ -48,6 +48,7 @@ class TensorBoardSegments:
         self._guard, self._purged = guard, start_step + 1 if start_step else None
         self._adding, self._sending = threading.Lock(), threading.Lock()
         self._events: SummaryWriter | None = None
+        self._closed = False
 
     def _open(self) -> SummaryWriter:
         if self._events is None:
@@ -70,6 +71,8 @@ class TensorBoardSegments:
     def flush(self) -> None:
         """Sends the events so far. A file that cannot be sent is sent with the next."""
         with self._sending:
+            if self._closed:
+                return
             self._guard()
             with self._adding:
                 if self._events is not None:
@@ -85,4 +88,6 @@ class TensorBoardSegments:
         try:
             self.flush()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with self._sending:
+                self._closed = True
+                shutil.rmtree(self._folder, ignore_errors=True)
